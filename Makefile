@@ -1,0 +1,58 @@
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-gpu lint format lock clean
+
+VENV ?= .venv
+# Where `make demo` leaves its run, and the data of the recipes (main reads VAPO_DATA_DIR).
+DEMO_DIR ?= $(CURDIR)/runs/smoke
+VAPO_DATA_DIR ?= $(CURDIR)/runs/data
+# Appended to the command of demo and test*: make test ARGS="-k perception"
+ARGS ?=
+
+export EXTRA PYTHON FLASH_ATTN DRY_RUN UPGRADE VENV VAPO_DATA_DIR
+# A run starts some ten processes that import torch and vLLM: they need the bytecode cache.
+unexport PYTHONDONTWRITEBYTECODE
+
+BIN := $(abspath $(VENV))/bin
+PYTEST := $(BIN)/python -m pytest tests -q
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: ## install the locked environment: EXTRA=cpu|gpu PYTHON=python3 FLASH_ATTN=1 DRY_RUN=1 VENV=.venv
+	@requirements/install.sh
+
+demo: setup ## train on the digits world on CPU for a few steps: DEMO_DIR=runs/smoke
+	$(BIN)/python -m vapo_verl.data.digits --out "$(VAPO_DATA_DIR)/digits"
+	$(BIN)/python -m vapo_verl.main +recipe=smoke trainer.default_local_dir="$(DEMO_DIR)" $(ARGS)
+	@echo
+	@echo "Results in $(DEMO_DIR):"
+	@cd "$(DEMO_DIR)" && ls -d metrics.jsonl report.html rollouts global_step_* 2>/dev/null | sed 's/^/  /' || true
+
+test: setup ## the CPU suite
+	$(PYTEST) $(ARGS)
+
+test-slow: setup ## the slow tests: engine starts, whole training runs
+	$(PYTEST) -m "slow and not gpu and not multinode" --timeout 1800 $(ARGS)
+
+test-gpu: setup ## the tests that need a GPU, in an environment of EXTRA=gpu
+	$(PYTEST) -m gpu --timeout 1800 $(ARGS)
+
+lint: setup ## ruff, mypy, shellcheck
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find . -name '.venv*' -prune -o -path ./runs -prune -o -name '*.sh' -print0 \
+	  | xargs -0 $(BIN)/shellcheck -x .ci/run
+
+format: setup ## apply ruff's fixes and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: ## resolve setup.py into requirements/*.txt: UPGRADE=1 for the newest versions
+	@requirements/lock.sh
+
+clean: ## delete caches and build products (keeps .venv and runs)
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name '.venv*' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

@@ -1,0 +1,138 @@
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from vapo_verl.data.errors import DataError, FileError, RowError
+from vapo_verl.data.importers.options import ImportOptions
+from vapo_verl.data.importers.plain import plain_reader
+from vapo_verl.data.importers.run import import_rows
+from vapo_verl.data.importers.source_row import unbox
+from vapo_verl.data.rows import check_parquet
+
+
+def run(source, out, **options):
+    given = ImportOptions(out=out, data_source="plain", **options)
+    report = import_rows([source], plain_reader, given)
+    return report, pq.read_table(out).to_pylist()
+
+
+@pytest.fixture
+def virl_row(tmp_path, png):
+    """A row of ViRL39K, its image file in place under tmp_path/root."""
+    image = tmp_path / "root" / "images" / "7.png"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(png())
+    return {
+        "question": "How many?",
+        "answer": "\\boxed{4}",
+        "PassRate_32BTrained": 0.5,
+        "category": "(GradeSchool) Geometric",
+        "source": "Processed",
+        "qid": "Processed-7",
+        "image": ["images/7.png"],
+    }
+
+
+def test_virl_paths_become_absolute(virl_row, write, tmp_path):
+    source = write([virl_row], "39Krelease.parquet")
+    report, (row,) = run(source, tmp_path / "out.parquet", image_root=tmp_path / "root")
+    assert row["images"] == [str(tmp_path / "root" / "images" / "7.png")]
+    assert row["prompt"][0]["content"].startswith("<image>How many?\n")
+    assert row["reward_model"]["ground_truth"] == "4"
+    assert row["extra_info"]["source_id"] == "Processed-7"
+    assert row["claims"] == []
+    assert check_parquet(report.out).num_images_opened == 1
+
+
+def test_virl_images_can_be_embedded(virl_row, write, tmp_path, png):
+    source = write([virl_row])
+    root = tmp_path / "root"
+    report, (row,) = run(source, tmp_path / "out.parquet", image_root=root, embed_images=True)
+    assert row["images"] == [{"bytes": png(), "path": "7.png"}]
+    (root / "images" / "7.png").unlink()
+    assert check_parquet(report.out).num_images_opened == 1
+
+
+def test_missing_image_asks_for_the_root(virl_row, write, tmp_path):
+    with pytest.raises(RowError, match=r"row 0, column 'images': no file .*--image-root"):
+        run(write([virl_row]), tmp_path / "out.parquet", image_root=tmp_path)
+
+
+def test_geometry3k_bytes_stay_bytes_and_placeholders_stay_in_place(write, tmp_path, png):
+    entries = [{"bytes": png(color), "path": None} for color in ("red", "blue")]
+    geometry = {"images": entries, "problem": "In <image> and <image>, find x.", "answer": "3"}
+    _, (row,) = run(write([geometry]), tmp_path / "out.parquet")
+    assert row["images"] == entries
+    assert row["prompt"][0]["content"].startswith("In <image> and <image>, find x.\n")
+
+
+def test_one_placeholder_per_image_is_put_in_front(write, tmp_path, png):
+    entries = [{"bytes": png(color), "path": None} for color in ("red", "blue")]
+    source = write([{"images": entries, "problem": "Compare.", "answer": "3"}])
+    _, (row,) = run(source, tmp_path / "out.parquet")
+    assert row["prompt"][0]["content"].startswith("<image><image>Compare.\n")
+
+
+def test_placeholders_that_do_not_fit_the_images_are_refused(write, tmp_path, png):
+    entry = {"bytes": png(), "path": None}
+    source = write([{"images": [entry], "problem": "<image><image>?!", "answer": "3"}])
+    with pytest.raises(RowError, match="column 'problem': 2 <image> for 1 images"):
+        run(source, tmp_path / "out.parquet")
+
+
+def test_single_image_outside_a_list_and_numeric_answer(write, tmp_path, png):
+    source = write([{"image": {"bytes": png(), "path": "a"}, "question": "How many?", "answer": 4}])
+    _, (row,) = run(source, tmp_path / "out.parquet")
+    assert row["images"] == [{"bytes": png(), "path": "a"}]
+    assert row["reward_model"]["ground_truth"] == "4"
+
+
+def test_columns_that_are_missing_are_named(write, tmp_path):
+    with pytest.raises(FileError, match="no column question or problem, has"):
+        run(write([{"text": "?", "answer": "3", "image": ["a"]}]), tmp_path / "out.parquet")
+    with pytest.raises(FileError, match=r"missing columns \['answer'\]"):
+        run(write([{"question": "?", "image": ["a"]}]), tmp_path / "out.parquet")
+
+
+def test_the_source_is_not_overwritten(virl_row, write):
+    source = write([virl_row])
+    with pytest.raises(FileError, match="one of the sources"):
+        run(source, source)
+
+
+def test_nothing_to_write_is_an_error(virl_row, write, tmp_path):
+    out = tmp_path / "out.parquet"
+    with pytest.raises(FileError, match="no rows for"):
+        run(write([virl_row]), out, image_root=tmp_path, skip_bad_rows=True)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"val_fraction": 1.0}, "--val-fraction: 1.0"),
+        ({"val_fraction": 0.1}, "--val-out"),
+        ({"limit": 0}, "--limit: 0"),
+        ({"val_fraction": 0.1, "val_out": Path("v.parquet"), "split": "val"}, "--split: val"),
+        ({"val_fraction": 0.1, "val_out": Path("OUT")}, "--val-out: OUT is also --out"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, named):
+    with pytest.raises(DataError, match=named):
+        ImportOptions(out=Path("OUT"), data_source="plain", **options)
+
+
+@pytest.mark.parametrize(
+    ("answer", "bare"),
+    [
+        (r"\boxed{4}", "4"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{1}, \boxed{2}", r"\boxed{1}, \boxed{2}"),
+        (r"x = \boxed{4}", r"x = \boxed{4}"),
+        (r"\boxed{}", r"\boxed{}"),
+        ("A", "A"),
+    ],
+)
+def test_unbox(answer, bare):
+    assert unbox(answer) == bare

@@ -1,0 +1,187 @@
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vapo_verl.data.errors import FileError, RowError
+from vapo_verl.data.rows import check_parquet
+
+
+def message(path, error=RowError, **options) -> str:
+    with pytest.raises(error) as caught:
+        check_parquet(path, **options)
+    assert isinstance(caught.value, ValueError)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_good_rows_are_counted(row, write):
+    unbalanced = [{"text": f"c{i}", "label": True} for i in range(3)]
+    doubled = [{"text": "Red", "label": True}, {"text": " red ", "label": False}]
+    path = write([row(), row(claims=None), row(claims=unbalanced), row(claims=doubled)])
+    report = check_parquet(path, min_claims=3)
+    # claims: 2 + 0 + 3 + 2 = 7; true: 1 + 0 + 3 + 1 = 5
+    assert (report.num_rows, report.num_images, report.num_images_opened) == (4, 4, 4)
+    assert (report.num_claims, report.num_true_claims) == (7, 5)
+    assert (report.rows_without_claims, report.rows_short_of_claims) == (1, 2)
+    assert (report.rows_unbalanced, report.rows_with_duplicate_claims) == (1, 1)
+    assert report.rows_with_contradiction == 1
+    line = str(report)
+    assert "\n" not in line
+    assert "4 rows" in line and "7 claims (71.4% true)" in line
+    assert "1 row without claims, 2 rows with fewer than 3 claims" in line
+
+
+def test_a_file_without_claims_or_images_columns_is_allowed(row, write):
+    plain = row(prompt=[{"role": "user", "content": "2 + 2 ="}])
+    del plain["claims"], plain["images"], plain["extra_info"]
+    report = check_parquet(write([plain]))
+    assert (report.rows_without_claims, report.rows_without_images) == (1, 1)
+
+
+def test_counts_hold_over_many_batches(row, write):
+    report = check_parquet(write([row() for _ in range(100)]), max_images_checked=7)
+    assert (report.num_rows, report.num_images, report.num_images_opened) == (100, 100, 7)
+
+
+@pytest.mark.parametrize(
+    ("cells", "column", "found", "fix"),
+    [
+        ({"images": ["/no/such.png"]}, "images", "no file '/no/such.png'", "correct the path"),
+        (
+            {"images": [{"bytes": b"gif?", "path": None}]},
+            "images",
+            "cannot read 4 bytes",
+            "replace",
+        ),
+        ({"images": [{"bytes": None, "path": None}]}, "images", "an image is", "write a path"),
+        ({"images": []}, "images", "1 <image> in the prompt, 0 images", "one <image> per entry"),
+        ({"prompt": []}, "prompt", "no question in []", "give the row a user turn"),
+        (
+            {"prompt": [{"role": "system", "content": "Be kind."}], "images": []},
+            "prompt",
+            "no question",
+            "give the row a user turn",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": "<image> "}]},
+            "prompt",
+            "no question",
+            "give the row a user turn",
+        ),
+        ({"prompt": "What?"}, "prompt", "'What?' (str)", "list of {role: string"),
+        (
+            {"prompt": [{"role": "user", "content": "<image> or <video>?"}]},
+            "prompt",
+            "<video> in the prompt",
+            "reword it",
+        ),
+        ({"reward_model": {"ground_truth": None}}, "reward_model", "no answer", "drop the row"),
+        ({"reward_model": {"ground_truth": " "}}, "reward_model", "no answer", "drop the row"),
+        ({"reward_model": None}, "reward_model", "no answer in null", "drop the row"),
+        ({"data_source": ""}, "data_source", "the source is ''", "name the data set"),
+        ({"extra_info": "{}"}, "extra_info", "'{}' (str)", "not a JSON string"),
+        ({"claims": "It is red."}, "claims", "'It is red.' (str), want a list", "write claims as"),
+        ({"claims": [{"text": "a", "label": 1}]}, "claims", "label is 1 (int)", "write claims as"),
+        (
+            {"claims": [{"text": "a", "label": "WRONG"}]},
+            "claims",
+            "label is 'WRONG' (str), want true/false",
+            "run `python -m vapo_verl.data import-vapo-thinker`",
+        ),
+        ({"claims": [{"text": " ", "label": True}]}, "claims", "text is blank", "drop the claim"),
+    ],
+)
+def test_each_problem_names_file_row_column_value_and_fix(row, write, cells, column, found, fix):
+    path = write([row(**cells)])
+    text = message(path)
+    assert text.startswith(f"{path} row 0, column '{column}': ")
+    assert found in text and fix in text
+    assert len(text.splitlines()) == 1
+
+
+def test_the_row_number_is_that_of_the_file_beyond_the_first_batch(row, write):
+    rows = [row() for _ in range(90)]
+    rows[77]["reward_model"] = {"style": "rule", "ground_truth": ""}
+    assert "train.parquet row 77, column 'reward_model'" in message(write(rows))
+
+
+def test_problems_of_a_kind_are_bounded_and_kinds_do_not_hide_each_other(row, write):
+    rows = [row(reward_model={"style": "rule", "ground_truth": ""}) for _ in range(8)]
+    rows.append(row(images=[]))
+    lines = message(write(rows)).splitlines()
+    assert [line for line in lines if "row 4," in line] and not any("row 5," in x for x in lines)
+    assert "... and 3 more like these (column 'reward_model'" in lines[5]
+    assert "row 8, column 'images'" in lines[6]
+    assert len(lines) == 7
+
+
+def test_extreme_aspect_ratio_is_refused(row, write, png):
+    wide = row(images=[{"bytes": png("red", (402, 2)), "path": None}])
+    assert "402 x 2 pixels" in message(write([wide]))
+
+
+def test_cut_off_jpeg_is_found_by_decoding(row, write, tmp_path):
+    from PIL import Image
+
+    Image.effect_noise((64, 64), 80).save(tmp_path / "whole.jpg")
+    cut = (tmp_path / "whole.jpg").read_bytes()[:-800]
+    path = write([row(images=[{"bytes": cut, "path": None}])])
+    assert check_parquet(path).num_images_opened == 1
+    assert "truncated" in message(path, decode_images=True)
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+def test_image_paths_are_opened_and_addresses_are_not(row, write, tmp_path, png, form):
+    (tmp_path / "a.png").write_bytes(png())
+    local = row(images=[form.format(tmp_path / "a.png")])
+    report = check_parquet(write([local, row(images=["https://example.org/a.png"])]))
+    assert (report.num_images, report.num_images_opened) == (2, 1)
+
+
+def test_struct_with_a_path_only_is_opened(row, write, tmp_path, png):
+    (tmp_path / "a.png").write_bytes(png())
+    path = str(tmp_path / "a.png")
+    rows = [row(images=[{"bytes": None, "path": path}]), row()]
+    assert check_parquet(write(rows)).num_images_opened == 2
+
+
+def test_missing_file_names_the_key(tmp_path):
+    text = message(tmp_path / "no.parquet", FileError, key="data.train_files")
+    assert text.startswith("data.train_files: ") and "does not exist" in text
+    assert "is a directory" in message(tmp_path, FileError)
+
+
+def test_name_that_verl_refuses(row, write):
+    assert "does not end in .parquet" in message(write([row()], name="train.pq"), FileError)
+
+
+def test_not_parquet_and_cut_off_parquet(row, write, tmp_path):
+    pointer = tmp_path / "pointer.parquet"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert "Git LFS pointer" in message(pointer, FileError)
+    broken = write([row() for _ in range(50)])
+    content = bytearray(broken.read_bytes())
+    content[4:400] = b"\0" * 396
+    broken.write_bytes(content)
+    assert "cannot read" in message(broken, FileError)
+
+
+def test_no_rows_and_missing_columns(row, tmp_path, write, thinker_row):
+    empty = tmp_path / "empty.parquet"
+    pq.write_table(pa.Table.from_pylist([row()]).slice(0, 0), empty)
+    assert "has no rows" in message(empty, FileError)
+    text = message(write([thinker_row()]), FileError)
+    assert "missing columns ['prompt', 'data_source', 'reward_model']" in text
+    assert "import-vapo-thinker" in text
+
+
+def test_checks_and_importers_load_neither_torch_nor_verl():
+    code = (
+        "import sys, vapo_verl, vapo_verl.data, vapo_verl.data.__main__;"
+        "print([name for name in ('torch', 'verl', 'datasets', 'ray') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

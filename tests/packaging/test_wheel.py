@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from vapo_verl.version import __version__
+
+CACHES = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info")
+
+
+def build(kind: str, source: Path, target: Path) -> Path:
+    subprocess.run(
+        [sys.executable, "-m", "build", kind, "--no-isolation", "--outdir", target, source],
+        check=True,
+        capture_output=True,
+    )
+    (result,) = target.iterdir()
+    return result
+
+
+@pytest.fixture(scope="module")
+def source(root, tmp_path_factory) -> Path:
+    """A copy of what the build reads: it writes build/ and egg-info beside it."""
+    copy = tmp_path_factory.mktemp("source")
+    for name in ("vapo_verl", "recipes"):
+        shutil.copytree(root / name, copy / name, symlinks=True, ignore=CACHES)
+    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+        shutil.copy(root / name, copy)
+    return copy
+
+
+@pytest.fixture(scope="module", params=["from source", "from sdist"])
+def wheel(request, source, tmp_path_factory) -> Path:
+    if request.param == "from sdist":
+        sdist = build("--sdist", source, tmp_path_factory.mktemp("sdist"))
+        unpacked = tmp_path_factory.mktemp("unpacked")
+        with tarfile.open(sdist) as archive:
+            archive.extractall(unpacked, filter="data")
+        (source,) = unpacked.iterdir()
+    return build("--wheel", source, tmp_path_factory.mktemp("wheel"))
+
+
+def test_wheel_carries_the_whole_package(root, wheel):
+    package = root / "vapo_verl"
+    files = [
+        Path(folder, name)
+        for folder, _, names in os.walk(package, followlinks=True)
+        for name in names
+        if not folder.endswith("__pycache__")
+    ]
+    with zipfile.ZipFile(wheel) as archive:
+        held = set(archive.namelist())
+        missing = {path.relative_to(root).as_posix() for path in files} - held
+        assert missing == set(), "a suffix may be missing from DATA_SUFFIXES in setup.py"
+    assert "vapo_verl/small_model/digits/model.safetensors" in held
+    assert all(name.startswith(("vapo_verl/", "vapo_verl-")) for name in held)
+
+
+def test_recipes_in_the_wheel_are_real_files(root, wheel):
+    recipes = sorted((root / "recipes").glob("*.yaml"))
+    assert recipes
+    with zipfile.ZipFile(wheel) as archive:
+        for recipe in recipes:
+            entry = archive.getinfo(f"vapo_verl/conf/recipe/{recipe.name}")
+            assert not stat.S_ISLNK(entry.external_attr >> 16)
+            assert archive.read(entry) == recipe.read_bytes()
+
+
+def test_wheel_metadata(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        info = f"vapo_verl-{__version__}.dist-info"
+        entry_points = archive.read(f"{info}/entry_points.txt").decode()
+        metadata = archive.read(f"{info}/METADATA").decode()
+    assert "[verl.plugins]\nvapo_cpu = vapo_verl.platform.cpu" in entry_points
+    assert f"\nVersion: {__version__}\n" in metadata
+    assert "\nLicense-Expression: Apache-2.0\n" in metadata
+
+
+def test_recipe_composes_from_an_installed_wheel(wheel, tmp_path):
+    """From another working directory and with no source tree on the path."""
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    done = subprocess.run(
+        [sys.executable, "-m", "vapo_verl.main", "+recipe=smoke", "--cfg", "job", "--resolve"],
+        cwd=elsewhere,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "experiment_name: smoke" in done.stdout
+    assert str(site / "vapo_verl/small_model/digits") in done.stdout

@@ -1,0 +1,137 @@
+"""The VAPO advantage: GRPO on the perception reward, each token's share set by where it looks."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from vapo_verl.advantage.checks import check_batch, check_settings
+from vapo_verl.advantage.credit import credit_weights, relative_attention
+from vapo_verl.advantage.groups import Groups
+from vapo_verl.advantage.outcome import GRPO_EPSILON, outcome_advantage
+
+Rewards = Float[Tensor, "batch"]
+PerToken = Float[Tensor, "batch response"]
+Mask = Shaped[Tensor, "batch response"]
+GroupIds = Sequence[Hashable] | np.ndarray | Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdvantageStats:
+    """What the estimator met in a batch; the trainer logs it under `vapo/advantage/`."""
+
+    num_groups_of_one: int
+    """Groups with a single response, whose advantage is its bare reward."""
+    num_groups_without_spread: int
+    """Groups of two or more with equal rewards: they teach nothing."""
+    num_responses_without_attention: int
+    """Responses with tokens, none of which has a visual attention: plain credit."""
+    num_nan_attention_tokens: int
+    """Valid tokens without a finite visual attention, those of the line above included."""
+    weight_min: float
+    weight_max: float
+    weight_std: float
+    """Spread of the credit weights over all valid tokens; 0 is plain GRPO."""
+
+
+def vapo_advantage(
+    rewards: Rewards,
+    group_ids: GroupIds,
+    response_mask: Mask,
+    visual_attention: PerToken | None = None,
+    *,
+    attention_coef: float = 0.0,
+    attention_mode: str = "focus",
+    normalize_by_std: bool = True,
+    num_bins: int = 8,
+    epsilon: float = GRPO_EPSILON,
+) -> PerToken:
+    """A_it = A_i * w_it, with A_i GRPO's advantage and w_it of mean 1 over a response.
+
+    w_it = 1 + c * tanh((a_it - m_g(u_t)) / s_g), over its mean: a_it is the visual attention
+    ratio, m_g the group's mean of it in `num_bins` bins of the progress u_t = t / T_i, s_g the
+    spread around that curve. The sum of A_it over a response is A_i * T_i, as in GRPO.
+
+    Args:
+        rewards: R_i, one per response (Eq. 5 of arXiv 2509.25848).
+        group_ids: one hashable per response, equal for responses to the same prompt.
+        response_mask: 1 for the response's tokens, 0 for padding, which may be anywhere.
+        visual_attention: a_it, nan where there is none (no image, not captured); or None.
+        attention_coef: c in [0, 1). 0 is GRPO exactly, as in the paper.
+        attention_mode: "focus" gives tokens that looked more of credit and blame alike;
+            "grounded" multiplies the tanh by sign(A_i): credit to tokens that looked, blame
+            to tokens that did not.
+        normalize_by_std: divide A_i by the group's std, as GRPO; off is Dr.GRPO.
+        num_bins: progress bins of the mean curve.
+        epsilon: added to the std.
+
+    Edge cases: a group of one has its reward as advantage, a group of equal rewards 0; a token
+    without attention has weight 1 before the rescale; a response or a group without attention,
+    or a group whose attention does not vary, is plain; an empty response is all 0.
+
+    Raises:
+        ValueError: shapes that disagree, a reward that is not finite, an unknown mode, c outside
+            [0, 1), no bins.
+    """
+    advantages, _ = vapo_advantage_with_stats(
+        rewards,
+        group_ids,
+        response_mask,
+        visual_attention,
+        attention_coef=attention_coef,
+        attention_mode=attention_mode,
+        normalize_by_std=normalize_by_std,
+        num_bins=num_bins,
+        epsilon=epsilon,
+    )
+    return advantages
+
+
+def vapo_advantage_with_stats(
+    rewards: Rewards,
+    group_ids: GroupIds,
+    response_mask: Mask,
+    visual_attention: PerToken | None,
+    *,
+    attention_coef: float,
+    attention_mode: str,
+    normalize_by_std: bool,
+    num_bins: int,
+    epsilon: float = GRPO_EPSILON,
+) -> tuple[PerToken, AdvantageStats]:
+    """`vapo_advantage`, and what it met on the way."""
+    check_settings(attention_coef, attention_mode, num_bins)
+    check_batch(rewards, group_ids, response_mask, visual_attention)
+    valid = response_mask.bool()
+    groups = Groups.of(group_ids, rewards.device)
+    outcome = outcome_advantage(
+        rewards, groups, normalize_by_std=normalize_by_std, epsilon=epsilon
+    ).double()
+    if visual_attention is None:
+        visual_attention = torch.full_like(valid, torch.nan, dtype=torch.float64)
+    attention = visual_attention.to(outcome)
+    seen = valid & attention.isfinite()
+    relative = relative_attention(attention, seen, valid, groups, num_bins)
+    direction = outcome.sign() if attention_mode == "grounded" else torch.ones_like(outcome)
+    weights = credit_weights(relative, valid, direction, attention_coef)
+    stats = _stats(rewards, groups, valid, seen, weights)
+    return (outcome[:, None] * weights).to(rewards.dtype), stats
+
+
+def _stats(
+    rewards: Tensor, groups: Groups, valid: Tensor, seen: Tensor, weights: Tensor
+) -> AdvantageStats:
+    alone = groups.sizes() == 1
+    used = weights[valid] if valid.any() else weights.new_ones(1)
+    return AdvantageStats(
+        num_groups_of_one=int(alone.sum()),
+        num_groups_without_spread=int((~groups.unequal(rewards) & ~alone).sum()),
+        num_responses_without_attention=int((valid.any(dim=1) & ~seen.any(dim=1)).sum()),
+        num_nan_attention_tokens=int((valid & ~seen).sum()),
+        weight_min=float(used.min()),
+        weight_max=float(used.max()),
+        weight_std=float(used.std(correction=0)),
+    )

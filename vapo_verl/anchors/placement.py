@@ -1,0 +1,112 @@
+"""Where a finished response is cut: logical boundaries of its reasoning, and a choice among them.
+
+Positions count response tokens before the cut, so a cut is always between two tokens of the
+rollout and ``response_ids[:position]`` is exactly what the policy had written by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+BOUNDARY_CHARACTERS = frozenset(",.!?;:\n，。！？；：")
+"""Ends of clauses and sentences, in ASCII and full width."""
+REASONING_END = "</think>"
+ANSWER_START = "\\boxed"
+
+
+def reasoning_length(pieces: Sequence[str]) -> int:
+    """Tokens of the reasoning: those before ``</think>``, else before the last ``\\boxed``, else all.
+
+    Args:
+        pieces: text of each response token. A token inside a multi-byte character may decode to
+            a replacement character; the two markers are ASCII and stay readable.
+    """
+    text = "".join(pieces)
+    end = text.find(REASONING_END)
+    if end < 0:
+        end = text.rfind(ANSWER_START)
+    if end < 0:
+        return len(pieces)
+    starts = np.cumsum([0, *map(len, pieces)])
+    return int(np.searchsorted(starts, end, side="right")) - 1
+
+
+def logical_boundaries(pieces: Sequence[str]) -> list[int]:
+    """Positions inside the reasoning right after a token that ends a clause or a line.
+
+    A mark between two digits (``3.14``, ``1,000``) ends nothing. The very end of the reasoning
+    counts when its last token is such a mark.
+    """
+    end = reasoning_length(pieces)
+    return [i + 1 for i in range(end) if _ends_clause(pieces[i], "".join(pieces[i + 1 : i + 2]))]
+
+
+def _ends_clause(piece: str, following: str) -> bool:
+    marked = piece.rstrip(" ")[-1:] in BOUNDARY_CHARACTERS and piece != ""
+    return marked and not (following[:1].isdigit() and piece.rstrip(" ")[-1:] in ",.:")
+
+
+def place(
+    boundaries: Sequence[int],
+    num_anchors: int,
+    *,
+    end: int,
+    placement: str,
+    min_gap: int,
+    rng: np.random.Generator,
+) -> list[tuple[int, bool]]:
+    """K cuts in ascending order, each with whether it has a boundary of its own.
+
+    Args:
+        boundaries: ascending candidate positions.
+        num_anchors: K.
+        end: the position used when there is no boundary at all, 1..T.
+        placement: ``random``; ``uniform`` (evenly spread over the reasoning); ``front`` or
+            ``back`` (the first or the last K).
+        min_gap: smallest distance of two cuts, in tokens.
+        rng: draws of ``random``.
+
+    Too few boundaries: the last cut is repeated. None: every anchor sits at ``end``.
+    """
+    if num_anchors == 0:
+        return []
+    chosen = sorted(
+        _spaced(_preference(boundaries, num_anchors, placement, rng), num_anchors, min_gap)
+    )
+    last = chosen[-1] if chosen else end
+    missing = num_anchors - len(chosen)
+    return [(position, True) for position in chosen] + [(last, False)] * missing
+
+
+def _preference(
+    boundaries: Sequence[int], num_anchors: int, placement: str, rng: np.random.Generator
+) -> list[int]:
+    """The boundaries in the order in which they are tried."""
+    if placement == "front":
+        return list(boundaries)
+    if placement == "back":
+        return list(reversed(boundaries))
+    if placement == "random":
+        return [boundaries[i] for i in rng.permutation(len(boundaries))]
+    return _evenly(boundaries, num_anchors)
+
+
+def _evenly(boundaries: Sequence[int], num_anchors: int) -> list[int]:
+    """The boundary nearest to each of K evenly spread targets first, the others after them."""
+    if not boundaries:
+        return []
+    targets = np.linspace(boundaries[0], boundaries[-1], num_anchors)
+    nearest = [min(boundaries, key=lambda b: abs(b - target)) for target in targets]
+    return list(dict.fromkeys([*nearest, *boundaries]))
+
+
+def _spaced(preferred: Sequence[int], num_anchors: int, min_gap: int) -> list[int]:
+    chosen: list[int] = []
+    for position in preferred:
+        if len(chosen) == num_anchors:
+            break
+        if all(abs(position - other) >= min_gap for other in chosen):
+            chosen.append(position)
+    return chosen

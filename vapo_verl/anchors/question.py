@@ -1,0 +1,63 @@
+"""The question asked at an anchor, as token ids, and the two tokens that answer it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Tokenizer(Protocol):
+    """What is used of a Hugging Face tokenizer."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnchorQuestion:
+    """A question template bound to a tokenizer."""
+
+    template: str
+    tokenizer: Tokenizer
+    yes_id: int
+    no_id: int
+
+    def token_ids(self, claim: str) -> list[int]:
+        """The question about ``claim``, tokenised on its own so that the prefix keeps its tokens."""
+        return _encode(self.tokenizer, self.template.replace("{claim}", claim))
+
+
+def bind_question(
+    tokenizer: Tokenizer, template: str, yes_words: Sequence[str], no_words: Sequence[str]
+) -> AnchorQuestion:
+    """Find the answer tokens of this tokenizer and check that they can follow the question.
+
+    Raises:
+        ValueError: no word of a list is one token that follows the question's own tokens, or both
+            answers are the same token.
+    """
+    yes_id = _answer_id(tokenizer, template, yes_words, "vapo.anchors.yes_words")
+    no_id = _answer_id(tokenizer, template, no_words, "vapo.anchors.no_words")
+    if yes_id == no_id:
+        raise ValueError(
+            f"vapo.anchors.yes_words={list(yes_words)} and no_words={list(no_words)} name the same "
+            f"token {yes_id}; give two words that the tokenizer tells apart"
+        )
+    return AnchorQuestion(template=template, tokenizer=tokenizer, yes_id=yes_id, no_id=no_id)
+
+
+def _answer_id(tokenizer: Tokenizer, template: str, words: Sequence[str], key: str) -> int:
+    question = template.replace("{claim}", "The sky is blue.")
+    before = _encode(tokenizer, question)
+    for word in words:
+        after = _encode(tokenizer, question + word)
+        if len(after) == len(before) + 1 and after[:-1] == before:
+            return after[-1]
+    raise ValueError(
+        f"{key}={list(words)}: none is a single token right after the question for this tokenizer; "
+        "add the tokenizer's spelling of the answer (often with a leading space)"
+    )
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False))

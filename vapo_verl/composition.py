@@ -1,0 +1,58 @@
+"""What the packaged Hydra config refers to in Python: defaults, paths, recipe names.
+
+Light: composing a config imports neither torch nor veRL.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from vapo_verl.config import VapoConfig
+
+PACKAGE = Path(__file__).parent
+CONFIGS = PACKAGE / "conf"
+RECIPES = CONFIGS / "recipe"
+
+
+def register() -> None:
+    """Make the packaged config composable; needed before Hydra runs, safe to repeat."""
+    OmegaConf.register_new_resolver("vapo.verl_config_dir", _verl_config_dir, replace=True)
+    OmegaConf.register_new_resolver("vapo.package_file", _package_file, replace=True)
+    OmegaConf.register_new_resolver("vapo.recipe_names", _recipe_list, replace=True)
+    defaults = asdict(VapoConfig())  # every default lives in the dataclasses alone
+    ConfigStore.instance().store(group="vapo", name="defaults", node=defaults, provider="vapo_verl")
+
+
+def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The config of ``+recipe=RECIPE OVERRIDES``, as the command line composes it."""
+    register()
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        return compose("vapo", [f"+recipe={recipe}", *overrides])
+
+
+def recipe_names() -> list[str]:
+    """The packaged recipes; names with a leading underscore are parts of others."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def _recipe_list() -> str:
+    return " ".join(recipe_names())
+
+
+def _verl_config_dir() -> str:
+    """veRL's config folder, found without importing veRL and with it torch."""
+    spec = importlib.util.find_spec("verl")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("verl is not installed; run `make setup`")
+    return f"file://{Path(spec.submodule_search_locations[0]) / 'trainer' / 'config'}"
+
+
+def _package_file(name: str) -> str:
+    return str(PACKAGE / name)

@@ -1,0 +1,220 @@
+"""The settings under ``vapo.*``: their meaning, their defaults and their limits, in one place.
+
+YAML holds overrides only. :func:`vapo_config` turns the composed node into these frozen
+dataclasses and refuses what cannot work, naming the key, the value and the fix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+PLACEMENTS = ("random", "uniform", "front", "back")
+GATES = ("correct", "always")
+PERCEPTION_SOURCES = ("claims", "attention", "none")
+ATTENTION_MODES = ("focus", "grounded")
+ANSWER_STYLES = ("exact", "math")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnchorConfig:
+    """Where a finished response is cut, and how a claim is asked there (sec. 4 of arXiv 2509.25848)."""
+
+    num_anchors: int = 20
+    """K, the anchors per response. 0 turns the probes off: plain GRPO."""
+    placement: str = "random"
+    """How the cuts are chosen among the logical boundaries: random, uniform, front or back."""
+    min_gap: int = 4
+    """Smallest distance of two cuts, in tokens. The paper does not give one."""
+    gate: str = "correct"
+    """``correct``: only right answers are probed. ``always``: all are, for diagnostics; the reward
+    counts the perception score of right answers only, either way."""
+    question: str = "\n<anchor>{claim} Is this claim correct? Answer (Yes/No):"
+    """Asked at each cut. Must not end with a space: for Qwen's tokenizers that space is a token of
+    its own and spoils the answer."""
+    yes_words: tuple[str, ...] = (" Yes", "Yes")
+    """Candidates for the positive answer; the first that is one token after the question is used."""
+    no_words: tuple[str, ...] = (" No", "No")
+    """Candidates for the negative answer, tried in order like ``yes_words``."""
+    max_claim_tokens: int = 64
+    """Tokens kept free in the context for one claim with its question; longer ones are skipped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardConfig:
+    """R = R_acc + R_fmt + gamma * 1[R_acc = 1] * R_perc, with a weight on each part (Eq. 5)."""
+
+    accuracy_weight: float = 1.0
+    format_weight: float = 1.0
+    perception_weight: float = 0.1
+    """gamma of Eq. 5."""
+    late_emphasis: float = 1.5
+    """beta of Eq. 4: how much more a late anchor counts than an early one."""
+    chance_corrected: bool = False
+    """Map R_perc to max((R_perc - 0.5) / 0.5, 0), as the released code does."""
+    soft: bool = False
+    """Score an anchor by the probability of the right answer instead of 0 or 1."""
+    perception_source: str = "claims"
+    """``claims``: the anchors. ``attention``: the mean visual attention (ablation of table 10).
+    ``none``: no perception reward."""
+    answer_style: str = "math"
+    """How an answer is compared when a row does not say: ``exact`` or ``math``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionConfig:
+    """Export of the visual attention ratio of every generated token."""
+
+    enabled: bool = False
+    layers: tuple[int, ...] | None = None
+    """Layers that are averaged; none: a small, evenly spread subset."""
+    per_layer: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdvantageConfig:
+    """The credit of each token (see docs/estimator.md)."""
+
+    attention_coef: float = 0.0
+    """c in [0, 1): how far visual attention moves credit between a response's tokens. 0 is GRPO."""
+    attention_mode: str = "focus"
+    normalize_by_std: bool = True
+    num_bins: int = 8
+    """Bins of relative progress in which a group's mean attention is taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggingConfig:
+    """What a step leaves in the run folder next to its metrics."""
+
+    num_rollout_samples: int = 8
+    """Responses a step writes to ``rollouts/``; 0 writes none."""
+    rollout_freq: int = 1
+    """Every how many steps samples are written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VapoConfig:
+    """All of ``vapo.*``."""
+
+    seed: int = 0
+    """Seed of anchors and, with ``seeded_sampling``, of the sampled tokens."""
+    seeded_sampling: bool = False
+    """Give every request its own sampling seed: a run can be repeated, at some cost on GPU."""
+    replay_poll_s: float = 0.2
+    """How often the trainer asks the replay buffer for finished responses (veRL: 2 s, no key)."""
+    anchors: AnchorConfig = field(default_factory=AnchorConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    @property
+    def probes_claims(self) -> bool:
+        """Whether responses are probed at all."""
+        wants = self.reward.perception_source == "claims" or self.anchors.gate == "always"
+        return wants and self.anchors.num_anchors > 0
+
+
+Section = TypeVar("Section")
+
+
+def vapo_config(node: Mapping[str, Any] | None) -> VapoConfig:
+    """The checked settings of a plain mapping (``OmegaConf.to_container(config.vapo)``).
+
+    Raises:
+        ValueError: an unknown key or a value out of its range, with the key, the value and the fix.
+    """
+    config = _section(VapoConfig, dict(node or {}), "vapo")
+    _check(config)
+    return config
+
+
+def _section(cls: type[Section], values: dict[str, Any], path: str) -> Section:
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise ValueError(
+                f"{path}.{key} is not a setting; use one of {', '.join(sorted(fields))}"
+            )
+    return cls(
+        **{key: _value(fields[key], value, f"{path}.{key}") for key, value in values.items()}
+    )
+
+
+def _value(spec: dataclasses.Field[Any], value: Any, path: str) -> Any:
+    default = _default(spec)
+    if dataclasses.is_dataclass(default):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{path}={value!r} is not a group of settings")
+        return _section(type(default), dict(value), path)
+    if spec.name in ("yes_words", "no_words", "layers"):
+        return _items(value, path, optional=default is None)
+    expected = type(default)
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not expected:
+        raise ValueError(f"{path}={value!r} is a {type(value).__name__}; set a {expected.__name__}")
+    return value
+
+
+def _default(spec: dataclasses.Field[Any]) -> Any:
+    if spec.default_factory is not dataclasses.MISSING:
+        return spec.default_factory()
+    return spec.default
+
+
+def _items(value: Any, path: str, *, optional: bool) -> tuple[Any, ...] | None:
+    if value is None and optional:
+        return None
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        raise ValueError(f"{path}={value!r} is not a list; write it as [a, b]")
+    return tuple(value)
+
+
+def _check(config: VapoConfig) -> None:
+    anchors, reward, advantage = config.anchors, config.reward, config.advantage
+    _one_of("vapo.anchors.placement", anchors.placement, PLACEMENTS)
+    _one_of("vapo.anchors.gate", anchors.gate, GATES)
+    _one_of("vapo.reward.perception_source", reward.perception_source, PERCEPTION_SOURCES)
+    _one_of("vapo.reward.answer_style", reward.answer_style, ANSWER_STYLES)
+    _one_of("vapo.advantage.attention_mode", advantage.attention_mode, ATTENTION_MODES)
+    _at_least("vapo.anchors.num_anchors", anchors.num_anchors, 0)
+    _at_least("vapo.anchors.min_gap", anchors.min_gap, 1)
+    _at_least("vapo.anchors.max_claim_tokens", anchors.max_claim_tokens, 1)
+    _at_least("vapo.advantage.num_bins", advantage.num_bins, 1)
+    _at_least("vapo.logging.num_rollout_samples", config.logging.num_rollout_samples, 0)
+    _at_least("vapo.logging.rollout_freq", config.logging.rollout_freq, 1)
+    if config.replay_poll_s <= 0:
+        raise ValueError(f"vapo.replay_poll_s={config.replay_poll_s}: set seconds above 0")
+    for name in ("accuracy_weight", "format_weight", "perception_weight"):
+        _at_least(f"vapo.reward.{name}", getattr(reward, name), 0.0)
+    if not 0 <= advantage.attention_coef < 1:
+        raise ValueError(
+            f"vapo.advantage.attention_coef={advantage.attention_coef} is outside [0, 1): "
+            "at 1 a token could lose all its credit; 0 turns it off, 0.3 is a start"
+        )
+    if anchors.question.count("{claim}") != 1 or anchors.question != anchors.question.rstrip():
+        raise ValueError(
+            f"vapo.anchors.question={anchors.question!r} must hold {{claim}} once and not end with "
+            "white space: the tokenizer would make that space a token of its own"
+        )
+    needs_attention = reward.perception_source == "attention" or advantage.attention_coef > 0
+    if needs_attention and not config.attention.enabled:
+        raise ValueError(
+            "vapo.attention.enabled=False, but vapo.advantage.attention_coef or "
+            "vapo.reward.perception_source=attention need visual attention; "
+            "set vapo.attention.enabled=true, or the coefficient to 0 and the source to claims"
+        )
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{key}={value!r} is not known; use one of {', '.join(allowed)}")
+
+
+def _at_least(key: str, value: float, low: float) -> None:
+    if value < low:
+        raise ValueError(f"{key}={value!r} is too small; set {low} or more")

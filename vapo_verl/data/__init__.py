@@ -1,0 +1,1 @@
+"""Training data: the row format, its checks, importers, and veRL's dataset adapter."""

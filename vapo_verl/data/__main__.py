@@ -1,0 +1,105 @@
+"""Command line: check data files, and import published data sets.
+
+python -m vapo_verl.data check FILE...
+python -m vapo_verl.data import-vapo-thinker SRC... --out OUT
+python -m vapo_verl.data import-plain SRC... --out OUT --data-source NAME [--image-root DIR]
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vapo_verl.data.claims_column import CLAIMS_PER_IMAGE
+from vapo_verl.data.errors import DataError
+from vapo_verl.data.importers.options import ImportOptions
+from vapo_verl.data.importers.plain import plain_reader
+from vapo_verl.data.importers.run import import_rows
+from vapo_verl.data.importers.vapo_thinker import vapo_thinker_reader
+from vapo_verl.data.rows import check_parquet
+
+_READERS = {"import-vapo-thinker": vapo_thinker_reader, "import-plain": plain_reader}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns 1, with the message on stderr, for what a person has to mend."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _check(options) if options.command == "check" else _import(options)
+    except (DataError, OSError) as error:  # OSError: no room, or no right to write there
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Check every file, whatever the ones before it hold."""
+    status = 0
+    for path in options.files:
+        try:
+            report = check_parquet(
+                path,
+                key="FILE",
+                min_claims=options.min_claims,
+                max_images_checked=options.max_images_checked,
+                decode_images=options.decode_images,
+            )
+            print(report)
+        except DataError as error:
+            print(error, file=sys.stderr)
+            status = 1
+    return status
+
+
+def _import(options: argparse.Namespace) -> int:
+    names = {field.name for field in dataclasses.fields(ImportOptions)}
+    given = {name: value for name, value in vars(options).items() if name in names}
+    print(import_rows(options.sources, _READERS[options.command], ImportOptions(**given)))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m vapo_verl.data", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_check(commands.add_parser("check", help="check rows against the row format"))
+    thinker = commands.add_parser("import-vapo-thinker", help="VAPO-Thinker-train36k, with claims")
+    _add_import(thinker, data_source="vapo_thinker")
+    plain = commands.add_parser("import-plain", help="ViRL39K, geometry3k and the like, no claims")
+    _add_import(plain, data_source=None)
+    return parser
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("files", nargs="+", type=Path, metavar="FILE")
+    add(
+        "--min-claims",
+        type=int,
+        default=CLAIMS_PER_IMAGE,
+        help="count rows with fewer (%(default)s)",
+    )
+    add("--max-images-checked", type=int, help="open at most this many images per file")
+    add("--decode-images", action="store_true", help="read all pixels: slow, finds cut-off files")
+
+
+def _add_import(parser: argparse.ArgumentParser, *, data_source: str | None) -> None:
+    add, default = (
+        parser.add_argument,
+        {f.name: f.default for f in dataclasses.fields(ImportOptions)},
+    )
+    add("sources", nargs="+", type=Path, metavar="SRC")
+    add("--out", type=Path, required=True)
+    add("--data-source", default=data_source, required=data_source is None)
+    add("--split", default=default["split"], help="for extra_info.split")
+    add("--image-root", type=Path, default=default["image_root"], help="start of relative paths")
+    add("--embed-images", action="store_true", help="write bytes instead of absolute paths")
+    add("--limit", type=int, help="read at most this many source rows")
+    add("--val-out", type=Path, help="file for held-out rows")
+    add("--val-fraction", type=float, default=default["val_fraction"])
+    add("--seed", type=int, default=default["seed"], help="draws the held-out rows")
+    add("--skip-bad-rows", action="store_true", help="leave out and count unusable rows")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""What can be wrong with a data file or with its rows, told so that a person can mend it."""
+
+from dataclasses import dataclass
+
+_SHOWN_CHARACTERS = 60
+
+
+class DataError(ValueError):
+    """A data file that a person has to mend; the message names the file and the fix."""
+
+
+class FileError(DataError):
+    """A file that is missing, is not parquet, is empty, or lacks columns."""
+
+
+class RowError(DataError):
+    """Rows that cannot be trained on; the message holds one line per shown problem."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowProblem:
+    """One thing wrong with one row."""
+
+    row: int
+    """Number of the row in its file, from 0."""
+    column: str
+    found: str
+    """What stands there, the value shortened."""
+    fix: str
+    """What to do. The same for all rows of a kind: problems are grouped by (column, fix)."""
+
+    def describe(self, path: str) -> str:
+        return f"{path} row {self.row}, column '{self.column}': {self.found}; {self.fix}"
+
+
+class BadCell(Exception):
+    """Raised inside a check of one cell; the caller, who knows the row, makes it a RowProblem."""
+
+    def __init__(self, column: str, found: str, fix: str):
+        super().__init__(f"column '{column}': {found}; {fix}")
+        self.column, self.found, self.fix = column, found, fix
+
+    def at(self, row: int) -> RowProblem:
+        return RowProblem(row=row, column=self.column, found=self.found, fix=self.fix)
+
+
+def shown(value: object) -> str:
+    """`value` and its type for a message, cut to one short line: `'WRONG' (str)`.
+
+    Bytes are shown by their length: an image printed into a log helps nobody.
+    """
+    if value is None:
+        return "null"
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    text = repr(value)
+    if len(text) > _SHOWN_CHARACTERS:
+        text = text[:_SHOWN_CHARACTERS] + "..."
+    return f"{text} ({type(value).__name__})"

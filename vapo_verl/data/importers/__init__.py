@@ -1,0 +1,1 @@
+"""Turn published data sets into the row format, streaming, in constant memory."""

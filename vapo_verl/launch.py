@@ -1,0 +1,123 @@
+"""Start a run: check it, prepare the environment, hand it to veRL."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from vapo_verl.platform.environment import CPU_ENVIRONMENT
+from vapo_verl.preflight import InputError, check_run
+from vapo_verl.trainer.checkpoints import latest_complete
+
+
+def launch(config: DictConfig) -> None:
+    """Run the composed config to its end; returns at once when its run folder holds that end.
+
+    Raises:
+        InputError: the config or the data cannot work; nothing was started.
+    """
+    settle(config)
+    if is_finished(config):
+        print(
+            f"{config.trainer.default_local_dir} already holds step {config.trainer.total_training_steps}: "
+            "nothing to do. Raise trainer.total_training_steps to go on, or name another "
+            "trainer.default_local_dir to start anew."
+        )
+        return
+    for note in check_run(config):
+        print(note)
+    set_environment(config)
+    validate_as_verl_does(config)
+    train(config)
+
+
+def settle(config: DictConfig) -> None:
+    """Fix, once and here, all that another process could read differently."""
+    fall_back_without_flash_attention(config)
+    OmegaConf.resolve(config)  # the workers lack this package's resolvers
+    make_paths_absolute(config)
+
+
+def fall_back_without_flash_attention(config: DictConfig) -> None:
+    """Train with sdpa and padded sequences where flash-attn is not installed, and say so."""
+    if config.trainer.device == "cpu" or importlib.util.find_spec("flash_attn"):
+        return
+    config.actor_rollout_ref.model.use_remove_padding = False
+    OmegaConf.update(
+        config, "actor_rollout_ref.model.override_config.attn_implementation", "sdpa", force_add=True
+    )
+    print(
+        "flash-attn is not installed: training with sdpa and padded sequences, which is slower. "
+        "`make setup EXTRA=gpu FLASH_ATTN=1` installs it."
+    )
+
+
+def make_paths_absolute(config: DictConfig) -> None:
+    """Workers do not share the driver's working directory."""
+    config.trainer.default_local_dir = str(
+        Path(config.trainer.default_local_dir).expanduser().absolute()
+    )
+    for key in ("train_files", "val_files"):
+        files = config.data[key]
+        if isinstance(files, str):
+            config.data[key] = _absolute(files)
+        else:
+            config.data[key] = [_absolute(file) for file in files]
+    model = Path(config.actor_rollout_ref.model.path).expanduser()
+    if model.exists():
+        config.actor_rollout_ref.model.path = str(model.absolute())
+
+
+def _absolute(file: str) -> str:
+    return file if "://" in file else str(Path(file).expanduser().absolute())
+
+
+def is_finished(config: DictConfig) -> bool:
+    """Whether the run folder holds a whole checkpoint of the last step."""
+    trainer = config.trainer
+    if trainer.resume_mode != "auto" or trainer.total_training_steps is None or trainer.val_only:
+        return False
+    done = latest_complete(Path(trainer.default_local_dir))
+    return done is not None and done >= trainer.total_training_steps
+
+
+def set_environment(config: DictConfig) -> None:
+    """Environment of this process and of every Ray worker, on whatever node; before verl is imported."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a dozen processes import torch and vLLM
+    if config.trainer.device != "cpu":
+        return
+    os.environ.update(CPU_ENVIRONMENT)
+    with open_dict(config):
+        env_vars = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
+        config.ray_kwargs.ray_init.runtime_env.env_vars = {**CPU_ENVIRONMENT, **env_vars}
+
+
+def validate_as_verl_does(config: DictConfig) -> None:
+    """veRL's own checks of the config, their assertions turned into input errors."""
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+    from verl.utils.device import auto_set_device
+
+    auto_set_device(config)
+    try:
+        validate_config(
+            config,
+            use_reference_policy=need_reference_policy(config),
+            use_critic=need_critic(config),
+        )
+    except (AssertionError, ValueError) as error:
+        raise InputError(f"veRL refuses the config: {error}") from error
+
+
+def train(config: DictConfig) -> None:
+    """Start Ray, or join the cluster that RAY_ADDRESS names, and train."""
+    import ray
+    from verl.trainer.main_ppo import run_ppo
+
+    from vapo_verl.trainer.task_runner import VapoTaskRunner
+
+    run_ppo(config, task_runner_class=ray.remote(VapoTaskRunner))
+    print(f"Done. Results in {config.trainer.default_local_dir}")

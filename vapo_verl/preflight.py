@@ -1,0 +1,153 @@
+"""What can be known to be wrong before Ray, the model and the engine start, said in a user's words.
+
+A run starts a dozen processes and takes a minute to its first token; each check here turns a stack
+trace out of one of them into one line that names the key, the value and the fix.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vapo_verl.config import VapoConfig, vapo_config
+
+ANCHORED_MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+
+
+class InputError(ValueError):
+    """Something in the config or the data that a person has to mend."""
+
+
+def check_run(config: DictConfig) -> list[str]:
+    """Check a composed config and what it points to; notes worth printing.
+
+    Raises:
+        InputError: the first thing found that cannot work.
+    """
+    try:
+        if "vapo" not in config or OmegaConf.is_missing(config.actor_rollout_ref.rollout, "name"):
+            raise ValueError("no recipe was given; add +recipe=NAME (see --help)")
+        settings = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))  # type: ignore[arg-type]
+        _check_attention(settings)
+        _check_engine(config)
+        _check_batches(config)
+        _check_context(config, settings)
+        _check_model(config, settings)
+        return list(_check_data(config, settings))
+    except (ValueError, OmegaConfBaseException) as error:
+        raise InputError(str(error)) from error
+
+
+def _check_attention(settings: VapoConfig) -> None:
+    if settings.attention.enabled:
+        raise ValueError(
+            "vapo.attention.enabled=True: this version has no engine that exports visual attention; "
+            "set vapo.attention.enabled=false, vapo.advantage.attention_coef=0 and "
+            "vapo.reward.perception_source=claims"
+        )
+
+
+def _check_engine(config: DictConfig) -> None:
+    rollout = config.actor_rollout_ref.rollout
+    if rollout.name != "vllm":
+        raise ValueError(
+            f"actor_rollout_ref.rollout.name={rollout.name}: anchors need vllm; set vllm"
+        )
+    if rollout.full_determinism:
+        raise ValueError(
+            "actor_rollout_ref.rollout.full_determinism=True gives all probes of a response one "
+            "request id; set it to false and vapo.seeded_sampling=true"
+        )
+    if rollout.logprobs_mode != "processed_logprobs":
+        raise ValueError(
+            f"actor_rollout_ref.rollout.logprobs_mode={rollout.logprobs_mode}: p(yes) is read from "
+            "log probabilities normalised over yes and no; set processed_logprobs"
+        )
+    if config.actor_rollout_ref.actor.checkpoint.async_save:
+        raise ValueError(
+            "actor_rollout_ref.actor.checkpoint.async_save=True: a checkpoint that is still being "
+            "written cannot be declared whole; set it to false"
+        )
+
+
+def _check_batches(config: DictConfig) -> None:
+    actor, trainer = config.actor_rollout_ref.actor, config.trainer
+    prompts, mini, n = (
+        config.data.train_batch_size,
+        actor.ppo_mini_batch_size,
+        config.actor_rollout_ref.rollout.n,
+    )
+    if n < 2:
+        raise ValueError(
+            f"actor_rollout_ref.rollout.n={n}: an advantage compares responses to one prompt; set 2 or more"
+        )
+    if prompts % mini:
+        raise ValueError(
+            f"data.train_batch_size={prompts} is not a multiple of "
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={mini}; change one of them"
+        )
+    ranks = trainer.n_gpus_per_node * trainer.nnodes
+    if mini * n % ranks:
+        raise ValueError(
+            f"ppo_mini_batch_size * rollout.n = {mini} * {n} responses do not split over {ranks} ranks "
+            "(trainer.n_gpus_per_node * trainer.nnodes); change actor_rollout_ref.actor.ppo_mini_batch_size"
+        )
+
+
+def _check_context(config: DictConfig, settings: VapoConfig) -> None:
+    room = config.actor_rollout_ref.rollout.max_model_len
+    question = settings.anchors.max_claim_tokens + 1 if settings.probes_claims else 0
+    needed = config.data.max_prompt_length + config.data.max_response_length + question
+    if room is None or room < needed:
+        raise ValueError(
+            f"actor_rollout_ref.rollout.max_model_len={room} is below data.max_prompt_length + "
+            f"data.max_response_length + vapo.anchors.max_claim_tokens + 1 = {needed}; set {needed} or more"
+        )
+
+
+def _check_model(config: DictConfig, settings: VapoConfig) -> None:
+    path = Path(config.actor_rollout_ref.model.path).expanduser()
+    if not path.exists():
+        if config.actor_rollout_ref.model.path.startswith((".", "/", "~")):
+            raise ValueError(
+                f"actor_rollout_ref.model.path={path} does not exist; give a model folder or a hub name"
+            )
+        return  # a hub name: resolved by the workers, which may see another cache or network
+    if not (path / "config.json").is_file():
+        raise ValueError(
+            f"actor_rollout_ref.model.path={path} holds no config.json; give a model folder"
+        )
+    kind = json.loads((path / "config.json").read_text()).get("model_type")
+    if kind not in ANCHORED_MODELS:
+        raise ValueError(
+            f"actor_rollout_ref.model.path={path} is a {kind!r} model; use one of {', '.join(ANCHORED_MODELS)}"
+        )
+    if settings.probes_claims:
+        _check_answer_tokens(path, settings)
+
+
+def _check_answer_tokens(path: Path, settings: VapoConfig) -> None:
+    from transformers import AutoTokenizer
+
+    from vapo_verl.anchors import bind_question
+
+    anchors = settings.anchors
+    bind_question(
+        AutoTokenizer.from_pretrained(path), anchors.question, anchors.yes_words, anchors.no_words
+    )
+
+
+def _check_data(config: DictConfig, settings: VapoConfig) -> Iterator[str]:
+    from vapo_verl.data.rows import check_parquet
+
+    for key in ("train_files", "val_files"):
+        files = config.data[key]
+        for file in [files] if isinstance(files, str) else files:
+            report = check_parquet(
+                Path(file).expanduser(), key=f"data.{key}", min_claims=settings.anchors.num_anchors
+            )
+            yield str(report)

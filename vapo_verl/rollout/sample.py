@@ -1,0 +1,76 @@
+"""What the rollout knows of one finished response beyond its tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vapo_verl.anchors.types import AnchorResult
+from vapo_verl.config import RewardConfig
+from vapo_verl.reward.composition import RewardComponents
+from vapo_verl.reward.perception import perception_score
+
+Record = dict[str, Any]
+"""Plain values only: it crosses process borders inside veRL's ``extra_fields``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleOutcome:
+    """Rewards and anchors of one response."""
+
+    reward: RewardComponents
+    anchors: Sequence[AnchorResult]
+    response_length: int
+    num_claims: int
+    """Claims of the row that fit the context budget."""
+    num_claims_skipped: int
+    """Claims that were too long to be asked."""
+    probe_s: float
+    """Wall time from the response's end to its last probe's answer."""
+
+    def record(self) -> Record:
+        """This outcome as plain values, one mapping per anchor."""
+        plain = {name: getattr(self, name) for name in ("response_length", "num_claims")}
+        return {
+            **plain,
+            "num_claims_skipped": self.num_claims_skipped,
+            "probe_s": self.probe_s,
+            "reward": asdict(self.reward),
+            "anchors": [_anchor_record(result) for result in self.anchors],
+        }
+
+
+def _anchor_record(result: AnchorResult) -> Record:
+    return {
+        **asdict(result.anchor),
+        "answer": result.answer,
+        "correct": result.correct,
+        "p_yes": result.p_yes,
+        "num_prompt_tokens": result.num_prompt_tokens,
+        "num_cached_tokens": result.num_cached_tokens,
+    }
+
+
+def anchored_perception(
+    results: Sequence[AnchorResult], response_length: int, settings: RewardConfig
+) -> float:
+    """R_perc of the probed anchors (Eq. 4); 0 when nothing was probed."""
+    return perception_score(
+        [result.p_label if settings.soft else result.correct for result in results],
+        [result.anchor.position for result in results],
+        response_length,
+        settings.late_emphasis,
+        settings.chance_corrected,
+    )
+
+
+def reward_extra_info(record: Mapping[str, Any]) -> dict[str, float]:
+    """The parts of the reward under veRL's names, for its validation metrics and group filters."""
+    reward = record["reward"]
+    return {
+        "acc": reward["accuracy"],
+        "format": reward["format"],
+        "perception": 0.0 if math.isnan(reward["perception"]) else reward["perception"],
+    }

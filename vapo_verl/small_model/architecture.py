@@ -1,0 +1,91 @@
+"""Shape of the small model: a Qwen2.5-VL with everything but its sizes as in the original."""
+
+from __future__ import annotations
+
+from transformers import (
+    PreTrainedTokenizerBase,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from vapo_verl.data.digits.render import CELL_PIXELS
+
+_WIDTH = 128
+_MAX_CELLS = 64
+
+
+def model_config(tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLConfig:
+    """Return the configuration of about 2 million parameters that goes with a tokenizer.
+
+    The vocabulary is exactly the tokenizer's: a padded one would give probability to ids that an
+    engine masks, and rollout and actor logprobs would then differ by a constant.
+    """
+    ids = tokenizer.convert_tokens_to_ids
+    return Qwen2_5_VLConfig(
+        text_config=_text_config(tokenizer),
+        vision_config=_vision_config(),
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+        tie_word_embeddings=True,
+        architectures=["Qwen2_5_VLForConditionalGeneration"],
+    )
+
+
+def _text_config(tokenizer: PreTrainedTokenizerBase) -> dict:
+    # head_dim is 32, the least that vLLM's CPU attention takes. The rotary base is small because
+    # the column axis gets the slowest frequencies, and a grid is three columns wide, not hundreds.
+    rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 30.0}
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": _WIDTH,
+        "intermediate_size": 4 * _WIDTH,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "rope_parameters": rope,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _vision_config() -> dict:
+    return {
+        "depth": 2,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_heads": 4,
+        "out_hidden_size": _WIDTH,
+        "patch_size": CELL_PIXELS // 2,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "window_size": 112,
+        "fullatt_block_indexes": [0, 1],
+    }
+
+
+def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLForConditionalGeneration:
+    """Build the untrained model in float32; seed torch first."""
+    model = Qwen2_5_VLForConditionalGeneration(model_config(tokenizer))
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def build_processor(tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLProcessor:
+    """Build the processor; images from one cell up to 64 cells keep their size."""
+    pixels = {"min_pixels": CELL_PIXELS**2, "max_pixels": _MAX_CELLS * CELL_PIXELS**2}
+    patches = {"patch_size": CELL_PIXELS // 2, "merge_size": 2, "temporal_patch_size": 2}
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**patches, **pixels),
+        video_processor=Qwen2VLVideoProcessor(**patches, **pixels),
+        tokenizer=tokenizer,
+        chat_template=tokenizer.chat_template,
+    )

@@ -1,0 +1,124 @@
+"""Stage 2: the whole model learns to read cells, then to answer, and all along to judge claims."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+from vapo_verl.data.digits.scene import parse_grid
+from vapo_verl.small_model.batch import IGNORED, by_length, collate
+from vapo_verl.small_model.samples import Sample, SampleMaker, verdict_ids
+
+_BATCHES_A_GRID = 4
+"""Batches drawn together, to be sorted by length."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmupConfig:
+    """How the whole model is trained."""
+
+    reading_steps: int = 300
+    """First steps, on the exercise that reads every cell."""
+    question_steps: int = 1200
+    """Later steps, on questions of the data set."""
+    grids: tuple[str, ...] = ("2x2", "2x3", "3x3")
+    batch_size: int = 32
+    num_probes: int = 4
+    """Claims asked of every sample; even."""
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps of both parts."""
+        return self.reading_steps + self.question_steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLoss:
+    """Mean cross entropy of one step, in nats."""
+
+    response: float
+    """Over the response tokens."""
+    verdict: float
+    """Over the answers to anchor questions; 0.69 is a coin flip."""
+
+
+def warm_up(
+    model: Qwen2_5_VLForConditionalGeneration,
+    processor: Qwen2_5_VLProcessor,
+    maker: SampleMaker,
+    config: WarmupConfig,
+) -> Iterator[StepLoss]:
+    """Train the model in place, responses and verdicts weighing the same; yield every loss."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        betas=(0.9, 0.98),
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.steps + 1, pct_start=0.07
+    )
+    verdicts = torch.tensor(verdict_ids(processor.tokenizer))
+    model.train()
+    for samples in draw_batches(maker, config):
+        batch = collate(samples, processor)
+        labels = batch.pop("labels")
+        response, verdict = losses(model(**batch).logits, labels, verdicts)
+        optimizer.zero_grad()
+        (response + verdict).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        yield StepLoss(response=response.item(), verdict=verdict.item())
+
+
+def losses(
+    logits: Float[Tensor, "batch length vocab"],
+    labels: Int[Tensor, "batch length"],
+    verdicts: Int[Tensor, " verdicts"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return the mean cross entropies of response tokens and of verdicts.
+
+    Args:
+        logits: entry t predicts label t + 1.
+        labels: `IGNORED` where nothing is learnt.
+        verdicts: the ids that are verdicts; responses never hold them.
+    """
+    targets = labels[:, 1:].flatten()
+    is_verdict = torch.isin(targets, verdicts)
+    each = cross_entropy(
+        logits[:, :-1].flatten(0, 1), targets, ignore_index=IGNORED, reduction="none"
+    )
+    return each[(targets != IGNORED) & ~is_verdict].mean(), each[is_verdict].mean()
+
+
+def draw_batches(maker: SampleMaker, config: WarmupConfig) -> Iterator[list[Sample]]:
+    """Yield one batch a step, each of one grid shape, seeded block by block."""
+    parts = {"reading": config.reading_steps, "question": config.question_steps}
+    for part, steps in parts.items():
+        draw = partial(getattr(maker, part), num_probes=config.num_probes)
+        for first in range(0, steps, _BATCHES_A_GRID * len(config.grids)):
+            rng = random.Random(f"{part}/{config.seed}/{first}")
+            yield from _block(draw, rng, config)[: steps - first]
+
+
+def _block(draw: partial[Sample], rng: random.Random, config: WarmupConfig) -> list[list[Sample]]:
+    batches = []
+    for grid in config.grids:
+        rows, cols = parse_grid(grid)
+        samples = [draw(rng, rows, cols) for _ in range(_BATCHES_A_GRID * config.batch_size)]
+        batches += by_length(samples, config.batch_size)
+    rng.shuffle(batches)
+    return batches

@@ -1,0 +1,85 @@
+"""The ``vapo/*`` metrics of a step, from the records of its responses (pure).
+
+A mean over nothing is nan, not 0: a step that probed no response has no anchor accuracy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Record = Mapping[str, Any]
+EARLY, LATE = 1 / 3, 2 / 3
+"""First and last third of a response."""
+
+
+def reward_metrics(records: Sequence[Record]) -> dict[str, float]:
+    """Means of the reward's parts, before their weights, and of the total."""
+    parts = ("accuracy", "format", "perception", "total")
+    return {f"vapo/reward/{part}": mean(r["reward"][part] for r in records) for part in parts}
+
+
+def anchor_metrics(records: Sequence[Record]) -> dict[str, float]:
+    """What the probes say and what they cost.
+
+    ``accuracy_early`` and ``accuracy_late`` are those of anchors in the first and in the last third
+    of their response; ``fallback_rate`` is the share without a logical boundary of their own;
+    ``prefix_hit_rate`` the share of probe prompt tokens the engine still had; ``probe_s`` the mean
+    wall time a probed response waited for its answers.
+    """
+    probed = [record for record in records if record["anchors"]]
+    anchors = [(a, a["position"] / r["response_length"]) for r in probed for a in r["anchors"]]
+    asked = [anchor for anchor, _ in anchors]
+    prompt_tokens = sum(a["num_prompt_tokens"] for a in asked)
+    cached_tokens = sum(a["num_cached_tokens"] for a in asked)
+    values = {
+        "accuracy": mean(a["correct"] for a in asked),
+        "accuracy_early": mean(a["correct"] for a, progress in anchors if progress <= EARLY),
+        "accuracy_late": mean(a["correct"] for a, progress in anchors if progress >= LATE),
+        "yes_rate": mean(a["answer"] for a in asked),
+        "probed_fraction": len(probed) / len(records) if records else math.nan,
+        "fallback_rate": mean(not a["own_boundary"] for a in asked),
+        "prefix_hit_rate": cached_tokens / prompt_tokens if prompt_tokens else math.nan,
+        "probe_s": mean(r["probe_s"] for r in probed),
+        "num_probes": float(len(asked)),
+        "rows_without_claims": mean(r["num_claims"] == 0 for r in records),
+        "claims_skipped": float(sum(r["num_claims_skipped"] for r in records)),
+    }
+    return {f"vapo/anchors/{name}": value for name, value in values.items()}
+
+
+def attention_metrics(visual_attention: Tensor, response_mask: Tensor) -> dict[str, float]:
+    """Visual attention ratio over a batch [B, T]: mean, first and last third, slope over progress.
+
+    ``slope`` is the least-squares slope of the ratio against progress t / T_i in (0, 1]: how much
+    attention the image loses from a response's start to its end. Tokens without a value are left out.
+    """
+    mask = response_mask.bool()
+    position = torch.cumsum(mask, dim=1).double()
+    progress = position / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    known = mask & visual_attention.isfinite()
+    values, where = visual_attention[known].double(), progress[known]
+    return {
+        "vapo/attention/mean": mean(values.tolist()),
+        "vapo/attention/early": mean(values[where <= EARLY].tolist()),
+        "vapo/attention/late": mean(values[where >= LATE].tolist()),
+        "vapo/attention/slope": _slope(where, values),
+    }
+
+
+def mean(values: Iterable[float]) -> float:
+    """Arithmetic mean; nan of nothing."""
+    known = [float(value) for value in values]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+def _slope(x: Tensor, y: Tensor) -> float:
+    if x.numel() < 2:
+        return math.nan
+    centred = x - x.mean()
+    spread = centred.square().sum()
+    return float((centred * y).sum() / spread) if spread > 0 else math.nan

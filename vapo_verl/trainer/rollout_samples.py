@@ -1,0 +1,58 @@
+"""Rows of the sampled-rollout files, read from the replay buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import transfer_queue as tq
+
+from vapo_verl.trainer.replay_fields import column_values
+
+FIELDS = [
+    "prompts",
+    "responses",
+    "response_mask",
+    "visual_attention",
+    "advantages",
+    "extra_fields",
+    "reward_model",
+    "data_source",
+    "index",
+]
+ANCHOR_COLUMNS = ("position", "claim", "label", "answer", "correct", "p_yes")
+
+
+def sample_rows(
+    keys: Sequence[str], partition_id: str, tokenizer: Any, step: int
+) -> list[dict[str, Any]]:
+    """One row per key (``{uid}_{sample}_{output}``), as :data:`run_folder.ROLLOUT_SCHEMA` has them."""
+    data = tq.kv_batch_get(keys=list(keys), partition_id=partition_id, select_fields=FIELDS)
+    columns = {name: column_values(data[name]) for name in FIELDS}
+    return [
+        _row(key, step, tokenizer, {name: values[i] for name, values in columns.items()})
+        for i, key in enumerate(keys)
+    ]
+
+
+def _row(key: str, step: int, tokenizer: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    uid, sample, _ = key.rsplit("_", 2)
+    record = row["extra_fields"]["vapo"]
+    response_ids = row["responses"].tolist()
+    return {
+        "step": step,
+        "uid": uid,
+        "sample": int(sample),
+        "data_source": row["data_source"],
+        "index": int(row["index"]),
+        "prompt": tokenizer.decode(row["prompts"].tolist(), skip_special_tokens=True),
+        "response": tokenizer.decode(response_ids, skip_special_tokens=True),
+        "tokens": [tokenizer.decode([token_id]) for token_id in response_ids],
+        "visual_attention": row["visual_attention"].tolist(),
+        "advantages": row["advantages"].tolist(),
+        "ground_truth": str(row["reward_model"]["ground_truth"]),
+        "reward": record["reward"],
+        "anchors": [
+            {name: anchor[name] for name in ANCHOR_COLUMNS} for anchor in record["anchors"]
+        ],
+    }

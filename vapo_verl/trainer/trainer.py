@@ -1,0 +1,177 @@
+"""veRL's synchronous V1 trainer with VAPO's credit, metrics and run folder."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+import transfer_queue as tq
+from omegaconf import DictConfig, OmegaConf, open_dict
+from tensordict import NonTensorData, NonTensorStack, TensorDict
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
+from verl.utils.tracking import Tracking
+from verl.workers.utils.padding import response_to_nested
+
+import vapo_verl.advantage.estimator  # noqa: F401  registers the estimator "vapo"
+from vapo_verl.advantage.vapo import vapo_advantage_with_stats
+from vapo_verl.config import vapo_config
+from vapo_verl.trainer import checkpoints
+from vapo_verl.trainer.console import StepLine
+from vapo_verl.trainer.metrics import anchor_metrics, attention_metrics, reward_metrics
+from vapo_verl.trainer.replay_fields import column_values, fit_width
+from vapo_verl.trainer.rollout_samples import sample_rows
+from vapo_verl.trainer.run_folder import METRICS_FILE, MetricsFile, write_config, write_rollouts
+from vapo_verl.trainer.worker import VapoWorker
+
+WORKER_ROLES = (Role.ActorRolloutRef, Role.ActorRollout, Role.Actor, Role.RefPolicy)
+
+
+@register_trainer("vapo")
+class VapoTrainer(PPOTrainerSync):
+    """GRPO on the VAPO reward; each token's credit may follow its visual attention.
+
+    The agent loop has scored the responses when they arrive here. What this class adds to veRL's
+    trainer: the credit weights that need data veRL's estimators do not get, the ``vapo/*`` metrics,
+    a run folder that survives restarts, and an order of data that does not depend on timing.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        with open_dict(config):
+            config.trainer.v1.trainer_mode = "sync"  # veRL compares the name in many places
+        super().__init__(config)
+        self.vapo = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))  # type: ignore[arg-type]
+        self.run_dir = Path(config.trainer.default_local_dir)
+        self.replay_buffer.poll_interval = self.vapo.replay_poll_s
+        self._places: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
+        write_config(self.run_dir, config)
+
+    # -- set-up ---------------------------------------------------------------------------------
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        for role in WORKER_ROLES:
+            if role in self.role_worker_mapping:
+                self.role_worker_mapping[role] = ray.remote(VapoWorker)
+
+    @property
+    def logger(self) -> Tracking:
+        """veRL's tracking backends; veRL sets them at the start of :meth:`fit`."""
+        return self._tracking
+
+    @logger.setter
+    def logger(self, tracking: Tracking) -> None:
+        self._tracking = tracking
+        tracking.logger["run_folder"] = MetricsFile(self.run_dir / METRICS_FILE, self.global_steps)
+        tracking.logger["step_line"] = StepLine(self.total_training_steps)
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        """Train to the last step. A resumed run was validated when its checkpoint was made."""
+        if self.global_steps > 0 and not self.config.trainer.val_only:
+            self.config.trainer.val_before_train = False
+        super().fit(agent_loop_manager)
+
+    # -- data order -----------------------------------------------------------------------------
+
+    def _fetch_one_gen_batch(self) -> TensorDict:
+        """veRL's batch under ids that name step and place instead of random ones."""
+        batch = super()._fetch_one_gen_batch()
+        places = itertools.islice(self._places[self.global_steps], len(batch))
+        uids = [NonTensorData(f"{self.global_steps:06d}-{place:05d}") for place in places]
+        batch["uid"] = NonTensorStack.from_list(uids)
+        return batch
+
+    def _balance_batch(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> KVBatchMeta:
+        """Responses arrive as they finish; sort them, so that mini-batches repeat from run to run."""
+        batch.reorder(sorted(range(len(batch.keys)), key=lambda i: batch.keys[i]))
+        return super()._balance_batch(batch, *args, **kwargs)
+
+    # -- credit ---------------------------------------------------------------------------------
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        """veRL's call of the registered estimator, then the weights that need visual attention."""
+        batch = super()._compute_advantage(batch, metrics)
+        settings = self.vapo.advantage
+        reward_field = (
+            "token_level_rewards" if self.config.algorithm.use_kl_in_reward else "rm_scores"
+        )
+        data = tq.kv_batch_get(
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            select_fields=["uid", "response_mask", "visual_attention", reward_field],
+        )
+        ragged_mask = data["response_mask"]
+        mask = ragged_mask.to_padded_tensor(0)
+        advantages, stats = vapo_advantage_with_stats(
+            data[reward_field].to_padded_tensor(0.0).sum(dim=1),
+            column_values(data["uid"]),
+            mask,
+            fit_width(data["visual_attention"].to_padded_tensor(float("nan")), mask.size(1)),
+            **asdict(settings),
+        )
+        metrics.update({f"vapo/advantage/{name}": value for name, value in asdict(stats).items()})
+        if settings.attention_coef == 0 or self.config.algorithm.adv_estimator != "vapo":
+            return batch
+        fields = TensorDict(
+            {"advantages": response_to_nested(advantages, ragged_mask)}, batch_size=len(batch)
+        )
+        return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+
+    # -- metrics and samples --------------------------------------------------------------------
+
+    def _compute_metrics(
+        self, batch: KVBatchMeta, metrics: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        super()._compute_metrics(batch, metrics, *args, **kwargs)
+        real = [
+            key
+            for key, tag in zip(batch.keys, batch.tags, strict=True)
+            if not tag.get("is_padding")
+        ]
+        data = tq.kv_batch_get(
+            keys=real,
+            partition_id=batch.partition_id,
+            select_fields=["extra_fields", "visual_attention", "response_mask"],
+        )
+        records = [fields["vapo"] for fields in column_values(data["extra_fields"])]
+        metrics.update(reward_metrics(records))
+        metrics.update(anchor_metrics(records))
+        metrics.update(
+            attention_metrics(
+                data["visual_attention"].to_padded_tensor(float("nan")),
+                data["response_mask"].to_padded_tensor(0),
+            )
+        )
+        self._write_rollouts(real, batch.partition_id)
+
+    def _write_rollouts(self, keys: list[str], partition_id: str) -> None:
+        settings = self.vapo.logging
+        if settings.num_rollout_samples == 0 or self.global_steps % settings.rollout_freq:
+            return
+        chosen = sorted(keys)[: settings.num_rollout_samples]
+        rows = sample_rows(chosen, partition_id, self.tokenizer, self.global_steps)
+        write_rollouts(self.run_dir, self.global_steps, rows)
+
+    # -- checkpoints ----------------------------------------------------------------------------
+
+    def _save_checkpoint(self) -> None:
+        """veRL's checkpoint, whole only once everything of it is on disk."""
+        checkpoints.discard_incomplete(self.run_dir, self.global_steps)
+        super()._save_checkpoint()
+        checkpoints.mark_complete(self.run_dir, self.global_steps)
+
+    def _load_checkpoint(self) -> None:
+        """Resume from the newest whole checkpoint; one that a kill cut short is left alone."""
+        if self.config.trainer.resume_mode == "auto":
+            step = checkpoints.latest_complete(self.run_dir)
+            for folder in checkpoints.incomplete(self.run_dir):
+                print(f"{folder} was not finished and is not used; resuming from step {step or 0}")
+            checkpoints.point_to(self.run_dir, step)
+        super()._load_checkpoint()
+

@@ -1,0 +1,50 @@
+"""Actor and reference workers: veRL's, with two upstream faults mended and CPU made possible."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from verl.single_controller.base.decorator import make_nd_compute_dataproto_dispatch_fn, register
+from verl.utils.device import get_device_name
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+
+from vapo_verl.integration import text_only_forward
+from vapo_verl.integration.mrope_nesting import with_ragged_positions
+
+text_only_forward.apply()
+if get_device_name() == "cpu":
+    import vapo_verl.platform.fsdp  # noqa: F401  registers the FSDP engine for this device
+
+
+class VapoTrainingWorker(TrainingWorker):
+    """One rank of the actor or of the reference policy."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if get_device_name() == "cpu" and not torch.distributed.is_initialized():
+            # veRL 0.9.1 asks torch for "cpu:gloo,cpu:gloo", which it refuses; an existing group is kept
+            torch.distributed.init_process_group(
+                "gloo", rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"])
+            )
+        super().__init__(*args, **kwargs)
+
+    @register(
+        dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False
+    )
+    def train_mini_batch(self, data: TensorDict) -> TensorDict:
+        return super().train_mini_batch(with_ragged_positions(data))
+
+    @register(
+        dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False
+    )
+    def infer_batch(self, data: TensorDict) -> TensorDict:
+        return super().infer_batch(with_ragged_positions(data))
+
+
+class VapoWorker(ActorRolloutRefWorker):
+    """veRL's fused actor, rollout and reference worker over :class:`VapoTrainingWorker`."""
+
+    actor_worker_cls = VapoTrainingWorker
+    ref_worker_cls = VapoTrainingWorker
