@@ -15,7 +15,7 @@ export EXTRA PYTHON FLASH_ATTN DRY_RUN UPGRADE VENV VAPO_DATA_DIR
 unexport PYTHONDONTWRITEBYTECODE
 
 BIN := $(abspath $(VENV))/bin
-PYTEST := $(BIN)/python -m pytest tests -q
+PYTEST := $(BIN)/python -m pytest -q
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -26,9 +26,7 @@ setup: ## install the locked environment: EXTRA=cpu|gpu PYTHON=python3 FLASH_ATT
 demo: setup ## train on the digits world on CPU for a few steps: DEMO_DIR=runs/smoke
 	$(BIN)/python -m vapo_verl.data.digits --out "$(VAPO_DATA_DIR)/digits"
 	$(BIN)/python -m vapo_verl.main +recipe=smoke trainer.default_local_dir="$(DEMO_DIR)" $(ARGS)
-	@echo
-	@echo "Results in $(DEMO_DIR):"
-	@cd "$(DEMO_DIR)" && ls -d metrics.jsonl report.html rollouts global_step_* 2>/dev/null | sed 's/^/  /' || true
+	@ls -d "$(DEMO_DIR)"/{metrics.jsonl,report.html,rollouts,global_step_*} 2>/dev/null || true
 
 test: setup ## the CPU suite
 	$(PYTEST) $(ARGS)
@@ -54,5 +52,5 @@ lock: ## resolve setup.py into requirements/*.txt: UPGRADE=1 for the newest vers
 	@requirements/lock.sh
 
 clean: ## delete caches and build products (keeps .venv and runs)
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf {.,requirements/vllm_metadata}/{build,dist,*.egg-info} .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name '.venv*' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

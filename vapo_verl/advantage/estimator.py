@@ -22,7 +22,7 @@ def compute_vapo_advantage(
     normalize_by_std: bool | None = None,
     visual_attention: torch.Tensor | None = None,
     reward_baselines: torch.Tensor | None = None,
-    **settings,
+    **settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`vapo_advantage` in veRL's calling convention: (advantages, returns), both [B, T].
 

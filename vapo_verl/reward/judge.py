@@ -61,6 +61,7 @@ class Judge:
         return self._child
 
     def _ask(self, child: subprocess.Popen[str], question: str) -> str:
+        assert child.stdin is not None
         try:
             child.stdin.write(question + "\n")
             child.stdin.flush()
@@ -97,6 +98,7 @@ def _start() -> subprocess.Popen[str]:
 
 def _read_line(child: subprocess.Popen[str], limit_s: float) -> str:
     """The child's next line, or nothing when it ends or the time is up first."""
+    assert child.stdout is not None
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
         return child.stdout.readline().strip() if selector.select(limit_s) else ""

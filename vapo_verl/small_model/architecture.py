@@ -37,9 +37,9 @@ def model_config(tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLConfig:
 
 
 def _text_config(tokenizer: PreTrainedTokenizerBase) -> dict:
-    # head_dim is 32, the least that vLLM's CPU attention takes. The rotary base is small because
-    # the column axis gets the slowest frequencies, and a grid is three columns wide, not hundreds.
-    rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 30.0}
+    # head_dim is 32, the least that vLLM's CPU attention takes. The rotary base leaves half of the
+    # frequencies nearly still over a hundred tokens: looking up a cell by its content needs them.
+    rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e4}
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": _WIDTH,
@@ -48,6 +48,7 @@ def _text_config(tokenizer: PreTrainedTokenizerBase) -> dict:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 4096,
+        "initializer_range": _WIDTH**-0.5,
         "rope_parameters": rope,
         "tie_word_embeddings": True,
         "bos_token_id": None,

@@ -1,8 +1,8 @@
 """Stage 1: the vision tower alone learns to describe each merged token by digit, colour and place.
 
-Joint training from nothing stays at chance, as reading and looking each wait for the other. A merged
-token is described by its dot products with the (tied) embeddings of the words themselves. So vision
-and vocabulary share a space from the start, and what is left to learn is mostly where to look.
+Joint training from nothing stays at chance, as reading and looking each wait for the other. A
+merged token is described by its dot products with the (tied) embeddings of the words themselves, so
+that vision and vocabulary share a space, and what is left to learn is mostly where to look.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ class WarmupConfig:
     """First steps, on the exercise that reads every cell."""
     question_steps: int = 1200
     """Later steps, on questions of the data set."""
-    grids: tuple[str, ...] = ("2x2", "2x3", "3x3")
-    batch_size: int = 32
+    grids: tuple[str, ...] = ("2x2", "2x3")
+    batch_size: int = 16
     num_probes: int = 4
     """Claims asked of every sample; even."""
     learning_rate: float = 1.5e-3

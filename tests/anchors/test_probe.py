@@ -1,0 +1,59 @@
+"""A probe reads the rollout's own tokens, and its two answers share all probability."""
+
+import math
+
+import pytest
+
+from vapo_verl.anchors import Anchor, AnchorQuestion, ProbeReply, probe_anchors
+
+YES, NO = 901, 902
+
+
+class OneTokenPerCharacter:
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return [ord(character) for character in text]
+
+
+QUESTION = AnchorQuestion(
+    template="?{claim}:", tokenizer=OneTokenPerCharacter(), yes_id=YES, no_id=NO
+)
+
+
+def anchor(position: int, label: bool = True) -> Anchor:
+    return Anchor(position=position, claim="ab", label=label, own_boundary=True)
+
+
+async def test_input_is_prompt_then_response_up_to_the_cut_then_question():
+    seen = []
+
+    async def ask(ids):
+        seen.append(ids)
+        return ProbeReply(token_id=YES, logprob=0.0)
+
+    await probe_anchors(ask, QUESTION, [anchor(2)], [1, 2, 3], [10, 11, 12, 13])
+    assert seen == [[1, 2, 3, 10, 11, ord("?"), ord("a"), ord("b"), ord(":")]]
+
+
+async def test_p_yes_and_correctness_for_both_answers():
+    replies = iter([ProbeReply(token_id=YES, logprob=math.log(0.8)), ProbeReply(token_id=NO, logprob=math.log(0.7))])
+
+    async def ask(_):
+        return next(replies)
+
+    yes, no = await probe_anchors(
+        ask, QUESTION, [anchor(1, label=False), anchor(2, label=False)], [1], [10, 11]
+    )
+    assert (yes.answer, yes.correct) == (True, False)
+    assert yes.p_yes == pytest.approx(0.8)
+    assert yes.p_label == pytest.approx(0.2)
+    assert (no.answer, no.correct) == (False, True)
+    assert no.p_yes == pytest.approx(0.3)  # 1 - 0.7
+    assert no.p_label == pytest.approx(0.7)
+
+
+async def test_an_engine_that_answers_something_else_is_an_error():
+    async def ask(_):
+        return ProbeReply(token_id=5, logprob=0.0)
+
+    with pytest.raises(RuntimeError, match="ignored allowed_token_ids"):
+        await probe_anchors(ask, QUESTION, [anchor(1)], [1], [10])

@@ -1,0 +1,134 @@
+"""The loop's own work on real rows, a real tokenizer and the packaged model."""
+
+import math
+
+import pytest
+import torch
+
+from vapo_verl.anchors import bind_question
+from vapo_verl.config import AnchorConfig
+
+ALWAYS = "vapo.anchors.gate=always"
+
+
+@pytest.fixture
+def question(processor):
+    settings = AnchorConfig()
+    return bind_question(
+        processor.tokenizer, settings.question, settings.yes_words, settings.no_words
+    )
+
+
+async def test_anchors_leave_the_trained_sequence_alone(run_loop, dataset):
+    """Response ids, mask and logprobs with 20 anchors are those without any."""
+    row = dataset[0]
+    without = (await run_loop(row, "vapo.anchors.num_anchors=0")).as_dict()
+    probed = await run_loop(row, "vapo.anchors.num_anchors=20", ALWAYS)
+    assert len(probed.extra_fields["vapo"]["anchors"]) == 20
+    values = probed.as_dict()
+    for name in ("prompts", "responses", "response_mask", "rollout_log_probs"):
+        assert torch.equal(values[name], without[name]), name
+    anchor_id = dataset.tokenizer.convert_tokens_to_ids("<anchor>")
+    assert anchor_id not in values["prompts"].tolist() + values["responses"].tolist()
+
+
+async def test_probes_extend_the_rollouts_own_tokens_on_its_own_server(
+    run_loop, dataset, server, question
+):
+    output = await run_loop(dataset[0], ALWAYS)
+    generation, *probes = server.requests
+    anchors = output.extra_fields["vapo"]["anchors"]
+    assert len(probes) == len(anchors) == 8
+    for probe, anchor in zip(probes, anchors, strict=True):
+        prefix = output.prompt_ids + output.response_ids[: anchor["position"]]
+        assert probe["prompt_ids"] == prefix + question.token_ids(anchor["claim"])
+        assert probe["sampling_params"]["allowed_token_ids"] == [question.yes_id, question.no_id]
+        assert probe["sampling_params"]["temperature"] == 0
+        assert probe["image_data"] == generation["image_data"]
+    assert len({request["request_id"] for request in server.requests}) == 1  # one sticky session
+
+
+async def test_labels_are_those_of_the_row(run_loop, dataset):
+    row = dataset[1]
+    labels = {claim["text"]: claim["label"] for claim in row["claims"]}
+    anchors = (await run_loop(row, ALWAYS)).extra_fields["vapo"]["anchors"]
+    assert all(anchor["label"] == labels[anchor["claim"]] for anchor in anchors)
+    assert all(anchor["correct"] == (anchor["answer"] == anchor["label"]) for anchor in anchors)
+    assert all(0 <= anchor["p_yes"] <= 1 for anchor in anchors)
+    assert all((anchor["p_yes"] >= 0.5) == anchor["answer"] for anchor in anchors)
+
+
+async def test_the_gate_spares_wrong_answers(run_loop, dataset, server):
+    wrong = {**dataset[0], "reward_model": {"style": "exact", "ground_truth": "987654"}}
+    output = await run_loop(wrong)
+    assert len(server.requests) == 1
+    assert output.extra_fields["vapo"]["anchors"] == []
+
+
+async def test_a_probed_wrong_answer_earns_no_perception_reward(run_loop, dataset):
+    wrong = {**dataset[0], "reward_model": {"style": "exact", "ground_truth": "987654"}}
+    output = await run_loop(wrong, ALWAYS)
+    reward = output.extra_fields["vapo"]["reward"]
+    assert len(output.extra_fields["vapo"]["anchors"]) == 8
+    assert reward["accuracy"] == 0
+    assert output.reward_score == pytest.approx(reward["format"])  # weights 1, 1 and no perception
+
+
+async def test_a_right_answer_adds_gamma_times_perception(run_loop, dataset):
+    row = dataset[0]
+    first = await run_loop(row, "vapo.anchors.num_anchors=0", temperature=0.0)
+    text = dataset.tokenizer.decode(first.response_ids, skip_special_tokens=True)
+    from vapo_verl.reward.accuracy import answer_of
+
+    right = {**row, "reward_model": {"style": "exact", "ground_truth": answer_of(text) or "0"}}
+    output = await run_loop(right, temperature=0.0)
+    reward = output.extra_fields["vapo"]["reward"]
+    expected = reward["accuracy"] + reward["format"] + 0.1 * reward["perception"] * reward["accuracy"]
+    assert output.reward_score == pytest.approx(expected)
+    assert reward["accuracy"] == float(answer_of(text) is not None)
+
+
+async def test_a_row_without_claims_gets_the_plain_reward(run_loop, dataset, server):
+    output = await run_loop({**dataset[0], "claims": []}, ALWAYS)
+    record = output.extra_fields["vapo"]
+    assert len(server.requests) == 1
+    assert (record["num_claims"], record["reward"]["perception"]) == (0, 0.0)
+
+
+async def test_fewer_claims_than_anchors_use_all_of_them(run_loop, dataset):
+    row = {**dataset[0], "claims": dataset[0]["claims"][:3]}
+    anchors = (await run_loop(row, ALWAYS)).extra_fields["vapo"]["anchors"]
+    assert {anchor["claim"] for anchor in anchors} == {claim["text"] for claim in row["claims"]}
+
+
+async def test_claims_over_the_budget_are_counted_not_asked(run_loop, dataset):
+    long = {"text": "very " * 100 + "long", "label": True}
+    row = {**dataset[0], "claims": [*dataset[0]["claims"][:4], long]}
+    record = (await run_loop(row, ALWAYS)).extra_fields["vapo"]
+    assert (record["num_claims"], record["num_claims_skipped"]) == (4, 1)
+    assert long["text"] not in {anchor["claim"] for anchor in record["anchors"]}
+
+
+async def test_same_key_same_response_and_anchors_another_sample_differs(run_loop, dataset):
+    first, again = await run_loop(dataset[2], ALWAYS), await run_loop(dataset[2], ALWAYS)
+    other = await run_loop(dataset[2], ALWAYS, session_id=1)
+    assert first.response_ids == again.response_ids
+    plans = [[(a["position"], a["claim"]) for a in o.extra_fields["vapo"]["anchors"]] for o in (first, again, other)]
+    assert plans[0] == plans[1] != plans[2]
+
+
+async def test_attention_is_a_field_of_the_replay_buffer_with_nan_where_unknown(run_loop, dataset):
+    output = await run_loop(dataset[0])
+    column = output.as_dict()["visual_attention"]
+    assert column.shape == (len(output.response_ids),)
+    assert column.isnan().all()
+    output.visual_attention = [0.25, 0.5]
+    column = output.as_dict()["visual_attention"]
+    assert column[:2].tolist() == [0.25, 0.5]
+    assert column[2:].isnan().all()
+
+
+async def test_reward_parts_reach_verls_validation(run_loop, dataset):
+    info = (await run_loop(dataset[0])).extra_fields["reward_extra_info"]
+    assert set(info) == {"acc", "format", "perception"}
+    assert all(math.isfinite(value) for value in info.values())
