@@ -6,25 +6,34 @@ Light until a run starts: ``--help`` and ``--cfg job`` import neither torch nor 
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from vapo_verl.composition import register
+from vapo_verl.composition import recipe_names, register
 
 register()
 
 
 @hydra.main(config_path="conf", config_name="vapo", version_base=None)
 def main(config: DictConfig) -> None:
+    if "recipe" not in HydraConfig.get().runtime.choices:
+        fail(f"no recipe was given; add +recipe=NAME, one of {', '.join(recipe_names())}")
     from vapo_verl.launch import launch
     from vapo_verl.preflight import InputError
 
     try:
         launch(config)
     except InputError as error:
-        print(f"vapo_verl: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        fail(str(error))
+
+
+def fail(message: str) -> NoReturn:
+    """End with a message for a person instead of a stack trace."""
+    print(f"vapo_verl: {message}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 if __name__ == "__main__":

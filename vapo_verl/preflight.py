@@ -29,8 +29,6 @@ def check_run(config: DictConfig) -> list[str]:
         InputError: the first thing found that cannot work.
     """
     try:
-        if "vapo" not in config or OmegaConf.is_missing(config.actor_rollout_ref.rollout, "name"):
-            raise ValueError("no recipe was given; add +recipe=NAME (see --help)")
         settings = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))  # type: ignore[arg-type]
         _check_attention(settings)
         _check_engine(config)

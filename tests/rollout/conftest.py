@@ -39,34 +39,29 @@ class TransformersServer:
 
     @torch.no_grad()
     def _continue(self, prompt_ids, sampling_params, image_data=None, **_):
-        ids = list(prompt_ids)
-        pixels = self.processor.image_processor(images=image_data, return_tensors="pt")
-        generator = torch.Generator().manual_seed(sampling_params.get("seed", 0))
-        new, logprobs = [], []
-        for _ in range(sampling_params.get("max_tokens", self.max_tokens)):
-            logits = self._next_logits(ids + new, pixels)
-            if allowed := sampling_params.get("allowed_token_ids"):
-                masked = torch.full_like(logits, float("-inf"))
-                masked[allowed] = logits[allowed]
-                logits = masked
-            if sampling_params["temperature"] == 0:
-                token = int(logits.argmax())
-            else:
-                token = int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
-            new.append(token)
-            logprobs.append(float(logits.log_softmax(-1)[token]))
-            if token == self.processor.tokenizer.eos_token_id:
-                break
-        return new, logprobs
-
-    def _next_logits(self, ids: list[int], pixels: Any) -> torch.Tensor:
-        input_ids = torch.tensor([ids])
-        image_token = self.model.config.image_token_id
-        return self.model(
+        input_ids = torch.tensor([list(prompt_ids)])
+        config = self.model.config
+        allowed = sampling_params.get("allowed_token_ids")
+        torch.manual_seed(sampling_params.get("seed", 0))
+        output = self.model.generate(
             input_ids=input_ids,
-            mm_token_type_ids=(input_ids == image_token).long(),
-            **pixels,
-        ).logits[0, -1]
+            attention_mask=torch.ones_like(input_ids),
+            mm_token_type_ids=(input_ids == config.image_token_id).long(),
+            **self.processor.image_processor(images=image_data, return_tensors="pt"),
+            max_new_tokens=sampling_params.get("max_tokens", self.max_tokens),
+            do_sample=sampling_params["temperature"] > 0,
+            top_k=0,
+            suppress_tokens=[config.image_token_id, config.video_token_id],  # as veRL's server does
+            prefix_allowed_tokens_fn=(lambda *_: allowed) if allowed else None,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        new = output.sequences[0, input_ids.size(1) :].tolist()
+        logprobs = [
+            float(scores[0].log_softmax(-1)[token])
+            for scores, token in zip(output.scores, new, strict=True)
+        ]
+        return new, logprobs
 
 
 @pytest.fixture(scope="session")

@@ -161,7 +161,7 @@ def _prompt(processor: Qwen2_5_VLProcessor, row: dict) -> Sample:
     rows, cols = parse_grid(row["extra_info"]["grid"])
     question = row["extra_info"]["question"]
     return Sample(
-        pixels=np.asarray(Image.open(io.BytesIO(row["images"][0]["bytes"]))),
+        pixels=np.array(Image.open(io.BytesIO(row["images"][0]["bytes"]))),
         rows=rows,
         cols=cols,
         prompt_ids=prompt_ids(processor.tokenizer, question, rows * cols),

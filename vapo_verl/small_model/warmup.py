@@ -61,8 +61,10 @@ def warm_up(
     config: WarmupConfig,
 ) -> Iterator[StepLoss]:
     """Train the model in place, responses and verdicts weighing the same; yield every loss."""
+    # Left free, the tower unlearns the digits before the text layers have learnt to ask for them.
+    model.model.visual.requires_grad_(False)
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
         betas=(0.9, 0.98),

@@ -17,15 +17,14 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 from verl.utils.tracking import Tracking
-from verl.workers.utils.padding import response_to_nested
 
 import vapo_verl.advantage.estimator  # noqa: F401  registers the estimator "vapo"
-from vapo_verl.advantage.vapo import vapo_advantage_with_stats
 from vapo_verl.config import vapo_config
 from vapo_verl.trainer import checkpoints
 from vapo_verl.trainer.console import StepLine
+from vapo_verl.trainer.credit import batch_advantages
 from vapo_verl.trainer.metrics import anchor_metrics, attention_metrics, reward_metrics
-from vapo_verl.trainer.replay_fields import column_values, fit_width
+from vapo_verl.trainer.replay_fields import column_values
 from vapo_verl.trainer.rollout_samples import sample_rows
 from vapo_verl.trainer.run_folder import METRICS_FILE, MetricsFile, write_config, write_rollouts
 from vapo_verl.trainer.worker import VapoWorker
@@ -98,29 +97,17 @@ class VapoTrainer(PPOTrainerSync):
         """veRL's call of the registered estimator, then the weights that need visual attention."""
         batch = super()._compute_advantage(batch, metrics)
         settings = self.vapo.advantage
-        reward_field = (
-            "token_level_rewards" if self.config.algorithm.use_kl_in_reward else "rm_scores"
-        )
+        rewards = "token_level_rewards" if self.config.algorithm.use_kl_in_reward else "rm_scores"
         data = tq.kv_batch_get(
             keys=batch.keys,
             partition_id=batch.partition_id,
-            select_fields=["uid", "response_mask", "visual_attention", reward_field],
+            select_fields=["uid", "response_mask", "visual_attention", rewards],
         )
-        ragged_mask = data["response_mask"]
-        mask = ragged_mask.to_padded_tensor(0)
-        advantages, stats = vapo_advantage_with_stats(
-            data[reward_field].to_padded_tensor(0.0).sum(dim=1),
-            column_values(data["uid"]),
-            mask,
-            fit_width(data["visual_attention"].to_padded_tensor(float("nan")), mask.size(1)),
-            **asdict(settings),
-        )
+        advantages, stats = batch_advantages(data, rewards, settings)
         metrics.update({f"vapo/advantage/{name}": value for name, value in asdict(stats).items()})
         if settings.attention_coef == 0 or self.config.algorithm.adv_estimator != "vapo":
-            return batch
-        fields = TensorDict(
-            {"advantages": response_to_nested(advantages, ragged_mask)}, batch_size=len(batch)
-        )
+            return batch  # what veRL's call computed stands
+        fields = TensorDict({"advantages": advantages}, batch_size=len(batch))
         return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
 
     # -- metrics and samples --------------------------------------------------------------------

@@ -1,0 +1,96 @@
+"""Every recipe composes, passes this package's checks and veRL's own, for its size of machine."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from vapo_verl import preflight
+from vapo_verl.composition import compose_recipe, recipe_names
+from vapo_verl.config import vapo_config
+
+GPU_RECIPES = ["vapo", "vapo_3b", "vapo_paper", "vapo_released", "grpo", "dapo"]
+
+
+def test_the_recipes_are_those_the_readme_lists():
+    assert recipe_names() == sorted(["smoke", *GPU_RECIPES])
+
+
+def settled(recipe, *overrides):
+    config = compose_recipe(recipe, overrides)
+    OmegaConf.resolve(config)
+    return config, vapo_config(OmegaConf.to_container(config.vapo))
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_composes_and_passes_our_checks(recipe):
+    config, settings = settled(recipe)
+    preflight._check_engine(config)
+    preflight._check_batches(config)
+    preflight._check_context(config, settings)
+    assert config.trainer.experiment_name == recipe
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2])
+@pytest.mark.parametrize("recipe", GPU_RECIPES)
+def test_passes_verls_validation_on_one_and_two_nodes_of_eight_gpus(recipe, num_nodes):
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    config, _ = settled(recipe, f"trainer.nnodes={num_nodes}")
+    assert config.trainer.n_gpus_per_node == 8
+    preflight._check_batches(config)
+    validate_config(config, need_reference_policy(config), need_critic(config))
+
+
+def test_vapo_paper_holds_the_papers_table():
+    """Section 5 and appendix A.7 of arXiv 2509.25848."""
+    config, settings = settled("vapo_paper")
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    assert config.actor_rollout_ref.model.path == "Qwen/Qwen2.5-VL-7B-Instruct"
+    assert (settings.anchors.num_anchors, settings.anchors.placement) == (20, "random")
+    assert (settings.reward.late_emphasis, settings.reward.perception_weight) == (1.5, 0.1)
+    assert (settings.reward.accuracy_weight, settings.reward.format_weight) == (1.0, 1.0)
+    assert (actor.optim.lr, config.trainer.total_epochs) == (5e-6, 2)
+    assert (rollout.n, rollout.temperature) == (5, 1.0)
+    assert (actor.clip_ratio_low, actor.clip_ratio_high) == (0.2, 0.2)
+    assert (actor.use_kl_loss, actor.kl_loss_coef) == (True, 1e-2)
+    assert settings.advantage.attention_coef == 0
+
+
+def test_vapo_released_holds_the_published_scripts_values():
+    config, settings = settled("vapo_released")
+    actor, reward = config.actor_rollout_ref.actor, settings.reward
+    assert (reward.accuracy_weight, reward.format_weight, reward.perception_weight) == (0.8, 0.1, 0.1)
+    assert reward.chance_corrected
+    assert (config.data.train_batch_size, actor.ppo_mini_batch_size) == (384, 128)
+    assert (config.data.max_prompt_length, config.data.max_response_length) == (4096, 2048)
+    assert (config.data.min_pixels, config.data.max_pixels) == (262_144, 4_194_304)
+    assert (actor.clip_ratio_low, actor.clip_ratio_high, actor.use_kl_loss) == (0.2, 0.28, False)
+    assert config.algorithm.filter_groups.enable
+    assert (config.trainer.total_epochs, config.actor_rollout_ref.rollout.top_p) == (5, 0.99)
+
+
+def differing(one, other, path=""):
+    """Dotted keys at which two plain configs differ."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [path] if one != other else []
+    keys = sorted({*one, *other})
+    return [d for k in keys for d in differing(one.get(k), other.get(k), f"{path}.{k}".lstrip("."))]
+
+
+def test_grpo_is_vapo_without_its_reward_and_nothing_else():
+    grpo, vapo = (OmegaConf.to_container(settled(name)[0]) for name in ("grpo", "vapo"))
+    names = {"trainer.experiment_name", "trainer.default_local_dir"}
+    traced = {key for key in differing(grpo, vapo) if key.endswith("experiment_name")}
+    assert set(differing(grpo, vapo)) - names - traced == {
+        "vapo.anchors.num_anchors",
+        "vapo.reward.perception_source",
+    }
+
+
+def test_dapo_clips_higher_and_samples_dynamically():
+    config, _ = settled("dapo")
+    actor = config.actor_rollout_ref.actor
+    assert actor.clip_ratio_high > actor.clip_ratio_low
+    assert config.algorithm.filter_groups.enable
+    assert config.algorithm.filter_groups.metric == "acc"
+    assert actor.loss_agg_mode == "token-mean"

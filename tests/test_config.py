@@ -1,0 +1,58 @@
+"""Settings: defaults, types, limits, and errors that name key, value and fix."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vapo_verl.config import VapoConfig, vapo_config
+
+
+def test_nothing_given_is_the_defaults():
+    assert vapo_config(None) == VapoConfig() == vapo_config({})
+
+
+def test_whole_numbers_and_lists_are_accepted_where_floats_and_tuples_stand():
+    config = vapo_config({"reward": {"late_emphasis": 2}, "anchors": {"yes_words": [" Ja"]}})
+    assert config.reward.late_emphasis == 2.0
+    assert config.anchors.yes_words == (" Ja",)
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"anchor": {}}, r"vapo\.anchor is not a setting; use one of .*anchors"),
+        ({"anchors": {"num": 3}}, r"vapo\.anchors\.num is not a setting"),
+        ({"anchors": 3}, r"vapo\.anchors=3 is not a group"),
+        ({"anchors": {"num_anchors": "20"}}, r"num_anchors='20' is a str; set a int"),
+        ({"anchors": {"num_anchors": True}}, r"num_anchors=True is a bool; set a int"),
+        ({"anchors": {"num_anchors": -1}}, r"num_anchors=-1 is too small; set 0 or more"),
+        ({"anchors": {"placement": "middle"}}, r"placement='middle' .* use one of random"),
+        ({"anchors": {"gate": "never"}}, r"gate='never'"),
+        ({"anchors": {"yes_words": "Yes"}}, r"yes_words='Yes' is not a list"),
+        ({"anchors": {"question": "{claim} True? "}}, r"not end with white space"),
+        ({"anchors": {"question": "True?"}}, r"must hold \{claim\} once"),
+        ({"reward": {"perception_weight": -0.1}}, r"perception_weight=-0.1 is too small"),
+        ({"advantage": {"attention_coef": 1.0}}, r"attention_coef=1.0 is outside \[0, 1\)"),
+        ({"advantage": {"attention_coef": 0.3}}, r"vapo\.attention\.enabled=False"),
+        ({"reward": {"perception_source": "attention"}}, r"vapo\.attention\.enabled=False"),
+        ({"replay_poll_s": 0.0}, r"replay_poll_s=0.0"),
+    ],
+)
+def test_what_cannot_work_is_refused(node, message):
+    with pytest.raises(ValueError, match=message):
+        vapo_config(node)
+
+
+@given(st.floats(0, 1, exclude_max=True))
+def test_every_coefficient_below_one_is_accepted_with_attention(coefficient):
+    node = {"attention": {"enabled": True}, "advantage": {"attention_coef": coefficient}}
+    assert vapo_config(node).advantage.attention_coef == coefficient
+
+
+def test_probes_run_for_the_reward_or_for_diagnostics():
+    assert vapo_config({}).probes_claims
+    assert not vapo_config({"anchors": {"num_anchors": 0}}).probes_claims
+    assert not vapo_config({"reward": {"perception_source": "none"}}).probes_claims
+    assert vapo_config(
+        {"reward": {"perception_source": "none"}, "anchors": {"gate": "always"}}
+    ).probes_claims

@@ -1,0 +1,52 @@
+"""The command line answers fast, and from any directory."""
+
+import os
+import subprocess
+import sys
+
+
+def run(*arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_help_lists_the_recipes_without_importing_heavy_libraries(tmp_path):
+    code = (
+        "import sys; sys.argv = ['vapo_verl.main', '--help']\n"
+        "import runpy\n"
+        "try:\n    runpy.run_module('vapo_verl.main', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print('HEAVY', sorted({'torch', 'verl', 'vllm', 'ray', 'transformers'} & set(sys.modules)))"
+    )
+    result = run("-c", code, cwd=tmp_path)
+    assert "HEAVY []" in result.stdout, result.stdout + result.stderr
+    assert "+recipe=NAME" in result.stdout
+    assert "vapo_paper" in result.stdout
+
+
+def test_a_config_is_printed_from_any_directory_and_nothing_is_written(tmp_path):
+    arguments = ("-m", "vapo_verl.main", "+recipe=vapo", "vapo.anchors.num_anchors=5")
+    result = run(*arguments, "--cfg", "job", "-p", "vapo", cwd=tmp_path)
+    assert "num_anchors: 5" in result.stdout, result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_recipe_is_named_with_those_there_are(tmp_path):
+    result = run("-m", "vapo_verl.main", "+recipe=vapoo", cwd=tmp_path)
+    assert result.returncode != 0
+    assert "vapoo" in result.stderr
+    assert "vapo_paper" in result.stderr
+
+
+def test_no_recipe_at_all_says_what_to_add(tmp_path):
+    result = run("-m", "vapo_verl.main", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "+recipe=NAME" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,170 @@
+"""Ten ways to spoil a run's input; each ends before Ray starts, in one line a user can act on.
+
+ 1 data file missing                      6 ground truth blank
+ 2 data file is not parquet               7 prompt without a question
+ 3 image file missing                     8 model folder missing, or not a vision-language model
+ 4 image unreadable                       9 answer words the tokenizer cannot tell
+ 5 claim label of the wrong type         10 context too short for the anchors
+and settings that contradict each other or the machine.
+"""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vapo_verl.composition import compose_recipe
+from vapo_verl.data.digits.build import DigitsConfig, write_dataset
+from vapo_verl.launch import settle
+from vapo_verl.preflight import InputError, check_run
+from vapo_verl.small_model import model_dir
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    config = DigitsConfig(train=3, val=2, test=0)
+    return write_dataset(tmp_path_factory.mktemp("digits"), config)
+
+
+@pytest.fixture
+def check(digits):
+    """Check the smoke recipe under overrides, as the command line would."""
+
+    def run(*overrides):
+        files = [f"data.train_files={digits['train']}", f"data.val_files={digits['val']}"]
+        config = compose_recipe("smoke", [*files, *overrides])
+        settle(config)
+        return check_run(config)
+
+    return run
+
+
+@pytest.fixture
+def spoiled(digits, tmp_path):
+    """The training file with one row changed."""
+
+    def write(change):
+        rows = pq.read_table(digits["train"]).to_pylist()
+        change(rows[1])
+        path = tmp_path / "spoiled.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        return f"data.train_files={path}"
+
+    return write
+
+
+def refused(check, *overrides) -> str:
+    with pytest.raises(InputError) as caught:
+        check(*overrides)
+    return str(caught.value)
+
+
+def test_good_input_is_described(check):
+    train, val = check()
+    assert "train.parquet: 3 rows" in train
+    assert "val.parquet: 2 rows" in val
+
+
+def test_1_a_missing_data_file_is_named_with_its_key(check):
+    message = refused(check, "data.val_files=/absent/val.parquet")
+    assert "data.val_files" in message
+    assert "/absent/val.parquet" in message
+
+
+def test_2_a_file_that_is_not_parquet_is_named(check, tmp_path):
+    path = tmp_path / "train.parquet"
+    path.write_text("id,question\n")
+    message = refused(check, f"data.train_files={path}")
+    assert str(path) in message
+    assert "parquet" in message
+
+
+def test_3_a_missing_image_names_row_column_and_path(check, spoiled):
+    def change(row):
+        row["images"] = [{"bytes": None, "path": "/absent/7.png"}]
+
+    message = refused(check, spoiled(change))
+    assert "row 1, column 'images'" in message
+    assert "/absent/7.png" in message
+
+
+def test_4_an_unreadable_image_names_its_row(check, spoiled):
+    def change(row):
+        row["images"] = [{"bytes": b"not an image", "path": None}]
+
+    assert "row 1, column 'images'" in refused(check, spoiled(change))
+
+
+def test_5_a_label_that_is_no_truth_value_names_the_importer(check, digits, tmp_path):
+    rows = pq.read_table(digits["train"]).to_pylist()
+    for row in rows:
+        row["claims"] = [{"text": c["text"], "label": "CORRECT"} for c in row["claims"]]
+    path = tmp_path / "labels.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    message = refused(check, f"data.train_files={path}")
+    assert "row 0, column 'claims'" in message
+    assert "import-vapo-thinker" in message
+
+
+def test_6_a_blank_answer_names_its_row(check, spoiled):
+    def change(row):
+        row["reward_model"] = {"style": "rule", "ground_truth": " "}
+
+    assert "row 1, column 'reward_model'" in refused(check, spoiled(change))
+
+
+def test_7_a_prompt_without_a_question_names_its_row(check, spoiled):
+    def change(row):
+        row["prompt"] = []
+
+    assert "row 1, column 'prompt'" in refused(check, spoiled(change))
+
+
+def test_8_a_missing_model_and_one_without_eyes_are_named(check, tmp_path):
+    assert "/absent/model does not exist" in refused(
+        check, "actor_rollout_ref.model.path=/absent/model"
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    message = refused(check, f"actor_rollout_ref.model.path={tmp_path}")
+    assert "'qwen2' model" in message
+    assert "qwen2_5_vl" in message
+
+
+def test_9_answer_words_of_several_tokens_are_refused(check):
+    message = refused(check, "vapo.anchors.yes_words=[Quite right]")
+    assert "vapo.anchors.yes_words=['Quite right']" in message
+
+
+def test_10_a_context_without_room_for_a_claim_states_the_room_needed(check):
+    message = refused(check, "actor_rollout_ref.rollout.max_model_len=256")
+    # smoke: 96 prompt + 160 response + 64 claim + 1 answer
+    assert "max_model_len=256" in message
+    assert "= 321" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("vapo.attention.enabled=true", "no engine that exports visual attention"),
+        ("vapo.advantage.attention_coef=0.3", "vapo.attention.enabled"),
+        ("vapo.anchors.placement=middle", "use one of random"),
+        ("actor_rollout_ref.rollout.n=1", "rollout.n=1"),
+        ("data.train_batch_size=12", "is not a multiple of"),
+        ("trainer.n_gpus_per_node=3", "do not split over 3 ranks"),
+        ("actor_rollout_ref.rollout.name=sglang", "anchors need vllm"),
+        ("actor_rollout_ref.rollout.full_determinism=true", "vapo.seeded_sampling=true"),
+        ("actor_rollout_ref.rollout.logprobs_mode=raw_logprobs", "processed_logprobs"),
+        ("actor_rollout_ref.actor.checkpoint.async_save=true", "async_save"),
+    ],
+)
+def test_settings_that_cannot_work_name_the_key(check, override, words):
+    assert words in refused(check, override)
+
+
+def test_without_anchors_no_room_is_asked_for_them(check):
+    check("vapo.anchors.num_anchors=0", "actor_rollout_ref.rollout.max_model_len=256")
+
+
+def test_a_hub_name_is_left_to_the_workers(check):
+    check(f"actor_rollout_ref.model.path={model_dir().parent.name}/some-model")

@@ -1,0 +1,91 @@
+"""Figures of a step, worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from vapo_verl.trainer.metrics import anchor_metrics, attention_metrics, reward_metrics
+
+
+def anchor(position, correct, answer=True, own_boundary=True, prompt=100, cached=96):
+    return {
+        "position": position,
+        "correct": correct,
+        "answer": answer,
+        "own_boundary": own_boundary,
+        "num_prompt_tokens": prompt,
+        "num_cached_tokens": cached,
+    }
+
+
+def record(anchors=(), total=1.0, length=30, num_claims=20, probe_s=0.0):
+    reward = {"accuracy": 1.0, "format": 0.5, "perception": 0.25, "total": total}
+    return {
+        "reward": reward,
+        "anchors": list(anchors),
+        "response_length": length,
+        "num_claims": num_claims,
+        "num_claims_skipped": 1,
+        "probe_s": probe_s,
+    }
+
+
+def test_reward_parts_are_means():
+    metrics = reward_metrics([record(total=1.0), record(total=2.0)])
+    assert metrics["vapo/reward/total"] == 1.5
+    assert metrics["vapo/reward/format"] == 0.5
+
+
+def test_anchor_figures():
+    probed = record(
+        [
+            anchor(10, True),  # progress 1/3: early
+            anchor(15, False, answer=False),  # 1/2: neither
+            anchor(20, True, answer=False),  # 2/3: late
+            anchor(30, False, own_boundary=False, cached=0),  # 1: late
+        ],
+        probe_s=0.5,
+    )
+    metrics = anchor_metrics([probed, record(num_claims=0), record(), record()])
+    expected = {
+        "accuracy": 2 / 4,
+        "accuracy_early": 1.0,
+        "accuracy_late": 1 / 2,
+        "yes_rate": 2 / 4,
+        "probed_fraction": 1 / 4,
+        "fallback_rate": 1 / 4,
+        "prefix_hit_rate": 3 * 96 / 400,
+        "probe_s": 0.5,
+        "num_probes": 4,
+        "rows_without_claims": 1 / 4,
+        "claims_skipped": 4,
+    }
+    assert metrics == {f"vapo/anchors/{name}": pytest.approx(v) for name, v in expected.items()}
+
+
+def test_nothing_probed_is_nan_not_zero():
+    metrics = anchor_metrics([record()])
+    assert metrics["vapo/anchors/probed_fraction"] == 0
+    assert math.isnan(metrics["vapo/anchors/accuracy"])
+    assert math.isnan(metrics["vapo/anchors/probe_s"])
+
+
+def test_attention_figures_leave_padding_and_missing_tokens_out():
+    nan = float("nan")
+    attention = torch.tensor([[0.6, 0.5, 0.4, 0.9], [0.3, nan, 0.1, 0.9]])
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 0]])
+    metrics = attention_metrics(attention, mask)
+    # progress 1/3, 2/3, 1 in both rows
+    assert metrics["vapo/attention/mean"] == pytest.approx((0.6 + 0.5 + 0.4 + 0.3 + 0.1) / 5)
+    assert metrics["vapo/attention/early"] == pytest.approx((0.6 + 0.3) / 2)
+    assert metrics["vapo/attention/late"] == pytest.approx((0.5 + 0.4 + 0.1) / 3)
+    # x = 1/3, 2/3, 1, 1/3, 1 with mean 2/3; y as above: sum of products -1/3 * 0.9 + 1/3 * 0.5
+    slope = (-1 / 3 * 0.9 + 1 / 3 * 0.5) / (4 / 9)
+    assert metrics["vapo/attention/slope"] == pytest.approx(slope)
+
+
+def test_no_attention_at_all_is_nan():
+    metrics = attention_metrics(torch.full((2, 3), float("nan")), torch.ones(2, 3))
+    assert all(math.isnan(value) for value in metrics.values())
+    assert len(metrics) == 4

@@ -1,0 +1,54 @@
+"""veRL's tracking backends write into the run folder, Weights & Biases offline without a key."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vapo_verl.trainer.trackers import prepare_trackers
+
+VARIABLES = ("TENSORBOARD_DIR", "VERL_FILE_LOGGER_PATH", "WANDB_DIR", "WANDB_MODE", "WANDB_API_KEY")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch, tmp_path):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # no netrc
+    yield
+    for name in VARIABLES:
+        os.environ.pop(name, None)
+
+
+def test_no_key_means_offline_and_says_so(tmp_path, capsys):
+    prepare_trackers(tmp_path, ["wandb"])
+    assert os.environ["WANDB_MODE"] == "offline"
+    assert "wandb sync" in capsys.readouterr().out
+
+
+def test_a_key_or_an_explicit_mode_is_respected(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    prepare_trackers(tmp_path, ["wandb"])
+    assert "WANDB_MODE" not in os.environ
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    prepare_trackers(tmp_path, ["wandb"])
+    assert os.environ["WANDB_MODE"] == "disabled"
+
+
+def test_verls_tracking_logs_to_real_backends_in_the_run_folder(tmp_path):
+    from verl.utils.tracking import Tracking
+
+    loggers = ["console", "file", "tensorboard", "wandb"]
+    prepare_trackers(tmp_path, loggers)
+    tracking = Tracking("vapo_verl", "test", loggers, config={"trainer": {}})
+    tracking.log({"vapo/reward/total": 1.5}, step=1)
+    tracking.finish()
+    assert "1.5" in (tmp_path / "verl_metrics.jsonl").read_text()
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+    [run] = (tmp_path / "wandb").glob("offline-run-*")
+    reader = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--summary", str(run)]
+    summary = subprocess.run(reader, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"vapo/reward/total\s+1\.5", summary)

@@ -1,0 +1,56 @@
+"""What the trainer overrides in veRL 0.9.1 is still there, and is what it was when written."""
+
+import inspect
+
+import pytest
+import verl
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+from verl.trainer.ppo.v1 import PPOTrainerSync, get_trainer_cls
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+from vapo_verl.trainer.trainer import VapoTrainer
+from vapo_verl.trainer.worker import VapoWorker
+
+OVERRIDDEN = [
+    "fit",
+    "_init_resource_pool_mgr",
+    "_fetch_one_gen_batch",
+    "_balance_batch",
+    "_compute_advantage",
+    "_compute_metrics",
+    "_save_checkpoint",
+    "_load_checkpoint",
+]
+
+
+def test_the_registries_hold_our_classes():
+    assert get_trainer_cls("vapo") is VapoTrainer
+    assert get_adv_estimator_fn("vapo").__module__ == "vapo_verl.advantage.estimator"
+
+
+@pytest.mark.parametrize("name", OVERRIDDEN)
+def test_overridden_methods_exist_upstream(name):
+    assert callable(getattr(PPOTrainerSync, name, None)), (
+        f"verl {verl.__version__} has no PPOTrainer.{name}: VapoTrainer.{name} overrides nothing; "
+        "find the method's new name in verl/trainer/ppo/v1/trainer_base.py"
+    )
+
+
+def test_the_replay_buffer_still_polls_at_an_interval():
+    assert "poll_interval" in inspect.signature(ReplayBuffer).parameters, (
+        "verl's ReplayBuffer lost poll_interval: VapoTrainer sets it from vapo.replay_poll_s"
+    )
+
+
+def test_workers_are_made_from_the_class_attributes_we_set():
+    source = inspect.getsource(VapoWorker.__mro__[1])
+    for name in ("actor_worker_cls", "ref_worker_cls"):
+        assert f"self.{name}(" in source, f"ActorRolloutRefWorker no longer makes self.{name}"
+
+
+def test_the_pointer_verl_reads_is_the_one_we_write():
+    from verl.utils.checkpoint.checkpoint_manager import get_checkpoint_tracker_filename
+
+    from vapo_verl.trainer.checkpoints import POINTER
+
+    assert get_checkpoint_tracker_filename("run").endswith(f"run/{POINTER}")
