@@ -23,7 +23,8 @@ def test_help_lists_the_recipes_without_importing_heavy_libraries(tmp_path):
         "import runpy\n"
         "try:\n    runpy.run_module('vapo_verl.main', run_name='__main__')\n"
         "except SystemExit: pass\n"
-        "print('HEAVY', sorted({'torch', 'verl', 'vllm', 'ray', 'transformers'} & set(sys.modules)))"
+        "heavy = {'torch', 'verl', 'vllm', 'ray', 'transformers'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))"
     )
     result = run("-c", code, cwd=tmp_path)
     assert "HEAVY []" in result.stdout, result.stdout + result.stderr

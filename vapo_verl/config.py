@@ -20,7 +20,7 @@ ANSWER_STYLES = ("exact", "math")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnchorConfig:
-    """Where a finished response is cut, and how a claim is asked there (sec. 4 of arXiv 2509.25848)."""
+    """Where a finished response is cut, and how a claim is asked there."""
 
     num_anchors: int = 20
     """K, the anchors per response. 0 turns the probes off: plain GRPO."""
@@ -35,7 +35,7 @@ class AnchorConfig:
     """Asked at each cut. Must not end with a space: for Qwen's tokenizers that space is a token of
     its own and spoils the answer."""
     yes_words: tuple[str, ...] = (" Yes", "Yes")
-    """Candidates for the positive answer; the first that is one token after the question is used."""
+    """Candidates for a positive answer; the first that is one token after the question is used."""
     no_words: tuple[str, ...] = (" No", "No")
     """Candidates for the negative answer, tried in order like ``yes_words``."""
     max_claim_tokens: int = 64
@@ -44,7 +44,7 @@ class AnchorConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardConfig:
-    """R = R_acc + R_fmt + gamma * 1[R_acc = 1] * R_perc, with a weight on each part (Eq. 5)."""
+    """R = R_acc + R_fmt + gamma * 1[R_acc = 1] * R_perc, each part weighted (Eq. 5)."""
 
     accuracy_weight: float = 1.0
     format_weight: float = 1.0

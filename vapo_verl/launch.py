@@ -22,9 +22,9 @@ def launch(config: DictConfig) -> None:
     settle(config)
     if is_finished(config):
         print(
-            f"{config.trainer.default_local_dir} already holds step {config.trainer.total_training_steps}: "
-            "nothing to do. Raise trainer.total_training_steps to go on, or name another "
-            "trainer.default_local_dir to start anew."
+            f"{config.trainer.default_local_dir} already holds step "
+            f"{config.trainer.total_training_steps}: nothing to do. To go on, raise "
+            "trainer.total_training_steps; to start anew, name another trainer.default_local_dir."
         )
         return
     for note in check_run(config):
@@ -47,7 +47,10 @@ def fall_back_without_flash_attention(config: DictConfig) -> None:
         return
     config.actor_rollout_ref.model.use_remove_padding = False
     OmegaConf.update(
-        config, "actor_rollout_ref.model.override_config.attn_implementation", "sdpa", force_add=True
+        config,
+        "actor_rollout_ref.model.override_config.attn_implementation",
+        "sdpa",
+        force_add=True,
     )
     print(
         "flash-attn is not installed: training with sdpa and padded sequences, which is slower. "
@@ -85,7 +88,7 @@ def is_finished(config: DictConfig) -> bool:
 
 
 def set_environment(config: DictConfig) -> None:
-    """Environment of this process and of every Ray worker, on whatever node; before verl is imported."""
+    """Environment of this process and of all Ray workers; needed before verl is imported."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a dozen processes import torch and vLLM
     if config.trainer.device != "cpu":
         return

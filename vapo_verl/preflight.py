@@ -43,7 +43,7 @@ def check_run(config: DictConfig) -> list[str]:
 def _check_attention(settings: VapoConfig) -> None:
     if settings.attention.enabled:
         raise ValueError(
-            "vapo.attention.enabled=True: this version has no engine that exports visual attention; "
+            "vapo.attention.enabled=True: no engine of this version exports visual attention; "
             "set vapo.attention.enabled=false, vapo.advantage.attention_coef=0 and "
             "vapo.reward.perception_source=claims"
         )
@@ -81,7 +81,8 @@ def _check_batches(config: DictConfig) -> None:
     )
     if n < 2:
         raise ValueError(
-            f"actor_rollout_ref.rollout.n={n}: an advantage compares responses to one prompt; set 2 or more"
+            f"actor_rollout_ref.rollout.n={n}: an advantage compares responses to one prompt; "
+            "set 2 or more"
         )
     if prompts % mini:
         raise ValueError(
@@ -91,8 +92,9 @@ def _check_batches(config: DictConfig) -> None:
     ranks = trainer.n_gpus_per_node * trainer.nnodes
     if mini * n % ranks:
         raise ValueError(
-            f"ppo_mini_batch_size * rollout.n = {mini} * {n} responses do not split over {ranks} ranks "
-            "(trainer.n_gpus_per_node * trainer.nnodes); change actor_rollout_ref.actor.ppo_mini_batch_size"
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={mini} with rollout.n={n}: {mini * n} "
+            f"responses do not split over {ranks} ranks "
+            "(trainer.n_gpus_per_node * trainer.nnodes); change one of them"
         )
 
 
@@ -103,7 +105,8 @@ def _check_context(config: DictConfig, settings: VapoConfig) -> None:
     if room is None or room < needed:
         raise ValueError(
             f"actor_rollout_ref.rollout.max_model_len={room} is below data.max_prompt_length + "
-            f"data.max_response_length + vapo.anchors.max_claim_tokens + 1 = {needed}; set {needed} or more"
+            f"data.max_response_length + vapo.anchors.max_claim_tokens + 1 = {needed}; "
+            f"set {needed} or more"
         )
 
 
@@ -112,7 +115,8 @@ def _check_model(config: DictConfig, settings: VapoConfig) -> None:
     if not path.exists():
         if config.actor_rollout_ref.model.path.startswith((".", "/", "~")):
             raise ValueError(
-                f"actor_rollout_ref.model.path={path} does not exist; give a model folder or a hub name"
+                f"actor_rollout_ref.model.path={path} does not exist; "
+                "give a model folder or a hub name"
             )
         return  # a hub name: resolved by the workers, which may see another cache or network
     if not (path / "config.json").is_file():
@@ -122,7 +126,8 @@ def _check_model(config: DictConfig, settings: VapoConfig) -> None:
     kind = json.loads((path / "config.json").read_text()).get("model_type")
     if kind not in ANCHORED_MODELS:
         raise ValueError(
-            f"actor_rollout_ref.model.path={path} is a {kind!r} model; use one of {', '.join(ANCHORED_MODELS)}"
+            f"actor_rollout_ref.model.path={path} is a {kind!r} model; "
+            f"use one of {', '.join(ANCHORED_MODELS)}"
         )
     if settings.probes_claims:
         _check_answer_tokens(path, settings)

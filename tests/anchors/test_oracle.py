@@ -1,4 +1,4 @@
-"""From data row to score: an answerer that knows the scene earns 1, its opposite 0, always-yes half.
+"""From row to score: an answerer that knows the scene earns 1, its opposite 0, always-yes half.
 
 The claims, labels, tokenizer, planning, probing and scoring are the real ones; only the eyes behind
 the answer are replaced. Handing labels out in another order than claims, as the released code does,
@@ -21,7 +21,9 @@ from vapo_verl.data.digits.scene import Scene
 from vapo_verl.rollout.sample import anchored_perception
 from vapo_verl.small_model import model_dir
 
-RESPONSE = "<think>" + " ".join(f"top left is red {i % 10}." for i in range(30)) + "</think>\\boxed{3}"
+RESPONSE = (
+    "<think>" + " ".join(f"top left is red {i % 10}." for i in range(30)) + "</think>\\boxed{3}"
+)
 Answer = Callable[[str, Scene], bool]
 
 

@@ -1,5 +1,7 @@
 """Cuts lie at logical boundaries of the reasoning, far enough apart, between tokens."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -85,7 +87,7 @@ def test_cuts_are_sorted_boundaries_at_least_min_gap_apart(boundaries, k, placem
     own = [position for position, has_boundary in cuts if has_boundary]
     assert len(cuts) == k
     assert set(own) <= set(boundaries)
-    assert all(b - a >= gap for a, b in zip(own, own[1:], strict=False))
+    assert all(b - a >= gap for a, b in pairwise(own))
     assert [position for position, _ in cuts] == sorted(position for position, _ in cuts)
 
 
@@ -94,9 +96,7 @@ def test_random_placement_reaches_every_boundary_about_equally():
     draws = np.random.default_rng(0)
     counts = dict.fromkeys(boundaries, 0)
     for _ in range(2000):
-        [(position, _)] = place(
-            boundaries, 1, end=50, placement="random", min_gap=1, rng=draws
-        )
+        [(position, _)] = place(boundaries, 1, end=50, placement="random", min_gap=1, rng=draws)
         counts[position] += 1
     # 2000 draws over 4: 500 each, standard deviation sqrt(2000 * 0.25 * 0.75) = 19.4
     assert all(abs(count - 500) < 5 * 19.4 for count in counts.values())

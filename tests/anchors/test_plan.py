@@ -19,9 +19,7 @@ def key(**changed) -> SampleKey:
 
 def plan(pieces=PIECES, claims=CLAIMS, k=20, placement="random", gap=1, sample_key=None):
     rng = (sample_key or key()).generator("anchors")
-    return plan_anchors(
-        pieces, claims, num_anchors=k, placement=placement, min_gap=gap, rng=rng
-    )
+    return plan_anchors(pieces, claims, num_anchors=k, placement=placement, min_gap=gap, rng=rng)
 
 
 @given(

@@ -35,7 +35,12 @@ async def test_input_is_prompt_then_response_up_to_the_cut_then_question():
 
 
 async def test_p_yes_and_correctness_for_both_answers():
-    replies = iter([ProbeReply(token_id=YES, logprob=math.log(0.8)), ProbeReply(token_id=NO, logprob=math.log(0.7))])
+    replies = iter(
+        [
+            ProbeReply(token_id=YES, logprob=math.log(0.8)),
+            ProbeReply(token_id=NO, logprob=math.log(0.7)),
+        ]
+    )
 
     async def ask(_):
         return next(replies)

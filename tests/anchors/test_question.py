@@ -49,7 +49,7 @@ class MergingTokenizer:
     """Joins the question's last character with what follows, as ``":Y"`` might be."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        head, mark, tail = text.rpartition(":")
+        _, mark, tail = text.rpartition(":")
         return [1, 2 if not tail else 3 + len(tail)] if mark else [1]
 
 

@@ -13,7 +13,9 @@ from vapo_verl.small_model import model_dir
 
 @pytest.fixture(scope="module")
 def model():
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(model_dir(), dtype=torch.float32).model
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        model_dir(), dtype=torch.float32
+    ).model
 
 
 def test_upstream_still_fails_on_text_alone(model):

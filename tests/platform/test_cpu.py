@@ -11,7 +11,12 @@ def python(code: str, **environment: str) -> str:
     env = {name: value for name, value in os.environ.items() if name != "VERL_PLATFORM"}
     command = [sys.executable, "-c", code]
     result = subprocess.run(
-        command, env={**env, **environment}, capture_output=True, text=True, timeout=240, check=False
+        command,
+        env={**env, **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout

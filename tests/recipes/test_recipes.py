@@ -59,7 +59,11 @@ def test_vapo_paper_holds_the_papers_table():
 def test_vapo_released_holds_the_published_scripts_values():
     config, settings = settled("vapo_released")
     actor, reward = config.actor_rollout_ref.actor, settings.reward
-    assert (reward.accuracy_weight, reward.format_weight, reward.perception_weight) == (0.8, 0.1, 0.1)
+    assert (reward.accuracy_weight, reward.format_weight, reward.perception_weight) == (
+        0.8,
+        0.1,
+        0.1,
+    )
     assert reward.chance_corrected
     assert (config.data.train_batch_size, actor.ppo_mini_batch_size) == (384, 128)
     assert (config.data.max_prompt_length, config.data.max_response_length) == (4096, 2048)

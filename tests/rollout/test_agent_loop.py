@@ -83,7 +83,9 @@ async def test_a_right_answer_adds_gamma_times_perception(run_loop, dataset):
     right = {**row, "reward_model": {"style": "exact", "ground_truth": answer_of(text) or "0"}}
     output = await run_loop(right, temperature=0.0)
     reward = output.extra_fields["vapo"]["reward"]
-    expected = reward["accuracy"] + reward["format"] + 0.1 * reward["perception"] * reward["accuracy"]
+    expected = (
+        reward["accuracy"] + reward["format"] + 0.1 * reward["perception"] * reward["accuracy"]
+    )
     assert output.reward_score == pytest.approx(expected)
     assert reward["accuracy"] == float(answer_of(text) is not None)
 
@@ -113,7 +115,10 @@ async def test_same_key_same_response_and_anchors_another_sample_differs(run_loo
     first, again = await run_loop(dataset[2], ALWAYS), await run_loop(dataset[2], ALWAYS)
     other = await run_loop(dataset[2], ALWAYS, session_id=1)
     assert first.response_ids == again.response_ids
-    plans = [[(a["position"], a["claim"]) for a in o.extra_fields["vapo"]["anchors"]] for o in (first, again, other)]
+    plans = [
+        [(a["position"], a["claim"]) for a in o.extra_fields["vapo"]["anchors"]]
+        for o in (first, again, other)
+    ]
     assert plans[0] == plans[1] != plans[2]
 
 

@@ -60,7 +60,14 @@ def test_rollouts_are_read_back_as_written(tmp_path):
         "ground_truth": "3",
         "reward": {"accuracy": 1.0, "format": 1.0, "perception": 0.5, "total": 2.05},
         "anchors": [
-            {"position": 2, "claim": "c", "label": True, "answer": False, "correct": False, "p_yes": 0.25}
+            {
+                "position": 2,
+                "claim": "c",
+                "label": True,
+                "answer": False,
+                "correct": False,
+                "p_yes": 0.25,
+            }
         ],
     }
     write_rollouts(tmp_path, 2, [row])

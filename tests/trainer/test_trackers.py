@@ -49,6 +49,12 @@ def test_verls_tracking_logs_to_real_backends_in_the_run_folder(tmp_path):
     assert "1.5" in (tmp_path / "verl_metrics.jsonl").read_text()
     assert list((tmp_path / "tensorboard").glob("events.*"))
     [run] = (tmp_path / "wandb").glob("offline-run-*")
-    reader = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--summary", str(run)]
+    reader = [
+        str(Path(sys.executable).with_name("wandb")),
+        "leet",
+        "inspect",
+        "--summary",
+        str(run),
+    ]
     summary = subprocess.run(reader, capture_output=True, text=True, check=True).stdout
     assert re.search(r"vapo/reward/total\s+1\.5", summary)

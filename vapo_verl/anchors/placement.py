@@ -17,7 +17,7 @@ ANSWER_START = "\\boxed"
 
 
 def reasoning_length(pieces: Sequence[str]) -> int:
-    """Tokens of the reasoning: those before ``</think>``, else before the last ``\\boxed``, else all.
+    """Length of the reasoning: up to ``</think>``, else the last ``\\boxed``, else all.
 
     Args:
         pieces: text of each response token. A token inside a multi-byte character may decode to

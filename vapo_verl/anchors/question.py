@@ -23,7 +23,7 @@ class AnchorQuestion:
     no_id: int
 
     def token_ids(self, claim: str) -> list[int]:
-        """The question about ``claim``, tokenised on its own so that the prefix keeps its tokens."""
+        """The question about ``claim``, tokenised apart so that the prefix keeps its tokens."""
         return _encode(self.tokenizer, self.template.replace("{claim}", claim))
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import fields
+from typing import Any
 
 from vapo_verl.data.cells import check_answer, check_images_match, check_prompt, check_source
 from vapo_verl.data.claims_column import (
@@ -45,7 +46,7 @@ class RowTally:
     def _check_source(self, row: dict[str, object]) -> None:
         check_source(row["data_source"], row["extra_info"])
 
-    def _add_images(self, row: dict[str, object]) -> None:
+    def _add_images(self, row: dict[str, Any]) -> None:
         check_prompt(row["prompt"])
         sources = check_images_match(row["prompt"], row["images"])
         self._count["num_images"] += len(sources)

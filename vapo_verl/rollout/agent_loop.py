@@ -57,6 +57,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._client = kwargs["server_manager"]
         self.vapo: VapoConfig = vapo_config(OmegaConf.to_container(self.config.vapo, resolve=True))  # type: ignore[arg-type]
         anchors = self.vapo.anchors
         self.question: AnchorQuestion = bind_question(
@@ -75,7 +76,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         )
         if self.vapo.seeded_sampling:
             sampling_params = {**sampling_params, "seed": key.sampling_seed()}
-        self.server_manager = OneServerClient(self.server_manager)
+        self.server_manager = OneServerClient(self._client)
         generated = await super().run(sampling_params, priority, **row)
         output = VapoAgentLoopOutput(
             **{name: getattr(generated, name) for name in generated.model_fields_set}

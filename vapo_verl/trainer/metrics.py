@@ -56,7 +56,7 @@ def attention_metrics(visual_attention: Tensor, response_mask: Tensor) -> dict[s
     """Visual attention ratio over a batch [B, T]: mean, first and last third, slope over progress.
 
     ``slope`` is the least-squares slope of the ratio against progress t / T_i in (0, 1]: how much
-    attention the image loses from a response's start to its end. Tokens without a value are left out.
+    attention the image loses over a response. Tokens without a value are left out.
     """
     mask = response_mask.bool()
     position = torch.cumsum(mask, dim=1).double()

@@ -26,7 +26,7 @@ ANCHOR_COLUMNS = ("position", "claim", "label", "answer", "correct", "p_yes")
 def sample_rows(
     keys: Sequence[str], partition_id: str, tokenizer: Any, step: int
 ) -> list[dict[str, Any]]:
-    """One row per key (``{uid}_{sample}_{output}``), as :data:`run_folder.ROLLOUT_SCHEMA` has them."""
+    """One row of ``ROLLOUT_SCHEMA`` per key (``{uid}_{sample}_{output}``)."""
     data = tq.kv_batch_get(keys=list(keys), partition_id=partition_id, select_fields=FIELDS)
     columns = {name: column_values(data[name]) for name in FIELDS}
     return [

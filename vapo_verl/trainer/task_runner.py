@@ -10,7 +10,7 @@ from verl.trainer.main_ppo import TaskRunnerV1
 from vapo_verl.trainer.trackers import prepare_trackers
 
 
-class VapoTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):  # type: ignore[misc,name-defined]
+class VapoTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
     """Registers the trainer and the estimator, then runs veRL's loop."""
 
     def run(self, config: DictConfig) -> None:

@@ -87,7 +87,7 @@ class VapoTrainer(PPOTrainerSync):
         return batch
 
     def _balance_batch(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> KVBatchMeta:
-        """Responses arrive as they finish; sort them, so that mini-batches repeat from run to run."""
+        """Responses arrive as they finish; sorted, their mini-batches repeat from run to run."""
         batch.reorder(sorted(range(len(batch.keys)), key=lambda i: batch.keys[i]))
         return super()._balance_batch(batch, *args, **kwargs)
 
@@ -161,4 +161,3 @@ class VapoTrainer(PPOTrainerSync):
                 print(f"{folder} was not finished and is not used; resuming from step {step or 0}")
             checkpoints.point_to(self.run_dir, step)
         super()._load_checkpoint()
-

@@ -24,7 +24,7 @@ class VapoTrainingWorker(TrainingWorker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if get_device_name() == "cpu" and not torch.distributed.is_initialized():
-            # veRL 0.9.1 asks torch for "cpu:gloo,cpu:gloo", which it refuses; an existing group is kept
+            # veRL 0.9.1 asks torch for "cpu:gloo,cpu:gloo", which it refuses, but keeps a group
             torch.distributed.init_process_group(
                 "gloo", rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"])
             )

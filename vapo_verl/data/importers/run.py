@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from vapo_verl.data.errors import BadCell, FileError
 from vapo_verl.data.importers.atomic_parquet import atomic_parquet
@@ -65,7 +66,7 @@ def _converted(
 
 
 def _write(
-    rows: Iterator[dict[str, object]], embed: bool, options: ImportOptions, count: Counter[str]
+    rows: Iterator[dict[str, Any]], embed: bool, options: ImportOptions, count: Counter[str]
 ) -> None:
     schema = row_schema(embedded_images=embed)
     outputs = {"train": options.out}
