@@ -51,3 +51,13 @@ def test_no_recipe_at_all_says_what_to_add(tmp_path):
     assert result.returncode == 2
     assert "+recipe=NAME" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_recipe_of_the_users_own_builds_on_a_packaged_one(tmp_path):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [vapo, _self_]\nvapo: {anchors: {num_anchors: 7}}\n"
+    )
+    arguments = ("-m", "vapo_verl.main", "--config-dir", str(tmp_path), "+recipe=mine")
+    result = run(*arguments, "--cfg", "job", "-p", "vapo.anchors", cwd=tmp_path)
+    assert "num_anchors: 7" in result.stdout, result.stderr

@@ -1,7 +1,5 @@
 """The loop's own work on real rows, a real tokenizer and the packaged model."""
 
-import math
-
 import pytest
 import torch
 
@@ -133,7 +131,11 @@ async def test_attention_is_a_field_of_the_replay_buffer_with_nan_where_unknown(
     assert column[2:].isnan().all()
 
 
-async def test_reward_parts_reach_verls_validation(run_loop, dataset):
-    info = (await run_loop(dataset[0])).extra_fields["reward_extra_info"]
-    assert set(info) == {"acc", "format", "perception"}
-    assert all(math.isfinite(value) for value in info.values())
+async def test_reward_parts_reach_verls_validation_perception_where_it_was_probed(
+    run_loop, dataset
+):
+    probed = (await run_loop(dataset[0], ALWAYS)).extra_fields
+    assert probed["reward_extra_info"].keys() == {"acc", "format", "perception"}
+    assert probed["reward_extra_info"]["perception"] == probed["vapo"]["reward"]["perception"]
+    plain = (await run_loop(dataset[0], "vapo.anchors.num_anchors=0")).extra_fields
+    assert plain["reward_extra_info"].keys() == {"acc", "format"}

@@ -63,12 +63,18 @@ def test_a_branch_has_the_logits_of_a_sequence_of_its_own(packaged, samples):
             start = end
 
 
-def test_only_responses_and_verdicts_are_learnt(packaged, samples):
+def test_responses_verdicts_and_the_words_of_true_claims_are_learnt(packaged, samples):
+    tokenizer = packaged[1].tokenizer
+    yes, _ = verdict_ids(tokenizer)
     labels = collate(samples, packaged[1])["labels"]
     for row, sample in zip(labels.tolist(), samples, strict=True):
         learnt = [token for token in row if token != IGNORED]
-        verdicts = [probe.ids[-1] for probe in sample.probes]
-        assert learnt == [*sample.response_ids, *verdicts]
+        probed = [list(filter(lambda token: token != IGNORED, p.labels)) for p in sample.probes]
+        assert learnt == [*sample.response_ids, *(token for tokens in probed for token in tokens)]
+        for probe, tokens in zip(sample.probes, probed, strict=True):
+            claim = tokenizer.decode(probe.ids).split("<anchor>")[1].split(" Is this")[0]
+            assert tokenizer.decode(tokens[:-2]) == (claim if probe.ids[-1] == yes else "")
+            assert tokens[-2:] == [probe.ids[-1]] * 2  # right behind the claim, and at the end
 
 
 def test_probes_cut_behind_the_prompt_or_at_a_boundary(tokenizer, samples):

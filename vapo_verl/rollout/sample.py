@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -67,10 +66,10 @@ def anchored_perception(
 
 
 def reward_extra_info(record: Mapping[str, Any]) -> dict[str, float]:
-    """The parts of the reward under veRL's names, for its validation metrics and group filters."""
+    """The parts of the reward under veRL's names, for its validation metrics and group filters.
+
+    Perception is left out where nothing was probed, so that its mean is that of probed responses.
+    """
     reward = record["reward"]
-    return {
-        "acc": reward["accuracy"],
-        "format": reward["format"],
-        "perception": 0.0 if math.isnan(reward["perception"]) else reward["perception"],
-    }
+    info = {"acc": reward["accuracy"], "format": reward["format"]}
+    return {**info, "perception": reward["perception"]} if record["anchors"] else info

@@ -7,6 +7,10 @@ import datetime
 import logging
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vapo_verl.small_model.recipe import RecipeConfig
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     _document(options, config, minutes=(time.monotonic() - start) / 60)
 
 
-def _document(options: argparse.Namespace, config, minutes: float) -> None:
+def _document(options: argparse.Namespace, config: RecipeConfig, minutes: float) -> None:
     from vapo_verl.small_model.card import model_card
     from vapo_verl.small_model.first_steps import first_losses
     from vapo_verl.small_model.recipe import measure

@@ -16,6 +16,7 @@ from vapo_verl.data.digits.render import CELL_PIXELS
 
 _WIDTH = 128
 _MAX_CELLS = 64
+_NUM_NEAR, _NEARNESS = 4, 2.0
 
 
 def model_config(tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLConfig:
@@ -45,7 +46,7 @@ def _text_config(tokenizer: PreTrainedTokenizerBase) -> dict:
         "vocab_size": len(tokenizer),
         "hidden_size": _WIDTH,
         "intermediate_size": 4 * _WIDTH,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 6,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 4096,
@@ -84,14 +85,16 @@ def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLForConditionalG
 
 @torch.no_grad()
 def _match_attention(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Start every attention head as a look-up of what is similar, which it copies.
+    """Start every attention head as a look-up of what is similar or near, which it copies.
 
-    Query weights equal key weights, and output weights are the transpose of value weights. Reading a
-    cell is such a look-up, and is found from here in a third of the steps.
+    Query weights equal key weights, and output weights are the transpose of value weights. Biases
+    on the fastest rotary frequencies make the last group of heads prefer near tokens. Reading a
+    cell takes both: what place do the last words name, and which cell is like it.
     """
     text = model.config.text_config
     shape = (text.num_key_value_heads, -1, text.hidden_size)
     group = text.num_attention_heads // text.num_key_value_heads
+    head_dim = text.hidden_size // text.num_attention_heads
     for layer in model.model.language_model.layers:
         attention = layer.self_attn
         keys, values = attention.k_proj.weight.view(shape), attention.v_proj.weight.view(shape)
@@ -99,6 +102,8 @@ def _match_attention(model: Qwen2_5_VLForConditionalGeneration) -> None:
         attention.o_proj.weight.copy_(
             values.repeat_interleave(group, dim=0).flatten(0, 1).T / group
         )
+        attention.k_proj.bias.view(-1, head_dim)[-1:, :_NUM_NEAR] = _NEARNESS
+        attention.q_proj.bias.view(-1, head_dim)[-group:, :_NUM_NEAR] = _NEARNESS
 
 
 def build_processor(tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLProcessor:

@@ -15,9 +15,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import Qwen2_5_VLProcessor
 
-from vapo_verl.small_model.samples import Sample
+from vapo_verl.small_model.samples import IGNORED, Sample
 
-IGNORED = -100
 _NUM_SORTED_TOGETHER = 4
 
 
@@ -60,7 +59,7 @@ def _row(sample: Sample, length: int, pad_id: int) -> tuple[np.ndarray, ...]:
     for number, probe in enumerate(sample.probes, start=1):
         end, cut = start + len(probe.ids), num_prompt + probe.cut
         tokens[start:end] = probe.ids
-        labels[end - 1] = probe.ids[-1]
+        labels[start:end] = probe.labels
         positions[:, start:end] = positions[:, cut - 1 : cut] + np.arange(1, end - start + 1)
         branch[start:end] = number
         visible[start:end] = cut

@@ -25,9 +25,10 @@ between rows: what text alone can do.
 
 {table}
 
-## First losses
-Tower: {tower}. Warm-up, response / verdict: {warm_up}. `first_steps.json` holds them in full, and a
-test makes them again.
+## Losses of a rehearsal
+First steps of the tower: {tower}. Then two steps of every part of the warm-up, response / verdict:
+{warm_up}.
+`first_steps.json` holds them in full, and a test makes them again.
 """
 
 

@@ -15,7 +15,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from vapo_verl.data.digits.scene import parse_grid
 from vapo_verl.small_model.batch import collate
-from vapo_verl.small_model.samples import Probe, Sample, encode, probe_ids, prompt_ids, verdict_ids
+from vapo_verl.small_model.samples import Sample, encode, make_probe, prompt_ids, verdict_ids
 
 _FORMAT = re.compile(r"<think>.+</think>\\boxed\{(\w+)\}", re.DOTALL)
 _MAX_NEW_TOKENS = 160
@@ -144,7 +144,7 @@ def _probed(processor: Qwen2_5_VLProcessor, sample: Sample, claims: Sequence[dic
     ids = sample.response_ids
     end = ids.index(end_of_reasoning) if end_of_reasoning in ids else len(ids) - 1
     probes = [
-        Probe(cut=cut, ids=probe_ids(processor.tokenizer, claim["text"], claim["label"]))
+        make_probe(processor.tokenizer, cut, claim["text"], claim["label"])
         for cut in (0, end)
         for claim in claims
     ]

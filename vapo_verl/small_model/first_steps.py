@@ -1,4 +1,4 @@
-"""The first losses of both stages: cheap to make again, so that a test notices a changed recipe."""
+"""A rehearsal of the recipe in a few steps of every part: a test notices by it when it changes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,22 @@ from vapo_verl.small_model.samples import SampleMaker
 from vapo_verl.small_model.tower import train_tower
 from vapo_verl.small_model.warmup import warm_up
 
+_STEPS_A_PART = 2
 
-def first_losses(config: RecipeConfig, num_steps: int = 4) -> dict[str, list]:
-    """Return the losses of the first tower steps, and of warm-up steps taken right behind those."""
+
+def first_losses(config: RecipeConfig, num_tower_steps: int = 4) -> dict[str, list]:
+    """Return the losses of the first tower steps, then of two steps of every warm-up part.
+
+    The tower's are those of the full recipe; the rest start from a tower that is hardly trained.
+    """
     model, processor = new_model(config.seed)
     pool = scan_pool("train")
-    tower = replace(config.tower, seed=config.seed)
-    tower_losses = list(islice(train_tower(model, processor, pool, tower), num_steps))
+    tower = train_tower(model, processor, pool, replace(config.tower, seed=config.seed))
+    tower_losses = list(islice(tower, num_tower_steps))
     maker = SampleMaker(tokenizer=processor.tokenizer, pool=pool)
-    warmup = replace(config.warmup, seed=config.seed)
-    joint = islice(warm_up(model, processor, maker, warmup), num_steps)
-    return {"tower": tower_losses, "warm_up": [asdict(loss) for loss in joint]}
+    parts = tuple(replace(part, steps=_STEPS_A_PART) for part in config.warmup.parts)
+    warmup = replace(config.warmup, seed=config.seed, parts=parts)
+    return {
+        "tower": tower_losses,
+        "warm_up": [asdict(loss) for loss in warm_up(model, processor, maker, warmup)],
+    }

@@ -32,8 +32,8 @@ class RecipeConfig:
     seed: int = 0
     tower: TowerConfig = field(default_factory=TowerConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
-    check_every: int = 100
-    """Steps between looks at validation rows."""
+    check_every: int = 200
+    """Steps between looks at validation rows, once questions are learnt."""
     check_rows: int = 96
     stop_accuracy: float = 0.4
     """Greedy accuracy on validation rows at which the warm-up ends: RL needs room to improve."""
@@ -56,7 +56,7 @@ def make_model(out: Path, config: RecipeConfig) -> None:
     for step, loss in enumerate(losses, start=1):
         if step % _LOG_EVERY == 0:
             _logger.info("tower step %d loss %.3f", step, loss)
-    _warm_up_until(model, processor, config)
+    _warm_up_until(model, processor, config, out)
     save_model(model, processor, out)
 
 
@@ -80,6 +80,7 @@ def _warm_up_until(
     model: Qwen2_5_VLForConditionalGeneration,
     processor: Qwen2_5_VLProcessor,
     config: RecipeConfig,
+    out: Path,
 ) -> None:
     maker = SampleMaker(tokenizer=processor.tokenizer, pool=scan_pool("train"))
     warmup = replace(config.warmup, seed=config.seed)
@@ -87,9 +88,10 @@ def _warm_up_until(
     rows = build_split(data, "val")
     for step, loss in enumerate(warm_up(model, processor, maker, warmup), start=1):
         _log_step(step, loss)
-        if step > warmup.reading_steps and step % config.check_every == 0:
+        if step > warmup.parts[0].steps and step % config.check_every == 0:
             figures = evaluate(model, processor, rows)
             _log_figures(step, figures)
+            save_model(model, processor, out)  # so that a run cut short has left something
             if figures.accuracy >= config.stop_accuracy:
                 return
 

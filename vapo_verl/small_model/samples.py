@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +18,9 @@ from vapo_verl.data.digits.scene import Scene, sample_scene
 from vapo_verl.data.digits.selection import sample_claims
 from vapo_verl.small_model.texts import ANCHOR_TEXT, READ_PROMPT, VERDICTS, cut_positions
 
+IGNORED = -100
+"""Label of a token at which nothing is learnt."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
@@ -23,7 +28,11 @@ class Probe:
 
     cut: int
     ids: tuple[int, ...]
-    """Token ids of the question, and last the id of its verdict, the only one that is learnt."""
+    """Token ids of the question, and last the id of its verdict."""
+    labels: tuple[int, ...]
+    """What is learnt at each of them, `IGNORED` for nothing: the verdict at the end, and also
+    right behind the claim, where judging is learnt before passing it on. Of a true claim its
+    words, too: who can say what the top left digit is has only to compare to judge a claim."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,21 +62,41 @@ class SampleMaker:
     tokenizer: PreTrainedTokenizerBase
     pool: ScanPool
 
-    def reading(self, rng: random.Random, rows: int, cols: int, num_probes: int) -> Sample:
+    def reading(
+        self,
+        rng: random.Random,
+        rows: int,
+        cols: int,
+        num_probes: int,
+        kinds: Collection[str] | None = None,
+    ) -> Sample:
         """Draw a sample whose response reads every cell, in random order."""
         scene = sample_scene(rng, self.pool, rows, cols)
         places = rng.sample(list(scene.places), rows * cols)
         response = f"<think>{' '.join(read(scene, place) for place in places)}</think>"
-        return self._sample(rng, scene, READ_PROMPT, response, num_probes)
+        return self._sample(rng, scene, READ_PROMPT, response, num_probes, kinds)
 
-    def question(self, rng: random.Random, rows: int, cols: int, num_probes: int) -> Sample:
+    def question(
+        self,
+        rng: random.Random,
+        rows: int,
+        cols: int,
+        num_probes: int,
+        kinds: Collection[str] | None = None,
+    ) -> Sample:
         """Draw a sample whose response solves a question of the data set."""
         scene = sample_scene(rng, self.pool, rows, cols)
         question = sample_question(rng, scene)
-        return self._sample(rng, scene, question.text, question.response, num_probes)
+        return self._sample(rng, scene, question.text, question.response, num_probes, kinds)
 
     def _sample(
-        self, rng: random.Random, scene: Scene, question: str, response: str, num_probes: int
+        self,
+        rng: random.Random,
+        scene: Scene,
+        question: str,
+        response: str,
+        num_probes: int,
+        kinds: Collection[str] | None,
     ) -> Sample:
         response_ids = encode(self.tokenizer, response)
         return Sample(
@@ -76,19 +105,24 @@ class SampleMaker:
             cols=scene.cols,
             prompt_ids=prompt_ids(self.tokenizer, question, scene.rows * scene.cols),
             response_ids=(*response_ids, self.tokenizer.eos_token_id),
-            probes=self._probes(rng, scene, response_ids, num_probes),
+            probes=self._probes(rng, scene, response_ids, num_probes, kinds),
         )
 
     def _probes(
-        self, rng: random.Random, scene: Scene, response_ids: tuple[int, ...], num_probes: int
+        self,
+        rng: random.Random,
+        scene: Scene,
+        response_ids: tuple[int, ...],
+        num_probes: int,
+        kinds: Collection[str] | None,
     ) -> tuple[Probe, ...]:
         if not num_probes:
             return ()
         cuts = cut_positions([piece(self.tokenizer, token) for token in response_ids])
-        claims = sample_claims(rng, scene, num_probes)
+        claims = sample_claims(rng, scene, num_probes, kinds)
         drawn = [0 if number % 2 else rng.choice(cuts) for number in range(num_probes)]
         return tuple(
-            Probe(cut=cut, ids=probe_ids(self.tokenizer, item.claim.text, item.label))
+            make_probe(self.tokenizer, cut, item.claim.text, item.label)
             for cut, item in zip(drawn, claims, strict=True)
         )
 
@@ -123,7 +157,14 @@ def prompt_ids(
 
 
 @cache
-def probe_ids(tokenizer: PreTrainedTokenizerBase, claim: str, label: bool) -> tuple[int, ...]:
-    """Return the ids of the anchor question about a claim, and last that of the right verdict."""
-    question = encode(tokenizer, ANCHOR_TEXT.format(claim=claim))
-    return (*question, *encode(tokenizer, VERDICTS[label]))
+def make_probe(tokenizer: PreTrainedTokenizerBase, cut: int, claim: str, label: bool) -> Probe:
+    """Return the anchor question about a claim with the right verdict."""
+    before, _, after = ANCHOR_TEXT.partition("{claim}")
+    words, verdict = encode(tokenizer, claim), encode(tokenizer, VERDICTS[label])
+    before_ids, after_ids = encode(tokenizer, before), encode(tokenizer, after)
+    ids = (*before_ids, *words, *after_ids, *verdict)
+    assert ids[:-1] == encode(tokenizer, before + claim + after)
+    learnt_words = words if label else (IGNORED,) * len(words)
+    ignored = (IGNORED,) * (len(after_ids) - 1)
+    labels = ((IGNORED,) * len(before_ids), learnt_words, verdict, ignored, verdict)
+    return Probe(cut=cut, ids=ids, labels=tuple(chain.from_iterable(labels)))

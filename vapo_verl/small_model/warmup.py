@@ -6,42 +6,57 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from vapo_verl.data.digits.scene import parse_grid
-from vapo_verl.small_model.batch import IGNORED, by_length, collate
-from vapo_verl.small_model.samples import Sample, SampleMaker, verdict_ids
+from vapo_verl.small_model.batch import by_length, collate
+from vapo_verl.small_model.samples import IGNORED, Sample, SampleMaker, verdict_ids
 
 _BATCHES_A_GRID = 4
 """Batches drawn together, to be sorted by length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A run of steps on one kind of sample."""
+
+    kind: Literal["reading", "question"]
+    """The exercise that reads every cell, or questions of the data set."""
+    steps: int
+    num_probes: int
+    """Claims asked of every sample; even."""
+    kinds: tuple[str, ...] | None = None
+    """Kinds of claims asked; all by default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WarmupConfig:
     """How the whole model is trained."""
 
-    reading_steps: int = 300
-    """First steps, on the exercise that reads every cell."""
-    question_steps: int = 1200
-    """Later steps, on questions of the data set."""
+    parts: tuple[Part, ...] = (
+        Part(kind="reading", steps=600, num_probes=8, kinds=("identity", "color")),
+        Part(kind="question", steps=2400, num_probes=6),
+    )
+    """In turn: claims about one cell come first, those that compare and search later."""
     grids: tuple[str, ...] = ("2x2", "2x3")
     batch_size: int = 16
-    num_probes: int = 4
-    """Claims asked of every sample; even."""
     learning_rate: float = 1.5e-3
+    rise: float = 0.04
+    """Share of all steps over which the learning rate rises; then it falls as a cosine."""
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     seed: int = 0
 
     @property
     def steps(self) -> int:
-        """Steps of both parts."""
-        return self.reading_steps + self.question_steps
+        """Steps of all parts."""
+        return sum(part.steps for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +85,7 @@ def warm_up(
         betas=(0.9, 0.98),
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=config.steps + 1, pct_start=0.07
+        optimizer, config.learning_rate, total_steps=config.steps + 1, pct_start=config.rise
     )
     verdicts = torch.tensor(verdict_ids(processor.tokenizer))
     model.train()
@@ -103,17 +118,22 @@ def losses(
     each = cross_entropy(
         logits[:, :-1].flatten(0, 1), targets, ignore_index=IGNORED, reduction="none"
     )
-    return each[(targets != IGNORED) & ~is_verdict].mean(), each[is_verdict].mean()
+    is_response = (targets != IGNORED) & ~is_verdict
+    return _mean(each, is_response), _mean(each, is_verdict)
+
+
+def _mean(values: Float[Tensor, " tokens"], chosen: Bool[Tensor, " tokens"]) -> Float[Tensor, ""]:
+    return (values * chosen).sum() / chosen.sum().clamp(min=1)
 
 
 def draw_batches(maker: SampleMaker, config: WarmupConfig) -> Iterator[list[Sample]]:
     """Yield one batch a step, each of one grid shape, seeded block by block."""
-    parts = {"reading": config.reading_steps, "question": config.question_steps}
-    for part, steps in parts.items():
-        draw = partial(getattr(maker, part), num_probes=config.num_probes)
-        for first in range(0, steps, _BATCHES_A_GRID * len(config.grids)):
-            rng = random.Random(f"{part}/{config.seed}/{first}")
-            yield from _block(draw, rng, config)[: steps - first]
+    draws = {"reading": maker.reading, "question": maker.question}
+    for number, part in enumerate(config.parts):
+        draw = partial(draws[part.kind], num_probes=part.num_probes, kinds=part.kinds)
+        for first in range(0, part.steps, _BATCHES_A_GRID * len(config.grids)):
+            rng = random.Random(f"{config.seed}/{number}/{first}")
+            yield from _block(draw, rng, config)[: part.steps - first]
 
 
 def _block(draw: partial[Sample], rng: random.Random, config: WarmupConfig) -> list[list[Sample]]:

@@ -89,3 +89,13 @@ def test_oracle_refuses_what_it_cannot_judge(text):
     scene = sample_scene(random.Random(0), scan_pool("train"), 2, 2)
     with pytest.raises(ValueError):
         judge(text, scene)
+
+
+@pytest.mark.parametrize("grid", [(2, 2), (2, 3), (3, 3)])
+def test_kinds_can_be_chosen(grid):
+    rng = random.Random(0)
+    scene = sample_scene(rng, scan_pool("train"), *grid)
+    chosen = sample_claims(rng, scene, 8, kinds=("identity", "color"))
+    assert {item.claim.kind for item in chosen} == {"identity", "color"}
+    assert sum(item.label for item in chosen) == 4
+    assert all(item.claim.holds(scene) == item.label for item in chosen)

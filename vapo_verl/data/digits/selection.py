@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from vapo_verl.data.digits.claims import Claim, all_claims
@@ -21,7 +21,10 @@ class LabeledClaim:
 
 
 def sample_claims(
-    rng: random.Random, scene: Scene, num_claims: int = NUM_CLAIMS
+    rng: random.Random,
+    scene: Scene,
+    num_claims: int = NUM_CLAIMS,
+    kinds: Collection[str] | None = None,
 ) -> tuple[LabeledClaim, ...]:
     """Draw distinct claims about a scene in random order, half of them true.
 
@@ -31,10 +34,11 @@ def sample_claims(
     Args:
         rng: source of randomness.
         scene: the only thing the claims depend on; never the question.
-        num_claims: even; every grid has room for 20.
+        num_claims: even; every grid has room for 20 of all kinds, and for 8 of any two.
+        kinds: kinds to draw from; all four by default.
     """
     assert num_claims % 2 == 0
-    pools = {label: _Pool(rng, scene, label) for label in (True, False)}
+    pools = {label: _Pool(rng, scene, label, kinds) for label in (True, False)}
     topics: set[tuple] = set()
     chosen = []
     for number in range(num_claims):
@@ -49,10 +53,12 @@ def sample_claims(
 class _Pool:
     """The claims of one truth value, kept by kind and drawn kind by kind."""
 
-    def __init__(self, rng: random.Random, scene: Scene, label: bool):
+    def __init__(
+        self, rng: random.Random, scene: Scene, label: bool, kinds: Collection[str] | None
+    ):
         self._by_kind: dict[str, list[Claim]] = {}
         for claim in all_claims(scene):
-            if claim.holds(scene) == label:
+            if claim.holds(scene) == label and (kinds is None or claim.kind in kinds):
                 self._by_kind.setdefault(claim.kind, []).append(claim)
         for claims in self._by_kind.values():
             rng.shuffle(claims)
