@@ -11,9 +11,9 @@ from vapo_verl.small_model.samples import SampleMaker, verdict_ids
 
 @pytest.fixture(scope="module")
 def samples(tokenizer):
-    maker = SampleMaker(tokenizer=tokenizer, pool=scan_pool("train"))
+    maker = SampleMaker(tokenizer=tokenizer, pool=scan_pool("train"), num_probes=4)
     grids = [(2, 2), (2, 3), (3, 3), (2, 3)]
-    return [maker.question(random.Random(i), *g, num_probes=4) for i, g in enumerate(grids)]
+    return [maker.question(random.Random(i), *g) for i, g in enumerate(grids)]
 
 
 def test_tree_mask_by_hand():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -61,43 +60,25 @@ class SampleMaker:
 
     tokenizer: PreTrainedTokenizerBase
     pool: ScanPool
+    num_probes: int = 0
+    """Claims asked of every sample; even."""
+    kinds: tuple[str, ...] | None = None
+    """Kinds of claims asked; all by default."""
 
-    def reading(
-        self,
-        rng: random.Random,
-        rows: int,
-        cols: int,
-        num_probes: int,
-        kinds: Collection[str] | None = None,
-    ) -> Sample:
+    def reading(self, rng: random.Random, rows: int, cols: int) -> Sample:
         """Draw a sample whose response reads every cell, in random order."""
         scene = sample_scene(rng, self.pool, rows, cols)
         places = rng.sample(list(scene.places), rows * cols)
         response = f"<think>{' '.join(read(scene, place) for place in places)}</think>"
-        return self._sample(rng, scene, READ_PROMPT, response, num_probes, kinds)
+        return self._sample(rng, scene, READ_PROMPT, response)
 
-    def question(
-        self,
-        rng: random.Random,
-        rows: int,
-        cols: int,
-        num_probes: int,
-        kinds: Collection[str] | None = None,
-    ) -> Sample:
+    def question(self, rng: random.Random, rows: int, cols: int) -> Sample:
         """Draw a sample whose response solves a question of the data set."""
         scene = sample_scene(rng, self.pool, rows, cols)
         question = sample_question(rng, scene)
-        return self._sample(rng, scene, question.text, question.response, num_probes, kinds)
+        return self._sample(rng, scene, question.text, question.response)
 
-    def _sample(
-        self,
-        rng: random.Random,
-        scene: Scene,
-        question: str,
-        response: str,
-        num_probes: int,
-        kinds: Collection[str] | None,
-    ) -> Sample:
+    def _sample(self, rng: random.Random, scene: Scene, question: str, response: str) -> Sample:
         response_ids = encode(self.tokenizer, response)
         return Sample(
             pixels=render_pixels(scene, rng),
@@ -105,22 +86,17 @@ class SampleMaker:
             cols=scene.cols,
             prompt_ids=prompt_ids(self.tokenizer, question, scene.rows * scene.cols),
             response_ids=(*response_ids, self.tokenizer.eos_token_id),
-            probes=self._probes(rng, scene, response_ids, num_probes, kinds),
+            probes=self._probes(rng, scene, response_ids),
         )
 
     def _probes(
-        self,
-        rng: random.Random,
-        scene: Scene,
-        response_ids: tuple[int, ...],
-        num_probes: int,
-        kinds: Collection[str] | None,
+        self, rng: random.Random, scene: Scene, response_ids: tuple[int, ...]
     ) -> tuple[Probe, ...]:
-        if not num_probes:
+        if not self.num_probes:
             return ()
         cuts = cut_positions([piece(self.tokenizer, token) for token in response_ids])
-        claims = sample_claims(rng, scene, num_probes, kinds)
-        drawn = [0 if number % 2 else rng.choice(cuts) for number in range(num_probes)]
+        claims = sample_claims(rng, scene, self.num_probes, self.kinds)
+        drawn = [0 if number % 2 else rng.choice(cuts) for number in range(self.num_probes)]
         return tuple(
             make_probe(self.tokenizer, cut, item.claim.text, item.label)
             for cut, item in zip(drawn, claims, strict=True)

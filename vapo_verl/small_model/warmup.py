@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -20,6 +19,10 @@ from vapo_verl.small_model.samples import IGNORED, Sample, SampleMaker, verdict_
 
 _BATCHES_A_GRID = 4
 """Batches drawn together, to be sorted by length."""
+
+
+Draw = Callable[[random.Random, int, int], Sample]
+"""Draws a sample of a grid of so many rows and columns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,15 +131,15 @@ def _mean(values: Float[Tensor, " tokens"], chosen: Bool[Tensor, " tokens"]) -> 
 
 def draw_batches(maker: SampleMaker, config: WarmupConfig) -> Iterator[list[Sample]]:
     """Yield one batch a step, each of one grid shape, seeded block by block."""
-    draws = {"reading": maker.reading, "question": maker.question}
     for number, part in enumerate(config.parts):
-        draw = partial(draws[part.kind], num_probes=part.num_probes, kinds=part.kinds)
+        asking = replace(maker, num_probes=part.num_probes, kinds=part.kinds)
+        draw = asking.reading if part.kind == "reading" else asking.question
         for first in range(0, part.steps, _BATCHES_A_GRID * len(config.grids)):
             rng = random.Random(f"{config.seed}/{number}/{first}")
             yield from _block(draw, rng, config)[: part.steps - first]
 
 
-def _block(draw: partial[Sample], rng: random.Random, config: WarmupConfig) -> list[list[Sample]]:
+def _block(draw: Draw, rng: random.Random, config: WarmupConfig) -> list[list[Sample]]:
     batches = []
     for grid in config.grids:
         rows, cols = parse_grid(grid)
