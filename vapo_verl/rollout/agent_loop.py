@@ -135,7 +135,12 @@ class VapoAgentLoop(SingleTurnAgentLoop):
             min_gap=settings.min_gap,
             rng=key.generator("anchors"),
         )
-        images = (output.multi_modal_data or {}).get("images")
+        media = output.multi_modal_data or {}
+        if other := sorted(media.keys() - {"images"}):
+            raise ValueError(
+                f"this row has {', '.join(other)}: anchors are asked about images only; leave the "
+                "row out, or set vapo.anchors.num_anchors=0"
+            )
         sampling = {
             "temperature": 0.0,
             "max_tokens": 1,
@@ -145,7 +150,10 @@ class VapoAgentLoop(SingleTurnAgentLoop):
 
         async def ask(token_ids: list[int]) -> ProbeReply:
             reply = await self.server_manager.generate(
-                "probe", prompt_ids=token_ids, sampling_params=dict(sampling), image_data=images
+                "probe",
+                prompt_ids=token_ids,
+                sampling_params=dict(sampling),
+                image_data=media.get("images"),
             )
             return ProbeReply(
                 token_id=reply.token_ids[0],

@@ -1,0 +1,104 @@
+"""What is settled before a run starts: kernels, paths, environment, and whether it is needed."""
+
+import os
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from vapo_verl import launch
+from vapo_verl.composition import compose_recipe
+from vapo_verl.platform.environment import CPU_ENVIRONMENT
+from vapo_verl.trainer.checkpoints import checkpoint_folder, mark_complete
+
+
+@pytest.fixture
+def flash_attention(monkeypatch):
+    """Pretend that flash-attn is installed, or not."""
+
+    def pretend(installed: bool) -> None:
+        monkeypatch.setattr(
+            launch.importlib.util, "find_spec", lambda name: object() if installed else None
+        )
+
+    return pretend
+
+
+def actor_kernel(config):
+    model = config.actor_rollout_ref.model
+    packed = (model.use_remove_padding, config.actor_rollout_ref.actor.use_remove_padding)
+    return OmegaConf.select(model, "override_config.attn_implementation"), packed
+
+
+def test_without_flash_attention_a_gpu_run_uses_sdpa_and_padding_and_says_so(
+    flash_attention, capsys
+):
+    config = compose_recipe("vapo")
+    flash_attention(False)
+    launch.settle(config)
+    assert actor_kernel(config) == ("sdpa", (False, False))
+    assert "FLASH_ATTN=1" in capsys.readouterr().out
+
+
+def test_with_flash_attention_sequences_are_packed_and_verls_default_kernel_stands(
+    flash_attention, capsys
+):
+    config = compose_recipe("vapo")
+    flash_attention(True)
+    launch.settle(config)
+    assert actor_kernel(config) == (None, (True, True))  # veRL's default is flash_attention_2
+    assert capsys.readouterr().out == ""
+
+
+def test_settled_configs_hold_no_reference_and_no_relative_path(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VAPO_DATA_DIR", raising=False)
+    config = compose_recipe("smoke", ["data.val_files=[a.parquet,b.parquet]"])
+    launch.settle(config)
+    assert "${" not in OmegaConf.to_yaml(config)
+    assert config.trainer.default_local_dir == str(tmp_path / "runs" / "smoke")
+    assert config.data.train_files == str(tmp_path / "runs/data/digits/train.parquet")
+    assert config.data.val_files == [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
+    assert Path(config.actor_rollout_ref.model.path).is_absolute()
+
+
+def test_a_hub_name_is_no_path(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = compose_recipe("vapo")
+    launch.settle(config)
+    assert config.actor_rollout_ref.model.path == "Qwen/Qwen2.5-VL-7B-Instruct"
+
+
+@pytest.mark.parametrize(("saved", "finished"), [(None, False), (5, False), (6, True), (8, True)])
+def test_a_run_is_finished_once_its_last_step_is_saved_whole(tmp_path, saved, finished):
+    config = compose_recipe("smoke", [f"trainer.default_local_dir={tmp_path}"])
+    if saved:
+        checkpoint_folder(tmp_path, saved).mkdir()
+        mark_complete(tmp_path, saved)
+    assert launch.is_finished(config) is finished
+
+
+def test_validation_alone_runs_on_a_finished_run(tmp_path):
+    overrides = [f"trainer.default_local_dir={tmp_path}", "trainer.val_only=true"]
+    checkpoint_folder(tmp_path, 6).mkdir()
+    mark_complete(tmp_path, 6)
+    assert not launch.is_finished(compose_recipe("smoke", overrides))
+
+
+def test_the_cpu_environment_reaches_this_process_and_every_worker(monkeypatch):
+    for name in CPU_ENVIRONMENT:
+        monkeypatch.setenv(name, "before")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    config = compose_recipe("smoke")
+    launch.set_environment(config)
+    assert {name: os.environ[name] for name in CPU_ENVIRONMENT} == CPU_ENVIRONMENT
+    assert config.ray_kwargs.ray_init.runtime_env.env_vars == CPU_ENVIRONMENT
+    assert "PYTHONDONTWRITEBYTECODE" not in os.environ
+
+
+def test_a_gpu_run_changes_no_environment(monkeypatch):
+    for name in CPU_ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    config = compose_recipe("vapo")
+    launch.set_environment(config)
+    assert not set(CPU_ENVIRONMENT) & set(os.environ)
