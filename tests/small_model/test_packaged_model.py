@@ -16,7 +16,7 @@ def test_it_answers_in_format_sometimes_right_and_judges_claims(packaged, rows):
     assert 0.2 < figures.accuracy < 0.8
     assert figures.claims_at_start > 0.6
     assert figures.claims_at_end > 0.6
-    assert 0.35 < figures.yes_rate < 0.65
+    assert 0.2 < figures.yes_rate < 0.8
 
 
 def test_it_keeps_the_format_when_sampled(packaged, rows):
