@@ -60,5 +60,5 @@ async def test_an_engine_that_answers_something_else_is_an_error():
     async def ask(_):
         return ProbeReply(token_id=5, logprob=0.0)
 
-    with pytest.raises(RuntimeError, match="ignored allowed_token_ids"):
+    with pytest.raises(RuntimeError, match="neither yes"):
         await probe_anchors(ask, QUESTION, [anchor(1)], [1], [10])

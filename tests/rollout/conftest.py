@@ -41,7 +41,7 @@ class TransformersServer:
     def _continue(self, prompt_ids, sampling_params, image_data=None, **_):
         input_ids = torch.tensor([list(prompt_ids)])
         config = self.model.config
-        allowed = sampling_params.get("allowed_token_ids")
+        bias = sampling_params.get("logit_bias")
         torch.manual_seed(sampling_params.get("seed", 0))
         output = self.model.generate(
             input_ids=input_ids,
@@ -52,7 +52,7 @@ class TransformersServer:
             do_sample=sampling_params["temperature"] > 0,
             top_k=0,
             suppress_tokens=[config.image_token_id, config.video_token_id],  # as veRL's server does
-            prefix_allowed_tokens_fn=(lambda *_: allowed) if allowed else None,
+            sequence_bias={(token,): value for token, value in bias.items()} if bias else None,
             output_scores=True,
             return_dict_in_generate=True,
         )

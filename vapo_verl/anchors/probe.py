@@ -53,7 +53,7 @@ async def _probe(
     if reply.token_id not in (question.yes_id, question.no_id):
         raise RuntimeError(
             f"the engine answered an anchor with token {reply.token_id}, neither yes "
-            f"({question.yes_id}) nor no ({question.no_id}): it ignored allowed_token_ids"
+            f"({question.yes_id}) nor no ({question.no_id}): it ignored the bias on their logits"
         )
     answer = reply.token_id == question.yes_id
     chosen = math.exp(min(reply.logprob, 0.0))

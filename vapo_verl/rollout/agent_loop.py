@@ -33,6 +33,13 @@ from vapo_verl.reward.perception import attention_perception_score
 from vapo_verl.rollout.one_server import OneServerClient
 from vapo_verl.rollout.sample import SampleOutcome, anchored_perception, reward_extra_info
 
+ANSWER_BIAS = 100.0
+"""Added to the logits of yes and no in a probe, the most vLLM takes: no other token keeps any
+probability. Not ``allowed_token_ids``: vLLM 0.24 leaks its mask to other requests of the batch
+(``InputBatch.swap_states`` swaps tensor rows in place, ``condense`` leaves the moved row behind),
+and responses that still decode then say yes and no in mid-sentence.
+"""
+
 
 class VapoAgentLoopOutput(AgentLoopOutput):
     """veRL's output with one float per response token: its visual attention ratio."""
@@ -145,7 +152,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
             "temperature": 0.0,
             "max_tokens": 1,
             "logprobs": True,
-            "allowed_token_ids": [self.question.yes_id, self.question.no_id],
+            "logit_bias": {self.question.yes_id: ANSWER_BIAS, self.question.no_id: ANSWER_BIAS},
         }
 
         async def ask(token_ids: list[int]) -> ProbeReply:

@@ -15,6 +15,8 @@ FIELDS = [
     "response_mask",
     "visual_attention",
     "advantages",
+    "rollout_log_probs",
+    "old_log_probs",
     "extra_fields",
     "reward_model",
     "data_source",
@@ -50,6 +52,8 @@ def _row(key: str, step: int, tokenizer: Any, row: Mapping[str, Any]) -> dict[st
         "tokens": [tokenizer.decode([token_id]) for token_id in response_ids],
         "visual_attention": row["visual_attention"].tolist(),
         "advantages": row["advantages"].tolist(),
+        "rollout_log_probs": row["rollout_log_probs"].tolist(),
+        "old_log_probs": row["old_log_probs"].tolist(),
         "ground_truth": str(row["reward_model"]["ground_truth"]),
         "reward": record["reward"],
         "anchors": [

@@ -31,6 +31,8 @@ ROLLOUT_SCHEMA = pa.schema(
         ("tokens", pa.list_(pa.string())),
         ("visual_attention", pa.list_(pa.float32())),
         ("advantages", pa.list_(pa.float32())),
+        ("rollout_log_probs", pa.list_(pa.float32())),
+        ("old_log_probs", pa.list_(pa.float32())),
         ("ground_truth", pa.string()),
         (
             "reward",
