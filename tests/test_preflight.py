@@ -152,6 +152,8 @@ def test_10_a_context_without_room_for_a_claim_states_the_room_needed(check):
         ("actor_rollout_ref.rollout.n=1", "rollout.n=1"),
         ("data.train_batch_size=12", "is not a multiple of"),
         ("trainer.n_gpus_per_node=3", "do not split over 3 ranks"),
+        ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16", "the 40 responses"),
+        ("actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=60", "a divisor of 80"),
         ("actor_rollout_ref.rollout.name=sglang", "anchors need vllm"),
         ("actor_rollout_ref.rollout.full_determinism=true", "vapo.seeded_sampling=true"),
         ("actor_rollout_ref.rollout.logprobs_mode=raw_logprobs", "processed_logprobs"),
@@ -160,6 +162,10 @@ def test_10_a_context_without_room_for_a_claim_states_the_room_needed(check):
 )
 def test_settings_that_cannot_work_name_the_key(check, override, words):
     assert words in refused(check, override)
+
+
+def test_two_ranks_train_the_smoke_recipe_as_it_is(check):
+    check("trainer.n_gpus_per_node=2")
 
 
 def test_without_anchors_no_room_is_asked_for_them(check):

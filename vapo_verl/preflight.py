@@ -33,6 +33,7 @@ def check_run(config: DictConfig) -> list[str]:
         _check_attention(settings)
         _check_engine(config)
         _check_batches(config)
+        _check_micro_batches(config)
         _check_context(config, settings)
         _check_model(config, settings)
         return list(_check_data(config, settings))
@@ -96,6 +97,26 @@ def _check_batches(config: DictConfig) -> None:
             f"responses do not split over {ranks} ranks "
             "(trainer.n_gpus_per_node * trainer.nnodes); change one of them"
         )
+
+
+def _check_micro_batches(config: DictConfig) -> None:
+    """veRL cuts what a rank holds into equal micro-batches; where it cannot, a run fails midway."""
+    policy, trainer = config.actor_rollout_ref, config.trainer
+    if policy.actor.use_dynamic_bsz:
+        return
+    ranks, n = trainer.n_gpus_per_node * trainer.nnodes, policy.rollout.n
+    update, batch = (policy.actor.ppo_mini_batch_size * n, config.data.train_batch_size * n)
+    for key, size in (
+        ("actor.ppo_micro_batch_size_per_gpu", update),
+        ("rollout.log_prob_micro_batch_size_per_gpu", batch),
+        ("ref.log_prob_micro_batch_size_per_gpu", batch),
+    ):
+        micro = OmegaConf.select(policy, key)
+        if micro is not None and size // ranks % micro:
+            raise ValueError(
+                f"actor_rollout_ref.{key}={micro} does not divide the {size // ranks} responses "
+                f"that each of {ranks} ranks holds; set a divisor of {size // ranks}"
+            )
 
 
 def _check_context(config: DictConfig, settings: VapoConfig) -> None:

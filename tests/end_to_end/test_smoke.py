@@ -13,8 +13,6 @@ SHORT = (
     f"trainer.total_training_steps={STEPS}",
     "trainer.save_freq=2",
     f"trainer.test_freq={STEPS}",
-    "data.train_batch_size=8",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
 )
 CONTRACT = {
     *(f"vapo/reward/{part}" for part in ("accuracy", "format", "perception", "total")),

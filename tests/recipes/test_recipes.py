@@ -25,6 +25,7 @@ def test_composes_and_passes_our_checks(recipe):
     config, settings = settled(recipe)
     preflight._check_engine(config)
     preflight._check_batches(config)
+    preflight._check_micro_batches(config)
     preflight._check_context(config, settings)
     assert config.trainer.experiment_name == recipe
 
