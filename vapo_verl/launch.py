@@ -123,4 +123,5 @@ def train(config: DictConfig) -> None:
     from vapo_verl.trainer.task_runner import VapoTaskRunner
 
     run_ppo(config, task_runner_class=ray.remote(VapoTaskRunner))
+    ray.shutdown()  # what the engine says while it is stopped comes before the last line
     print(f"Done. Results in {config.trainer.default_local_dir}")
