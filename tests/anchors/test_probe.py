@@ -56,6 +56,15 @@ async def test_p_yes_and_correctness_for_both_answers():
     assert no.p_label == pytest.approx(0.7)
 
 
+async def test_the_likelier_answer_counts_though_the_other_one_was_drawn():
+    async def ask(_):
+        return ProbeReply(token_id=YES, logprob=math.log(0.2))
+
+    [result] = await probe_anchors(ask, QUESTION, [anchor(1, label=False)], [1], [10])
+    assert (result.answer, result.correct) == (False, True)
+    assert result.p_yes == pytest.approx(0.2)
+
+
 async def test_an_engine_that_answers_something_else_is_an_error():
     async def ask(_):
         return ProbeReply(token_id=5, logprob=0.0)

@@ -41,9 +41,16 @@ async def test_probes_extend_the_rollouts_own_tokens_on_its_own_server(
         prefix = output.prompt_ids + output.response_ids[: anchor["position"]]
         assert probe["prompt_ids"] == prefix + question.token_ids(anchor["claim"])
         assert probe["sampling_params"]["logit_bias"].keys() == {question.yes_id, question.no_id}
-        assert probe["sampling_params"]["temperature"] == 0
+        assert probe["sampling_params"]["max_tokens"] == 1
         assert probe["image_data"] == generation["image_data"]
     assert len({request["request_id"] for request in server.requests}) == 1  # one sticky session
+
+
+async def test_with_seeds_every_request_has_one(run_loop, dataset, server):
+    await run_loop(dataset[0], ALWAYS)
+    assert all(type(r["sampling_params"].get("seed")) is int for r in server.requests)
+    await run_loop(dataset[0], ALWAYS, "vapo.seeded_sampling=false")
+    assert not any("seed" in r["sampling_params"] for r in server.requests)
 
 
 async def test_labels_are_those_of_the_row(run_loop, dataset):

@@ -13,11 +13,12 @@ from vapo_verl.anchors.types import Anchor, AnchorResult
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeReply:
-    """The engine's greedy choice between the two answer tokens."""
+    """One of the two answer tokens, whichever the engine drew, and how likely it was."""
 
     token_id: int
     logprob: float
-    """Log probability of that token, normalised over the two answers; at most 0."""
+    """Log probability of that token, normalised over the two answers; at most 0. It tells that of
+    the other one, too, so the greedy answer follows whatever was drawn."""
     num_cached_tokens: int = 0
 
 
@@ -55,12 +56,12 @@ async def _probe(
             f"the engine answered an anchor with token {reply.token_id}, neither yes "
             f"({question.yes_id}) nor no ({question.no_id}): it ignored the bias on their logits"
         )
-    answer = reply.token_id == question.yes_id
-    chosen = math.exp(min(reply.logprob, 0.0))
+    drawn = math.exp(min(reply.logprob, 0.0))
+    p_yes = drawn if reply.token_id == question.yes_id else 1.0 - drawn
     return AnchorResult(
         anchor=anchor,
-        answer=answer,
-        p_yes=chosen if answer else 1.0 - chosen,
+        answer=p_yes >= 0.5,
+        p_yes=p_yes,
         num_prompt_tokens=len(ids),
         num_cached_tokens=reply.num_cached_tokens,
     )

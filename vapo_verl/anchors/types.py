@@ -24,7 +24,7 @@ class AnchorResult:
 
     anchor: Anchor
     answer: bool
-    """True for yes: the more likely of the two answer tokens."""
+    """True for yes: the likelier of the two answer tokens, the greedy answer."""
     p_yes: float
     """Probability of yes, normalised over the two answer tokens."""
     num_prompt_tokens: int

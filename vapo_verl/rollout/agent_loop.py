@@ -148,12 +148,17 @@ class VapoAgentLoop(SingleTurnAgentLoop):
                 f"this row has {', '.join(other)}: anchors are asked about images only; leave the "
                 "row out, or set vapo.anchors.num_anchors=0"
             )
-        sampling = {
-            "temperature": 0.0,
+        sampling: dict[str, Any] = {
+            "temperature": 1.0,  # the answer is the likelier token, whichever is drawn
             "max_tokens": 1,
             "logprobs": True,
             "logit_bias": {self.question.yes_id: ANSWER_BIAS, self.question.no_id: ANSWER_BIAS},
         }
+
+        if self.vapo.seeded_sampling:
+            # vLLM 0.24 on CPU ignores the seeds of a batch in which one request has none, and
+            # a greedy request never has one (TopKTopPSampler.forward_cpu)
+            sampling["seed"] = key.sampling_seed()
 
         async def ask(token_ids: list[int]) -> ProbeReply:
             reply = await self.server_manager.generate(
