@@ -51,8 +51,6 @@ class VapoTrainer(PPOTrainerSync):
         self._places: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
         write_config(self.run_dir, config)
 
-    # -- set-up ---------------------------------------------------------------------------------
-
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
         for role in WORKER_ROLES:
@@ -76,8 +74,6 @@ class VapoTrainer(PPOTrainerSync):
             self.config.trainer.val_before_train = False
         super().fit(agent_loop_manager)
 
-    # -- data order -----------------------------------------------------------------------------
-
     def _fetch_one_gen_batch(self) -> TensorDict:
         """veRL's batch under ids that name step and place instead of random ones."""
         batch = super()._fetch_one_gen_batch()
@@ -90,8 +86,6 @@ class VapoTrainer(PPOTrainerSync):
         """Responses arrive as they finish; sorted, their mini-batches repeat from run to run."""
         batch.reorder(sorted(range(len(batch.keys)), key=lambda i: batch.keys[i]))
         return super()._balance_batch(batch, *args, **kwargs)
-
-    # -- credit ---------------------------------------------------------------------------------
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """veRL's call of the registered estimator, then the weights that need visual attention."""
@@ -109,8 +103,6 @@ class VapoTrainer(PPOTrainerSync):
             return batch  # what veRL's call computed stands
         fields = TensorDict({"advantages": advantages}, batch_size=len(batch))
         return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
-
-    # -- metrics and samples --------------------------------------------------------------------
 
     def _compute_metrics(
         self, batch: KVBatchMeta, metrics: dict[str, Any], *args: Any, **kwargs: Any
@@ -144,8 +136,6 @@ class VapoTrainer(PPOTrainerSync):
         chosen = sorted(keys)[: settings.num_rollout_samples]
         rows = sample_rows(chosen, partition_id, self.tokenizer, self.global_steps)
         write_rollouts(self.run_dir, self.global_steps, rows)
-
-    # -- checkpoints ----------------------------------------------------------------------------
 
     def _save_checkpoint(self) -> None:
         """veRL's checkpoint, whole only once everything of it is on disk."""
