@@ -17,8 +17,6 @@ from transformers import Qwen2_5_VLProcessor
 
 from vapo_verl.small_model.samples import IGNORED, Sample
 
-_NUM_SORTED_TOGETHER = 4
-
 
 def collate(samples: Sequence[Sample], processor: Qwen2_5_VLProcessor) -> dict[str, Tensor]:
     """Return the keyword arguments of the model's forward pass, labels included."""
