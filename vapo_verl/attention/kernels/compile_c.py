@@ -1,0 +1,89 @@
+"""Compiles one C file of this package for this machine, once, into the user's cache."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+# Not -ffast-math: linking with it makes the whole process flush denormals, which would change
+# the model's own arithmetic.
+FLAGS = (
+    *("-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
+)
+TIMEOUT_S = 120.0
+
+
+class CannotCompileError(RuntimeError):
+    """No usable C compiler; the message says what was tried."""
+
+
+def load_library(source: Path) -> ctypes.CDLL:
+    """The shared library of `source`, compiled when the cache has none for this CPU and compiler.
+
+    OpenMP comes from whichever runtime the process holds already (torch's): one thread pool.
+
+    Raises:
+        CannotCompileError: there is no compiler, or it fails.
+    """
+    compiler = _compiler()
+    recipe = "\0".join([source.read_text(), compiler, *FLAGS, _cpu()])
+    name = f"{source.stem}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.so"
+    for folder in (_cache_folder(), Path(tempfile.gettempdir()) / f"vapo_verl-{os.getuid()}"):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if folder.stat().st_uid != os.getuid():
+                continue
+            library = folder / name
+            if not library.exists():
+                _compile(compiler, source, library)
+            return ctypes.CDLL(str(library))
+        except OSError as e:
+            problem = e
+    raise CannotCompileError(f"no folder to keep {name} in: {problem}") from problem
+
+
+def _compile(compiler: str, source: Path, library: Path) -> None:
+    handle, draft = tempfile.mkstemp(dir=library.parent, suffix=".so")
+    os.close(handle)
+    try:
+        for openmp in (["-fopenmp"], []):
+            command = [compiler, *FLAGS, *openmp, str(source), "-o", draft, "-lm"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+            if done.returncode == 0:
+                os.replace(draft, library)  # atomic: another process may be compiling the same
+                return
+        raise CannotCompileError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    except subprocess.TimeoutExpired as e:
+        raise CannotCompileError(f"{compiler} ran for more than {TIMEOUT_S:.0f} s") from e
+    finally:
+        Path(draft).unlink(missing_ok=True)
+
+
+def _compiler() -> str:
+    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
+        path = shutil.which(name) if name else None
+        if path:
+            return path
+    raise CannotCompileError("no C compiler found: install gcc or clang, or set CC")
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vapo_verl"
+
+
+def _cpu() -> str:
+    """What -march=native depends on: a home folder may be shared by different machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.platform()
+    return "\n".join(
+        sorted({x for x in lines if x.startswith(("flags", "model name", "Features"))})
+    )

@@ -1,0 +1,203 @@
+// Visual attention ratio over vLLM's paged CPU KV cache: one query a row, mean over heads.
+// Compiled and called by cpu.py; reference.py states what it computes.
+//
+// A task is one (row, KV head): scores of its group of query heads against all keys of the row,
+// 16 keys at a time, then one softmax a head. Keys are read in place: gathering them first costs
+// more than the arithmetic.
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LANES 16
+#define TILE 4  // query heads that share one read of the keys
+typedef float f32v __attribute__((vector_size(4 * LANES)));
+typedef float f32v_any __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t u32v __attribute__((vector_size(4 * LANES)));
+typedef uint32_t u32v_any __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t u16v __attribute__((vector_size(2 * LANES)));
+typedef uint16_t u16v_any __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+
+// How the keys of one block and KV head lie in memory; the values are known to cpu.py.
+enum layout {
+  FLOAT32 = 0,        // [dim][key]
+  BFLOAT16 = 1,       // [dim][key]
+  BFLOAT16_PAIRS = 2  // [key / 16][dim / 2][key % 16][dim % 2], for AMX
+};
+
+struct visual_ratio_args {
+  const void *query;  // [tokens, heads, dim], same type as the keys
+  int64_t query_token_stride, query_head_stride;
+  const void *key;  // block 0, KV head 0
+  int64_t key_block_stride, key_head_stride;
+  const int32_t *block_table;
+  int64_t block_table_stride;
+  const int32_t *seq_lens, *query_start_loc;
+  const int32_t *spans;  // [rows, max_spans, 2]; a negative start marks a row without an answer
+  float *out;            // [rows]
+  float scale;
+  int32_t rows, heads, kv_heads, dim, block_size, max_spans, layout;
+  int32_t window;  // keys a query may look back on, itself included; 0: all
+};
+
+static inline float from_bf16(uint16_t x) {
+  uint32_t bits = (uint32_t)x << 16;
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+
+// Scores of `heads` <= TILE query heads against the 16 keys at `key`. Inlined with a constant
+// `heads` and `layout`, so that the sums stay in registers.
+static inline __attribute__((always_inline)) void score_lanes(
+    const float *query, const char *key, int dim, int block_size, int heads, int layout, float *out,
+    int64_t out_stride) {
+  f32v sum[TILE] = {0};
+  if (layout == BFLOAT16_PAIRS) {
+    for (int d = 0; d < dim; d += 2) {
+      const u32v pair = *(const u32v_any *)(key + (int64_t)d / 2 * LANES * 4);
+      const f32v even = (f32v)(pair << 16), odd = (f32v)(pair & 0xffff0000u);
+      for (int h = 0; h < heads; ++h) sum[h] += query[h * dim + d] * even + query[h * dim + d + 1] * odd;
+    }
+  } else {
+    for (int d = 0; d < dim; ++d) {
+      f32v k;
+      if (layout == FLOAT32) {
+        k = *(const f32v_any *)(key + (int64_t)d * block_size * 4);
+      } else {
+        const u16v half = *(const u16v_any *)(key + (int64_t)d * block_size * 2);
+        k = (f32v)(__builtin_convertvector(half, u32v) << 16);
+      }
+      for (int h = 0; h < heads; ++h) sum[h] += query[h * dim + d] * k;
+    }
+  }
+  for (int h = 0; h < heads; ++h) *(f32v_any *)(out + h * out_stride) = sum[h];
+}
+
+static inline __attribute__((always_inline)) void score_block(
+    const float *query, const char *key, int dim, int block_size, int heads, int layout, float *out,
+    int64_t out_stride) {
+  const int64_t step = layout == FLOAT32 ? 4 * LANES : layout == BFLOAT16 ? 2 * LANES : 2 * LANES * dim;
+  for (int j = 0; j < block_size; j += LANES, key += step)
+    score_lanes(query, key, dim, block_size, heads, layout, out + j, out_stride);
+}
+
+static inline __attribute__((always_inline)) void score_group(
+    const float *query, const char *key, int dim, int block_size, int heads, int layout, float *out,
+    int64_t out_stride) {
+  int h = 0;
+#define SCORE(n) score_block(query + h * dim, key, dim, block_size, n, layout, out + h * out_stride, out_stride)
+  for (; h + TILE <= heads; h += TILE) SCORE(TILE);
+  switch (heads - h) {
+    case 3: SCORE(3); break;
+    case 2: SCORE(2); break;
+    case 1: SCORE(1); break;
+  }
+#undef SCORE
+}
+
+// exp(x) for x <= 0, relative error 2e-7: x = n ln2 + f, exp(f) by Taylor's series on |f| <= ln2 / 2.
+// A plain expression, so that the compiler makes vector code of loops over it.
+static inline float exp_nonpositive(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  const int32_t n = (int32_t)(x * 1.44269504f - 0.5f);
+  const float f = x - (float)n * 0.693359375f + (float)n * 2.12194440e-4f;
+  float p = 1.0f / 5040;
+  p = p * f + 1.0f / 720;
+  p = p * f + 1.0f / 120;
+  p = p * f + 1.0f / 24;
+  p = p * f + 1.0f / 6;
+  p = p * f + 0.5f;
+  p = p * f + 1.0f;
+  p = p * f + 1.0f;
+  const int32_t bits = (n + 127) << 23;
+  float power;
+  memcpy(&power, &bits, 4);
+  return p * power;
+}
+
+// Share of softmax(scale * scores[start:end]) on the row's spans.
+static float visual_share(float *scores, int64_t start, int64_t end, float scale,
+                          const int32_t *spans, int max_spans) {
+  float top = scores[start];
+  for (int64_t j = start; j < end; ++j) top = scores[j] > top ? scores[j] : top;
+  float total = 0, visual = 0;
+  for (int64_t j = start; j < end; ++j) {
+    scores[j] = exp_nonpositive(scale * (scores[j] - top));
+    total += scores[j];
+  }
+  for (int s = 0; s < max_spans; ++s) {
+    const int64_t from = spans[2 * s] > start ? spans[2 * s] : start;
+    const int64_t to = spans[2 * s + 1] < end ? spans[2 * s + 1] : end;
+    for (int64_t j = from; j < to; ++j) visual += scores[j];
+  }
+  return visual / total;
+}
+
+static float group_sum(const struct visual_ratio_args *a, int row, int kv_head, float *query, float *scores,
+                       int64_t capacity) {
+  const int group = a->heads / a->kv_heads, dim = a->dim, block_size = a->block_size;
+  const int64_t end = a->seq_lens[row], start = a->window && end > a->window ? end - a->window : 0;
+  const int64_t first = (int64_t)(a->query_start_loc[row + 1] - 1) * a->query_token_stride +
+                        (int64_t)kv_head * group * a->query_head_stride;
+  for (int h = 0; h < group; ++h)
+    for (int d = 0; d < dim; ++d) {
+      const int64_t at = first + h * a->query_head_stride + d;
+      query[h * dim + d] = a->layout == FLOAT32 ? ((const float *)a->query)[at]
+                                                : from_bf16(((const uint16_t *)a->query)[at]);
+    }
+  const int width = a->layout == FLOAT32 ? 4 : 2;
+  for (int64_t block = start / block_size; block * block_size < end; ++block) {
+    const int64_t at = a->block_table[row * a->block_table_stride + block] * a->key_block_stride +
+                       kv_head * a->key_head_stride;
+    const char *key = (const char *)a->key + at * width;
+    float *out = scores + block * block_size;
+    switch (a->layout) {
+      case FLOAT32: score_group(query, key, dim, block_size, group, FLOAT32, out, capacity); break;
+      case BFLOAT16: score_group(query, key, dim, block_size, group, BFLOAT16, out, capacity); break;
+      case BFLOAT16_PAIRS: score_group(query, key, dim, block_size, group, BFLOAT16_PAIRS, out, capacity); break;
+    }
+  }
+  float sum = 0;
+  const int32_t *spans = a->spans + (int64_t)row * a->max_spans * 2;
+  for (int h = 0; h < group; ++h)
+    sum += visual_share(scores + h * capacity, start, end, a->scale, spans, a->max_spans);
+  return sum;
+}
+
+// 0, or -1 when memory ran out.
+int visual_ratio(const struct visual_ratio_args *a) {
+  const int tasks = a->rows * a->kv_heads, group = a->heads / a->kv_heads;
+  int64_t longest = 0;
+  for (int row = 0; row < a->rows; ++row) longest = a->seq_lens[row] > longest ? a->seq_lens[row] : longest;
+  const int64_t capacity = (longest + a->block_size - 1) / a->block_size * a->block_size;
+  float *sums = malloc(sizeof(float) * tasks);
+  int failed = sums == NULL;
+#pragma omp parallel if (tasks > 1)
+  {
+    float *query = malloc(sizeof(float) * group * (a->dim + capacity));
+    if (query == NULL) {
+#pragma omp atomic write
+      failed = 1;
+    }
+#pragma omp barrier
+#pragma omp for schedule(dynamic)
+    for (int task = 0; task < tasks; ++task) {
+      const int row = task / a->kv_heads;
+      const int read = a->seq_lens[row] > 0 && a->spans[(int64_t)row * a->max_spans * 2] >= 0 &&
+                       a->spans[(int64_t)row * a->max_spans * 2 + 1] > 0;
+      if (!failed && read)
+        sums[task] = group_sum(a, row, task % a->kv_heads, query, query + group * a->dim, capacity);
+      else if (!failed)
+        sums[task] = 0;
+    }
+    free(query);
+  }
+  for (int row = 0; !failed && row < a->rows; ++row) {
+    float sum = a->spans[(int64_t)row * a->max_spans * 2] < 0 ? NAN : 0;
+    for (int h = 0; h < a->kv_heads; ++h) sum += sums[row * a->kv_heads + h];
+    a->out[row] = sum / a->heads;
+  }
+  free(sums);
+  return failed ? -1 : 0;
+}

@@ -1,0 +1,110 @@
+"""What to capture: the part of vLLM's `additional_config` that belongs to visual attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+KEY = "visual_attention"
+"""Name under vLLM's `additional_config`, and of the request argument that asks for the values."""
+
+DEFAULT_MAX_SPANS = 32
+DEFAULT_NUM_LAYERS = 4
+"""Size of the default subset: the cost of capture grows with the number of layers."""
+
+Layers = Literal["spread", "all"] | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Settings of one engine.
+
+    Raises:
+        ValueError: a value out of its range; names the key, the value and the fix.
+    """
+
+    layers: Layers = "spread"
+    """Decoder layers by index. ``spread``: 4 of them, evenly spaced; ``all``: every one."""
+    per_layer: bool = False
+    """Export [T, layers] in ascending order of the layers in place of their mean [T]."""
+    on_request: bool = False
+    """Export only for requests with ``SamplingParams(extra_args={"visual_attention": True})``
+    (``vllm_xargs`` over HTTP). Otherwise for every request."""
+    max_spans: int = DEFAULT_MAX_SPANS
+    """Runs of visual tokens a prompt may have; with more its values are nan. An image is one run,
+    a video one per frame."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, str):
+            if self.layers not in ("spread", "all"):
+                raise ValueError(
+                    f"{KEY}.layers={self.layers!r}: use 'spread', 'all' or a list of layer indices"
+                )
+        elif not self.layers or len(set(self.layers)) < len(self.layers) or min(self.layers) < 0:
+            raise ValueError(
+                f"{KEY}.layers={list(self.layers)}: give distinct layer indices, counted from 0"
+            )
+        if self.max_spans < 1:
+            raise ValueError(f"{KEY}.max_spans={self.max_spans} must be at least 1")
+
+    @classmethod
+    def from_additional_config(cls, additional_config: dict[str, Any] | None) -> Settings:
+        """Settings out of a vLLM config's `additional_config`.
+
+        Raises:
+            ValueError: it has no `visual_attention`, or one with unknown keys.
+        """
+        values = (additional_config or {}).get(KEY)
+        if values is None:
+            raise ValueError(
+                f"additional_config has no {KEY!r}, which its worker and scheduler read: "
+                "start the engine with all of vapo_verl.attention.engine_args()"
+            )
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(
+                f"additional_config.{KEY} has unknown keys {unknown}: known are {known}"
+            )
+        return cls(**{**values, "layers": as_layers(values.get("layers"))})
+
+    def to_additional_config(self) -> dict[str, Any]:
+        """The JSON value to put under `additional_config`, with the layers as a list."""
+        layers = self.layers if isinstance(self.layers, str) else list(self.layers)
+        return {KEY: {**asdict(self), "layers": layers}}
+
+    def select(self, available: Sequence[int]) -> list[int]:
+        """The layers to capture, ascending, out of a model's attention layers.
+
+        Raises:
+            ValueError: a layer of the list is not one of them.
+        """
+        if self.layers == "all":
+            return sorted(available)
+        if self.layers == "spread":
+            return spread(sorted(available), DEFAULT_NUM_LAYERS)
+        missing = sorted(set(self.layers) - set(available))
+        if missing:
+            raise ValueError(
+                f"{KEY}.layers={list(self.layers)}: the model has no attention layer {missing}; "
+                f"it has {sorted(available)}"
+            )
+        return sorted(self.layers)
+
+
+def as_layers(layers: str | Sequence[int] | None) -> Layers:
+    """The setting's value in its own type; None is the default."""
+    if layers is None:
+        return "spread"
+    if isinstance(layers, str):
+        return layers  # type: ignore[return-value]  # checked by Settings
+    return tuple(int(x) for x in layers)
+
+
+def spread(layers: list[int], number: int) -> list[int]:
+    """`number` of the layers, in the middles of as many equal parts: 28 -> 3, 10, 17, 24."""
+    total = len(layers)
+    if total <= number:
+        return layers
+    return [layers[(2 * i + 1) * total // (2 * number)] for i in range(number)]

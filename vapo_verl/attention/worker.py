@@ -1,0 +1,156 @@
+"""vLLM worker that captures visual attention: ``worker_cls``, for CPU and CUDA.
+
+Importing this module registers the recording backends. They replace vLLM's own under their own
+names, so that the platform's selection and every check by name stay as they are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from vllm.distributed import tensor_model_parallel_all_reduce
+from vllm.model_executor.models.utils import extract_layer_index
+from vllm.platforms import current_platform
+from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+
+from vapo_verl.attention.capture import Capture
+from vapo_verl.attention.settings import Settings
+from vapo_verl.attention.support import check_supported
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as PlatformWorker  # type: ignore[assignment]
+
+BACKENDS = {
+    "CPU_ATTN": "vapo_verl.attention.backends.cpu.RecordingCPUBackend",
+    "FLASH_ATTN": "vapo_verl.attention.backends.flash_attn.RecordingFlashAttentionBackend",
+}
+for _name, _path in BACKENDS.items():
+    register_backend(AttentionBackendEnum[_name], _path)
+
+Output = ModelRunnerOutput | AsyncModelRunnerOutput | None
+
+
+class VisualAttentionWorker(PlatformWorker):
+    """The platform's worker; its outputs carry `visual_attention` [rows] or [rows, layers].
+
+    Row i belongs to the i-th request of the output's `req_ids` and to the query that produced the
+    token sampled for it in this step.
+    """
+
+    _capture: Capture | None = None
+    _pending: _OnTheWay | None = None
+
+    def init_device(self) -> None:
+        check_supported(self.vllm_config)
+        super().init_device()
+
+    def load_model(self, **kwargs: Any) -> None:
+        super().load_model(**kwargs)
+        config = self.vllm_config
+        context = config.compilation_config.static_forward_context
+        runner = self.model_runner
+        self._capture = Capture(
+            Settings.from_additional_config(config.additional_config),
+            {
+                extract_layer_index(name): m.impl
+                for name, m in context.items()
+                if hasattr(m, "impl")
+            },
+            max_rows=max(
+                config.scheduler_config.max_num_seqs,
+                config.compilation_config.max_cudagraph_capture_size or 0,
+            ),
+            dtype=config.model_config.dtype,
+            device=self.device,
+            row_ids=lambda: runner.input_batch.req_ids,
+        )
+
+    def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
+        super().initialize_from_config(kv_cache_config)
+        assert self._capture is not None
+        self._capture.bind(
+            builder
+            for groups in self.model_runner.attn_groups
+            for group in groups
+            for builder in group.metadata_builders
+        )
+
+    @torch.inference_mode()
+    def execute_model(self, scheduler_output: SchedulerOutput) -> Output:
+        capture = self._capture
+        assert capture is not None
+        scheduled = scheduler_output.num_scheduled_tokens
+        capture.begin_step(scheduler_output)
+        with capture.clock.step(pure_decode=all(n == 1 for n in scheduled.values())):
+            output = super().execute_model(scheduler_output)
+        if scheduler_output.total_num_scheduled_tokens == 0:
+            return output
+        values = _OnTheWay(self._over_ranks(capture.end_forward()))
+        if output is None:  # sampling comes as a call of its own
+            self._pending = values
+            return None
+        return _attach(output, values)
+
+    @torch.inference_mode()
+    def sample_tokens(self, grammar_output: GrammarOutput | None) -> Output:
+        output = super().sample_tokens(grammar_output)
+        values, self._pending = self._pending, None
+        return output if values is None or output is None else _attach(output, values)
+
+    def _over_ranks(self, ratio: torch.Tensor) -> torch.Tensor:
+        """Mean over the heads of all tensor parallel ranks; each has the same number of them."""
+        size = self.vllm_config.parallel_config.tensor_parallel_size
+        if size == 1:
+            return ratio
+        return tensor_model_parallel_all_reduce(ratio.contiguous()) / size
+
+
+class _OnTheWay:
+    """Values of one step on their way to the host; the next forward may overwrite their source."""
+
+    def __init__(self, ratio: torch.Tensor) -> None:
+        self._event = None
+        if ratio.device.type == "cuda":
+            self._host = torch.empty(ratio.shape, dtype=ratio.dtype, pin_memory=True)
+            self._host.copy_(ratio, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._host = ratio.clone()
+
+    def wait(self) -> NDArray[np.float32]:
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host.numpy()
+
+
+class _AsyncOutput(AsyncModelRunnerOutput):
+    """Leaves the wait for the values to whoever waits for the sampled tokens."""
+
+    def __init__(self, output: AsyncModelRunnerOutput, values: _OnTheWay) -> None:
+        self._output, self._values = output, values
+
+    def get_output(self) -> ModelRunnerOutput:
+        output = self._output.get_output()
+        output.visual_attention = self._values.wait()
+        return output
+
+
+def _attach(
+    output: ModelRunnerOutput | AsyncModelRunnerOutput, values: _OnTheWay
+) -> ModelRunnerOutput | AsyncModelRunnerOutput:
+    if isinstance(output, AsyncModelRunnerOutput):
+        return _AsyncOutput(output, values)
+    if output.req_ids:  # without requests it is one object shared by all empty steps
+        output.visual_attention = values.wait()  # a plain dataclass: the attribute is pickled too
+    return output
