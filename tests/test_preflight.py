@@ -146,7 +146,6 @@ def test_10_a_context_without_room_for_a_claim_states_the_room_needed(check):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("vapo.attention.enabled=true", "no engine of this version exports"),
         ("vapo.advantage.attention_coef=0.3", "vapo.attention.enabled"),
         ("vapo.anchors.placement=middle", "use one of random"),
         ("actor_rollout_ref.rollout.n=1", "rollout.n=1"),

@@ -68,9 +68,11 @@ class AttentionConfig:
     """Export of the visual attention ratio of every generated token."""
 
     enabled: bool = False
-    layers: tuple[int, ...] | None = None
-    """Layers that are averaged; none: a small, evenly spread subset."""
+    layers: str | tuple[int, ...] | None = None
+    """Decoder layers that are averaged: a list of indices, ``all``, or none for 4 of them, evenly
+    spaced. What the export costs grows with their number."""
     per_layer: bool = False
+    """Keep the layers apart in the sampled rollouts; the mean is used everywhere else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +152,8 @@ def _value(spec: dataclasses.Field[Any], value: Any, path: str) -> Any:
         if not isinstance(value, Mapping):
             raise ValueError(f"{path}={value!r} is not a group of settings")
         return _section(type(default), dict(value), path)
+    if spec.name == "layers" and value == "all":
+        return value
     if spec.name in ("yes_words", "no_words", "layers"):
         return _items(value, path, optional=default is None)
     expected = type(default)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from vapo_verl.config import vapo_config
 from vapo_verl.platform.environment import CPU_ENVIRONMENT
 from vapo_verl.preflight import InputError, check_run
+from vapo_verl.rollout.engine_args import add_attention
 from vapo_verl.trainer.checkpoints import latest_complete
 
 
@@ -29,6 +31,7 @@ def launch(config: DictConfig) -> None:
         return
     for note in check_run(config):
         print(note)
+    export_attention(config)
     set_environment(config)
     validate_as_verl_does(config)
     train(config)
@@ -56,6 +59,15 @@ def fall_back_without_flash_attention(config: DictConfig) -> None:
         "flash-attn is not installed: training with sdpa and padded sequences, which is slower. "
         "`make setup EXTRA=gpu FLASH_ATTN=1` installs it."
     )
+
+
+def export_attention(config: DictConfig) -> None:
+    """Engine arguments for ``vapo.attention``."""
+    try:
+        settings = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))  # type: ignore[arg-type]
+        add_attention(config, settings.attention)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def make_paths_absolute(config: DictConfig) -> None:

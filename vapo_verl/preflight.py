@@ -30,7 +30,6 @@ def check_run(config: DictConfig) -> list[str]:
     """
     try:
         settings = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))  # type: ignore[arg-type]
-        _check_attention(settings)
         _check_engine(config)
         _check_batches(config)
         _check_micro_batches(config)
@@ -39,15 +38,6 @@ def check_run(config: DictConfig) -> list[str]:
         return list(_check_data(config, settings))
     except (ValueError, OmegaConfBaseException) as error:
         raise InputError(str(error)) from error
-
-
-def _check_attention(settings: VapoConfig) -> None:
-    if settings.attention.enabled:
-        raise ValueError(
-            "vapo.attention.enabled=True: no engine of this version exports visual attention; "
-            "set vapo.attention.enabled=false, vapo.advantage.attention_coef=0 and "
-            "vapo.reward.perception_source=claims"
-        )
 
 
 def _check_engine(config: DictConfig) -> None:

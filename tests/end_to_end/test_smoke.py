@@ -29,7 +29,7 @@ CONTRACT = {
             "probe_s",
         )
     ),
-    *(f"vapo/attention/{name}" for name in ("mean", "early", "late", "slope")),
+    *(f"vapo/attention/{name}" for name in ("mean", "early", "late", "slope", "missing_fraction")),
 }
 CORRELATION = "training/rollout_actor_probs_pearson_corr"
 

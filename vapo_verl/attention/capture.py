@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("vllm.vapo_verl.attention")
 
 _NO_SPANS_KNOWN = np.full((1, 2), -1, dtype=np.int32)
-"""In place of a request's spans: kernels answer nan for a row whose first span is negative."""
+"""In place of a request's spans: kernels answer nan for a row with a negative span."""
 
 
 class Capture:
@@ -54,6 +54,11 @@ class Capture:
         row_ids: Callable[[], list[str]],
     ) -> None:
         self.settings = settings
+        if not layers:
+            raise ValueError(
+                "the model has no decoder layer of plain softmax attention over its whole context: "
+                "visual attention cannot be captured; leave it off"
+            )
         self.layer_indices = settings.select(list(layers))
         for slot, index in enumerate(self.layer_indices):
             impl = layers[index]
@@ -73,11 +78,10 @@ class Capture:
             torch.zeros_like(self._spans_host, device=device) if on_gpu else self._spans_host
         )
         """int32 [rows, max_spans, 2]: visual spans of the batch's rows; unused ones are (0, 0)."""
-        share = f"Visual attention of {len(self.layer_indices)} of {len(layers)} layers"
-        logger.info("%s: %s", share, self.layer_indices)
-        self.clock = OverheadMeter(share)
+        self.clock = OverheadMeter(self._report_overhead)
         self.num_without_answer = 0
         """Requests so far with more spans than `max_spans`: their values are nan."""
+        self._num_layers = len(layers)
         self._row_ids = row_ids
         self._requests: dict[str, NDArray[np.int32]] = {}
         self._shown: list[str] | None = None
@@ -122,6 +126,14 @@ class Capture:
         self._live = False
         ratio = self.ratio[:, : self._num_rows]
         return ratio.t() if self.settings.per_layer else ratio.mean(0)
+
+    def _report_overhead(self, share: float) -> None:
+        """On stdout: a training run keeps vLLM's own log at warnings."""
+        print(
+            f"Visual attention of layers {self.layer_indices} of {self._num_layers}: "
+            f"{100 * share:+.1f} % of decode time",
+            flush=True,
+        )
 
     def _checked(self, spans: NDArray[np.int32]) -> NDArray[np.int32]:
         if len(spans) <= self.settings.max_spans:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-logger = logging.getLogger("vllm.vapo_verl.attention")
-
-NUM_STEPS = 100
+NUM_STEPS = 32
 """Decode steps that are timed; after them nothing is."""
 
 
@@ -17,17 +14,20 @@ class OverheadMeter:
     """Times the recording inside of the first `NUM_STEPS` pure decode steps.
 
     Only where a kernel has ended when its call returns, that is on CPU.
+
+    Args:
+        report: told the share, from 0 up, of recording time in the rest of the timed steps.
     """
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, report: Callable[[float], None]) -> None:
+        self._report = report
         self._steps, self._step_s, self._recording_s = 0, 0.0, 0.0
         self._timing = False
 
     @contextmanager
-    def step(self, pure_decode: bool) -> Iterator[None]:
-        """Around the forward of one engine step."""
-        if not pure_decode or self._steps >= NUM_STEPS:
+    def step(self, timed: bool) -> Iterator[None]:
+        """Around the forward of one engine step; `timed` for a decode step without a prefill."""
+        if not timed or self._steps >= NUM_STEPS:
             yield
             return
         self._timing, start = True, time.perf_counter()
@@ -38,7 +38,7 @@ class OverheadMeter:
         self._step_s += time.perf_counter() - start
         self._steps += 1
         if self._steps == NUM_STEPS:
-            logger.info("%s: %+.1f %% of decode time", self.what, 100 * self.share)
+            self._report(self._recording_s / (self._step_s - self._recording_s))
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -49,9 +49,3 @@ class OverheadMeter:
         start = time.perf_counter()
         yield
         self._recording_s += time.perf_counter() - start
-
-    @property
-    def share(self) -> float:
-        """Recording time over the rest of the timed steps; nan before the first."""
-        rest = self._step_s - self._recording_s
-        return self._recording_s / rest if rest > 0 else float("nan")

@@ -36,9 +36,10 @@ class _PassesVisualAttention:
     ) -> dict[int, EngineCoreOutputs]:
         values = getattr(model_runner_output, KEY, None)
         # Asked before the update: it drops the requests that finish.
-        wanted = [] if values is None else self._wanted(model_runner_output.req_ids)
+        row = {} if values is None else self._wanted_rows(model_runner_output.req_ids)
         outputs = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
-        row = {request_id: i for i, request_id in enumerate(wanted) if request_id is not None}
+        if values is None:
+            return outputs
         for of_client in outputs.values():
             for output in of_client.outputs:
                 i = row.get(output.request_id)
@@ -46,9 +47,9 @@ class _PassesVisualAttention:
                     output.routed_experts = values[i : i + 1]
         return outputs
 
-    def _wanted(self, request_ids: list[str]) -> list[str | None]:
-        """The ids, None in the place of those that did not ask."""
-        return [x if self._is_wanted(self.requests.get(x)) else None for x in request_ids]
+    def _wanted_rows(self, request_ids: list[str]) -> dict[str, int]:
+        """Row of the batch of each request whose values are to be exported."""
+        return {x: i for i, x in enumerate(request_ids) if self._is_wanted(self.requests.get(x))}
 
     def _is_wanted(self, request: Request | None) -> bool:
         if request is None or not self._settings.on_request:

@@ -6,12 +6,13 @@ names, so that the platform's selection and every check by name stay as they are
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from vllm.distributed import tensor_model_parallel_all_reduce
+from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
@@ -28,16 +29,18 @@ if TYPE_CHECKING:
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
 else:
-    from vllm.v1.worker.gpu_worker import Worker as PlatformWorker  # type: ignore[assignment]
+    from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
 
 BACKENDS = {
     "CPU_ATTN": "vapo_verl.attention.backends.cpu.RecordingCPUBackend",
     "FLASH_ATTN": "vapo_verl.attention.backends.flash_attn.RecordingFlashAttentionBackend",
+    "FLASHINFER": "vapo_verl.attention.backends.flashinfer.RecordingFlashInferBackend",
+    "TRITON_ATTN": "vapo_verl.attention.backends.triton_attn.RecordingTritonAttentionBackend",
 }
 for _name, _path in BACKENDS.items():
     register_backend(AttentionBackendEnum[_name], _path)
 
-Output = ModelRunnerOutput | AsyncModelRunnerOutput | None
+Output: TypeAlias = ModelRunnerOutput | AsyncModelRunnerOutput | None
 
 
 class VisualAttentionWorker(PlatformWorker):
@@ -58,6 +61,10 @@ class VisualAttentionWorker(PlatformWorker):
         super().load_model(**kwargs)
         config = self.vllm_config
         context = config.compilation_config.static_forward_context
+        # Its subclasses (chunked, cross, encoder attention) do not see a request's whole context.
+        layers = {
+            extract_layer_index(n): m.impl for n, m in context.items() if type(m) is Attention
+        }
         runner = self.model_runner
         self._capture = Capture(
             Settings.from_additional_config(config.additional_config),
@@ -91,7 +98,8 @@ class VisualAttentionWorker(PlatformWorker):
         assert capture is not None
         scheduled = scheduler_output.num_scheduled_tokens
         capture.begin_step(scheduler_output)
-        with capture.clock.step(pure_decode=all(n == 1 for n in scheduled.values())):
+        timed = self.device.type == "cpu" and all(n == 1 for n in scheduled.values())
+        with capture.clock.step(timed):
             output = super().execute_model(scheduler_output)
         if scheduler_output.total_num_scheduled_tokens == 0:
             return output

@@ -59,6 +59,17 @@ class VapoAgentLoopOutput(AgentLoopOutput):
         return values
 
 
+def _take_attention(output: VapoAgentLoopOutput) -> None:
+    """The server's values: their mean over layers as a field, and the layers for the samples."""
+    values = output.extra_fields.pop("visual_attention", None)
+    if values is None:
+        return
+    if values.ndim == 2:
+        output.extra_fields["visual_attention_layers"] = values
+        values = values.mean(axis=1)
+    output.visual_attention = values.tolist()
+
+
 class VapoAgentLoop(SingleTurnAgentLoop):
     """One turn of generation, then anchors, then the reward of Eq. 5."""
 
@@ -88,7 +99,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         output = VapoAgentLoopOutput(
             **{name: getattr(generated, name) for name in generated.model_fields_set}
         )
-        output.visual_attention = output.extra_fields.pop("visual_attention", None)
+        _take_attention(output)
         await self._score(output, row, key)
         return output
 

@@ -56,7 +56,8 @@ def attention_metrics(visual_attention: Tensor, response_mask: Tensor) -> dict[s
     """Visual attention ratio over a batch [B, T]: mean, first and last third, slope over progress.
 
     ``slope`` is the least-squares slope of the ratio against progress t / T_i in (0, 1]: how much
-    attention the image loses over a response. Tokens without a value are left out.
+    attention the image loses over a response. Tokens without a value are left out and counted:
+    ``missing_fraction`` is their share.
     """
     mask = response_mask.bool()
     position = torch.cumsum(mask, dim=1).double()
@@ -68,6 +69,7 @@ def attention_metrics(visual_attention: Tensor, response_mask: Tensor) -> dict[s
         "vapo/attention/early": mean(values[where <= EARLY].tolist()),
         "vapo/attention/late": mean(values[where >= LATE].tolist()),
         "vapo/attention/slope": _slope(where, values),
+        "vapo/attention/missing_fraction": mean((~known[mask]).tolist()),
     }
 
 

@@ -40,17 +40,21 @@ def sample_rows(
 def _row(key: str, step: int, tokenizer: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     uid, sample, _ = key.rsplit("_", 2)
     record = row["extra_fields"]["vapo"]
-    response_ids = row["responses"].tolist()
+    layers = row["extra_fields"].get("visual_attention_layers")
+    prompt_ids, response_ids = row["prompts"].tolist(), row["responses"].tolist()
     return {
         "step": step,
         "uid": uid,
         "sample": int(sample),
         "data_source": row["data_source"],
         "index": int(row["index"]),
-        "prompt": tokenizer.decode(row["prompts"].tolist(), skip_special_tokens=True),
+        "prompt": tokenizer.decode(prompt_ids, skip_special_tokens=True),
         "response": tokenizer.decode(response_ids, skip_special_tokens=True),
+        "prompt_ids": prompt_ids,
+        "response_ids": response_ids,
         "tokens": [tokenizer.decode([token_id]) for token_id in response_ids],
         "visual_attention": row["visual_attention"].tolist(),
+        "visual_attention_layers": None if layers is None else layers.tolist(),
         "advantages": row["advantages"].tolist(),
         "rollout_log_probs": row["rollout_log_probs"].tolist(),
         "old_log_probs": row["old_log_probs"].tolist(),

@@ -28,8 +28,11 @@ ROLLOUT_SCHEMA = pa.schema(
         ("index", pa.int64()),
         ("prompt", pa.string()),
         ("response", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("response_ids", pa.list_(pa.int32())),
         ("tokens", pa.list_(pa.string())),
         ("visual_attention", pa.list_(pa.float32())),
+        ("visual_attention_layers", pa.list_(pa.list_(pa.float32()))),  # [tokens][layers] or null
         ("advantages", pa.list_(pa.float32())),
         ("rollout_log_probs", pa.list_(pa.float32())),
         ("old_log_probs", pa.list_(pa.float32())),

@@ -20,6 +20,7 @@ from verl.utils.tracking import Tracking
 
 import vapo_verl.advantage.estimator  # noqa: F401  registers the estimator "vapo"
 from vapo_verl.config import vapo_config
+from vapo_verl.rollout import server as rollout_server
 from vapo_verl.trainer import checkpoints
 from vapo_verl.trainer.console import StepLine
 from vapo_verl.trainer.credit import batch_advantages
@@ -44,6 +45,7 @@ class VapoTrainer(PPOTrainerSync):
     def __init__(self, config: DictConfig) -> None:
         with open_dict(config):
             config.trainer.v1.trainer_mode = "sync"  # veRL compares the name in many places
+        rollout_server.register()
         super().__init__(config)
         self.vapo = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))  # type: ignore[arg-type]
         self.run_dir = Path(config.trainer.default_local_dir)

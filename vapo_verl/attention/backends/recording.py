@@ -38,21 +38,20 @@ class RecordingBuilder:
         self, common_prefix_len: int, common_attn_metadata: Any, *args: Any, **kwargs: Any
     ) -> Any:
         metadata = super().build(common_prefix_len, common_attn_metadata, *args, **kwargs)  # type: ignore[misc]
-        if self.capture is not None:
+        if self.capture is not None:  # not yet while vLLM profiles CUDA graphs for their memory
             self.capture.begin_forward()
-            common = common_attn_metadata
-            metadata.rows = Batch(
-                query_start_loc=common.query_start_loc,
-                seq_lens=common.seq_lens,
-                block_table=common.block_table_tensor,
-            )
+        common = common_attn_metadata
+        metadata.rows = Batch(
+            query_start_loc=common.query_start_loc,
+            seq_lens=common.seq_lens,
+            block_table=common.block_table_tensor,
+        )
         return metadata
 
     def update_block_table(self, metadata: Any, blk_table: Tensor, slot_mapping: Tensor) -> Any:
         """vLLM's shortcut for a KV cache group whose batch is that of a group built before."""
         updated = super().update_block_table(metadata, blk_table, slot_mapping)  # type: ignore[misc]
-        if self.capture is not None:
-            updated.rows = replace(metadata.rows, block_table=blk_table)
+        updated.rows = replace(metadata.rows, block_table=blk_table)
         return updated
 
 

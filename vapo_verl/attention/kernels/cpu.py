@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -70,8 +72,8 @@ def visual_ratio(
 ) -> None:
     """Write each row's visual attention ratio (reference.visual_ratio) to `out`.
 
-    Row r's query is token query_start_loc[r + 1] - 1. A row of length 0 gets 0, one whose first
-    span starts below 0 gets nan. The integer tensors are int32; `out` is float32 and contiguous.
+    Row r's query is token query_start_loc[r + 1] - 1. A row of length 0 gets 0, one with a span
+    that starts below 0 gets nan. The integer tensors are int32; `out` is contiguous float32.
     """
     arguments = (query, kv_cache, layout, query_start_loc, seq_lens, block_table, spans, scale)
     if _c_function() is None:
@@ -101,7 +103,8 @@ def visual_ratio_torch(
     last = (query_start_loc[1:] - 1).long()
     visual = reference.visual_mask(spans, context)
     ratio = reference.visual_ratio(query[last], keys, visual, seq_lens, scale, window)
-    return torch.where(spans[:, 0, 0] < 0, float("nan"), ratio)
+    marked = (spans[:, :, 0] < 0).any(1) & (seq_lens > 0)
+    return ratio.masked_fill(marked, float("nan"))
 
 
 def _unpack_keys(raw: Tensor, layout: KeyLayout, block_size: int, dim: int) -> Tensor:
@@ -142,7 +145,7 @@ class _Arguments(ctypes.Structure):
 
 
 @functools.cache
-def _c_function() -> ctypes._CFuncPtr | None:
+def _c_function() -> Callable[[Any], int] | None:
     try:
         function = load_library(Path(__file__).with_name("visual_ratio.c")).visual_ratio
     except CannotCompileError as e:

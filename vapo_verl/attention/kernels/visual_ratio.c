@@ -33,7 +33,7 @@ struct visual_ratio_args {
   const int32_t *block_table;
   int64_t block_table_stride;
   const int32_t *seq_lens, *query_start_loc;
-  const int32_t *spans;  // [rows, max_spans, 2]; a negative start marks a row without an answer
+  const int32_t *spans;  // [rows, max_spans, 2]; a negative start marks a row without answer
   float *out;            // [rows]
   float scale;
   int32_t rows, heads, kv_heads, dim, block_size, max_spans, layout;
@@ -165,6 +165,18 @@ static float group_sum(const struct visual_ratio_args *a, int row, int kv_head, 
   return sum;
 }
 
+enum answer { ZERO, RATIO, NONE };
+
+static enum answer answer_of(const struct visual_ratio_args *a, int row) {
+  const int32_t *spans = a->spans + (int64_t)row * a->max_spans * 2;
+  enum answer answer = ZERO;  // no keys, or no visual ones
+  for (int s = 0; a->seq_lens[row] > 0 && s < a->max_spans; ++s) {
+    if (spans[2 * s] < 0) return NONE;
+    if (spans[2 * s + 1] > spans[2 * s]) answer = RATIO;
+  }
+  return answer;
+}
+
 // 0, or -1 when memory ran out.
 int visual_ratio(const struct visual_ratio_args *a) {
   const int tasks = a->rows * a->kv_heads, group = a->heads / a->kv_heads;
@@ -184,17 +196,15 @@ int visual_ratio(const struct visual_ratio_args *a) {
 #pragma omp for schedule(dynamic)
     for (int task = 0; task < tasks; ++task) {
       const int row = task / a->kv_heads;
-      const int read = a->seq_lens[row] > 0 && a->spans[(int64_t)row * a->max_spans * 2] >= 0 &&
-                       a->spans[(int64_t)row * a->max_spans * 2 + 1] > 0;
-      if (!failed && read)
+      if (failed) continue;
+      sums[task] = 0;
+      if (answer_of(a, row) == RATIO)
         sums[task] = group_sum(a, row, task % a->kv_heads, query, query + group * a->dim, capacity);
-      else if (!failed)
-        sums[task] = 0;
     }
     free(query);
   }
   for (int row = 0; !failed && row < a->rows; ++row) {
-    float sum = a->spans[(int64_t)row * a->max_spans * 2] < 0 ? NAN : 0;
+    float sum = answer_of(a, row) == NONE ? NAN : 0;
     for (int h = 0; h < a->kv_heads; ++h) sum += sums[row * a->kv_heads + h];
     a->out[row] = sum / a->heads;
   }

@@ -1,0 +1,50 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from vapo_verl.attention.support import check_supported
+
+
+def engine(**changed):
+    """A config that works, with what the check reads."""
+    values = {
+        "pipeline_parallel_size": 1,
+        "decode_context_parallel_size": 1,
+        "prefill_context_parallel_size": 1,
+        "use_ubatching": False,
+        "speculative_config": None,
+        "enable_return_routed_experts": False,
+        "use_v2_model_runner": False,
+        "is_encoder_decoder": False,
+        "dtype": torch.bfloat16,
+        "cache_dtype": "auto",
+        **changed,
+    }
+    part = SimpleNamespace(**values)
+    return SimpleNamespace(parallel_config=part, model_config=part, cache_config=part, **values)
+
+
+def test_what_works_passes():
+    check_supported(engine())
+    check_supported(engine(dtype=torch.float32, cache_dtype="bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size=2: .*use pipeline_parallel_size=1"),
+        ({"decode_context_parallel_size": 2}, "decode_context_parallel_size=2"),
+        ({"prefill_context_parallel_size": 2}, "prefill_context_parallel_size=2"),
+        ({"use_ubatching": True}, "enable_dbo=True"),
+        ({"speculative_config": "ngram"}, "speculative_config=ngram"),
+        ({"enable_return_routed_experts": True}, "enable_return_routed_experts=True"),
+        ({"use_v2_model_runner": True}, "VLLM_USE_V2_MODEL_RUNNER=0 in the environment"),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder"),
+        ({"dtype": torch.float64}, r"dtype=torch\.float64"),
+        ({"cache_dtype": "fp8_e5m2"}, "kv_cache_dtype=fp8_e5m2"),
+    ],
+)
+def test_what_does_not_names_the_key_the_value_and_the_fix(changed, words):
+    with pytest.raises(ValueError, match=words):
+        check_supported(engine(**changed))

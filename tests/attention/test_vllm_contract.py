@@ -1,0 +1,174 @@
+"""Everything of vLLM 0.24 that the plug leans on, each with what to do when vLLM moves."""
+
+import dataclasses
+import inspect
+
+import pytest
+import vllm
+from vllm.config import CacheConfig, ModelConfig, ParallelConfig, SchedulerConfig, VllmConfig
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+from vllm.outputs import CompletionOutput
+from vllm.v1.attention.backend import (
+    AttentionImpl,
+    AttentionMetadataBuilder,
+    CommonAttentionMetadata,
+)
+from vllm.v1.attention.backends import cpu_attn, flash_attn
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+from vllm.v1.worker.gpu_worker import Worker
+
+from vapo_verl.attention import engine_args
+from vapo_verl.attention.worker import BACKENDS, VisualAttentionWorker
+
+
+def moved(what, where):
+    return f"vLLM {vllm.__version__} moved {what}: adapt vapo_verl/attention/{where}"
+
+
+def parameters(function):
+    return list(inspect.signature(function).parameters)
+
+
+def names(cls):
+    fields = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+    return {*fields, *getattr(cls, "__struct_fields__", ()), *getattr(cls, "__annotations__", ())}
+
+
+@pytest.mark.parametrize("cls", [AttentionImpl, cpu_attn.CPUAttentionBackendImpl])
+def test_the_signature_of_forward(cls):
+    expected = ["self", "layer", "query", "key", "value", "kv_cache", "attn_metadata", "output"]
+    assert parameters(cls.forward)[:8] == expected, moved("forward()", "backends/recording.py")
+
+
+def test_flash_attention_has_the_same_forward():
+    found = parameters(flash_attn.FlashAttentionImpl.forward)[:8]
+    expected = ["self", "layer", "query", "key", "value", "kv_cache", "attn_metadata", "output"]
+    assert found == expected, moved("FlashAttentionImpl.forward()", "backends/flash_attn.py")
+
+
+def test_the_builder_is_told_the_batch():
+    found = parameters(AttentionMetadataBuilder.build)[:3]
+    assert found == ["self", "common_prefix_len", "common_attn_metadata"], moved(
+        "AttentionMetadataBuilder.build()", "backends/recording.py"
+    )
+    assert {"query_start_loc", "seq_lens", "block_table_tensor"} <= names(
+        CommonAttentionMetadata
+    ), moved("CommonAttentionMetadata's fields", "backends/recording.py")
+    assert parameters(AttentionMetadataBuilder.update_block_table)[1:] == [
+        "metadata",
+        "blk_table",
+        "slot_mapping",
+    ], moved("update_block_table()", "backends/recording.py")
+
+
+@pytest.mark.parametrize(("name", "path"), BACKENDS.items())
+def test_the_backends_are_registered_under_their_own_names(name, path):
+    if name == "FLASHINFER":
+        pytest.importorskip("flashinfer")
+    backend = AttentionBackendEnum[name].get_class()
+    assert f"{backend.__module__}.{backend.__qualname__}" == path, (
+        f"register_backend no longer overrides {name}: see BACKENDS in attention/worker.py"
+    )
+    assert backend.get_name() == name
+
+
+def test_spans_come_with_new_requests():
+    assert {"req_id", "mm_features"} <= names(NewRequestData), moved(
+        "NewRequestData", "capture.py (begin_step)"
+    )
+    wanted = {
+        "scheduled_new_reqs",
+        "finished_req_ids",
+        "num_scheduled_tokens",
+        "total_num_scheduled_tokens",
+    }
+    assert wanted <= names(SchedulerOutput), moved("SchedulerOutput", "capture.py (begin_step)")
+    assert {"modality", "mm_position"} <= names(MultiModalFeatureSpec), moved(
+        "MultiModalFeatureSpec", "spans.py"
+    )
+    assert PlaceholderRange(offset=2, length=3).extract_embeds_range() == [(2, 4)], moved(
+        "the inclusive ends of extract_embeds_range()", "spans.py"
+    )
+
+
+def test_the_runner_holds_the_rows_of_the_batch():
+    source = inspect.getsource(GPUModelRunner)
+    for used in ("self.input_batch.req_ids", "self.attn_groups", "metadata_builders"):
+        assert used in source, moved(f"the runner's {used}", "worker.py")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["init_device", "load_model", "initialize_from_config", "execute_model", "sample_tokens"],
+)
+def test_the_worker_overrides_what_exists(name):
+    assert callable(getattr(Worker, name, None)), moved(f"Worker.{name}()", "worker.py")
+    assert getattr(VisualAttentionWorker, name) is not getattr(Worker, name)
+
+
+def test_the_worker_adds_no_name_that_an_extension_may_use():
+    """vLLM refuses a worker_extension_cls that shares a public name with the worker."""
+    public = {name for name in vars(VisualAttentionWorker) if not name.startswith("_")}
+    assert public <= set(dir(Worker)), "give the worker's own names an underscore"
+
+
+def test_outputs_can_carry_the_values():
+    output = ModelRunnerOutput(req_ids=["a"], req_id_to_index={"a": 0})
+    output.visual_attention = 1  # no slots
+    assert callable(AsyncModelRunnerOutput.get_output), moved("get_output()", "worker.py")
+    carrier = moved("routed_experts, the carrier of the values", "scheduler.py and api.py")
+    assert "routed_experts" in names(EngineCoreOutput), carrier
+    assert "routed_experts" in names(CompletionOutput), carrier
+
+
+@pytest.mark.parametrize("cls", [Scheduler, AsyncScheduler])
+def test_the_scheduler_sees_what_the_worker_returns(cls):
+    found = parameters(cls.update_from_output)
+    assert found == ["self", "scheduler_output", "model_runner_output"], moved(
+        "Scheduler.update_from_output()", "scheduler.py"
+    )
+
+
+def test_a_scheduler_may_be_made_by_a_function():
+    config = SchedulerConfig(
+        max_model_len=64,
+        is_encoder_decoder=False,
+        scheduler_cls=engine_args()["scheduler_cls"],
+    )
+    assert config.get_scheduler_cls().__name__ == "make_scheduler", moved(
+        "scheduler_cls by name", "scheduler.py (make_scheduler)"
+    )
+
+
+def test_the_settings_that_are_refused_still_have_their_names():
+    wanted = {
+        ParallelConfig: (
+            "pipeline_parallel_size",
+            "decode_context_parallel_size",
+            "prefill_context_parallel_size",
+            "use_ubatching",
+            "tensor_parallel_size",
+        ),
+        ModelConfig: ("enable_return_routed_experts", "is_encoder_decoder", "dtype"),
+        VllmConfig: ("speculative_config", "use_v2_model_runner", "additional_config"),
+        CacheConfig: ("cache_dtype",),
+    }
+    for cls, keys in wanted.items():
+        for key in keys:
+            assert key in names(cls) or hasattr(cls, key), moved(
+                f"{cls.__name__}.{key}", "support.py or worker.py"
+            )
+
+
+def test_the_cpu_cache_is_laid_out_as_the_kernel_reads_it():
+    shape = cpu_attn.CPUAttentionBackend.get_kv_cache_shape(7, 32, 2, 64)
+    assert shape == (7, 2, 32, 128), moved("the CPU KV cache", "kernels/cpu.py (KeyLayout)")
+    assert cpu_attn.CPUAttentionBackend.get_required_kv_cache_layout() == "HND", moved(
+        "the CPU KV cache layout", "kernels/cpu.py (KeyLayout)"
+    )

@@ -1,0 +1,66 @@
+"""vLLM's FlashAttention backend, recording."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.attention.backends import flash_attn
+from vllm.v1.attention.backends.flash_attn import (
+    FlashAttentionBackend,
+    FlashAttentionImpl,
+    FlashAttentionMetadataBuilder,
+)
+
+from vapo_verl.attention.backends import lse_tap
+from vapo_verl.attention.backends.full_walk import FullWalkImpl
+from vapo_verl.attention.backends.recording import Batch, RecordingBuilder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vapo_verl.attention.capture import Capture
+
+
+class RecordingFlashAttentionImpl(FullWalkImpl, FlashAttentionImpl):
+    """Reads visual keys only, given the LSE of the attention call that the layer makes anyway.
+
+    Where none comes out, as from cascade attention, it walks the whole context.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._tap = lse_tap.install(flash_attn)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self.capture is None or self._tap is None:
+            return super().forward(*args, **kwargs)
+        with self._tap.open():
+            return super().forward(*args, **kwargs)
+
+    def record(
+        self,
+        capture: Capture,
+        query: Tensor,
+        kv_cache: Tensor,
+        batch: Batch,
+        lse: Tensor | None = None,
+    ) -> None:
+        if self._tap is not None:
+            lse = self._tap.lse
+        super().record(capture, query, kv_cache, batch, lse)
+
+
+class RecordingFlashAttentionBuilder(RecordingBuilder, FlashAttentionMetadataBuilder):
+    pass
+
+
+class RecordingFlashAttentionBackend(FlashAttentionBackend):
+    """Registered in place of FLASH_ATTN, whose name it keeps."""
+
+    @staticmethod
+    def get_impl_cls() -> type[Any]:
+        return RecordingFlashAttentionImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[Any]:
+        return RecordingFlashAttentionBuilder

@@ -1,0 +1,66 @@
+"""veRL's vLLM server, passing on the visual attention of each response."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import AsyncIterator
+from contextvars import ContextVar
+from typing import Any
+
+import ray
+from verl.workers.rollout.replica import RolloutReplicaRegistry, TokenOutput
+from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
+
+from vapo_verl.attention import visual_attention
+
+_finished: ContextVar[list[Any]] = ContextVar("finished")
+"""Where the call of `generate` that is running keeps vLLM's finished outputs."""
+
+
+class VapoHttpServer(vLLMHttpServer):
+    """`TokenOutput.extra_fields["visual_attention"]`: float32 [T] or [T, layers], one per token.
+
+    Absent when the engine runs without `vapo_verl.attention.engine_args`. veRL turns vLLM's output
+    into a `TokenOutput` in the middle of `generate`; what it drops is picked up on the way there.
+    """
+
+    async def run_server(self, args: argparse.Namespace) -> None:
+        await super().run_server(args)
+        self._exports = "visual_attention" in (args.additional_config or {})
+        self.engine.generate = _keeping_finished(self.engine.generate)
+
+    async def generate(
+        self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, **rest: Any
+    ) -> TokenOutput:
+        finished: list[Any] = []
+        token = _finished.set(finished)
+        try:
+            output = await super().generate(prompt_ids, sampling_params, request_id, **rest)
+        finally:
+            _finished.reset(token)
+        if self._exports and finished and finished[-1].outputs:
+            output.extra_fields["visual_attention"] = visual_attention(finished[-1].outputs[0])
+        return output
+
+
+def _keeping_finished(generate: Any) -> Any:
+    async def generate_and_keep(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        async for output in generate(*args, **kwargs):
+            if output.finished:
+                _finished.get([]).append(output)
+            yield output
+
+    return generate_and_keep
+
+
+class VapoReplica(vLLMReplica):
+    """Starts `VapoHttpServer`s."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.server_class = ray.remote(VapoHttpServer)
+
+
+def register() -> None:
+    """Make `rollout.name=vllm` start these servers in this process's trainer."""
+    RolloutReplicaRegistry.register("vllm", lambda: VapoReplica)
