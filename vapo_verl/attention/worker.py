@@ -63,16 +63,14 @@ class VisualAttentionWorker(PlatformWorker):
         context = config.compilation_config.static_forward_context
         # Its subclasses (chunked, cross, encoder attention) do not see a request's whole context.
         layers = {
-            extract_layer_index(n): m.impl for n, m in context.items() if type(m) is Attention
+            extract_layer_index(name): layer.impl
+            for name, layer in context.items()
+            if type(layer) is Attention
         }
         runner = self.model_runner
         self._capture = Capture(
             Settings.from_additional_config(config.additional_config),
-            {
-                extract_layer_index(name): m.impl
-                for name, m in context.items()
-                if hasattr(m, "impl")
-            },
+            layers,
             max_rows=max(
                 config.scheduler_config.max_num_seqs,
                 config.compilation_config.max_cudagraph_capture_size or 0,
