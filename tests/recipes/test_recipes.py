@@ -6,8 +6,9 @@ from omegaconf import OmegaConf
 from vapo_verl import preflight
 from vapo_verl.composition import compose_recipe, recipe_names
 from vapo_verl.config import vapo_config
+from vapo_verl.launch import export_attention
 
-GPU_RECIPES = ["vapo", "vapo_3b", "vapo_paper", "vapo_released", "grpo", "dapo"]
+GPU_RECIPES = ["vapo", "vapo_3b", "vapo_paper", "vapo_released", "vapo_attention", "grpo", "dapo"]
 
 
 def test_the_recipes_are_those_the_readme_lists():
@@ -90,6 +91,16 @@ def test_grpo_is_vapo_without_its_reward_and_nothing_else():
         "vapo.anchors.num_anchors",
         "vapo.reward.perception_source",
     }
+
+
+def test_vapo_attention_is_vapo_with_credit_that_follows_the_image():
+    config, settings = settled("vapo_attention")
+    assert settings.attention.enabled
+    assert settings.advantage.attention_coef == 0.3
+    export_attention(config)
+    engine = config.actor_rollout_ref.rollout.engine_kwargs.vllm
+    assert engine.worker_cls.endswith("VisualAttentionWorker")
+    assert engine.additional_config.visual_attention.layers == "spread"
 
 
 def test_dapo_clips_higher_and_samples_dynamically():

@@ -1,5 +1,6 @@
 """The loop's own work on real rows, a real tokenizer and the packaged model."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -146,3 +147,24 @@ async def test_reward_parts_reach_verls_validation_perception_where_it_was_probe
     assert probed["reward_extra_info"]["perception"] == probed["vapo"]["reward"]["perception"]
     plain = (await run_loop(dataset[0], "vapo.anchors.num_anchors=0")).extra_fields
     assert plain["reward_extra_info"].keys() == {"acc", "format"}
+
+
+async def test_visual_attention_of_the_server_becomes_a_field_per_token(
+    run_loop, dataset, server, monkeypatch
+):
+    """[T, layers] of the server: their mean in the replay buffer, the layers for the samples."""
+    layers = {}
+
+    async def generate(request_id, **request):
+        output = await plain(request_id, **request)
+        values = np.random.default_rng(0).random((len(output.token_ids), 3), dtype=np.float32)
+        output.extra_fields["visual_attention"] = layers[len(layers)] = values
+        return output
+
+    plain = server.generate
+    monkeypatch.setattr(server, "generate", generate)
+    output = await run_loop(dataset[0], ALWAYS)
+    np.testing.assert_array_equal(output.extra_fields["visual_attention_layers"], layers[0])
+    column = output.as_dict()["visual_attention"]
+    assert column.shape == output.as_dict()["responses"].shape
+    np.testing.assert_allclose(column.numpy(), layers[0].mean(1), rtol=1e-6)

@@ -87,5 +87,6 @@ def test_attention_figures_leave_padding_and_missing_tokens_out():
 
 def test_no_attention_at_all_is_nan():
     metrics = attention_metrics(torch.full((2, 3), float("nan")), torch.ones(2, 3))
+    assert metrics.pop("vapo/attention/missing_fraction") == 1
     assert all(math.isnan(value) for value in metrics.values())
     assert len(metrics) == 4

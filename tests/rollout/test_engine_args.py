@@ -1,0 +1,50 @@
+import pytest
+from omegaconf import OmegaConf
+
+from vapo_verl.attention import engine_args
+from vapo_verl.composition import compose_recipe
+from vapo_verl.config import AttentionConfig
+from vapo_verl.rollout.engine_args import ENGINE, add_attention
+
+ON = AttentionConfig(enabled=True)
+
+
+def smoke(*overrides):
+    config = compose_recipe("smoke", overrides)
+    OmegaConf.resolve(config)
+    return config
+
+
+def test_the_engines_arguments_join_those_of_the_recipe():
+    config = smoke()
+    before = OmegaConf.to_container(OmegaConf.select(config, ENGINE))
+    add_attention(config, AttentionConfig(enabled=True, layers=(1, 2), per_layer=True))
+    after = OmegaConf.to_container(OmegaConf.select(config, ENGINE))
+    assert after == {**before, **engine_args([1, 2], per_layer=True)}
+    add_attention(config, ON)  # again: a resolved config may be started from
+
+
+def test_off_changes_nothing():
+    config = smoke()
+    add_attention(config, AttentionConfig())
+    assert config == smoke()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (f"+{ENGINE}.speculative_config={{method: ngram}}", "speculative_config"),
+        (f"+{ENGINE}.pipeline_parallel_size=2", "pipeline_parallel_size=2: .* set 1"),
+        (f"+{ENGINE}.decode_context_parallel_size=2", "decode_context_parallel_size=2"),
+        (f"+{ENGINE}.enable_dbo=true", "enable_dbo=True"),
+        (f"+{ENGINE}.kv_cache_dtype=fp8", "kv_cache_dtype=fp8"),
+        (f"+{ENGINE}.worker_cls=my.Worker", "worker_cls=my.Worker is taken"),
+        (
+            "actor_rollout_ref.rollout.enable_rollout_routing_replay=true",
+            "enable_rollout_routing_replay=True",
+        ),
+    ],
+)
+def test_what_it_does_not_work_with_is_named(override, words):
+    with pytest.raises(ValueError, match=words):
+        add_attention(smoke(override), ON)

@@ -1,0 +1,42 @@
+"""Arguments for `vllm serve`:
+
+vllm serve MODEL $(python -m vapo_verl.attention)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from vapo_verl.attention.api import engine_args
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m vapo_verl.attention",
+        description="Print the arguments that make `vllm serve` export visual attention: "
+        "vllm serve MODEL $(python -m vapo_verl.attention)",
+    )
+    parser.add_argument(
+        "--layers", nargs="+", metavar="LAYER", help="layer indices, or all; 4 spread ones if unset"
+    )
+    parser.add_argument("--per-layer", action="store_true", help="keep the layers apart")
+    parser.add_argument(
+        "--always", action="store_true", help="for every request, not only for those that ask"
+    )
+    options = parser.parse_args()
+    layers = "all" if options.layers == ["all"] else options.layers
+    try:
+        arguments = engine_args(layers, options.per_layer, on_request=not options.always)
+    except ValueError as error:
+        parser.error(str(error))
+    words = []
+    for name, value in arguments.items():
+        # Without spaces: the shell splits what $( ) gives at them, and keeps the quotes.
+        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        words += [f"--{name.replace('_', '-')}", text]
+    print(*words)
+
+
+if __name__ == "__main__":
+    main()
