@@ -8,13 +8,14 @@ from vapo_verl.attention import engine_args
 from vapo_verl.attention.settings import Settings
 
 
-def test_the_default_subset_is_four_layers_evenly_spread():
+def test_the_default_subset_is_one_layer_in_eight_evenly_spread():
     assert Settings().select(range(28)) == [3, 10, 17, 24]
     assert Settings().select(range(36)) == [4, 13, 22, 31]
-    assert Settings().select(range(6)) == [0, 2, 3, 5]
-    assert Settings().select(range(3)) == [0, 1, 2]
+    assert Settings().select(range(12)) == [3, 9]
+    assert Settings().select(range(6)) == [1, 4]
+    assert Settings().select(range(1)) == [0]
     # a hybrid model: only every fourth layer has attention
-    assert Settings().select(range(3, 48, 4)) == [7, 19, 31, 43]
+    assert Settings().select(range(3, 48, 4)) == [15, 39]
 
 
 def test_all_and_a_list():

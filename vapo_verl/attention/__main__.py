@@ -18,7 +18,7 @@ def main() -> None:
         "vllm serve MODEL $(python -m vapo_verl.attention)",
     )
     parser.add_argument(
-        "--layers", nargs="+", metavar="LAYER", help="layer indices, or all; 4 spread ones if unset"
+        "--layers", nargs="+", metavar="LAYER", help="layer indices, or all; one in 8 if unset"
     )
     parser.add_argument("--per-layer", action="store_true", help="keep the layers apart")
     parser.add_argument(

@@ -28,7 +28,7 @@ def engine_args(
     ``engine_kwargs.vllm``; nothing of vLLM is replaced in the calling process.
 
     Args:
-        layers: decoder layers to watch: a list of indices, ``all``, or None for 4 of them, evenly
+        layers: decoder layers to watch: a list of indices, ``all``, or None for one in 8, evenly
             spaced. The cost grows with their number.
         per_layer: keep the layers apart: [T, layers], ascending, in place of their mean [T].
         on_request: only for requests with

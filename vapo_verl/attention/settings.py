@@ -10,8 +10,8 @@ KEY = "visual_attention"
 """Name under vLLM's `additional_config`, and of the request argument that asks for the values."""
 
 DEFAULT_MAX_SPANS = 32
-DEFAULT_NUM_LAYERS = 4
-"""Size of the default subset: the cost of capture grows with the number of layers."""
+SPREAD_EVERY = 8
+"""The default subset has one of so many layers, at least 2: what capture costs grows with them."""
 
 Layers = Literal["spread", "all"] | tuple[int, ...]
 
@@ -25,7 +25,7 @@ class Settings:
     """
 
     layers: Layers = "spread"
-    """Decoder layers by index. ``spread``: 4 of them, evenly spaced; ``all``: every one."""
+    """Decoder layers by index. ``spread``: one in 8, evenly spaced; ``all``: every one."""
     per_layer: bool = False
     """Export [T, layers] in ascending order of the layers in place of their mean [T]."""
     on_request: bool = False
@@ -83,7 +83,7 @@ class Settings:
         if self.layers == "all":
             return sorted(available)
         if self.layers == "spread":
-            return spread(sorted(available), DEFAULT_NUM_LAYERS)
+            return spread(sorted(available))
         missing = sorted(set(self.layers) - set(available))
         if missing:
             raise ValueError(
@@ -102,9 +102,10 @@ def as_layers(layers: str | Sequence[int] | None) -> Layers:
     return tuple(int(x) for x in layers)
 
 
-def spread(layers: list[int], number: int) -> list[int]:
-    """`number` of the layers, in the middles of as many equal parts: 28 -> 3, 10, 17, 24."""
+def spread(layers: list[int]) -> list[int]:
+    """One layer in 8, in the middles of equal parts of them: of 28 those at 3, 10, 17 and 24."""
     total = len(layers)
+    number = max(2, round(total / SPREAD_EVERY))
     if total <= number:
         return layers
     return [layers[(2 * i + 1) * total // (2 * number)] for i in range(number)]

@@ -4,6 +4,7 @@
 // A task is one (row, KV head): scores of its group of query heads against all keys of the row,
 // 16 keys at a time, then one softmax a head. Keys are read in place: gathering them first costs
 // more than the arithmetic.
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -13,6 +14,7 @@
 #define TILE 4  // query heads that share one read of the keys
 typedef float f32v __attribute__((vector_size(4 * LANES)));
 typedef float f32v_any __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t i32v __attribute__((vector_size(4 * LANES)));
 typedef uint32_t u32v __attribute__((vector_size(4 * LANES)));
 typedef uint32_t u32v_any __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t u16v __attribute__((vector_size(2 * LANES)));
@@ -47,39 +49,48 @@ static inline float from_bf16(uint16_t x) {
   return f;
 }
 
-// Scores of `heads` <= TILE query heads against the 16 keys at `key`. Inlined with a constant
-// `heads` and `layout`, so that the sums stay in registers.
+// 16 keys of one dim (of two, with pairs), as floats.
+static inline __attribute__((always_inline)) f32v load_keys(const char *key, int layout) {
+  if (layout == FLOAT32) return *(const f32v_any *)key;
+  return (f32v)(__builtin_convertvector(*(const u16v_any *)key, u32v) << 16);
+}
+
+// Scores of `heads` <= TILE query heads against 16 * `groups` keys at `key`. Inlined with constants,
+// so that the sums stay in registers; two groups hide the latency of the multiply-adds.
 static inline __attribute__((always_inline)) void score_lanes(
-    const float *query, const char *key, int dim, int block_size, int heads, int layout, float *out,
-    int64_t out_stride) {
-  f32v sum[TILE] = {0};
+    const float *query, const char *key, int dim, int block_size, int heads, int groups, int layout,
+    float *out, int64_t out_stride) {
+  f32v sum[2][TILE] = {0};
   if (layout == BFLOAT16_PAIRS) {
-    for (int d = 0; d < dim; d += 2) {
-      const u32v pair = *(const u32v_any *)(key + (int64_t)d / 2 * LANES * 4);
-      const f32v even = (f32v)(pair << 16), odd = (f32v)(pair & 0xffff0000u);
-      for (int h = 0; h < heads; ++h) sum[h] += query[h * dim + d] * even + query[h * dim + d + 1] * odd;
-    }
-  } else {
-    for (int d = 0; d < dim; ++d) {
-      f32v k;
-      if (layout == FLOAT32) {
-        k = *(const f32v_any *)(key + (int64_t)d * block_size * 4);
-      } else {
-        const u16v half = *(const u16v_any *)(key + (int64_t)d * block_size * 2);
-        k = (f32v)(__builtin_convertvector(half, u32v) << 16);
+    for (int d = 0; d < dim; d += 2)
+      for (int g = 0; g < groups; ++g) {
+        const u32v pair = *(const u32v_any *)(key + ((int64_t)g * dim + d) / 2 * LANES * 4);
+        const f32v even = (f32v)(pair << 16), odd = (f32v)(pair & 0xffff0000u);
+        for (int h = 0; h < heads; ++h)
+          sum[g][h] += query[h * dim + d] * even + query[h * dim + d + 1] * odd;
       }
-      for (int h = 0; h < heads; ++h) sum[h] += query[h * dim + d] * k;
-    }
+  } else {
+    const int width = layout == FLOAT32 ? 4 : 2;
+    for (int d = 0; d < dim; ++d)
+      for (int g = 0; g < groups; ++g) {
+        const f32v keys = load_keys(key + ((int64_t)d * block_size + g * LANES) * width, layout);
+        for (int h = 0; h < heads; ++h) sum[g][h] += query[h * dim + d] * keys;
+      }
   }
-  for (int h = 0; h < heads; ++h) *(f32v_any *)(out + h * out_stride) = sum[h];
+  for (int g = 0; g < groups; ++g)
+    for (int h = 0; h < heads; ++h) *(f32v_any *)(out + h * out_stride + g * LANES) = sum[g][h];
 }
 
 static inline __attribute__((always_inline)) void score_block(
     const float *query, const char *key, int dim, int block_size, int heads, int layout, float *out,
     int64_t out_stride) {
+  // 2 * LANES: bytes of 16 keys of one dim in 16 bits
   const int64_t step = layout == FLOAT32 ? 4 * LANES : layout == BFLOAT16 ? 2 * LANES : 2 * LANES * dim;
-  for (int j = 0; j < block_size; j += LANES, key += step)
-    score_lanes(query, key, dim, block_size, heads, layout, out + j, out_stride);
+  int j = 0;
+  for (; j + 2 * LANES <= block_size; j += 2 * LANES)
+    score_lanes(query, key + j / LANES * step, dim, block_size, heads, 2, layout, out + j, out_stride);
+  if (j < block_size)
+    score_lanes(query, key + j / LANES * step, dim, block_size, heads, 1, layout, out + j, out_stride);
 }
 
 static inline __attribute__((always_inline)) void score_group(
@@ -97,41 +108,57 @@ static inline __attribute__((always_inline)) void score_group(
 }
 
 // exp(x) for x <= 0, relative error 2e-7: x = n ln2 + f, exp(f) by Taylor's series on |f| <= ln2 / 2.
-// A plain expression, so that the compiler makes vector code of loops over it.
-static inline float exp_nonpositive(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  const int32_t n = (int32_t)(x * 1.44269504f - 0.5f);
-  const float f = x - (float)n * 0.693359375f + (float)n * 2.12194440e-4f;
-  float p = 1.0f / 5040;
-  p = p * f + 1.0f / 720;
+static inline f32v exp_nonpositive(f32v x) {
+  const f32v least = (f32v){0} - 87.0f;
+  const i32v keep = x > least;
+  x = (f32v)(((i32v)x & keep) | ((i32v)least & ~keep));
+  const i32v n = __builtin_convertvector(x * 1.44269504f - 0.5f, i32v);
+  const f32v whole = __builtin_convertvector(n, f32v);
+  const f32v f = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+  f32v p = f * (1.0f / 5040) + 1.0f / 720;
   p = p * f + 1.0f / 120;
   p = p * f + 1.0f / 24;
   p = p * f + 1.0f / 6;
   p = p * f + 0.5f;
   p = p * f + 1.0f;
   p = p * f + 1.0f;
-  const int32_t bits = (n + 127) << 23;
-  float power;
-  memcpy(&power, &bits, 4);
-  return p * power;
+  return p * (f32v)((n + 127) << 23);
 }
 
-// Share of softmax(scale * scores[start:end]) on the row's spans.
+static inline float sum_of(f32v x) {
+  float sum = 0;
+  for (int i = 0; i < LANES; ++i) sum += x[i];
+  return sum;
+}
+
+// Share of softmax(scale * scores[start:end]) on the row's spans. Works on whole lanes: what they
+// hold outside of [start, end) is overwritten.
 static float visual_share(float *scores, int64_t start, int64_t end, float scale,
                           const int32_t *spans, int max_spans) {
-  float top = scores[start];
-  for (int64_t j = start; j < end; ++j) top = scores[j] > top ? scores[j] : top;
-  float total = 0, visual = 0;
-  for (int64_t j = start; j < end; ++j) {
-    scores[j] = exp_nonpositive(scale * (scores[j] - top));
-    total += scores[j];
+  const int64_t first = start / LANES * LANES, last = (end + LANES - 1) / LANES * LANES;
+  for (int64_t j = first; j < start; ++j) scores[j] = -FLT_MAX;
+  for (int64_t j = end; j < last; ++j) scores[j] = -FLT_MAX;
+  f32v tops = *(const f32v_any *)(scores + first);
+  for (int64_t j = first; j < last; j += LANES) {
+    const f32v x = *(const f32v_any *)(scores + j);
+    const i32v above = x > tops;
+    tops = (f32v)(((i32v)x & above) | ((i32v)tops & ~above));
   }
+  float top = tops[0];
+  for (int i = 1; i < LANES; ++i) top = tops[i] > top ? tops[i] : top;
+  f32v total = {0};
+  for (int64_t j = first; j < last; j += LANES) {
+    const f32v weight = exp_nonpositive(scale * (*(const f32v_any *)(scores + j) - top));
+    *(f32v_any *)(scores + j) = weight;
+    total += weight;
+  }
+  float visual = 0;
   for (int s = 0; s < max_spans; ++s) {
     const int64_t from = spans[2 * s] > start ? spans[2 * s] : start;
     const int64_t to = spans[2 * s + 1] < end ? spans[2 * s + 1] : end;
     for (int64_t j = from; j < to; ++j) visual += scores[j];
   }
-  return visual / total;
+  return visual / sum_of(total);
 }
 
 static float group_sum(const struct visual_ratio_args *a, int row, int kv_head, float *query, float *scores,
@@ -151,6 +178,12 @@ static float group_sum(const struct visual_ratio_args *a, int row, int kv_head, 
     const int64_t at = a->block_table[row * a->block_table_stride + block] * a->key_block_stride +
                        kv_head * a->key_head_stride;
     const char *key = (const char *)a->key + at * width;
+    if ((block + 1) * block_size < end) {  // the next block lies elsewhere: no hardware finds it
+      const int64_t next = a->block_table[row * a->block_table_stride + block + 1] * a->key_block_stride +
+                           kv_head * a->key_head_stride;
+      for (int64_t byte = 0; byte < (int64_t)dim * block_size * width; byte += 64)
+        __builtin_prefetch((const char *)a->key + next * width + byte);
+    }
     float *out = scores + block * block_size;
     switch (a->layout) {
       case FLOAT32: score_group(query, key, dim, block_size, group, FLOAT32, out, capacity); break;

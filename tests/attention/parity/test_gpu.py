@@ -1,0 +1,71 @@
+"""Whole engines on a GPU: FlashAttention's LSE, CUDA graphs, asynchronous scheduling, full walk."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.attention.parity.conftest import Batch, Eager, Engines, make_prompts
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200)]
+
+MIXED = make_prompts(1, 0, 2, 1, 3, 0, 2, 1)
+GRAPHS = {"TORCHDYNAMO_DISABLE": "0"}
+
+
+@pytest.fixture(scope="module")
+def gpu_engines(tmp_path_factory):
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cuda():
+        pytest.skip("needs vLLM for CUDA")
+    return Engines(tmp_path_factory.mktemp("gpu_engines"))
+
+
+def assert_as_close_as_rounding(samples, eager):
+    """At most twice as far from float32 as transformers' own bfloat16 is, on the same tokens."""
+    rounded = Eager(torch.bfloat16)
+    own = [abs(rounded.visual_attention(x) - eager.visual_attention(x)).ravel() for x in samples]
+    errors = eager.errors(samples)
+    print(f"vLLM: mean error {errors.mean():.1e}, largest {errors.max():.1e}")
+    assert errors.mean() <= 2 * np.concatenate(own).mean()
+    assert errors.max() <= 2 * np.concatenate(own).max()
+
+
+@pytest.mark.parametrize("backend", ["FLASH_ATTN", "TRITON_ATTN", "FLASHINFER"])
+@pytest.mark.parametrize("enforce_eager", [True, False], ids=["eager", "graphs"])
+def test_backends_with_and_without_cuda_graphs(gpu_engines, eager, backend, enforce_eager):
+    run = gpu_engines.run(
+        Batch(prompts=MIXED, sampling={"n": 2}),
+        env={} if enforce_eager else GRAPHS,
+        dtype="bfloat16",
+        attention_backend=backend,
+        enforce_eager=enforce_eager,
+    )
+    assert_as_close_as_rounding(run.batches[0], eager)
+
+
+@pytest.mark.parametrize("async_scheduling", [True, False], ids=["async", "sync"])
+def test_scheduling(gpu_engines, eager, async_scheduling):
+    run = gpu_engines.run(
+        Batch(prompts=MIXED * 4, sampling={"max_tokens": 64}),
+        env=GRAPHS,
+        dtype="bfloat16",
+        enforce_eager=False,
+        async_scheduling=async_scheduling,
+        max_num_batched_tokens=256,
+        enable_prefix_caching=False,
+    )
+    assert_as_close_as_rounding(run.batches[0], eager)
+
+
+@pytest.mark.parametrize("enforce_eager", [True, False], ids=["eager", "graphs"])
+def test_capture_changes_no_token(gpu_engines, enforce_eager):
+    greedy = Batch(prompts=MIXED, sampling={"temperature": 0.0, "max_tokens": 64})
+    setup = {
+        "env": {} if enforce_eager else GRAPHS,
+        "dtype": "bfloat16",
+        "enforce_eager": enforce_eager,
+    }
+    on, off = (gpu_engines.run(greedy, **setup, **c).batches[0] for c in ({}, {"capture": {}}))
+    for one, other in zip(on, off, strict=True):
+        assert one.completion.token_ids == other.completion.token_ids
