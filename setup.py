@@ -82,7 +82,7 @@ EXTRAS_REQUIRE = {
     ],
 }
 
-DATA_SUFFIXES = ("yaml", "md", "json", "safetensors", "jinja", "txt", "html", "css", "js", "svg", "c")
+DATA_SUFFIXES = ("yaml", "md", "json", "safetensors", "jinja", "txt", "html", "css", "js", "c")
 
 setup(
     name="vapo_verl",
