@@ -1,0 +1,108 @@
+"""Command line: short true or false claims about the images of a data set.
+
+python -m vapo_verl.claims generate SOURCE --out DIR           with a model behind an endpoint
+python -m vapo_verl.claims self SOURCE --out DIR --model PATH  with a model served here by vLLM
+python -m vapo_verl.claims check DIR SOURCE --out DIR2         keep what several votes agree with
+python -m vapo_verl.claims audit ...                           have a sample judged by people
+python -m vapo_verl.claims attach ...                          put claims into parquet rows
+
+The endpoint stands in the environment: OPENAI_BASE_URL, OPENAI_API_KEY, VAPO_CLAIMS_MODEL. Exit
+codes: 0 all done, 1 some images failed and are tried again by the next run, 2 bad input or an
+endpoint that refuses everything, 130 interrupted. Finished images are stored in every case.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from vapo_verl.claims.arguments import (
+    CHECK_MAX_TOKENS,
+    CHECK_TEMPERATURE,
+    add_check_arguments,
+    add_endpoint_arguments,
+    add_make_arguments,
+    add_run_arguments,
+)
+from vapo_verl.data.errors import DataError
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="name of the model (VAPO_CLAIMS_MODEL)")
+    add_run_arguments(parser)
+    add_make_arguments(parser)
+    add_endpoint_arguments(parser)
+
+
+def _add_self(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, help="path or name, as `vllm serve` takes it")
+    add("--vllm-args", default="", help='for `vllm serve`: --vllm-args="--dtype float32"')
+    add("--start-timeout-s", type=float, default=1800.0, help="until it answers (%(default)s)")
+    add_run_arguments(parser)
+    add_make_arguments(parser)
+    add_endpoint_arguments(parser)
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="name of the judging model (VAPO_CLAIMS_MODEL)")
+    add_check_arguments(parser)
+    add_endpoint_arguments(parser, max_tokens=CHECK_MAX_TOKENS, temperature=CHECK_TEMPERATURE)
+
+
+def _add_from(module: str) -> Callable[[argparse.ArgumentParser], None]:
+    def add(parser: argparse.ArgumentParser) -> None:
+        importlib.import_module(module).add_arguments(parser)
+
+    return add
+
+
+_Command = tuple[str, str, Callable[[argparse.ArgumentParser], None]]
+_COMMANDS: dict[str, _Command] = {
+    "generate": ("make claims with an endpoint", "vapo_verl.claims.generate", _add_generate),
+    "self": ("make claims with a model served here", "vapo_verl.claims.self_made", _add_self),
+    "check": ("have labels voted on", "vapo_verl.claims.check", _add_check),
+    "audit": (
+        "have a sample judged by people",
+        "vapo_verl.claims.audit",
+        _add_from("vapo_verl.claims.audit"),
+    ),
+    "attach": (
+        "put claims into parquet rows",
+        "vapo_verl.claims.attach",
+        _add_from("vapo_verl.claims.attach"),
+    ),
+}
+"""Command -> help, the module whose `run` does it, and what adds its arguments."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns 2, with the message on stderr, for what a person has to mend."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser(arguments).parse_args(arguments)
+    try:
+        return importlib.import_module(_COMMANDS[options.command][1]).run(options)
+    except (DataError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """A parser that lists all commands and imports the arguments of the one that is called."""
+    parser = argparse.ArgumentParser(prog="python -m vapo_verl.claims", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (text, _, add_arguments) in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=f"{text}.")
+        if name in arguments[:1]:
+            add_arguments(command)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""`check`: has the labels of stored claims voted on, and writes new shards with what held up."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+from vapo_verl.claims.agreement import Agreement, measure_agreement
+from vapo_verl.claims.arguments import check_options, endpoint_fields, run_options
+from vapo_verl.claims.images import ImageItem, OnProblem
+from vapo_verl.claims.index import RecordIndex
+from vapo_verl.claims.job import Job, Make, run_job
+from vapo_verl.claims.judge import ClaimJudge
+from vapo_verl.claims.options import CheckOptions, RunOptions, endpoint_from
+from vapo_verl.claims.prompt import question_text
+from vapo_verl.claims.record import Usage, Verdict
+from vapo_verl.claims.report import Figures, describe_folder, folder_figures
+from vapo_verl.claims.retry import PatientAsker
+from vapo_verl.claims.store import read_records
+from vapo_verl.claims.survey import image_tokens, source_images, text_tokens
+from vapo_verl.claims.tally import RunTally
+from vapo_verl.data.claims_column import is_balanced
+from vapo_verl.data.errors import FileError
+
+_TOKENS_PER_VOTE = 2
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command; the exit code is `job.run_job`'s.
+
+    Raises:
+        FileError: CLAIMS_DIR has no records, or --out is the same folder.
+    """
+    options, checking = run_options(arguments), check_options(arguments)
+    if checking.claims.resolve() == options.out.resolve():
+        raise FileError(f"--out: {options.out} is also CLAIMS_DIR; give another folder")
+    endpoint = endpoint_from(os.environ, arguments.model, **endpoint_fields(arguments))
+    records = RecordIndex(checking.claims)
+    job = check_job(endpoint.model, options, checking, records)
+    return run_job(job, options, lambda: nullcontext(endpoint))
+
+
+def check_job(model: str, options: RunOptions, checking: CheckOptions, records: RecordIndex) -> Job:
+    """The job of having `model` vote on `records`."""
+
+    def images(on_problem: OnProblem) -> Iterator[ImageItem]:
+        return (item for item in source_images(options, on_problem) if item.key in records)
+
+    def maker(asker: PatientAsker, tally: RunTally) -> Make:
+        return ClaimJudge(
+            asker,
+            checking,
+            records,
+            model=model,
+            seed=options.seed,
+            max_pixels=options.max_pixels,
+        ).make
+
+    def cost(item: ImageItem) -> Usage:
+        return _cost(item, records, options, checking)
+
+    def totals(folder: Path) -> tuple[Figures, str]:
+        return _totals(folder, num_records=len(records))
+
+    return Job(model=model, images=images, cost=cost, maker=maker, totals=totals)
+
+
+def _cost(
+    item: ImageItem, records: RecordIndex, options: RunOptions, checking: CheckOptions
+) -> Usage:
+    claims = records[item.key].claims
+    prompt = sum(text_tokens(question_text(claim.text)) for claim in claims)
+    prompt += len(claims) * image_tokens(item, options.max_pixels)
+    num_prompts = checking.votes if checking.separate_votes else 1
+    return Usage(
+        num_requests=len(claims) * num_prompts,
+        prompt_tokens=prompt * num_prompts,
+        completion_tokens=len(claims) * checking.votes * _TOKENS_PER_VOTE,
+    )
+
+
+def _totals(folder: Path, *, num_records: int) -> tuple[Figures, str]:
+    """Figures of the checked records; images of CLAIMS_DIR that are not checked are counted."""
+    agreement = measure_agreement(_verdicts(folder))
+    figures = folder_figures(read_records(folder))
+    num_checked = figures["images"]
+    assert isinstance(num_checked, int)
+    unbalanced = sum(not is_balanced(record.claims) for record in read_records(folder))
+    figures |= {
+        "not_checked": num_records - num_checked,
+        "unbalanced_images": unbalanced,
+        "agreement": asdict(agreement) | {"share_undecided": agreement.share_undecided},
+    }
+    lines = [
+        f"{describe_folder(figures)}; {unbalanced} images out of balance",
+        f"records without an image in SOURCE, or not checked yet: {num_records - num_checked}",
+        describe_agreement(agreement),
+    ]
+    return figures, "\n".join(lines)
+
+
+def _verdicts(folder: Path) -> Iterator[Verdict]:
+    for record in read_records(folder):
+        yield from record.verdicts or ()
+
+
+def describe_agreement(agreement: Agreement) -> str:
+    """The figures in two lines; a dash where there is none."""
+    return (
+        f"votes agree with labels: {_percent(agreement.rate)}"
+        f" (true {_percent(agreement.rate_true)}, false {_percent(agreement.rate_false)}),"
+        f" kappa {_number(agreement.kappa)}, undecided {_percent(agreement.share_undecided)}\n"
+        f"votes agree with each other: unanimous {_percent(agreement.share_unanimous)},"
+        f" mean entropy {_number(agreement.mean_vote_entropy)} bits"
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,65 @@
+"""`generate`: claims for every image, from any OpenAI-compatible endpoint."""
+
+import argparse
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
+from vapo_verl.claims.arguments import endpoint_fields, make_options, run_options
+from vapo_verl.claims.images import ImageItem
+from vapo_verl.claims.job import Job, Make, run_job
+from vapo_verl.claims.maker import ClaimMaker
+from vapo_verl.claims.options import MakeOptions, RunOptions, endpoint_from
+from vapo_verl.claims.prompt import task_text
+from vapo_verl.claims.record import Usage
+from vapo_verl.claims.report import Figures, describe_folder, folder_figures
+from vapo_verl.claims.retry import PatientAsker
+from vapo_verl.claims.store import read_records
+from vapo_verl.claims.survey import image_tokens, source_images, text_tokens
+from vapo_verl.claims.tally import RunTally
+
+_TOKENS_PER_CLAIM = 30
+"""Of an answer's line: twelve words and the JSON around them."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command; the exit code is `job.run_job`'s."""
+    options = run_options(arguments)
+    endpoint = endpoint_from(os.environ, arguments.model, **endpoint_fields(arguments))
+    job = make_job(endpoint.model, options, make_options(arguments))
+    return run_job(job, options, lambda: nullcontext(endpoint))
+
+
+def make_job(model: str, options: RunOptions, making: MakeOptions) -> Job:
+    """The job of making claims with `model`."""
+
+    def maker(asker: PatientAsker, tally: RunTally) -> Make:
+        return ClaimMaker(
+            asker,
+            making,
+            tally,
+            model=model,
+            seed=options.seed,
+            max_pixels=options.max_pixels,
+        ).make
+
+    def cost(item: ImageItem) -> Usage:
+        prompt_tokens = image_tokens(item, options.max_pixels)
+        return Usage(
+            num_requests=1,
+            prompt_tokens=prompt_tokens + text_tokens(task_text(making.rules)),
+            completion_tokens=making.rules.num_claims * _TOKENS_PER_CLAIM,
+        )
+
+    return Job(
+        model=model,
+        images=lambda on_problem: source_images(options, on_problem),
+        cost=cost,
+        maker=maker,
+        totals=_totals,
+    )
+
+
+def _totals(folder: Path) -> tuple[Figures, str]:
+    figures = folder_figures(read_records(folder))
+    return figures, describe_folder(figures)

@@ -1,0 +1,137 @@
+"""What `generate`, `self` and `check` have in common: plan, run, report, exit code."""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vapo_verl.claims.endpoint import Endpoint
+from vapo_verl.claims.faults import FatalFault
+from vapo_verl.claims.images import ImageItem, OnProblem
+from vapo_verl.claims.options import EndpointOptions, RunOptions
+from vapo_verl.claims.pacing import Pacer
+from vapo_verl.claims.prices import describe_cost, load_prices, price_of
+from vapo_verl.claims.record import ClaimRecord, Usage
+from vapo_verl.claims.report import Figures, describe_run, run_figures, write_report
+from vapo_verl.claims.retry import PatientAsker
+from vapo_verl.claims.runner import run_images
+from vapo_verl.claims.store import ShardWriter, read_records
+from vapo_verl.claims.survey import Survey, take_survey
+from vapo_verl.claims.tally import RunTally
+from vapo_verl.data.errors import RowProblem
+
+DONE, SOME_FAILED, STOPPED, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes. 2 is also that of bad input."""
+
+Make = Callable[[ImageItem], Awaitable[ClaimRecord]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What one command does with images."""
+
+    model: str
+    images: Callable[[OnProblem], Iterator[ImageItem]]
+    """All images that get a record in the end. Called twice: to plan, and to work."""
+    cost: Callable[[ImageItem], Usage]
+    """An estimate of one image, for the plan."""
+    maker: Callable[[PatientAsker, RunTally], Make]
+    totals: Callable[[Path], tuple[Figures, str]]
+    """Figures over all records of the folder, for report.json and for a person."""
+
+
+def run_job(
+    job: Job, options: RunOptions, endpoint: Callable[[], AbstractContextManager[EndpointOptions]]
+) -> int:
+    """Bring every image of the source into the folder, or say why not; returns the exit code.
+
+    Args:
+        endpoint: opened only when there is something to ask, closed always.
+
+    Raises:
+        DataError, OSError, ValueError: a source, folder or table that a person has to mend.
+    """
+    price = price_of(job.model, load_prices(options.price_table))
+    pacer = Pacer(options.requests_per_minute)
+    tally, why_stopped, code = RunTally(), "", DONE
+    if options.dry_run:
+        survey = _plan(job, stored_keys(options.out), tally)
+        print(f"estimate: {describe_cost(survey.estimate, job.model, price)}")
+        return DONE
+    with ShardWriter(options.out) as writer:
+        stored = stored_keys(options.out)
+        survey = _plan(job, stored, tally)
+        try:
+            if survey.num_to_do:
+                with endpoint() as endpoint_options:
+                    work = _work(job, options, endpoint_options, pacer, writer, tally, stored)
+                    asyncio.run(work(survey.num_to_do))
+            code = SOME_FAILED if tally.num_failed else DONE
+        except FatalFault as fault:
+            why_stopped, code = str(fault), STOPPED
+        except KeyboardInterrupt:
+            why_stopped, code = "interrupted; run the same command again to go on", INTERRUPTED
+        figures, text = job.totals(options.out)
+        run = run_figures(tally, job.model, price, why_stopped)
+        write_report(options.out, {"run": run, "folder": figures})
+    print(f"{describe_run(tally, job.model, price)}\n{text}")
+    if why_stopped:
+        print(f"stopped: {why_stopped}", file=sys.stderr)
+    return code
+
+
+def stored_keys(folder: Path) -> frozenset[str]:
+    return frozenset(record.image_key for record in read_records(folder))
+
+
+def _plan(job: Job, stored: frozenset[str], tally: RunTally) -> Survey:
+    """Print what there is to do; images that cannot be read go to the tally as failed."""
+
+    def note(problem: RowProblem, path: str) -> None:
+        place, what = f"{path} row {problem.row}", problem.describe(path)
+        tally.add_unreadable(place, "", "unreadable image", what)
+
+    survey = take_survey(job.images(note), stored, job.cost)
+    print(
+        f"{survey.num_images:,} images, {survey.num_stored:,} stored before, "
+        f"{survey.num_to_do:,} to do, {tally.num_failed:,} unreadable",
+        flush=True,
+    )
+    return survey
+
+
+def _passed_over(problem: RowProblem, path: str) -> None:
+    """The plan has noted it."""
+
+
+def _work(
+    job: Job,
+    options: RunOptions,
+    endpoint_options: EndpointOptions,
+    pacer: Pacer,
+    writer: ShardWriter,
+    tally: RunTally,
+    stored: frozenset[str],
+) -> Callable[[int], Coroutine[None, None, None]]:
+    async def work(num_to_do: int) -> None:
+        to_do = (item for item in job.images(_passed_over) if item.key not in stored)
+        # a bar that redraws itself is for terminals; in a log file a line now and then will do
+        interval_s = 0.2 if sys.stderr.isatty() else 30.0
+        async with Endpoint(endpoint_options) as endpoint:
+            asker = PatientAsker(endpoint, pacer, options.retry, tally)
+            with tqdm(total=num_to_do, unit="image", mininterval=interval_s) as progress:
+                await run_images(
+                    to_do,
+                    job.maker(asker, tally),
+                    writer,
+                    tally,
+                    progress,
+                    concurrency=options.max_concurrency,
+                    stop_after_failures=options.stop_after_failures,
+                )
+
+    return work
