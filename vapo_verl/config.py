@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 PLACEMENTS = ("random", "uniform", "front", "back")
-GATES = ("correct", "always")
+GATES = ("correct", "always", "relaxed")
 PERCEPTION_SOURCES = ("claims", "attention", "none")
 ATTENTION_MODES = ("focus", "grounded")
 ANSWER_STYLES = ("exact", "math")
@@ -30,7 +30,8 @@ class AnchorConfig:
     """Smallest distance of two cuts, in tokens. The paper does not give one."""
     gate: str = "correct"
     """``correct``: only right answers are probed. ``always``: all are, for diagnostics; the reward
-    counts the perception score of right answers only, either way."""
+    counts the perception score of right answers only, either way. ``relaxed``: all are probed and
+    earn the score, the paper's ablation without the gate of Eq. 5."""
     question: str = "\n<anchor>{claim} Is this claim correct? Answer (Yes/No):"
     """Asked at each cut. Must not end with a space: for Qwen's tokenizers that space is a token of
     its own and spoils the answer."""
@@ -40,6 +41,12 @@ class AnchorConfig:
     """Candidates for the negative answer, tried in order like ``yes_words``."""
     max_claim_tokens: int = 64
     """Tokens kept free in the context for one claim with its question; longer ones are skipped."""
+    max_tokens_in_flight: int = 131_072
+    """Most prompt tokens of probes in flight per agent-loop worker, cached ones included, so that
+    they do not crowd out what still decodes; 0 is no limit."""
+    self_test_rows: int = 8
+    """Training rows whose claims are asked before the first step, to see whether the question's
+    format works; 0 leaves the test out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +123,7 @@ class VapoConfig:
     @property
     def probes_claims(self) -> bool:
         """Whether responses are probed at all."""
-        wants = self.reward.perception_source == "claims" or self.anchors.gate == "always"
+        wants = self.reward.perception_source == "claims" or self.anchors.gate != "correct"
         return wants and self.anchors.num_anchors > 0
 
 
@@ -188,6 +195,8 @@ def _check(config: VapoConfig) -> None:
     _at_least("vapo.anchors.num_anchors", anchors.num_anchors, 0)
     _at_least("vapo.anchors.min_gap", anchors.min_gap, 1)
     _at_least("vapo.anchors.max_claim_tokens", anchors.max_claim_tokens, 1)
+    _at_least("vapo.anchors.max_tokens_in_flight", anchors.max_tokens_in_flight, 0)
+    _at_least("vapo.anchors.self_test_rows", anchors.self_test_rows, 0)
     _at_least("vapo.advantage.num_bins", advantage.num_bins, 1)
     _at_least("vapo.logging.num_rollout_samples", config.logging.num_rollout_samples, 0)
     _at_least("vapo.logging.rollout_freq", config.logging.rollout_freq, 1)

@@ -45,10 +45,13 @@ async def score(tokenizer, row, answer: Answer, *, placement="random", seed=0, p
     response_ids = tokenizer.encode(RESPONSE, add_special_tokens=False)
     key = SampleKey(seed=seed, step=1, prompt_uid=str(row["extra_info"]["index"]), sample=0)
 
-    async def ask(ids: list[int]) -> ProbeReply:
+    def reply(ids: list[int]) -> ProbeReply:
         claim = tokenizer.decode(ids).rpartition("<anchor>")[2].partition(" Is this claim")[0]
         yes = answer(claim, scene)
         return ProbeReply(token_id=question.yes_id if yes else question.no_id, logprob=-0.1)
+
+    async def ask(prompts: list[list[int]]) -> list[ProbeReply]:
+        return [reply(ids) for ids in prompts]
 
     anchors = plan(
         [tokenizer.decode([i]) for i in response_ids],

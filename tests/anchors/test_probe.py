@@ -26,24 +26,20 @@ def anchor(position: int, label: bool = True) -> Anchor:
 async def test_input_is_prompt_then_response_up_to_the_cut_then_question():
     seen = []
 
-    async def ask(ids):
-        seen.append(ids)
-        return ProbeReply(token_id=YES, logprob=0.0)
+    async def ask(prompts):
+        seen.extend(prompts)
+        return [ProbeReply(token_id=YES, logprob=0.0)]
 
     await probe_anchors(ask, QUESTION, [anchor(2)], [1, 2, 3], [10, 11, 12, 13])
     assert seen == [[1, 2, 3, 10, 11, ord("?"), ord("a"), ord("b"), ord(":")]]
 
 
 async def test_p_yes_and_correctness_for_both_answers():
-    replies = iter(
-        [
+    async def ask(_):
+        return [
             ProbeReply(token_id=YES, logprob=math.log(0.8)),
             ProbeReply(token_id=NO, logprob=math.log(0.7)),
         ]
-    )
-
-    async def ask(_):
-        return next(replies)
 
     yes, no = await probe_anchors(
         ask, QUESTION, [anchor(1, label=False), anchor(2, label=False)], [1], [10, 11]
@@ -58,7 +54,7 @@ async def test_p_yes_and_correctness_for_both_answers():
 
 async def test_the_likelier_answer_counts_though_the_other_one_was_drawn():
     async def ask(_):
-        return ProbeReply(token_id=YES, logprob=math.log(0.2))
+        return [ProbeReply(token_id=YES, logprob=math.log(0.2))]
 
     [result] = await probe_anchors(ask, QUESTION, [anchor(1, label=False)], [1], [10])
     assert (result.answer, result.correct) == (False, True)
@@ -67,7 +63,7 @@ async def test_the_likelier_answer_counts_though_the_other_one_was_drawn():
 
 async def test_an_engine_that_answers_something_else_is_an_error():
     async def ask(_):
-        return ProbeReply(token_id=5, logprob=0.0)
+        return [ProbeReply(token_id=5, logprob=0.0)]
 
     with pytest.raises(RuntimeError, match="neither yes"):
         await probe_anchors(ask, QUESTION, [anchor(1)], [1], [10])

@@ -1,6 +1,11 @@
 """Every recipe composes, passes this package's checks and veRL's own, for its size of machine."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from vapo_verl import preflight
@@ -8,11 +13,22 @@ from vapo_verl.composition import compose_recipe, recipe_names
 from vapo_verl.config import vapo_config
 from vapo_verl.launch import export_attention
 
-GPU_RECIPES = ["vapo", "vapo_3b", "vapo_paper", "vapo_released", "vapo_attention", "grpo", "dapo"]
+VARIANTS = ["vapo_attention", "vapo_soft", "vapo_relaxed"]
+SWEEPS = {
+    "sweep_num_anchors": ("vapo.anchors.num_anchors", "vapo_k20"),
+    "sweep_late_emphasis": ("vapo.reward.late_emphasis", "vapo_beta1.5"),
+    "sweep_perception_weight": ("vapo.reward.perception_weight", "vapo_gamma0.1"),
+    "sweep_placement": ("vapo.anchors.placement", "vapo_random"),
+}
+PAPERS = ["vapo", "vapo_3b", "vapo_paper", "vapo_released", "grpo", "dapo"]
+GPU_RECIPES = [*PAPERS, *VARIANTS]
 
 
 def test_the_recipes_are_those_the_readme_lists():
-    assert recipe_names() == sorted(["smoke", *GPU_RECIPES])
+    assert recipe_names() == sorted(["smoke", *GPU_RECIPES, *SWEEPS])
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text()
+    for recipe in recipe_names():
+        assert f"`{recipe}`" in readme, f"README does not tell what {recipe} is"
 
 
 def settled(recipe, *overrides):
@@ -28,7 +44,7 @@ def test_composes_and_passes_our_checks(recipe):
     preflight._check_batches(config)
     preflight._check_micro_batches(config)
     preflight._check_context(config, settings)
-    assert config.trainer.experiment_name == recipe
+    assert config.trainer.experiment_name == SWEEPS.get(recipe, ("", recipe))[1]
 
 
 @pytest.mark.parametrize("num_nodes", [1, 2])
@@ -91,6 +107,25 @@ def test_grpo_is_vapo_without_its_reward_and_nothing_else():
         "vapo.anchors.num_anchors",
         "vapo.reward.perception_source",
     }
+
+
+@pytest.mark.parametrize(("recipe", "key"), [(name, key) for name, (key, _) in SWEEPS.items()])
+def test_a_sweep_is_one_multirun_with_a_folder_for_each_value(recipe, key):
+    command = [sys.executable, "-m", "vapo_verl.main", f"+recipe={recipe}", "--cfg", "hydra"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    swept = yaml.safe_load(shown)["hydra"]
+    assert swept["mode"] == "MULTIRUN"
+    values = swept["sweeper"]["params"][key].split(",")
+    assert len(values) == len(set(values)) >= 4
+    folders = {settled(recipe, f"{key}={value}")[0].trainer.default_local_dir for value in values}
+    assert len(folders) == len(values)
+
+
+def test_the_variants_differ_from_vapo_in_one_setting():
+    vapo = OmegaConf.to_container(settled("vapo")[0])["vapo"]
+    for recipe, key in {"vapo_soft": "reward.soft", "vapo_relaxed": "anchors.gate"}.items():
+        other = OmegaConf.to_container(settled(recipe)[0])["vapo"]
+        assert differing(other, vapo) == [key]
 
 
 def test_vapo_attention_is_vapo_with_credit_that_follows_the_image():

@@ -26,9 +26,14 @@ def test_perception_pays_for_right_answers_only(weights, parts, total, gate):
     assert (reward.accuracy, reward.format, reward.perception) == parts
 
 
+def test_the_relaxed_gate_pays_for_wrong_answers_too():
+    assert compose_reward(0.0, 1.0, 0.6, **PAPER, gate="relaxed").total == 1 + 0.1 * 0.6
+    assert compose_reward(1.0, 1.0, 0.6, **PAPER, gate="relaxed").total == 2 + 0.1 * 0.6
+
+
 def test_bad_parts_and_gates_are_refused():
-    with pytest.raises(ValueError, match="gate='relaxed'"):
-        compose_reward(1.0, 1.0, 1.0, **PAPER, gate="relaxed")
+    with pytest.raises(ValueError, match="gate='loose'"):
+        compose_reward(1.0, 1.0, 1.0, **PAPER, gate="loose")
     with pytest.raises(ValueError, match="perception=nan"):
         compose_reward(1.0, 1.0, math.nan, **PAPER)
     with pytest.raises(ValueError, match="format=2"):

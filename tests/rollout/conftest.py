@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,6 +37,16 @@ class TransformersServer:
         return TokenOutput(
             token_ids=ids, log_probs=logprobs, stop_reason="completed", extra_fields=steps
         )
+
+    async def _acquire_server(self, request_id: str, **_: Any) -> Any:
+        self.session = request_id
+        return "only", SimpleNamespace(generate_many=SimpleNamespace(remote=self._many))
+
+    def _release_server(self, server_id: str, request_id: str) -> None:
+        assert (server_id, request_id) == ("only", self.session)
+
+    async def _many(self, prompts: list[list[int]], **request: Any) -> list[Any]:
+        return [await self.generate(self.session, prompt_ids=p, **request) for p in prompts]
 
     @torch.no_grad()
     def _continue(self, prompt_ids, sampling_params, image_data=None, **_):

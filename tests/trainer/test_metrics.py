@@ -19,7 +19,7 @@ def anchor(position, correct, answer=True, own_boundary=True, prompt=100, cached
     }
 
 
-def record(anchors=(), total=1.0, length=30, num_claims=20, probe_s=0.0):
+def record(anchors=(), total=1.0, length=30, num_claims=20, times=(0, 0, 0, 0)):
     reward = {"accuracy": 1.0, "format": 0.5, "perception": 0.25, "total": total}
     return {
         "reward": reward,
@@ -27,7 +27,9 @@ def record(anchors=(), total=1.0, length=30, num_claims=20, probe_s=0.0):
         "response_length": length,
         "num_claims": num_claims,
         "num_claims_skipped": 1,
-        "probe_s": probe_s,
+        **dict(zip(("started_at", "generated_at", "asked_at", "probed_at"), times, strict=True)),
+        "image_end": 64,
+        "num_images": 2,
     }
 
 
@@ -45,7 +47,7 @@ def test_anchor_figures():
             anchor(20, True, answer=False),  # 2/3: late
             anchor(30, False, own_boundary=False, cached=0),  # 1: late
         ],
-        probe_s=0.5,
+        times=(0, 9.0, 9.5, 10.0),
     )
     metrics = anchor_metrics([probed, record(num_claims=0), record(), record()])
     expected = {
@@ -57,11 +59,33 @@ def test_anchor_figures():
         "fallback_rate": 1 / 4,
         "prefix_hit_rate": 3 * 96 / 400,
         "probe_s": 0.5,
+        "prefill_tokens": 3 * 4 + 100,
+        "reused_tokens": 3 * 96,
+        "encoder_runs_saved": 3 * 2,  # the fourth had nothing of its images in the cache
+        "busy_s": 0.5,
+        "tail_s": 0.5,
+        "tail_share": 0.05,
         "num_probes": 4,
         "rows_without_claims": 1 / 4,
         "claims_skipped": 4,
     }
     assert metrics == {f"vapo/anchors/{name}": pytest.approx(v) for name, v in expected.items()}
+
+
+def test_probes_in_the_shadow_of_other_responses_add_nothing():
+    one = anchor(10, True)
+    records = [
+        record([one], times=(0, 2, 2, 4)),
+        record([one], times=(0, 3, 3, 5)),  # overlaps the first by a second
+        record([one], times=(1, 7, 7, 8)),
+        record(times=(0, 10, 10, 10)),  # the last response; it is not probed
+    ]
+    metrics = anchor_metrics(records)
+    assert metrics["vapo/anchors/busy_s"] == 3 + 1
+    assert metrics["vapo/anchors/tail_s"] == 0
+    late = anchor_metrics([*records, record([one], times=(0, 9, 9, 12))])
+    assert late["vapo/anchors/tail_s"] == 2
+    assert late["vapo/anchors/tail_share"] == 2 / 12
 
 
 def test_nothing_probed_is_nan_not_zero():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,8 +20,9 @@ class ProbeReply:
     num_cached_tokens: int = 0
 
 
-Ask = Callable[[list[int]], Awaitable[ProbeReply]]
-"""Continues prompt ids by one token among the two answers, with the row's images attached."""
+Ask = Callable[[list[list[int]]], Awaitable[list[ProbeReply]]]
+"""Continues each of several prompts by one token among the two answers, with the row's images
+attached to all of them."""
 
 
 async def probe_anchors(
@@ -38,30 +37,27 @@ async def probe_anchors(
     Each probe reads prompt ids + response ids before the cut + ids of the question: the rollout's
     own tokens, so the engine can reuse the keys and values it computed while generating.
     """
-    requests = [_probe(ask, question, anchor, prompt_ids, response_ids) for anchor in anchors]
-    return list(await asyncio.gather(*requests))
+    if not anchors:
+        return []
+    probes = [
+        [*prompt_ids, *response_ids[: anchor.position], *question.token_ids(anchor.claim)]
+        for anchor in anchors
+    ]
+    replies = await ask(probes)
+    return [
+        _result(question, anchor, len(ids), reply)
+        for anchor, ids, reply in zip(anchors, probes, replies, strict=True)
+    ]
 
 
-async def _probe(
-    ask: Ask,
-    question: AnchorQuestion,
-    anchor: Anchor,
-    prompt_ids: Sequence[int],
-    response_ids: Sequence[int],
+def _result(
+    question: AnchorQuestion, anchor: Anchor, num_prompt_tokens: int, reply: ProbeReply
 ) -> AnchorResult:
-    ids = [*prompt_ids, *response_ids[: anchor.position], *question.token_ids(anchor.claim)]
-    reply = await ask(ids)
-    if reply.token_id not in (question.yes_id, question.no_id):
-        raise RuntimeError(
-            f"the engine answered an anchor with token {reply.token_id}, neither yes "
-            f"({question.yes_id}) nor no ({question.no_id}): it ignored the bias on their logits"
-        )
-    drawn = math.exp(min(reply.logprob, 0.0))
-    p_yes = drawn if reply.token_id == question.yes_id else 1.0 - drawn
+    p_yes = question.p_yes(reply.token_id, reply.logprob)
     return AnchorResult(
         anchor=anchor,
         answer=p_yes >= 0.5,
         p_yes=p_yes,
-        num_prompt_tokens=len(ids),
+        num_prompt_tokens=num_prompt_tokens,
         num_cached_tokens=reply.num_cached_tokens,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,6 +26,25 @@ class AnchorQuestion:
     def token_ids(self, claim: str) -> list[int]:
         """The question about ``claim``, tokenised apart so that the prefix keeps its tokens."""
         return _encode(self.tokenizer, self.template.replace("{claim}", claim))
+
+    @property
+    def answer_ids(self) -> tuple[int, int]:
+        """Yes, no."""
+        return self.yes_id, self.no_id
+
+    def p_yes(self, token_id: int, logprob: float) -> float:
+        """Probability of yes from either answer's log probability, normalised over the two.
+
+        Raises:
+            RuntimeError: the token is neither answer.
+        """
+        if token_id not in self.answer_ids:
+            raise RuntimeError(
+                f"the engine answered an anchor with token {token_id}, neither yes ({self.yes_id}) "
+                f"nor no ({self.no_id}): it ignored the bias on their logits"
+            )
+        drawn = math.exp(min(logprob, 0.0))
+        return drawn if token_id == self.yes_id else 1.0 - drawn
 
 
 def bind_question(

@@ -43,7 +43,8 @@ def compose_reward(
         perception_weight: gamma.
         gate: which responses were probed: "correct" the right ones, "always" all of them, for
             diagnostics. The reward is the same: perception pays for right answers alone, or a
-            trivially short reasoning would earn it.
+            trivially short reasoning would earn it. "relaxed" probes all and pays for all, without
+            the factor 1[R_acc = 1].
 
     Raises:
         ValueError: an unknown gate, or a part outside [0, 1] (nan included).
@@ -53,6 +54,6 @@ def compose_reward(
     for name, part in (("accuracy", accuracy), ("format", format), ("perception", perception)):
         if not 0 <= part <= 1:
             raise ValueError(f"{name}={part}: a part of the reward is in [0, 1], before weights")
-    seen = perception if accuracy == 1 else 0.0
+    seen = perception if accuracy == 1 or gate == "relaxed" else 0.0
     total = accuracy_weight * accuracy + format_weight * format + perception_weight * seen
     return RewardComponents(accuracy=accuracy, format=format, perception=perception, total=total)

@@ -7,7 +7,7 @@ they fill the idle tail of the batch and find their prefix in the KV cache.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,6 @@ from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentL
 from vapo_verl.anchors import (
     AnchorQuestion,
     AnchorResult,
-    ProbeReply,
     SampleKey,
     bind_question,
     plan_anchors,
@@ -31,14 +30,13 @@ from vapo_verl.reward.composition import RewardComponents, compose_reward
 from vapo_verl.reward.format import format_score
 from vapo_verl.reward.perception import attention_perception_score
 from vapo_verl.rollout.one_server import OneServerClient
-from vapo_verl.rollout.sample import SampleOutcome, anchored_perception, reward_extra_info
-
-ANSWER_BIAS = 100.0
-"""Added to the logits of yes and no in a probe, the most vLLM takes: no other token keeps any
-probability. Not ``allowed_token_ids``: vLLM 0.24 leaks its mask to other requests of the batch
-(``InputBatch.swap_states`` swaps tensor rows in place, ``condense`` leaves the moved row behind),
-and responses that still decode then say yes and no in mid-sentence.
-"""
+from vapo_verl.rollout.prober import Prober
+from vapo_verl.rollout.sample import (
+    SampleOutcome,
+    SampleTimes,
+    anchored_perception,
+    reward_extra_info,
+)
 
 
 class VapoAgentLoopOutput(AgentLoopOutput):
@@ -76,6 +74,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._client = kwargs["server_manager"]
+        self.server_manager = OneServerClient(self._client)  # one loop is one response
         self.vapo: VapoConfig = vapo_config(OmegaConf.to_container(self.config.vapo, resolve=True))  # type: ignore[arg-type]
         anchors = self.vapo.anchors
         self.question: AnchorQuestion = bind_question(
@@ -94,31 +93,40 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         )
         if self.vapo.seeded_sampling:
             sampling_params = {**sampling_params, "seed": key.sampling_seed()}
-        self.server_manager = OneServerClient(self._client)
+        started_at = time.time()
         generated = await super().run(sampling_params, priority, **row)
         output = VapoAgentLoopOutput(
             **{name: getattr(generated, name) for name in generated.model_fields_set}
         )
         _take_attention(output)
-        await self._score(output, row, key)
+        await self._score(output, row, key, started_at)
         return output
 
     async def _score(
-        self, output: VapoAgentLoopOutput, row: dict[str, Any], key: SampleKey
+        self, output: VapoAgentLoopOutput, row: dict[str, Any], key: SampleKey, started_at: float
     ) -> None:
+        generated_at = time.time()
         text = self.tokenizer.decode(output.response_ids, skip_special_tokens=True)
         right = await self._accuracy(text, row["reward_model"])
-        start = time.perf_counter()
-        claims, skipped = self._askable(read_claims(row.get("claims")))
+        asked_at = time.time()
+        claims, skipped = self.askable(read_claims(row.get("claims")))
         results = await self._probe(output, claims, key) if self._is_probed(right) else []
-        probe_s = time.perf_counter() - start
+        probed_at = time.time() if results else asked_at
+        image_end, num_images = self._images_in(output)
         outcome = SampleOutcome(
             reward=self._reward(right, format_score(text), results, output),
             anchors=results,
             response_length=len(output.response_ids),
             num_claims=len(claims),
             num_claims_skipped=skipped,
-            probe_s=probe_s,
+            times=SampleTimes(
+                started_at=started_at,
+                generated_at=generated_at,
+                asked_at=asked_at,
+                probed_at=probed_at,
+            ),
+            image_end=image_end,
+            num_images=num_images,
         )
         record = outcome.record()
         output.reward_score = outcome.reward.total
@@ -133,9 +141,9 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         )
 
     def _is_probed(self, right: float) -> bool:
-        return self.vapo.probes_claims and (self.vapo.anchors.gate == "always" or right == 1.0)
+        return self.vapo.probes_claims and (self.vapo.anchors.gate != "correct" or right == 1.0)
 
-    def _askable(self, claims: Sequence[Claim]) -> tuple[list[Claim], int]:
+    def askable(self, claims: Sequence[Claim]) -> tuple[list[Claim], int]:
         """The claims whose question fits the budget, and how many do not."""
         limit = self.vapo.anchors.max_claim_tokens
         fitting = [c for c in claims if len(self.question.token_ids(c.text)) <= limit]
@@ -154,39 +162,36 @@ class VapoAgentLoop(SingleTurnAgentLoop):
             rng=key.generator("anchors"),
         )
         media = output.multi_modal_data or {}
-        if other := sorted(media.keys() - {"images"}):
-            raise ValueError(
-                f"this row has {', '.join(other)}: anchors are asked about images only; leave the "
-                "row out, or set vapo.anchors.num_anchors=0"
-            )
-        sampling: dict[str, Any] = {
-            "temperature": 1.0,  # the answer is the likelier token, whichever is drawn
-            "max_tokens": 1,
-            "logprobs": True,
-            "logit_bias": {self.question.yes_id: ANSWER_BIAS, self.question.no_id: ANSWER_BIAS},
-        }
-
-        if self.vapo.seeded_sampling:
-            # vLLM 0.24 on CPU ignores the seeds of a batch in which one request has none, and
-            # a greedy request never has one (TopKTopPSampler.forward_cpu)
-            sampling["seed"] = key.sampling_seed()
-
-        async def ask(token_ids: list[int]) -> ProbeReply:
-            reply = await self.server_manager.generate(
-                "probe",
-                prompt_ids=token_ids,
-                sampling_params=dict(sampling),
-                image_data=media.get("images"),
-            )
-            return ProbeReply(
-                token_id=reply.token_ids[0],
-                logprob=reply.log_probs[0],
-                num_cached_tokens=reply.extra_fields.get("num_cached_tokens") or 0,
-            )
-
+        seed = key.sampling_seed() if self.vapo.seeded_sampling else None
+        ask = self.prober().asker(media, seed)
         return await probe_anchors(
             ask, self.question, anchors, output.prompt_ids, output.response_ids
         )
+
+    def prober(self) -> Prober:
+        """Asks the server of the response at hand."""
+        return Prober(
+            self.server_manager,
+            self.question,
+            max_tokens_in_flight=self.vapo.anchors.max_tokens_in_flight,
+            by_priority=self.rollout_config.scheduling_policy == "priority",
+        )
+
+    async def prompt(self, row: Mapping[str, Any]) -> tuple[list[int], dict[str, Any]]:
+        """Prompt ids and media of a row of the data set, as veRL's loop makes them."""
+        messages = list(row["raw_prompt"])
+        media = await self.process_multi_modal_info(messages)
+        ids = await self.ct_build_initial_tokens(
+            messages, images=media.get("images"), videos=None, audios=None, mm_inputs_out={}
+        )
+        return ids, media
+
+    def _images_in(self, output: VapoAgentLoopOutput) -> tuple[int, int]:
+        """Tokens up to the end of the prompt's last image, and how many images there are."""
+        images = (output.multi_modal_data or {}).get("images") or ()
+        pad = getattr(self.processor, "image_token_id", None)
+        ends = [i + 1 for i, token_id in enumerate(output.prompt_ids) if token_id == pad]
+        return (ends[-1] if ends else 0), len(images)
 
     def _pieces(self, response_ids: Sequence[int]) -> list[str]:
         """Text of each response token, without the end-of-turn token."""

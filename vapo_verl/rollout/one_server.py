@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -24,3 +25,15 @@ class OneServerClient:
         """``LLMServerClient.generate``; ``request_id`` is replaced by the session's."""
         del request_id
         return await self._client.generate(self._session, **request)
+
+    async def generate_many(
+        self, prompts: Sequence[list[int]], **request: Any
+    ) -> list[TokenOutput]:
+        """:meth:`VapoHttpServer.generate_many` of the session's server: one call, one image."""
+        server_id, server = await self._client._acquire_server(
+            self._session, prompt_ids=prompts[0], **request
+        )
+        try:
+            return await server.generate_many.remote(prompts=list(prompts), **request)
+        finally:
+            self._client._release_server(server_id, request_id=self._session)

@@ -16,6 +16,19 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SampleTimes:
+    """Seconds since the epoch, which the workers of several nodes share."""
+
+    started_at: float
+    generated_at: float
+    """The response was complete."""
+    asked_at: float
+    """Its accuracy was known; its probes, if any, went out."""
+    probed_at: float
+    """The last probe's answer was there; without probes the same as asked_at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SampleOutcome:
     """Rewards and anchors of one response."""
 
@@ -26,8 +39,10 @@ class SampleOutcome:
     """Claims of the row that fit the context budget."""
     num_claims_skipped: int
     """Claims that were too long to be asked."""
-    probe_s: float
-    """Wall time from the response's end to its last probe's answer."""
+    times: SampleTimes
+    image_end: int
+    """Prompt tokens up to the end of the last image; 0 without one."""
+    num_images: int
 
     def record(self) -> Record:
         """This outcome as plain values, one mapping per anchor."""
@@ -35,7 +50,9 @@ class SampleOutcome:
         return {
             **plain,
             "num_claims_skipped": self.num_claims_skipped,
-            "probe_s": self.probe_s,
+            **asdict(self.times),
+            "image_end": self.image_end,
+            "num_images": self.num_images,
             "reward": asdict(self.reward),
             "anchors": [_anchor_record(result) for result in self.anchors],
         }

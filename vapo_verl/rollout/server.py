@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
+from uuid import uuid4
 
 import ray
 from verl.workers.rollout.replica import RolloutReplicaRegistry, TokenOutput
@@ -41,6 +43,19 @@ class VapoHttpServer(vLLMHttpServer):
         if self._exports and finished and finished[-1].outputs:
             output.extra_fields["visual_attention"] = visual_attention(finished[-1].outputs[0])
         return output
+
+    async def generate_many(
+        self,
+        prompts: Sequence[list[int]],
+        sampling_params: Mapping[str, Any],
+        image_data: list[Any] | None = None,
+        priority: int = 0,
+    ) -> list[TokenOutput]:
+        """`generate` for several prompts over the same images; outputs in their order."""
+        shared = {"image_data": image_data, "priority": priority}
+        return await asyncio.gather(
+            *(self.generate(p, dict(sampling_params), uuid4().hex, **shared) for p in prompts)
+        )
 
 
 def _keeping_finished(generate: Any) -> Any:

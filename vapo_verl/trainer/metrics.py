@@ -29,7 +29,7 @@ def anchor_metrics(records: Sequence[Record]) -> dict[str, float]:
     ``accuracy_early`` and ``accuracy_late`` are those of anchors in the first and in the last third
     of their response; ``fallback_rate`` is the share without a logical boundary of their own;
     ``prefix_hit_rate`` the share of probe prompt tokens the engine still had; ``probe_s`` the mean
-    wall time a probed response waited for its answers.
+    wall time a probed response waited for its answers. Token counts are vLLM's own.
     """
     probed = [record for record in records if record["anchors"]]
     anchors = [(a, a["position"] / r["response_length"]) for r in probed for a in r["anchors"]]
@@ -44,12 +44,41 @@ def anchor_metrics(records: Sequence[Record]) -> dict[str, float]:
         "probed_fraction": len(probed) / len(records) if records else math.nan,
         "fallback_rate": mean(not a["own_boundary"] for a in asked),
         "prefix_hit_rate": cached_tokens / prompt_tokens if prompt_tokens else math.nan,
-        "probe_s": mean(r["probe_s"] for r in probed),
+        "probe_s": mean(r["probed_at"] - r["asked_at"] for r in probed),
+        "prefill_tokens": float(prompt_tokens - cached_tokens),
+        "reused_tokens": float(cached_tokens),
+        "encoder_runs_saved": float(sum(map(_encoder_runs_saved, probed))),
+        **_added_time(records),
         "num_probes": float(len(asked)),
         "rows_without_claims": mean(r["num_claims"] == 0 for r in records),
         "claims_skipped": float(sum(r["num_claims_skipped"] for r in records)),
     }
     return {f"vapo/anchors/{name}": value for name, value in values.items()}
+
+
+def _encoder_runs_saved(record: Record) -> int:
+    """Images of the record's probes whose tokens were all in the KV cache: not encoded again."""
+    whole = sum(a["num_cached_tokens"] >= record["image_end"] for a in record["anchors"])
+    return whole * record["num_images"]
+
+
+def _added_time(records: Sequence[Record]) -> dict[str, float]:
+    """How long probes ran, and how much of it came on top of the rollout.
+
+    ``busy_s``: time in which some response waited for its probes. ``tail_s``: from the end of the
+    last response to the last answer, which is all that an idle engine tail did not hide.
+    ``tail_share``: of the whole rollout's wall time.
+    """
+    intervals = sorted((r["asked_at"], r["probed_at"]) for r in records if r["anchors"])
+    if not intervals:
+        return {"busy_s": 0.0, "tail_s": 0.0, "tail_share": 0.0}
+    busy, reached = 0.0, -math.inf
+    for start, end in intervals:
+        busy += max(end - max(start, reached), 0.0)
+        reached = max(reached, end)
+    tail = max(reached - max(r["asked_at"] for r in records), 0.0)
+    rollout = reached - min(r["started_at"] for r in records)
+    return {"busy_s": busy, "tail_s": tail, "tail_share": tail / rollout if rollout else 0.0}
 
 
 def attention_metrics(visual_attention: Tensor, response_mask: Tensor) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator
@@ -14,13 +15,19 @@ import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 from transfer_queue import KVBatchMeta
+from verl.experimental.agent_loop.agent_loop import DictConfigWrap
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
+from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.tracking import Tracking
+from verl.workers.config import HFModelConfig
 
 import vapo_verl.advantage.estimator  # noqa: F401  registers the estimator "vapo"
+from vapo_verl.anchors.self_test import SelfTest
 from vapo_verl.config import vapo_config
 from vapo_verl.rollout import server as rollout_server
+from vapo_verl.rollout.agent_loop import VapoAgentLoop
+from vapo_verl.rollout.self_test import run_self_test
 from vapo_verl.trainer import checkpoints
 from vapo_verl.trainer.console import StepLine
 from vapo_verl.trainer.credit import batch_advantages
@@ -83,6 +90,31 @@ class VapoTrainer(PPOTrainerSync):
         uids = [NonTensorData(f"{self.global_steps:06d}-{place:05d}") for place in places]
         batch["uid"] = NonTensorStack.from_list(uids)
         return batch
+
+    def on_train_begin(self) -> None:
+        """Ask the anchor question of a few rows first: a bad format would train on noise."""
+        super().on_train_begin()
+        num_rows = min(self.vapo.anchors.self_test_rows, len(self.train_dataset))
+        if not (self.vapo.probes_claims and num_rows):
+            return
+        result = asyncio.run(self._self_test(num_rows))
+        if result is not None:
+            print(result.summary(), flush=True)
+            for warning in result.warnings():
+                print(f"WARNING: {warning}", flush=True)
+
+    async def _self_test(self, num_rows: int) -> SelfTest | None:
+        model: HFModelConfig = omega_conf_to_dataclass(self.config.actor_rollout_ref.model)
+        loop = VapoAgentLoop(
+            trainer_config=DictConfigWrap(self.config),
+            server_manager=self.get_llm_client(),
+            tokenizer=self.tokenizer,
+            processor=self.processor,
+            dataset_cls=type(self.train_dataset),
+            data_config=DictConfigWrap(self.config.data),
+            hf_model_type=model.hf_config.model_type,
+        )
+        return await run_self_test(loop, (self.train_dataset[i] for i in range(num_rows)))
 
     def _balance_batch(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> KVBatchMeta:
         """Responses arrive as they finish; sorted, their mini-batches repeat from run to run."""

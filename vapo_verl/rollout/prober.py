@@ -1,0 +1,99 @@
+"""Anchor questions as requests to veRL's rollout server."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from verl.workers.rollout.replica import TokenOutput
+
+from vapo_verl.anchors import AnchorQuestion, ProbeReply
+from vapo_verl.anchors.budget import TokenBudget
+from vapo_verl.anchors.probe import Ask
+from vapo_verl.rollout.one_server import OneServerClient
+
+ANSWER_BIAS = 100.0
+"""Added to the logits of yes and no in a probe, the most vLLM takes: no other token keeps any
+probability. Not ``allowed_token_ids``: vLLM 0.24 leaks its mask to other requests of the batch
+(``InputBatch.swap_states`` swaps tensor rows in place, ``condense`` leaves the moved row behind),
+and responses that still decode then say yes and no in mid-sentence.
+"""
+PROBE_PRIORITY = 1_000_000
+"""Behind every response (vLLM serves low numbers first) where the engine schedules by priority: a
+probe waits for responses that have not begun, and is the first to be preempted."""
+
+shared_budget = functools.cache(TokenBudget)
+"""One budget per limit in a process: veRL makes an agent loop for every response."""
+
+
+class Prober:
+    """Asks for one token behind each of several prompts over the same images.
+
+    Args:
+        max_tokens_in_flight: ``vapo.anchors.max_tokens_in_flight``.
+        by_priority: whether the engine's scheduling policy is ``priority``.
+    """
+
+    def __init__(
+        self,
+        server: OneServerClient,
+        question: AnchorQuestion,
+        *,
+        max_tokens_in_flight: int,
+        by_priority: bool,
+    ) -> None:
+        self._server = server
+        self._question = question
+        self._budget = shared_budget(max_tokens_in_flight)
+        self._priority = PROBE_PRIORITY if by_priority else 0
+
+    def asker(self, media: Mapping[str, Any], seed: int | None = None) -> Ask:
+        """How :func:`probe_anchors` asks about a row's images; the answer is held to yes and no.
+
+        Raises:
+            ValueError: the row has more than images.
+        """
+        if other := sorted(media.keys() - {"images"}):
+            raise ValueError(
+                f"this row has {', '.join(other)}: anchors are asked about images only; leave the "
+                "row out, or set vapo.anchors.num_anchors=0"
+            )
+        sampling: dict[str, Any] = {
+            "temperature": 1.0,  # the answer is the likelier token, whichever is drawn
+            "logit_bias": dict.fromkeys(self._question.answer_ids, ANSWER_BIAS),
+        }
+        if seed is not None:
+            # vLLM 0.24 on CPU ignores the seeds of a batch in which one request has none, and
+            # a greedy request never has one (TopKTopPSampler.forward_cpu)
+            sampling["seed"] = seed
+
+        async def ask(prompts: list[list[int]]) -> list[ProbeReply]:
+            return [_reply(output) for output in await self._tokens(prompts, media, sampling)]
+
+        return ask
+
+    async def free_answers(self, prompts: list[list[int]], media: Mapping[str, Any]) -> list[int]:
+        """The likeliest next tokens when nothing holds the policy to yes and no."""
+        outputs = await self._tokens(prompts, media, {"temperature": 0.0})
+        return [output.token_ids[0] for output in outputs]
+
+    async def _tokens(
+        self, prompts: Sequence[list[int]], media: Mapping[str, Any], sampling: Mapping[str, Any]
+    ) -> list[TokenOutput]:
+        async with self._budget.hold(sum(map(len, prompts))):
+            return await self._server.generate_many(
+                prompts,
+                sampling_params={**sampling, "max_tokens": 1, "logprobs": True},
+                image_data=media.get("images"),
+                priority=self._priority,
+            )
+
+
+def _reply(output: TokenOutput) -> ProbeReply:
+    assert output.log_probs is not None
+    return ProbeReply(
+        token_id=output.token_ids[0],
+        logprob=output.log_probs[0],
+        num_cached_tokens=output.extra_fields.get("num_cached_tokens") or 0,
+    )
