@@ -171,5 +171,15 @@ def test_without_anchors_no_room_is_asked_for_them(check):
     check("vapo.anchors.num_anchors=0", "actor_rollout_ref.rollout.max_model_len=256")
 
 
+def test_video_rows_are_refused_where_anchors_are_asked(check, digits, tmp_path):
+    table = pq.read_table(digits["train"])
+    path = tmp_path / "video.parquet"
+    videos = pa.array([[], None, ["clip.mp4"]], pa.list_(pa.string()))
+    pq.write_table(table.append_column("videos", videos), path)
+    message = refused(check, f"data.train_files={path}")
+    assert f"data.train_files={path}: row 2 has videos" in message
+    check(f"data.train_files={path}", "vapo.anchors.num_anchors=0")
+
+
 def test_a_hub_name_is_left_to_the_workers(check):
     check(f"actor_rollout_ref.model.path={model_dir().parent.name}/some-model")

@@ -161,7 +161,27 @@ def _check_data(config: DictConfig, settings: VapoConfig) -> Iterator[str]:
     for key in ("train_files", "val_files"):
         files = config.data[key]
         for file in [files] if isinstance(files, str) else files:
-            report = check_parquet(
-                Path(file).expanduser(), key=f"data.{key}", min_claims=settings.anchors.num_anchors
-            )
+            path = Path(file).expanduser()
+            report = check_parquet(path, key=f"data.{key}", min_claims=settings.anchors.num_anchors)
+            if settings.probes_claims:
+                _refuse_videos(path, f"data.{key}", config.data.video_key)
             yield str(report)
+
+
+def _refuse_videos(path: Path, key: str, column: str) -> None:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        if column not in file.schema_arrow.names:
+            return
+        first = 0
+        for batch in file.iter_batches(columns=[column]):
+            filled = pc.greater(pc.fill_null(pc.list_value_length(batch[column]), 0), 0)
+            if pc.any(filled).as_py():
+                row = first + pc.index(filled, True).as_py()
+                raise ValueError(
+                    f"{key}={path}: row {row} has {column}; anchors are asked about images only: "
+                    "leave such rows out, or set vapo.anchors.num_anchors=0"
+                )
+            first += len(batch)

@@ -6,6 +6,7 @@ import torch
 
 from vapo_verl.anchors import bind_question
 from vapo_verl.config import AnchorConfig
+from vapo_verl.rollout.prober import Prober
 
 ALWAYS = "vapo.anchors.gate=always"
 
@@ -147,6 +148,35 @@ async def test_reward_parts_reach_verls_validation_perception_where_it_was_probe
     assert probed["reward_extra_info"]["perception"] == probed["vapo"]["reward"]["perception"]
     plain = (await run_loop(dataset[0], "vapo.anchors.num_anchors=0")).extra_fields
     assert plain["reward_extra_info"].keys() == {"acc", "format"}
+
+
+async def test_claims_of_a_row_with_two_images_are_asked_about_both(run_loop, dataset, server):
+    row, other = dataset[0], dataset[1]
+    [message] = row["raw_prompt"][-1:]
+    images = [c for c in (*message["content"], *_contents(other)) if c["type"] == "image"]
+    text = [c for c in message["content"] if c["type"] != "image"]
+    both = {**row, "raw_prompt": [{**message, "content": [*images, *text]}]}
+    output = await run_loop(both, ALWAYS)
+    record = output.extra_fields["vapo"]
+    assert record["num_images"] == 2
+    pad = dataset.processor.image_token_id
+    assert record["image_end"] == len(output.prompt_ids) - output.prompt_ids[::-1].index(pad)
+    assert len(record["anchors"]) == 8
+    assert all(len(request["image_data"]) == 2 for request in server.requests)
+
+
+async def test_video_is_refused(run_loop, dataset):
+    settings = AnchorConfig()
+    question = bind_question(
+        dataset.tokenizer, settings.question, settings.yes_words, settings.no_words
+    )
+    prober = Prober(None, question, max_tokens_in_flight=0, by_priority=False)
+    with pytest.raises(ValueError, match="this row has videos"):
+        prober.asker({"images": [], "videos": [object()]})
+
+
+def _contents(row):
+    return row["raw_prompt"][-1]["content"]
 
 
 async def test_visual_attention_of_the_server_becomes_a_field_per_token(
