@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from vapo_verl.claims.agreement import measure_agreement, vote_entropy
 from vapo_verl.claims.images import image_key
-from vapo_verl.claims.judge import read_vote
-from vapo_verl.claims.record import ClaimRecord, Verdict
-from vapo_verl.claims.store import ShardWriter, read_records
+from vapo_verl.claims.making.agreement import measure_agreement, vote_entropy
+from vapo_verl.claims.making.judge import read_vote
+from vapo_verl.claims.shards.record import ClaimRecord, Verdict
+from vapo_verl.claims.shards.store import ShardWriter, read_records
 from vapo_verl.data.claims_column import Claim
 
 

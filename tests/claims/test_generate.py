@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vapo_verl.claims.images import image_key
-from vapo_verl.claims.store import read_records, shard_paths
+from vapo_verl.claims.shards.store import read_records, shard_paths
 
 
 def records_of(folder: Path) -> dict:

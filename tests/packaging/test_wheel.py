@@ -43,7 +43,8 @@ def wheel(request, source, tmp_path_factory) -> Path:
         sdist = build("--sdist", source, tmp_path_factory.mktemp("sdist"))
         unpacked = tmp_path_factory.mktemp("unpacked")
         with tarfile.open(sdist) as archive:
-            archive.extractall(unpacked, filter="data")
+            safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # 3.11.4
+            archive.extractall(unpacked, **safely)
         (source,) = unpacked.iterdir()
     return build("--wheel", source, tmp_path_factory.mktemp("wheel"))
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vapo_verl.claims.endpoint import Endpoint
-from vapo_verl.claims.faults import FatalFault
 from vapo_verl.claims.images import ImageItem, OnProblem
 from vapo_verl.claims.options import EndpointOptions, RunOptions
-from vapo_verl.claims.pacing import Pacer
-from vapo_verl.claims.prices import describe_cost, load_prices, price_of
-from vapo_verl.claims.record import ClaimRecord, Usage
 from vapo_verl.claims.report import Figures, describe_run, run_figures, write_report
-from vapo_verl.claims.retry import PatientAsker
+from vapo_verl.claims.requests.endpoint import Endpoint
+from vapo_verl.claims.requests.faults import FatalFault
+from vapo_verl.claims.requests.pacing import Pacer
+from vapo_verl.claims.requests.prices import describe_cost, load_prices, price_of
+from vapo_verl.claims.requests.retry import PatientAsker
 from vapo_verl.claims.runner import run_images
-from vapo_verl.claims.store import ShardWriter, read_records
+from vapo_verl.claims.shards.record import ClaimRecord, Usage
+from vapo_verl.claims.shards.store import ShardWriter, read_records
 from vapo_verl.claims.survey import Survey, take_survey
 from vapo_verl.claims.tally import RunTally
 from vapo_verl.data.errors import RowProblem

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from vapo_verl.claims.prices import Price, describe_cost
-from vapo_verl.claims.record import ClaimRecord, Usage
-from vapo_verl.claims.rules import is_low_level
+from vapo_verl.claims.making.rules import is_low_level
+from vapo_verl.claims.requests.prices import Price, describe_cost
+from vapo_verl.claims.shards.record import ClaimRecord, Usage
 from vapo_verl.claims.tally import RunTally
 
 REPORT_NAME = "report.json"

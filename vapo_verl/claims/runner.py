@@ -3,11 +3,11 @@
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Protocol
 
-from vapo_verl.claims.faults import FatalFault, ImageFailed
 from vapo_verl.claims.images import ImageItem
 from vapo_verl.claims.pool import run_pool
-from vapo_verl.claims.record import ClaimRecord
-from vapo_verl.claims.store import ShardWriter
+from vapo_verl.claims.requests.faults import FatalFault, ImageFailed
+from vapo_verl.claims.shards.record import ClaimRecord
+from vapo_verl.claims.shards.store import ShardWriter
 from vapo_verl.claims.tally import RunTally
 
 

@@ -6,8 +6,8 @@ from itertools import islice
 
 from vapo_verl.claims.images import ImageItem, OnProblem, iter_images
 from vapo_verl.claims.options import RunOptions
-from vapo_verl.claims.picture import num_pixels
-from vapo_verl.claims.record import Usage
+from vapo_verl.claims.requests.picture import num_pixels
+from vapo_verl.claims.shards.record import Usage
 from vapo_verl.data.errors import BadCell
 
 PIXELS_PER_TOKEN = 28 * 28

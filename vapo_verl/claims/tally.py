@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from vapo_verl.claims.record import ClaimRecord, Usage
+from vapo_verl.claims.shards.record import ClaimRecord, Usage
 
 _MAX_LISTED = 1000
 

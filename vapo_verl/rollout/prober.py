@@ -19,9 +19,12 @@ probability. Not ``allowed_token_ids``: vLLM 0.24 leaks its mask to other reques
 (``InputBatch.swap_states`` swaps tensor rows in place, ``condense`` leaves the moved row behind),
 and responses that still decode then say yes and no in mid-sentence.
 """
-PROBE_PRIORITY = 1_000_000
-"""Behind every response (vLLM serves low numbers first) where the engine schedules by priority: a
-probe waits for responses that have not begun, and is the first to be preempted."""
+PROBE_PRIORITY = -1
+"""Ahead of responses that have not begun (vLLM serves low numbers first) where the engine schedules
+by priority: they would push the prefix of a probe that waits out of the KV cache. A response that
+decodes goes on either way: vLLM gives a step's tokens to running requests first."""
+
+_ONE_TOKEN = {"max_tokens": 1, "logprobs": True, "detokenize": False}
 
 shared_budget = functools.cache(TokenBudget)
 """One budget per limit in a process: veRL makes an agent loop for every response."""
@@ -84,7 +87,7 @@ class Prober:
         async with self._budget.hold(sum(map(len, prompts))):
             return await self._server.generate_many(
                 prompts,
-                sampling_params={**sampling, "max_tokens": 1, "logprobs": True},
+                sampling_params={**sampling, **_ONE_TOKEN},
                 image_data=media.get("images"),
                 priority=self._priority,
             )

@@ -1,0 +1,109 @@
+"""Shards: what is written is read, torn lines, and one writer at a time."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from vapo_verl.claims.shards.record import ClaimRecord, Usage, Verdict
+from vapo_verl.claims.shards.store import ShardWriter, read_records, shard_paths
+from vapo_verl.data.claims_column import Claim
+from vapo_verl.data.errors import FileError
+
+
+def make(key: str = "a" * 64, **fields) -> ClaimRecord:
+    claims = (Claim("The cat “sleeps”.", True), Claim("The dog sleeps.", False))
+    return ClaimRecord(**{"image_key": key, "claims": claims, "model": "m"} | fields)
+
+
+def write(folder: Path, *records: ClaimRecord) -> None:
+    with ShardWriter(folder) as writer:
+        for record in records:
+            writer.write(record)
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    verdict = Verdict(text="x", label=True, num_yes=2, num_no=1, num_unclear=0)
+    usage = Usage(num_requests=2, prompt_tokens=3, completion_tokens=4)
+    record = make(
+        num_wanted=2,
+        attempts=3,
+        usage=usage,
+        rejected={"hedge": 2},
+        verdicts=(verdict,),
+        check_model="judge",
+        check_usage=usage,
+    )
+    write(tmp_path, record, make("b" * 64))
+    assert list(read_records(tmp_path)) == [record, make("b" * 64)]
+    assert [r.status for r in read_records(tmp_path)] == ["full", "short"]
+
+
+def test_a_writer_begins_its_own_shard_and_none_without_a_record(tmp_path):
+    write(tmp_path, make("a" * 64))
+    write(tmp_path)
+    write(tmp_path, make("b" * 64))
+    assert [path.name for path in shard_paths(tmp_path)] == [
+        "shard-00000.jsonl",
+        "shard-00001.jsonl",
+    ]
+    assert [record.image_key[0] for record in read_records(tmp_path)] == ["a", "b"]
+
+
+def test_no_folder_has_no_records(tmp_path):
+    assert list(read_records(tmp_path / "absent")) == []
+
+
+@pytest.mark.parametrize("length", [1, 40, -1])
+def test_a_torn_last_line_is_passed_over_in_every_shard(tmp_path, length):
+    for key in "ab":
+        write(tmp_path, make(key * 64), make(key.upper() * 64))
+    for path in shard_paths(tmp_path):
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(lines[0] + lines[1][:length])
+    assert [record.image_key[0] for record in read_records(tmp_path)] == ["a", "b"]
+
+
+def test_a_damaged_line_elsewhere_is_an_error_with_its_place(tmp_path):
+    write(tmp_path, make("a" * 64), make("b" * 64))
+    (path,) = shard_paths(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0][:40] + b"\n" + lines[1])
+    with pytest.raises(FileError, match=r"shard-00000.jsonl:1: not a record"):
+        list(read_records(tmp_path))
+
+
+def test_a_second_writer_is_refused_with_the_process_that_holds_the_folder(tmp_path):
+    with (
+        ShardWriter(tmp_path),
+        pytest.raises(FileError, match=f"process {os.getpid()} on .* is writing here"),
+    ):
+        ShardWriter(tmp_path).__enter__()
+    write(tmp_path, make())
+
+
+def test_a_killed_writer_leaves_no_lock(tmp_path):
+    code = """
+        import os, signal, sys
+        from pathlib import Path
+        from vapo_verl.claims.shards.store import ShardWriter
+        with ShardWriter(Path(sys.argv[1])):
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    child = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], timeout=60)
+    assert child.returncode == -9
+    write(tmp_path, make())
+    assert len(list(read_records(tmp_path))) == 1
+
+
+@pytest.mark.parametrize(
+    ("votes", "majority", "kept"),
+    [((2, 1, 0), True, True), ((1, 2, 0), False, False), ((1, 1, 1), None, False)],
+)
+def test_the_majority_of_a_true_claim(votes, majority, kept):
+    num_yes, num_no, num_unclear = votes
+    verdict = Verdict(text="x", label=True, num_yes=num_yes, num_no=num_no, num_unclear=num_unclear)
+    assert (verdict.majority, verdict.kept) == (majority, kept)

@@ -1,0 +1,95 @@
+"""The page on which a person judges claims: one file, no request to anywhere.
+
+Claims are what a model wrote, so they are data to the page: JSON in a script element that no
+browser runs, put on the page as text. The policy in its head allows its own style and script by
+their hash and forbids all else, so even a mistake here would run nothing and send nothing.
+"""
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from vapo_verl.claims.audit.image import page_image
+from vapo_verl.claims.audit.sample import AuditImage
+from vapo_verl.data.errors import BadCell, FileError
+
+_SCRIPTS = ("verdicts.js", "view.js", "moves.js")
+"""In this order they are one script."""
+_PAGE_ID_CHARACTERS = 16
+
+
+def write_page(out: Path, images: Sequence[AuditImage], *, seed: int) -> None:
+    """Write the page to `out`, whole or not at all.
+
+    Raises:
+        FileError: an image that cannot be decoded.
+    """
+    page = render_page(images, seed=seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def render_page(images: Sequence[AuditImage], *, seed: int) -> str:
+    style = _text("page.css")
+    script = "\n".join(map(_text, _SCRIPTS))
+    sample = {
+        "page_id": page_id(images),
+        "seed": seed,
+        "images": [_image_data(image) for image in images],
+    }
+    return Template(_text("page.html")).substitute(
+        policy=_policy(style, script), style=style, script=script, sample=inert_json(sample)
+    )
+
+
+def page_id(images: Sequence[AuditImage]) -> str:
+    """Names the sample: pages with the same images and claims share it, and their verdicts."""
+    content = [[image.key, [claim.as_dict() for claim in image.claims]] for image in images]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:_PAGE_ID_CHARACTERS]
+
+
+def inert_json(value: object) -> str:
+    """JSON that cannot end the script element it stands in, nor begin a comment or an entity."""
+    text = json.dumps(value)
+    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
+
+
+def _policy(style: str, script: str) -> str:
+    return (
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}';"
+        f" script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode("utf-8")).digest()
+    return "sha256-" + base64.b64encode(digest).decode("ascii")
+
+
+def _image_data(image: AuditImage) -> dict[str, object]:
+    try:
+        shown = page_image(image.data)
+    except BadCell as bad:
+        raise FileError(f"SOURCE: {image.source}: {bad.found}; {bad.fix}") from bad
+    return {
+        "key": image.key,
+        "uri": shown.uri,
+        "width": shown.width,
+        "source": image.source,
+        "model": image.model,
+        "claims": [claim.as_dict() for claim in image.claims],
+    }
+
+
+def _text(name: str) -> str:
+    return (files("vapo_verl.claims.audit") / name).read_text(encoding="utf-8")

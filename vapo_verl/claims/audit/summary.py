@@ -1,0 +1,81 @@
+"""What exported verdicts say of the claims, and how far people agree."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+
+from vapo_verl.claims.audit.agreement import cohens_kappa, wilson_interval
+from vapo_verl.claims.audit.verdicts import QUESTIONS, ClaimKey, Verdicts, read_verdicts
+
+
+def summarise(paths: Sequence[Path]) -> str:
+    """Lines for a person: shares of each one, of all together, and the agreement of each two.
+
+    Raises:
+        FileError: a file that is no export.
+    """
+    everyone = [read_verdicts(path) for path in paths]
+    lines = [line for person in everyone for line in _shares(person)]
+    if len(everyone) > 1:
+        lines += _shares(together(everyone))
+    lines += [line for first, second in combinations(everyone, 2) for line in _pair(first, second)]
+    return "\n".join(lines)
+
+
+def together(everyone: Sequence[Verdicts]) -> Verdicts:
+    """One answer a claim and question: what most said; "unsure" where no answer has most.
+
+    Pooling all answers instead would count a claim twice, and make the intervals too narrow.
+    """
+    answers = {question: _majority(everyone, question) for question in QUESTIONS}
+    return Verdicts(person=f"majority of {len(everyone)} people", answers=answers)
+
+
+def _majority(everyone: Sequence[Verdicts], question: str) -> dict[ClaimKey, str]:
+    votes: dict[ClaimKey, Counter[str]] = {}
+    for person in everyone:
+        for claim, answer in person.answers[question].items():
+            votes.setdefault(claim, Counter())[answer] += 1
+    return {claim: _winner(count) for claim, count in votes.items()}
+
+
+def _winner(count: Counter[str]) -> str:
+    (answer, most), *others = count.most_common(2)
+    return "unsure" if others and others[0][1] == most else answer
+
+
+def _shares(person: Verdicts) -> Iterator[str]:
+    yield f"{person.person}:"
+    for question, title in QUESTIONS.items():
+        yield f"  {title:<19} {share_line(person.answers[question])}"
+
+
+def share_line(answers: Mapping[ClaimKey, str]) -> str:
+    """The share of "yes" among all answers: "unsure" counts as not yes, and is told."""
+    count = Counter(answers.values())
+    if not answers:
+        return "no answers"
+    low, high = wilson_interval(count["yes"], len(answers))
+    unsure = f", {count['unsure']} unsure" if count["unsure"] else ""
+    return (
+        f"{count['yes'] / len(answers):6.1%}  (95 % interval {low:.1%} to {high:.1%};"
+        f" {count['yes']} of {len(answers)}{unsure})"
+    )
+
+
+def _pair(first: Verdicts, second: Verdicts) -> Iterator[str]:
+    yield f"{first.person} and {second.person}:"
+    for question, title in QUESTIONS.items():
+        mine, yours = first.answers[question], second.answers[question]
+        pairs = [(mine[claim], yours[claim]) for claim in mine if claim in yours]
+        yield f"  {title:<19} {_agreement_line(pairs)}"
+
+
+def _agreement_line(pairs: Sequence[tuple[str, str]]) -> str:
+    if not pairs:
+        return "no claim that both judged"
+    same = sum(a == b for a, b in pairs)
+    kappa = cohens_kappa(pairs)
+    told = "undefined: both gave one answer throughout" if kappa is None else f"{kappa:.2f}"
+    return f"{same / len(pairs):6.1%}  the same ({same} of {len(pairs)}), Cohen's kappa {told}"

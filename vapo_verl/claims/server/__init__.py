@@ -1,0 +1,1 @@
+"""A `vllm serve` of our own, ended whatever happens."""

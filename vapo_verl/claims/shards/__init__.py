@@ -1,0 +1,1 @@
+"""Claims on disk: append-only shards that survive a kill at any moment."""
