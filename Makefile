@@ -37,8 +37,9 @@ test-slow: setup ## the slow tests: engine starts, whole training runs
 test-gpu: setup ## the tests that need a GPU, in an environment of EXTRA=gpu
 	$(PYTEST) -m gpu --timeout 1800 $(ARGS)
 
-bench: setup ## what the capture of visual attention costs: tables and JSON lines
-	$(BIN)/python benchmarks/attention.py $(ARGS)
+bench: setup ## what visual attention and anchors cost: tables and JSON lines
+	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/anchors.py
 
 lint: setup ## ruff, mypy, shellcheck
 	$(BIN)/ruff check .
