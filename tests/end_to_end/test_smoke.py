@@ -27,6 +27,13 @@ CONTRACT = {
             "fallback_rate",
             "prefix_hit_rate",
             "probe_s",
+            "prefill_tokens",
+            "reused_tokens",
+            "encoder_runs_saved",
+            "busy_s",
+            "tail_s",
+            "tail_share",
+            "step_share",
         )
     ),
     *(f"vapo/attention/{name}" for name in ("mean", "early", "late", "slope", "missing_fraction")),
@@ -73,6 +80,10 @@ def test_the_policy_moves_and_what_it_learns_from_is_not_flat(straight):
 def test_probes_find_their_prefix_in_the_cache(straight):
     hits = [values["vapo/anchors/prefix_hit_rate"] for s, values in metrics(straight).items() if s]
     assert min(hits) > 0.3, hits
+
+
+def test_the_anchor_question_is_tried_out_before_the_first_step(smoke, straight):
+    assert smoke.log("straight").count("anchor self-test: 64 probes") == 1
 
 
 def test_the_run_folder_is_complete(straight):

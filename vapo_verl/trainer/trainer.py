@@ -155,6 +155,9 @@ class VapoTrainer(PPOTrainerSync):
         records = [fields["vapo"] for fields in column_values(data["extra_fields"])]
         metrics.update(reward_metrics(records))
         metrics.update(anchor_metrics(records))
+        metrics["vapo/anchors/step_share"] = (
+            metrics["vapo/anchors/tail_s"] / metrics["timing_s/step"]
+        )
         metrics.update(
             attention_metrics(
                 data["visual_attention"].to_padded_tensor(float("nan")),
