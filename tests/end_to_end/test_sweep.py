@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 def test_a_multirun_trains_each_value_in_a_folder_of_its_own(smoke):
     smoke.run(
         "k_${vapo.anchors.num_anchors}",
-        "-m",
+        "hydra.mode=MULTIRUN",
         "vapo.anchors.num_anchors=0,2",
         "trainer.total_training_steps=1",
         "trainer.save_freq=-1",
