@@ -1,7 +1,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu bench lint format lock clean
+.PHONY: help setup demo test test-slow test-gpu bench doctor lint format lock clean
 
 VENV ?= .venv
 # Where `make demo` leaves its run, and the data of the recipes (main reads VAPO_DATA_DIR).
@@ -36,6 +36,9 @@ test-slow: setup ## the slow tests: engine starts, whole training runs
 
 test-gpu: setup ## the tests that need a GPU, in an environment of EXTRA=gpu
 	$(PYTEST) -m gpu --timeout 1800 $(ARGS)
+
+doctor: setup ## look for trouble before a run: ARGS="+recipe=vapo trainer.nnodes=2"
+	$(BIN)/python -m vapo_verl.doctor $(ARGS)
 
 bench: setup ## what visual attention and anchors cost: tables and JSON lines
 	$(BIN)/python benchmarks/attention.py

@@ -1,0 +1,246 @@
+"""The report in a real browser: drawn, filtered, on a wide screen and a narrow one, in the dark."""
+
+import base64
+import io
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from vapo_verl.diagnostics.__main__ import main
+
+NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
+EXECUTABLE = next(filter(None, map(shutil.which, NAMES)), None)
+TIMEOUT_S = 60
+EVIL = "</script><script>evil = 1</script><img src=x onerror='evil = 1'>"
+
+pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason=f"no browser: none of {NAMES} is here")
+
+
+class Browser:
+    """Headless Chromium with one tab, driven over its DevTools pipe: it reads 3 and writes 4."""
+
+    def __init__(self, profile: Path):
+        command_end, self._commands = os.pipe()
+        self._answers, answer_end = os.pipe()
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        flags += ["--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
+        redirected = f'exec "$@" 3<&{command_end} 4>&{answer_end}'
+        self._process = subprocess.Popen(
+            ["bash", "-c", redirected, "bash", str(EXECUTABLE), *flags],
+            pass_fds=(command_end, answer_end),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(command_end)
+        os.close(answer_end)
+        self._unread, self._number, self._session = b"", 0, None
+        self.events: list[dict] = []
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.send("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.send(f"{domain}.enable")
+
+    def close(self) -> None:
+        os.close(self._commands)
+        os.close(self._answers)
+        self._process.kill()
+        self._process.wait()
+
+    def send(self, method: str, **params: object) -> dict:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._commands, json.dumps(message).encode() + b"\0")
+        while (answer := self._receive()).get("id") != self._number:
+            self.events.append(answer)
+        assert "error" not in answer, (method, answer)
+        return answer["result"]
+
+    def _receive(self) -> dict:
+        while b"\0" not in self._unread:
+            ready, _, _ = select.select([self._answers], [], [], TIMEOUT_S)
+            assert ready, "the browser does not answer"
+            part = os.read(self._answers, 1 << 16)
+            assert part, "the browser has ended"
+            self._unread += part
+        message, self._unread = self._unread.split(b"\0", 1)
+        return json.loads(message)
+
+    def open(self, page: Path) -> None:
+        seen = len(self.events)
+        self.send("Page.navigate", url=page.as_uri())
+        while not any(e.get("method") == "Page.loadEventFired" for e in self.events[seen:]):
+            self.events.append(self._receive())
+
+    def evaluate(self, expression: str) -> object:
+        result = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def text(self, selector: str) -> str:
+        return str(self.evaluate(f"document.querySelector({json.dumps(selector)}).innerText"))
+
+    def click(self, selector: str) -> None:
+        self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
+
+    def choose(self, selector: str, value: str) -> None:
+        self.evaluate(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            f" e.value = {json.dumps(value)}; e.dispatchEvent(new Event('change')); }})()"
+        )
+
+    def show_as(self, width: int, scheme: str) -> None:
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.send("Emulation.setDeviceMetricsOverride", **size)
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        self.send("Emulation.setEmulatedMedia", features=[feature])
+
+    def draw_all(self) -> None:
+        self.evaluate("dispatchEvent(new Event('beforeprint'))")
+
+    def screenshot(self, path: Path) -> None:
+        picture = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(picture["data"]))
+
+    def of(self, method: str) -> list[dict]:
+        return [event["params"] for event in self.events if event.get("method") == method]
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    """A fresh browser; at the end, nothing was complained of and nothing was asked for."""
+    browser = Browser(tmp_path / "profile")
+    try:
+        yield browser
+        asked = [event["request"]["url"] for event in browser.of("Network.requestWillBeSent")]
+        assert [url for url in asked if url.split(":")[0] not in ("file", "data", "blob")] == []
+        for method in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"):
+            assert browser.of(method) == []
+    finally:
+        browser.close()
+
+
+@pytest.fixture
+def page(tmp_path: Path, make_run, rollout_row, anchor) -> Path:
+    """Two runs of two steps; one response has what a model might write to do harm."""
+    evil = rollout_row(
+        1, 5, accuracy=0.0, tokens=[EVIL, *"abcdefg"], prompt=EVIL,
+        anchors=[anchor(3, label=True, p_yes=0.2, claim=EVIL)],
+    )  # fmt: skip
+    layers = [[0.1, 0.2, 0.3]] * 8
+    rows = {s: [rollout_row(s, s, visual_attention_layers=layers)] for s in (1, 2)}
+    bare = {s: [rollout_row(s, s, visual_attention=[], anchors=[])] for s in (1, 2)}
+    metrics = {
+        step: {
+            "vapo/reward/total": 1 + step / 10,
+            "vapo/anchors/accuracy": 0.6,
+            "vapo/attention/mean": 0.2 / step,
+            f"timing_s/{EVIL}": 1.0,
+            "timing_s/gen": 4.0,
+        }
+        for step in (1, 2)
+    }
+    a = make_run("a", {1: [*rows[1], evil], 2: rows[2]}, metrics)
+    b = make_run("b", bare, metrics)
+    assert main(["report", str(a), "--compare", str(b), "--out", str(tmp_path / "r.html")]) == 0
+    return tmp_path / "r.html"
+
+
+def test_panels_are_drawn_and_text_stays_text(browser, page):
+    browser.open(page)
+    browser.draw_all()
+    assert browser.evaluate("window.evil") is None
+    assert browser.evaluate("document.images.length") == 1  # the explorer's own
+    # one line a run: solid for the first, dashed for the second
+    dashes = "[...document.querySelectorAll('.plot')].find(p => p.dataset.panel === '0').data"
+    assert browser.evaluate(f"{dashes}.map(trace => trace.line.dash)") == ["solid", "dash"]
+    undrawn = "[...document.querySelectorAll('.plot')].filter(p => !p.querySelector('svg')).length"
+    assert browser.evaluate(undrawn) == 0
+    assert browser.evaluate("document.querySelectorAll('.heatmaplayer image').length") == 1
+    legends = browser.evaluate(
+        "[...document.querySelectorAll('.legendtext')].map(e => e.textContent)"
+    )
+    assert any(EVIL[:20] in legend for legend in legends), legends  # shown as it is written
+
+
+def test_rollouts_are_filtered_and_their_anchors_marked(browser, page):
+    browser.open(page)
+    assert browser.text("#count") == "1 of 3"
+    marks = "[...document.querySelectorAll('#response > *')].map(e => e.className || '.').join(' ')"
+    # behind tokens 2 and 6
+    assert browser.evaluate(marks) == ". . anchor right . . . . anchor wrong . ."
+    colours = "[...document.querySelectorAll('#response > span')].map(e => e.style.backgroundColor)"
+    found = browser.evaluate(colours)
+    assert found[0] == found[1] != found[2]
+    browser.click("#response button:nth-of-type(2)")
+    assert browser.text("#anchors tr.chosen").split("\t")[:2] == ["2", "6"]
+
+    browser.choose("#right", "false")
+    assert browser.text("#count") == "1 of 1"
+    assert browser.text("#response span") == EVIL
+    assert browser.text("#prompt") == EVIL
+    assert browser.text("#anchors td:nth-child(3)") == EVIL
+    assert browser.text("#anchors td:nth-child(6)") == "0.2"
+    browser.choose("#step", "2")
+    assert browser.text("#count") == "No response fits."
+    browser.choose("#right", "true")
+    assert browser.text("#count") == "1 of 1"
+    browser.choose("#run", "1")
+    browser.choose("#right", "")
+    browser.click("#next")
+    assert browser.text("#count") == "2 of 2"
+    assert "vapo.attention.enabled=true" in browser.text("#hint")
+    assert "vapo.anchors.num_anchors" in browser.text("#no-anchors")
+    assert browser.evaluate("window.evil") is None
+
+
+def test_the_image_of_a_prompt_is_shown(browser, tmp_path, make_run, rollout_row):
+    run = make_run("a", {1: [rollout_row()]})
+    path = run / "rollouts" / "step_000001.parquet"
+    buffer = io.BytesIO()
+    Image.new("RGB", (600, 1200), "red").save(buffer, "PNG")
+    images = pa.array([buffer.getvalue()], pa.binary())
+    pq.write_table(pq.read_table(path).append_column("image", images), path)
+    assert main(["report", str(run)]) == 0
+    browser.open(run / "report.html")
+    assert browser.evaluate("document.getElementById('image').naturalWidth") == 256
+    assert browser.evaluate("document.getElementById('image').offsetHeight") > 100
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_it_fits_the_screen_and_follows_the_colour_scheme(browser, page, tmp_path, width, scheme):
+    browser.show_as(width, scheme)
+    browser.open(page)
+    browser.draw_all()
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    widths = browser.evaluate(
+        "[...document.querySelectorAll('.plot .main-svg')]"
+        ".map(e => e.getBoundingClientRect().right)"
+    )
+    assert max(widths) <= width
+    path = tmp_path / "page.png"
+    browser.screenshot(path)
+    with Image.open(io.BytesIO(path.read_bytes())) as picture:
+        corner = picture.convert("L").getpixel((2, picture.height - 3))
+    assert corner < 60 if scheme == "dark" else corner > 200
+
+    other = "light" if scheme == "dark" else "dark"
+    colour = "document.querySelector('.plot .xtick text').style.fill"
+    before = browser.evaluate(colour)
+    browser.show_as(width, other)
+    deadline = time.monotonic() + TIMEOUT_S
+    while browser.evaluate(colour) == before:
+        assert time.monotonic() < deadline, "the figures keep the old colours"
+        time.sleep(0.05)

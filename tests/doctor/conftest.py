@@ -1,0 +1,51 @@
+"""A smoke run that would work: its data, its run folder, its config."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from vapo_verl.composition import compose_recipe
+from vapo_verl.data.digits.build import DigitsConfig, write_dataset
+from vapo_verl.launch import settle
+
+composed_once = cache(compose_recipe)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    config = DigitsConfig(train=3, val=2, test=0)
+    return write_dataset(tmp_path_factory.mktemp("digits"), config)
+
+
+@pytest.fixture
+def overrides(digits, tmp_path) -> list[str]:
+    """What the smoke recipe needs to run here."""
+    return [
+        f"data.train_files={digits['train']}",
+        f"data.val_files={digits['val']}",
+        f"trainer.default_local_dir={tmp_path / 'run'}",
+    ]
+
+
+@pytest.fixture
+def config(overrides) -> Callable[..., DictConfig]:
+    """The settled config of a recipe under overrides: the smoke recipe unless another is named."""
+
+    def compose(*more: str, recipe: str = "smoke") -> DictConfig:
+        config = deepcopy(composed_once(recipe))
+        config.merge_with_dotlist([*overrides, *more])
+        settle(config)
+        return config
+
+    return compose
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch, tmp_path) -> None:
+    """No Ray of this machine in the way."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("vapo_verl.doctor.ray_cluster.CURRENT_CLUSTER", tmp_path / "absent")

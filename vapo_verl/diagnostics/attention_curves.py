@@ -1,0 +1,133 @@
+"""How the visual attention ratio falls along a response."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vapo_verl.diagnostics.histogram import ShareHistograms
+from vapo_verl.trainer.metrics import EARLY, LATE
+
+NUM_PROGRESS_BINS = 20
+NUM_TOKEN_BINS = 128
+
+
+class AttentionCurves:
+    """Sums over the responses of a run, by progress and by generated token.
+
+    Progress of token t (from 0) of T is (t + 1) / T. By progress a response counts once in each
+    bin, with the mean of its tokens there, so that long responses weigh no more than short ones. By
+    token, each of `token_width` neighbouring tokens counts; the width doubles until the longest
+    response fits.
+    """
+
+    def __init__(self) -> None:
+        self.by_progress = ShareHistograms(NUM_PROGRESS_BINS)
+        self.by_token = ShareHistograms(NUM_TOKEN_BINS)
+        self.token_width = 1
+        self.num_responses = 0
+        self.num_other_layers = 0
+        self._layer_sums: np.ndarray | None = None
+        self._layer_counts: np.ndarray | None = None
+
+    def add(self, ratio: np.ndarray, layers: np.ndarray | None = None) -> None:
+        """Count one response: its ratio [tokens], and that of each layer [tokens, layers].
+
+        One without a known value is left out.
+        """
+        if not np.isfinite(ratio).any():
+            return
+        self.num_responses += 1
+        bins = progress_bins(len(ratio), NUM_PROGRESS_BINS)
+        means = _bin_means(ratio, bins)
+        self.by_progress.add(np.arange(NUM_PROGRESS_BINS), means)
+        while len(ratio) > NUM_TOKEN_BINS * self.token_width:
+            self.by_token.merge_pairs()
+            self.token_width *= 2
+        self.by_token.add(np.arange(len(ratio)) // self.token_width, ratio)
+        if layers is not None and len(layers) == len(ratio):
+            self._add_layers(layers, bins)
+
+    def layer_means(self) -> np.ndarray | None:
+        """Mean ratio [progress bins, layers] over all tokens; None where none was exported."""
+        if self._layer_sums is None or self._layer_counts is None:
+            return None
+        known = self._layer_counts > 0
+        return np.where(known, self._layer_sums / np.maximum(self._layer_counts, 1), np.nan)
+
+    def _add_layers(self, layers: np.ndarray, bins: np.ndarray) -> None:
+        if self._layer_sums is None or self._layer_counts is None:
+            self._layer_sums = np.zeros((NUM_PROGRESS_BINS, layers.shape[1]))
+            self._layer_counts = np.zeros((NUM_PROGRESS_BINS, layers.shape[1]), dtype=np.int64)
+        if layers.shape[1] != self._layer_sums.shape[1]:  # resumed with other layers
+            self.num_other_layers += 1
+            return
+        known = np.isfinite(layers)
+        np.add.at(self._layer_sums, bins, np.where(known, layers, 0.0))
+        np.add.at(self._layer_counts, bins, known)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseAttention:
+    """One response in three numbers, each nan where it is not defined."""
+
+    mean: float
+    slope: float
+    """Least-squares slope of the ratio against progress: its change over a whole response."""
+    late_over_early: float
+    """Mean of the last third over the mean of the first."""
+
+
+def response_attention(ratio: np.ndarray) -> ResponseAttention:
+    """Of a ratio [tokens]; tokens without a value are left out."""
+    known = np.isfinite(ratio)
+    values = ratio[known]
+    progress = ((np.arange(len(ratio)) + 1) / max(len(ratio), 1))[known]
+    early, late = _mean(values[progress <= EARLY]), _mean(values[progress >= LATE])
+    return ResponseAttention(
+        mean=_mean(values),
+        slope=_slope(progress, values),
+        late_over_early=late / early if early > 0 else float("nan"),
+    )
+
+
+def half_life(where: np.ndarray, values: np.ndarray) -> float:
+    """Where a curve has first fallen to half of its first known value, between points linearly.
+
+    In units of `where`, from the first known point on. nan: it never does, or there is no curve.
+    """
+    known = np.isfinite(values)
+    where, values = where[known], values[known]
+    if len(values) == 0 or values[0] <= 0:
+        return float("nan")
+    below = np.flatnonzero(values <= values[0] / 2)
+    if len(below) == 0:
+        return float("nan")
+    last = int(below[0])
+    share = (values[last - 1] - values[0] / 2) / (values[last - 1] - values[last])
+    return float(where[last - 1] + share * (where[last] - where[last - 1]) - where[0])
+
+
+def progress_bins(num_tokens: int, num_bins: int) -> np.ndarray:
+    """The bin of each token [tokens]: bin b holds progress in (b / bins, (b + 1) / bins]."""
+    position = np.arange(1, num_tokens + 1)
+    return np.minimum((position * num_bins - 1) // max(num_tokens, 1), num_bins - 1)
+
+
+def _bin_means(values: np.ndarray, bins: np.ndarray) -> np.ndarray:
+    known = np.isfinite(values)
+    counts = np.bincount(bins[known], minlength=NUM_PROGRESS_BINS)
+    sums = np.bincount(bins[known], weights=values[known], minlength=NUM_PROGRESS_BINS)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> float:
+    if len(x) < 2:
+        return float("nan")
+    centred = x - x.mean()
+    return float((centred * y).sum() / np.square(centred).sum())

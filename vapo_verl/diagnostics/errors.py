@@ -1,0 +1,5 @@
+"""What a person has to mend before a report can be made."""
+
+
+class RunError(ValueError):
+    """No run folder, or a place that cannot be written; the message names the path and the fix."""

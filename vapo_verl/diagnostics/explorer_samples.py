@@ -1,0 +1,101 @@
+"""The responses that the report shows in full: as many right as wrong ones, where there are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from vapo_verl.diagnostics.bounded_sample import BoundedSample
+from vapo_verl.diagnostics.response_image import image_uri
+from vapo_verl.diagnostics.rollout_files import IMAGE_COLUMN, Rollout
+
+MAX_TOKENS = 4096
+"""Tokens shown of one response."""
+MAX_PROMPT_CHARACTERS = 8000
+DIGITS = 4
+"""Decimals of an attention ratio or a probability on the page."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownResponse:
+    """One response, as the page holds it. All texts are what a model or a data set wrote."""
+
+    step: int | None
+    uid: str
+    sample: int | None
+    data_source: str
+    index: int | None
+    prompt: str
+    tokens: list[str]
+    num_tokens: int
+    """Of the whole response; more than `tokens` holds where it was cut."""
+    attention: list[float | None]
+    """One per shown token; empty where none was exported."""
+    ground_truth: str
+    right: bool | None
+    reward: dict[str, float | None]
+    anchors: list[dict[str, Any]]
+    image: str
+    """``data:`` address of the image encoded anew, or empty."""
+
+
+class ExplorerSamples:
+    """At most `size` responses of a run, half of them right, drawn by `seed`."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        sizes = {True: size // 2, False: size - size // 2}
+        self._kept = {
+            right: BoundedSample[ShownResponse](part, seed) for right, part in sizes.items()
+        }
+        self.num_seen = {True: 0, False: 0}
+
+    def add(self, rollout: Rollout) -> None:
+        """Count one response and keep it if it is drawn."""
+        right = _right(rollout)
+        self.num_seen[bool(right)] += 1
+        names = ("step", "uid", "sample", "data_source", "index")
+        key = "\t".join(str(rollout.cell(name)) for name in names)
+        kept = self._kept[bool(right)]
+        if kept.admits(key):
+            kept.put(key, shown_response(rollout))
+
+    def responses(self) -> list[ShownResponse]:
+        """By step, then by prompt and sample."""
+        kept = [response for part in self._kept.values() for _, response in part.items()]
+        return sorted(kept, key=lambda r: (r.step or 0, r.uid, r.sample or 0))
+
+
+def shown_response(rollout: Rollout) -> ShownResponse:
+    """What the page shows of one row; a column that the file lacks stays empty."""
+    tokens = rollout.cell("tokens") or [rollout.cell("response") or ""]
+    attention = rollout.attention()
+    known = len(attention) == len(tokens) and any(map(math.isfinite, attention))
+    return ShownResponse(
+        step=rollout.cell("step"),
+        uid=str(rollout.cell("uid")),
+        sample=rollout.cell("sample"),
+        data_source=str(rollout.cell("data_source")),
+        index=rollout.cell("index"),
+        prompt=(rollout.cell("prompt") or "")[:MAX_PROMPT_CHARACTERS],
+        tokens=[token or "" for token in tokens[:MAX_TOKENS]],
+        num_tokens=len(tokens),
+        attention=[_rounded(value) for value in attention[:MAX_TOKENS]] if known else [],
+        ground_truth=str(rollout.cell("ground_truth") or ""),
+        right=_right(rollout),
+        reward={part: _rounded(value) for part, value in (rollout.cell("reward") or {}).items()},
+        anchors=[
+            {**anchor, "p_yes": _rounded(anchor["p_yes"])}
+            for anchor in rollout.cell("anchors") or []
+        ],
+        image=image_uri(rollout.cell(IMAGE_COLUMN)),
+    )
+
+
+def _right(rollout: Rollout) -> bool | None:
+    accuracy = (rollout.cell("reward") or {}).get("accuracy")
+    return None if accuracy is None or math.isnan(accuracy) else accuracy >= 1
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(float(value), DIGITS)

@@ -1,0 +1,147 @@
+"""The report as one HTML file that opens without a network.
+
+What a run wrote is data to the page: JSON in a script element that no browser runs, put on the page
+as text, or escaped. The policy in its head allows its own scripts by their hash, styles written in
+place (plotly sets them), images from within, and forbids all else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from vapo_verl.diagnostics.anchor_panels import anchor_panels
+from vapo_verl.diagnostics.attention_panels import attention_panels
+from vapo_verl.diagnostics.comparison import comparison
+from vapo_verl.diagnostics.panel import Panel
+from vapo_verl.diagnostics.run_summary import RunSummary
+from vapo_verl.diagnostics.tables import Table, forgetting, overview
+from vapo_verl.diagnostics.training_panels import training_panels
+
+_SCRIPTS = ("plots.js", "explorer.js")
+"""In this order they are one script."""
+
+
+def write_report(out: Path, runs: Sequence[RunSummary]) -> None:
+    """Write the report on one run, or on two compared, whole or not at all."""
+    page = render_report(runs)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def render_report(runs: Sequence[RunSummary]) -> str:
+    from plotly.offline import get_plotlyjs  # read only here: the file has 5 MB
+
+    training, forgotten = training_panels(runs), [*attention_panels(runs), *anchor_panels(runs)]
+    style, script, plotly = _text("report.css"), "\n".join(map(_text, _SCRIPTS)), get_plotlyjs()
+    names = [run.name for run in runs]
+    data = {
+        "runs": names,
+        "panels": [asdict(panel) for panel in (*training, *forgotten)],
+        "samples": [
+            {"run": place, **asdict(response)}
+            for place, run in enumerate(runs)
+            for response in run.explorer.responses()
+        ],
+    }
+    return Template(_text("report.html")).substitute(
+        policy=_policy(plotly, script),
+        title=escape(" and ".join(names)),
+        style=style,
+        overview=_table(overview(runs)),
+        problems="".join(
+            f"<p class=problem>{escape(run.name)}: {escape(problem)}</p>"
+            for run in runs
+            for problem in run.problems
+        ),
+        training=_figures(training, 0),
+        forgetting_table=_table(forgetting(runs)),
+        forgetting=_figures(forgotten, len(training)),
+        comparison=_comparison(runs),
+        drawn=escape(_drawn(runs)),
+        data=inert_json(data),
+        plotly=plotly,
+        script=script,
+    )
+
+
+def inert_json(value: object) -> str:
+    """JSON that cannot end the script element it stands in, nor begin a comment or an entity."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
+
+
+def _figures(panels: Sequence[Panel], first: int) -> str:
+    """One box per panel; the page's script draws panel `data-panel` into it when it is seen."""
+    parts = []
+    for place, panel in enumerate(panels, start=first):
+        drawn = panel.series or panel.heat
+        body = f'<div class=plot data-panel="{place}"></div>' if drawn else ""
+        if panel.missing:
+            body += f"<p class=missing>{escape(panel.missing)}</p>"
+        note = f"<figcaption>{escape(panel.note)}</figcaption>" if panel.note else ""
+        parts.append(f"<figure><h3>{escape(panel.title)}</h3>{body}{note}</figure>")
+    return "".join(parts)
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th scope=col>{escape(cell)}</th>" for cell in table.header)
+    body = "".join(
+        f"<tr><th scope=row>{escape(row[0])}</th>"
+        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in table.rows
+    )
+    whole = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    shown = f"<div class=scroll tabindex=0>{whole}</div>" if table.rows else ""
+    note = f"<p class=note>{escape(table.note)}</p>" if table.note else ""
+    return f"<h3>{escape(table.title)}</h3>{shown}{note}"
+
+
+def _comparison(runs: Sequence[RunSummary]) -> str:
+    if len(runs) < 2:
+        return ""
+    names = f"<p>A is {escape(runs[0].name)}, B is {escape(runs[1].name)} (dashed).</p>"
+    tables = "".join(map(_table, comparison(runs[0], runs[1])))
+    return f"<section id=comparison><h2>Comparison</h2>{names}{tables}</section>"
+
+
+def _drawn(runs: Sequence[RunSummary]) -> str:
+    parts = [
+        f"{run.name}: {len(run.explorer.responses())} of {run.num_responses} sampled responses,"
+        f" drawn by a fixed seed, right and wrong ones apart"
+        f" ({run.explorer.num_seen[True]} were right)."
+        for run in runs
+        if run.num_responses
+    ]
+    return " ".join(parts) or (
+        "No rollouts were kept. The trainer writes rollouts/step_*.parquet at the end of each step."
+    )
+
+
+def _policy(*scripts: str) -> str:
+    allowed = " ".join(f"'sha256-{_hash(script)}'" for script in scripts)
+    return (
+        "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline';"
+        f" script-src {allowed}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+
+
+def _text(name: str) -> str:
+    return (files("vapo_verl.diagnostics") / name).read_text(encoding="utf-8")

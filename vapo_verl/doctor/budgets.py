@@ -1,0 +1,117 @@
+"""What a recipe promises about lengths, batches, pixels and answers, against model and data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from omegaconf import DictConfig, OmegaConf
+
+from vapo_verl import preflight
+from vapo_verl.config import VapoConfig, vapo_config
+from vapo_verl.doctor.findings import Finding, error, examine, ok, warning
+from vapo_verl.doctor.model_size import image_cut, model_folder
+from vapo_verl.launch import export_attention
+
+CHECK = "recipe"
+
+
+def check_recipe(config: DictConfig) -> Iterator[Finding]:
+    """The checks a run makes at its start; all of them, where a run stops at the first problem."""
+    settings = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))  # type: ignore[arg-type]
+    steps: tuple[tuple[str, str, Callable[[], object]], ...] = (
+        (CHECK, "engine settings", lambda: preflight._check_engine(config)),
+        (CHECK, "visual attention", lambda: export_attention(config)),
+        (CHECK, "batches", lambda: preflight._check_batches(config)),
+        (CHECK, "micro-batches", lambda: preflight._check_micro_batches(config)),
+        ("context", "room for prompt, response and claim", lambda: _context(config, settings)),
+        ("model", config.actor_rollout_ref.model.path, lambda: _model(config, settings)),
+    )
+    for check, what, look in steps:
+        yield from examine(check, _told, check, what, look)
+    yield from examine("data", _data, config, settings)
+    yield from examine("pixels", check_pixels, config)
+    if settings.probes_claims:
+        yield from examine("answers", check_answers, config, settings)
+
+
+def _told(check: str, what: str, look: Callable[[], object]) -> Iterator[Finding]:
+    look()
+    yield ok(check, what)
+
+
+def _context(config: DictConfig, settings: VapoConfig) -> None:
+    preflight._check_context(config, settings)
+    rollout = config.actor_rollout_ref.rollout
+    if (
+        not rollout.enable_chunked_prefill
+        and rollout.max_num_batched_tokens < rollout.max_model_len
+    ):
+        raise ValueError(
+            f"actor_rollout_ref.rollout.max_num_batched_tokens={rollout.max_num_batched_tokens} is "
+            f"below max_model_len={rollout.max_model_len} without chunked prefill; "
+            f"set {rollout.max_model_len} or more, or enable_chunked_prefill=true"
+        )
+
+
+def _model(config: DictConfig, settings: VapoConfig) -> None:
+    """The model's folder; its answer tokens are a check of their own."""
+    preflight._check_model(config, settings_without_probes(settings))
+
+
+def settings_without_probes(settings: VapoConfig) -> VapoConfig:
+    return replace(settings, anchors=replace(settings.anchors, num_anchors=0))
+
+
+def _data(config: DictConfig, settings: VapoConfig) -> Iterator[Finding]:
+    for report in preflight._check_data(config, settings):
+        yield ok("data", report)
+
+
+def check_pixels(config: DictConfig) -> Iterator[Finding]:
+    """Tokens of the largest and the smallest image the limits allow, against the prompt's room."""
+    data, cut = config.data, image_cut(model_folder(config))
+    room, side = data.max_prompt_length, round(cut.pixels_per_token**0.5)
+    most = (data.max_pixels or cut.max_pixels or 0) // cut.pixels_per_token
+    least = (data.min_pixels or 0) // cut.pixels_per_token
+    limit = f"data.max_prompt_length={room}"
+    most_found = (
+        f"data.max_pixels={data.max_pixels or cut.max_pixels} is up to {most} image tokens "
+        f"of {side} x {side} pixels"
+    )
+    fits = f"data.max_pixels={(room - room // 8) * cut.pixels_per_token}"
+    if data.min_pixels and data.max_pixels and data.min_pixels > data.max_pixels:
+        found = f"data.min_pixels={data.min_pixels} is above data.max_pixels={data.max_pixels}"
+        yield error("pixels", found, "lower data.min_pixels")
+    elif least >= room:
+        found = f"data.min_pixels={data.min_pixels} is {least} image tokens, {limit} has no room"
+        fix = f"data.min_pixels={room // 2 * cut.pixels_per_token} or a larger max_prompt_length"
+        yield error("pixels", found, fix)
+    elif most < room:
+        yield ok("pixels", f"{most_found}; {limit}")
+    elif data.filter_overlong_prompts:
+        found = f"{most_found}, over {limit}: rows with such images are left out"
+        yield warning("pixels", found, f"{fits} shrinks them instead")
+    else:
+        found = f"{most_found}, over {limit}, and data.filter_overlong_prompts=false"
+        yield error("pixels", found, f"{fits}, or data.filter_overlong_prompts=true")
+
+
+def check_answers(config: DictConfig, settings: VapoConfig) -> Iterator[Finding]:
+    """The tokens that answer the anchor question, with the run's own tokenizer."""
+    folder = model_folder(config)
+    if folder is None:
+        found = f"the tokenizer of {config.actor_rollout_ref.model.path} is not on this machine"
+        fix = f"hf download {config.actor_rollout_ref.model.path}"
+        yield warning("answers", found, fix)
+        return
+    from transformers import AutoTokenizer
+
+    from vapo_verl.anchors import bind_question
+
+    anchors = settings.anchors
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    question = bind_question(tokenizer, anchors.question, anchors.yes_words, anchors.no_words)
+    spelled = [repr(tokenizer.decode([token])) for token in question.answer_ids]
+    ids = f"yes {spelled[0]} = {question.yes_id}, no {spelled[1]} = {question.no_id}"
+    yield ok("answers", ids)

@@ -1,0 +1,66 @@
+"""All checks in their order: the machine first, then the recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+
+from omegaconf import DictConfig
+
+from vapo_verl.doctor.findings import Finding, examine
+
+
+def composed(recipe: str, overrides: Sequence[str]) -> DictConfig:
+    """The recipe's config as a run settles it. What that prints goes to stderr.
+
+    Raises:
+        hydra.errors.HydraException, omegaconf.errors.OmegaConfBaseException: no such recipe or key.
+    """
+    from vapo_verl.composition import compose_recipe
+    from vapo_verl.launch import settle
+
+    config = compose_recipe(recipe, overrides)
+    with contextlib.redirect_stdout(sys.stderr):
+        settle(config)
+    return config
+
+
+def diagnose(
+    config: DictConfig | None, recipe: str | None = None, overrides: Sequence[str] = ()
+) -> Iterator[Finding]:
+    """Every finding, in order. Without a config only the machine is looked at.
+
+    ``recipe`` and ``overrides`` say what the config was composed of: a child process does it again.
+    """
+    from vapo_verl.doctor.child import check_imports
+
+    yield from light_findings(config)
+    on_cpu = config is None or config.trainer.device == "cpu"
+    yield from check_imports(recipe, overrides, on_cpu=on_cpu)
+
+
+def light_findings(config: DictConfig | None) -> Iterator[Finding]:
+    """The checks that are made in this process: all but the imports and the rows."""
+    from vapo_verl.doctor.accelerator import check_accelerator
+    from vapo_verl.doctor.disk import check_disk
+    from vapo_verl.doctor.limits import check_limits
+    from vapo_verl.doctor.ray_cluster import check_ray
+    from vapo_verl.doctor.registrations import check_entry_point
+    from vapo_verl.doctor.versions import check_versions
+
+    yield from examine("versions", check_versions)
+    yield from examine("registrations", check_entry_point)
+    yield from examine("accelerator", check_accelerator, config)
+    yield from examine("ray", check_ray, config)
+    yield from examine("disk", check_disk, config)
+    yield from examine("limits", check_limits, config)
+    if config is None:
+        return
+    from vapo_verl.doctor.budgets import check_recipe
+    from vapo_verl.doctor.gpu_memory import check_gpu_memory
+    from vapo_verl.doctor.host_memory import check_host_memory
+
+    yield from examine("host memory", check_host_memory, config)
+    yield from examine("gpu memory", check_gpu_memory, config)
+    yield from examine("recipe", check_recipe, config)

@@ -1,0 +1,115 @@
+"""Room and right to write for checkpoints and temporary files.
+
+A checkpoint holds, with P parameters of b bytes each (`actor.fsdp_config.model_dtype`),
+
+    bytes = P * b (weights) + 2 * P * b (Adam's two moments, where save_contents has `optimizer`)
+
+and the run folder holds `trainer.max_actor_ckpt_to_keep` of them, or one for each save.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from vapo_verl.doctor.findings import GIB, Finding, error, gib, ok, warning
+from vapo_verl.doctor.model_size import model_size
+from vapo_verl.doctor.training_state import parameter_bytes
+
+CHECK = "disk"
+LEAST_TEMPORARY, ENOUGH_TEMPORARY = GIB, 10 * GIB
+RAY_REFUSES_BEYOND = 0.95
+"""Ray stops spilling objects on a file system that is fuller (local_fs_capacity_threshold)."""
+
+
+def check_disk(config: DictConfig | None) -> Iterator[Finding]:
+    yield check_temporary(Path(tempfile.gettempdir()))
+    if config is None:
+        return
+    folder = Path(config.trainer.default_local_dir).expanduser().absolute()
+    problem = unwritable(folder)
+    if problem:
+        yield error(
+            CHECK,
+            f"trainer.default_local_dir={folder} cannot be written: {problem}",
+            "name a folder that you may write: trainer.default_local_dir=PATH",
+        )
+    else:
+        yield check_checkpoints(config, folder)
+
+
+def check_temporary(folder: Path) -> Finding:
+    """Ray's session folder, its spilled objects and its sockets live there."""
+    problem = unwritable(folder)
+    if problem:
+        fix = "export TMPDIR=PATH, a folder that you may write"
+        return error(CHECK, f"temporary folder {folder} cannot be written: {problem}", fix)
+    usage = shutil.disk_usage(folder)
+    found = f"temporary folder {folder}: {gib(usage.free)} free of {gib(usage.total)}"
+    fix = "free some, or another place: TMPDIR and ray_kwargs.ray_init._temp_dir"
+    if usage.free < LEAST_TEMPORARY:
+        return error(CHECK, f"{found}; Ray needs at least {gib(LEAST_TEMPORARY)}", fix)
+    if usage.free < ENOUGH_TEMPORARY or usage.used > RAY_REFUSES_BEYOND * usage.total:
+        return warning(CHECK, f"{found}; Ray refuses to spill at {RAY_REFUSES_BEYOND:.0%}", fix)
+    return ok(CHECK, found)
+
+
+def check_checkpoints(config: DictConfig, folder: Path) -> Finding:
+    free = shutil.disk_usage(_existing(folder)).free
+    size, number = model_size(config), num_checkpoints(config)
+    place = f"trainer.default_local_dir={folder}: {gib(free)} free"
+    if number == 0:
+        return ok(CHECK, f"{place}; trainer.save_freq={config.trainer.save_freq} saves nothing")
+    if size is None:
+        return warning(
+            CHECK,
+            f"{place}; the size of {config.actor_rollout_ref.model.path} is not known here",
+            "download the model, or count 12 bytes a parameter for each checkpoint",
+        )
+    each = checkpoint_bytes(config, size.num_parameters)
+    fix = "free some, trainer.max_actor_ckpt_to_keep=1, or trainer.default_local_dir=PATH elsewhere"
+    if number is None:
+        found = f"{place}; a checkpoint takes {gib(each)}, and all of them are kept"
+        say = error if each > free else warning
+        return say(CHECK, f"{found} (trainer.max_actor_ckpt_to_keep=null)", fix)
+    found = f"{place}; {number} checkpoints of {gib(each)} take {gib(number * each)} for {size}"
+    return error(CHECK, found, fix) if number * each > free else ok(CHECK, found)
+
+
+def checkpoint_bytes(config: DictConfig, num_parameters: float) -> float:
+    saved = config.actor_rollout_ref.actor.checkpoint.save_contents
+    copies = 3 if "optimizer" in saved else 1
+    return copies * parameter_bytes(config) * num_parameters
+
+
+def num_checkpoints(config: DictConfig) -> int | None:
+    """How many lie there at most; None where that depends on the length of the data."""
+    trainer = config.trainer
+    if trainer.save_freq <= 0:
+        return 0
+    kept = trainer.max_actor_ckpt_to_keep
+    if trainer.total_training_steps is None:
+        return kept
+    saves = math.ceil(trainer.total_training_steps / trainer.save_freq)
+    return min(saves, kept) if kept else saves
+
+
+def unwritable(folder: Path) -> str:
+    """Why nothing can be written in a folder, or made where it will be; empty if it can."""
+    try:
+        with tempfile.TemporaryFile(dir=_existing(folder)):
+            return ""
+    except OSError as problem:
+        return str(problem)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there; a file in the way is returned too."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder

