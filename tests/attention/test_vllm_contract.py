@@ -99,7 +99,8 @@ def test_spans_come_with_new_requests():
 
 def test_the_runner_holds_the_rows_of_the_batch():
     source = inspect.getsource(GPUModelRunner)
-    for used in ("self.input_batch.req_ids", "self.attn_groups", "metadata_builders"):
+    used_here = ("self.input_batch.req_ids", "self.attn_groups", "metadata_builders")
+    for used in (*used_here, "self.synchronize_input_prep()"):
         assert used in source, moved(f"the runner's {used}", "worker.py")
 
 

@@ -117,6 +117,7 @@ class Capture:
                 spans = self._requests.get(request_id, _NO_SPANS_KNOWN)
                 host[row, : len(spans)] = spans
             if self.spans is not self._spans_host:
+                # the runner's synchronize_input_prep saw to it that the last copy has ended
                 self.spans.copy_(self._spans_host, non_blocking=True)
             self._shown = list(rows)
         self._num_rows = len(rows)
