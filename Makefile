@@ -37,12 +37,12 @@ test-slow: setup ## the slow tests: engine starts, whole training runs
 test-gpu: setup ## the tests that need a GPU, in an environment of EXTRA=gpu
 	$(PYTEST) -m gpu --timeout 1800 $(ARGS)
 
-doctor: setup ## look for trouble before a run: ARGS="+recipe=vapo trainer.nnodes=2"
-	$(BIN)/python -m vapo_verl.doctor $(ARGS)
-
 bench: setup ## what visual attention and anchors cost: tables and JSON lines
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/anchors.py
+
+doctor: setup ## look for trouble before a run: ARGS="+recipe=vapo trainer.nnodes=2"
+	$(BIN)/python -m vapo_verl.doctor $(ARGS)
 
 lint: setup ## ruff, mypy, shellcheck
 	$(BIN)/ruff check .
