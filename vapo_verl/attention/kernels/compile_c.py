@@ -35,7 +35,7 @@ def load_library(source: Path) -> ctypes.CDLL:
     compiler = _compiler()
     recipe = "\0".join([source.read_text(), compiler, *FLAGS, _cpu()])
     name = f"{source.stem}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.so"
-    for folder in (_cache_folder(), Path(tempfile.gettempdir()) / f"vapo_verl-{os.getuid()}"):
+    for folder in (_cache_folder(), _temporary_folder()):
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if folder.stat().st_uid != os.getuid():
@@ -75,7 +75,14 @@ def _compiler() -> str:
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vapo_verl"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vapo_verl"
+    except RuntimeError:  # a user without a home, as in some containers
+        return _temporary_folder()
+
+
+def _temporary_folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"vapo_verl-{os.getuid()}"
 
 
 def _cpu() -> str:
