@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -128,3 +131,23 @@ class PagedBatch:
 def paged_batch():
     """The class of the batches; a fixture, since test files cannot import one another."""
     return PagedBatch
+
+
+@pytest.fixture
+def run_interpreted():
+    """Runs a file of cases in Triton's interpreter.
+
+    Triton chooses between compiler and interpreter when it is imported, hence another process.
+    """
+
+    def run(cases):
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-W", "ignore::RuntimeWarning", cases],
+            env={**os.environ, "TRITON_INTERPRET": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return run

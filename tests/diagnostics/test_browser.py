@@ -3,10 +3,6 @@
 import base64
 import io
 import json
-import os
-import select
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,73 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.browser import TIMEOUT_S, Browser, needs_browser
 from vapo_verl.diagnostics.__main__ import main
 
-NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
-EXECUTABLE = next(filter(None, map(shutil.which, NAMES)), None)
-TIMEOUT_S = 60
 EVIL = "</script><script>evil = 1</script><img src=x onerror='evil = 1'>"
 
-pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason=f"no browser: none of {NAMES} is here")
+pytestmark = needs_browser
 
 
-class Browser:
-    """Headless Chromium with one tab, driven over its DevTools pipe: it reads 3 and writes 4."""
-
-    def __init__(self, profile: Path):
-        command_end, self._commands = os.pipe()
-        self._answers, answer_end = os.pipe()
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        flags += ["--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
-        redirected = f'exec "$@" 3<&{command_end} 4>&{answer_end}'
-        self._process = subprocess.Popen(
-            ["bash", "-c", redirected, "bash", str(EXECUTABLE), *flags],
-            pass_fds=(command_end, answer_end),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(command_end)
-        os.close(answer_end)
-        self._unread, self._number, self._session = b"", 0, None
-        self.events: list[dict] = []
-        target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        attached = self.send("Target.attachToTarget", targetId=target, flatten=True)
-        self._session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.send(f"{domain}.enable")
-
-    def close(self) -> None:
-        os.close(self._commands)
-        os.close(self._answers)
-        self._process.kill()
-        self._process.wait()
-
-    def send(self, method: str, **params: object) -> dict:
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": params}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._commands, json.dumps(message).encode() + b"\0")
-        while (answer := self._receive()).get("id") != self._number:
-            self.events.append(answer)
-        assert "error" not in answer, (method, answer)
-        return answer["result"]
-
-    def _receive(self) -> dict:
-        while b"\0" not in self._unread:
-            ready, _, _ = select.select([self._answers], [], [], TIMEOUT_S)
-            assert ready, "the browser does not answer"
-            part = os.read(self._answers, 1 << 16)
-            assert part, "the browser has ended"
-            self._unread += part
-        message, self._unread = self._unread.split(b"\0", 1)
-        return json.loads(message)
-
-    def open(self, page: Path) -> None:
-        seen = len(self.events)
-        self.send("Page.navigate", url=page.as_uri())
-        while not any(e.get("method") == "Page.loadEventFired" for e in self.events[seen:]):
-            self.events.append(self._receive())
+class ReportBrowser(Browser):
+    """What a reader does on the page."""
 
     def evaluate(self, expression: str) -> object:
         result = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
@@ -119,9 +58,9 @@ class Browser:
 
 
 @pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
+def browser(tmp_path: Path) -> Iterator[ReportBrowser]:
     """A fresh browser; at the end, nothing was complained of and nothing was asked for."""
-    browser = Browser(tmp_path / "profile")
+    browser = ReportBrowser(tmp_path / "profile")
     try:
         yield browser
         asked = [event["request"]["url"] for event in browser.of("Network.requestWillBeSent")]

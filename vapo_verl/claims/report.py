@@ -1,7 +1,6 @@
 """The figures of a run and of a folder: `report.json`, and a few lines for a person."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from vapo_verl.claims.making.rules import is_low_level
 from vapo_verl.claims.requests.prices import Price, describe_cost
 from vapo_verl.claims.shards.record import ClaimRecord, Usage
 from vapo_verl.claims.tally import RunTally
+from vapo_verl.whole_file import written_whole
 
 REPORT_NAME = "report.json"
 _NUM_SHOWN = 5
@@ -101,10 +101,9 @@ def listed(counts: Mapping[str, int] | Mapping[int, int]) -> str:
 
 def write_report(folder: Path, report: Figures) -> None:
     """Put report.json in place at once; what a kill leaves is the old one."""
-    path = folder / REPORT_NAME
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with written_whole(folder / REPORT_NAME) as partial:
+        text = json.dumps(report, indent=2, ensure_ascii=False)
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def _usage(usage: Usage) -> dict[str, int]:

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from vapo_verl.agreement import wilson_interval
 from vapo_verl.diagnostics.attention_curves import NUM_PROGRESS_BINS as _FINE_BINS
 
 NUM_POSITION_BINS = _FINE_BINS // 2
 NUM_PROBABILITY_BINS = 10
-Z_95 = 1.959963984540054
-"""97.5 % quantile of the standard normal distribution."""
 
 
 class AnchorAccuracy:
@@ -72,19 +71,10 @@ class AnchorAccuracy:
 def wilson(right: int, asked: int) -> tuple[float, float]:
     """95 % interval of a share (Wilson's score interval); (nan, nan) of nothing.
 
-    centre = (p + z^2 / 2n) / (1 + z^2 / n)
-    half width = z sqrt(p (1 - p) / n + z^2 / 4n^2) / (1 + z^2 / n)
-
     It takes the answers as independent. Anchors of one response are not quite, so that the real
     interval is somewhat wider.
     """
-    if asked == 0:
-        return math.nan, math.nan
-    share, square = right / asked, Z_95**2
-    scale = 1 + square / asked
-    centre = (share + square / (2 * asked)) / scale
-    half = Z_95 * math.sqrt(share * (1 - share) / asked + square / (4 * asked**2)) / scale
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    return wilson_interval(right, asked) if asked else (math.nan, math.nan)
 
 
 def _bin(share: float, num_bins: int) -> int:

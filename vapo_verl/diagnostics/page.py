@@ -7,10 +7,6 @@ place (plotly sets them), images from within, and forbids all else.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
@@ -25,6 +21,8 @@ from vapo_verl.diagnostics.panel import Panel
 from vapo_verl.diagnostics.run_summary import RunSummary
 from vapo_verl.diagnostics.tables import Table, forgetting, overview
 from vapo_verl.diagnostics.training_panels import training_panels
+from vapo_verl.safe_html import inert_json, policy_hash
+from vapo_verl.whole_file import written_whole
 
 _SCRIPTS = ("plots.js", "explorer.js")
 """In this order they are one script."""
@@ -33,12 +31,8 @@ _SCRIPTS = ("plots.js", "explorer.js")
 def write_report(out: Path, runs: Sequence[RunSummary]) -> None:
     """Write the report on one run, or on two compared, whole or not at all."""
     page = render_report(runs)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with written_whole(out) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def render_report(runs: Sequence[RunSummary]) -> str:
@@ -75,12 +69,6 @@ def render_report(runs: Sequence[RunSummary]) -> str:
         plotly=plotly,
         script=script,
     )
-
-
-def inert_json(value: object) -> str:
-    """JSON that cannot end the script element it stands in, nor begin a comment or an entity."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
 
 
 def _figures(panels: Sequence[Panel], first: int) -> str:
@@ -132,15 +120,11 @@ def _drawn(runs: Sequence[RunSummary]) -> str:
 
 
 def _policy(*scripts: str) -> str:
-    allowed = " ".join(f"'sha256-{_hash(script)}'" for script in scripts)
+    allowed = " ".join(map(policy_hash, scripts))
     return (
         "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline';"
         f" script-src {allowed}; base-uri 'none'; form-action 'none'"
     )
-
-
-def _hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
 def _text(name: str) -> str:

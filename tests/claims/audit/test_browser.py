@@ -2,10 +2,6 @@
 
 import io
 import json
-import os
-import select
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,82 +9,22 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.browser import TIMEOUT_S, Browser, needs_browser
 from vapo_verl.claims.audit.page import write_page
 from vapo_verl.claims.audit.sample import AuditImage
 from vapo_verl.claims.audit.summary import summarise
 from vapo_verl.data.claims_column import Claim
 
-NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
-EXECUTABLE = next(filter(None, map(shutil.which, NAMES)), None)
-TIMEOUT_S = 60
 EVIL = """<script>evil = 1</script></script><img src=x onerror="evil = 1"> "quoted" & 's"""
 
-pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason=f"no browser: none of {NAMES} is here")
+pytestmark = needs_browser
 
 
-class Browser:
-    """Headless Chromium with one tab, driven over its DevTools pipe: it reads 3 and writes 4."""
-
-    def __init__(self, profile: Path):
-        command_end, self._commands = os.pipe()
-        self._events, event_end = os.pipe()
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        flags += ["--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
-        redirected = f'exec "$@" 3<&{command_end} 4>&{event_end}'
-        self._process = subprocess.Popen(
-            ["bash", "-c", redirected, "bash", str(EXECUTABLE), *flags],
-            pass_fds=(command_end, event_end),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(command_end)
-        os.close(event_end)
-        self._unread, self._number, self._session = b"", 0, None
-        self.events: list[dict] = []
-        target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        attached = self.send("Target.attachToTarget", targetId=target, flatten=True)
-        self._session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.send(f"{domain}.enable")
-
-    def close(self) -> None:
-        os.close(self._commands)
-        os.close(self._events)
-        self._process.kill()
-        self._process.wait()
-
-    def send(self, method: str, **params: object) -> dict:
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": params}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._commands, json.dumps(message).encode() + b"\0")
-        while (answer := self._receive()).get("id") != self._number:
-            self.events.append(answer)
-        assert "error" not in answer, (method, answer)
-        return answer["result"]
-
-    def _receive(self) -> dict:
-        while b"\0" not in self._unread:
-            ready, _, _ = select.select([self._events], [], [], TIMEOUT_S)
-            assert ready, "the browser does not answer"
-            part = os.read(self._events, 1 << 16)
-            assert part, "the browser has ended"
-            self._unread += part
-        message, self._unread = self._unread.split(b"\0", 1)
-        return json.loads(message)
-
-    def _load(self, method: str, **params: object) -> None:
-        seen = len(self.events)
-        self.send(method, **params)
-        while not any(e.get("method") == "Page.loadEventFired" for e in self.events[seen:]):
-            self.events.append(self._receive())
-
-    def open(self, page: Path) -> None:
-        self._load("Page.navigate", url=page.as_uri())
+class AuditBrowser(Browser):
+    """What a person does on the page."""
 
     def reload(self) -> None:
-        self._load("Page.reload")
+        self.load("Page.reload")
 
     def evaluate(self, expression: str) -> object:
         result = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
@@ -123,9 +59,9 @@ class Browser:
 
 
 @pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
+def browser(tmp_path: Path) -> Iterator[AuditBrowser]:
     """A fresh browser; at the end, nothing was complained of and nothing was asked for."""
-    browser = Browser(tmp_path / "profile")
+    browser = AuditBrowser(tmp_path / "profile")
     try:
         yield browser
         asked = [event["request"]["url"] for event in browser.of("Network.requestWillBeSent")]
@@ -161,7 +97,7 @@ def choice(claim: int, question: str, answer: str) -> str:
     return f'{card} [data-question="{question}"] input[value="{answer}"]'
 
 
-def shares(browser: Browser) -> list[str]:
+def shares(browser: AuditBrowser) -> list[str]:
     names = ("visually_dependent", "answerable", "label_right")
     return [" ".join(browser.text(f'[data-share="{name}"]').split()) for name in names]
 
@@ -174,7 +110,7 @@ def wait_for(condition, what: str):
     return found
 
 
-def exported(browser: Browser, folder: Path) -> Path:
+def exported(browser: AuditBrowser, folder: Path) -> Path:
     folder.mkdir()
     browser.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
     browser.click("#export")

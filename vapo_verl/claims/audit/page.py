@@ -5,10 +5,8 @@ browser runs, put on the page as text. The policy in its head allows its own sty
 their hash and forbids all else, so even a mistake here would run nothing and send nothing.
 """
 
-import base64
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +15,8 @@ from string import Template
 from vapo_verl.claims.audit.image import page_image
 from vapo_verl.claims.audit.sample import AuditImage
 from vapo_verl.data.errors import BadCell, FileError
+from vapo_verl.safe_html import inert_json, policy_hash
+from vapo_verl.whole_file import written_whole
 
 _SCRIPTS = ("verdicts.js", "view.js", "moves.js")
 """In this order they are one script."""
@@ -31,12 +31,8 @@ def write_page(out: Path, images: Sequence[AuditImage], *, seed: int) -> None:
     """
     page = render_page(images, seed=seed)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with written_whole(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def render_page(images: Sequence[AuditImage], *, seed: int) -> str:
@@ -58,22 +54,11 @@ def page_id(images: Sequence[AuditImage]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:_PAGE_ID_CHARACTERS]
 
 
-def inert_json(value: object) -> str:
-    """JSON that cannot end the script element it stands in, nor begin a comment or an entity."""
-    text = json.dumps(value)
-    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
-
-
 def _policy(style: str, script: str) -> str:
     return (
-        f"default-src 'none'; img-src data:; style-src '{_hash(style)}';"
-        f" script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; img-src data:; style-src {policy_hash(style)};"
+        f" script-src {policy_hash(script)}; base-uri 'none'; form-action 'none'"
     )
-
-
-def _hash(text: str) -> str:
-    digest = hashlib.sha256(text.encode("utf-8")).digest()
-    return "sha256-" + base64.b64encode(digest).decode("ascii")
 
 
 def _image_data(image: AuditImage) -> dict[str, object]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from vapo_verl.claims.audit.agreement import cohens_kappa, wilson_interval
+from vapo_verl.agreement import cohens_kappa, wilson_interval
 from vapo_verl.claims.audit.verdicts import QUESTIONS, ClaimKey, Verdicts, read_verdicts
 
 

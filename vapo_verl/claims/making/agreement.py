@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from vapo_verl.agreement import kappa_of_counts
 from vapo_verl.claims.shards.record import Verdict
 
 
@@ -60,7 +61,7 @@ def measure_agreement(verdicts: Iterable[Verdict]) -> Agreement:
         rate=_share(true + false, num_true + num_false),
         rate_true=_share(true, num_true),
         rate_false=_share(false, num_false),
-        kappa=_kappa(counts),
+        kappa=kappa_of_counts(counts),
         share_unanimous=_share(num_unanimous, num_claims),
         mean_vote_entropy=_share(entropy, num_voted),
     )
@@ -75,17 +76,6 @@ def vote_entropy(verdict: Verdict) -> float:
 
 def _is_unanimous(verdict: Verdict) -> bool:
     return not verdict.num_unclear and (verdict.num_yes == 0) != (verdict.num_no == 0)
-
-
-def _kappa(counts: dict[tuple[bool, bool], int]) -> float | None:
-    total = sum(counts.values())
-    if not total:
-        return None
-    by_label = {label: counts[label, True] + counts[label, False] for label in (True, False)}
-    by_vote = {vote: counts[True, vote] + counts[False, vote] for vote in (True, False)}
-    observed = (counts[True, True] + counts[False, False]) / total
-    chance = sum(by_label[side] * by_vote[side] for side in (True, False)) / total**2
-    return None if chance == 1 else (observed - chance) / (1 - chance)
 
 
 def _share(part: float, whole: int) -> float | None:

@@ -1,12 +1,13 @@
 """Writes rows to a parquet file that appears whole or not at all."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from vapo_verl.whole_file import written_whole
 
 _ROWS_PER_GROUP = 64
 """Rows held in memory before they are written: with images, some ten megabytes."""
@@ -32,17 +33,9 @@ class RowWriter:
 
 @contextmanager
 def atomic_parquet(path: Path, schema: pa.Schema) -> Iterator[RowWriter]:
-    """Write beside `path`, and move there on success; on any error leave `path` as it was.
-
-    The temporary file is in the same folder, because a rename is atomic within a file system only.
-    """
+    """Write beside `path`, and move there on success; on any error leave `path` as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with pq.ParquetWriter(temporary, schema) as writer:
-            rows = RowWriter(writer)
-            yield rows
-            rows.flush()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        rows = RowWriter(writer)
+        yield rows
+        rows.flush()

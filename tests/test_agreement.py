@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vapo_verl.claims.audit.agreement import cohens_kappa, wilson_interval
+from vapo_verl.agreement import cohens_kappa, wilson_interval
 
 
 def test_wilson_interval_by_hand():
