@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,4 +81,11 @@ def _answer_id(tokenizer: Tokenizer, template: str, words: Sequence[str], key: s
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    return list(tokenizer.encode(text, add_special_tokens=False))
+    return list(_encoded(tokenizer, text))
+
+
+@functools.lru_cache(maxsize=65_536)
+def _encoded(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Kept, since every response to a prompt meets the same claims, once to count their tokens
+    and once to ask, and veRL makes an agent loop, and so a question, for each of them."""
+    return tuple(tokenizer.encode(text, add_special_tokens=False))
