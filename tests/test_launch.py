@@ -8,7 +8,9 @@ from omegaconf import OmegaConf
 
 from vapo_verl import launch
 from vapo_verl.composition import compose_recipe
+from vapo_verl.platform import ray_address
 from vapo_verl.platform.environment import CPU_ENVIRONMENT
+from vapo_verl.preflight import InputError
 from vapo_verl.trainer.checkpoints import checkpoint_folder, mark_complete
 
 
@@ -102,3 +104,42 @@ def test_a_gpu_run_changes_no_environment(monkeypatch):
     config = compose_recipe("vapo")
     launch.set_environment(config)
     assert not set(CPU_ENVIRONMENT) & set(os.environ)
+
+
+@pytest.fixture
+def no_cluster(monkeypatch, tmp_path):
+    """No Ray of this machine in the way; the file where `ray start` leaves its address."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_address, "CURRENT_CLUSTER", tmp_path / "ray_current_cluster")
+    return tmp_path / "ray_current_cluster"
+
+
+@pytest.mark.parametrize("where", ["environment", "config", "file"])
+def test_a_cluster_that_is_joined_keeps_its_own_resources(no_cluster, monkeypatch, capsys, where):
+    config = compose_recipe("smoke", ["+ray_kwargs.ray_init.object_store_memory=100000000"])
+    if where == "environment":
+        monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    elif where == "config":
+        OmegaConf.update(config, "ray_kwargs.ray_init.address", "10.0.0.1:6379", force_add=True)
+    else:
+        no_cluster.write_text("10.0.0.1:6379")
+    launch.join_cluster(config)
+    given = config.ray_kwargs.ray_init
+    assert (given.num_cpus, given.num_gpus, given.object_store_memory) == (None, None, None)
+    said = "Joining the Ray cluster at 10.0.0.1:6379; `ray start` decides num_cpus, num_gpus, obj"
+    assert capsys.readouterr().out.startswith(said)
+
+
+@pytest.mark.parametrize("address", [None, "local"])
+def test_a_cluster_of_its_own_has_the_resources_of_the_recipe(no_cluster, monkeypatch, address):
+    if address:
+        no_cluster.write_text("10.0.0.1:6379")
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    config = compose_recipe("smoke")
+    launch.join_cluster(config)
+    assert (config.ray_kwargs.ray_init.num_cpus, config.ray_kwargs.ray_init.num_gpus) == (16, 1)
+
+
+def test_several_nodes_without_a_cluster_are_refused(no_cluster):
+    with pytest.raises(InputError, match="nnodes=2, but there is no Ray cluster"):
+        launch.join_cluster(compose_recipe("smoke", ["trainer.nnodes=2"]))

@@ -10,9 +10,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vapo_verl.config import vapo_config
 from vapo_verl.platform.environment import CPU_ENVIRONMENT
+from vapo_verl.platform.ray_address import joined_cluster
 from vapo_verl.preflight import InputError, check_run
 from vapo_verl.rollout.engine_args import add_attention
 from vapo_verl.trainer.checkpoints import latest_complete
+
+OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory")
+"""Arguments of ``ray.init`` that it refuses when it joins a cluster."""
 
 
 def launch(config: DictConfig) -> None:
@@ -33,6 +37,7 @@ def launch(config: DictConfig) -> None:
         print(note)
     export_attention(config)
     set_environment(config)
+    join_cluster(config)
     validate_as_verl_does(config)
     train(config)
 
@@ -108,6 +113,28 @@ def set_environment(config: DictConfig) -> None:
     with open_dict(config):
         env_vars = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
         config.ray_kwargs.ray_init.runtime_env.env_vars = {**CPU_ENVIRONMENT, **env_vars}
+
+
+def join_cluster(config: DictConfig) -> None:
+    """Leave what nodes have to `ray start` where the run joins a cluster.
+
+    Raises:
+        InputError: several nodes are asked for, and there is no cluster to join.
+    """
+    ray_init, nodes = config.ray_kwargs.ray_init, config.trainer.nnodes
+    cluster = joined_cluster(ray_init.get("address"))
+    if cluster is None:
+        if nodes > 1:
+            raise InputError(
+                f"trainer.nnodes={nodes}, but there is no Ray cluster to join; start Ray on every "
+                "node and set RAY_ADDRESS=HEAD:PORT"
+            )
+        return
+    given = [key for key in OF_A_NEW_CLUSTER if ray_init.get(key) is not None]
+    for key in given:
+        ray_init[key] = None
+    left = f"; `ray start` decides {', '.join(given)}" if given else ""
+    print(f"Joining the Ray cluster at {cluster}{left}.")
 
 
 def validate_as_verl_does(config: DictConfig) -> None:

@@ -1,0 +1,28 @@
+"""Which Ray cluster a run joins, by the rules of ``ray.init``. Imports no Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
+"""Where `ray start` on this machine leaves its address."""
+
+
+def joined_cluster(
+    address: str | None = None, environment: Mapping[str, str] = os.environ
+) -> str | None:
+    """Address of the cluster that ``ray.init(address=address)`` joins; None: it starts one.
+
+    An explicit address comes first, then ``RAY_ADDRESS``, then a cluster that `ray start` left on
+    this machine. ``local`` at either place asks for a new cluster.
+    """
+    if address in (None, "", "auto"):
+        address = environment.get("RAY_ADDRESS") or address
+    if address == "local":
+        return None
+    if address in (None, "", "auto"):
+        started_here = CURRENT_CLUSTER.is_file()
+        return CURRENT_CLUSTER.read_text().strip() if started_here else address or None
+    return address
