@@ -1,7 +1,7 @@
 """Pretend nodes on one machine, without containers: Linux namespaces, for tests of several nodes.
 
-Each node has a network with its own address, a host name, processes, /dev/shm and /tmp/ray; the rest
-of the file system is shared, as on a cluster. Power-off ends all its processes at once.
+Each node has a network with its own address, a host name, processes, /dev/shm and /tmp/ray; the
+rest of the file system is shared, as on a cluster. Power-off ends all its processes at once.
 """
 
 from __future__ import annotations
@@ -53,19 +53,10 @@ class PretendNode:
         shutil.rmtree(self._folder, ignore_errors=True)
         (self._folder / "ray").mkdir(parents=True)
         # not `ip netns`: it remounts /sys and hides the control groups
-        namespaces = [
-            "--net",
-            "--uts",
-            "--pid",
-            "--mount",
-            "--ipc",
-            "--fork",
-            "--kill-child",
-            "--mount-proc",
-        ]
+        separate = ["--net", "--uts", "--pid", "--mount", "--ipc", "--mount-proc"]
+        command = ["setpriv", "--pdeathsig", "KILL", "unshare", *separate, "--fork", "--kill-child"]
         self._init = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "unshare", *namespaces]
-            + ["bash", "-c", INIT, "init", str(self._folder)],
+            [*command, "bash", "-c", INIT, "init", str(self._folder)],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
@@ -74,7 +65,7 @@ class PretendNode:
         self._pid = int(children.read_text())
         _ip(f"link add {self._cable} type veth peer name eth0 netns {self._pid}")
         _ip(f"link set {self._cable} master {self._bridge} up")
-        for command in (
+        for setting in (
             f"addr add {self.address}/24 dev eth0",
             "link set eth0 up",
             "link set lo up",
@@ -107,7 +98,7 @@ class PretendNode:
         env: Mapping[str, str] | None = None,
         output: IO[str] | int | None = None,
     ) -> subprocess.Popen[str]:
-        """A process on the node, in our working directory; it ends with `power_off` at the latest."""
+        """A process on the node, in our working directory; `power_off` ends it."""
         enter = ["nsenter", "-t", str(self._pid), "-n", "-u", "-p", "-m", "-i", "--"]
         return subprocess.Popen(
             [*enter, "env", "-C", os.getcwd(), *command],
