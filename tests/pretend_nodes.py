@@ -71,9 +71,8 @@ class PretendNode:
             "link set lo up",
             f"route add default via {self.address.rpartition('.')[0]}.1",
         ):
-            subprocess.run(
-                ["nsenter", "-t", str(self._pid), "-n", "ip", *command.split()], check=True
-            )
+            inside = ["nsenter", "-t", str(self._pid), "-n", "ip", *setting.split()]
+            subprocess.run(inside, check=True)
         _wait_for((self._folder / "ready").exists)
 
     def power_off(self) -> None:
