@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
-from vapo_verl.trainer.run_folder import MetricsFile, write_config, write_rollouts
+from vapo_verl.trainer.run_folder import LAYERS_KEY, MetricsFile, write_config, write_rollouts
 
 
 def steps(path):
@@ -53,6 +53,7 @@ def test_rollouts_are_read_back_as_written(tmp_path):
         "data_source": "digits",
         "index": 5,
         "prompt": "Sum?",
+        "images": [b"encoded", None],
         "response": "<think>.</think>",
         "prompt_ids": [1, 7],
         "response_ids": [4, 9],
@@ -75,7 +76,9 @@ def test_rollouts_are_read_back_as_written(tmp_path):
             }
         ],
     }
-    write_rollouts(tmp_path, 2, [row])
+    write_rollouts(tmp_path, 2, [row], layers=[3, 10])
     [path] = (tmp_path / "rollouts").iterdir()
     assert path.name == "step_000002.parquet"
-    assert pq.read_table(path).to_pylist() == [row]
+    table = pq.read_table(path)
+    assert table.to_pylist() == [row]
+    assert table.schema.metadata[LAYERS_KEY.encode()] == b"[3, 10]"

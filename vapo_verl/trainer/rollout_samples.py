@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import transfer_queue as tq
+from transformers import PretrainedConfig
 
+from vapo_verl.attention.settings import Settings, as_layers
+from vapo_verl.config import AttentionConfig
 from vapo_verl.trainer.replay_fields import column_values
+from vapo_verl.trainer.sample_images import prompt_images
 
 FIELDS = [
     "prompts",
@@ -23,6 +27,8 @@ FIELDS = [
     "index",
 ]
 ANCHOR_COLUMNS = ("position", "claim", "label", "answer", "correct", "p_yes")
+WHOLE_CONTEXT = ("full_attention", "sliding_attention")
+"""Kinds of decoder layers that visual attention is captured from."""
 
 
 def sample_rows(
@@ -31,10 +37,37 @@ def sample_rows(
     """One row of ``ROLLOUT_SCHEMA`` per key (``{uid}_{sample}_{output}``)."""
     data = tq.kv_batch_get(keys=list(keys), partition_id=partition_id, select_fields=FIELDS)
     columns = {name: column_values(data[name]) for name in FIELDS}
+    images = _images_by_uid(keys, partition_id)
     return [
-        _row(key, step, tokenizer, {name: values[i] for name, values in columns.items()})
+        {
+            **_row(key, step, tokenizer, {name: values[i] for name, values in columns.items()}),
+            "images": images[_uid(key)],
+        }
         for i, key in enumerate(keys)
     ]
+
+
+def captured_layers(settings: AttentionConfig, model: PretrainedConfig) -> list[int] | None:
+    """Decoder layers of the columns of ``visual_attention_layers``; None where it is not kept."""
+    if not (settings.enabled and settings.per_layer):
+        return None
+    decoder = model.get_text_config(decoder=True)
+    kinds = getattr(decoder, "layer_types", None) or WHOLE_CONTEXT[:1] * decoder.num_hidden_layers
+    available = [layer for layer, kind in enumerate(kinds) if kind in WHOLE_CONTEXT]
+    return Settings(layers=as_layers(settings.layers)).select(available)
+
+
+def _images_by_uid(keys: Sequence[str], partition_id: str) -> dict[str, list[bytes | None]]:
+    """Images of each prompt, fetched once however many of its responses are among the keys."""
+    first = {_uid(key): key for key in reversed(keys)}
+    data = tq.kv_batch_get(
+        keys=list(first.values()), partition_id=partition_id, select_fields=["raw_prompt"]
+    )
+    return dict(zip(first, map(prompt_images, column_values(data["raw_prompt"])), strict=True))
+
+
+def _uid(key: str) -> str:
+    return key.rsplit("_", 2)[0]
 
 
 def _row(key: str, step: int, tokenizer: Any, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from vapo_verl.trainer.checkpoints import write_atomically
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 ROLLOUT_FOLDER = "rollouts"
+REPORT_FILE = "report.html"
+LAYERS_KEY = "visual_attention_layers"
 
 ROLLOUT_SCHEMA = pa.schema(
     [
@@ -27,6 +29,7 @@ ROLLOUT_SCHEMA = pa.schema(
         ("data_source", pa.string()),
         ("index", pa.int64()),
         ("prompt", pa.string()),
+        ("images", pa.list_(pa.binary())),  # PNG or JPEG, scaled down; null where unreadable
         ("response", pa.string()),
         ("prompt_ids", pa.list_(pa.int32())),
         ("response_ids", pa.list_(pa.int32())),
@@ -69,13 +72,29 @@ def write_config(run_dir: Path, config: DictConfig) -> None:
     write_atomically(run_dir / CONFIG_FILE, OmegaConf.to_yaml(config, resolve=True))
 
 
-def write_rollouts(run_dir: Path, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Sampled responses of one step, as ``rollouts/step_000001.parquet``."""
-    folder = run_dir / ROLLOUT_FOLDER
-    folder.mkdir(exist_ok=True)
-    path = folder / f"step_{step:06d}.parquet"
+def rollout_file(run_dir: Path, step: int) -> Path:
+    return run_dir / ROLLOUT_FOLDER / f"step_{step:06d}.parquet"
+
+
+def write_rollouts(
+    run_dir: Path,
+    step: int,
+    rows: Sequence[Mapping[str, Any]],
+    layers: Sequence[int] | None = None,
+) -> None:
+    """Sampled responses of one step, as :func:`rollout_file`.
+
+    Args:
+        layers: the model's layers that ``visual_attention_layers`` has a column of each; the file
+            keeps them as JSON in its metadata, under ``LAYERS_KEY``.
+    """
+    schema = ROLLOUT_SCHEMA
+    if layers is not None:
+        schema = schema.with_metadata({LAYERS_KEY: json.dumps(list(layers))})
+    path = rollout_file(run_dir, step)
+    path.parent.mkdir(exist_ok=True)
     partial = path.with_suffix(".partial")
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=ROLLOUT_SCHEMA), partial)
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), partial)
     partial.replace(path)
 
 
