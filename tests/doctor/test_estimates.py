@@ -7,7 +7,13 @@ import pytest
 from vapo_verl.doctor.disk import checkpoint_bytes, num_checkpoints
 from vapo_verl.doctor.findings import GIB
 from vapo_verl.doctor.gpu_memory import rank_memory
-from vapo_verl.doctor.host_memory import PROCESS_BYTES, estimate, image_bytes, state_bytes
+from vapo_verl.doctor.host_memory import (
+    PROCESS_BYTES,
+    checkpoint_copies,
+    estimate,
+    image_bytes,
+    state_bytes,
+)
 from vapo_verl.doctor.model_size import image_cut, model_size
 
 
@@ -74,6 +80,17 @@ def test_off_loaded_state_lies_in_host_memory(config, model):
     offload = "actor_rollout_ref.actor.fsdp_config.optimizer_offload=true"
     assert state_bytes(config(path, offload, recipe="vapo")) == 1000 * 4 * 3
     assert state_bytes(config(path, offload, "trainer.nnodes=2", recipe="vapo")) == 1000 * 4 * 1.5
+
+
+def test_a_checkpoint_passes_through_host_memory(config, model):
+    path = f"actor_rollout_ref.model.path={model}"
+    assert checkpoint_copies(config(path, recipe="vapo")) == 0  # FSDP 2
+    one = "actor_rollout_ref.actor.strategy=fsdp"
+    assert checkpoint_copies(config(path, one, recipe="vapo")) == 1000 * 4 * 3
+    assert checkpoint_copies(config(path, one, "trainer.nnodes=2", recipe="vapo")) == 1000 * 4 * 1.5
+    whole = "actor_rollout_ref.actor.checkpoint.save_contents=[model,hf_model]"
+    assert checkpoint_copies(config(path, whole, recipe="vapo")) == 1000 * 4
+    assert checkpoint_copies(config(path, whole, "trainer.save_freq=-1", recipe="vapo")) == 0
 
 
 def test_images_are_kept_for_every_response(config):

@@ -5,10 +5,11 @@
  3 agent loop's class path broken        12 run folder that cannot be written
  4 GPU recipe on a machine without GPU   13 Ray's port taken
  5 driver too old for torch's CUDA       14 several nodes without RAY_ADDRESS
- 6 RAY_ADDRESS that does not answer      15 small shared memory
+ 6 Ray cluster silent, or too small       15 small shared memory
  7 tiny disk                             16 engine too large for its share of the GPU
  8 low limit of open files               17 prompt, response and claim over max_model_len
  9 image tokens unlike image features    18 pixels over max_prompt_length
+19 checkpoint of other ranks than the run's
 and: not enough memory (machine, control group), a child process that dies or hangs, a check that
 fails itself.
 """
@@ -18,6 +19,7 @@ import shutil
 import socket
 import sys
 from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -33,6 +35,7 @@ from vapo_verl.doctor import (
     host_memory,
     limits,
     ray_cluster,
+    ray_nodes,
 )
 from vapo_verl.doctor.budgets import check_pixels, check_recipe
 from vapo_verl.doctor.child import check_imports
@@ -40,9 +43,12 @@ from vapo_verl.doctor.findings import GIB, Finding, examine
 from vapo_verl.doctor.gpus import TorchCuda
 from vapo_verl.doctor.memory_limit import AvailableMemory, available_memory
 from vapo_verl.doctor.registrations import check_agent_loop, check_entry_point
+from vapo_verl.doctor.resume import check_resume
 from vapo_verl.doctor.samples import PromptSample, judge_samples, measure
 from vapo_verl.doctor.versions import check_versions
+from vapo_verl.platform import ray_address
 from vapo_verl.small_model import model_dir
+from vapo_verl.trainer.checkpoints import checkpoint_folder, mark_complete
 
 
 def only(findings, status="error") -> Finding:
@@ -157,6 +163,42 @@ def test_6_a_cluster_that_does_not_answer_is_named(monkeypatch):
         assert ray_cluster.check_address(address).status == "ok"
 
 
+def test_6_a_dead_cluster_that_ray_start_left_behind_is_named(tmp_path, monkeypatch):
+    file = tmp_path / "ray_current_cluster"
+    monkeypatch.setattr(ray_address, "CURRENT_CLUSTER", file)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        file.write_text(f"127.0.0.1:{server.getsockname()[1]}")
+        joined = only(ray_cluster.check_ray(None, {}), status="warning")
+        assert "a run without RAY_ADDRESS joins it" in joined.found
+    found = only(ray_cluster.check_ray(None, {}))
+    assert f"{file} names the cluster 127.0.0.1" in found.found
+    assert "which does not answer" in found.found
+    assert "ray stop" in found.fix
+    alone = ray_cluster.check_ray(None, {"RAY_ADDRESS": "local"})
+    assert not any(str(file) in finding.found for finding in alone)
+
+
+def ray_node(name, gpus, alive=True):
+    return {"NodeManagerHostname": name, "Alive": alive, "Resources": {"CPU": 8.0, "GPU": gpus}}
+
+
+def test_6_a_cluster_without_the_nodes_asked_for_is_refused(config):
+    two = config("trainer.nnodes=2", "trainer.n_gpus_per_node=4")
+    full = [ray_node("a", 4.0), ray_node("b", 4.0)]
+    assert ray_nodes.judge_nodes(two, full, 8.0).status == "ok"
+    dead = ray_nodes.judge_nodes(two, [full[0], ray_node("b", 4.0, alive=False)], 4.0)
+    assert dead.status == "error"
+    assert "nnodes=2, trainer.n_gpus_per_node=4, but the cluster has 1 nodes" in dead.found
+    assert "GPU slots: a 4, 4 free" in dead.found
+    small = ray_nodes.judge_nodes(two, [full[0], ray_node("b", 2.0)], 6.0)
+    assert "GPU slots: a 4, b 2" in small.found
+    assert "--num-gpus" in small.fix
+    busy = ray_nodes.judge_nodes(two, full, 3.0)
+    assert "another run holds slots" in busy.found
+    assert (dead.status, small.status, busy.status) == ("error", "error", "error")
+    assert ray_nodes.judge_nodes(None, full, 8.0).status == "ok"
+
+
 def test_7_a_tiny_disk_is_told_with_what_is_needed(config, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", disk_of(free=20 * GIB))
     found = only(disk.check_disk(config(recipe="vapo")))
@@ -267,6 +309,7 @@ def test_13_a_taken_port_is_named(monkeypatch):
 def test_14_several_nodes_need_an_address(config):
     found = only(ray_cluster.check_ray(config("trainer.nnodes=2"), {}))
     assert "trainer.nnodes=2, but RAY_ADDRESS is not set" in found.found
+    assert "export RAY_ADDRESS" in found.fix
 
 
 def test_15_small_shared_memory_says_how_to_enlarge_it(monkeypatch):
@@ -304,6 +347,25 @@ def test_18_pixels_over_the_prompt_name_a_limit_that_fits(config):
     assert "left out" in only(check_pixels(filtered), status="warning").found
     smallest = only(check_pixels(config("data.min_pixels=100352", "data.max_pixels=200704")))
     assert "data.min_pixels=100352 is 128 image tokens" in smallest.found
+
+
+def test_19_a_checkpoint_of_other_ranks_cannot_be_resumed(config):
+    two_ranks = config("trainer.n_gpus_per_node=2")
+    run = Path(two_ranks.trainer.default_local_dir)
+    assert list(check_resume(two_ranks)) == []  # nothing to go on from
+    shards = checkpoint_folder(run, 3) / "actor"
+    shards.mkdir(parents=True)
+    (shards / "model_world_size_2_rank_0.pt").touch()
+    assert list(check_resume(two_ranks)) == []  # not whole
+    mark_complete(run, 3)
+    apart = only(check_resume(two_ranks))
+    assert apart.found == f"{shards} holds 1 of 2 shards; the others lie elsewhere"
+    (shards / "model_world_size_2_rank_1.pt").touch()
+    (whole,) = check_resume(two_ranks)
+    assert (whole.status, whole.found) == ("ok", f"{shards}: the run goes on after step 3")
+    found = only(check_resume(config()))
+    assert f"{shards} was written by 2 ranks, but this run has 1" in found.found
+    assert found.fix.startswith("resume on 2 ranks")
 
 
 def test_too_little_memory_tells_what_takes_it(config, monkeypatch):

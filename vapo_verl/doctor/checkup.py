@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from omegaconf import DictConfig
 
@@ -35,9 +36,11 @@ def diagnose(
     """
     from vapo_verl.doctor.child import check_imports
 
-    yield from light_findings(config)
     on_cpu = config is None or config.trainer.device == "cpu"
-    yield from check_imports(recipe, overrides, on_cpu=on_cpu)
+    with ThreadPoolExecutor(1) as beside:  # its imports take as long as all the rest
+        child = beside.submit(lambda: list(check_imports(recipe, overrides, on_cpu=on_cpu)))
+        yield from light_findings(config)
+        yield from child.result()
 
 
 def light_findings(config: DictConfig | None) -> Iterator[Finding]:
@@ -60,7 +63,9 @@ def light_findings(config: DictConfig | None) -> Iterator[Finding]:
     from vapo_verl.doctor.budgets import check_recipe
     from vapo_verl.doctor.gpu_memory import check_gpu_memory
     from vapo_verl.doctor.host_memory import check_host_memory
+    from vapo_verl.doctor.resume import check_resume
 
     yield from examine("host memory", check_host_memory, config)
     yield from examine("gpu memory", check_gpu_memory, config)
     yield from examine("recipe", check_recipe, config)
+    yield from examine("resume", check_resume, config)

@@ -76,6 +76,7 @@ def main() -> None:
 
 
 def _run(recipe: str | None, overrides: Sequence[str]) -> Iterator[list[Finding]]:
+    from vapo_verl.doctor import ray_nodes
     from vapo_verl.doctor import registrations as r
     from vapo_verl.doctor.checkup import composed
 
@@ -89,6 +90,7 @@ def _run(recipe: str | None, overrides: Sequence[str]) -> Iterator[list[Finding]
         r.check_attention,
     ):
         yield examine(r.CHECK, look, config)
+    yield examine(ray_nodes.CHECK, ray_nodes.check_nodes, config)
     if config is not None:
         from vapo_verl.doctor.rows import check_rows
         from vapo_verl.doctor.samples import CHECK as ROWS

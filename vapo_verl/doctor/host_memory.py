@@ -7,12 +7,15 @@ With P parameters, world = n_gpus_per_node * nnodes and s = n_gpus_per_node / wo
                KV cache; on GPU: what is off-loaded, P * s * b for parameters of actor and of
                reference each, P * s * 2b for the optimizer. b: bytes of fsdp_config.model_dtype.
                The reference counts only where a KL term needs it
+    checkpoint while one is written: P * s * 3b where FSDP 1 (actor.strategy=fsdp) on GPU copies its
+               shards to the host, P * s * b without `optimizer` in save_contents; and P * b, all
+               of it on one node, where save_contents has `hf_model`. FSDP 2 streams its shards
     images     train_batch_size * n * pixels * 24 bytes: the replay buffer keeps `pixel_values` of
                every response (fp32, 3 channels, each frame twice), plus 3 bytes a pixel of a prompt
                for the decoded image. At most, for one image a prompt, as large as max_pixels and
                max_prompt_length let it be
 
-The first two are needed in any run; the third is an upper bound. 0.8 GiB is what a process that
+All but the images are needed in any run; these are an upper bound. 0.8 GiB is what a process that
 imports torch and vLLM takes: the smoke recipe's 11 were measured at 8.9 GiB.
 """
 
@@ -42,18 +45,24 @@ class HostMemory:
 
     processes: float
     state: float
+    checkpoint: float
     images_at_most: float
 
+    @property
+    def without_images(self) -> float:
+        return self.processes + self.state + self.checkpoint
+
     def __str__(self) -> str:
+        checkpoint = f"a checkpoint {gib(self.checkpoint)}, " if self.checkpoint else ""
         return (
             f"processes {gib(self.processes)}, model and optimizer {gib(self.state)}, "
-            f"images at most {gib(self.images_at_most)}"
+            f"{checkpoint}images at most {gib(self.images_at_most)}"
         )
 
 
 def check_host_memory(config: DictConfig) -> Iterator[Finding]:
     need, have = estimate(config), available_memory()
-    needed, most = need.processes + need.state, need.processes + need.state + need.images_at_most
+    needed, most = need.without_images, need.without_images + need.images_at_most
     found = f"{gib(have.num_bytes)} available ({have.source}); a node takes {need}"
     if needed > have.num_bytes:
         yield error(
@@ -78,6 +87,7 @@ def estimate(config: DictConfig) -> HostMemory:
     return HostMemory(
         processes=PROCESS_BYTES * num_processes(config),
         state=state_bytes(config),
+        checkpoint=checkpoint_copies(config),
         images_at_most=image_bytes(config),
     )
 
@@ -107,6 +117,18 @@ def state_bytes(config: DictConfig) -> float:
     here = whole / config.trainer.nnodes
     off_loaded_reference = kept and reference.param_offload
     return here * (actor.param_offload + 2 * actor.optimizer_offload + off_loaded_reference)
+
+
+def checkpoint_copies(config: DictConfig) -> float:
+    """Host memory that a checkpoint takes while it is written."""
+    size = model_size(config)
+    if size is None or config.trainer.save_freq <= 0:
+        return 0.0
+    actor, saved = config.actor_rollout_ref.actor, 0.0
+    whole, contents = size.num_parameters * parameter_bytes(config), actor.checkpoint.save_contents
+    if actor.strategy == "fsdp" and config.trainer.device != "cpu":
+        saved = whole * (3 if "optimizer" in contents else 1) / config.trainer.nnodes
+    return saved + ("hf_model" in contents) * whole
 
 
 def image_bytes(config: DictConfig) -> float:

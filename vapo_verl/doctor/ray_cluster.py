@@ -6,20 +6,18 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
 from omegaconf import DictConfig
 
 from vapo_verl.doctor.findings import Finding, error, gib, ok, warning
+from vapo_verl.platform import ray_address
 
 CHECK = "ray"
 PORTS = {6379: "GCS, --port", 10001: "Ray client, --ray-client-server-port"}
 """What `ray start --head` takes unless told otherwise. A run that starts Ray itself takes free
 ports, but a stranger on these ones is often another cluster."""
-CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
-"""Where `ray start` leaves the address that `ray.init` joins when RAY_ADDRESS is not set."""
 CONNECT_TIMEOUT_S = 3.0
 OBJECT_STORE_SHARE, OBJECT_STORE_MOST = 0.3, 200e9
 """Ray's default object store: this share of the memory, at most so many bytes, in /dev/shm."""
@@ -28,58 +26,92 @@ OBJECT_STORE_SHARE, OBJECT_STORE_MOST = 0.3, 200e9
 def check_ray(
     config: DictConfig | None, environment: Mapping[str, str] = os.environ
 ) -> Iterator[Finding]:
-    """RAY_ADDRESS answers; without it the ports are free and several nodes are not expected."""
-    address = environment.get("RAY_ADDRESS", "")
-    if address and address != "local":
-        yield check_address(address)
+    """The cluster answers; without one the ports are free and several nodes are not expected."""
+    address = cluster_of(config, environment)
+    if address is not None:
+        if _given(config):
+            yield check_address(address, "ray_kwargs.ray_init.address")
+        elif environment.get("RAY_ADDRESS"):
+            yield check_address(address)
+        else:
+            yield check_left_behind(address)
         return
-    if not address and CURRENT_CLUSTER.is_file():
-        joined = CURRENT_CLUSTER.read_text().strip()
-        yield warning(
-            CHECK,
-            f"{CURRENT_CLUSTER} names the cluster {joined}; a run without RAY_ADDRESS joins it",
-            "ray stop, or RAY_ADDRESS=local for a cluster of the run's own",
-        )
-    elif config is not None and config.trainer.nnodes > 1:
+    if config is not None and config.trainer.nnodes > 1:
         yield error(
             CHECK,
-            f"trainer.nnodes={config.trainer.nnodes}, but RAY_ADDRESS is not set: a run would "
-            "start Ray on this machine alone and wait for the others",
-            "start Ray on all nodes and export RAY_ADDRESS=HEAD:6379",
+            f"trainer.nnodes={config.trainer.nnodes}, but RAY_ADDRESS is not set and no Ray was "
+            "started here: there is no cluster to join",
+            "start Ray on all nodes and export RAY_ADDRESS=HEAD:6379 (docs/plain_nodes.md)",
         )
     yield from check_ports()
     yield check_shared_memory()
 
 
-def check_address(address: str) -> Finding:
-    """Whether something listens at `HOST:PORT` or `ray://HOST:PORT`."""
+def cluster_of(
+    config: DictConfig | None, environment: Mapping[str, str] = os.environ
+) -> str | None:
+    """Address of the cluster a run would join; None where it would start one."""
+    return ray_address.joined_cluster(_given(config), environment)
+
+
+def _given(config: DictConfig | None) -> str | None:
+    return None if config is None else config.ray_kwargs.ray_init.get("address")
+
+
+def check_address(address: str, name: str = "RAY_ADDRESS") -> Finding:
+    """Whether something listens at `HOST:PORT` or `ray://HOST:PORT`; ``name``: who says so."""
     if address == "auto":
-        if CURRENT_CLUSTER.is_file():
-            address = CURRENT_CLUSTER.read_text().strip()
-        else:
-            fix = "ray start --head, or unset RAY_ADDRESS"
-            return error(CHECK, "RAY_ADDRESS=auto, but no Ray was started here", fix)
-    parts = urlsplit(address if "://" in address else f"gcs://{address}")
+        fix = f"ray start --head, or unset {name}"
+        return error(CHECK, f"{name}=auto, but no Ray was started here", fix)
     try:
-        host, port = parts.hostname, parts.port
+        host, port = host_and_port(address)
     except ValueError:
-        host = port = None
-    if not host or not port:
         return error(
             CHECK,
-            f"RAY_ADDRESS={address!r} is no address",
-            "export RAY_ADDRESS=HOST:PORT, as `ray start --head` printed it",
+            f"{name}={address!r} is no address",
+            f"{name}=HOST:PORT, as `ray start --head` printed it",
         )
+    problem = silence(host, port)
+    if problem:
+        return error(
+            CHECK,
+            f"{name}={address} does not answer: {problem}",
+            "start the cluster (ray start --head), open the port between the nodes, or unset "
+            f"{name} to run on this machine alone",
+        )
+    return ok(CHECK, f"{name}={address} answers")
+
+
+def check_left_behind(address: str) -> Finding:
+    """A cluster that nobody named: `ray start` left its address on this machine."""
+    problem = silence(*host_and_port(address))
+    found = f"{ray_address.CURRENT_CLUSTER} names the cluster {address}"
+    fix = "ray stop, or RAY_ADDRESS=local for a cluster of the run's own"
+    if problem:
+        return error(CHECK, f"{found}, which does not answer: {problem}", fix)
+    return warning(CHECK, f"{found}; a run without RAY_ADDRESS joins it", fix)
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Parts of `HOST:PORT` or `SCHEME://HOST:PORT`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parts = urlsplit(address if "://" in address else f"gcs://{address}")
+    host, port = parts.hostname, parts.port
+    if not host or not port:
+        raise ValueError(f"{address!r} is no HOST:PORT")
+    return host, port
+
+
+def silence(host: str, port: int) -> str:
+    """Why nobody answers there; empty if somebody does."""
     try:
         socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()
     except OSError as problem:
-        return error(
-            CHECK,
-            f"RAY_ADDRESS={address} does not answer: {problem}",
-            "start the cluster (ray start --head), open the port between the nodes, or unset "
-            "RAY_ADDRESS to run on this machine alone",
-        )
-    return ok(CHECK, f"RAY_ADDRESS={address} answers")
+        return str(problem)
+    return ""
 
 
 def check_ports() -> Iterator[Finding]:
