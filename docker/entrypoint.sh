@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# head | worker | train: this container's part in the cluster, see docs/docker.md.
+# Anything else is run as it stands.
+set -euo pipefail
+
+[[ -n ${RAY_AUTH_TOKEN:-} ]] || unset RAY_AUTH_TOKEN # set but empty, it would hide the token file
+
+# The cluster's secret where RAY_AUTH_TOKEN is not given: the head makes it, a shared volume carries it.
+make_token() {
+  [[ -n ${RAY_AUTH_TOKEN:-} || -s $RAY_AUTH_TOKEN_PATH ]] ||
+    (umask 077 && python -c 'import secrets; print(secrets.token_hex(32))' >"$RAY_AUTH_TOKEN_PATH")
+}
+
+# On CPU the GPUs are slots with no device behind them.
+node_resources=(--num-gpus="${VAPO_GPUS_PER_NODE:-8}" ${VAPO_CPUS_PER_NODE:+--num-cpus="$VAPO_CPUS_PER_NODE"})
+read -ra ray_args <<<"${VAPO_RAY_ARGS:-}"
+
+case ${1:-} in
+  head)
+    make_token
+    exec ray start --head --port=6379 --dashboard-host="${VAPO_DASHBOARD_HOST:-0.0.0.0}" \
+      "${node_resources[@]}" "${ray_args[@]}" --block
+    ;;
+  worker)
+    exec ray start --address="$RAY_ADDRESS" "${node_resources[@]}" "${ray_args[@]}" --block
+    ;;
+  train)
+    # The driver needs a Ray node beside it; this one offers nothing, so that nothing else is placed here.
+    ray start --address="$RAY_ADDRESS" --num-gpus=0 --num-cpus=0 "${ray_args[@]}"
+    exec python /opt/vapo_verl/docker/train.py
+    ;;
+  *) exec "$@" ;;
+esac

@@ -1,0 +1,53 @@
+"""What a pod does before it ends: have the run write a checkpoint, and wait for that.
+
+The driver of each running job gets SIGTERM, whichever node it is on: it ends after the current step
+with a whole checkpoint and exit code 75. Every pod of a cluster that is deleted does so; only the
+first signal counts. With no job running this ends at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import ray
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+POLL_S = 2.0
+
+
+@ray.remote(num_cpus=0)
+def terminate(pid: int) -> None:
+    os.kill(pid, signal.SIGTERM)
+
+
+def running_jobs(client: JobSubmissionClient) -> list[JobDetails]:
+    return [
+        job
+        for job in client.list_jobs()
+        if job.type == JobType.SUBMISSION and job.status == JobStatus.RUNNING
+    ]
+
+
+def stop_job(job: JobDetails) -> None:
+    if job.driver_info is None:  # it has not joined Ray yet: nothing to save
+        return
+    address = job.driver_info.node_ip_address
+    node = next(n for n in ray.nodes() if n["Alive"] and n["NodeManagerAddress"] == address)
+    beside_driver = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    ray.get(terminate.options(scheduling_strategy=beside_driver).remote(int(job.driver_info.pid)))
+
+
+def main() -> None:
+    context = ray.init(log_to_driver=False)
+    client = JobSubmissionClient(f"http://{context.dashboard_url}")
+    for job in running_jobs(client):
+        stop_job(job)
+    while running_jobs(client):
+        time.sleep(POLL_S)
+
+
+if __name__ == "__main__":
+    main()

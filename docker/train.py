@@ -1,0 +1,206 @@
+"""The trainer's container: wait for the nodes, run the driver, name the nodes that were lost.
+
+Reads VAPO_NODES or VAPO_WORKERS, VAPO_GPUS_PER_NODE, VAPO_RECIPE, VAPO_RUN, VAPO_ARGS and
+VAPO_JOIN_TIMEOUT_S; docs/docker.md says what they mean. Exits as the driver does.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+RUNS = "/runs"
+BAD_INPUT, STOPPED = 2, 75
+"""Exit codes of `vapo_verl.main` that are no fault of the cluster: its message says it all."""
+POLL_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the environment asks for."""
+
+    recipe: str
+    run: str
+    nodes: int
+    """Nodes with GPUs: the head and the workers."""
+    gpus_per_node: int
+    join_timeout_s: float
+    overrides: tuple[str, ...]
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> Settings:
+        """Raises: ValueError: a number is none; the message names the variable."""
+
+        def number(name: str, default: int) -> int:
+            text = environment.get(name, "").strip()
+            if not (text or str(default)).isdecimal():
+                raise ValueError(f"{name}={text!r} is not a number; set one, or leave it unset")
+            return int(text or default)
+
+        recipe = environment.get("VAPO_RECIPE") or "vapo"
+        return cls(
+            recipe=recipe,
+            run=environment.get("VAPO_RUN") or recipe,
+            nodes=number("VAPO_NODES", 1 + number("VAPO_WORKERS", 0)),
+            gpus_per_node=number("VAPO_GPUS_PER_NODE", 8),
+            join_timeout_s=number("VAPO_JOIN_TIMEOUT_S", 600),
+            overrides=tuple(shlex.split(environment.get("VAPO_ARGS", ""))),
+        )
+
+    def command(self) -> list[str]:
+        """The driver; VAPO_ARGS come last and win."""
+        return [
+            *(sys.executable, "-m", "vapo_verl.main", f"+recipe={self.recipe}"),
+            f"trainer.nnodes={self.nodes}",
+            f"trainer.n_gpus_per_node={self.gpus_per_node}",
+            f"trainer.default_local_dir={RUNS}/{self.run}",
+            *self.overrides,
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A Ray node, that is, a container."""
+
+    id: str
+    hostname: str
+    """The container's short id, unless it was given a name."""
+    address: str
+    gpus: int
+    alive: bool
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any]) -> Node:
+        """From an entry of ``ray.nodes()``."""
+        return cls(
+            id=info["NodeID"],
+            hostname=info["NodeManagerHostname"],
+            address=info["NodeManagerAddress"],
+            gpus=int(info["Resources"].get("GPU", 0)),
+            alive=info["Alive"],
+        )
+
+    def __str__(self) -> str:
+        return f"{self.hostname} ({self.address}, {self.gpus} GPUs)"
+
+
+class NodesMissingError(RuntimeError):
+    """The cluster did not become whole in time."""
+
+
+def wait_for_nodes(
+    list_nodes: Callable[[], Iterable[Node]], settings: Settings, poll_s: float = POLL_S
+) -> list[Node]:
+    """The nodes to train on, as soon as all are there.
+
+    Raises:
+        NodesMissingError: fewer came in ``settings.join_timeout_s``; names how many are missing.
+    """
+    deadline = time.monotonic() + settings.join_timeout_s
+    seen = None
+    while True:
+        with_gpus = [node for node in list_nodes() if node.alive and node.gpus]
+        whole = [node for node in with_gpus if node.gpus >= settings.gpus_per_node]
+        if len(whole) >= settings.nodes:
+            return whole
+        if len(whole) != seen:
+            seen = len(whole)
+            say(f"{seen} of {settings.nodes} nodes are there, waiting for {settings.nodes - seen}")
+        if time.monotonic() >= deadline:
+            raise NodesMissingError(missing_nodes(with_gpus, whole, settings))
+        time.sleep(poll_s)
+
+
+def missing_nodes(with_gpus: Sequence[Node], whole: Sequence[Node], settings: Settings) -> str:
+    missing = settings.nodes - len(whole)
+    small = [str(node) for node in with_gpus if node not in whole]
+    return (
+        f"{missing} of {settings.nodes} nodes missing after {settings.join_timeout_s:.0f} s. "
+        f"Joined: {', '.join(map(str, whole)) or 'none'}. "
+        + (
+            f"With fewer GPUs than VAPO_GPUS_PER_NODE={settings.gpus_per_node}: "
+            f"{', '.join(small)}. "
+            if small
+            else ""
+        )
+        + "The log of a worker says why it did not join (docker compose logs ray-worker); expected "
+        "are VAPO_NODES nodes, or else the head and VAPO_WORKERS workers"
+    )
+
+
+def lost_nodes(before: Sequence[Node], now: Iterable[Node]) -> list[Node]:
+    """Those of ``before`` that are alive no more."""
+    alive = {node.id for node in now if node.alive}
+    return [node for node in before if node.id not in alive]
+
+
+@contextmanager
+def joined_cluster() -> Iterator[Callable[[], list[Node]]]:
+    """Lists the nodes of the cluster at RAY_ADDRESS, dead ones too."""
+    import ray
+
+    ray.init(log_to_driver=False, logging_level="ERROR")
+    try:
+        yield lambda: [Node.of(info) for info in ray.nodes()]
+    finally:
+        ray.shutdown()
+
+
+def run_driver(command: Sequence[str]) -> int:
+    """Run the driver to its end and hand on SIGTERM and SIGINT; its exit code."""
+    driver = subprocess.Popen(command)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: driver.send_signal(received))
+    code = driver.wait()
+    return 128 - code if code < 0 else code
+
+
+def explain(before: Sequence[Node], run_dir: str) -> str:
+    """Whether the cluster lost a node, in a user's words."""
+    try:
+        with joined_cluster() as list_nodes:
+            lost = lost_nodes(before, list_nodes())
+    except Exception as error:  # the head is gone, in one of Ray's many ways
+        return f"the head does not answer any more ({error}); see docker compose logs ray-head"
+    if not lost:
+        return "all nodes are still there: the reason stands above"
+    names = ", ".join(map(str, lost))
+    return (
+        f"lost during the run: {names}. A container that is out of memory or was killed takes the "
+        f"run with it: see docker inspect and docker logs {lost[0].hostname}. The same command "
+        f"goes on from the last checkpoint in {run_dir}"
+    )
+
+
+def main() -> int:
+    try:
+        settings = Settings.read(os.environ)
+        with joined_cluster() as list_nodes:
+            nodes = wait_for_nodes(list_nodes, settings)
+    except ValueError as error:
+        say(str(error))
+        return BAD_INPUT
+    except NodesMissingError as error:
+        say(str(error))
+        return os.EX_UNAVAILABLE
+    say(f"{len(nodes)} nodes: {', '.join(map(str, nodes))}")
+    code = run_driver(settings.command())
+    if code not in (0, BAD_INPUT, STOPPED):
+        say(explain(nodes, f"{RUNS}/{settings.run}"))
+    return code
+
+
+def say(message: str) -> None:
+    print(f"train: {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
