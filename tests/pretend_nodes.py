@@ -21,7 +21,7 @@ INIT = """
 hostname "${1##*/}"
 mount --bind "$1/../hosts" /etc/hosts
 mount --bind "$1/../resolv.conf" /etc/resolv.conf
-mount -t tmpfs -o size=4g shm /dev/shm
+mount -t tmpfs -o size=8g shm /dev/shm
 mkdir -p /tmp/ray && mount --bind "$1/ray" /tmp/ray
 while ! ip link show eth0 >&/dev/null; do sleep 0.05; done
 touch "$1/ready"
@@ -40,12 +40,51 @@ def why_not() -> str:
     return "" if probe.returncode == 0 else "unshare is not allowed here"
 
 
+class Switch:
+    """Joins the nodes' cables, in a network of its own: no firewall of this machine is between."""
+
+    address = "10.77.0.1"
+
+    def __init__(self) -> None:
+        outside = os.readlink("/proc/self/ns/net")
+        command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "sleep", "infinity"]
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        _wait_for(lambda: os.readlink(f"/proc/{self._process.pid}/ns/net") != outside)
+        self._ip("link add switch type bridge")
+        self._ip(f"addr add {self.address}/24 dev switch")
+        self._ip("link set switch up")
+
+    def host(self, number: int) -> str:
+        """Address of a node."""
+        return f"{self.address.rpartition('.')[0]}.{number}"
+
+    def connect(self, cable: str, pid: int) -> None:
+        """The network of process ``pid`` gets an eth0."""
+        self._ip(f"link add {cable} type veth peer name eth0 netns {pid}")
+        self._ip(f"link set {cable} master switch up")
+
+    def disconnect(self, cable: str) -> None:
+        # the kernel takes it away later, and the next boot wants its name
+        inside = ["nsenter", "-t", str(self._process.pid), "-n", "ip", "link", "delete", cable]
+        subprocess.run(inside, capture_output=True)
+
+    def set_cable(self, cable: str, state: str) -> None:
+        self._ip(f"link set {cable} {state}")
+
+    def power_off(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _ip(self, arguments: str) -> None:
+        _ip(arguments, inside=self._process.pid)
+
+
 class PretendNode:
     """One node. It is off until `boot`."""
 
-    def __init__(self, folder: Path, address: str, bridge: str, number: int) -> None:
+    def __init__(self, folder: Path, address: str, switch: Switch) -> None:
         self.name, self.address = folder.name, address
-        self._folder, self._bridge, self._cable = folder, bridge, f"{bridge}n{number}"
+        self._folder, self._switch = folder, switch
         self._init: subprocess.Popen[bytes] | None = None
         self._pid = 0
 
@@ -63,32 +102,29 @@ class PretendNode:
         children = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children")
         _wait_for(lambda: children.read_text().strip())
         self._pid = int(children.read_text())
-        _ip(f"link add {self._cable} type veth peer name eth0 netns {self._pid}")
-        _ip(f"link set {self._cable} master {self._bridge} up")
+        self._switch.connect(self.name, self._pid)
         for setting in (
             f"addr add {self.address}/24 dev eth0",
             "link set eth0 up",
             "link set lo up",
-            f"route add default via {self.address.rpartition('.')[0]}.1",
+            f"route add default via {self._switch.address}",
         ):
-            inside = ["nsenter", "-t", str(self._pid), "-n", "ip", *setting.split()]
-            subprocess.run(inside, check=True)
+            _ip(setting, inside=self._pid)
         _wait_for((self._folder / "ready").exists)
 
     def power_off(self) -> None:
-        """Every process of the node dies at once; its cable goes with its network."""
+        """Every process of the node dies at once."""
         if self._init is not None:
             self._init.kill()
             self._init.wait()
             self._init = None
-            # the kernel takes it away later, and the next boot wants its name
-            subprocess.run(["ip", "link", "delete", self._cable], capture_output=True)
+            self._switch.disconnect(self.name)
 
     def unplug(self) -> None:
-        _ip(f"link set {self._cable} down")
+        self._switch.set_cable(self.name, "down")
 
     def plug(self) -> None:
-        _ip(f"link set {self._cable} up")
+        self._switch.set_cable(self.name, "up")
 
     def start(
         self,
@@ -125,9 +161,9 @@ class PretendNode:
 @contextmanager
 def pretend_nodes(folder: Path, number: int, prefix: str = "node") -> Iterator[list[PretendNode]]:
     """``number`` nodes named node1, node2, ... that are up, see each other and know their names."""
-    bridge, network = _new_bridge()
+    switch = Switch()
     nodes = [
-        PretendNode(folder / f"{prefix}{i}", f"{network}.{10 + i}", bridge, i)
+        PretendNode(folder / f"{prefix}{i}", switch.host(10 + i), switch)
         for i in range(1, number + 1)
     ]
     names = [("127.0.0.1", "localhost"), *((node.address, node.name) for node in nodes)]
@@ -142,27 +178,12 @@ def pretend_nodes(folder: Path, number: int, prefix: str = "node") -> Iterator[l
     finally:
         for node in nodes:
             node.power_off()
-        _ip(f"link delete {bridge}")
+        switch.power_off()
 
 
-def _new_bridge() -> tuple[str, str]:
-    """The first of 10.77.0 to 10.77.255 that no other set of nodes has."""
-    for i in range(256):
-        bridge, network = f"pretend{i}", f"10.77.{i}"
-        made = subprocess.run(
-            ["ip", "link", "add", bridge, "type", "bridge"], capture_output=True, text=True
-        )
-        if made.returncode == 0:
-            _ip(f"addr add {network}.1/24 dev {bridge}")
-            _ip(f"link set {bridge} up")
-            return bridge, network
-        if "exists" not in made.stderr:
-            raise RuntimeError(f"no bridge: {made.stderr.strip()}")
-    raise RuntimeError("bridges pretend0 to pretend255 are all taken: ip link delete NAME")
-
-
-def _ip(arguments: str) -> None:
-    subprocess.run(["ip", *arguments.split()], check=True)
+def _ip(arguments: str, *, inside: int) -> None:
+    """``ip`` in the network of a process."""
+    subprocess.run(["nsenter", "-t", str(inside), "-n", "ip", *arguments.split()], check=True)
 
 
 def _wait_for(condition: Callable[[], object], timeout_s: float = 20) -> None:
