@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -14,6 +17,7 @@ from vapo_verl.platform.ray_address import joined_cluster
 from vapo_verl.preflight import InputError, check_run
 from vapo_verl.rollout.engine_args import add_attention
 from vapo_verl.trainer.checkpoints import latest_complete
+from vapo_verl.trainer.stopping import AnnouncedActor, RunStopped, StopSignals
 
 OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory")
 """Arguments of ``ray.init`` that it refuses when it joins a cluster."""
@@ -24,7 +28,13 @@ def launch(config: DictConfig) -> None:
 
     Raises:
         InputError: the config or the data cannot work; nothing was started.
+        RunStopped: the run was asked to stop by SIGTERM or SIGUSR1.
     """
+    with StopSignals() as signals:
+        _launch(config, signals)
+
+
+def _launch(config: DictConfig, signals: StopSignals) -> None:
     settle(config)
     if is_finished(config):
         print(
@@ -39,7 +49,7 @@ def launch(config: DictConfig) -> None:
     set_environment(config)
     join_cluster(config)
     validate_as_verl_does(config)
-    train(config)
+    train(config, signals)
 
 
 def settle(config: DictConfig) -> None:
@@ -154,13 +164,35 @@ def validate_as_verl_does(config: DictConfig) -> None:
         raise InputError(f"veRL refuses the config: {error}") from error
 
 
-def train(config: DictConfig) -> None:
-    """Start Ray, or join the cluster that RAY_ADDRESS names, and train."""
+def train(config: DictConfig, signals: StopSignals) -> None:
+    """Start Ray, or join the cluster that RAY_ADDRESS names, and train.
+
+    Raises:
+        RunStopped: one of ``signals`` came.
+    """
     import ray
     from verl.trainer.main_ppo import run_ppo
 
-    from vapo_verl.trainer.task_runner import VapoTaskRunner
+    from vapo_verl.trainer.task_runner import STOP_GROUP, VapoTaskRunner
 
-    run_ppo(config, task_runner_class=ray.remote(VapoTaskRunner))
-    ray.shutdown()  # what the engine says while it is stopped comes before the last line
+    ended = threading.Event()
+
+    def stop(runner: Any) -> None:
+        with suppress(ray.exceptions.RayError):  # the run has just ended by itself
+            if not ray.get(runner.request_stop.remote()):
+                ended.set()
+                ray.kill(runner)
+
+    runner_class = AnnouncedActor(
+        ray.remote(concurrency_groups={STOP_GROUP: 1})(VapoTaskRunner),
+        lambda runner: signals.forward_to(lambda: stop(runner)),
+    )
+    try:
+        run_ppo(config, task_runner_class=runner_class)
+    except ray.exceptions.RayActorError as error:
+        if not ended.is_set():
+            raise
+        raise RunStopped(None) from error
+    finally:
+        ray.shutdown()  # what the engine says while it is stopped comes before the last line
     print(f"Done. Results in {config.trainer.default_local_dir}")

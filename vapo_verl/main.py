@@ -23,17 +23,25 @@ def main(config: DictConfig) -> None:
         fail(f"no recipe was given; add +recipe=NAME, one of {', '.join(recipe_names())}")
     from vapo_verl.launch import launch
     from vapo_verl.preflight import InputError
+    from vapo_verl.trainer.checkpoints import CheckpointError
+    from vapo_verl.trainer.stopping import EXIT_STOPPED, RunStopped
 
     try:
         launch(config)
     except InputError as error:
         fail(str(error))
+    except CheckpointError as error:
+        fail(error.message, exit_code=1)
+    except RunStopped as stopped:
+        place = "before the first step" if stopped.step is None else f"at step {stopped.step}"
+        print(f"Stopped on request {place}; the same command resumes.")
+        raise SystemExit(EXIT_STOPPED) from None
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: str, exit_code: int = 2) -> NoReturn:
     """End with a message for a person instead of a stack trace."""
     print(f"vapo_verl: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(exit_code)
 
 
 if __name__ == "__main__":

@@ -75,3 +75,75 @@ def test_a_failed_write_leaves_the_old_text(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         checkpoints.write_atomically(file, "new")
     assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_save_that_fails_leaves_nothing_of_itself_and_the_older_one_usable(tmp_path):
+    save(tmp_path, 3, whole=True)
+    with (
+        pytest.raises(checkpoints.CheckpointError) as caught,
+        checkpoints.whole_or_gone(tmp_path, 6),
+    ):
+        save(tmp_path, 6, whole=False)
+        (tmp_path / checkpoints.POINTER).write_text("6")  # as veRL does before the end
+        raise OSError(28, "No space left on device")
+    message = caught.value.message
+    assert f"{tmp_path / 'global_step_6'}: [Errno 28] No space left on device" in message
+    assert "That of step 3 is whole" in message
+    assert "max_actor_ckpt_to_keep" in message
+    assert [folder.name for folder in tmp_path.glob("global_step_*")] == ["global_step_3"]
+    assert pointer(tmp_path) == "3"
+
+
+def test_a_failed_first_save_says_that_there_is_no_older_one(tmp_path):
+    with (
+        pytest.raises(checkpoints.CheckpointError, match="There is no older one"),
+        checkpoints.whole_or_gone(tmp_path, 6),
+    ):
+        raise RuntimeError(
+            "[enforce fail at inline_container.cc:672] . unexpected pos 64\nframe #0"
+        )
+    assert not (tmp_path / checkpoints.POINTER).exists()
+
+
+def test_a_kill_inside_a_save_is_no_error_of_the_disk(tmp_path):
+    with pytest.raises(KeyboardInterrupt), checkpoints.whole_or_gone(tmp_path, 6):
+        save(tmp_path, 6, whole=False)
+        raise KeyboardInterrupt
+    assert checkpoints.latest_complete(tmp_path) is None
+
+
+def test_a_save_replaces_what_a_killed_one_left(tmp_path):
+    save(tmp_path, 6, whole=False)
+    with checkpoints.whole_or_gone(tmp_path, 6):
+        save(tmp_path, 6, whole=False)  # mkdir() would refuse the old folder
+    assert checkpoints.latest_complete(tmp_path) == 6
+    assert pointer(tmp_path) == "6"
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"),
+    [(None, [2, 4, 5, 6, 8]), (0, [2, 4, 5, 6, 8]), (1, [6, 8]), (2, [4, 6, 8]), (9, [2, 4, 6, 8])],
+)
+def test_the_newest_checkpoints_are_kept_whole_and_remains_go(tmp_path, keep, left):
+    for step in (2, 4, 6, 8):
+        save(tmp_path, step, whole=True)
+    save(tmp_path, 5, whole=False)
+    checkpoints.remove_old(tmp_path, 6, keep)  # 8 is of an earlier run that went further
+    assert sorted(int(f.name.removeprefix("global_step_")) for f in tmp_path.glob("g*")) == left
+
+
+def test_a_kill_while_an_old_one_is_removed_leaves_no_half_that_counts_as_whole(
+    tmp_path, monkeypatch
+):
+    for step in (2, 4):
+        save(tmp_path, step, whole=True)
+
+    def killed(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.remove_old(tmp_path, 4, 1)
+    assert [folder.name for folder in checkpoints.incomplete(tmp_path)] == ["global_step_2"]
+    assert checkpoints.latest_complete(tmp_path) == 4

@@ -13,6 +13,7 @@ from vapo_verl.trainer.worker import VapoWorker
 
 OVERRIDDEN = [
     "fit",
+    "on_step_begin",
     "_init_resource_pool_mgr",
     "_fetch_one_gen_batch",
     "_balance_batch",
@@ -34,6 +35,18 @@ def test_overridden_methods_exist_upstream(name):
         f"verl {verl.__version__} has no PPOTrainer.{name}: VapoTrainer.{name} overrides nothing; "
         "find the method's new name in verl/trainer/ppo/v1/trainer_base.py"
     )
+
+
+def test_a_step_begins_only_after_the_one_before_was_logged():
+    """A stop on request relies on it: what is saved between two steps is in metrics.jsonl."""
+    loop = inspect.getsource(PPOTrainerSync.fit).partition("while current_epoch")[2]
+    places = [
+        loop.index(call)
+        for call in ("self.on_step_begin()", "self._save_checkpoint()", "self.logger.log(")
+    ]
+    assert places == sorted(places)
+    fetches = inspect.getsource(PPOTrainerSync.step).partition("_step_once")[0]
+    assert "self.prepare_step()" in fetches  # data of a step are drawn after it began
 
 
 def test_the_replay_buffer_still_polls_at_an_interval():

@@ -1,8 +1,8 @@
 """Which checkpoints of a run folder are whole.
 
 A checkpoint ``global_step_N`` is whole once ``complete.json`` stands in it, written after all its
-files. veRL's pointer ``latest_checkpointed_iteration.txt`` is replaced in one step and only ever
-names a whole checkpoint, so a process killed at any moment leaves the older one usable.
+files are on the disk. A run resumes from the newest whole one, and so does veRL's pointer
+``latest_checkpointed_iteration.txt``: a process killed at any moment leaves the older one usable.
 """
 
 from __future__ import annotations
@@ -11,12 +11,23 @@ import json
 import os
 import re
 import shutil
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from vapo_verl.whole_file import written_whole
 
 MARKER = "complete.json"
 POINTER = "latest_checkpointed_iteration.txt"
 _FOLDER = re.compile(r"global_step_(\d+)")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; the message says where, what stands, and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
 
 
 def checkpoint_folder(run_dir: Path, step: int) -> Path:
@@ -25,8 +36,12 @@ def checkpoint_folder(run_dir: Path, step: int) -> Path:
 
 def latest_complete(run_dir: Path) -> int | None:
     """Step of the newest whole checkpoint; None when there is none."""
-    steps = [step for step in _steps(run_dir) if _is_complete(run_dir, step)]
-    return max(steps, default=None)
+    return max(complete_steps(run_dir), default=None)
+
+
+def complete_steps(run_dir: Path) -> list[int]:
+    """Steps of all whole checkpoints, oldest first."""
+    return sorted(step for step in _steps(run_dir) if _is_complete(run_dir, step))
 
 
 def incomplete(run_dir: Path) -> list[Path]:
@@ -42,9 +57,54 @@ def discard_incomplete(run_dir: Path, step: int) -> None:
 
 
 def mark_complete(run_dir: Path, step: int) -> None:
-    """Declare the checkpoint of ``step`` whole, then point to it."""
-    write_atomically(checkpoint_folder(run_dir, step) / MARKER, json.dumps({"step": step}))
+    """Bring the checkpoint of ``step`` to the disk, declare it whole, then point to it."""
+    folder = checkpoint_folder(run_dir, step)
+    for path in folder.rglob("*"):
+        _sync(path)
+    write_atomically(folder / MARKER, json.dumps({"step": step}))
+    _sync(folder)
     point_to(run_dir, step)
+
+
+@contextmanager
+def whole_or_gone(run_dir: Path, step: int) -> Iterator[None]:
+    """Save the checkpoint of ``step`` within: it is whole afterwards, or nothing of it is left.
+
+    Raises:
+        CheckpointError: it could not be written; older checkpoints are as they were.
+    """
+    discard_incomplete(run_dir, step)
+    try:
+        yield
+        mark_complete(run_dir, step)
+    except (OSError, RuntimeError) as error:  # torch.save has RuntimeError for a full disk
+        free = shutil.disk_usage(run_dir).free / 2**30
+        discard_incomplete(run_dir, step)
+        newest = latest_complete(run_dir)
+        with suppress(OSError):
+            point_to(run_dir, newest)
+        reason = str(getattr(error, "cause", error)).partition("\n")[0]  # not Ray's traceback
+        kept = "There is no older one" if newest is None else f"That of step {newest} is whole"
+        raise CheckpointError(
+            f"could not write the checkpoint {checkpoint_folder(run_dir, step)}: {reason} "
+            f"(free space there: {free:.2f} GiB). {kept}. If the disk is full, free some space or "
+            "keep fewer checkpoints (trainer.max_actor_ckpt_to_keep=1); the same command resumes."
+        ) from error
+
+
+def remove_old(run_dir: Path, step: int, keep: int | None) -> None:
+    """Leave ``keep`` whole checkpoints up to that of ``step``, and no remains before them.
+
+    Does nothing where ``keep`` is None or 0.
+    """
+    if not keep:
+        return
+    older = {other for other in _steps(run_dir) if other < step}
+    whole = [other for other in complete_steps(run_dir) if other < step]
+    for other in older - set(whole[::-1][: keep - 1]):
+        folder = checkpoint_folder(run_dir, other)
+        (folder / MARKER).unlink(missing_ok=True)  # first: a kill from here on leaves remains only
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def point_to(run_dir: Path, step: int | None) -> None:
@@ -57,11 +117,18 @@ def point_to(run_dir: Path, step: int | None) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace ``path`` so that a reader, or a crash, sees the old text or the new one."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+    with written_whole(path) as temporary, temporary.open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(file.name, path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _steps(run_dir: Path) -> list[int]:

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ray
 from omegaconf import DictConfig
 from verl.trainer import main_ppo
 
+from vapo_verl.trainer.stopping import RunStopped
 from vapo_verl.trainer.trackers import prepare_trackers
+
+STOP_GROUP = "stop"
+"""Ray concurrency group in which :meth:`VapoTaskRunner.request_stop` runs while ``run`` does."""
 
 
 class VapoTaskRunner(main_ppo.TaskRunnerV1.__ray_metadata__.modified_class):
     """Registers the trainer and the estimator, then runs veRL's loop."""
 
     def run(self, config: DictConfig) -> None:
+        """Train to the end.
+
+        Raises:
+            RunStopped: the run was asked to stop.
+        """
         import vapo_verl.trainer.trainer  # noqa: F401  registers "vapo"
 
         loggers = config.trainer.logger
@@ -23,3 +33,10 @@ class VapoTaskRunner(main_ppo.TaskRunnerV1.__ray_metadata__.modified_class):
         )
         main_ppo.pprint = lambda *_: None  # a thousand lines that stand in the run's config.yaml
         super().run(config)
+        if self.trainer.stopped_at is not None:
+            raise RunStopped(self.trainer.stopped_at)
+
+    @ray.method(concurrency_group=STOP_GROUP)
+    def request_stop(self) -> bool:
+        """See :meth:`VapoTrainer.request_stop`; False too while there is no trainer yet."""
+        return self.trainer is not None and self.trainer.request_stop()

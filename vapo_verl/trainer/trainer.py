@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 import transfer_queue as tq
@@ -35,6 +36,7 @@ from vapo_verl.trainer.metrics import anchor_metrics, attention_metrics, reward_
 from vapo_verl.trainer.replay_fields import column_values
 from vapo_verl.trainer.rollout_samples import sample_rows
 from vapo_verl.trainer.run_folder import METRICS_FILE, MetricsFile, write_config, write_rollouts
+from vapo_verl.trainer.stopping import RunStopped
 from vapo_verl.trainer.worker import VapoWorker
 
 WORKER_ROLES = (Role.ActorRolloutRef, Role.ActorRollout, Role.Actor, Role.RefPolicy)
@@ -58,7 +60,14 @@ class VapoTrainer(PPOTrainerSync):
         self.run_dir = Path(config.trainer.default_local_dir)
         self.replay_buffer.poll_interval = self.vapo.replay_poll_s
         self._places: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
+        self._stop_requested = threading.Event()
+        self._training = False
+        self._saved_step = 0
+        self.stopped_at: int | None = None  # the last finished step of a run that was asked to stop
         write_config(self.run_dir, config)
+        self._num_checkpoints = config.trainer.max_actor_ckpt_to_keep
+        config.trainer.max_actor_ckpt_to_keep = None  # veRL forgets, on resume, what it saved
+        config.trainer.max_critic_ckpt_to_keep = None  # before, and leaves parts of a checkpoint
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
@@ -81,7 +90,34 @@ class VapoTrainer(PPOTrainerSync):
         """Train to the last step. A resumed run was validated when its checkpoint was made."""
         if self.global_steps > 0 and not self.config.trainer.val_only:
             self.config.trainer.val_before_train = False
-        super().fit(agent_loop_manager)
+        try:
+            super().fit(agent_loop_manager)
+        except RunStopped as stopped:
+            self._shutdown_dump_executor()
+            self.stopped_at = stopped.step
+
+    def request_stop(self) -> bool:
+        """Ask, from another thread, for the run's end after the current step and its checkpoint.
+
+        Returns:
+            False before the first step: nothing is to be saved, the process may be ended at once.
+        """
+        self._stop_requested.set()
+        return self._training
+
+    def on_step_begin(self) -> None:
+        super().on_step_begin()
+        self._training = True
+        if self._stop_requested.is_set():
+            self._stop()
+
+    def _stop(self) -> NoReturn:
+        """Save the step that has just been logged, unless it is saved already."""
+        self.global_steps -= 1
+        if self.global_steps > self._saved_step:
+            self.checkpoint_manager.sleep_replicas()  # as during training: memory for the actor
+            self._save_checkpoint()
+        raise RunStopped(self.global_steps)
 
     def _fetch_one_gen_batch(self) -> TensorDict:
         """veRL's batch under ids that name step and place instead of random ones."""
@@ -175,10 +211,11 @@ class VapoTrainer(PPOTrainerSync):
         write_rollouts(self.run_dir, self.global_steps, rows)
 
     def _save_checkpoint(self) -> None:
-        """veRL's checkpoint, whole only once everything of it is on disk."""
-        checkpoints.discard_incomplete(self.run_dir, self.global_steps)
-        super()._save_checkpoint()
-        checkpoints.mark_complete(self.run_dir, self.global_steps)
+        """veRL's checkpoint, whole only once everything of it is on disk; then old ones go."""
+        with checkpoints.whole_or_gone(self.run_dir, self.global_steps):
+            super()._save_checkpoint()
+        self._saved_step = self.global_steps
+        checkpoints.remove_old(self.run_dir, self.global_steps, self._num_checkpoints)
 
     def _load_checkpoint(self) -> None:
         """Resume from the newest whole checkpoint; one that a kill cut short is left alone."""
@@ -188,3 +225,4 @@ class VapoTrainer(PPOTrainerSync):
                 print(f"{folder} was not finished and is not used; resuming from step {step or 0}")
             checkpoints.point_to(self.run_dir, step)
         super()._load_checkpoint()
+        self._saved_step = self.global_steps
