@@ -1,28 +1,43 @@
-"""Command line: what a run folder tells.
+"""Command line: what a run folder tells, and what a checkpoint does when its rows are probed.
 
 python -m vapo_verl.diagnostics report RUN_DIR [--compare OTHER_RUN] [--out FILE]
 
 writes one HTML file (RUN_DIR/report.html) that opens without a network. It works while the run
-trains. Exit codes: 0 written, 2 no run folder or a place that cannot be written.
+trains.
+
+python -m vapo_verl.diagnostics early-decision MODEL DATA --run RUN_DIR
+
+asks a checkpoint, in vLLM, and goes on where it was stopped. Exit codes: 0 done, 2 bad input or a
+place that cannot be written, 130 interrupted.
 """
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from vapo_verl.data.errors import DataError
 from vapo_verl.diagnostics.errors import RunError
 
 BAD_INPUT, INTERRUPTED = 2, 130
 NUM_SAMPLES = 120
+PROBING = {
+    "early-decision": ("answers forced along the reasoning", "early_decision"),
+}
+"""Command -> help, and the package whose `command` adds its arguments and runs it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns 2, with the message on stderr, for what a person has to mend."""
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser(arguments).parse_args(arguments)
     try:
+        if options.command in PROBING:
+            return _module(options.command).run(options)
         return _report(options)
-    except (RunError, OSError) as error:
+    except (RunError, DataError, OSError) as error:
         print(error, file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
@@ -30,7 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
+def _module(command: str) -> Any:
+    return importlib.import_module(f"vapo_verl.diagnostics.{PROBING[command][1]}.command")
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """A parser that lists all commands and imports the arguments of the one that is called."""
     parser = argparse.ArgumentParser(prog="python -m vapo_verl.diagnostics", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)
@@ -46,6 +66,10 @@ def _parser() -> argparse.ArgumentParser:
         help="responses shown in full, of each run (%(default)s)",
     )
     add("--seed", type=int, default=0, help="draws those responses (%(default)s)")
+    for name, (text, _) in PROBING.items():
+        command = commands.add_parser(name, help=text, description=f"{text}.")
+        if name in arguments[:1]:
+            _module(name).add_arguments(command)
     return parser
 
 

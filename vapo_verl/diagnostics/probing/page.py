@@ -1,0 +1,51 @@
+"""The results of one command as one HTML file that opens without a network, as the report does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from vapo_verl.diagnostics.page import _figures, _policy, _table, _text
+from vapo_verl.diagnostics.panel import Panel
+from vapo_verl.diagnostics.probing.journal import PAGE_FILE
+from vapo_verl.diagnostics.probing.shares import Share
+from vapo_verl.diagnostics.tables import NONE, Table
+from vapo_verl.safe_html import inert_json
+from vapo_verl.whole_file import written_whole
+
+
+def write_page(
+    folder: Path, title: str, note: str, panels: Sequence[Panel], tables: Sequence[Table]
+) -> Path:
+    """Write `page.html`, whole or not at all, and return its path."""
+    from plotly.offline import get_plotlyjs  # read only here: the file has 5 MB
+
+    plotly, script = get_plotlyjs(), _text("plots.js")
+    template = (files("vapo_verl.diagnostics.probing") / "result.html").read_text(encoding="utf-8")
+    page = Template(template).substitute(
+        policy=_policy(plotly, script),
+        title=escape(title),
+        style=_text("report.css"),
+        note=escape(note),
+        figures=_figures(panels, 0),
+        tables="".join(map(_table, tables)),
+        data=inert_json({"runs": [title], "panels": [asdict(panel) for panel in panels]}),
+        plotly=plotly,
+        script=script,
+    )
+    path = folder / PAGE_FILE
+    with written_whole(path) as temporary:
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+    return path
+
+
+def shown_share(share: Share) -> str:
+    """A share with its interval and counts, for a cell of a table."""
+    if share["share"] is None:
+        return NONE
+    interval = f"{share['low']:.3f} to {share['high']:.3f}"
+    return f"{share['share']:.3f} ({interval}), {share['num']} of {share['of']}"

@@ -1,0 +1,122 @@
+"""The rows that a checkpoint is asked about, out of a data file of our row format."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vapo_verl.data.cells import check_answer, check_images_match, check_prompt
+from vapo_verl.data.claims_column import Claim, read_claims
+from vapo_verl.data.errors import BadCell, FileError, RowError
+from vapo_verl.data.image_cell import is_remote, local_path
+from vapo_verl.data.parquet_stream import iter_rows, open_parquet, require_columns
+from vapo_verl.data.rows import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
+
+KEY = "DATA"
+_IMPORT_FIRST = "run `python -m vapo_verl.data import-plain` on it"
+_ANSWER_STYLES = ("exact", "math")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One question with its images, still encoded."""
+
+    number: int
+    """Place in its file, from 0: the row's key in all results."""
+    data_source: str
+    index: int | None
+    """`extra_info.index`."""
+    messages: tuple[Mapping[str, str], ...]
+    """Turns with one `<image>` in their text per image."""
+    images: tuple[bytes | str, ...]
+    """Encoded images, or where they are."""
+    ground_truth: str
+    style: str
+    """How answers are compared, see :func:`vapo_verl.reward.accuracy.accuracy`."""
+    claims: tuple[Claim, ...]
+
+    def identity(self) -> dict[str, Any]:
+        """What every result says about its row."""
+        return {
+            "row": self.number,
+            "data_source": self.data_source,
+            "index": self.index,
+            "ground_truth": self.ground_truth,
+        }
+
+
+def read_rows(path: Path, *, num_rows: int | None, seed: int, answer_style: str) -> list[Row]:
+    """Draw `num_rows` rows of a file, in the file's order; they are held in memory, encoded.
+
+    Args:
+        num_rows: None takes all of them.
+        answer_style: of rows whose `reward_model.style` is neither `exact` nor `math`.
+
+    Raises:
+        FileError: no such file, not parquet, or without a required column.
+        RowError: a drawn row cannot be asked.
+    """
+    with open_parquet(path, key=KEY) as parquet:
+        require_columns(parquet, REQUIRED_COLUMNS, path=str(path), fix=_IMPORT_FIRST)
+        total = parquet.metadata.num_rows
+        wanted = frozenset(draw_rows(total, num_rows, seed))
+        columns = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
+        rows = iter_rows(parquet, columns, path=path, key=KEY)
+        return [_row(path, number, row, answer_style) for number, row in rows if number in wanted]
+
+
+def draw_rows(total: int, num_rows: int | None, seed: int) -> list[int]:
+    """Row numbers in ascending order; the same seed draws the same ones."""
+    if num_rows is None or num_rows >= total:
+        return list(range(total))
+    return sorted(np.random.default_rng(seed).permutation(total)[:num_rows].tolist())
+
+
+def open_image(source: bytes | str) -> Image.Image | str:
+    """The image; an address stays one.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    if is_remote(source):
+        assert isinstance(source, str)
+        return source
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else local_path(source)
+        with Image.open(file) as image:
+            image.load()
+            return image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise FileError(f"{KEY}: an image cannot be read ({error}); run the data check") from error
+
+
+def _row(path: Path, number: int, row: Mapping[str, Any], answer_style: str) -> Row:
+    try:
+        check_prompt(row["prompt"])
+        images = check_images_match(row["prompt"], row["images"])
+        check_answer(row["reward_model"])
+        claims = read_claims(row["claims"])
+    except BadCell as problem:
+        raise RowError(problem.at(number).describe(str(path))) from problem
+    style = row["reward_model"].get("style")
+    return Row(
+        number=number,
+        data_source=str(row["data_source"]),
+        index=(row["extra_info"] or {}).get("index"),
+        messages=tuple(row["prompt"]),
+        images=tuple(images),
+        ground_truth=str(row["reward_model"]["ground_truth"]),
+        style=style if style in _ANSWER_STYLES else answer_style,
+        claims=claims,
+    )
+
+
+def batches(rows: Sequence[Row], size: int) -> list[Sequence[Row]]:
+    """The rows in pieces of `size`."""
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
