@@ -123,7 +123,13 @@ def test_a_save_replaces_what_a_killed_one_left(tmp_path):
 
 @pytest.mark.parametrize(
     ("keep", "left"),
-    [(None, [2, 4, 5, 6, 8]), (0, [2, 4, 5, 6, 8]), (1, [6, 8]), (2, [4, 6, 8]), (9, [2, 4, 6, 8])],
+    [
+        (None, [2, 4, 5, 6, 8]),
+        (-1, [2, 4, 5, 6, 8]),
+        (1, [6, 8]),
+        (2, [4, 6, 8]),
+        (9, [2, 4, 6, 8]),
+    ],
 )
 def test_the_newest_checkpoints_are_kept_whole_and_remains_go(tmp_path, keep, left):
     for step in (2, 4, 6, 8):

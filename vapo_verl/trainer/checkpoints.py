@@ -95,9 +95,9 @@ def whole_or_gone(run_dir: Path, step: int) -> Iterator[None]:
 def remove_old(run_dir: Path, step: int, keep: int | None) -> None:
     """Leave ``keep`` whole checkpoints up to that of ``step``, and no remains before them.
 
-    Does nothing where ``keep`` is None or 0.
+    Does nothing where ``keep`` is None or no positive number.
     """
-    if not keep:
+    if keep is None or keep < 1:
         return
     older = {other for other in _steps(run_dir) if other < step}
     whole = [other for other in complete_steps(run_dir) if other < step]
