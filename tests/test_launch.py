@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 
 from vapo_verl import launch
 from vapo_verl.composition import compose_recipe
-from vapo_verl.platform import ray_address
 from vapo_verl.platform.environment import CPU_ENVIRONMENT
+from vapo_verl.platform.ray_address import address_file
 from vapo_verl.preflight import InputError
 from vapo_verl.trainer.checkpoints import checkpoint_folder, mark_complete
 
@@ -110,8 +110,10 @@ def test_a_gpu_run_changes_no_environment(monkeypatch):
 def no_cluster(monkeypatch, tmp_path):
     """No Ray of this machine in the way; the file where `ray start` leaves its address."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(ray_address, "CURRENT_CLUSTER", tmp_path / "ray_current_cluster")
-    return tmp_path / "ray_current_cluster"
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    file = address_file()
+    file.parent.mkdir()
+    return file
 
 
 @pytest.mark.parametrize("where", ["environment", "config", "file"])

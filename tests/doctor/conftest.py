@@ -48,4 +48,4 @@ def config(overrides) -> Callable[..., DictConfig]:
 def no_cluster(monkeypatch, tmp_path) -> None:
     """No Ray of this machine in the way."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("vapo_verl.platform.ray_address.CURRENT_CLUSTER", tmp_path / "absent")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))

@@ -46,7 +46,7 @@ from vapo_verl.doctor.registrations import check_agent_loop, check_entry_point
 from vapo_verl.doctor.resume import check_resume
 from vapo_verl.doctor.samples import PromptSample, judge_samples, measure
 from vapo_verl.doctor.versions import check_versions
-from vapo_verl.platform import ray_address
+from vapo_verl.platform.ray_address import address_file
 from vapo_verl.small_model import model_dir
 from vapo_verl.trainer.checkpoints import checkpoint_folder, mark_complete
 
@@ -154,7 +154,8 @@ def test_6_a_cluster_that_does_not_answer_is_named(monkeypatch):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"  # bound, but nobody listens
-        found = only(ray_cluster.check_ray(None, {"RAY_ADDRESS": address}))
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        found = only(ray_cluster.check_ray(None))
     assert found.found.startswith(f"RAY_ADDRESS={address} does not answer")
     assert "ray start --head" in found.fix
     assert "is no address" in only(ray_cluster.check_ray(None, {"RAY_ADDRESS": "head"})).found
@@ -163,19 +164,19 @@ def test_6_a_cluster_that_does_not_answer_is_named(monkeypatch):
         assert ray_cluster.check_address(address).status == "ok"
 
 
-def test_6_a_dead_cluster_that_ray_start_left_behind_is_named(tmp_path, monkeypatch):
-    file = tmp_path / "ray_current_cluster"
-    monkeypatch.setattr(ray_address, "CURRENT_CLUSTER", file)
+def test_6_a_dead_cluster_that_ray_start_left_behind_is_named(monkeypatch):
+    file = address_file()
+    file.parent.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as server:
         file.write_text(f"127.0.0.1:{server.getsockname()[1]}")
-        joined = only(ray_cluster.check_ray(None, {}), status="warning")
+        joined = only(ray_cluster.check_ray(None), status="warning")
         assert "a run without RAY_ADDRESS joins it" in joined.found
-    found = only(ray_cluster.check_ray(None, {}))
+    found = only(ray_cluster.check_ray(None))
     assert f"{file} names the cluster 127.0.0.1" in found.found
     assert "which does not answer" in found.found
     assert "ray stop" in found.fix
-    alone = ray_cluster.check_ray(None, {"RAY_ADDRESS": "local"})
-    assert not any(str(file) in finding.found for finding in alone)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert not any(str(file) in finding.found for finding in ray_cluster.check_ray(None))
 
 
 def ray_node(name, gpus, alive=True):
@@ -307,7 +308,7 @@ def test_13_a_taken_port_is_named(monkeypatch):
 
 
 def test_14_several_nodes_need_an_address(config):
-    found = only(ray_cluster.check_ray(config("trainer.nnodes=2"), {}))
+    found = only(ray_cluster.check_ray(config("trainer.nnodes=2")))
     assert "trainer.nnodes=2, but RAY_ADDRESS is not set" in found.found
     assert "export RAY_ADDRESS" in found.fix
 

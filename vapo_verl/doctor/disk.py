@@ -51,7 +51,7 @@ def check_temporary(folder: Path) -> Finding:
         return error(CHECK, f"temporary folder {folder} cannot be written: {problem}", fix)
     usage = shutil.disk_usage(folder)
     found = f"temporary folder {folder}: {gib(usage.free)} free of {gib(usage.total)}"
-    fix = "free some, or another place: TMPDIR and ray_kwargs.ray_init._temp_dir"
+    fix = "free some, or another place: TMPDIR and +ray_kwargs.ray_init._temp_dir=PATH"
     if usage.free < LEAST_TEMPORARY:
         return error(CHECK, f"{found}; Ray needs at least {gib(LEAST_TEMPORARY)}", fix)
     if usage.free < ENOUGH_TEMPORARY or usage.used > RAY_REFUSES_BEYOND * usage.total:

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
@@ -34,7 +35,7 @@ def check_ray(
         elif environment.get("RAY_ADDRESS"):
             yield check_address(address)
         else:
-            yield check_left_behind(address)
+            yield check_left_behind(address, ray_address.address_file(environment))
         return
     if config is not None and config.trainer.nnodes > 1:
         yield error(
@@ -82,10 +83,10 @@ def check_address(address: str, name: str = "RAY_ADDRESS") -> Finding:
     return ok(CHECK, f"{name}={address} answers")
 
 
-def check_left_behind(address: str) -> Finding:
+def check_left_behind(address: str, file: Path) -> Finding:
     """A cluster that nobody named: `ray start` left its address on this machine."""
     problem = silence(*host_and_port(address))
-    found = f"{ray_address.CURRENT_CLUSTER} names the cluster {address}"
+    found = f"{file} names the cluster {address}"
     fix = "ray stop, or RAY_ADDRESS=local for a cluster of the run's own"
     if problem:
         return error(CHECK, f"{found}, which does not answer: {problem}", fix)
@@ -148,5 +149,5 @@ def check_shared_memory(folder: str = "/dev/shm") -> Finding:
         f"{folder}: {gib(free)} free, Ray's object store wants {gib(wanted)} and would use the "
         "disk, which is many times slower",
         f"docker run --shm-size={wanted / 2**30:.0f}g (or --ipc=host), or remount {folder}; or "
-        "a smaller store: ray_kwargs.ray_init.object_store_memory",
+        "a smaller store: +ray_kwargs.ray_init.object_store_memory=BYTES",
     )

@@ -6,8 +6,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
-"""Where `ray start` on this machine leaves its address."""
+
+def address_file(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where `ray start` on this machine leaves its address."""
+    temporary = environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp"
+    return Path(temporary) / "ray" / "ray_current_cluster"
 
 
 def joined_cluster(
@@ -23,6 +26,6 @@ def joined_cluster(
     if address == "local":
         return None
     if address in (None, "", "auto"):
-        started_here = CURRENT_CLUSTER.is_file()
-        return CURRENT_CLUSTER.read_text().strip() if started_here else address or None
+        left_here = address_file(environment)
+        return left_here.read_text().strip() if left_here.is_file() else address or None
     return address
