@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 
 def run(*arguments, cwd, **environment):
     return subprocess.run(
@@ -61,3 +63,26 @@ def test_a_recipe_of_the_users_own_builds_on_a_packaged_one(tmp_path):
     arguments = ("-m", "vapo_verl.main", "--config-dir", str(tmp_path), "+recipe=mine")
     result = run(*arguments, "--cfg", "job", "-p", "vapo.anchors", cwd=tmp_path)
     assert "num_anchors: 7" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("raised", "exit_code", "said"),
+    [
+        ("stopping.RunStopped(7)", 75, "Stopped on request at step 7; the same command resumes."),
+        ("stopping.RunStopped(None)", 75, "Stopped on request before the first step;"),
+        ("checkpoints.CheckpointError('no room in DIR')", 1, "vapo_verl: no room in DIR"),
+        ("preflight.InputError('data.x: bad')", 2, "vapo_verl: data.x: bad"),
+    ],
+)
+def test_each_end_of_a_run_has_its_exit_code_and_its_message(tmp_path, raised, exit_code, said):
+    code = (
+        "import runpy, sys; from vapo_verl import launch, preflight\n"
+        "from vapo_verl.trainer import checkpoints, stopping\n"
+        f"def end(config): raise {raised}\n"
+        "launch.launch = end; sys.argv = ['vapo_verl.main', '+recipe=smoke']\n"
+        "runpy.run_module('vapo_verl.main', run_name='__main__')"
+    )
+    result = run("-c", code, cwd=tmp_path)
+    assert result.returncode == exit_code, result.stderr
+    assert said in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr

@@ -45,7 +45,7 @@ def exported(request, smoke: Smoke):
     command = [sys.executable, "-m", "vapo_verl.export", str(run_dir)]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     out = run_dir / "model_step_1"
-    assert printed.splitlines()[-1] == str(out)
+    assert printed == f"{out}\n"
     return run_dir, out
 
 

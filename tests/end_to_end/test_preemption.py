@@ -73,6 +73,9 @@ def stopped(smoke: Smoke) -> Path:
     run = Stops(smoke, "stopped")
     folder = run.run_dir
 
+    said = run.stop(lambda log: "ray init kwargs" in log, signal.SIGTERM)  # to Ray's own handler
+    assert "stopped before the run began" in said
+
     said = run.stop(lambda log: "VapoHttpServer" in log, signal.SIGTERM)  # the engine loads
     assert "Stopped on request before the first step" in said
     assert complete_steps(folder) == []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 
@@ -24,7 +25,7 @@ def write_model(checkpoint: Path, out: Path) -> None:
         hf_model_config_path=str(checkpoint / "huggingface"),
         target_dir=str(out),
     )
-    with _tensors_only():
+    with _tensors_only(), redirect_stdout(sys.stderr):  # stdout is for the path alone
         FSDPModelMerger(config).merge_and_save()
     for file in out.iterdir():
         file.chmod(file.stat().st_mode | stat.S_IRGRP | stat.S_IROTH)  # safetensors: owner only
