@@ -34,9 +34,7 @@ def running_jobs(client: JobSubmissionClient) -> list[JobDetails]:
 def stop_job(job: JobDetails) -> None:
     if job.driver_info is None:  # it has not joined Ray yet: nothing to save
         return
-    address = job.driver_info.node_ip_address
-    node = next(n for n in ray.nodes() if n["Alive"] and n["NodeManagerAddress"] == address)
-    beside_driver = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    beside_driver = NodeAffinitySchedulingStrategy(job.driver_node_id, soft=False)
     ray.get(terminate.options(scheduling_strategy=beside_driver).remote(int(job.driver_info.pid)))
 
 

@@ -20,6 +20,8 @@ from typing import Any
 RUNS = "/runs"
 BAD_INPUT, STOPPED = 2, 75
 """Exit codes of `vapo_verl.main` that are no fault of the cluster: its message says it all."""
+STORAGE_BESIDE_GPUS = "++transfer_queue.backend.SimpleStorage.required_node_resource=GPU"
+"""TransferQueue spreads its storage over all nodes; the driver's own has no room for it."""
 POLL_S = 2.0
 
 
@@ -62,6 +64,7 @@ class Settings:
             f"trainer.nnodes={self.nodes}",
             f"trainer.n_gpus_per_node={self.gpus_per_node}",
             f"trainer.default_local_dir={RUNS}/{self.run}",
+            STORAGE_BESIDE_GPUS,
             *self.overrides,
         ]
 
