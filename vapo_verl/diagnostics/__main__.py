@@ -6,8 +6,9 @@ writes one HTML file (RUN_DIR/report.html) that opens without a network. It work
 trains.
 
 python -m vapo_verl.diagnostics early-decision MODEL DATA --run RUN_DIR
+python -m vapo_verl.diagnostics perception MODEL DATA --run RUN_DIR
 
-asks a checkpoint, in vLLM, and goes on where it was stopped. Exit codes: 0 done, 2 bad input or a
+ask a checkpoint, in vLLM, and go on where they were stopped. Exit codes: 0 done, 2 bad input or a
 place that cannot be written, 130 interrupted.
 """
 
@@ -25,6 +26,7 @@ BAD_INPUT, INTERRUPTED = 2, 130
 NUM_SAMPLES = 120
 PROBING = {
     "early-decision": ("answers forced along the reasoning", "early_decision"),
+    "perception": ("claims and attention along responses to held-out rows", "perception"),
 }
 """Command -> help, and the package whose `command` adds its arguments and runs it."""
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from vapo_verl.diagnostics.early_decision.records import COMMAND, load_early_decision
+from vapo_verl.diagnostics.early_decision.options import EarlyOptions
+from vapo_verl.diagnostics.early_decision.records import (
+    COMMAND,
+    EarlyDecision,
+    load_early_decision,
+)
 from vapo_verl.diagnostics.early_decision.summary import summarise
-from vapo_verl.diagnostics.errors import RunError
 from vapo_verl.diagnostics.panel import Panel, Series, numbers
-from vapo_verl.diagnostics.probing.journal import write_summary
 from vapo_verl.diagnostics.probing.options import (
+    ProbeOptions,
     add_probe_arguments,
     probe_options,
     require_at_least,
 )
 from vapo_verl.diagnostics.tables import Table
 
-DEFAULT_TIME_UP = "\nTime is up. I have to answer now.\n"
 _UPPER_BOUND = (
     "The peak is chosen in these very rows and the recoverable share takes the best of many cuts:"
     " both are upper bounds."
@@ -26,13 +30,23 @@ _UPPER_BOUND = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of every probing command, and how an answer is forced."""
+    default = EarlyOptions()
     add_probe_arguments(parser, attention=False)
     add = parser.add_argument_group("forced answers").add_argument
-    add("--num-cuts", type=int, default=21, help="evenly from 0 to 100 %% (%(default)s)")
-    add("--time-up", default=DEFAULT_TIME_UP, help="text behind a cut (%(default)r)")
-    add("--end-of-thinking", default="</think>", help="closing tag (%(default)r)")
-    add("--answer-start", default="\n\\boxed{", help="begins the answer (%(default)r)")
-    add("--answer-tokens", type=int, default=32, help="of a forced answer (%(default)s)")
+    add("--num-cuts", type=int, default=default.num_cuts, help="from 0 to 100 %% (%(default)s)")
+    for name, text in (
+        ("time_up", "text behind a cut"),
+        ("end_of_thinking", "closing tag"),
+        ("answer_start", "begins the answer"),
+    ):
+        flag = f"--{name.replace('_', '-')}"
+        add(flag, default=getattr(default, name), help=f"{text} (%(default)r)")
+    add(
+        "--answer-tokens",
+        type=int,
+        default=default.answer_tokens,
+        help="of a forced answer (%(default)s)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,10 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = probe_options(arguments, COMMAND)
     require_at_least(arguments, "num_cuts", 2)
     require_at_least(arguments, "answer_tokens", 1)
-    from vapo_verl.diagnostics.early_decision.probe import EarlyOptions, decide_early
-    from vapo_verl.diagnostics.probing.job import finish_rows
     from vapo_verl.diagnostics.probing.page import write_page
-    from vapo_verl.diagnostics.probing.rows import read_rows
 
     early = EarlyOptions(
         num_cuts=arguments.num_cuts,
@@ -52,28 +63,31 @@ def run(arguments: argparse.Namespace) -> int:
         answer_start=arguments.answer_start,
         answer_tokens=arguments.answer_tokens,
     )
-    rows = read_rows(
-        options.data,
-        num_rows=options.num_rows,
-        seed=options.seed,
-        answer_style=options.answer_style,
-    )
-    finish_rows(
-        rows,
-        options,
-        early.settings(),
-        lambda engine, some: decide_early(engine, some, options, early),
-    )
-    decision = load_early_decision(options.out)
-    if decision is None:
-        raise RunError(f"{options.out} holds no rows")
-    summary = summarise(decision)
-    write_summary(options.out, summary)
+    summary = measure_early_decision(options, early)
     page = write_page(
         options.out, "Early decision", _UPPER_BOUND, [_panel(summary)], [_table(summary)]
     )
     print(f"{_headline(summary)}\n{page}")
     return 0
+
+
+def measure_early_decision(options: ProbeOptions, early: EarlyOptions) -> dict[str, Any]:
+    """Do the rows that are not done, and write and return the summary."""
+    from vapo_verl.diagnostics.early_decision.probe import decide_early
+    from vapo_verl.diagnostics.probing.job import measure
+
+    return measure(
+        options,
+        early.settings(),
+        lambda engine, rows: decide_early(engine, rows, options, early),
+        lambda _: summarise(_loaded(options.out)),
+    )
+
+
+def _loaded(folder: Path) -> EarlyDecision:
+    decision = load_early_decision(folder)
+    assert decision is not None
+    return decision
 
 
 def _headline(summary: dict[str, Any]) -> str:

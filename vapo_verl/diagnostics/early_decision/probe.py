@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
+from vapo_verl.diagnostics.early_decision.options import EarlyOptions
 from vapo_verl.diagnostics.early_decision.records import Cut
 from vapo_verl.diagnostics.probing.cuts import cut_positions, even_targets
 from vapo_verl.diagnostics.probing.engine import Engine
 from vapo_verl.diagnostics.probing.options import ProbeOptions
 from vapo_verl.diagnostics.probing.respond import Response, grade, respond
 from vapo_verl.diagnostics.probing.rows import Row
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EarlyOptions:
-    """How an answer is forced."""
-
-    num_cuts: int
-    time_up: str
-    """Put behind the cut."""
-    end_of_thinking: str
-    answer_start: str
-    """Begins the answer, so that few tokens are enough for it."""
-    answer_tokens: int
-
-    @property
-    def suffix(self) -> str:
-        return self.time_up + self.end_of_thinking + self.answer_start
-
-    def settings(self) -> dict[str, Any]:
-        """By the names of their options."""
-        return {f"--{name.replace('_', '-')}": value for name, value in asdict(self).items()}
 
 
 def decide_early(

@@ -9,12 +9,34 @@ from typing import Any
 from tqdm import tqdm
 
 from vapo_verl.diagnostics.probing.engine import Engine
-from vapo_verl.diagnostics.probing.journal import Journal
+from vapo_verl.diagnostics.probing.journal import Journal, read_records, write_summary
 from vapo_verl.diagnostics.probing.options import ProbeOptions
-from vapo_verl.diagnostics.probing.rows import Row, batches
+from vapo_verl.diagnostics.probing.rows import Row, batches, read_rows
 
 Work = Callable[[Engine, Sequence[Row]], list[dict[str, Any]]]
 """Asks about some rows at once; a record for each, JSON without nan, with its `row`."""
+
+
+def measure(
+    options: ProbeOptions,
+    settings: Mapping[str, Any],
+    work: Work,
+    summarise: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    *,
+    images_per_row: int = 1,
+    attention: bool = False,
+) -> dict[str, Any]:
+    """Draw the rows, finish those that are not done, and write and return the summary."""
+    rows = read_rows(
+        options.data,
+        num_rows=options.num_rows,
+        seed=options.seed,
+        answer_style=options.answer_style,
+    )
+    finish_rows(rows, options, settings, work, images_per_row=images_per_row, attention=attention)
+    summary = summarise(read_records(options.out))
+    write_summary(options.out, summary)
+    return summary
 
 
 def finish_rows(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 from scipy import stats
@@ -69,3 +69,11 @@ def paired_shares(a: np.ndarray, b: np.ndarray) -> PairedShares:
         lost=lost,
         p=p,
     )
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for JSON: null for what is nan or infinite."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }

@@ -1,0 +1,29 @@
+"""Perception: what a checkpoint still sees along its responses to held-out rows.
+
+`python -m vapo_verl.diagnostics perception MODEL DATA --run RUN_DIR` writes
+`RUN_DIR/diagnostics/perception/`: responses, the visual attention of each of their tokens, and the
+model's verdicts on the rows' claims at cuts along them, whether the response is right or not.
+
+- `rows.jsonl`: a line for each row:
+
+      row, data_source, index, ground_truth, response, num_tokens, reasoning, finish, answer, right
+                      as in :mod:`vapo_verl.diagnostics.early_decision`
+      format          float: the format reward of the response
+      attention       list of float or null, one for each token of the response
+      anchors         list, by rising position; the first ones stand behind the prompt, at 0:
+        position      int: tokens of the response before the question
+        claim         string
+        label         bool: whether it is true
+        answer        bool: true for yes
+        correct       bool
+        p_yes         float: normalised over yes and no
+      probe_tokens    int: prompt tokens of all questions
+      cached_tokens   int: those of them that were in the KV cache
+
+- `settings.json`, `summary.json` (:func:`summarise`) and `page.html`.
+"""
+
+from vapo_verl.diagnostics.perception.options import COMMAND, PerceptionOptions
+from vapo_verl.diagnostics.perception.summary import PARTS, summarise
+
+__all__ = ["COMMAND", "PARTS", "PerceptionOptions", "summarise"]

@@ -1,0 +1,125 @@
+"""`perception`: what a checkpoint sees along its responses, in claims and in attention."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from vapo_verl.diagnostics.panel import Panel, Series, numbers
+from vapo_verl.diagnostics.perception.options import COMMAND, PerceptionOptions
+from vapo_verl.diagnostics.probing.options import (
+    ProbeOptions,
+    add_probe_arguments,
+    probe_options,
+    require_at_least,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of every probing command, and how claims are asked."""
+    default = PerceptionOptions()
+    add_probe_arguments(parser, attention=True)
+    add = parser.add_argument_group("claims").add_argument
+    add("--num-cuts", type=int, default=default.num_cuts, help="along a response (%(default)s)")
+    add(
+        "--claims-per-cut",
+        type=int,
+        default=default.claims_per_cut,
+        help="asked at each cut and behind the prompt (%(default)s)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command."""
+    options = probe_options(arguments, COMMAND)
+    require_at_least(arguments, "num_cuts", 1)
+    require_at_least(arguments, "claims_per_cut", 1)
+    perception = PerceptionOptions(
+        num_cuts=arguments.num_cuts, claims_per_cut=arguments.claims_per_cut
+    )
+    summary = measure_perception(options, perception)
+    claims = summary["claims"]
+    late = ", ".join(
+        f"{part} {claims[part]['share']:.3f}"
+        for part in ("start", "early", "middle", "late")
+        if claims[part]["share"] is not None
+    )
+    print(f"{summary['num_rows']} rows: right {summary['accuracy']['share']:.3f}; claims {late}")
+    print(_page(options, summary))
+    return 0
+
+
+def measure_perception(options: ProbeOptions, perception: PerceptionOptions) -> dict[str, Any]:
+    """Do the rows that are not done, and write and return the summary."""
+    from vapo_verl.diagnostics.perception.probe import perceive
+    from vapo_verl.diagnostics.perception.summary import summarise
+    from vapo_verl.diagnostics.probing.job import measure
+
+    return measure(
+        options,
+        perception.settings(),
+        lambda engine, rows: perceive(engine, rows, options, perception),
+        summarise,
+        attention=True,
+    )
+
+
+def _page(options: ProbeOptions, summary: dict[str, Any]) -> Any:
+    from vapo_verl.diagnostics.probing.attention import attention_panels
+    from vapo_verl.diagnostics.probing.page import shown_share, write_page
+    from vapo_verl.diagnostics.tables import Table, shown
+
+    claims, attention = summary["claims"], summary["attention"]
+    late = claims["late_minus_early"]
+    rows = [
+        ["responses right", shown_share(summary["accuracy"])],
+        ["responses cut off by --max-tokens", shown_share(summary["truncated"])],
+        *[
+            [f"claims judged right, {name}", shown_share(claims[name])]
+            for name in ("all", "start", "early", "middle", "late")
+        ],
+        ["claims answered yes", shown_share(claims["yes_rate"])],
+        ["claims true", shown_share(claims["label_rate"])],
+        [
+            "late less early, over responses",
+            f"{_number(late['difference'])} ({_number(late['low'])} to {_number(late['high'])}),"
+            f" p {_number(late['p_t'])}, n {late['n']}",
+        ],
+        ["visual attention, mean", _number(attention["mean"])],
+        ["slope over a response", _number(attention["slope"])],
+        ["late third / early third", _number(attention["late_over_early"])],
+    ]
+    table = Table(title="Perception in numbers", header=["", "value"], rows=rows)
+    panels = [_claims_panel(claims), *attention_panels({"responses": attention})]
+    note = f"{summary['num_rows']} responses, {shown(claims['all']['of'])} verdicts on claims."
+    return write_page(options.out, "Perception", note, panels, [table])
+
+
+def _claims_panel(claims: dict[str, Any]) -> Panel:
+    bins = [each for each in claims["by_progress"] if each["share"]["share"] is not None]
+    places = [0.0, *((each["from"] + each["to"]) / 2 for each in bins)]
+    shares = [claims["start"], *(each["share"] for each in bins)]
+    line = Series(
+        name="claims judged right",
+        x=numbers(places),
+        y=numbers(each["share"] for each in shares),
+        low=numbers(each["low"] for each in shares),
+        high=numbers(each["high"] for each in shares),
+        bars=True,
+    )
+    return Panel(
+        title="Claims by position",
+        x_title="position / tokens of the response",
+        y_title="share judged right",
+        series=[line] if claims["start"]["of"] else [],
+        level=0.5,
+        level_name="chance",
+        note="The first point is behind the prompt. 95 % intervals of Wilson.",
+        missing="" if claims["start"]["of"] else "The rows hold no claims.",
+    )
+
+
+def _number(value: float | None) -> str:
+    from vapo_verl.diagnostics.tables import NONE
+
+    return NONE if value is None else f"{value:.3g}"
