@@ -82,7 +82,7 @@ def test_a_save_that_fails_leaves_nothing_of_itself_and_the_older_one_usable(tmp
     save(tmp_path, 3, whole=True)
     with (
         pytest.raises(checkpoints.CheckpointError) as caught,
-        checkpoints.whole_or_gone(tmp_path, 6),
+        checkpoints.saving(tmp_path, 6),
     ):
         save(tmp_path, 6, whole=False)
         (tmp_path / checkpoints.POINTER).write_text("6")  # as veRL does before the end
@@ -98,7 +98,7 @@ def test_a_save_that_fails_leaves_nothing_of_itself_and_the_older_one_usable(tmp
 def test_a_failed_first_save_says_that_there_is_no_older_one(tmp_path):
     with (
         pytest.raises(checkpoints.CheckpointError, match="There is no older one"),
-        checkpoints.whole_or_gone(tmp_path, 6),
+        checkpoints.saving(tmp_path, 6),
     ):
         raise RuntimeError(
             "[enforce fail at inline_container.cc:672] . unexpected pos 64\nframe #0"
@@ -107,7 +107,7 @@ def test_a_failed_first_save_says_that_there_is_no_older_one(tmp_path):
 
 
 def test_a_kill_inside_a_save_is_no_error_of_the_disk(tmp_path):
-    with pytest.raises(KeyboardInterrupt), checkpoints.whole_or_gone(tmp_path, 6):
+    with pytest.raises(KeyboardInterrupt), checkpoints.saving(tmp_path, 6):
         save(tmp_path, 6, whole=False)
         raise KeyboardInterrupt
     assert checkpoints.latest_complete(tmp_path) is None
@@ -115,7 +115,7 @@ def test_a_kill_inside_a_save_is_no_error_of_the_disk(tmp_path):
 
 def test_a_save_replaces_what_a_killed_one_left(tmp_path):
     save(tmp_path, 6, whole=False)
-    with checkpoints.whole_or_gone(tmp_path, 6):
+    with checkpoints.saving(tmp_path, 6):
         save(tmp_path, 6, whole=False)  # mkdir() would refuse the old folder
     assert checkpoints.latest_complete(tmp_path) == 6
     assert pointer(tmp_path) == "6"
@@ -137,6 +137,18 @@ def test_the_newest_checkpoints_are_kept_whole_and_remains_go(tmp_path, keep, le
     save(tmp_path, 5, whole=False)
     checkpoints.remove_old(tmp_path, 6, keep)  # 8 is of an earlier run that went further
     assert sorted(int(f.name.removeprefix("global_step_")) for f in tmp_path.glob("g*")) == left
+
+
+@pytest.mark.parametrize(
+    ("keep", "during", "after"), [(1, [1, 2, 4], [6]), (2, [4], [4, 6]), (3, [2, 4], [2, 4, 6])]
+)
+def test_old_ones_make_room_but_never_the_newest(tmp_path, keep, during, after):
+    for step in (1, 2, 4):
+        save(tmp_path, step, whole=True)
+    with checkpoints.saving(tmp_path, 6, keep):
+        assert checkpoints.complete_steps(tmp_path) == during
+        save(tmp_path, 6, whole=False)
+    assert checkpoints.complete_steps(tmp_path) == after
 
 
 def test_a_kill_while_an_old_one_is_removed_leaves_no_half_that_counts_as_whole(

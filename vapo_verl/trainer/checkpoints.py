@@ -67,13 +67,20 @@ def mark_complete(run_dir: Path, step: int) -> None:
 
 
 @contextmanager
-def whole_or_gone(run_dir: Path, step: int) -> Iterator[None]:
+def saving(run_dir: Path, step: int, keep: int | None = None) -> Iterator[None]:
     """Save the checkpoint of ``step`` within: it is whole afterwards, or nothing of it is left.
+
+    Old checkpoints go first, to make room, but the newest only once this one is whole.
+
+    Args:
+        keep: whole checkpoints to leave, this one among them; all, where it is None.
 
     Raises:
         CheckpointError: it could not be written; older checkpoints are as they were.
     """
     discard_incomplete(run_dir, step)
+    if keep != 1:
+        remove_old(run_dir, step, keep)
     try:
         yield
         mark_complete(run_dir, step)
@@ -90,10 +97,11 @@ def whole_or_gone(run_dir: Path, step: int) -> Iterator[None]:
             f"(free space there: {free:.2f} GiB). {kept}. If the disk is full, free some space or "
             "keep fewer checkpoints (trainer.max_actor_ckpt_to_keep=1); the same command resumes."
         ) from error
+    remove_old(run_dir, step, keep)
 
 
 def remove_old(run_dir: Path, step: int, keep: int | None) -> None:
-    """Leave ``keep`` whole checkpoints up to that of ``step``, and no remains before them.
+    """Leave ``keep`` whole checkpoints, that of ``step`` and those before it, and no remains.
 
     Does nothing where ``keep`` is None or no positive number.
     """

@@ -211,11 +211,10 @@ class VapoTrainer(PPOTrainerSync):
         write_rollouts(self.run_dir, self.global_steps, rows)
 
     def _save_checkpoint(self) -> None:
-        """veRL's checkpoint, whole only once everything of it is on disk; then old ones go."""
-        with checkpoints.whole_or_gone(self.run_dir, self.global_steps):
+        """veRL's checkpoint, whole only once everything of it is on disk."""
+        with checkpoints.saving(self.run_dir, self.global_steps, self._num_checkpoints):
             super()._save_checkpoint()
         self._saved_step = self.global_steps
-        checkpoints.remove_old(self.run_dir, self.global_steps, self._num_checkpoints)
 
     def _load_checkpoint(self) -> None:
         """Resume from the newest whole checkpoint; one that a kill cut short is left alone."""
