@@ -3,7 +3,6 @@
 import base64
 import gc
 import hashlib
-import io
 import json
 import re
 import subprocess
@@ -14,10 +13,10 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from vapo_verl.diagnostics.__main__ import main, run_names
 from vapo_verl.diagnostics.run_summary import summarise_run
+from vapo_verl.trainer.run_folder import write_rollouts
 
 EVIL = "</script><script>evil = 1</script><img src=x onerror='evil = 1'>${policy}"
 METRICS = {
@@ -78,13 +77,17 @@ def test_a_run_in_numbers(make_run, rollout_row):
 
 
 def test_each_layer_has_a_line_of_the_heat_map(make_run, rollout_row):
-    layers = [[0.1, 0.4]] * 8
-    page = report(make_run("one", {1: [rollout_row(visual_attention_layers=layers)]}))
-    heat = panel(page, "Visual attention by layer")["heat"]
+    rows = {s: [rollout_row(s, visual_attention_layers=[[0.1, 0.4]] * 8)] for s in (1, 2)}
+    run = make_run("one", rows)
+    heat = panel(report(run), "Visual attention by layer")["heat"]
     assert heat["y"] == ["captured layer 0", "captured layer 1"]
     assert len(heat["values"]) == 2
     # 8 tokens fill 8 of the 20 bins
     assert [value for value in heat["values"][1] if value is not None] == [0.4] * 8
+    write_rollouts(run, 1, rows[1], layers=[3, 10])
+    page = report(run)
+    assert panel(page, "Visual attention by layer")["heat"]["y"] == ["layer 3", "layer 10"]
+    assert "1 response(s) were captured at other layers" in visible(page)
 
 
 def test_what_is_missing_is_said_with_its_setting(make_run, rollout_row):
@@ -110,14 +113,11 @@ def test_what_one_of_two_runs_lacks_is_said_under_its_name(make_run, rollout_row
     assert curve["missing"] in visible(page)
 
 
-def test_metrics_without_rollouts_and_rollouts_without_metrics(make_run, rollout_row, tmp_path):
+def test_metrics_without_rollouts_and_rollouts_without_metrics(make_run, rollout_row):
     page = report(make_run("metrics", {}, {1: METRICS}))
     assert "No rollouts were kept." in visible(page)
-    run = make_run("rollouts", {1: [rollout_row()]})
-    (run / "config.yaml").unlink()
-    page = report(run)
+    page = report(make_run("rollouts", {1: [rollout_row()]}))
     assert panel(page, "Reward")["missing"] == "No step has logged it."
-    assert "config.yaml is missing" in visible(page)
     assert len(data_of(page)["samples"]) == 1
 
 
@@ -170,16 +170,13 @@ def test_the_policy_names_the_scripts_that_stand_there(make_run, rollout_row):
     assert "default-src 'none'" in page
 
 
-def test_images_are_shown_where_the_file_has_them(make_run, rollout_row):
-    run = make_run("one", {1: [rollout_row(1, index) for index in range(3)]})
-    path = run / "rollouts" / "step_000001.parquet"
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 3), "red").save(buffer, "PNG")
-    images = pa.array([buffer.getvalue(), None, b"no image"], pa.binary())
-    pq.write_table(pq.read_table(path).append_column("image", images), path)
-    shown = [sample["image"] for sample in data_of(report(run))["samples"]]
-    assert shown[0].startswith("data:image/png;base64,")
-    assert shown[1:] == ["", ""]
+def test_images_are_shown_where_the_file_has_them(make_run, rollout_row, png):
+    red, blue = png(4, 3, "red"), png(4, 3, "blue")
+    cells = ([red, blue], [blue], [None, b"no image"], None)
+    run = make_run("one", {1: [rollout_row(1, i, images=cell) for i, cell in enumerate(cells)]})
+    data = data_of(report(run))
+    assert [sample["images"] for sample in data["samples"]] == [[0, 1], [1], [], []]
+    assert [uri.partition(",")[0] for uri in data["images"]] == ["data:image/png;base64"] * 2
 
 
 def test_two_runs_are_drawn_together_and_paired(make_run, rollout_row):
@@ -208,6 +205,54 @@ def test_two_runs_are_drawn_together_and_paired(make_run, rollout_row):
     text = visible(report(a, "--compare", str(c)))
     assert "No common step" in text
     assert "No common prompt" in text
+
+
+def test_early_decision_in_numbers(make_run, rollout_row, early_decision):
+    run = make_run("one", {1: [rollout_row()]})
+    early_decision(run, ["+++", "-+-", "--+", "-+-"])
+    page = report(run)
+    curve = panel(page, "Early decision")["series"][0]
+    assert (curve["x"], curve["y"]) == ([0, 0.5, 1], [0.25, 0.75, 0.5])
+    assert curve["texts"] == ["1 of 4", "3 of 4", "2 of 4"]
+    text = visible(page)
+    for cell in (
+        "responses</th><td>4</td>",
+        "peak</th><td>0.75 (0.301 to 0.954), 3 of 4 at 50%",
+        "last cut − peak</th><td>-0.25 (",
+        "recoverable by any cut, of errors</th><td>1 (0.342 to 1), 2 of 2",
+        "recoverable by any cut, of all</th><td>0.5 (0.15 to 0.85), 2 of 4",
+        "recoverable by a single cut, of errors</th><td>1 (0.342 to 1), 2 of 2 at 50%",
+    ):
+        assert cell in text
+
+
+def test_early_decision_that_was_not_made_or_cannot_be_read(make_run, rollout_row, early_decision):
+    run = make_run("one", {1: [rollout_row()]})
+    page = report(run)
+    assert "early-decision MODEL DATA --run RUN_DIR" in panel(page, "Early decision")["missing"]
+    assert "Early decision in numbers" not in visible(page)
+    folder = early_decision(run, ["+++"])
+    with (folder / "rows.jsonl").open("a") as file:
+        file.write('{"row": 1, "cuts')  # is being written
+    assert panel(report(run), "Early decision")["series"][0]["texts"] == ["1 of 1"] * 3
+    (folder / "rows.jsonl").write_text('{"row": 0}\n')
+    page = report(run)
+    assert "rows.jsonl: a row lacks or has wrong" in visible(page)
+    assert panel(page, "Early decision")["series"] == []
+
+
+def test_early_decision_of_two_runs_is_paired_by_row(make_run, rollout_row, early_decision):
+    a, b = (make_run(name, {1: [rollout_row()]}) for name in "ab")
+    early_decision(a, ["+++", "-+-", "---"])
+    text = visible(report(a, "--compare", str(b)))
+    assert "b: No early-decision run was made." in text
+    assert "Common early-decision rows" not in text
+    early_decision(b, ["--+", "-++", "-+-", "+++"])
+    text = visible(report(a, "--compare", str(b)))
+    # rows 0, 1, 2: with all reasoning 1 0 0 and 1 1 0, at an earlier cut 1 1 0 and 0 1 1
+    assert "right with all reasoning</th><td>3</td><td>0.333</td><td>0.667</td>" in text
+    assert "right at any earlier cut</th><td>3</td><td>0.667</td><td>0.667</td>" in text
+    assert "right with no reasoning</th><td>3</td><td>0.333</td><td>0</td>" in text
 
 
 def test_a_thousand_steps_in_bounded_memory(make_run, rollout_row):

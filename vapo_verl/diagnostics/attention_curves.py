@@ -28,13 +28,22 @@ class AttentionCurves:
         self.token_width = 1
         self.num_responses = 0
         self.num_other_layers = 0
+        self.layers: tuple[int, ...] = ()
         self._layer_sums: np.ndarray | None = None
         self._layer_counts: np.ndarray | None = None
 
-    def add(self, ratio: np.ndarray, layers: np.ndarray | None = None) -> None:
-        """Count one response: its ratio [tokens], and that of each layer [tokens, layers].
+    def add(
+        self,
+        ratio: np.ndarray,
+        by_layer: np.ndarray | None = None,
+        layers: tuple[int, ...] = (),
+    ) -> None:
+        """Count one response; one without a known value is left out.
 
-        One without a known value is left out.
+        Args:
+            ratio: visual attention ratio [tokens].
+            by_layer: that of each layer [tokens, layers].
+            layers: the model's layers in the columns of `by_layer`, where they are known.
         """
         if not np.isfinite(ratio).any():
             return
@@ -46,8 +55,8 @@ class AttentionCurves:
             self.by_token.merge_pairs()
             self.token_width *= 2
         self.by_token.add(np.arange(len(ratio)) // self.token_width, ratio)
-        if layers is not None and len(layers) == len(ratio):
-            self._add_layers(layers, bins)
+        if by_layer is not None and len(by_layer) == len(ratio):
+            self._add_layers(by_layer, layers, bins)
 
     def layer_means(self) -> np.ndarray | None:
         """Mean ratio [progress bins, layers] over all tokens; None where none was exported."""
@@ -56,15 +65,17 @@ class AttentionCurves:
         known = self._layer_counts > 0
         return np.where(known, self._layer_sums / np.maximum(self._layer_counts, 1), np.nan)
 
-    def _add_layers(self, layers: np.ndarray, bins: np.ndarray) -> None:
+    def _add_layers(self, by_layer: np.ndarray, layers: tuple[int, ...], bins: np.ndarray) -> None:
+        num_layers = by_layer.shape[1]
         if self._layer_sums is None or self._layer_counts is None:
-            self._layer_sums = np.zeros((NUM_PROGRESS_BINS, layers.shape[1]))
-            self._layer_counts = np.zeros((NUM_PROGRESS_BINS, layers.shape[1]), dtype=np.int64)
-        if layers.shape[1] != self._layer_sums.shape[1]:  # resumed with other layers
-            self.num_other_layers += 1
+            self._layer_sums = np.zeros((NUM_PROGRESS_BINS, num_layers))
+            self._layer_counts = np.zeros((NUM_PROGRESS_BINS, num_layers), dtype=np.int64)
+            self.layers = layers
+        if num_layers != self._layer_sums.shape[1] or layers != self.layers:
+            self.num_other_layers += 1  # resumed with other layers
             return
-        known = np.isfinite(layers)
-        np.add.at(self._layer_sums, bins, np.where(known, layers, 0.0))
+        known = np.isfinite(by_layer)
+        np.add.at(self._layer_sums, bins, np.where(known, by_layer, 0.0))
         np.add.at(self._layer_counts, bins, known)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from vapo_verl.diagnostics.early_panel import QUANTITIES as EARLY_QUANTITIES
+from vapo_verl.diagnostics.early_panel import early_rows
 from vapo_verl.diagnostics.paired import PairedDifference, paired_difference
 from vapo_verl.diagnostics.prompt_means import QUANTITIES
 from vapo_verl.diagnostics.run_summary import RunSummary
@@ -34,7 +36,7 @@ COMPARED_METRICS = (
 
 
 def comparison(a: RunSummary, b: RunSummary) -> list[Table]:
-    """Paired differences over common steps and over common prompts."""
+    """Paired differences over common steps, common prompts and common early-decision rows."""
     steps = [
         paired_difference(name, a.metrics.series(name), b.metrics.series(name))
         for name in COMPARED_METRICS
@@ -56,7 +58,20 @@ def comparison(a: RunSummary, b: RunSummary) -> list[Table]:
             "A pair is the same row of the data (data"
             " source and index) at the same step, with the mean of its sampled responses.",
         ),
+        *_early_decision(a, b),
     ]
+
+
+def _early_decision(a: RunSummary, b: RunSummary) -> list[Table]:
+    first, second = a.early_decision, b.early_decision
+    if first is None or second is None:
+        return []
+    found = [
+        paired_difference(name, early_rows(first, name), early_rows(second, name))
+        for name in EARLY_QUANTITIES
+    ]
+    note = "A pair is the same row of the early-decision data; both runs have to be given the same."
+    return [_differences("Common early-decision rows", "row", found, note)]
 
 
 def _differences(title: str, what: str, found: Sequence[PairedDifference], note: str) -> Table:

@@ -61,6 +61,16 @@ function fillResponse(sample) {
   $("response").replaceChildren(...parts);
 }
 
+function fillImages(sample) {
+  $("images").replaceChildren(...sample.images.map((at, i) => {
+    const image = new Image();
+    image.alt = `Image ${i + 1} of the prompt`;
+    image.addEventListener("load", () => image.classList.toggle("small", Math.max(image.naturalWidth, image.naturalHeight) <= 128));
+    image.src = DATA.images[at];
+    return image;
+  }));
+}
+
 function fillAnchors(sample) {
   const names = [...document.querySelectorAll("#anchors th")].map(head => head.textContent);
   const rows = sample.anchors.map((anchor, i) => {
@@ -93,8 +103,7 @@ function show() {
   $("sample").hidden = !sample;
   if (!sample) return;
   $("facts").textContent = facts(sample);
-  $("image").hidden = !sample.image;
-  if (sample.image) $("image").src = sample.image;
+  fillImages(sample);
   $("prompt").textContent = sample.prompt;
   $("legend").hidden = sample.attention.length === 0;
   $("hint").textContent = [
@@ -122,7 +131,6 @@ function fillSteps() {
 
 DATA.runs.forEach((name, i) => $("run").append(new Option(name, i)));
 $("run-choice").hidden = DATA.runs.length < 2;
-$("image").addEventListener("load", () => $("image").classList.toggle("small", $("image").naturalWidth <= 128));
 $("low").textContent = "0";
 $("high").textContent = `${number(strongest)} and more`;
 $("run").addEventListener("change", () => { fillSteps(); filter(); });

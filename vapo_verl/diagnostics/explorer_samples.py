@@ -8,7 +8,7 @@ from typing import Any
 
 from vapo_verl.diagnostics.bounded_sample import BoundedSample
 from vapo_verl.diagnostics.response_image import image_uri
-from vapo_verl.diagnostics.rollout_files import IMAGE_COLUMN, Rollout
+from vapo_verl.diagnostics.rollout_files import Rollout
 
 MAX_TOKENS = 4096
 """Tokens shown of one response."""
@@ -36,8 +36,8 @@ class ShownResponse:
     right: bool | None
     reward: dict[str, float | None]
     anchors: list[dict[str, Any]]
-    image: str
-    """``data:`` address of the image encoded anew, or empty."""
+    images: list[str]
+    """``data:`` addresses of the prompt's images that could be read."""
 
 
 class ExplorerSamples:
@@ -88,7 +88,7 @@ def shown_response(rollout: Rollout) -> ShownResponse:
             {**anchor, "p_yes": _rounded(anchor["p_yes"])}
             for anchor in rollout.cell("anchors") or []
         ],
-        image=image_uri(rollout.cell(IMAGE_COLUMN)),
+        images=[uri for data in rollout.cell("images") or [] if data and (uri := image_uri(data))],
     )
 
 

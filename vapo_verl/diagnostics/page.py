@@ -13,10 +13,12 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from vapo_verl.diagnostics.anchor_panels import anchor_panels
 from vapo_verl.diagnostics.attention_panels import attention_panels
 from vapo_verl.diagnostics.comparison import comparison
+from vapo_verl.diagnostics.early_panel import early_panel, early_table
 from vapo_verl.diagnostics.panel import Panel
 from vapo_verl.diagnostics.run_summary import RunSummary
 from vapo_verl.diagnostics.tables import Table, forgetting, overview
@@ -38,17 +40,21 @@ def write_report(out: Path, runs: Sequence[RunSummary]) -> None:
 def render_report(runs: Sequence[RunSummary]) -> str:
     from plotly.offline import get_plotlyjs  # read only here: the file has 5 MB
 
-    training, forgotten = training_panels(runs), [*attention_panels(runs), *anchor_panels(runs)]
+    training = training_panels(runs)
+    forgotten = [*attention_panels(runs), *anchor_panels(runs), early_panel(runs)]
+    early = early_table(runs)
     style, script, plotly = _text("report.css"), "\n".join(map(_text, _SCRIPTS)), get_plotlyjs()
     names = [run.name for run in runs]
+    samples = [
+        {"run": place, **asdict(response)}
+        for place, run in enumerate(runs)
+        for response in run.explorer.responses()
+    ]
     data = {
         "runs": names,
         "panels": [asdict(panel) for panel in (*training, *forgotten)],
-        "samples": [
-            {"run": place, **asdict(response)}
-            for place, run in enumerate(runs)
-            for response in run.explorer.responses()
-        ],
+        "images": _once_each(samples),
+        "samples": samples,
     }
     return Template(_text("report.html")).substitute(
         policy=_policy(plotly, script),
@@ -63,12 +69,21 @@ def render_report(runs: Sequence[RunSummary]) -> str:
         training=_figures(training, 0),
         forgetting_table=_table(forgetting(runs)),
         forgetting=_figures(forgotten, len(training)),
+        early_decision=_table(early) if early else "",
         comparison=_comparison(runs),
         drawn=escape(_drawn(runs)),
         data=inert_json(data),
         plotly=plotly,
         script=script,
     )
+
+
+def _once_each(samples: Sequence[dict[str, Any]]) -> list[str]:
+    """All images, each once; those of the samples become places in this list."""
+    places: dict[str, int] = {}
+    for sample in samples:
+        sample["images"] = [places.setdefault(uri, len(places)) for uri in sample["images"]]
+    return list(places)
 
 
 def _figures(panels: Sequence[Panel], first: int) -> str:

@@ -3,8 +3,9 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const coarse = matchMedia("(pointer: coarse)"); // a finger that drags wants to scroll
-const LIGHT_COLORS = ["#0b62c4", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be185d", "#0e7490", "#57534e"];
-const DARK_COLORS = ["#6cb0ff", "#ff9a5c", "#5fd38a", "#c99bff", "#e5c04b", "#ff8fc2", "#5cd3e6", "#c9c2ba"];
+const LIGHT_COLORS = ["#0b62c4", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be185d", "#0e7490", "#57534e", "#4d7c0f", "#1e3a8a"];
+const DARK_COLORS = ["#6cb0ff", "#ff9a5c", "#5fd38a", "#c99bff", "#e5c04b", "#ff8fc2", "#5cd3e6", "#c9c2ba", "#b5e05a", "#9fb4ff"];
+const MANY = 6; // lines, whose legend takes room
 
 function css(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -74,13 +75,14 @@ function shapesOf(panel) {
 function layoutOf(panel) {
   const axis = {gridcolor: css("--line"), zerolinecolor: css("--line"), automargin: true};
   const fewSteps = panel.x_title === "step" && panel.series.every(series => series.x.length < 8);
+  const shares = panel.x_title !== "step" && panel.series.every(series => series.x.every(x => x >= 0 && x <= 1));
   const positive = panel.series.every(series => series.y.every(value => value === null || value >= 0));
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: {color: css("--text"), size: 12},
     margin: {l: 50, r: 12, t: 8, b: 40}, showlegend: panel.series.length > 1 || (DATA.runs.length > 1 && !panel.heat),
-    legend: {orientation: "h", x: 0, y: 1.02, yanchor: "bottom"}, dragmode: coarse.matches ? false : "zoom",
-    xaxis: {...axis, title: {text: panel.x_title}, ...(fewSteps ? {dtick: 1} : {})},
-    yaxis: {...axis, title: {text: panel.y_title}, ...(panel.y_range ? {range: [panel.y_range[0] - 0.02, panel.y_range[1] + 0.02]} : {rangemode: positive ? "nonnegative" : "normal"})},
+    legend: {orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: {size: panel.series.length > MANY ? 10 : 12}, maxheight: 0.5}, dragmode: coarse.matches ? false : "zoom",
+    xaxis: {...axis, title: {text: panel.x_title}, ...(fewSteps ? {dtick: 1} : {}), ...(shares && !panel.heat ? {range: [-0.02, 1.02]} : {})},
+    yaxis: {...axis, title: {text: panel.y_title, standoff: 8}, ...(panel.y_range ? {range: [panel.y_range[0] - 0.02, panel.y_range[1] + 0.02]} : {rangemode: positive ? "nonnegative" : "normal"})},
     shapes: shapesOf(panel),
     annotations: panel.level === null ? [] : [{
       xref: "paper", x: 1, y: panel.level, text: plain(panel.level_name), showarrow: false, xanchor: "right", yanchor: "bottom",
@@ -92,6 +94,7 @@ function layoutOf(panel) {
 
 function draw(box) {
   const panel = DATA.panels[box.dataset.panel];
+  box.classList.toggle("tall", panel.series.length > MANY);
   Plotly.react(box, tracesOf(panel), layoutOf(panel), {responsive: true, displayModeBar: false});
   box.dataset.drawn = "yes";
 }

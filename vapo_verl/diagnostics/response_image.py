@@ -1,4 +1,4 @@
-"""A response's image, small: a page holds a hundred of them."""
+"""An image of a rollout file, as the page holds it."""
 
 from __future__ import annotations
 
@@ -7,35 +7,18 @@ import io
 
 from PIL import Image
 
-MAX_SIDE = 512
-"""Longer sides are scaled down to this many pixels."""
-_LOSSLESS_SIDE = 128
-_JPEG_QUALITY = 85
+from vapo_verl.trainer.sample_images import READ_ERRORS, small_image
 
 
-def image_uri(data: object) -> str:
-    """``data:`` address of the image, decoded and encoded anew; empty where `data` is none.
+def image_uri(data: bytes) -> str:
+    """``data:`` address of the image, decoded and encoded anew; empty where it cannot be read.
 
-    Only pixels get into the page: what else a file holds stays behind. What is transparent is shown
-    on white.
+    Only pixels get into the page: what else the bytes hold stays behind.
     """
-    if not isinstance(data, bytes):
-        return ""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            pixels = _on_white(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            encoded = small_image(image)
+    except READ_ERRORS:
         return ""
-    pixels.thumbnail((MAX_SIDE, MAX_SIDE))
-    kind = "png" if max(pixels.size) <= _LOSSLESS_SIDE else "jpeg"
-    buffer = io.BytesIO()
-    pixels.save(buffer, kind, quality=_JPEG_QUALITY)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    over = image.convert("RGBA")
-    white = Image.new("RGBA", over.size, "white")
-    return Image.alpha_composite(white, over).convert("RGB")
+    kind = "png" if encoded.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(encoded).decode('ascii')}"

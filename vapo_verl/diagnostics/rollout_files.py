@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vapo_verl.trainer.run_folder import ROLLOUT_FOLDER, ROLLOUT_SCHEMA
+from vapo_verl.trainer.run_folder import LAYERS_KEY, ROLLOUT_FOLDER, ROLLOUT_SCHEMA, rollout_file
 
 BATCH_ROWS = 32
-IMAGE_COLUMN = "image"
-"""Optional: the encoded bytes of the response's image."""
 _LEFT_OUT = {"prompt_ids", "response_ids", "advantages", "rollout_log_probs", "old_log_probs"}
-_COLUMNS = [name for name in ROLLOUT_SCHEMA.names if name not in _LEFT_OUT] + [IMAGE_COLUMN]
+_COLUMNS = [name for name in ROLLOUT_SCHEMA.names if name not in _LEFT_OUT]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +25,8 @@ class Rollout:
 
     batch: pa.RecordBatch
     row: int
+    layers: tuple[int, ...] = ()
+    """The model's layers in the columns of `layer_attention`; empty where the file names none."""
 
     def cell(self, name: str) -> Any:
         """The cell as Python objects; None where the file has no such column."""
@@ -59,8 +60,11 @@ class Rollout:
         return None if index < 0 else self.batch.column(index)[self.row]
 
 
-def rollout_files(run_dir: Path) -> list[Path]:
-    """Files of whole steps, by step; a file that is being written has another suffix."""
+def rollout_files(run_dir: Path, steps: range | None = None) -> list[Path]:
+    """Files of whole steps, or of those in `steps`; those being written have another suffix."""
+    if steps is not None:
+        named = (rollout_file(run_dir, step) for step in steps)
+        return [path for path in named if path.exists()]
     return sorted((run_dir / ROLLOUT_FOLDER).glob("step_*.parquet"))
 
 
@@ -70,10 +74,16 @@ def read_rollouts(files: Sequence[Path], problems: list[str]) -> Iterator[Rollou
         try:
             with pq.ParquetFile(path) as file:
                 columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
+                layers = _layers(file)
                 for batch in file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
-                    yield from (Rollout(batch, row) for row in range(batch.num_rows))
-        except (pa.ArrowException, OSError) as error:
+                    yield from (Rollout(batch, row, layers) for row in range(batch.num_rows))
+        except (pa.ArrowException, OSError, ValueError) as error:
             problems.append(f"{path} cannot be read and is left out: {error}")
+
+
+def _layers(file: pq.ParquetFile) -> tuple[int, ...]:
+    stored = (file.schema_arrow.metadata or {}).get(LAYERS_KEY.encode(), b"[]")
+    return tuple(int(layer) for layer in json.loads(stored))
 
 
 def _floats(values: pa.Array) -> np.ndarray:

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from vapo_verl.diagnostics.anchor_accuracy import AnchorAccuracy
 from vapo_verl.diagnostics.attention_curves import AttentionCurves, response_attention
+from vapo_verl.diagnostics.early_decision import COMMAND, EarlyDecision, load_early_decision
 from vapo_verl.diagnostics.errors import RunError
 from vapo_verl.diagnostics.explorer_samples import ExplorerSamples
 from vapo_verl.diagnostics.metrics_file import Metrics, read_metrics
+from vapo_verl.diagnostics.probing.options import FOLDER
 from vapo_verl.diagnostics.prompt_means import PromptMeans
 from vapo_verl.diagnostics.rollout_files import read_rollouts, rollout_files
-from vapo_verl.trainer.run_folder import CONFIG_FILE, METRICS_FILE
+from vapo_verl.trainer.run_folder import METRICS_FILE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,25 +28,31 @@ class RunSummary:
     anchors: AnchorAccuracy
     prompts: PromptMeans
     explorer: ExplorerSamples
-    layer_names: list[str]
-    """Of the captured layers where the config lists them; else empty."""
+    early_decision: EarlyDecision | None
+    """None where the command has not been run on it."""
     num_files: int
     num_responses: int
     problems: list[str]
     """What could not be read, a sentence each."""
 
 
-def summarise_run(run_dir: Path, *, name: str, num_samples: int, seed: int) -> RunSummary:
+def summarise_run(
+    run_dir: Path, *, name: str, num_samples: int, seed: int, rollouts_of: range | None = None
+) -> RunSummary:
     """Read a run folder; a run that is under way or was cut short is one like any other.
 
     Memory does not grow with the number of rollout files, but for one path each.
+
+    Args:
+        num_samples: responses kept for the explorer, drawn by `seed`.
+        rollouts_of: read the rollouts of these steps only; all metrics are read.
 
     Raises:
         RunError: no folder, or one that has neither metrics nor rollouts.
     """
     if not run_dir.is_dir():
         raise RunError(f"{run_dir} is no folder; give a run's trainer.default_local_dir")
-    files = rollout_files(run_dir)
+    files = rollout_files(run_dir, rollouts_of)
     if not files and not (run_dir / METRICS_FILE).exists():
         raise RunError(
             f"{run_dir} has neither {METRICS_FILE} nor rollouts/step_*.parquet: it is no run"
@@ -66,7 +72,7 @@ def summarise_run(run_dir: Path, *, name: str, num_samples: int, seed: int) -> R
         anchors=AnchorAccuracy(),
         prompts=PromptMeans(),
         explorer=ExplorerSamples(num_samples, seed),
-        layer_names=_layer_names(run_dir / CONFIG_FILE, problems),
+        early_decision=_early_decision(run_dir / FOLDER / COMMAND, problems),
         num_files=len(files),
         num_responses=0,
         problems=problems,
@@ -74,31 +80,27 @@ def summarise_run(run_dir: Path, *, name: str, num_samples: int, seed: int) -> R
     return _with_rollouts(summary, files)
 
 
+def _early_decision(folder: Path, problems: list[str]) -> EarlyDecision | None:
+    try:
+        return load_early_decision(folder)
+    except (RunError, OSError) as error:
+        problems.append(str(error))
+        return None
+
+
 def _with_rollouts(summary: RunSummary, files: Sequence[Path]) -> RunSummary:
     num_responses = 0
     for rollout in read_rollouts(files, summary.problems):
         ratio = rollout.attention()
         num_tokens = rollout.num_tokens() or len(ratio)
-        summary.curves.add(ratio, rollout.layer_attention())
+        summary.curves.add(ratio, rollout.layer_attention(), rollout.layers)
         summary.anchors.add(rollout.cell("anchors") or [], num_tokens)
         summary.prompts.add(rollout, num_tokens, response_attention(ratio))
         summary.explorer.add(rollout)
         num_responses += 1
     if summary.curves.num_other_layers:
         summary.problems.append(
-            f"{summary.curves.num_other_layers} responses were captured at another number of layers"
-            " and are not in the heat map."
+            f"{summary.curves.num_other_layers} response(s) were captured at other layers and are"
+            " not in the heat map."
         )
     return replace(summary, num_responses=num_responses)
-
-
-def _layer_names(path: Path, problems: list[str]) -> list[str]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        layers = config["vapo"]["attention"]["layers"]
-    except FileNotFoundError:
-        problems.append(f"{path} is missing: the settings of the run are not known.")
-        return []
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
-        return []
-    return [f"layer {layer}" for layer in layers] if isinstance(layers, list) else []
