@@ -3,22 +3,15 @@
 import pytest
 from transformers import AutoConfig, Qwen2_5_VLConfig
 
-from vapo_verl.config import AttentionConfig
 from vapo_verl.small_model import model_dir
 from vapo_verl.trainer.rollout_samples import captured_layers
 
 
-def kept(layers=None, per_layer=True) -> AttentionConfig:
-    return AttentionConfig(enabled=True, layers=layers, per_layer=per_layer)
-
-
 def test_layers_are_counted_as_the_model_counts_them():
     model = AutoConfig.from_pretrained(model_dir())
-    assert captured_layers(kept("all"), model) == [0, 1, 2, 3, 4, 5]
-    assert captured_layers(kept(), model) == [1, 4]
-    assert captured_layers(kept((4, 0)), model) == [0, 4]
-    assert captured_layers(kept(per_layer=False), model) is None
-    assert captured_layers(AttentionConfig(per_layer=True), model) is None
+    assert captured_layers("all", model) == [0, 1, 2, 3, 4, 5]
+    assert captured_layers(None, model) == [1, 4]
+    assert captured_layers((4, 0), model) == [0, 4]
 
 
 @pytest.mark.parametrize(
@@ -32,4 +25,4 @@ def test_layers_of_another_kind_are_not_captured(kinds, found):
     model = Qwen2_5_VLConfig()
     model.text_config.num_hidden_layers = 4
     model.text_config.layer_types = kinds
-    assert captured_layers(kept("all"), model) == found
+    assert captured_layers("all", model) == found

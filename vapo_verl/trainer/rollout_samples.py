@@ -9,7 +9,6 @@ import transfer_queue as tq
 from transformers import PretrainedConfig
 
 from vapo_verl.attention.settings import Settings, as_layers
-from vapo_verl.config import AttentionConfig
 from vapo_verl.trainer.replay_fields import column_values
 from vapo_verl.trainer.sample_images import prompt_images
 
@@ -47,14 +46,12 @@ def sample_rows(
     ]
 
 
-def captured_layers(settings: AttentionConfig, model: PretrainedConfig) -> list[int] | None:
-    """Decoder layers of the columns of ``visual_attention_layers``; None where it is not kept."""
-    if not (settings.enabled and settings.per_layer):
-        return None
+def captured_layers(layers: str | Sequence[int] | None, model: PretrainedConfig) -> list[int]:
+    """Decoder layers in ``visual_attention_layers``, for a value of ``vapo.attention.layers``."""
     decoder = model.get_text_config(decoder=True)
     kinds = getattr(decoder, "layer_types", None) or WHOLE_CONTEXT[:1] * decoder.num_hidden_layers
     available = [layer for layer, kind in enumerate(kinds) if kind in WHOLE_CONTEXT]
-    return Settings(layers=as_layers(settings.layers)).select(available)
+    return Settings(layers=as_layers(layers)).select(available)
 
 
 def _images_by_uid(keys: Sequence[str], partition_id: str) -> dict[str, list[bytes | None]]:

@@ -8,6 +8,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,7 +35,8 @@ from vapo_verl.trainer.console import StepLine
 from vapo_verl.trainer.credit import batch_advantages
 from vapo_verl.trainer.metrics import anchor_metrics, attention_metrics, reward_metrics
 from vapo_verl.trainer.replay_fields import column_values
-from vapo_verl.trainer.rollout_samples import sample_rows
+from vapo_verl.trainer.report import KeyPictures, write_final_report
+from vapo_verl.trainer.rollout_samples import captured_layers, sample_rows
 from vapo_verl.trainer.run_folder import METRICS_FILE, MetricsFile, write_config, write_rollouts
 from vapo_verl.trainer.stopping import RunStopped
 from vapo_verl.trainer.worker import VapoWorker
@@ -85,6 +87,12 @@ class VapoTrainer(PPOTrainerSync):
         self._tracking = tracking
         tracking.logger["run_folder"] = MetricsFile(self.run_dir / METRICS_FILE, self.global_steps)
         tracking.logger["step_line"] = StepLine(self.total_training_steps)
+        tracking.logger["key_pictures"] = KeyPictures(
+            self.run_dir,
+            tracking.logger,
+            freq=self.vapo.logging.report_freq,
+            last_step=self.total_training_steps,
+        )
 
     def fit(self, agent_loop_manager: Any) -> None:
         """Train to the last step. A resumed run was validated when its checkpoint was made."""
@@ -92,6 +100,7 @@ class VapoTrainer(PPOTrainerSync):
             self.config.trainer.val_before_train = False
         try:
             super().fit(agent_loop_manager)
+            write_final_report(self.run_dir)
         except RunStopped as stopped:
             self._shutdown_dump_executor()
             self.stopped_at = stopped.step
@@ -208,7 +217,16 @@ class VapoTrainer(PPOTrainerSync):
             return
         chosen = sorted(keys)[: settings.num_rollout_samples]
         rows = sample_rows(chosen, partition_id, self.tokenizer, self.global_steps)
-        write_rollouts(self.run_dir, self.global_steps, rows)
+        write_rollouts(self.run_dir, self.global_steps, rows, self._captured_layers)
+
+    @cached_property
+    def _captured_layers(self) -> list[int] | None:
+        """The layers whose visual attention the samples keep apart; None where they do not."""
+        attention = self.vapo.attention
+        if not (attention.enabled and attention.per_layer):
+            return None
+        model: HFModelConfig = omega_conf_to_dataclass(self.config.actor_rollout_ref.model)
+        return captured_layers(attention.layers, model.hf_config)
 
     def _save_checkpoint(self) -> None:
         """veRL's checkpoint, whole only once everything of it is on disk."""
