@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from vapo_verl.export import export as export_module
+from vapo_verl.export import model_folder
 from vapo_verl.export.__main__ import main
 
 
@@ -25,7 +25,7 @@ def test_help_is_light():
 
 def test_the_folder_is_printed(run, monkeypatch, capsys):
     run.save(4)
-    monkeypatch.setattr(export_module, "write_model", lambda _checkpoint, out: None)
+    monkeypatch.setattr(model_folder, "write_model", lambda _checkpoint, out: None)
     out = run.path.parent / "exported"
     assert main([str(run.path), "--step", "4", "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"

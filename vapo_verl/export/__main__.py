@@ -20,10 +20,10 @@ BAD_INPUT, INTERRUPTED = 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export; returns 2, with the message on stderr, for what a person has to mend."""
     options = _parser().parse_args(arguments)
-    from vapo_verl.export.export import export  # reads YAML; torch and veRL come later still
+    from vapo_verl.export.model_folder import write_model_folder  # not for --help
 
     try:
-        print(export(options.run_dir, options.step, options.out))
+        print(write_model_folder(options.run_dir, options.step, options.out))
     except (ExportError, OSError) as error:
         print(error, file=sys.stderr)
         return BAD_INPUT

@@ -14,7 +14,7 @@ from vapo_verl.export.source import find_checkpoint
 from vapo_verl.export.weights import write_model
 
 
-def export(run_dir: Path, step: int | None = None, out: Path | None = None) -> Path:
+def write_model_folder(run_dir: Path, step: int | None = None, out: Path | None = None) -> Path:
     """Write a checkpoint as a Hugging Face folder; its path.
 
     Args:

@@ -7,15 +7,15 @@ import torch
 from safetensors.torch import load_file
 
 from tests.export.conftest import SHARD
-from vapo_verl.export import export as export_module
+from vapo_verl.export import model_folder
 from vapo_verl.export.errors import ExportError
-from vapo_verl.export.export import export, folder_written_whole
+from vapo_verl.export.model_folder import folder_written_whole, write_model_folder
 from vapo_verl.small_model import model_dir
 
 
 def test_weights_tokenizer_processor_and_card_are_written(run):
     run.save(4)
-    out = export(run.path)
+    out = write_model_folder(run.path)
     assert out == run.path / "model_step_4"
     names = {file.name for file in out.iterdir()}
     assert names >= {
@@ -41,7 +41,7 @@ def test_a_checkpoint_that_carries_code_is_refused(run, tmp_path):
 
     torch.save({"weight": Harm()}, run.save(4) / SHARD)
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        export(run.path)
+        write_model_folder(run.path)
     assert not (tmp_path / "harm").exists()
     assert not (run.path / "model_step_4").exists()
 
@@ -51,7 +51,7 @@ def test_an_existing_folder_is_never_touched(run):
     out = run.path / "mine"
     out.mkdir()
     with pytest.raises(ExportError, match=r"mine exists already"):
-        export(run.path, out=out)
+        write_model_folder(run.path, out=out)
     assert list(out.iterdir()) == []
 
 
@@ -61,9 +61,9 @@ def test_an_error_leaves_nothing(run, monkeypatch):
 
     run.save(4)
     before = sorted(run.path.iterdir())
-    monkeypatch.setattr(export_module, "write_model", no_space)
+    monkeypatch.setattr(model_folder, "write_model", no_space)
     with pytest.raises(OSError, match="No space"):
-        export(run.path)
+        write_model_folder(run.path)
     assert sorted(run.path.iterdir()) == before
 
 
