@@ -102,6 +102,9 @@ class LoggingConfig:
     """Responses a step writes to ``rollouts/``; 0 writes none."""
     rollout_freq: int = 1
     """Every how many steps samples are written."""
+    report_freq: int = 10
+    """Every how many steps, and at the last one, the report's key figures go to Weights & Biases
+    and TensorBoard as images; 0 sends none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +203,7 @@ def _check(config: VapoConfig) -> None:
     _at_least("vapo.advantage.num_bins", advantage.num_bins, 1)
     _at_least("vapo.logging.num_rollout_samples", config.logging.num_rollout_samples, 0)
     _at_least("vapo.logging.rollout_freq", config.logging.rollout_freq, 1)
+    _at_least("vapo.logging.report_freq", config.logging.report_freq, 0)
     if config.replay_poll_s <= 0:
         raise ValueError(f"vapo.replay_poll_s={config.replay_poll_s}: set seconds above 0")
     for name in ("accuracy_weight", "format_weight", "perception_weight"):
