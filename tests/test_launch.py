@@ -145,3 +145,15 @@ def test_a_cluster_of_its_own_has_the_resources_of_the_recipe(no_cluster, monkey
 def test_several_nodes_without_a_cluster_are_refused(no_cluster):
     with pytest.raises(InputError, match="nnodes=2, but there is no Ray cluster"):
         launch.join_cluster(compose_recipe("smoke", ["trainer.nnodes=2"]))
+
+
+def test_a_dead_process_is_told_without_the_stack_of_those_who_waited():
+    from ray.exceptions import RayActorError, RayTaskError
+
+    died = RayActorError(error_msg="The actor died because its node has died. ip: 10.0.0.2")
+    waited = RayTaskError("run", "a traceback\n", died)
+    text = launch.obituary(RayTaskError("fit", "another\n", waited).as_instanceof_cause())
+    assert text.startswith("a process of the run died. The actor died because its node has died")
+    assert "10.0.0.2" in text
+    assert "traceback" not in text
+    assert "the same command resumes" in text

@@ -23,12 +23,17 @@ OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "resources", "labels", "object_store
 """Arguments of ``ray.init`` that it refuses when it joins a cluster."""
 
 
+class ProcessDied(RuntimeError):
+    """A process of the run died, alone or with its node; the message says what Ray knows of it."""
+
+
 def launch(config: DictConfig) -> None:
     """Run the composed config to its end; returns at once when its run folder holds that end.
 
     Raises:
         InputError: the config or the data cannot work; nothing was started.
         RunStopped: the run was asked to stop by SIGTERM or SIGUSR1.
+        ProcessDied: a process of the run died.
     """
     with StopSignals() as signals:
         _launch(config, signals)
@@ -169,6 +174,7 @@ def train(config: DictConfig, signals: StopSignals) -> None:
 
     Raises:
         RunStopped: one of ``signals`` came.
+        ProcessDied: a process of the run died.
     """
     import ray
     from verl.trainer.main_ppo import run_ppo
@@ -190,9 +196,22 @@ def train(config: DictConfig, signals: StopSignals) -> None:
     try:
         run_ppo(config, task_runner_class=runner_class)
     except ray.exceptions.RayActorError as error:
-        if not ended.is_set():
-            raise
-        raise RunStopped(None) from error
+        if ended.is_set():
+            raise RunStopped(None) from error
+        raise ProcessDied(obituary(error)) from error
     finally:
         ray.shutdown()  # what the engine says while it is stopped comes before the last line
     print(f"Done. Results in {config.trainer.default_local_dir}")
+
+
+def obituary(error: Exception) -> str:
+    """What Ray says of a dead process, without the stack of those who waited for it."""
+    import ray
+
+    while isinstance(error, ray.exceptions.RayTaskError):
+        error = error.cause
+    return (
+        f"a process of the run died. {error}\n"
+        "Once the cause is mended and all nodes are back (`ray status`), the same command resumes "
+        "from the newest whole checkpoint."
+    )

@@ -21,7 +21,7 @@ register()
 def main(config: DictConfig) -> None:
     if "recipe" not in HydraConfig.get().runtime.choices:
         fail(f"no recipe was given; add +recipe=NAME, one of {', '.join(recipe_names())}")
-    from vapo_verl.launch import launch
+    from vapo_verl.launch import ProcessDied, launch
     from vapo_verl.preflight import InputError
     from vapo_verl.trainer.checkpoints import CheckpointError
     from vapo_verl.trainer.stopping import EXIT_STOPPED, RunStopped
@@ -32,6 +32,8 @@ def main(config: DictConfig) -> None:
         fail(str(error))
     except CheckpointError as error:
         fail(error.message, exit_code=1)
+    except ProcessDied as error:
+        fail(str(error), exit_code=1)
     except RunStopped as stopped:
         place = "before the first step" if stopped.step is None else f"at step {stopped.step}"
         print(f"Stopped on request {place}; the same command resumes.")
