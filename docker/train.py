@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ BAD_INPUT, STOPPED = 2, 75
 """Exit codes of `vapo_verl.main` that are no fault of the cluster: its message says it all."""
 STORAGE_BESIDE_GPUS = "++transfer_queue.backend.SimpleStorage.required_node_resource=GPU"
 """TransferQueue spreads its storage over all nodes; the driver's own has no room for it."""
+CONNECT_TIMEOUT_S = 5.0
 POLL_S = 2.0
 
 
@@ -166,38 +168,47 @@ def run_driver(command: Sequence[str]) -> int:
     return 128 - code if code < 0 else code
 
 
-def explain(before: Sequence[Node], run_dir: str) -> str:
-    """Whether the cluster lost a node, in a user's words."""
+def answers(address: str) -> bool:
+    """Whether something listens at HOST:PORT; without it Ray's client ends the whole process."""
+    host, port = address.rsplit(":", 1)
     try:
-        with joined_cluster() as list_nodes:
-            lost = lost_nodes(before, list_nodes())
-    except Exception as error:  # the head is gone, in one of Ray's many ways
-        return f"the head does not answer any more ({error}); see docker compose logs ray-head"
+        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def explain(before: Sequence[Node], head: str, run_dir: str) -> str:
+    """Whether a failed run had lost a part of its cluster, in a user's words."""
+    resume = f"the same command goes on from the last checkpoint in {run_dir}"
+    if not answers(head):
+        return f"lost during the run: the head at {head}; see its log. Then {resume}"
+    with joined_cluster() as list_nodes:
+        lost = lost_nodes(before, list_nodes())
     if not lost:
         return "all nodes are still there: the reason stands above"
-    names = ", ".join(map(str, lost))
     return (
-        f"lost during the run: {names}. A container that is out of memory or was killed takes the "
-        f"run with it: see docker inspect and docker logs {lost[0].hostname}. The same command "
-        f"goes on from the last checkpoint in {run_dir}"
+        f"lost during the run: {', '.join(map(str, lost))}. A container that was killed, or is out "
+        f"of memory, takes the run with it: see docker inspect {lost[0].hostname}. Then {resume}"
     )
 
 
 def main() -> int:
     try:
         settings = Settings.read(os.environ)
-        with joined_cluster() as list_nodes:
-            nodes = wait_for_nodes(list_nodes, settings)
     except ValueError as error:
         say(str(error))
         return BAD_INPUT
+    try:
+        with joined_cluster() as list_nodes:
+            nodes = wait_for_nodes(list_nodes, settings)
     except NodesMissingError as error:
         say(str(error))
         return os.EX_UNAVAILABLE
     say(f"{len(nodes)} nodes: {', '.join(map(str, nodes))}")
     code = run_driver(settings.command())
     if code not in (0, BAD_INPUT, STOPPED):
-        say(explain(nodes, f"{RUNS}/{settings.run}"))
+        say(explain(nodes, os.environ["RAY_ADDRESS"], f"{RUNS}/{settings.run}"))
     return code
 
 
