@@ -1,8 +1,6 @@
 """The report in a real browser: drawn, filtered, on a wide screen and a narrow one, in the dark."""
 
-import base64
 import io
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.browser import TIMEOUT_S, Browser, needs_browser
+from tests.browser import TIMEOUT_S, needs_browser
+from tests.diagnostics.report_browser import ReportBrowser, quiet_browser
 from vapo_verl.diagnostics.__main__ import main
 
 EVIL = "</script><script>evil = 1</script><img src=x onerror='evil = 1'>"
@@ -18,55 +17,10 @@ EVIL = "</script><script>evil = 1</script><img src=x onerror='evil = 1'>"
 pytestmark = needs_browser
 
 
-class ReportBrowser(Browser):
-    """What a reader does on the page."""
-
-    def evaluate(self, expression: str) -> object:
-        result = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in result, result
-        return result["result"].get("value")
-
-    def text(self, selector: str) -> str:
-        return str(self.evaluate(f"document.querySelector({json.dumps(selector)}).innerText"))
-
-    def click(self, selector: str) -> None:
-        self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
-
-    def choose(self, selector: str, value: str) -> None:
-        self.evaluate(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
-            f" e.value = {json.dumps(value)}; e.dispatchEvent(new Event('change')); }})()"
-        )
-
-    def show_as(self, width: int, scheme: str) -> None:
-        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
-        self.send("Emulation.setDeviceMetricsOverride", **size)
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        self.send("Emulation.setEmulatedMedia", features=[feature])
-
-    def draw_all(self) -> None:
-        self.evaluate("dispatchEvent(new Event('beforeprint'))")
-
-    def screenshot(self, path: Path) -> None:
-        picture = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(picture["data"]))
-
-    def of(self, method: str) -> list[dict]:
-        return [event["params"] for event in self.events if event.get("method") == method]
-
-
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[ReportBrowser]:
-    """A fresh browser; at the end, nothing was complained of and nothing was asked for."""
-    browser = ReportBrowser(tmp_path / "profile")
-    try:
+    with quiet_browser(tmp_path / "profile") as browser:
         yield browser
-        asked = [event["request"]["url"] for event in browser.of("Network.requestWillBeSent")]
-        assert [url for url in asked if url.split(":")[0] not in ("file", "data", "blob")] == []
-        for method in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"):
-            assert browser.of(method) == []
-    finally:
-        browser.close()
 
 
 @pytest.fixture
@@ -148,9 +102,7 @@ def test_the_images_of_a_prompt_are_shown(browser, make_run, rollout_row, png):
     run = make_run("a", {1: [rollout_row(1, 0, images=images), rollout_row(1, 1, images=[])]})
     assert main(["report", str(run)]) == 0
     browser.open(run / "report.html")
-    # The browser decodes images in its own time.
-    shown = "Promise.all([...document.images].map(e => e.decode()))"
-    browser.send("Runtime.evaluate", expression=shown, awaitPromise=True)
+    browser.decode_images()
     sizes = "[...document.images].map(e => [e.naturalWidth, e.naturalHeight, e.className])"
     assert browser.evaluate(sizes) == [[256, 512, ""], [64, 64, "small"]]
     assert browser.evaluate("document.images[0].offsetHeight") > 100

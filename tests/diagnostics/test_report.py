@@ -3,16 +3,19 @@
 import base64
 import gc
 import hashlib
+import io
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from vapo_verl.diagnostics.__main__ import main, run_names
 from vapo_verl.diagnostics.run_summary import summarise_run
@@ -257,7 +260,11 @@ def test_early_decision_of_two_runs_is_paired_by_row(make_run, rollout_row, earl
 
 def test_a_thousand_steps_in_bounded_memory(make_run, rollout_row):
     cells = {"tokens": ["token "] * 200, "visual_attention": [0.5] * 200}
-    rows = [rollout_row(1, 0, n, accuracy=float(n % 2), **cells) for n in range(8)]
+    noise = np.random.default_rng(0).integers(0, 256, (8, 48, 48, 3), dtype=np.uint8)
+    rows = [
+        rollout_row(1, 0, n, accuracy=float(n % 2), images=[encoded(noise[n])], **cells)
+        for n in range(8)
+    ]
     short, run = make_run("short", {1: rows}), make_run("long", {1: rows})
     table = pq.read_table(run / "rollouts" / "step_000001.parquet")
     for step in range(2, 1001):
@@ -265,20 +272,38 @@ def test_a_thousand_steps_in_bounded_memory(make_run, rollout_row):
         moved = table.set_column(table.schema.get_field_index("step"), "step", steps)
         for folder in (run, short) if step <= 50 else (run,):
             pq.write_table(moved, folder / "rollouts" / f"step_{step:06d}.parquet")
-    summarise_run(short, name="short", num_samples=20, seed=0)
+    first = summarise_run(short, name="short", num_samples=20, seed=0)
+    again = summarise_run(short, name="short", num_samples=20, seed=0)
+    assert again.explorer.responses() == first.explorer.responses()
     gc.collect()
     before = psutil.Process().memory_info().rss
     summary = summarise_run(run, name="long", num_samples=20, seed=0)
     grown = psutil.Process().memory_info().rss - before
-    assert grown < 32 * 2**20  # the tokens of all rows alone are 80 MiB as Python's objects
+    # The tokens of all rows alone are 80 MiB as Python's objects, the images 50 MiB.
+    assert grown < 32 * 2**20
     assert (summary.num_files, summary.num_responses) == (1000, 8000)
     shown = summary.explorer.responses()
     assert len(shown) == 20
     assert sum(response.right is True for response in shown) == 10
     assert len({response.step for response in shown}) > 10  # from all over the run
-    again = summarise_run(run, name="long", num_samples=20, seed=0).explorer.responses()
-    assert again == shown
     assert summary.anchors.num_anchors == 16_000
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_a_report_is_made_without_torch(make_run, rollout_row):
+    run = make_run("one", {1: [rollout_row()]}, {1: METRICS})
+    code = (
+        "import sys; from vapo_verl.diagnostics.__main__ import main\n"
+        f"assert main(['report', {str(run)!r}]) == 0\n"
+        "print(sorted({'torch', 'verl', 'vllm', 'ray'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_errors_name_the_path_and_the_fix(tmp_path, make_run, rollout_row, capsys):

@@ -73,16 +73,17 @@ def read_rollouts(files: Sequence[Path], problems: list[str]) -> Iterator[Rollou
     for path in files:
         try:
             with pq.ParquetFile(path) as file:
-                columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
-                layers = _layers(file)
+                schema = file.schema_arrow
+                columns = [name for name in _COLUMNS if name in schema.names]
+                layers = _layers(schema)
                 for batch in file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
                     yield from (Rollout(batch, row, layers) for row in range(batch.num_rows))
         except (pa.ArrowException, OSError, ValueError) as error:
             problems.append(f"{path} cannot be read and is left out: {error}")
 
 
-def _layers(file: pq.ParquetFile) -> tuple[int, ...]:
-    stored = (file.schema_arrow.metadata or {}).get(LAYERS_KEY.encode(), b"[]")
+def _layers(schema: pa.Schema) -> tuple[int, ...]:
+    stored = (schema.metadata or {}).get(LAYERS_KEY.encode(), b"[]")
     return tuple(int(layer) for layer in json.loads(stored))
 
 

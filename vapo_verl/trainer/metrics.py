@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Record = Mapping[str, Any]
 EARLY, LATE = 1 / 3, 2 / 3
@@ -89,7 +89,7 @@ def attention_metrics(visual_attention: Tensor, response_mask: Tensor) -> dict[s
     ``missing_fraction`` is their share.
     """
     mask = response_mask.bool()
-    position = torch.cumsum(mask, dim=1).double()
+    position = mask.cumsum(dim=1).double()
     progress = position / mask.sum(dim=1, keepdim=True).clamp(min=1)
     known = mask & visual_attention.isfinite()
     values, where = visual_attention[known].double(), progress[known]
