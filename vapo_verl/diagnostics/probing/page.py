@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from typing import Any
 
-from vapo_verl.diagnostics.page import _figures, _policy, _table, _text
+from vapo_verl.diagnostics.page_parts import (
+    content_policy,
+    figures_html,
+    resource_text,
+    table_html,
+)
 from vapo_verl.diagnostics.panel import Panel
 from vapo_verl.diagnostics.probing.journal import PAGE_FILE
-from vapo_verl.diagnostics.probing.shares import Share
+from vapo_verl.diagnostics.probing.shares import PairedShares, Share
 from vapo_verl.diagnostics.tables import NONE, Table
 from vapo_verl.safe_html import inert_json
 from vapo_verl.whole_file import written_whole
@@ -24,15 +30,15 @@ def write_page(
     """Write `page.html`, whole or not at all, and return its path."""
     from plotly.offline import get_plotlyjs  # read only here: the file has 5 MB
 
-    plotly, script = get_plotlyjs(), _text("plots.js")
+    plotly, script = get_plotlyjs(), resource_text("plots.js")
     template = (files("vapo_verl.diagnostics.probing") / "result.html").read_text(encoding="utf-8")
     page = Template(template).substitute(
-        policy=_policy(plotly, script),
+        policy=content_policy(plotly, script),
         title=escape(title),
-        style=_text("report.css"),
+        style=resource_text("report.css"),
         note=escape(note),
-        figures=_figures(panels, 0),
-        tables="".join(map(_table, tables)),
+        figures=figures_html(panels, 0),
+        tables="".join(map(table_html, tables)),
         data=inert_json({"runs": [title], "panels": [asdict(panel) for panel in panels]}),
         plotly=plotly,
         script=script,
@@ -49,3 +55,20 @@ def shown_share(share: Share) -> str:
         return NONE
     interval = f"{share['low']:.3f} to {share['high']:.3f}"
     return f"{share['share']:.3f} ({interval}), {share['num']} of {share['of']}"
+
+
+def shown_paired(found: PairedShares) -> str:
+    """A paired difference of shares with its interval and McNemar's p."""
+    interval = f"{shown_number(found['low'])} to {shown_number(found['high'])}"
+    return f"{shown_number(found['difference'])} ({interval}), p {found['p']:.2g}"
+
+
+def shown_difference(found: Mapping[str, Any]) -> str:
+    """A paired difference of means with its interval and Student's p."""
+    interval = f"{shown_number(found['low'])} to {shown_number(found['high'])}"
+    return f"{shown_number(found['difference'])} ({interval}), p {shown_number(found['p_t'])}"
+
+
+def shown_number(value: float | None) -> str:
+    """Three significant digits; a dash for null."""
+    return NONE if value is None else f"{value:.3g}"

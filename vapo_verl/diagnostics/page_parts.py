@@ -1,0 +1,54 @@
+"""What self-contained pages of figures and tables are put together from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+
+from vapo_verl.diagnostics.panel import Panel
+from vapo_verl.diagnostics.tables import Table
+from vapo_verl.safe_html import policy_hash
+
+
+def figures_html(panels: Sequence[Panel], first: int) -> str:
+    """One box per panel; the page's script draws panel `data-panel` into it when it is seen."""
+    parts = []
+    for place, panel in enumerate(panels, start=first):
+        drawn = panel.series or panel.heat
+        body = f'<div class=plot data-panel="{place}"></div>' if drawn else ""
+        if panel.missing:
+            body += f"<p class=missing>{escape(panel.missing)}</p>"
+        note = f"<figcaption>{escape(panel.note)}</figcaption>" if panel.note else ""
+        parts.append(f"<figure><h3>{escape(panel.title)}</h3>{body}{note}</figure>")
+    return "".join(parts)
+
+
+def table_html(table: Table) -> str:
+    """The table with its title and note."""
+    head = "".join(f"<th scope=col>{escape(cell)}</th>" for cell in table.header)
+    body = "".join(
+        f"<tr><th scope=row>{escape(row[0])}</th>"
+        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in table.rows
+    )
+    whole = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    shown = f"<div class=scroll tabindex=0>{whole}</div>" if table.rows else ""
+    note = f"<p class=note>{escape(table.note)}</p>" if table.note else ""
+    return f"<h3>{escape(table.title)}</h3>{shown}{note}"
+
+
+def content_policy(*scripts: str) -> str:
+    """What the page may do: its own scripts by their hash, styles written in place (plotly sets
+    them), images from within, and nothing else."""
+    allowed = " ".join(map(policy_hash, scripts))
+    return (
+        "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline';"
+        f" script-src {allowed}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def resource_text(name: str) -> str:
+    """A file of this package."""
+    return (files("vapo_verl.diagnostics") / name).read_text(encoding="utf-8")
