@@ -6,6 +6,8 @@ writes one HTML file (RUN_DIR/report.html) that opens without a network. It work
 trains.
 
 python -m vapo_verl.diagnostics early-decision MODEL DATA --run RUN_DIR
+python -m vapo_verl.diagnostics remedies MODEL DATA --run RUN_DIR
+python -m vapo_verl.diagnostics masking MODEL DATA --run RUN_DIR
 python -m vapo_verl.diagnostics perception MODEL DATA --run RUN_DIR
 
 ask a checkpoint, in vLLM, and go on where they were stopped. Exit codes: 0 done, 2 bad input or a
@@ -26,6 +28,8 @@ BAD_INPUT, INTERRUPTED = 2, 130
 NUM_SAMPLES = 120
 PROBING = {
     "early-decision": ("answers forced along the reasoning", "early_decision"),
+    "remedies": ("responses with the image again, or with a reminder to look", "remedies"),
+    "masking": ("responses that go on with another image", "masking"),
     "perception": ("claims and attention along responses to held-out rows", "perception"),
 }
 """Command -> help, and the package whose `command` adds its arguments and runs it."""

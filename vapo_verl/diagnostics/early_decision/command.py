@@ -74,9 +74,10 @@ def run(arguments: argparse.Namespace) -> int:
 def measure_early_decision(options: ProbeOptions, early: EarlyOptions) -> dict[str, Any]:
     """Do the rows that are not done, and write and return the summary."""
     from vapo_verl.diagnostics.early_decision.probe import decide_early
-    from vapo_verl.diagnostics.probing.job import measure
+    from vapo_verl.diagnostics.probing.job import chosen_rows, measure
 
     return measure(
+        chosen_rows(options),
         options,
         early.settings(),
         lambda engine, rows: decide_early(engine, rows, options, early),
@@ -119,10 +120,9 @@ def _panel(summary: dict[str, Any]) -> Panel:
 
 
 def _table(summary: dict[str, Any]) -> Table:
-    from vapo_verl.diagnostics.probing.page import shown_share
+    from vapo_verl.diagnostics.probing.page import shown_paired, shown_share
 
-    peak, drop = summary["peak"], summary["drop_from_peak"]
-    single = summary["recoverable_single"]
+    peak, single = summary["peak"], summary["recoverable_single"]
     return Table(
         title="Early decision in numbers",
         header=["", "value"],
@@ -134,11 +134,7 @@ def _table(summary: dict[str, Any]) -> Table:
                 shown_share(summary["forced_agrees_with_response"]),
             ],
             [f"peak, at {peak['target']:.0%}", shown_share(peak["share"])],
-            [
-                "100 % less the peak",
-                f"{drop['difference']:.3f} ({drop['low']:.3f} to {drop['high']:.3f}),"
-                f" p {drop['p']:.2g}",
-            ],
+            ["100 % less the peak", shown_paired(summary["drop_from_peak"])],
             ["errors right at any cut", shown_share(summary["recoverable_any"]["of_errors"])],
             [f"errors right at {single['target']:.0%}", shown_share(single["of_errors"])],
         ],

@@ -53,9 +53,10 @@ def measure_perception(options: ProbeOptions, perception: PerceptionOptions) -> 
     """Do the rows that are not done, and write and return the summary."""
     from vapo_verl.diagnostics.perception.probe import perceive
     from vapo_verl.diagnostics.perception.summary import summarise
-    from vapo_verl.diagnostics.probing.job import measure
+    from vapo_verl.diagnostics.probing.job import chosen_rows, measure
 
     return measure(
+        chosen_rows(options),
         options,
         perception.settings(),
         lambda engine, rows: perceive(engine, rows, options, perception),
@@ -66,7 +67,12 @@ def measure_perception(options: ProbeOptions, perception: PerceptionOptions) -> 
 
 def _page(options: ProbeOptions, summary: dict[str, Any]) -> Any:
     from vapo_verl.diagnostics.probing.attention import attention_panels
-    from vapo_verl.diagnostics.probing.page import shown_share, write_page
+    from vapo_verl.diagnostics.probing.page import (
+        shown_difference,
+        shown_number,
+        shown_share,
+        write_page,
+    )
     from vapo_verl.diagnostics.tables import Table, shown
 
     claims, attention = summary["claims"], summary["attention"]
@@ -80,14 +86,10 @@ def _page(options: ProbeOptions, summary: dict[str, Any]) -> Any:
         ],
         ["claims answered yes", shown_share(claims["yes_rate"])],
         ["claims true", shown_share(claims["label_rate"])],
-        [
-            "late less early, over responses",
-            f"{_number(late['difference'])} ({_number(late['low'])} to {_number(late['high'])}),"
-            f" p {_number(late['p_t'])}, n {late['n']}",
-        ],
-        ["visual attention, mean", _number(attention["mean"])],
-        ["slope over a response", _number(attention["slope"])],
-        ["late third / early third", _number(attention["late_over_early"])],
+        [f"late less early, over {late['n']} responses", shown_difference(late)],
+        ["visual attention, mean", shown_number(attention["mean"])],
+        ["slope over a response", shown_number(attention["slope"])],
+        ["late third / early third", shown_number(attention["late_over_early"])],
     ]
     table = Table(title="Perception in numbers", header=["", "value"], rows=rows)
     panels = [_claims_panel(claims), *attention_panels({"responses": attention})]
@@ -117,9 +119,3 @@ def _claims_panel(claims: dict[str, Any]) -> Panel:
         note="The first point is behind the prompt. 95 % intervals of Wilson.",
         missing="" if claims["start"]["of"] else "The rows hold no claims.",
     )
-
-
-def _number(value: float | None) -> str:
-    from vapo_verl.diagnostics.tables import NONE
-
-    return NONE if value is None else f"{value:.3g}"

@@ -15,25 +15,33 @@ from vapo_verl.diagnostics.probing.rows import Row, batches, read_rows
 
 Work = Callable[[Engine, Sequence[Row]], list[dict[str, Any]]]
 """Asks about some rows at once; a record for each, JSON without nan, with its `row`."""
+Summarise = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
-def measure(
-    options: ProbeOptions,
-    settings: Mapping[str, Any],
-    work: Work,
-    summarise: Callable[[list[dict[str, Any]]], dict[str, Any]],
-    *,
-    images_per_row: int = 1,
-    attention: bool = False,
-) -> dict[str, Any]:
-    """Draw the rows, finish those that are not done, and write and return the summary."""
-    rows = read_rows(
+def chosen_rows(options: ProbeOptions) -> list[Row]:
+    """The rows that the options draw."""
+    return read_rows(
         options.data,
         num_rows=options.num_rows,
         seed=options.seed,
         answer_style=options.answer_style,
     )
-    finish_rows(rows, options, settings, work, images_per_row=images_per_row, attention=attention)
+
+
+def measure(
+    rows: Sequence[Row],
+    options: ProbeOptions,
+    settings: Mapping[str, Any],
+    work: Work,
+    summarise: Summarise,
+    **more: Any,
+) -> dict[str, Any]:
+    """Finish the rows that are not done, and write and return the summary.
+
+    Args:
+        more: as :func:`finish_rows` takes it.
+    """
+    finish_rows(rows, options, settings, work, **more)
     summary = summarise(read_records(options.out))
     write_summary(options.out, summary)
     return summary

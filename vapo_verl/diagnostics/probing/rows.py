@@ -20,6 +20,7 @@ from vapo_verl.data.rows import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
 
 KEY = "DATA"
 _IMPORT_FIRST = "run `python -m vapo_verl.data import-plain` on it"
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _ANSWER_STYLES = ("exact", "math")
 
 
@@ -88,12 +89,34 @@ def open_image(source: bytes | str) -> Image.Image | str:
         assert isinstance(source, str)
         return source
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else local_path(source)
-        with Image.open(file) as image:
+        with Image.open(_file(source)) as image:
             image.load()
             return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FileError(f"{KEY}: an image cannot be read ({error}); run the data check") from error
+    except _UNREADABLE as error:
+        raise _unreadable(error) from error
+
+
+def image_size(source: bytes | str) -> tuple[int, int]:
+    """Width and height in pixels, from the file's header; (0, 0) of what lies at an address.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    if is_remote(source):
+        return 0, 0
+    try:
+        with Image.open(_file(source)) as image:
+            return image.size
+    except _UNREADABLE as error:
+        raise _unreadable(error) from error
+
+
+def _file(source: bytes | str) -> io.BytesIO | Path:
+    return io.BytesIO(source) if isinstance(source, bytes) else local_path(source)
+
+
+def _unreadable(error: Exception) -> FileError:
+    return FileError(f"{KEY}: an image cannot be read ({error}); replace it or drop the row")
 
 
 def _row(path: Path, number: int, row: Mapping[str, Any], answer_style: str) -> Row:
