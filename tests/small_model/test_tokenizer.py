@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from vapo_verl.data.digits.questions import sample_question
+from vapo_verl.data.digits.questions import QUESTION_SETS, sample_question
 from vapo_verl.data.digits.scans import scan_pool
 from vapo_verl.data.digits.scene import sample_scene
 from vapo_verl.data.digits.selection import sample_claims
@@ -29,12 +29,13 @@ def test_round_trip_near_the_words(text):
     assert TOKENIZER.decode(TOKENIZER.encode(text, add_special_tokens=False)) == text
 
 
+@pytest.mark.parametrize("question_set", QUESTION_SETS)
 @pytest.mark.parametrize("grid", [(2, 2), (2, 3), (3, 3)])
-def test_words_are_single_tokens_and_spaces_cost_none(grid):
+def test_words_are_single_tokens_and_spaces_cost_none(grid, question_set):
     rng = random.Random(7)
     for _ in range(50):
         scene = sample_scene(rng, scan_pool("test"), *grid)
-        question = sample_question(rng, scene)
+        question = sample_question(rng, scene, question_set)
         claims = [item.claim.text for item in sample_claims(rng, scene)]
         for text in (READ_PROMPT, question.text, question.response, *claims):
             words = re.findall(r"</?think>|\\boxed|[A-Za-z]+|\S", text)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch
 from vapo_verl.small_model import model_dir
 from vapo_verl.small_model.batch import IGNORED
 from vapo_verl.small_model.first_steps import first_losses
-from vapo_verl.small_model.recipe import RecipeConfig
+from vapo_verl.small_model.recipe import PRESETS
 from vapo_verl.small_model.warmup import losses
 
 
@@ -21,10 +22,25 @@ def test_losses_are_means_over_responses_and_over_verdicts_by_hand():
     assert verdict.item() == pytest.approx(1.3863 / 2, abs=1e-4)
 
 
+def check_losses(ours, recorded):
+    assert ours["tower"] == pytest.approx(recorded["tower"], rel=1e-2)
+    for mine, theirs in zip(ours["warm_up"], recorded["warm_up"], strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-2)
+
+
 def test_first_steps_are_those_on_record():
     torch.set_num_threads(2)
     recorded = json.loads((model_dir() / "first_steps.json").read_text())
-    again = first_losses(RecipeConfig(seed=recorded["seed"]), len(recorded["tower"]))
-    assert again["tower"] == pytest.approx(recorded["tower"], rel=1e-2)
-    for ours, theirs in zip(again["warm_up"], recorded["warm_up"], strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-2)
+    config = replace(PRESETS["packaged"], seed=recorded["seed"])
+    check_losses(first_losses(config, len(recorded["tower"])), recorded)
+
+
+def test_first_steps_of_the_study_start_from_the_packaged_model():
+    torch.set_num_threads(2)
+    steps = [{"response": 2.720, "verdict": 0.949}, {"response": 2.314, "verdict": 0.525}]
+    check_losses(first_losses(PRESETS["study"]), {"tower": [], "warm_up": steps})
+
+
+def test_questions_begin_behind_the_parts_before_them():
+    assert PRESETS["packaged"].warmup.steps_before_questions == 600
+    assert PRESETS["study"].warmup.steps_before_questions == 0

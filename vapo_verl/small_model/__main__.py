@@ -1,4 +1,4 @@
-"""Command line: python -m vapo_verl.small_model --out DIR."""
+"""Command line: python -m vapo_verl.small_model --out DIR [--preset study]."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import datetime
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,16 +15,20 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Make the small model: train, save in bfloat16, measure, and write its card."""
+    """Make a small model: train, save in bfloat16, measure, and write its card."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
     import torch
 
-    from vapo_verl.small_model.recipe import RecipeConfig, make_model
+    from vapo_verl.small_model.recipe import PRESETS, make_model
 
+    if options.preset not in PRESETS:
+        raise SystemExit(
+            f"error: --preset {options.preset} is unknown; use one of {', '.join(PRESETS)}"
+        )
     torch.set_num_threads(options.threads)
-    config = RecipeConfig(seed=options.seed)
+    config = replace(PRESETS[options.preset], seed=options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     make_model(options.out, config)
@@ -44,7 +49,10 @@ def _document(options: argparse.Namespace, config: RecipeConfig, minutes: float)
         figures,
         first,
         parameters=load_model(options.out)[0].num_parameters(),
-        command=f"python -m vapo_verl.small_model --out DIR --seed {config.seed}",
+        command=(
+            f"python -m vapo_verl.small_model --preset {options.preset} --out DIR"
+            f" --seed {config.seed}"
+        ),
         date=datetime.date.today().isoformat(),
         machine=f"a {options.threads}-core CPU",
         minutes=minutes,
@@ -59,6 +67,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m vapo_verl.small_model", description=main.__doc__
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument(
+        "--preset",
+        default="packaged",
+        help="packaged (the default): the model that ships with the package, from random weights; "
+        "study: that model taught the long questions",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of weights, samples and evaluation")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
     return parser

@@ -1,10 +1,13 @@
-"""The model card: what the packaged model is, how it was made and what it can do."""
+"""The model card: what a model of the recipe is, how it was made and what it can do."""
 
 from __future__ import annotations
 
 from typing import Any
 
-_COLUMNS = ("format_rate", "accuracy", "claims_at_start", "claims_at_end", "yes_rate")
+from vapo_verl.small_model.evaluate import GROUP_SIZE
+
+_SHARES = ("format_rate", "accuracy", "claims_at_start", "claims_at_end", "yes_rate")
+_TOKENS = ("mean_tokens", "p10_tokens", "p90_tokens")
 
 _CARD = """\
 # A small Qwen2.5-VL that reads grids of handwritten digits
@@ -12,8 +15,7 @@ _CARD = """\
 {parameters:,} parameters, stored in bfloat16. It answers questions about grids of coloured digits
 (`vapo_verl.data.digits`) in the form `<think>...</think>\\boxed{{...}}`, and says ` Yes` or ` No`
 after `\\n<anchor>{{claim}} Is this claim correct? Answer (Yes/No):`. It is a starting point for
-reinforcement learning in tests and in the demo, stopped on purpose before it was good, and is of no
-other use.
+reinforcement learning, left on purpose with much to learn, and is of no other use.
 
 Made by `{command}` on {date}, on {machine}, in {minutes:.0f} minutes, seed {seed}.
 Training saw the train scans only (UCI handwritten digits as shipped with scikit-learn).
@@ -25,10 +27,16 @@ between rows: what text alone can do.
 
 {table}
 
+"Chance" gives each kind of question its most common answer. "Mixed groups" are the rows of which
+{group_size} samples at temperature 1 are neither all right nor all wrong.
+
+| grid | chance | mixed groups |
+|---|---|---|
+{spread}
+
 ## Losses of a rehearsal
-First steps of the tower: {tower}. Then two steps of every part of the warm-up, response / verdict:
-{warm_up}.
-`first_steps.json` holds them in full, and a test makes them again.
+{tower}Two steps of every part of the warm-up, response / verdict: {warm_up}.
+`first_steps.json` holds them in full; making them again tells whether the recipe is still the same.
 """
 
 
@@ -40,19 +48,27 @@ def model_card(figures: dict[str, Any], first: dict[str, list], **facts: Any) ->
         first: `first_steps.first_losses`' result.
         facts: parameters, command, date, machine, minutes, seed and num_rows.
     """
+    tower = ", ".join(f"{loss:.3f}" for loss in first["tower"])
     warm_up = (f"{loss['response']:.3f} / {loss['verdict']:.3f}" for loss in first["warm_up"])
     return _CARD.format(
         table=_table(figures),
-        tower=", ".join(f"{loss:.3f}" for loss in first["tower"]),
+        spread="\n".join(
+            f"| {grid} | {of_grid['chance']:.3f} | {of_grid['mixed_groups']:.3f} |"
+            for grid, of_grid in figures.items()
+        ),
+        group_size=GROUP_SIZE,
+        tower=f"First steps of the tower: {tower}. " if tower else "",
         warm_up=", ".join(warm_up),
         **facts,
     )
 
 
 def _table(figures: dict[str, Any]) -> str:
-    lines = [f"| grid | responses | {' | '.join(_COLUMNS)} |", "|---|---|" + "---|" * len(_COLUMNS)]
-    for grid, conditions in figures.items():
-        for condition, shares in conditions.items():
-            cells = " | ".join(f"{shares[column]:.3f}" for column in _COLUMNS)
-            lines.append(f"| {grid} | {condition} | {cells} |")
+    columns = (*_SHARES, *_TOKENS)
+    lines = [f"| grid | responses | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)]
+    for grid, of_grid in figures.items():
+        for condition, found in of_grid["responses"].items():
+            cells = [f"{found[column]:.3f}" for column in _SHARES]
+            cells += [f"{found[column]:.0f}" for column in _TOKENS]
+            lines.append(f"| {grid} | {condition} | {' | '.join(cells)} |")
     return "\n".join(lines)

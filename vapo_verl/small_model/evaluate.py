@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,11 +21,13 @@ from vapo_verl.small_model.samples import Sample, encode, make_probe, prompt_ids
 _FORMAT = re.compile(r"<think>.+</think>\\boxed\{(\w+)\}", re.DOTALL)
 _MAX_NEW_TOKENS = 160
 _ROWS_A_PASS = 16
+GROUP_SIZE = 5
+"""Samples of one prompt, as GRPO compares them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """Shares in 0..1 over the rows of an evaluation."""
+    """Shares in 0..1 over the rows of an evaluation, and the lengths of the responses."""
 
     format_rate: float
     """Responses of the form `<think>...</think>\\boxed{...}`."""
@@ -36,6 +39,10 @@ class Figures:
     """Claims judged right behind the whole reasoning."""
     yes_rate: float
     """Claims judged true, over both places; half of them are."""
+    mean_tokens: float
+    """Of a response, its end included."""
+    p10_tokens: float
+    p90_tokens: float
 
 
 def evaluate(
@@ -56,18 +63,45 @@ def evaluate(
     model.eval()
     samples = respond(model, processor, [_prompt(processor, row) for row in rows], temperature)
     answers = [_answer(processor, sample) for sample in samples]
-    truths = [row["reward_model"]["ground_truth"] for row in rows]
+    lengths = [len(sample.response_ids) for sample in samples]
     claims = [row["claims"][:num_claims] for row in rows]
     judged = judge(model, processor, samples, claims)
     labels = np.array([[claim["label"] for claim in of_row] for of_row in claims])
     model.train(was_training)
     return Figures(
         format_rate=float(np.mean([answer is not None for answer in answers])),
-        accuracy=float(np.mean([a == t for a, t in zip(answers, truths, strict=True)])),
+        accuracy=float(np.mean([a == t for a, t in zip(answers, _truths(rows), strict=True)])),
         claims_at_start=float((judged[:, 0] == labels).mean()),
         claims_at_end=float((judged[:, 1] == labels).mean()),
         yes_rate=float(judged.mean()),
+        mean_tokens=float(np.mean(lengths)),
+        p10_tokens=float(np.percentile(lengths, 10)),
+        p90_tokens=float(np.percentile(lengths, 90)),
     )
+
+
+def mixed_groups(
+    model: Qwen2_5_VLForConditionalGeneration,
+    processor: Qwen2_5_VLProcessor,
+    rows: Sequence[dict],
+) -> float:
+    """Return the share of rows whose `GROUP_SIZE` samples are neither all right nor all wrong.
+
+    Only such a group says anything to an advantage that compares the samples of one prompt.
+    """
+    prompts = [_prompt(processor, row) for row in rows]
+    samplings = [respond(model, processor, prompts, temperature=1.0) for _ in range(GROUP_SIZE)]
+    answers = np.array([[_answer(processor, s) for s in samples] for samples in samplings])
+    right = answers == np.array(_truths(rows))
+    return float((right.any(axis=0) & ~right.all(axis=0)).mean())
+
+
+def chance(rows: Sequence[dict]) -> float:
+    """Return the accuracy of giving each kind of question its most common answer."""
+    answers: dict[str, Counter[str]] = {}
+    for row, truth in zip(rows, _truths(rows), strict=True):
+        answers.setdefault(row["extra_info"]["kind"], Counter())[truth] += 1
+    return sum(max(counts.values()) for counts in answers.values()) / len(rows)
 
 
 def swap_images(rows: Sequence[dict]) -> list[dict]:
@@ -168,6 +202,10 @@ def _prompt(processor: Qwen2_5_VLProcessor, row: dict) -> Sample:
         response_ids=(),
         probes=(),
     )
+
+
+def _truths(rows: Sequence[dict]) -> list[str]:
+    return [row["reward_model"]["ground_truth"] for row in rows]
 
 
 def _answer(processor: Qwen2_5_VLProcessor, sample: Sample) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from itertools import islice
 
 from vapo_verl.data.digits.scans import scan_pool
-from vapo_verl.small_model.recipe import RecipeConfig, new_model
+from vapo_verl.small_model.recipe import RecipeConfig, starting_model
 from vapo_verl.small_model.samples import SampleMaker
 from vapo_verl.small_model.tower import train_tower
 from vapo_verl.small_model.warmup import warm_up
@@ -19,10 +19,12 @@ def first_losses(config: RecipeConfig, num_tower_steps: int = 4) -> dict[str, li
 
     The tower's are those of the full recipe; the rest start from a tower that is hardly trained.
     """
-    model, processor = new_model(config.seed)
+    model, processor = starting_model(config)
     pool = scan_pool("train")
-    tower = train_tower(model, processor, pool, replace(config.tower, seed=config.seed))
-    tower_losses = list(islice(tower, num_tower_steps))
+    tower_losses: list[float] = []
+    if config.tower is not None:
+        tower = train_tower(model, processor, pool, replace(config.tower, seed=config.seed))
+        tower_losses += islice(tower, num_tower_steps)
     maker = SampleMaker(tokenizer=processor.tokenizer, pool=pool)
     parts = tuple(replace(part, steps=_STEPS_A_PART) for part in config.warmup.parts)
     warmup = replace(config.warmup, seed=config.seed, parts=parts)

@@ -10,11 +10,12 @@ from itertools import chain
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from vapo_verl.data.digits.questions import read, sample_question
+from vapo_verl.data.digits.questions import sample_question
 from vapo_verl.data.digits.render import render_pixels
 from vapo_verl.data.digits.scans import ScanPool
 from vapo_verl.data.digits.scene import Scene, sample_scene
 from vapo_verl.data.digits.selection import sample_claims
+from vapo_verl.data.digits.solutions import read
 from vapo_verl.small_model.texts import ANCHOR_TEXT, READ_PROMPT, VERDICTS, cut_positions
 
 IGNORED = -100
@@ -60,6 +61,8 @@ class SampleMaker:
 
     tokenizer: PreTrainedTokenizerBase
     pool: ScanPool
+    questions: str = "standard"
+    """Which of `vapo_verl.data.digits.questions.QUESTION_SETS` is asked."""
     num_probes: int = 0
     """Claims asked of every sample; even."""
     kinds: tuple[str, ...] | None = None
@@ -75,7 +78,7 @@ class SampleMaker:
     def question(self, rng: random.Random, rows: int, cols: int) -> Sample:
         """Draw a sample whose response solves a question of the data set."""
         scene = sample_scene(rng, self.pool, rows, cols)
-        question = sample_question(rng, scene)
+        question = sample_question(rng, scene, self.questions)
         return self._sample(rng, scene, question.text, question.response)
 
     def _sample(self, rng: random.Random, scene: Scene, question: str, response: str) -> Sample:

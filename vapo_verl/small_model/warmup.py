@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -47,6 +48,8 @@ class WarmupConfig:
         Part(kind="question", steps=2400, num_probes=6),
     )
     """In turn: claims about one cell come first, those that compare and search later."""
+    questions: str = "standard"
+    """Which of `vapo_verl.data.digits.questions.QUESTION_SETS` is asked."""
     grids: tuple[str, ...] = ("2x2", "2x3")
     batch_size: int = 16
     learning_rate: float = 1.5e-3
@@ -60,6 +63,12 @@ class WarmupConfig:
     def steps(self) -> int:
         """Steps of all parts."""
         return sum(part.steps for part in self.parts)
+
+    @property
+    def steps_before_questions(self) -> int:
+        """Steps of the parts that come before the first questions."""
+        before = itertools.takewhile(lambda part: part.kind != "question", self.parts)
+        return sum(part.steps for part in before)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +141,9 @@ def _mean(values: Float[Tensor, " tokens"], chosen: Bool[Tensor, " tokens"]) -> 
 def draw_batches(maker: SampleMaker, config: WarmupConfig) -> Iterator[list[Sample]]:
     """Yield one batch a step, each of one grid shape, seeded block by block."""
     for number, part in enumerate(config.parts):
-        asking = replace(maker, num_probes=part.num_probes, kinds=part.kinds)
+        asking = replace(
+            maker, questions=config.questions, num_probes=part.num_probes, kinds=part.kinds
+        )
         draw = asking.reading if part.kind == "reading" else asking.question
         for first in range(0, part.steps, _BATCHES_A_GRID * len(config.grids)):
             rng = random.Random(f"{config.seed}/{number}/{first}")

@@ -8,6 +8,7 @@ from PIL import Image
 from vapo_verl.data.digits.__main__ import main
 from vapo_verl.data.digits.build import DigitsConfig, write_dataset
 from vapo_verl.data.digits.oracle import judge
+from vapo_verl.data.digits.questions import QUESTION_SETS
 from vapo_verl.data.digits.scans import scan_pool
 from vapo_verl.data.digits.scene import Scene
 
@@ -69,6 +70,25 @@ def test_command_line(tmp_path, capsys):
     assert str(tmp_path / "train.parquet") in capsys.readouterr().out
     (row, _) = pq.read_table(tmp_path / "train.parquet").to_pylist()
     assert row["extra_info"]["grid"] == "3x3"
+
+
+def test_the_question_sets_are_asked_about_the_same_scenes_and_images(tmp_path):
+    arguments = ["--train", "6", "--val", "0", "--test", "0", "--grids", "3x3"]
+    main(["--out", str(tmp_path / "standard"), *arguments])
+    main(["--out", str(tmp_path / "long"), *arguments, "--questions", "long"])
+    standard, long = (
+        pq.read_table(tmp_path / name / "train.parquet").to_pylist()
+        for name in ("standard", "long")
+    )
+    for row, other in zip(standard, long, strict=True):
+        assert row["images"] == other["images"]
+        assert row["extra_info"]["scene"] == other["extra_info"]["scene"]
+    assert {row["extra_info"]["kind"] for row in long} <= set(QUESTION_SETS["long"])
+
+
+def test_command_line_names_a_wrong_question_set(tmp_path):
+    with pytest.raises(SystemExit, match="questions='short'"):
+        main(["--out", str(tmp_path), "--questions", "short"])
 
 
 def test_command_line_names_a_wrong_grid(tmp_path):

@@ -32,6 +32,10 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{split}", type=int, help=f"rows of {split}.parquet")
     parser.add_argument("--seed", type=int, help="of scenes, questions and claims")
     parser.add_argument("--grids", type=_grids, help="comma-separated grid shapes, such as 2x2,2x3")
+    parser.add_argument(
+        "--questions",
+        help="standard (the default), or long: about whole grids, best of 3x3",
+    )
     return parser
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vapo_verl.data.digits.questions import Question, sample_question
+from vapo_verl.data.digits.questions import Question, question_kinds, sample_question
 from vapo_verl.data.digits.render import png_bytes, render
 from vapo_verl.data.digits.scans import SPLITS, scan_pool
 from vapo_verl.data.digits.scene import Scene, parse_grid, sample_scene
@@ -32,6 +32,8 @@ class DigitsConfig:
     """Of scenes, questions and claims; the split of the scans does not depend on it."""
     grids: tuple[str, ...] = ("2x2", "2x3")
     """Grid shapes as ROWSxCOLS, taken in turn."""
+    questions: str = "standard"
+    """Which of `questions.QUESTION_SETS` is asked."""
 
     def __post_init__(self) -> None:
         for split in SPLITS:
@@ -41,6 +43,7 @@ class DigitsConfig:
             raise ValueError("grids=(): name at least one grid, such as 2x2")
         for grid in self.grids:
             parse_grid(grid)
+        question_kinds(self.questions)
 
 
 def write_dataset(out_dir: str | Path, config: DigitsConfig) -> dict[str, Path]:
@@ -76,7 +79,7 @@ def _build_row(config: DigitsConfig, split: str, index: int) -> dict:
     key = f"{config.seed}/{split}/{index}"
     rng = random.Random(key)
     scene = sample_scene(rng, scan_pool(split), *parse_grid(grid))
-    question = sample_question(rng, scene)
+    question = sample_question(rng, scene, config.questions)
     claims = sample_claims(rng, scene)
     image = png_bytes(render(scene, seed=key))
     info = {"split": split, "index": index, "grid": grid, "kind": question.kind}

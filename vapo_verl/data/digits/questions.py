@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from vapo_verl.data.digits.scene import Cell, Scene
+from vapo_verl.data.digits.long_questions import LONG_KINDS
+from vapo_verl.data.digits.scene import Scene
+from vapo_verl.data.digits.solutions import Maker
+from vapo_verl.data.digits.standard_questions import STANDARD_KINDS
+
+QUESTION_SETS: dict[str, dict[str, Maker]] = {"standard": STANDARD_KINDS, "long": LONG_KINDS}
+"""Makers by kind of every question set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +19,7 @@ class Question:
     """A question with one verifiable answer."""
 
     kind: str
-    """A key of `KINDS`."""
+    """A key of its set in `QUESTION_SETS`."""
     text: str
     answer: str
     """An integer, or a colour word for `largest_color_name`."""
@@ -27,103 +32,28 @@ class Question:
         return f"<think>{' '.join(self.steps)}</think>\\boxed{{{self.answer}}}"
 
 
-def sample_question(rng: random.Random, scene: Scene) -> Question:
-    """Draw a question of a uniformly chosen kind that has a single answer in this scene."""
+def sample_question(rng: random.Random, scene: Scene, question_set: str = "standard") -> Question:
+    """Draw a question of a uniformly chosen kind of the set that has a single answer in this scene.
+
+    Raises:
+        ValueError: the set is not one of `QUESTION_SETS`.
+    """
+    kinds = question_kinds(question_set)
     while True:
-        kind = rng.choice(tuple(KINDS))
-        drawn = KINDS[kind](rng, scene)
+        kind = rng.choice(tuple(kinds))
+        drawn = kinds[kind](rng, scene)
         if drawn is not None:
             text, answer, steps = drawn
             return Question(kind=kind, text=text, answer=str(answer), steps=tuple(steps))
 
 
-Drawn = tuple[str, "int | str", list[str]]
-"""Question text, answer and solution sentences."""
+def question_kinds(question_set: str) -> dict[str, Maker]:
+    """Return a question set's makers by kind.
 
-
-def _line_sum(rng: random.Random, scene: Scene) -> Drawn:
-    line, places = rng.choice(list(scene.lines.items()))
-    steps = [read(scene, place) for place in places]
-    digits = [scene.places[place].digit for place in places]
-    return f"What is the sum of the {line}?", sum(digits), steps + _running_sum(digits)
-
-
-def _color_sum(rng: random.Random, scene: Scene) -> Drawn:
-    color = rng.choice(scene.cells).color
-    digits = [cell.digit for cell in scene.cells if cell.color == color]
-    text = f"What is the sum of the {color} digits?"
-    return text, sum(digits), _read_all(scene) + _running_sum(digits)
-
-
-def _line_largest(rng: random.Random, scene: Scene) -> Drawn:
-    line, places = rng.choice(list(scene.lines.items()))
-    largest = max(scene.places[place].digit for place in places)
-    steps = [*(read(scene, place) for place in places), f"the largest is {largest}."]
-    return f"What is the largest digit in the {line}?", largest, steps
-
-
-def _color_largest(rng: random.Random, scene: Scene) -> Drawn:
-    color = rng.choice(scene.cells).color
-    largest = max(cell.digit for cell in scene.cells if cell.color == color)
-    steps = [*_read_all(scene), f"the largest {color} digit is {largest}."]
-    return f"What is the largest {color} digit?", largest, steps
-
-
-def _parity_count(rng: random.Random, scene: Scene) -> Drawn:
-    parity = rng.choice(("even", "odd"))
-    steps, count = [], 0
-    for place, cell in scene.places.items():
-        steps.append(read(scene, place))
-        if cell.digit % 2 == (parity == "odd"):
-            count += 1
-            steps.append(f"that makes {count}.")
-    return f"How many digits are {parity}?", count, steps
-
-
-def _difference(rng: random.Random, scene: Scene) -> Drawn:
-    first, second = rng.sample(list(scene.places), 2)
-    low, high = sorted((scene.places[first].digit, scene.places[second].digit))
-    text = f"What is the difference between the {first} digit and the {second} digit?"
-    steps = [read(scene, first), read(scene, second), f"{high}-{low}={high - low}."]
-    return text, high - low, steps
-
-
-def _largest_color_name(_: random.Random, scene: Scene) -> Drawn | None:
-    largest = max(cell.digit for cell in scene.cells)
-    colors = {cell.color for cell in scene.cells if cell.digit == largest}
-    if len(colors) > 1:
-        return None
-    (color,) = colors
-    steps = [*_read_all(scene), f"the largest is {largest}.", f"it is {color}."]
-    return "What color is the largest digit?", color, steps
-
-
-KINDS: dict[str, Callable[[random.Random, Scene], Drawn | None]] = {
-    "line_sum": _line_sum,
-    "color_sum": _color_sum,
-    "line_largest": _line_largest,
-    "color_largest": _color_largest,
-    "parity_count": _parity_count,
-    "difference": _difference,
-    "largest_color_name": _largest_color_name,
-}
-"""Question makers by kind; one returns None where its question has no single answer."""
-
-
-def read(scene: Scene, place: str) -> str:
-    """The sentence that reads one cell: "top left is red 3."."""
-    cell: Cell = scene.places[place]
-    return f"{place} is {cell.color} {cell.digit}."
-
-
-def _read_all(scene: Scene) -> list[str]:
-    return [read(scene, place) for place in scene.places]
-
-
-def _running_sum(digits: Iterable[int]) -> list[str]:
-    first, *rest = digits
-    steps, total = [], first
-    for digit in rest:
-        steps.append(f"{total}+{digit}={total + digit}.")
-        total += digit
-    return steps or [f"the sum is {first}."]
+    Raises:
+        ValueError: the set is not one of `QUESTION_SETS`.
+    """
+    if question_set not in QUESTION_SETS:
+        known = ", ".join(QUESTION_SETS)
+        raise ValueError(f"questions={question_set!r} is unknown; use one of {known}")
+    return QUESTION_SETS[question_set]
