@@ -29,6 +29,8 @@ from vapo_verl.diagnostics.probing.rows import Row, image_size
 
 OWN = "own"
 """The right image, beside `EXCHANGES`."""
+CASES_READ_AT_ONCE = 8
+"""vLLM hands back the likeliest tokens of a whole context, images included."""
 Exchanged = Mapping[str, tuple[Image.Image, ...]]
 
 
@@ -68,7 +70,11 @@ class Masking:
         cases = [self._case(engine, response) for response in respond(engine, rows, self._options)]
         grades = self._go_on(engine, cases)
         claims = _judge(engine, cases)
-        readings = _read(engine, cases)
+        readings = [
+            reading
+            for first in range(0, len(cases), CASES_READ_AT_ONCE)
+            for reading in _read(engine, cases[first : first + CASES_READ_AT_ONCE])
+        ]
         return [
             self._record(case, grades[number], claims[number], readings[number])
             for number, case in enumerate(cases)

@@ -11,10 +11,10 @@ _FOOTER_LENGTH_BYTES = 8
 
 
 def model_fingerprint(model: str) -> str:
-    """Digest of a folder's config and of the sizes and both ends of its weights.
+    """A folder's name, and a digest of its config and of the sizes and both ends of its weights.
 
-    The first and the last MiB of each file are read, not all of it. For a name on the hub it is the
-    name.
+    The first and the last MiB of each file are read, not all of it. A name on the hub stays as it
+    is. The folder may be moved.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -27,14 +27,15 @@ def model_fingerprint(model: str) -> str:
             digest.update(file.read(_END_BYTES))
             file.seek(max(size - _END_BYTES, 0))
             digest.update(file.read())
-    return digest.hexdigest()[:16]
+    return f"{folder.resolve().name} {digest.hexdigest()[:16]}"
 
 
 def parquet_fingerprint(path: Path) -> str:
-    """Digest of a parquet file's size and footer, which holds the sizes of all its columns."""
+    """A parquet file's name, and a digest of its size and footer, which describes all columns."""
     size = path.stat().st_size
     with path.open("rb") as file:
         file.seek(max(size - _FOOTER_LENGTH_BYTES, 0))
         footer = int.from_bytes(file.read(4), "little")
         file.seek(max(size - _FOOTER_LENGTH_BYTES - footer, 0))
-        return hashlib.sha256(f"{size}\n".encode() + file.read()).hexdigest()[:16]
+        digest = hashlib.sha256(f"{size}\n".encode() + file.read())
+    return f"{path.name} {digest.hexdigest()[:16]}"

@@ -55,10 +55,8 @@ class ProbeOptions:
         """All that results depend on, but for rounding: a folder keeps to it."""
         engine = self.engine
         return {
-            "MODEL": engine.model,
-            "weights of MODEL": model_fingerprint(engine.model),
-            "DATA": str(self.data),
-            "content of DATA": parquet_fingerprint(self.data),
+            "MODEL": model_fingerprint(engine.model),
+            "DATA": parquet_fingerprint(self.data),
             "--num-rows": self.num_rows,
             "--seed": self.seed,
             "--answer-style": self.answer_style,
@@ -68,6 +66,7 @@ class ProbeOptions:
             "--max-model-len": engine.max_model_len,
             "--min-pixels": engine.min_pixels,
             "--max-pixels": engine.max_pixels,
+            "--attention-layers": engine.attention_layers,
         }
 
 

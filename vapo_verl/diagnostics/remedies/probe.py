@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from vapo_verl.diagnostics.probing.engine import Completion, Context, Engine
 from vapo_verl.diagnostics.probing.options import ProbeOptions
 from vapo_verl.diagnostics.probing.respond import Response, grade, respond, seeds
 from vapo_verl.diagnostics.probing.rows import Row
-from vapo_verl.diagnostics.remedies.draft import Draft, Plan, next_insertion, plan_insertions
 from vapo_verl.diagnostics.remedies.options import PLAIN, REMEDIES, RemedyOptions
+from vapo_verl.diagnostics.remedies.places import Plan, next_insertion, plan_insertions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,32 +29,45 @@ class Insertion:
 
 
 @dataclass(slots=True, kw_only=True)
-class Work:
-    """A response in the making."""
+class Treated:
+    """A response that is written in steps, with insertions between them."""
 
-    response: Response
-    """The plain one."""
+    plain: Response
     insertion: Insertion
     plan: Plan
     context: Context
-    draft: Draft
-    shown: list[int]
+    """All up to now, insertions too."""
+    ids: list[int] = field(default_factory=list)
+    """Tokens the model wrote."""
+    attention: list[float] = field(default_factory=list)
+    """Of each of them."""
+    text_ids: list[int] = field(default_factory=list)
     """Tokens of the response's text."""
+    places: list[int] = field(default_factory=list)
+    """Tokens the model had written before each insertion."""
+    takes_more: bool = True
+    """Whether something may still be inserted."""
+    finish: str | None = None
+    """None while it is being written."""
 
     def write(self, completion: Completion, length: int | None = None) -> None:
-        """Take up the first `length` tokens that the model wrote."""
+        """Take up the first `length` tokens of what the model wrote."""
         ids = completion.ids[:length]
         self.context = self.context.then(ids)
-        self.draft.write(ids, completion.attention[:length])
-        self.shown += ids
+        self.ids += ids
+        self.attention += completion.attention[:length].tolist()
+        self.text_ids += ids
 
     def insert(self) -> None:
-        """Put the remedy here."""
-        insertion = self.insertion
-        self.context = self.context.then(insertion.ids, *insertion.images)
-        self.draft.insertions.append(len(self.draft.ids))
-        if insertion.in_text:
-            self.shown += insertion.ids
+        """Put the insertion here."""
+        self.context = self.context.then(self.insertion.ids, *self.insertion.images)
+        self.places.append(len(self.ids))
+        if self.insertion.in_text:
+            self.text_ids += self.insertion.ids
+
+    def end(self, finish: str | None) -> None:
+        """Insert nothing any more; None: the model still writes to its end."""
+        self.takes_more, self.finish = False, finish
 
 
 def apply_remedies(
@@ -103,68 +116,63 @@ def _respond_with(
     insertions: Sequence[Insertion],
     options: ProbeOptions,
     remedies: RemedyOptions,
-) -> list[Work]:
+) -> list[Treated]:
     """Write all responses together: a step of each, an insertion, and so on, then the rest."""
-    works = [
+    all_treated = [
         _begin(response, insertion, remedies)
         for response, insertion in zip(responses, insertions, strict=True)
     ]
     for _ in range(remedies.num_insertions - 1):
-        running = [work for work in works if not work.draft.ending]
-        steps = [min(work.plan.step, _left(work, options)) for work in running]
-        for work, completion in zip(running, _write(engine, running, steps, options), strict=True):
-            _take_step(engine, work, completion)
-    unfinished = [work for work in works if work.draft.finish is None]
-    rest = [_left(work, options) for work in unfinished]
-    for work, completion in zip(unfinished, _write(engine, unfinished, rest, options), strict=True):
-        work.write(completion)
-        work.draft.finish = completion.finish
-    return works
+        some = [treated for treated in all_treated if treated.takes_more]
+        steps = [min(treated.plan.step, _left(treated, options)) for treated in some]
+        for treated, completion in zip(some, _write(engine, some, steps, options), strict=True):
+            _take_step(engine, treated, completion)
+            if treated.finish is None and _left(treated, options) == 0:
+                treated.end("length")
+    some = [treated for treated in all_treated if treated.finish is None]
+    steps = [_left(treated, options) for treated in some]
+    for treated, completion in zip(some, _write(engine, some, steps, options), strict=True):
+        treated.write(completion)
+        treated.end(completion.finish)
+    return all_treated
 
 
-def _begin(response: Response, insertion: Insertion, remedies: RemedyOptions) -> Work:
+def _begin(response: Response, insertion: Insertion, remedies: RemedyOptions) -> Treated:
     """The plain response up to the first insertion; all of it where nothing can be inserted."""
     plan = plan_insertions(response.reasoning, remedies.num_insertions)
-    work = Work(
-        response=response,
-        insertion=insertion,
-        plan=plan,
-        context=response.prompt,
-        draft=Draft(),
-        shown=[],
-    )
-    work.write(response.completion, plan.first)
+    treated = Treated(plain=response, insertion=insertion, plan=plan, context=response.prompt)
+    treated.write(response.completion, plan.first)
     if plan.first is None:
-        work.draft.ending, work.draft.finish = True, response.completion.finish
+        treated.end(response.completion.finish)
     else:
-        work.insert()
-    return work
+        treated.insert()
+    return treated
 
 
-def _take_step(engine: Engine, work: Work, completion: Completion) -> None:
+def _take_step(engine: Engine, treated: Treated, completion: Completion) -> None:
     """Cut what was written at the next boundary and insert there, or let the response end."""
-    place = next_insertion(engine.pieces(completion.ids), work.plan.distance)
+    place = next_insertion(engine.pieces(completion.ids), treated.plan.distance)
     if completion.finish == "stop" or place is None:
-        work.write(completion)
-        work.draft.ending = True
-        work.draft.finish = "stop" if completion.finish == "stop" else None
+        treated.write(completion)
+        treated.end("stop" if completion.finish == "stop" else None)
     else:
-        work.write(completion, place)
-        work.insert()
+        treated.write(completion, place)
+        treated.insert()
 
 
-def _left(work: Work, options: ProbeOptions) -> int:
-    return max(options.max_tokens - len(work.draft.ids), 1)
+def _left(treated: Treated, options: ProbeOptions) -> int:
+    """Tokens that the model may still write."""
+    return options.max_tokens - len(treated.ids)
 
 
 def _write(
-    engine: Engine, works: Sequence[Work], lengths: Sequence[int], options: ProbeOptions
+    engine: Engine, some: Sequence[Treated], lengths: Sequence[int], options: ProbeOptions
 ) -> list[Completion]:
     return engine.complete(
-        [work.context for work in works],
+        [treated.context for treated in some],
         lengths,
         temperature=options.temperature,
-        seeds=seeds([work.response.row for work in works], options),
+        seeds=seeds([treated.plain.row for treated in some], options),
     )
 
 
@@ -179,13 +187,13 @@ def _plain_record(response: Response) -> dict[str, Any]:
     }
 
 
-def _record(engine: Engine, work: Work) -> dict[str, Any]:
-    text, draft = engine.decode(work.shown), work.draft
+def _record(engine: Engine, treated: Treated) -> dict[str, Any]:
+    text = engine.decode(treated.text_ids)
     return {
         "response": text,
-        "num_tokens": len(draft.ids),
-        "insertions": draft.insertions,
-        "finish": draft.finish,
-        **asdict(grade(text, work.response.row)),
-        "attention": ratios(np.array(draft.attention)),
+        "num_tokens": len(treated.ids),
+        "insertions": treated.places,
+        "finish": treated.finish,
+        **asdict(grade(text, treated.plain.row)),
+        "attention": ratios(np.array(treated.attention)),
     }

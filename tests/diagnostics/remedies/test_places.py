@@ -1,7 +1,7 @@
 """Where a response is interrupted."""
 
 from vapo_verl.diagnostics.probing.cuts import Reasoning
-from vapo_verl.diagnostics.remedies.draft import next_insertion, plan_insertions
+from vapo_verl.diagnostics.remedies.places import next_insertion, plan_insertions
 
 
 def test_insertions_are_as_far_apart_as_a_fifth_of_the_reasoning():

@@ -1,38 +1,16 @@
-"""A response that is written in pieces, with insertions between them (pure)."""
+"""Where something is put into a response (pure)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-
-import numpy as np
+from dataclasses import dataclass
 
 from vapo_verl.anchors.placement import ANSWER_START, REASONING_END, logical_boundaries
 from vapo_verl.diagnostics.probing.cuts import Reasoning
 
 LONGEST_STEP = 1.5
 """Of the distance of insertions: so much is written in search of a boundary."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Draft:
-    """What is written so far."""
-
-    ids: list[int] = field(default_factory=list)
-    """Tokens of the model, in all turns."""
-    attention: list[float] = field(default_factory=list)
-    insertions: list[int] = field(default_factory=list)
-    """Tokens of the model before each."""
-    ending: bool = False
-    """Whether nothing is inserted any more."""
-    finish: str | None = None
-    """None while it is being written."""
-
-    def write(self, ids: Sequence[int], attention: np.ndarray) -> None:
-        """Add tokens of the model."""
-        self.ids += ids
-        self.attention += attention.tolist()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
