@@ -103,6 +103,8 @@ start_nodes() {
 
 running() { kill -0 "$1" 2>/dev/null; }
 
+show_node_logs() { tail -n 3 "$VAPO_ATTEMPT_LOGS"/*.log >&2 || true; }
+
 # run_on_cluster COMMAND...: a step on the head, for as long as Ray is up on all nodes; its exit code.
 run_on_cluster() {
   local step code=0 signalled=
@@ -110,8 +112,8 @@ run_on_cluster() {
   step=$!
   while running "$step"; do
     if ! running "$cluster"; then
-      say "Ray ended on a node before the run did; the last lines of $VAPO_ATTEMPT_LOGS:" >&2
-      tail -n 3 "$VAPO_ATTEMPT_LOGS"/*.log >&2
+      say "Ray ended on a node before the run did" >&2
+      show_node_logs
       return 1
     fi
     if [[ -n $stop_requested && -z $signalled ]]; then
@@ -209,5 +211,7 @@ run_on_cluster "$VAPO_PYTHON" slurm/wait_for_nodes.py "$VAPO_START_TIMEOUT_S" "$
 if ((code == 0)); then
   say "all nodes joined; starting the driver"
   run_on_cluster "${driver[@]}" || code=$?
+elif running "$cluster"; then
+  show_node_logs
 fi
 finish "$code"

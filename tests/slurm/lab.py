@@ -74,7 +74,7 @@ class SlurmLab:
         }
 
     def up(self) -> None:
-        for name in ("state", *(f"spool/{node.name}" for node in self.nodes)):
+        for name in ("logs", "state", *(f"spool/{node.name}" for node in self.nodes)):
             (self.folder / name).mkdir(parents=True)
         self._configure()
         key, munge = self.folder / "munge.key", self.folder / "munge"
@@ -85,14 +85,12 @@ class SlurmLab:
             *["munged", "--foreground", "--force", f"--socket={munge}.socket"],
             *[f"--key-file={key}", f"--pid-file={munge}.pid", f"--seed-file={munge}.seed"],
         )
-        _wait_for(Path(f"{munge}.socket").exists)
+        wait_for(Path(f"{munge}.socket").exists)
         self._serve(self.controller, "slurmctld", "-D", "-c")
-        _wait_for(lambda: "is UP" in self.run("sh", "-c", "scontrol ping || true"))
+        wait_for(lambda: "is UP" in self.run("sh", "-c", "scontrol ping || true"))
         for node in self.nodes:
             self.start_slurmd(node)
-        _wait_for(
-            lambda: self.run("sinfo", "-h", "-N", "-t", "idle").count("\n") == len(self.nodes)
-        )
+        wait_for(lambda: self.run("sinfo", "-h", "-N", "-t", "idle").count("\n") == len(self.nodes))
 
     def _configure(self) -> None:
         conf = SLURM_CONF.format(controller=self.controller, folder=self.folder)
@@ -128,13 +126,13 @@ class SlurmLab:
     def wait(self, job: str, timeout_s: float = 600) -> int:
         """Exit code of a job that has ended for good."""
         done = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        _wait_for(lambda: self.job(job)["JobState"] in done, timeout_s, lambda: self.output(job))
+        wait_for(lambda: self.job(job)["JobState"] in done, timeout_s, lambda: self.output(job))
         return int(self.job(job)["ExitCode"].split(":")[0])
 
     def output(self, job: str) -> str:
         """Output of all starts of a job."""
-        (file,) = self.folder.glob(f"*-{job}.out")
-        return file.read_text()
+        file = Path(self.job(job)["StdOut"])
+        return file.read_text() if file.exists() else ""
 
     def processes(self) -> list[str]:
         """Commands that run on the nodes, but for Slurm's own and the node's init."""
@@ -158,7 +156,7 @@ def slurm_lab(num_nodes: int) -> Iterator[SlurmLab]:
         shutil.rmtree(folder)
 
 
-def _wait_for(
+def wait_for(
     condition: Callable[[], object],
     timeout_s: float = 30,
     explain: Callable[[], str] = lambda: "Slurm does not start",
