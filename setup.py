@@ -37,6 +37,7 @@ INSTALL_REQUIRES = [
     "jaxtyping",
     "math-verify",
     "mathruler",
+    "matplotlib",
     "msgspec",
     "numpy>=2.0",
     "omegaconf>=2.3",

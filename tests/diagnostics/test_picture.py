@@ -26,30 +26,26 @@ def test_a_rising_line_rises_and_a_second_one_has_its_own_colour():
     image = drawn(series=[up, down])
     assert image.size == (WIDTH, HEIGHT)
     for color, sign in ((BLUE, -1), (RED, 1)):
-        found = places(image, color)
-        found = found[found[:, 1] > 62]  # below the legend
-        assert np.sign(np.corrcoef(found.T)[0, 1]) == sign
+        slope = np.corrcoef(places(image, color).T)[0, 1]
+        assert np.sign(slope) == sign and abs(slope) > 0.8
 
 
 def test_a_step_without_a_value_is_a_gap():
     whole = drawn(series=[Series(name="a", x=[1, 2, 3, 4, 5], y=[1.0] * 5)])
     broken = drawn(series=[Series(name="a", x=[1, 2, 3, 4, 5], y=[1.0, 1.0, None, 1.0, 1.0])])
-    tinted = [(np.ptp(np.asarray(image), axis=2) > 60).any(axis=0) for image in (whole, broken)]
-    widths = [np.count_nonzero(columns) for columns in tinted]
-    assert widths[0] == np.ptp(np.flatnonzero(tinted[0])) + 1  # without a gap
-    assert widths[1] == pytest.approx(widths[0] / 2, abs=10)
+    widths = [len(np.unique(places(image, BLUE)[:, 0])) for image in (whole, broken)]
+    assert widths[1] == pytest.approx(widths[0] / 2, rel=0.05)
 
 
 @pytest.mark.parametrize("bars", [True, False])
 def test_bounds_are_bars_or_a_band(bars):
     line = {"name": "a", "x": [0.2, 0.8], "y": [0.5, 0.5]}
-    plain = drawn(series=[Series(**line)], y_range=(0.0, 1.0))
-    bounded = drawn(
-        series=[Series(**line, low=[0.2, 0.2], high=[0.8, 0.8], bars=bars)], y_range=(0.0, 1.0)
-    )
+    axes = {"y_range": (0.0, 1.0)}
+    plain = drawn(series=[Series(**line)], **axes)
+    bounded = drawn(series=[Series(**line, low=[0.2] * 2, high=[0.8] * 2, bars=bars)], **axes)
     changed = np.argwhere(np.asarray(plain) != np.asarray(bounded))
     rows, columns = changed[:, 0], changed[:, 1]
-    assert rows.max() - rows.min() == pytest.approx(0.6 * (HEIGHT - 106), abs=6)
+    assert rows.max() - rows.min() > HEIGHT / 3
     filled = len(np.unique(columns)) / (columns.max() - columns.min() + 1)
     assert filled < 0.1 if bars else filled == 1
 
