@@ -1,7 +1,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu bench doctor lint format lock clean
+.PHONY: help setup demo test test-slow test-cluster test-gpu bench study study-quick doctor lint format lock clean
 
 VENV ?= .venv
 # Where `make demo` leaves its run, and the data of the recipes (main reads VAPO_DATA_DIR).
@@ -18,7 +18,7 @@ BIN := $(abspath $(VENV))/bin
 PYTEST := $(BIN)/python -m pytest -q
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: ## install the locked environment: EXTRA=cpu|gpu PYTHON=python3 FLASH_ATTN=1 DRY_RUN=1 VENV=.venv
 	@requirements/install.sh
@@ -34,12 +34,23 @@ test: setup ## the CPU suite
 test-slow: setup ## the slow tests: engine starts, whole training runs
 	$(PYTEST) -m "slow and not gpu and not multinode" --timeout 1800 $(ARGS)
 
+test-cluster: setup ## real Slurm, Docker and Ray over several pretend nodes; root on Debian, installs what they need
+	tests/slurm/install.sh
+	tests/docker/install.sh
+	$(PYTEST) -m multinode --timeout 1800 $(ARGS)
+
 test-gpu: setup ## the tests that need a GPU, in an environment of EXTRA=gpu
 	$(PYTEST) -m gpu --timeout 1800 $(ARGS)
 
 bench: setup ## what visual attention and anchors cost: tables and JSON lines
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/anchors.py
+
+study: setup ## VAPO against GRPO and attention credit on a laptop, goes on where it was stopped: ARGS=--document
+	$(BIN)/python -m benchmarks.study $(ARGS)
+
+study-quick: setup ## the same with 2 arms, 1 seed and few steps
+	$(BIN)/python -m benchmarks.study --quick $(ARGS)
 
 doctor: setup ## look for trouble before a run: ARGS="+recipe=vapo trainer.nnodes=2"
 	$(BIN)/python -m vapo_verl.doctor $(ARGS)

@@ -1,0 +1,134 @@
+"""The figures of each run, and what every run did with each held-out row."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
+from benchmarks.study.workspace import Run, Workspace
+from vapo_verl.diagnostics.early_decision import load_early_decision, summarise
+from vapo_verl.diagnostics.perception.summary import PARTS, part_of
+from vapo_verl.diagnostics.perception.summary import summarise as summarise_perception
+from vapo_verl.diagnostics.probing.journal import read_records
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """One checkpoint on the held-out rows; shares in 0..1."""
+
+    arm: str
+    seed: int
+    accuracy: float
+    format: float
+    claims_start: float
+    """Claims judged right behind the prompt; then those in each third of the response."""
+    claims_early: float
+    claims_middle: float
+    claims_late: float
+    yes_rate: float
+    attention: float
+    """Visual attention ratio, mean over a response's tokens, then over responses."""
+    attention_late_over_early: float
+    attention_slope: float
+    tokens: float
+    peak: float
+    """Best accuracy over the early-decision cuts, and where it is."""
+    peak_at: float
+    recoverable: float
+    """Rows wrong at 100 % of the reasoning and right at some earlier cut."""
+    accuracy_other_image: float
+    """With another row's image: what text alone can do."""
+
+
+MEASURES = tuple(field.name for field in fields(Figures) if field.type == "float")
+
+
+def read_figures(work: Workspace, name: str, arm: str, seed: int) -> Figures:
+    """What `measure` left of a checkpoint."""
+    diagnostics = work.folder(name) / "diagnostics"
+    perception = summarise_perception(read_records(diagnostics / "perception"))
+    other = summarise_perception(read_records(diagnostics / OTHER_IMAGE_FOLDER))
+    decision = load_early_decision(diagnostics / "early-decision")
+    assert decision is not None  # measured
+    early = summarise(decision)
+    claims, attention = perception["claims"], perception["attention"]
+    return Figures(
+        arm=arm,
+        seed=seed,
+        accuracy=perception["accuracy"]["share"],
+        format=perception["format"],
+        **{f"claims_{part}": claims[part]["share"] for part in PARTS},
+        yes_rate=claims["yes_rate"]["share"],
+        attention=attention["mean"],
+        attention_late_over_early=attention["late_over_early"],
+        attention_slope=attention["slope"],
+        tokens=perception["mean_tokens"],
+        peak=early["peak"]["share"]["share"],
+        peak_at=early["peak"]["target"],
+        recoverable=early["recoverable_any"]["of_rows"]["share"],
+        accuracy_other_image=other["accuracy"]["share"],
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemOutcome:
+    """What a run did with one held-out row."""
+
+    row: int
+    run: str
+    right: int
+    claims_late: float | None
+    """Share of its late claims judged right; None where none was asked."""
+
+
+def read_outcomes(work: Workspace, run: Run) -> list[ItemOutcome]:
+    """By row number."""
+    records = read_records(work.folder(run.name) / "diagnostics" / "perception")
+    return [
+        ItemOutcome(
+            row=record["row"],
+            run=run.name,
+            right=int(record["right"]),
+            claims_late=_late(record),
+        )
+        for record in records
+    ]
+
+
+def write_csv(path: Path, rows: Sequence[Figures] | Sequence[ItemOutcome]) -> None:
+    """One line each; floats with four digits."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([field.name for field in fields(rows[0])])
+        for row in rows:
+            writer.writerow([_cell(value) for value in asdict(row).values()])
+
+
+def read_csv(path: Path) -> list[Figures]:
+    """Figures that :func:`write_csv` wrote."""
+    with path.open(newline="") as file:
+        return [_figures(line) for line in csv.DictReader(file)]
+
+
+def _figures(line: dict[str, str]) -> Figures:
+    values: dict[str, Any] = {name: float(line[name]) for name in MEASURES}
+    return Figures(arm=line["arm"], seed=int(line["seed"]), **values)
+
+
+def _late(record: dict[str, Any]) -> float | None:
+    verdicts = [
+        anchor["correct"]
+        for anchor in record["anchors"]
+        if part_of(anchor["position"], record["num_tokens"]) == "late"
+    ]
+    return float(np.mean(verdicts)) if verdicts else None
+
+
+def _cell(value: Any) -> Any:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else value

@@ -1,0 +1,21 @@
+"""One run of one arm, with the project's own entry point."""
+
+from __future__ import annotations
+
+from benchmarks.study.arms import ARMS, Plan
+from benchmarks.study.workspace import Run, Workspace
+
+
+def train(work: Workspace, plan: Plan, run: Run, threads: int) -> None:
+    """Train to the last step; a run that was stopped goes on, one that ended does nothing."""
+    overrides = (
+        f"trainer.default_local_dir={work.folder(run.name)}",
+        f"trainer.total_training_steps={plan.num_steps}",
+        f"actor_rollout_ref.model.path={work.model}",
+        f"data.train_files={work.data / 'train.parquet'}",
+        f"data.val_files={work.data / 'val.parquet'}",
+        f"data.seed={run.seed}",
+        f"vapo.seed={run.seed}",
+        *ARMS[run.arm].overrides,
+    )
+    work.command(run.name, "vapo_verl.main", "+recipe=study", *overrides, threads=threads)

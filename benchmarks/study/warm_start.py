@@ -1,0 +1,52 @@
+"""What all runs share: data, and a model that is right about half of the time."""
+
+from __future__ import annotations
+
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.study.arms import Plan
+from benchmarks.study.workspace import OTHER_IMAGE, TEST, Workspace
+from vapo_verl.data.digits.build import DigitsConfig, write_dataset
+
+NUM_VALIDATION_ROWS = 64
+_SEED = 0
+
+
+def make_data(work: Workspace, plan: Plan) -> None:
+    """Rows of the long questions, and the test rows with each other's images."""
+    if (work.data / OTHER_IMAGE).exists():
+        return
+    write_dataset(
+        work.data,
+        DigitsConfig(
+            train=plan.num_train_rows,
+            val=NUM_VALIDATION_ROWS,
+            test=plan.num_test_rows,
+            seed=_SEED,
+            grids=("3x3",),
+            questions="long",
+        ),
+    )
+    rows = pq.read_table(work.data / TEST)
+    pq.write_table(with_other_images(rows), work.data / OTHER_IMAGE)
+
+
+def with_other_images(rows: pa.Table) -> pa.Table:
+    """Every row with the next row's image: what text alone can do is right of these."""
+    places = [*range(1, rows.num_rows), 0]
+    images = rows.column("images").take(pa.array(places))
+    return rows.set_column(rows.schema.get_field_index("images"), rows.field("images"), images)
+
+
+def make_model(work: Workspace, threads: int) -> None:
+    """The packaged small model, taught the long questions; its card tells how good it is."""
+    if work.model.exists():
+        return
+    unfinished = work.root / "model.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    arguments = ("--preset", "study", "--out", str(unfinished), "--threads", str(threads))
+    work.command("model", "vapo_verl.small_model", *arguments, threads=threads)
+    unfinished.rename(work.model)

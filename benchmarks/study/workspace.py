@@ -1,0 +1,89 @@
+"""Where a study's files lie, and the commands that make them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.study.arms import Plan
+
+WARM_START = "warm_start"
+PLAN_FILE = "plan.json"
+TEST, OTHER_IMAGE = "test.parquet", "test_other_image.parquet"
+
+
+class StudyError(Exception):
+    """A part of the study that cannot go on; says which, and where its output is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One training run."""
+
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-{self.seed}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """Folders of a study."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def model(self) -> Path:
+        """The warm start, from which every run begins."""
+        return self.root / "model"
+
+    def folder(self, name: str) -> Path:
+        """Of a run, or of the warm start: what is measured of it stands in there."""
+        return self.root / "runs" / name
+
+    def claim(self, plan: Plan) -> None:
+        """Make the folder this plan's.
+
+        Raises:
+            StudyError: it holds a study of another plan.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        file, text = self.root / PLAN_FILE, json.dumps(asdict(plan), indent=1)
+        if not file.exists():
+            file.write_text(text)
+        elif file.read_text() != text:
+            raise StudyError(
+                f"{self.root} holds a study of another plan ({file}); give another --out, or "
+                "remove it"
+            )
+
+    def command(self, log: str, module: str, *arguments: str, threads: int) -> None:
+        """Run `python -m module arguments`; what it prints is appended to `logs/LOG.log`.
+
+        Raises:
+            StudyError: it failed.
+        """
+        file = self.root / "logs" / f"{log}.log"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a") as output:
+            code = subprocess.run(
+                [sys.executable, "-m", module, *arguments],
+                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+            ).returncode
+        if code:
+            raise StudyError(
+                f"{log}: `python -m {module}` failed with exit code {code}; see {file}"
+            )

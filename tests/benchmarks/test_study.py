@@ -1,0 +1,181 @@
+"""The study's figures, tests and plots from files as the diagnostics leave them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from benchmarks.study import __main__ as study
+from benchmarks.study import arms, figures, page
+from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
+from benchmarks.study.statistics import compare
+from benchmarks.study.warm_start import make_data, with_other_images
+from benchmarks.study.workspace import WARM_START, StudyError, Workspace
+from vapo_verl.diagnostics.early_decision import load_early_decision
+from vapo_verl.diagnostics.early_decision import summarise as summarise_early
+from vapo_verl.diagnostics.perception.summary import summarise
+
+PLAN = replace(arms.FULL, arms=("grpo", "vapo"), num_steps=2, num_train_rows=4, num_test_rows=40)
+TARGETS = (0.0, 0.5, 1.0)
+
+
+def perception(row: int, right: bool, late: bool) -> dict:
+    asked = ((0, True), (2, True), (5, False), (9, late))
+    return {
+        "row": row,
+        "right": right,
+        "format": 1.0,
+        "finish": "stop",
+        "num_tokens": 10,
+        "attention": [0.3] * 5 + [0.1] * 5,
+        "anchors": [
+            {"position": position, "correct": correct, "answer": True, "label": True}
+            for position, correct in asked
+        ],
+        "probe_tokens": 10,
+        "cached_tokens": 5,
+    }
+
+
+def early(row: int, right: bool) -> dict:
+    cuts = [
+        {"target": target, "position": 0, "answer": "1", "right": right if target == 1 else True}
+        for target in TARGETS
+    ]
+    return {
+        "row": row,
+        "data_source": "digits",
+        "index": row,
+        "ground_truth": "1",
+        "response": "",
+        "num_tokens": 10,
+        "reasoning": [0, 9],
+        "finish": "stop",
+        "answer": "1",
+        "right": right,
+        "cuts": cuts,
+    }
+
+
+def leave(folder: Path, records: list[dict], summary: dict | None = None) -> None:
+    folder.mkdir(parents=True)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    if summary is not None:
+        (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def measured(work: Workspace, name: str, share: float, seed: int) -> None:
+    """A checkpoint that is right, and judges late claims right, in about `share` of the rows."""
+    rng = np.random.default_rng(seed)
+    right = rng.random(PLAN.num_test_rows) < share
+    records = [perception(row, bool(r), bool(r)) for row, r in enumerate(right)]
+    diagnostics = work.folder(name) / "diagnostics"
+    leave(diagnostics / "perception", records, summarise(records))
+    leave(diagnostics / OTHER_IMAGE_FOLDER, [perception(r, r < 4, False) for r in range(40)])
+    leave(diagnostics / "early-decision", [early(row, bool(r)) for row, r in enumerate(right)])
+    decision = load_early_decision(diagnostics / "early-decision")
+    summary = json.dumps(summarise_early(decision))
+    (diagnostics / "early-decision" / "summary.json").write_text(summary)
+    lines = [{"step": step, "data": {"vapo/reward/accuracy": share}} for step in (1, 2)]
+    (work.folder(name) / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+@pytest.fixture
+def work(tmp_path) -> Workspace:
+    workspace = Workspace(root=tmp_path / "study")
+    measured(workspace, WARM_START, 0.4, seed=9)
+    for run in study.all_runs(PLAN):
+        measured(workspace, run.name, {"grpo": 0.45, "vapo": 0.9}[run.arm], seed=run.seed)
+    return workspace
+
+
+def test_figures_of_a_run(work):
+    row = figures.read_figures(work, "vapo-1", "vapo", 1)
+    right = json.loads((work.folder("vapo-1") / "diagnostics/perception/summary.json").read_text())
+    assert row.accuracy == right["accuracy"]["share"] == row.claims_late
+    assert (row.claims_start, row.claims_early, row.claims_middle) == (1.0, 1.0, 0.0)
+    assert row.attention == pytest.approx(0.2)
+    assert row.accuracy_other_image == pytest.approx(0.1)
+    assert row.peak == 1.0 and row.peak_at == 0.0
+    assert row.recoverable == pytest.approx(1 - row.accuracy)
+
+
+def test_pairs_are_rows_and_seeds(work):
+    runs = study.all_runs(PLAN)
+    rows = [figures.read_figures(work, run.name, run.arm, run.seed) for run in runs]
+    outcomes = [item for run in runs for item in figures.read_outcomes(work, run)]
+    accuracy, late = compare(rows, outcomes, runs)
+    assert (accuracy.measure, late.measure) == ("accuracy", "claims_late")
+    assert accuracy.over_rows.n == PLAN.num_test_rows and accuracy.over_seeds.n == len(PLAN.seeds)
+    mean = np.mean([r.accuracy for r in rows if r.arm == "vapo"]) - np.mean(
+        [r.accuracy for r in rows if r.arm == "grpo"]
+    )
+    assert accuracy.over_rows.difference == pytest.approx(mean)
+    assert accuracy.over_seeds.difference == pytest.approx(mean)
+    assert accuracy.over_rows.p_t < 1e-3
+
+
+def test_results_are_written_and_read_back(work, tmp_path, monkeypatch, capsys):
+    document = tmp_path / "study.md"
+    document.write_text(f"Before.\n\n{page.START}\nold\n{page.END}\n\nAfter.\n")
+    monkeypatch.setattr(study, "DOCUMENT", document)
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
+    study._report(work, PLAN, document=True)
+    text = document.read_text()
+    assert text.startswith("Before.") and text.endswith("After.\n") and "old" not in text
+    assert text.count("| VAPO |") == 3  # its figures, and two comparisons
+    again = figures.read_csv(tmp_path / "results" / study.RUNS_CSV)
+    assert [(row.arm, row.seed) for row in again] == [
+        (WARM_START, study.NO_SEED),
+        *((run.arm, run.seed) for run in study.all_runs(PLAN)),
+    ]
+    for name in ("claims", "attention", "early_decision", "training"):
+        assert Image.open(tmp_path / "results" / f"{name}.png").size > (0, 0)
+    assert "VAPO" in capsys.readouterr().out
+
+
+def test_a_second_study_tells_how_far_off_it_is(work):
+    ours = [figures.read_figures(work, f"vapo-{seed}", "vapo", seed) for seed in PLAN.seeds]
+    committed = [replace(ours[0], accuracy=ours[0].accuracy - 0.125), *ours[1:]]
+    lines = page.distances(ours, committed).splitlines()
+    assert lines[2] == "| vapo-0 | 0.1250 | accuracy |"
+    assert "| 0.0000 |" in lines[3]
+
+
+def test_a_folder_of_another_plan_is_refused(tmp_path):
+    work = Workspace(root=tmp_path)
+    work.claim(PLAN)
+    work.claim(PLAN)
+    with pytest.raises(StudyError, match="another plan"):
+        work.claim(arms.QUICK)
+
+
+def test_a_command_that_fails_names_its_log(tmp_path):
+    work = Workspace(root=tmp_path)
+    with pytest.raises(StudyError, match=r"exit code 2; see .*grpo-0\.log"):
+        work.command("grpo-0", "vapo_verl.diagnostics", "no-such-command", threads=1)
+    assert "no-such-command" in (tmp_path / "logs" / "grpo-0.log").read_text()
+
+
+def test_text_and_image_part_in_the_control(tmp_path):
+    work = Workspace(root=tmp_path)
+    make_data(work, PLAN)
+    rows = pq.read_table(work.data / "test.parquet")
+    other = with_other_images(rows)
+    assert other.drop_columns("images").equals(rows.drop_columns("images"))
+    pairs = zip(rows["images"].to_pylist(), other["images"].to_pylist(), strict=True)
+    assert all(one != two for one, two in pairs)
+
+
+def test_arms_change_only_what_they_name():
+    from vapo_verl.composition import compose_recipe
+
+    for arm in arms.ARMS.values():
+        config = compose_recipe("study", arm.overrides)
+        probes = config.vapo.anchors.num_anchors > 0
+        assert probes == (config.vapo.reward.perception_source == "claims")
+        assert config.vapo.attention.enabled  # all arms pay for it, and show it
