@@ -25,7 +25,7 @@ GPU_RECIPES = [*PAPERS, *VARIANTS]
 
 
 def test_the_recipes_are_those_the_readme_lists():
-    assert recipe_names() == sorted(["smoke", *GPU_RECIPES, *SWEEPS])
+    assert recipe_names() == sorted(["smoke", "study", *GPU_RECIPES, *SWEEPS])
     readme = Path(__file__).parents[2].joinpath("README.md").read_text()
     for recipe in recipe_names():
         assert f"`{recipe}`" in readme, f"README does not tell what {recipe} is"
