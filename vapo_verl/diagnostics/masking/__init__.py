@@ -17,7 +17,7 @@ on single attention weights.
                         as in :mod:`vapo_verl.diagnostics.early_decision`
       attention         list of float or null, one for each token of the response
       swapped_with      int: number of the row that the swapped image is from
-      same_size         bool: whether it had to be resized
+      same_size         bool: false where it had to be resized
       claims            list, at the cuts, of claims seen with the right image:
         position, claim, label, answer, correct, p_yes
                         as in :mod:`vapo_verl.diagnostics.perception`

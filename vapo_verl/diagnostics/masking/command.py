@@ -109,6 +109,7 @@ def _shares(
         level=level,
         level_name="" if level is None else "untouched",
         note="95 % intervals of Wilson.",
+        y_range=(0.0, 1.0),
     )
 
 
@@ -126,6 +127,8 @@ def _claims(exchanges: dict[str, Any]) -> Panel:
         series=series if asked else [],
         level=0.5,
         level_name="chance",
+        note="95 % intervals of Wilson.",
+        y_range=(0.0, 1.0),
         missing="" if asked else "No claims were asked.",
     )
 
@@ -160,8 +163,7 @@ def _attention_left(exchanges: dict[str, Any]) -> Panel:
         x_title="cut, % of the reasoning",
         y_title="visual attention ratio",
         series=[line],
-        note="Mean of the untouched response's tokens behind the cut: what the divergence above it"
-        " is compared with.",
+        note="Mean over untouched responses of the mean over their tokens behind the cut.",
     )
 
 

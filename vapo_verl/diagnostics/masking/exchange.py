@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -14,19 +13,13 @@ Sizes = tuple[tuple[int, int], ...]
 """Width and height of each image of a row."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Donor:
-    """The row that another row's images are taken from."""
-
-    place: int
-    """In the list of rows."""
-    same_size: bool
-
-
-def draw_donors(sizes: Sequence[Sizes], seed: int) -> list[Donor]:
+def draw_donors(sizes: Sequence[Sizes], seed: int) -> list[int]:
     """For each row another one, of the same number and sizes of images where there is one.
 
-    Rows of equal sizes exchange in a drawn circle; a row alone with its sizes gets any other.
+    Rows of equal sizes exchange in a drawn circle; one alone with its sizes gets any other.
+
+    Returns:
+        The place of that other row in `sizes`, for each.
 
     Raises:
         RunError: there is one row only.
@@ -37,14 +30,13 @@ def draw_donors(sizes: Sequence[Sizes], seed: int) -> list[Donor]:
     groups: dict[Sizes, list[int]] = {}
     for place, of_row in enumerate(sizes):
         groups.setdefault(of_row, []).append(place)
-    donors: dict[int, Donor] = {}
+    donors: dict[int, int] = {}
     for group in groups.values():
         circle = [group[i] for i in rng.permutation(len(group))]
-        for place, other in zip(circle, circle[1:] + circle[:1], strict=True):
-            donors[place] = Donor(place=other, same_size=True)
-        if len(group) == 1:
-            other = (group[0] + int(rng.integers(1, len(sizes)))) % len(sizes)
-            donors[group[0]] = Donor(place=other, same_size=False)
+        if len(circle) == 1:
+            donors[circle[0]] = (circle[0] + int(rng.integers(1, len(sizes)))) % len(sizes)
+        else:
+            donors |= zip(circle, circle[1:] + circle[:1], strict=True)
     return [donors[place] for place in range(len(sizes))]
 
 

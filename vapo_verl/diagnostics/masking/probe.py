@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from vapo_verl.diagnostics.masking.divergence import divergence
-from vapo_verl.diagnostics.masking.exchange import Donor, blank, draw_donors, swapped
+from vapo_verl.diagnostics.masking.exchange import blank, draw_donors, swapped
 from vapo_verl.diagnostics.masking.options import EXCHANGES, MaskingOptions
 from vapo_verl.diagnostics.panel import Numbers, numbers
 from vapo_verl.diagnostics.probing.attention import ratios
@@ -39,7 +39,8 @@ class Case:
     """A response with all that is asked about it."""
 
     response: Response
-    donor: Row
+    giver: Row
+    """The row that the swapped images are from."""
     same_size: bool
     images: Exchanged
     positions: tuple[int, ...]
@@ -57,12 +58,10 @@ class Masking:
 
     def __init__(self, options: ProbeOptions, masking: MaskingOptions, rows: Sequence[Row]) -> None:
         """Raises RunError when there is one row only."""
-        self._options, self._masking, self._rows = options, masking, rows
+        self._options, self._masking = options, masking
         sizes = [tuple(map(image_size, row.images)) for row in rows]
         donors = draw_donors(sizes, options.seed)
-        self._donors: dict[int, Donor] = {
-            row.number: donor for row, donor in zip(rows, donors, strict=True)
-        }
+        self._givers = {row.number: rows[place] for row, place in zip(rows, donors, strict=True)}
         self._targets = even_targets(masking.num_cuts)
 
     def __call__(self, engine: Engine, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -82,8 +81,7 @@ class Masking:
 
     def _case(self, engine: Engine, response: Response) -> Case:
         row = response.row
-        donor = self._donors[row.number]
-        giver = self._rows[donor.place]
+        giver = self._givers[row.number]
         own, others = response.prompt.images, tuple(map(engine.image, giver.images))
         positions = cut_positions(response.reasoning, self._targets)
         rng = row_key(row, self._options).generator("claims")
@@ -91,8 +89,8 @@ class Masking:
         places = list(dict.fromkeys(positions))
         return Case(
             response=response,
-            donor=giver,
-            same_size=donor.same_size,
+            giver=giver,
+            same_size=[image.size for image in own] == [image.size for image in others],
             images={OWN: own, "swap": swapped(own, others), "blank": tuple(map(blank, own))},
             positions=tuple(positions),
             asked=tuple(cycle_claims(places, row.claims, per_cut, rng)) if per_cut else (),
@@ -134,7 +132,7 @@ class Masking:
             "finish": response.completion.finish,
             **asdict(response.grade),
             "attention": ratios(response.completion.attention),
-            "swapped_with": case.donor.number,
+            "swapped_with": case.giver.number,
             "same_size": case.same_size,
             "claims": claims[OWN],
             "exchanges": {
