@@ -46,7 +46,7 @@ def test_pictures_show_the_rollouts_since_the_last_ones(tmp_path, monkeypatch):
     steps = {step: [rollout_row(step)] * step for step in (1, 2, 3, 4)}
     run = write_run(tmp_path / "run", steps, {1: METRICS})
     shown = []
-    monkeypatch.setattr("vapo_verl.trainer.report.picture", shown.append)
+    monkeypatch.setattr("vapo_verl.diagnostics.picture.picture", shown.append)
     monkeypatch.setattr("vapo_verl.trainer.report._send_to_wandb", lambda *_: None)
     pictures = KeyPictures(run, {"wandb": None}, freq=2, last_step=100)
     pictures.log({}, 2)

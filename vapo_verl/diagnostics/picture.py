@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from vapo_verl.diagnostics.panel import Numbers, Panel, Series
@@ -32,6 +33,8 @@ def picture(panel: Panel) -> Image.Image:
         axes.axhline(panel.level, color=_SOFT, linestyle="--", linewidth=1, label=panel.level_name)
     if panel.diagonal:
         axes.axline((0, 0), slope=1, color=_SOFT, linestyle="--", linewidth=1)
+    if panel.x_title == "step":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if panel.y_range is not None:
         axes.set_ylim(*panel.y_range)
     if len(axes.get_legend_handles_labels()[0]) > 1:

@@ -12,7 +12,6 @@ from PIL import Image
 from vapo_verl.diagnostics.anchor_panels import anchor_panels
 from vapo_verl.diagnostics.attention_panels import attention_panels
 from vapo_verl.diagnostics.page import write_report
-from vapo_verl.diagnostics.picture import picture
 from vapo_verl.diagnostics.run_summary import summarise_run
 from vapo_verl.diagnostics.training_panels import training_panels
 from vapo_verl.trainer.run_folder import REPORT_FILE
@@ -59,6 +58,8 @@ class KeyPictures:
         return self._freq > 0 and step > 0 and (step % self._freq == 0 or step == self._last_step)
 
     def _pictures(self, step: int) -> Iterator[tuple[str, Image.Image]]:
+        from vapo_verl.diagnostics.picture import picture  # matplotlib: only where it is needed
+
         since = range((step - 1) // self._freq * self._freq + 1, step + 1)
         run = summarise_run(self._run_dir, name="", num_samples=0, seed=0, rollouts_of=since)
         for panel in (*training_panels([run]), *attention_panels([run]), *anchor_panels([run])):
