@@ -20,6 +20,10 @@ read_settings() {
   # shellcheck source=slurm/site.env
   . "$file"
   set +a
+  if [[ -n $VAPO_INTERFACE ]]; then
+    export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$VAPO_INTERFACE}
+    export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$VAPO_INTERFACE}
+  fi
   [[ $SLURM_JOB_NAME =~ ^[A-Za-z0-9._-]+$ ]] ||
     die "the job name $SLURM_JOB_NAME names the run folder; use letters, digits, '.', '_' and '-'"
   [[ $VAPO_PORTS =~ ^([0-9]+)-([0-9]+)$ ]] && num_ports=$((BASH_REMATCH[2] - BASH_REMATCH[1] + 1))
@@ -27,7 +31,7 @@ read_settings() {
     die "VAPO_PORTS=$VAPO_PORTS is not a range of at least 1000 ports; set FIRST-LAST"
   restarts=${SLURM_RESTART_COUNT:-0}
   export VAPO_ATTEMPT_LOGS=$VAPO_LOG_DIR/$SLURM_JOB_ID/attempt_$restarts
-  mkdir -p "$VAPO_ATTEMPT_LOGS" "$VAPO_RUNS_DIR"
+  mkdir -p "$VAPO_ATTEMPT_LOGS" "$VAPO_RUNS_DIR" "$VAPO_DATA_DIR" "$HF_HOME"
 }
 
 choose_container() {
@@ -47,7 +51,9 @@ choose_container() {
       ;;
     pyxis) # the steps of a node share one container: the driver wants Ray's sockets
       steps+=(--container-image="$VAPO_CONTAINER_IMAGE" --container-name="vapo_$SLURM_JOB_ID"
-        --container-mounts="$mounts" --container-workdir="$PWD")
+        --container-mounts="$mounts" --container-workdir="$PWD"
+        # what stands here wins over what the image sets
+        --container-env="HF_HOME,TRITON_CACHE_DIR,TORCHINDUCTOR_CACHE_DIR,VAPO_DATA_DIR")
       ;;
     apptainer)
       inside=(apptainer exec --bind "$mounts" --pwd "$PWD")

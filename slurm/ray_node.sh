@@ -30,6 +30,7 @@ marked() { grep -lsz "^$mark$" /proc/[0-9]*/environ | tr -dc '0-9\n'; }
 head_answers() { (: <"/dev/tcp/$head_ip/$port") 2>/dev/null; }
 
 if [[ $SLURMD_NODENAME == "$head_node" ]]; then
+  export AUTOSCALER_METRIC_PORT=$((port + 9)) DASHBOARD_METRIC_PORT=$((port + 10))
   role=(--head --port="$port" --node-ip-address="$head_ip"
     --include-dashboard="$dashboard" --dashboard-port=$((port + 1)) --ray-client-server-port=$((port + 2)))
   # for people who attach: the token is nowhere else, and this file is theirs alone
