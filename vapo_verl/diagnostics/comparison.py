@@ -70,7 +70,7 @@ def _early_decision(a: RunSummary, b: RunSummary) -> list[Table]:
         paired_difference(name, early_rows(first, name), early_rows(second, name))
         for name in EARLY_QUANTITIES
     ]
-    note = "A pair is the same row of the early-decision data; both runs have to be given the same."
+    note = "A pair is the same row of the data; both runs have to be asked about the same file."
     return [_differences("Common early-decision rows", "row", found, note)]
 
 
