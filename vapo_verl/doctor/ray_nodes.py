@@ -24,9 +24,10 @@ def check_nodes(config: DictConfig | None) -> Iterator[Finding]:
         ray.init(address, logging_level="ERROR", log_to_driver=False)
         nodes, free = ray.nodes(), ray.available_resources()
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as problem:
+        reason = str(problem.__cause__ or problem).strip().splitlines()[-1]
         yield error(
             CHECK,
-            f"{address} answers, but this machine cannot join: {problem}",
+            f"{address} answers, but this machine cannot join: {reason}",
             "run on a node of the cluster (ray start --address), in the same environment, with "
             "the RAY_AUTH_MODE and the token that Ray was started with",
         )
