@@ -8,15 +8,13 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vapo_verl.doctor.findings import Finding, error, ok
-from vapo_verl.doctor.ray_cluster import CHECK, cluster_of, host_and_port, silence
+from vapo_verl.doctor.ray_cluster import CHECK, check_address, cluster_of
 
 
 def check_nodes(config: DictConfig | None) -> Iterator[Finding]:
-    """Join as a run does, count, and leave. That an address is silent, `check_ray` tells."""
+    """Join as a run does, count, and leave. An address that is wrong or silent is `check_ray`'s."""
     address = cluster_of(config)
-    if address is None or "://" in address or address == "auto":
-        return
-    if silence(*host_and_port(address)):
+    if address is None or "://" in address or check_address(address).status != "ok":
         return
     import ray
 
@@ -41,18 +39,18 @@ def judge_nodes(
     config: DictConfig | None, nodes: Sequence[Mapping[str, Any]], free_slots: float
 ) -> Finding:
     """What ``ray.nodes()`` says, against trainer.nnodes and trainer.n_gpus_per_node."""
-    slots = {
-        node["NodeManagerHostname"]: int(node["Resources"].get("GPU", 0))
+    slots = [
+        (node["NodeManagerHostname"], int(node["Resources"].get("GPU", 0)))
         for node in nodes
         if node["Alive"]
-    }
-    listed = ", ".join(f"{name} {number}" for name, number in slots.items())
+    ]
+    listed = ", ".join(f"{name} {number}" for name, number in slots)
     found = f"the cluster has {len(slots)} nodes; GPU slots: {listed}, {free_slots:.0f} free"
     if config is None:
         return ok(CHECK, found)
     wanted, each = config.trainer.nnodes, config.trainer.n_gpus_per_node
     asked = f"trainer.nnodes={wanted}, trainer.n_gpus_per_node={each}"
-    if sum(number >= each for number in slots.values()) < wanted:
+    if sum(number >= each for _, number in slots) < wanted:
         return error(
             CHECK,
             f"{asked}, but {found}",
