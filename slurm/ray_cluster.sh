@@ -101,9 +101,10 @@ start_nodes() {
   RAY_AUTH_TOKEN=$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')
   export RAY_ADDRESS=$address:$first_port RAY_AUTH_MODE=token RAY_AUTH_TOKEN
   say "Ray on ${#nodes[@]} nodes, head $head at $RAY_ADDRESS, logs in $VAPO_ATTEMPT_LOGS"
-  srun "${steps[@]}" --job-name=ray --nodes="${#nodes[@]}" --ntasks="${#nodes[@]}" --ntasks-per-node=1 \
-    --output="$VAPO_ATTEMPT_LOGS/%N.log" "${inside[@]}" slurm/ray_node.sh "$head" "$address" "$first_port" \
-    "${dashboard:-true}" --num-gpus="$num_gpus" --num-cpus="${num_cpus:-$SLURM_CPUS_ON_NODE}" </dev/null &
+  srun "${steps[@]}" --job-name=ray --nodes="${#nodes[@]}" --ntasks="${#nodes[@]}" \
+    --ntasks-per-node=1 --output="$VAPO_ATTEMPT_LOGS/%N.log" "${inside[@]}" \
+    slurm/ray_node.sh "$head" "$address" "$first_port" "${dashboard:-true}" \
+    --num-gpus="$num_gpus" --num-cpus="${num_cpus:-$SLURM_CPUS_ON_NODE}" </dev/null &
   cluster=$!
 }
 
@@ -160,8 +161,8 @@ stop_cluster() {
 lost_nodes() {
   local node
   for node in "${nodes[@]}"; do
-    timeout --kill-after=1 "$VAPO_NODE_TIMEOUT_S" \
-      srun --overlap --mpi=none --nodes=1 --ntasks=1 --nodelist="$node" true </dev/null &>/dev/null || echo "$node" &
+    timeout --kill-after=1 "$VAPO_NODE_TIMEOUT_S" srun --overlap --mpi=none --nodes=1 --ntasks=1 \
+      --nodelist="$node" true </dev/null &>/dev/null || echo "$node" &
   done
   wait
 }
@@ -197,7 +198,8 @@ shift
 head=$SLURMD_NODENAME # a batch script runs on the first node of its job
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 cluster='' stop_requested=''
-ends_at=$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e)" +%s 2>/dev/null) || ends_at=
+time_limit=$(squeue -h -j "$SLURM_JOB_ID" -o %e || true)
+ends_at=$(date -d "${time_limit:-none}" +%s 2>/dev/null) || ends_at= # none is no date
 
 read_settings
 ((restarts <= VAPO_MAX_REQUEUES)) ||

@@ -17,7 +17,11 @@ mkdir -m 700 "$temp"
 clean_up() {
   trap '' TERM
   if [[ -n $ray ]]; then
-    kill "$ray" 2>/dev/null && wait "$ray" || true
+    kill "$ray" 2>/dev/null || true
+    for ((waited = 0; waited < 15; waited++)); do # Slurm kills what takes longer than 30 s
+      kill -0 "$ray" 2>/dev/null || break
+      sleep 1
+    done
     marked | xargs -r kill -KILL 2>/dev/null || true
   fi
   cp -r "$temp"/ray/session_2*/logs "$VAPO_ATTEMPT_LOGS/ray-$SLURMD_NODENAME" 2>/dev/null || true
