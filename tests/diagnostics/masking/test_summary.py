@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from vapo_verl.diagnostics.masking import EXCHANGES, summarise
+from vapo_verl.diagnostics.masking.options import EXCHANGES
+from vapo_verl.diagnostics.masking.summary import summarise
 
 
 def exchanged(answers, truth, kl, claim_answers):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from vapo_verl.data.claims_column import Claim
-from vapo_verl.diagnostics.perception import PARTS, summarise
-from vapo_verl.diagnostics.perception.summary import part_of
+from vapo_verl.diagnostics.perception.summary import PARTS, part_of, summarise
 from vapo_verl.diagnostics.probing.claims import cycle_claims
 
 

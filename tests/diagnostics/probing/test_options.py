@@ -48,10 +48,15 @@ def test_a_run_folder_has_to_be_there(data, tmp_path, capsys):
     assert "none.parquet does not exist" in capsys.readouterr().err
 
 
-def test_results_are_read_without_heavy_libraries():
-    code = (
-        "import sys, vapo_verl.diagnostics.early_decision;"
-        "print([name for name in ('torch', 'vllm', 'transformers') if name in sys.modules])"
-    )
+def test_help_and_results_need_no_heavy_library():
+    code = """
+import contextlib, io, sys
+import vapo_verl.diagnostics.early_decision
+from vapo_verl.diagnostics.__main__ import PROBING, main
+for command in PROBING:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main([command, "--help"])
+print([name for name in ("torch", "vllm", "transformers") if name in sys.modules])
+"""
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vapo_verl.diagnostics.remedies import summarise
+from vapo_verl.diagnostics.remedies.summary import summarise
 
 
 def response(right, num_tokens, insertions=()):

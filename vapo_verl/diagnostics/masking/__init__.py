@@ -31,10 +31,5 @@ on single attention weights.
                         :func:`vapo_verl.diagnostics.masking.divergence.divergence`
         logprob_drop    list of float, one for each token: how much less likely it is, in nats
 
-- `settings.json`, `summary.json` (:func:`summarise`) and `page.html`.
+- `settings.json`, `page.html`, and `summary.json`: see `summary.summarise`.
 """
-
-from vapo_verl.diagnostics.masking.options import COMMAND, EXCHANGES, MaskingOptions
-from vapo_verl.diagnostics.masking.summary import summarise
-
-__all__ = ["COMMAND", "EXCHANGES", "MaskingOptions", "summarise"]

@@ -20,10 +20,5 @@ model's verdicts on the rows' claims at cuts along them, whether the response is
       probe_tokens    int: prompt tokens of all questions
       cached_tokens   int: those of them that were in the KV cache
 
-- `settings.json`, `summary.json` (:func:`summarise`) and `page.html`.
+- `settings.json`, `page.html`, and `summary.json`: see `summary.summarise`.
 """
-
-from vapo_verl.diagnostics.perception.options import COMMAND, PerceptionOptions
-from vapo_verl.diagnostics.perception.summary import PARTS, summarise
-
-__all__ = ["COMMAND", "PARTS", "PerceptionOptions", "summarise"]

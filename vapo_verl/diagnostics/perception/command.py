@@ -39,12 +39,12 @@ def run(arguments: argparse.Namespace) -> int:
     )
     summary = measure_perception(options, perception)
     claims = summary["claims"]
-    late = ", ".join(
+    parts = ", ".join(
         f"{part} {claims[part]['share']:.3f}"
         for part in ("start", "early", "middle", "late")
         if claims[part]["share"] is not None
     )
-    print(f"{summary['num_rows']} rows: right {summary['accuracy']['share']:.3f}; claims {late}")
+    print(f"{summary['num_rows']} rows: right {summary['accuracy']['share']:.3f}; claims {parts}")
     print(_page(options, summary))
     return 0
 

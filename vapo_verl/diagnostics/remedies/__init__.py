@@ -24,10 +24,5 @@ there on the response is another one. Where the reasoning ends earlier, the rest
         attention    list of float or null, one for each token it wrote; behind a replay it counts
                      the tokens of all images
 
-- `settings.json`, `summary.json` (:func:`summarise`) and `page.html`.
+- `settings.json`, `page.html`, and `summary.json`: see `summary.summarise`.
 """
-
-from vapo_verl.diagnostics.remedies.options import COMMAND, REMEDIES, RemedyOptions
-from vapo_verl.diagnostics.remedies.summary import summarise
-
-__all__ = ["COMMAND", "REMEDIES", "RemedyOptions", "summarise"]
