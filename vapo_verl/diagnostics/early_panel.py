@@ -11,8 +11,8 @@ from vapo_verl.diagnostics.run_summary import RunSummary
 from vapo_verl.diagnostics.tables import NONE, Table, shown
 
 NO_EARLY_DECISION = (
-    "No early-decision run was made. `python -m vapo_verl.diagnostics early-decision MODEL DATA"
-    " --run RUN_DIR` makes one."
+    "No early-decision run was made. python -m vapo_verl.diagnostics early-decision MODEL DATA"
+    " --run RUN_DIR makes one."
 )
 _ROWS = (
     "responses",
