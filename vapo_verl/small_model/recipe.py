@@ -58,7 +58,7 @@ PRESETS = {
         start=model_dir(),
         tower=None,
         warmup=WarmupConfig(
-            parts=(Part(kind="question", steps=600, num_probes=4),),
+            parts=(Part(kind="question", steps=1000, num_probes=4),),
             questions="long",
             grids=("3x3",),
             learning_rate=1e-3,

@@ -1,7 +1,7 @@
 """Questions about a whole grid, whose solutions go on reading cells until they end.
 
-Each has several parts, and the later ones look at cells a second time: what is seen late matters as
-much as what is seen first. There is no arithmetic to get wrong, only what is where and what is
+Most have several parts, and the later ones look at cells a second time: what is seen late matters
+as much as what is seen first. There is no arithmetic to get wrong, only what is where and what is
 larger. An answer is written part behind part: the digits 3 and 7 and the largest, 7, are 377. The
 texts use the standard questions' words.
 """
@@ -13,6 +13,9 @@ from collections.abc import Iterable
 
 from vapo_verl.data.digits.scene import Scene
 from vapo_verl.data.digits.solutions import Drawn, Maker, read
+
+_Part = tuple[list[str], str]
+"""Solution sentences of one part of a question, and its part of the answer."""
 
 
 def _all_and_largest(rng: random.Random, scene: Scene) -> Drawn:
@@ -64,10 +67,6 @@ LONG_KINDS: dict[str, Maker] = {
     "larger_count": _larger_count,
 }
 """Question makers by kind."""
-
-
-_Part = tuple[list[str], str]
-"""Solution sentences of one part of a question, and its part of the answer."""
 
 
 def _joined(text: str, parts: list[_Part]) -> Drawn:

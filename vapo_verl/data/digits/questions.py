@@ -22,7 +22,7 @@ class Question:
     """A key of its set in `QUESTION_SETS`."""
     text: str
     answer: str
-    """An integer, or a colour word for `largest_color_name`."""
+    """An integer, a row of digits, or a colour word for `largest_color_name`."""
     steps: tuple[str, ...]
     """The solution in sentences, each ending in a full stop; for supervised warm-up only."""
 
