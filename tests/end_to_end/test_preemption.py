@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS = 5
 SHORT = (
     f"trainer.total_training_steps={STEPS}",
-    "trainer.save_freq=4",
+    "trainer.save_freq=2",
     "trainer.test_freq=-1",
     "trainer.val_before_train=false",
     "trainer.max_actor_ckpt_to_keep=2",
@@ -69,44 +69,50 @@ def straight(smoke: Smoke) -> Path:
 
 @pytest.fixture(scope="module")
 def stopped(smoke: Smoke) -> Path:
-    """The same run, stopped in each phase of its life and started again."""
+    """The same run, stopped in each phase of a step and started again."""
     run = Stops(smoke, "stopped")
     folder = run.run_dir
 
-    said = run.stop(lambda log: "ray init kwargs" in log, signal.SIGTERM)  # to Ray's own handler
-    assert "stopped before the run began" in said
-
-    said = run.stop(lambda log: "VapoHttpServer" in log, signal.SIGTERM)  # the engine loads
-    assert "Stopped on request before the first step" in said
-    assert complete_steps(folder) == []
-
-    first = folder / "rollouts" / "step_000001.parquet"
-    said = run.stop(lambda _: first.exists(), signal.SIGUSR1)  # the rollout of step 2
-    assert "Stopped on request at step 2; the same command resumes" in said
-    assert complete_steps(folder) == [2]
-
-    timing = metrics(folder)[2]
-    until_update_s = sum(timing[f"timing_s/{phase}"] for phase in BEFORE_THE_UPDATE)
-    said = run.stop(
-        lambda log: "anchor self-test" in log,  # step 3 begins
-        signal.SIGTERM,
-        signal.SIGTERM,
-        after_s=until_update_s + timing["timing_s/update_actor"] / 2,
-    )
-    assert "already stopping" in said
-    assert complete_steps(folder) == [2, 3]
-
-    saved = checkpoint_folder(folder, 4)
+    saved = checkpoint_folder(folder, 2)
     said = run.stop(
         lambda _: saved.exists() and not (saved / MARKER).exists(),  # half of it is written
         signal.SIGTERM,
+        signal.SIGUSR1,
     )
+    assert "already stopping" in said
     assert said.count("Saving checkpoint to") == 1
+    assert "Stopped on request at step 2; the same command resumes" in said
+    assert complete_steps(folder) == [2]
+
+    said = run.stop(lambda log: "anchor self-test" in log, signal.SIGUSR1)  # step 3's rollout
+    assert "Stopped on request at step 3" in said
+    assert complete_steps(folder) == [2, 3]
+
+    timing = metrics(folder)[3]
+    until_update_s = sum(timing[f"timing_s/{phase}"] for phase in BEFORE_THE_UPDATE)
+    said = run.stop(
+        lambda log: "anchor self-test" in log,
+        signal.SIGTERM,
+        after_s=until_update_s + timing["timing_s/update_actor"] / 2,
+    )
     assert "Stopped on request at step 4" in said
     assert complete_steps(folder) == [3, 4], "two are kept, also across starts"
 
     smoke.run("stopped", *SHORT)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("reached", "says"),
+    [
+        ("ray init kwargs", "stopped before the run began"),  # Ray has a handler of its own now
+        ("VapoHttpServer", "Stopped on request before the first step"),  # the engine loads
+    ],
+)
+def test_a_run_that_starts_ends_at_once(smoke, reached, says):
+    run = Stops(smoke, "starting")
+    assert says in run.stop(lambda log: reached in log, signal.SIGTERM)
+    assert complete_steps(run.run_dir) == []
 
 
 def test_no_step_is_lost_or_repeated(straight, stopped):
