@@ -100,6 +100,7 @@ start_nodes() {
   address=$(own_address)
   RAY_AUTH_TOKEN=$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')
   export RAY_ADDRESS=$address:$first_port RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+  export RAY_COLOR_PREFIX=0 # the output is a file
   say "Ray on ${#nodes[@]} nodes, head $head at $RAY_ADDRESS, logs in $VAPO_ATTEMPT_LOGS"
   srun "${steps[@]}" --job-name=ray --nodes="${#nodes[@]}" --ntasks="${#nodes[@]}" \
     --ntasks-per-node=1 --output="$VAPO_ATTEMPT_LOGS/%N.log" "${inside[@]}" \

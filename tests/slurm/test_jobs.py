@@ -99,12 +99,15 @@ def test_a_job_that_is_stopped_goes_on_where_it_stopped(lab):
     token = lab.nodes[0].run(["sh", "-c", show_token]).strip()
     lab.run("scancel", "--batch", "--signal=USR1", job)
     wait_for(lambda: lab.job(job)["Restarts"] == "1", 300, lambda: lab.output(job))
-    saved = latest_complete(run)
+    saved, until_then = latest_complete(run), (run / "metrics.jsonl").read_text()
     assert saved is not None and saved < 3
+    assert f"Stopped on request at step {saved}" in lab.output(job)
+    assert sorted(metrics(run)) == list(range(1, saved + 1))
 
     assert lab.wait(job) == 0, lab.output(job)
-    assert f"resuming from step {saved}" in lab.output(job)
+    assert f"setting global step to {saved}" in lab.output(job)
     assert sorted(metrics(run)) == [1, 2, 3]
+    assert (run / "metrics.jsonl").read_text().startswith(until_then)
     shards = {path.name for path in (run / "global_step_3" / "actor").glob("model_*.pt")}
     assert shards == {f"model_world_size_2_rank_{rank}.pt" for rank in range(2)}
     assert len(token) == 64
@@ -122,5 +125,5 @@ def test_a_job_that_loses_a_node_goes_on_from_its_last_checkpoint(lab):
 
     assert lab.wait(job) == 0, lab.output(job)
     assert "lost node2: requeueing" in lab.output(job)
-    assert "resuming from step" in lab.output(job)
+    assert "setting global step to" in lab.output(job)
     assert sorted(metrics(run)) == [1, 2, 3]
