@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from tests.end_to_end.conftest import metrics
@@ -73,17 +75,19 @@ def test_a_node_that_does_not_join_is_named(lab):
     assert "node2" in missing, lab.output(job)
 
 
-def test_a_job_stops_for_good_when_its_requeues_are_used_up(lab):
-    job = lab.submit(SMOKE, *SHORT, env={"VAPO_MAX_REQUEUES": "0"})
-    wait_for(lambda: "Ray on 2 nodes" in lab.output(job), 60)
-    lab.run("scancel", "--batch", "--signal=TERM", job)
+def test_a_job_near_its_time_limit_ends_when_its_requeues_are_used_up(lab):
+    warning = ("--time=5", "--signal=B:USR1@290")
+    job = lab.submit(*warning, SMOKE, *SHORT, env={"VAPO_MAX_REQUEUES": "0"})
     assert lab.wait(job) == EXIT_STOPPED
+    assert "asked to stop by SIGUSR1" in lab.output(job)
     assert "VAPO_MAX_REQUEUES=0 is reached: submit again to go on" in lab.output(job)
 
 
-def test_a_cancelled_job_stays_cancelled(lab):
+def test_a_job_can_be_looked_into_and_cancelled(lab):
     job = lab.submit(SMOKE, *SHORT)
     wait_for(lambda: "all nodes joined" in lab.output(job), 240)
+    attached = f". /tmp/ray/ray_{job}/cluster.env; {sys.executable} -m ray.scripts.scripts status"
+    assert "2.0 GPU" in lab.nodes[0].run(["sh", "-c", attached])  # one logical one each
     lab.run("scancel", job)
     lab.wait(job)
     assert lab.job(job)["JobState"] == "CANCELLED"
@@ -91,13 +95,13 @@ def test_a_cancelled_job_stays_cancelled(lab):
 
 
 def test_a_job_that_is_stopped_goes_on_where_it_stopped(lab):
-    """USR1 as it comes before the time limit: no step is lost and none is repeated."""
+    """No step is lost and none is repeated."""
     job = lab.submit("--job-name=stopped", SMOKE, *SHORT, "trainer.save_freq=-1")
     run = lab.folder / "runs" / "stopped"
     wait_for((run / "metrics.jsonl").exists, 600, lambda: lab.output(job))
     show_token = f". /tmp/ray/ray_{job}/cluster.env; echo $RAY_AUTH_TOKEN"
     token = lab.nodes[0].run(["sh", "-c", show_token]).strip()
-    lab.run("scancel", "--batch", "--signal=USR1", job)
+    lab.run("scancel", "--batch", "--signal=TERM", job)
     wait_for(lambda: lab.job(job)["Restarts"] == "1", 300, lambda: lab.output(job))
     saved, until_then = latest_complete(run), (run / "metrics.jsonl").read_text()
     assert saved is not None and saved < 3
