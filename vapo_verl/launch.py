@@ -181,6 +181,8 @@ def train(config: DictConfig, signals: StopSignals) -> None:
 
     from vapo_verl.trainer.task_runner import STOP_GROUP, VapoTaskRunner
 
+    # In ray.init its handler would raise SystemExit, which is lost where it interrupts a finalizer.
+    ray._private.utils.set_sigterm_handler = lambda _handler: None
     ended = threading.Event()
 
     def stop(runner: Any) -> None:

@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -41,6 +42,14 @@ def test_before_the_run_begins_the_process_ends_with_the_stop_code(number, capfd
         send(number)
     assert ended.value.code == EXIT_STOPPED == 75
     assert "the same command starts it" in capfd.readouterr().err
+
+
+def test_a_stop_that_was_swallowed_takes_effect_before_the_run_begins():
+    with pytest.raises(SystemExit) as ended, StopSignals() as signals:
+        with suppress(SystemExit):  # as in a finalizer that the signal interrupts
+            send(signal.SIGTERM)
+        signals.forward_to(lambda: None)
+    assert ended.value.code == EXIT_STOPPED
 
 
 def test_rays_own_sigterm_handler_ends_with_the_stop_code_while_ray_starts():

@@ -49,6 +49,14 @@ def test_a_step_begins_only_after_the_one_before_was_logged():
     assert "self.prepare_step()" in fetches  # data of a step are drawn after it began
 
 
+def test_ray_sets_its_sigterm_handler_through_the_function_that_launch_replaces():
+    import ray._private.worker
+
+    source = inspect.getsource(ray._private.worker.init)
+    assert "ray._private.utils.set_sigterm_handler(" in source
+    assert "signal.signal(" not in source
+
+
 def test_the_replay_buffer_still_polls_at_an_interval():
     assert "poll_interval" in inspect.signature(ReplayBuffer).parameters, (
         "verl's ReplayBuffer lost poll_interval: VapoTrainer sets it from vapo.replay_poll_s"

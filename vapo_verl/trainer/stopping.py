@@ -66,7 +66,12 @@ class StopSignals:
         """Call ``ask`` in a thread of its own at the first signal.
 
         To be called after ``ray.init``, which sets a SIGTERM handler of its own.
+
+        Raises:
+            SystemExit: a signal came before; Python drops an exception that interrupts a finalizer.
         """
+        if self._received:
+            raise SystemExit(EXIT_STOPPED)
         self._forwarding = True
         threading.Thread(target=self._forward, args=(ask,), daemon=True).start()
         self._install()
@@ -81,6 +86,7 @@ class StopSignals:
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if not self._forwarding:
+            self._received = True
             _stop_before_the_start(number)
         if self._received:
             _say(number, "already stopping")
