@@ -71,6 +71,7 @@ class SlurmLab:
             "VAPO_DATA_DIR": str(folder / "data"),
             "VAPO_LOG_DIR": str(folder / "logs"),
             "VAPO_NODE_TMP": "/tmp/ray",  # of each node
+            "RAY_memory_monitor_refresh_ms": "0",  # it counts what others use on this machine
         }
 
     def up(self) -> None:

@@ -124,6 +124,8 @@ def test_a_job_that_loses_a_node_goes_on_from_its_last_checkpoint(lab):
     wait_for(lambda: latest_complete(run), 600, lambda: lab.output(job))
     lost.power_off()
     wait_for(lambda: lab.job(job)["Restarts"] == "1", 300, lambda: lab.output(job))
+    # as Slurm does by itself after SlurmdTimeout, or else it ends what is left of the first start
+    lab.run("scontrol", "update", "nodename=node2", "state=down", "reason=off")
     lost.boot()
     lab.start_slurmd(lost)
 
