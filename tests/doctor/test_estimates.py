@@ -57,7 +57,7 @@ def test_a_checkpoint_is_weights_and_two_moments(config):
     [
         ([], 2),  # 6 steps, saved every 3
         (["trainer.total_training_steps=7"], 3),
-        (["trainer.max_actor_ckpt_to_keep=1"], 1),
+        (["trainer.max_actor_ckpt_to_keep=1"], 2),
         (["trainer.save_freq=-1"], 0),
         (["trainer.total_training_steps=null"], None),
     ],

@@ -93,6 +93,7 @@ def num_checkpoints(config: DictConfig) -> int | None:
     if trainer.save_freq <= 0:
         return 0
     kept = trainer.max_actor_ckpt_to_keep
+    kept = kept and max(kept, 2)  # the last one stays until the next is whole
     if trainer.total_training_steps is None:
         return kept
     saves = math.ceil(trainer.total_training_steps / trainer.save_freq)
