@@ -186,7 +186,12 @@ finish() {
   if ((code != 0 && code != 2 && code != EXIT_STOPPED)); then
     mapfile -t lost < <(lost_nodes)
   fi
-  ((${#lost[@]})) || stop_cluster
+  if ((${#lost[@]})); then
+    # or else it waits for the lost node, then cancels a step that the next start has under the same id
+    kill -KILL "$cluster" 2>/dev/null || true
+  else
+    stop_cluster
+  fi
   ((${#lost[@]} == 0)) || requeue "lost ${lost[*]}" "$code"
   ((code != EXIT_STOPPED)) || requeue "stopped" "$code"
   say "the run ended with exit code $code"
