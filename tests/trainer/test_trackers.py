@@ -38,7 +38,7 @@ def test_a_key_or_an_explicit_mode_is_respected(tmp_path, monkeypatch):
     assert os.environ["WANDB_MODE"] == "disabled"
 
 
-def test_verls_tracking_logs_to_real_backends_in_the_run_folder(tmp_path):
+def test_verls_tracking_logs_to_real_backends_in_the_run_folder(tmp_path, new_wandb_session):
     from verl.utils.tracking import Tracking
 
     loggers = ["console", "file", "tensorboard", "wandb"]
