@@ -72,6 +72,7 @@ def test_a_recipe_of_the_users_own_builds_on_a_packaged_one(tmp_path):
         ("stopping.RunStopped(None)", 75, "Stopped on request before the first step;"),
         ("checkpoints.CheckpointError('no room in DIR')", 1, "vapo_verl: no room in DIR"),
         ("preflight.InputError('data.x: bad')", 2, "vapo_verl: data.x: bad"),
+        ("preflight.InputError(config.vapo.recipe)", 2, "vapo_verl: smoke"),
     ],
 )
 def test_each_end_of_a_run_has_its_exit_code_and_its_message(tmp_path, raised, exit_code, said):

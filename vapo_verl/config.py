@@ -111,6 +111,8 @@ class LoggingConfig:
 class VapoConfig:
     """All of ``vapo.*``."""
 
+    recipe: str = ""
+    """Name of the recipe, for the record: the command line sets it."""
     seed: int = 0
     """Seed of anchors and, with ``seeded_sampling``, of the sampled tokens."""
     seeded_sampling: bool = False

@@ -19,8 +19,10 @@ register()
 
 @hydra.main(config_path="conf", config_name="vapo", version_base=None)
 def main(config: DictConfig) -> None:
-    if "recipe" not in HydraConfig.get().runtime.choices:
+    choices = HydraConfig.get().runtime.choices
+    if "recipe" not in choices:
         fail(f"no recipe was given; add +recipe=NAME, one of {', '.join(recipe_names())}")
+    config.vapo.recipe = choices["recipe"]
     from vapo_verl.launch import ProcessDied, launch
     from vapo_verl.preflight import InputError
     from vapo_verl.trainer.checkpoints import CheckpointError

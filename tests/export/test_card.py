@@ -24,14 +24,15 @@ def test_models_are_named_without_where_they_lie(model, name):
 
 
 def test_recipe_base_data_settings_and_metrics_are_told():
-    config = compose_recipe("vapo", ["data.train_files=[/home/somebody/geo/train.parquet]"])
+    files = "data.train_files=[/home/somebody/geo/train.parquet]"
+    config = compose_recipe("vapo", [files, "vapo.recipe=vapo_3b"])
     OmegaConf.resolve(config)
     values = {"val-core/geo/acc/mean@1": {0: 0.25, 20: 0.5, 40: 0.75}, "vapo/reward/total": {30: 1}}
     text = card(config, Metrics(columns=values), step=30)
     front = yaml.safe_load(text.split("---")[1])
     assert front["base_model"] == "Qwen/Qwen2.5-VL-7B-Instruct"
     assert front["library_name"] == "transformers"
-    assert "# vapo, step 30" in text
+    assert "# vapo, step 30" in text and "of the recipe `vapo_3b`" in text
     assert "| training | geo/train.parquet |" in text
     assert "somebody" not in text
     assert "| `val-core/geo/acc/mean@1` | 20 | 0.5 |" in text  # 40 came after this checkpoint

@@ -71,12 +71,13 @@ def card(config: DictConfig, metrics: Metrics, step: int) -> str:
     """The card's text. Of a path it holds the end only."""
     base = config.actor_rollout_ref.model.path
     name = config.trainer.experiment_name
+    recipe = OmegaConf.select(config, "vapo.recipe") or name
     data = [*_files("training", config.data.train_files)]
     data += _files("validation", config.data.val_files)
     sections = [
         _front_matter(base),
         f"# {name}, step {step}",
-        f"`{public_name(base)}` after {step} steps of the recipe `{name}` of vapo_verl, "
+        f"`{public_name(base)}` after {step} steps of the recipe `{recipe}` of vapo_verl, "
         "Vision-Anchored Policy Optimization (arXiv 2509.25848). Weights are bfloat16.",
         "## Data",
         _table(("use", "file"), data),
