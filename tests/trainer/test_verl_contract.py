@@ -61,6 +61,9 @@ def test_the_replay_buffer_still_polls_at_an_interval():
     assert "poll_interval" in inspect.signature(ReplayBuffer).parameters, (
         "verl's ReplayBuffer lost poll_interval: VapoTrainer sets it from vapo.replay_poll_s"
     )
+    assert "self._wait_for_next_poll(" in inspect.getsource(ReplayBuffer.sample), (
+        "verl's ReplayBuffer.sample waits in another way: VapoTrainer looks for dead actors there"
+    )
 
 
 def test_workers_are_made_from_the_class_attributes_we_set():

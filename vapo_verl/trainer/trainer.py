@@ -33,6 +33,7 @@ from vapo_verl.rollout.self_test import run_self_test
 from vapo_verl.trainer import checkpoints
 from vapo_verl.trainer.console import StepLine
 from vapo_verl.trainer.credit import batch_advantages
+from vapo_verl.trainer.liveness import Liveness
 from vapo_verl.trainer.metrics import anchor_metrics, attention_metrics, reward_metrics
 from vapo_verl.trainer.replay_fields import column_values
 from vapo_verl.trainer.report import KeyPictures, write_final_report
@@ -61,6 +62,7 @@ class VapoTrainer(PPOTrainerSync):
         self.vapo = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))  # type: ignore[arg-type]
         self.run_dir = Path(config.trainer.default_local_dir)
         self.replay_buffer.poll_interval = self.vapo.replay_poll_s
+        self._look_while_polling()
         self._places: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
         self._stop_requested = threading.Event()
         self._training = False
@@ -70,6 +72,18 @@ class VapoTrainer(PPOTrainerSync):
         self._num_checkpoints = config.trainer.max_actor_ckpt_to_keep
         config.trainer.max_actor_ckpt_to_keep = None  # veRL forgets, on resume, what it saved
         config.trainer.max_critic_ckpt_to_keep = None  # before, and leaves parts of a checkpoint
+
+    def _look_while_polling(self) -> None:
+        """Between two looks into the replay buffer, see whether its writers are alive."""
+        self._liveness: Liveness | None = None  # until `fit`
+        wait = self.replay_buffer._wait_for_next_poll
+
+        def look_and_wait(*args: Any, **kwargs: Any) -> Any:
+            if self._liveness is not None:
+                self._liveness.check()
+            return wait(*args, **kwargs)
+
+        self.replay_buffer._wait_for_next_poll = look_and_wait
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
@@ -98,6 +112,13 @@ class VapoTrainer(PPOTrainerSync):
         """Train to the last step. A resumed run was validated when its checkpoint was made."""
         if self.global_steps > 0 and not self.config.trainer.val_only:
             self.config.trainer.val_before_train = False
+        self._liveness = Liveness(
+            [
+                *agent_loop_manager.agent_loop_workers,
+                *self.llm_server_manager.server_handles,
+                *self.actor_rollout_wg.workers,
+            ]
+        )
         try:
             super().fit(agent_loop_manager)
             write_final_report(self.run_dir)

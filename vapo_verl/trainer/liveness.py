@@ -1,0 +1,44 @@
+"""A rollout that waits for a dead process ends instead of waiting for ever.
+
+Agent loops put their results into the replay buffer, which the trainer polls; nothing in veRL tells
+it that the process which should have written them is gone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+INTERVAL_S = 5.0
+
+
+class Liveness:
+    """Asks actors, now and then and without waiting for them, whether they are alive.
+
+    Args:
+        actors: handles; one that is busy answers later.
+        interval_s: at least so long between two questions to an actor.
+    """
+
+    def __init__(self, actors: Sequence[Any], interval_s: float = INTERVAL_S) -> None:
+        self._idle = list(actors)
+        self._asked: dict[Any, Any] = {}  # question -> actor
+        self._interval_s = interval_s
+        self._next = 0.0
+
+    def check(self) -> None:
+        """Returns at once.
+
+        Raises:
+            ray.exceptions.RayActorError: an actor is dead, alone or with its node.
+        """
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + self._interval_s
+        self._asked.update({actor.__ray_ready__.remote(): actor for actor in self._idle})
+        answered, _ = ray.wait([*self._asked], num_returns=len(self._asked), timeout=0)
+        self._idle = [self._asked.pop(question) for question in answered]
+        ray.get(answered)
