@@ -24,6 +24,7 @@ class AuditBrowser(Browser):
     """What a person does on the page."""
 
     def reload(self) -> None:
+        time.sleep(1)  # Chromium's renderer hands local storage over a moment after it is set
         self.load("Page.reload")
 
     def evaluate(self, expression: str) -> object:
