@@ -112,7 +112,7 @@ def test_a_job_that_is_stopped_goes_on_where_it_stopped(lab):
     assert f"setting global step to {saved}" in lab.output(job)
     assert sorted(metrics(run)) == [1, 2, 3]
     assert (run / "metrics.jsonl").read_text().startswith(until_then)
-    shards = {path.name for path in (run / "global_step_3" / "actor").glob("model_*.pt")}
+    shards = {path.name for path in (run / f"global_step_{saved}" / "actor").glob("model_*.pt")}
     assert shards == {f"model_world_size_2_rank_{rank}.pt" for rank in range(2)}
     assert len(token) == 64
     lab.run("sh", "-c", f"! grep -rq {token} logs runs/stopped *.out")
