@@ -121,7 +121,8 @@ def test_a_job_that_is_stopped_goes_on_where_it_stopped(lab):
 def test_a_job_that_loses_a_node_goes_on_from_its_last_checkpoint(lab):
     job = lab.submit("--job-name=lost", SMOKE, *SHORT, "trainer.save_freq=1")
     run, lost = lab.folder / "runs" / "lost", lab.nodes[1]
-    wait_for(lambda: latest_complete(run), 600, lambda: lab.output(job))
+    logged = run / "metrics.jsonl"  # of a step it gets a line when the checkpoint is whole
+    wait_for(lambda: latest_complete(run) and logged.exists(), 600, lambda: lab.output(job))
     lost.power_off()
     wait_for(lambda: lab.job(job)["Restarts"] == "1", 300, lambda: lab.output(job))
     # as Slurm does by itself after SlurmdTimeout, or else it ends what is left of the first start
