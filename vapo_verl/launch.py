@@ -197,7 +197,9 @@ def train(config: DictConfig, signals: StopSignals) -> None:
     )
     try:
         run_ppo(config, task_runner_class=runner_class)
-    except ray.exceptions.RayActorError as error:
+    except ray.exceptions.RayError as error:
+        if not isinstance(cause_of(error), ray.exceptions.RayActorError):
+            raise
         if ended.is_set():
             raise RunStopped(None) from error
         raise ProcessDied(obituary(error)) from error
@@ -206,14 +208,19 @@ def train(config: DictConfig, signals: StopSignals) -> None:
     print(f"Done. Results in {config.trainer.default_local_dir}")
 
 
-def obituary(error: Exception) -> str:
-    """What Ray says of a dead process, without the stack of those who waited for it."""
+def cause_of(error: Exception) -> Exception:
+    """What went wrong first, in whichever process."""
     import ray
 
     while isinstance(error, ray.exceptions.RayTaskError):
         error = error.cause
+    return error
+
+
+def obituary(error: Exception) -> str:
+    """What Ray says of a dead process, without the stack of those who waited for it."""
     return (
-        f"a process of the run died. {error}\n"
+        f"a process of the run died. {cause_of(error)}\n"
         "Once the cause is mended and all nodes are back (`ray status`), the same command resumes "
         "from the newest whole checkpoint."
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -41,4 +42,6 @@ class Liveness:
         self._asked.update({actor.__ray_ready__.remote(): actor for actor in self._idle})
         answered, _ = ray.wait([*self._asked], num_returns=len(self._asked), timeout=0)
         self._idle = [self._asked.pop(question) for question in answered]
-        ray.get(answered)
+        for answer in answered:
+            with suppress(ray.exceptions.ActorUnavailableError):  # Ray does not know yet: ask again
+                ray.get(answer)
