@@ -15,6 +15,9 @@ from vapo_verl.data.errors import BadCell, shown
 MAX_ASPECT_RATIO = 200
 """Qwen's image processors refuse images longer than this many times their width, or the reverse."""
 
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises on a file that is no image, or a damaged one."""
+
 _REMOTE_PREFIXES = ("http://", "https://", "data:")
 _ENTRY_FORMS = "write a path, or {bytes, path} with one of them set"
 
@@ -51,6 +54,20 @@ def local_path(source: str) -> Path:
     return Path(source.removeprefix("file://"))
 
 
+def image_file(source: bytes | str) -> io.BytesIO | Path:
+    """What Pillow opens: the encoded image, or the local path where it is."""
+    return io.BytesIO(source) if isinstance(source, bytes) else local_path(source)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """The image in RGB; what is transparent in it is shown on white."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    over = image.convert("RGBA")
+    white = Image.new("RGBA", over.size, "white")
+    return Image.alpha_composite(white, over).convert("RGB")
+
+
 def check_image(source: bytes | str, *, decode: bool = False) -> None:
     """Open the image; with `decode` read all its pixels, which also finds cut-off JPEG data.
 
@@ -61,12 +78,11 @@ def check_image(source: bytes | str, *, decode: bool = False) -> None:
         raise BadCell(
             "images", f"no file {source!r}", "correct the path; absolute paths are safest"
         )
-    file = io.BytesIO(source) if isinstance(source, bytes) else local_path(source)
     try:
-        with Image.open(file) as image:
+        with Image.open(image_file(source)) as image:
             width, height = image.size
             image.load() if decode else image.verify()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except IMAGE_ERRORS as error:
         found = f"cannot read {shown(source)}: {error}"
         raise BadCell("images", found, "replace the image or drop the row") from error
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):

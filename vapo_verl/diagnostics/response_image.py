@@ -7,7 +7,8 @@ import io
 
 from PIL import Image
 
-from vapo_verl.trainer.sample_images import READ_ERRORS, small_image
+from vapo_verl.data.image_cell import IMAGE_ERRORS
+from vapo_verl.trainer.sample_images import small_image
 
 
 def image_uri(data: bytes) -> str:
@@ -18,7 +19,7 @@ def image_uri(data: bytes) -> str:
     try:
         with Image.open(io.BytesIO(data)) as image:
             encoded = small_image(image)
-    except READ_ERRORS:
+    except IMAGE_ERRORS:
         return ""
     kind = "png" if encoded.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(encoded).decode('ascii')}"

@@ -9,7 +9,13 @@ from typing import Any
 from PIL import Image
 
 from vapo_verl.data.errors import BadCell
-from vapo_verl.data.image_cell import image_source, is_remote, local_path
+from vapo_verl.data.image_cell import (
+    IMAGE_ERRORS,
+    image_file,
+    image_source,
+    is_remote,
+    on_white,
+)
 
 MAX_IMAGES = 4
 """Images kept of one prompt, the first ones."""
@@ -17,8 +23,6 @@ MAX_SIDE = 512
 """Longer sides are scaled down to this many pixels."""
 _LOSSLESS_SIDE = 128
 _JPEG_QUALITY = 85
-READ_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises on a file that is no image, or a damaged one."""
 
 
 def prompt_images(messages: Iterable[Mapping[str, Any]]) -> list[bytes | None]:
@@ -42,7 +46,7 @@ def small_image(image: Image.Image) -> bytes:
     It holds the pixels alone: neither metadata, by which a viewer would turn the image though the
     model saw it as it is, nor anything else the file had.
     """
-    pixels = _on_white(image)
+    pixels = on_white(image)
     pixels.thumbnail((MAX_SIDE, MAX_SIDE))
     kind = "PNG" if max(pixels.size) <= _LOSSLESS_SIDE else "JPEG"
     buffer = io.BytesIO()
@@ -57,17 +61,7 @@ def _encoded(entry: dict[str, Any]) -> bytes | None:
         source = image_source(entry)
         if is_remote(source):
             return None
-        with Image.open(
-            io.BytesIO(source) if isinstance(source, bytes) else local_path(source)
-        ) as image:
+        with Image.open(image_file(source)) as image:
             return small_image(image)
-    except (BadCell, *READ_ERRORS):
+    except (BadCell, *IMAGE_ERRORS):
         return None
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    over = image.convert("RGBA")
-    white = Image.new("RGBA", over.size, "white")
-    return Image.alpha_composite(white, over).convert("RGB")

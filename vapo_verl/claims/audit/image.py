@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from vapo_verl.data.errors import BadCell
+from vapo_verl.data.image_cell import IMAGE_ERRORS, on_white
 
 MAX_SIDE = 1280
 """Longer sides are scaled down to this many pixels: small print stays legible."""
@@ -37,8 +38,8 @@ def page_image(data: bytes) -> PageImage:
     try:
         with Image.open(io.BytesIO(data)) as image:
             lossless = image.format != "JPEG"
-            pixels = _on_white(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            pixels = on_white(image)
+    except IMAGE_ERRORS as error:
         found = f"cannot decode an image: {error}"
         raise BadCell("images", found, "replace the image, or delete its claims") from error
     pixels.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
@@ -50,14 +51,6 @@ def page_image(data: bytes) -> PageImage:
     text = base64.b64encode(encoded).decode("ascii")
     uri = f"data:image/{kind};base64,{text}"
     return PageImage(uri=uri, width=pixels.width, height=pixels.height)
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    over = image.convert("RGBA")
-    white = Image.new("RGBA", over.size, "white")
-    return Image.alpha_composite(white, over).convert("RGB")
 
 
 def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from PIL import Image
 
 from vapo_verl.data.errors import BadCell
+from vapo_verl.data.image_cell import IMAGE_ERRORS
 
 SENT_AS_THEY_ARE = ("image/png", "image/jpeg", "image/webp", "image/gif")
 """The formats that OpenAI-compatible endpoints take; others are sent as PNG."""
-
-_READ_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +25,7 @@ def num_pixels(data: bytes) -> int:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.width * image.height
-    except _READ_ERRORS as error:
+    except IMAGE_ERRORS as error:
         raise _unreadable(error) from error
 
 
@@ -45,7 +44,7 @@ def prepare(data: bytes, media_type: str, max_pixels: int | None = None) -> Pict
     try:
         with Image.open(io.BytesIO(data)) as opened:
             image = opened.convert("RGB")
-    except _READ_ERRORS as error:
+    except IMAGE_ERRORS as error:
         raise _unreadable(error) from error
     if too_large and max_pixels is not None:
         scale = (max_pixels / (image.width * image.height)) ** 0.5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,12 @@ from PIL import Image
 from vapo_verl.data.cells import check_answer, check_images_match, check_prompt
 from vapo_verl.data.claims_column import Claim, read_claims
 from vapo_verl.data.errors import BadCell, FileError, RowError
-from vapo_verl.data.image_cell import is_remote, local_path
+from vapo_verl.data.image_cell import IMAGE_ERRORS, image_file, is_remote
 from vapo_verl.data.parquet_stream import iter_rows, open_parquet, require_columns
 from vapo_verl.data.rows import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
 
 KEY = "DATA"
 _IMPORT_FIRST = "run `python -m vapo_verl.data import-plain` on it"
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _ANSWER_STYLES = ("exact", "math")
 
 
@@ -89,10 +87,10 @@ def open_image(source: bytes | str) -> Image.Image | str:
         assert isinstance(source, str)
         return source
     try:
-        with Image.open(_file(source)) as image:
+        with Image.open(image_file(source)) as image:
             image.load()
             return image
-    except _UNREADABLE as error:
+    except IMAGE_ERRORS as error:
         raise _unreadable(error) from error
 
 
@@ -105,14 +103,10 @@ def image_size(source: bytes | str) -> tuple[int, int]:
     if is_remote(source):
         return 0, 0
     try:
-        with Image.open(_file(source)) as image:
+        with Image.open(image_file(source)) as image:
             return image.size
-    except _UNREADABLE as error:
+    except IMAGE_ERRORS as error:
         raise _unreadable(error) from error
-
-
-def _file(source: bytes | str) -> io.BytesIO | Path:
-    return io.BytesIO(source) if isinstance(source, bytes) else local_path(source)
 
 
 def _unreadable(error: Exception) -> FileError:
