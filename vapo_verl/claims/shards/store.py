@@ -6,13 +6,13 @@ leaves is at worst an unfinished last line of a shard; its image counts as not s
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
-from vapo_verl.claims.shards.lock import FolderLock
 from vapo_verl.claims.shards.record import ClaimRecord, Usage, Verdict
 from vapo_verl.data.errors import FileError
+from vapo_verl.folder_lock import FolderLock, append_line
 
 __all__ = ["ClaimRecord", "ShardWriter", "Usage", "Verdict", "read_records", "shard_paths"]
 
@@ -59,32 +59,21 @@ class ShardWriter:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._lock = FolderLock(folder)
+        self._open = ExitStack()
         self._file: IO[str] | None = None
 
     def __enter__(self) -> "ShardWriter":
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock.acquire()
+        self._open.enter_context(FolderLock(self._folder))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        self._lock.release()
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
 
     def write(self, record: ClaimRecord) -> None:
         """Store one image for good: on return the line is on the disk."""
         if self._file is None:
-            self._file = self._new_shard()
-        self._file.write(record.to_json() + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+            self._file = self._open.enter_context(self._new_shard())
+        append_line(self._file, record.to_json())
 
     def _new_shard(self) -> IO[str]:
         paths = shard_paths(self._folder)

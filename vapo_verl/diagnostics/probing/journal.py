@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
-from vapo_verl.claims.shards.lock import FolderLock
 from vapo_verl.diagnostics.errors import RunError
+from vapo_verl.folder_lock import FolderLock, append_line
 from vapo_verl.whole_file import written_whole
 
 SETTINGS_FILE = "settings.json"
@@ -31,40 +30,27 @@ class Journal:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
         self._settings = json.loads(json.dumps(settings))
-        self._lock = FolderLock(folder)
+        self._open = ExitStack()
         self._file: IO[str] | None = None
 
     def __enter__(self) -> Journal:
         """Raises RunError on other settings, FileError while another process writes here."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock.acquire()
-        try:
+        with ExitStack() as opened:
+            opened.enter_context(FolderLock(self.folder))
             self._check_settings()
             path = self.folder / ROWS_FILE
             _drop_unfinished_line(path)
-            self._file = path.open("a", encoding="utf-8")
-        except BaseException:
-            self._lock.release()
-            raise
+            self._file = opened.enter_context(path.open("a", encoding="utf-8"))
+            self._open = opened.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        self._lock.release()
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Store one row for good: on return its line is on the disk."""
         assert self._file is not None
-        self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        append_line(self._file, json.dumps(record, ensure_ascii=False, allow_nan=False))
 
     def finished(self) -> set[int]:
         """Numbers of the rows that need not be done again."""
