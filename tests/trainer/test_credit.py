@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from vapo_verl.config import AdvantageConfig
-from vapo_verl.trainer.credit import batch_advantages
+from vapo_verl.config import AdvantageConfig, RewardConfig, VapoConfig
+from vapo_verl.trainer.credit import batch_advantages, origin_metrics
 
 
 def ragged(*rows):
@@ -59,3 +59,23 @@ def test_missing_attention_changes_nothing_and_is_counted():
     assert torch.equal(weighted.values(), plain.values())
     assert stats.num_responses_without_attention == 2
     assert stats.num_nan_attention_tokens == 5
+
+
+def record(accuracy: float, perception: float, gamma: float) -> dict:
+    total = accuracy + 1.0 + gamma * (perception if accuracy == 1 else 0.0)
+    return {
+        "reward": {"accuracy": accuracy, "format": 1.0, "perception": perception, "total": total}
+    }
+
+
+def test_metrics_tell_which_groups_perception_alone_decides():
+    settings = VapoConfig(reward=RewardConfig(perception_weight=0.2))
+    # a: both right, perception differs; b: both wrong, perception does not count behind the gate
+    records = [record(1.0, 0.5, 0.2), record(1.0, 0.9, 0.2), record(0.0, 0.5, 0.2)]
+    metrics = origin_metrics([*records, record(0.0, 0.9, 0.2)], ["a", "a", "b", "b"], settings)
+    assert metrics == {
+        "vapo/advantage/groups_right": 0.5,
+        "vapo/advantage/groups_mixed": 0.0,
+        "vapo/advantage/groups_wrong": 0.5,
+        "vapo/advantage/perception_only": 1.0,
+    }

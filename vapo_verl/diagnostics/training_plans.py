@@ -62,6 +62,20 @@ PLANS = (
         share=True,
     ),
     Plan(
+        title="Groups",
+        y_title="share",
+        metrics=(
+            ("vapo/advantage/groups_right", "all right"),
+            ("vapo/advantage/groups_mixed", "right in part"),
+            ("vapo/advantage/groups_wrong", "never right"),
+            ("vapo/advantage/perception_only", "of advantage: perception alone"),
+        ),
+        note="Shares of prompts by their answers, and the share of the sum of absolute advantages "
+        "in groups that differ in nothing but perception.",
+        missing=NOT_LOGGED,
+        share=True,
+    ),
+    Plan(
         title="Yes-rate",
         y_title="share of yes",
         metrics=(("vapo/anchors/yes_rate", "yes"),),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from verl.workers.utils.padding import response_to_nested
 
+from vapo_verl.advantage.origin import advantage_origin
 from vapo_verl.advantage.vapo import AdvantageStats, vapo_advantage_with_stats
-from vapo_verl.config import AdvantageConfig
+from vapo_verl.config import AdvantageConfig, VapoConfig
 from vapo_verl.trainer.replay_fields import column_values, fit_width
 
 
@@ -36,3 +37,26 @@ def batch_advantages(
         **asdict(settings),
     )
     return response_to_nested(advantages, ragged_mask), stats
+
+
+def origin_metrics(
+    records: Sequence[Mapping[str, Any]], group_ids: Sequence[Hashable], settings: VapoConfig
+) -> dict[str, float]:
+    """What a step's advantages come from, from the records of its responses.
+
+    A KL in the reward is left out here.
+    """
+    weights = settings.reward
+    parts = [record["reward"] for record in records]
+    plain = [
+        weights.accuracy_weight * part["accuracy"] + weights.format_weight * part["format"]
+        for part in parts
+    ]
+    origin = advantage_origin(
+        torch.tensor([part["total"] for part in parts]),
+        torch.tensor(plain),
+        torch.tensor([part["accuracy"] for part in parts]),
+        group_ids,
+        normalize_by_std=settings.advantage.normalize_by_std,
+    )
+    return {f"vapo/advantage/{name}": value for name, value in asdict(origin).items()}
