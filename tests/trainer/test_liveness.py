@@ -37,6 +37,18 @@ def test_a_dead_actor_is_an_error_and_a_busy_one_is_not(cluster):
     ray.kill(workers[0])
 
 
+def test_who_looks_for_a_death_waits_for_answers_but_not_for_ever(cluster):
+    workers = [Worker.remote() for _ in range(2)]
+    ray.get([worker.__ray_ready__.remote() for worker in workers])
+    Liveness(workers).look_for_death()  # all answer
+    workers[0].busy.remote(600)
+    Liveness(workers).look_for_death(patience_s=1)
+    ray.kill(workers[1])
+    with pytest.raises(ray.exceptions.RayActorError):
+        Liveness(workers).look_for_death(patience_s=30)
+    ray.kill(workers[0])
+
+
 def test_questions_keep_their_interval(cluster, monkeypatch):
     asked = []
     monkeypatch.setattr(ray, "wait", lambda questions, **_: (asked.append(questions), ([], []))[1])

@@ -32,7 +32,7 @@ from vapo_verl.rollout.agent_loop import VapoAgentLoop
 from vapo_verl.rollout.self_test import run_self_test
 from vapo_verl.trainer import checkpoints
 from vapo_verl.trainer.console import StepLine
-from vapo_verl.trainer.credit import batch_advantages
+from vapo_verl.trainer.credit import batch_advantages, origin_metrics
 from vapo_verl.trainer.liveness import Liveness
 from vapo_verl.trainer.metrics import anchor_metrics, attention_metrics, reward_metrics
 from vapo_verl.trainer.replay_fields import column_values
@@ -125,6 +125,9 @@ class VapoTrainer(PPOTrainerSync):
         except RunStopped as stopped:
             self._shutdown_dump_executor()
             self.stopped_at = stopped.step
+        except RuntimeError:  # veRL's, where all responses to a prompt failed
+            self._liveness.look_for_death()
+            raise
 
     def request_stop(self) -> bool:
         """Ask, from another thread, for the run's end after the current step and its checkpoint.
@@ -216,10 +219,11 @@ class VapoTrainer(PPOTrainerSync):
         data = tq.kv_batch_get(
             keys=real,
             partition_id=batch.partition_id,
-            select_fields=["extra_fields", "visual_attention", "response_mask"],
+            select_fields=["uid", "extra_fields", "visual_attention", "response_mask"],
         )
         records = [fields["vapo"] for fields in column_values(data["extra_fields"])]
         metrics.update(reward_metrics(records))
+        metrics.update(origin_metrics(records, column_values(data["uid"]), self.vapo))
         metrics.update(anchor_metrics(records))
         metrics["vapo/anchors/step_share"] = (
             metrics["vapo/anchors/tail_s"] / metrics["timing_s/step"]
