@@ -11,7 +11,8 @@ from pathlib import Path
 
 from benchmarks.study import arms, figures, page
 from benchmarks.study.arms import Plan
-from benchmarks.study.measuring import export, measure
+from benchmarks.study.credit import read_credit
+from benchmarks.study.measuring import measure
 from benchmarks.study.statistics import compare
 from benchmarks.study.training import train
 from benchmarks.study.warm_start import make_data, make_model
@@ -20,7 +21,7 @@ from benchmarks.study.workspace import WARM_START, Run, StudyError, Workspace
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENT = REPOSITORY / "docs" / "study.md"
 RESULTS = REPOSITORY / "docs" / "study"
-RUNS_CSV, ROWS_CSV = "runs.csv", "rows.csv"
+RUNS_CSV, ROWS_CSV, CREDIT_CSV = "runs.csv", "rows.csv", "credit.csv"
 NO_SEED = -1
 """Of the warm start."""
 
@@ -54,7 +55,7 @@ def _do_all(work: Workspace, plan: Plan, jobs: int) -> list[BaseException]:
     threads = max(2 // jobs, 1)
     runs = all_runs(plan)
     tasks: list[tuple[str, Callable[[], None]]] = [
-        (WARM_START, lambda: measure(work, plan, WARM_START, work.model, threads)),
+        (WARM_START, lambda: measure(work, plan, WARM_START, threads)),
         *((run.name, _task(work, plan, run, threads)) for run in runs),
     ]
     failures: list[BaseException] = []
@@ -71,7 +72,7 @@ def _do_all(work: Workspace, plan: Plan, jobs: int) -> list[BaseException]:
 def _task(work: Workspace, plan: Plan, run: Run, threads: int) -> Callable[[], None]:
     def task() -> None:
         train(work, plan, run, threads)
-        measure(work, plan, run.name, export(work, run, threads), threads)
+        measure(work, plan, run.name, threads)
 
     return task
 
@@ -86,15 +87,24 @@ def _report(work: Workspace, plan: Plan, document: bool) -> None:
     of_runs = [figures.read_figures(work, run.name, run.arm, run.seed) for run in runs]
     of_runs.insert(0, figures.read_figures(work, WARM_START, WARM_START, NO_SEED))
     outcomes = [item for run in runs for item in figures.read_outcomes(work, run)]
-    text = page.tables(of_runs, compare(of_runs, outcomes, runs))
+    learnt_from = [read_credit(work, run) for run in runs]
+    comparisons = compare(of_runs, outcomes, runs)
+    text = "\n\n".join(
+        (
+            page.figures_table(of_runs),
+            page.comparison_table(comparisons),
+            page.credit_table(learnt_from),
+        )
+    )
     print(text)
     out = RESULTS if document else work.root / "results"
     if plan == arms.FULL and (RESULTS / RUNS_CSV).exists():
         committed = figures.read_csv(RESULTS / RUNS_CSV)
-        print(f"\nAgainst {RESULTS / RUNS_CSV}:\n{page.distances(of_runs, committed)}")
+        print(f"\nAgainst {RESULTS / RUNS_CSV}:\n{page.agreement(of_runs, committed)}")
     out.mkdir(parents=True, exist_ok=True)
     figures.write_csv(out / RUNS_CSV, of_runs)
     figures.write_csv(out / ROWS_CSV, outcomes)
+    figures.write_csv(out / CREDIT_CSV, learnt_from)
     page.write_plots(work, plan, out)
     if document:
         page.write_tables(DOCUMENT, text)

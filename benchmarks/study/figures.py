@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.study.credit import Credit
 from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
 from benchmarks.study.workspace import Run, Workspace
 from vapo_verl.diagnostics.early_decision import load_early_decision, summarise
@@ -101,7 +102,7 @@ def read_outcomes(work: Workspace, run: Run) -> list[ItemOutcome]:
     ]
 
 
-def write_csv(path: Path, rows: Sequence[Figures] | Sequence[ItemOutcome]) -> None:
+def write_csv(path: Path, rows: Sequence[Figures | ItemOutcome | Credit]) -> None:
     """One line each; floats with four digits."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from benchmarks.study.arms import ARMS, Plan
+from benchmarks.study.credit import Credit, read_metrics
 from benchmarks.study.figures import MEASURES, Figures
 from benchmarks.study.statistics import Comparison
 from benchmarks.study.workspace import WARM_START, Workspace
+from vapo_verl.diagnostics.paired import MIN_PAIRS
 from vapo_verl.diagnostics.panel import Panel, Series, numbers
 from vapo_verl.diagnostics.picture import picture
 
@@ -39,24 +42,25 @@ def write_tables(document: Path, text: str) -> None:
     document.write_text(f"{before}{START}\n{text}\n{END}{after}")
 
 
-def tables(figures: Sequence[Figures], comparisons: Sequence[Comparison]) -> str:
-    """The figures of each arm as mean ± standard deviation over seeds, and the paired tests."""
-    return f"{_figures_table(figures)}\n\n{_comparison_table(comparisons)}"
+def figures_table(rows: Sequence[Figures]) -> str:
+    """What each arm does on held-out rows, as mean ± standard deviation over seeds."""
+    return _table(_TABLE, rows)
 
 
-def _figures_table(figures: Sequence[Figures]) -> str:
+def _table(columns: Sequence[tuple[str, str]], rows: Sequence[Figures] | Sequence[Credit]) -> str:
     lines = [
-        f"| | {' | '.join(title for title, _ in _TABLE)} |",
-        "|---|" + "---|" * len(_TABLE),
+        f"| | {' | '.join(title for title, _ in columns)} |",
+        "|---|" + "---|" * len(columns),
     ]
-    for arm in dict.fromkeys(row.arm for row in figures):
-        rows = [row for row in figures if row.arm == arm]
-        cells = [_mean_and_sd([getattr(row, measure) for row in rows]) for _, measure in _TABLE]
+    for arm in dict.fromkeys(row.arm for row in rows):
+        of_arm = [row for row in rows if row.arm == arm]
+        cells = [_mean_and_sd([getattr(row, measure) for row in of_arm]) for _, measure in columns]
         lines.append(f"| {title(arm)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _comparison_table(comparisons: Sequence[Comparison]) -> str:
+def comparison_table(comparisons: Sequence[Comparison]) -> str:
+    """The paired tests."""
     lines = [
         "| against GRPO | measure | over rows | p | over seeds | p |",
         "|---|---|---|---|---|---|",
@@ -77,6 +81,21 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> str:
 
 def title(arm: str) -> str:
     return ARMS[arm].title if arm in ARMS else arm.replace("_", " ")
+
+
+_CREDIT_TABLE = (
+    ("responses probed", "probed"),
+    ("claims right", "claims"),
+    ("groups all right", "groups_right"),
+    ("mixed", "groups_mixed"),
+    ("advantage by perception alone", "perception_only"),
+    ("entropy", "entropy"),
+)
+
+
+def credit_table(rows: Sequence[Credit]) -> str:
+    """What each arm learnt from, as mean ± standard deviation over seeds of means over steps."""
+    return _table(_CREDIT_TABLE, rows)
 
 
 def _mean_and_sd(values: Sequence[float]) -> str:
@@ -150,33 +169,47 @@ def _training(work: Workspace, plan: Plan) -> Panel:
 
 
 def _accuracy_by_step(work: Workspace, name: str) -> dict[int, float]:
-    lines = (work.folder(name) / "metrics.jsonl").read_text().splitlines()
-    return {
-        line["step"]: line["data"]["vapo/reward/accuracy"]
-        for line in map(json.loads, lines)
-        if "vapo/reward/accuracy" in line["data"]
-    }
+    metric = "vapo/reward/accuracy"
+    steps = read_metrics(work, name)
+    return {step: data[metric] for step, data in steps.items() if metric in data}
 
 
 def _line(arm: str, place: int, x: Sequence[float], y: Sequence[float]) -> Series:
     return Series(name=title(arm), color=place, x=numbers(x), y=numbers(y))
 
 
-def distances(ours: Sequence[Figures], committed: Sequence[Figures]) -> str:
-    """How far figures are from earlier ones, in standard deviations over the earlier seeds."""
-    before = {(row.arm, row.seed): row for row in committed}
-    spread = {arm: [row for row in committed if row.arm == arm] for arm, _ in before}
-    lines = ["| run | largest difference | in |", "|---|---|---|"]
-    for row in ours:
-        other = before.get((row.arm, row.seed))
-        if other is None:
+def agreement(ours: Sequence[Figures], committed: Sequence[Figures]) -> str:
+    """How far an arm's means are from earlier ones, next to the error bars of both.
+
+    The error bar of a mean is its 95 % interval by Student's t over the seeds; that of a difference
+    of two means, the root of the sum of their squares.
+    """
+    lines = [
+        "| arm | measures within the error bars | farthest | difference | error bar |",
+        "|---|---|---|---|---|",
+    ]
+    for arm in ARMS:
+        pairs = [[row for row in rows if row.arm == arm] for rows in (ours, committed)]
+        if min(map(len, pairs)) < MIN_PAIRS:
             continue
-        differences = {name: abs(getattr(row, name) - getattr(other, name)) for name in MEASURES}
-        name = max(differences, key=lambda key: differences[key] / _scale(spread[row.arm], key))
-        lines.append(f"| {row.arm}-{row.seed} | {differences[name]:.4f} | {name} |")
+        compared = {name: _difference(*pairs, name) for name in MEASURES}
+        within = sum(off <= bar for off, bar in compared.values())
+        name = max(compared, key=lambda key: compared[key][0] / max(compared[key][1], 1e-9))
+        off, bar = compared[name]
+        cells = (f"{within} of {len(compared)}", name.replace("_", " "), f"{off:.4f}", f"{bar:.4f}")
+        lines.append(f"| {title(arm)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _scale(rows: Sequence[Figures], name: str) -> float:
-    values = [getattr(row, name) for row in rows]
-    return max(float(np.std(values)), 0.01 * abs(float(np.mean(values))), 1e-6)
+def _difference(
+    ours: Sequence[Figures], committed: Sequence[Figures], name: str
+) -> tuple[float, float]:
+    """Of the means, and its error bar."""
+    values = [np.array([getattr(row, name) for row in rows]) for rows in (ours, committed)]
+    off = abs(float(values[0].mean() - values[1].mean()))
+    return off, float(np.hypot(*map(_error_bar, values)))
+
+
+def _error_bar(values: np.ndarray) -> float:
+    n = len(values)
+    return float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))

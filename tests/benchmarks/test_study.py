@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from benchmarks.study import __main__ as study
-from benchmarks.study import arms, figures, page
+from benchmarks.study import arms, figures, in_one_process, page
+from benchmarks.study.credit import read_credit
 from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
 from benchmarks.study.statistics import compare
 from benchmarks.study.warm_start import make_data, with_other_images
-from benchmarks.study.workspace import WARM_START, StudyError, Workspace
+from benchmarks.study.workspace import WARM_START, Run, StudyError, Workspace
 from vapo_verl.diagnostics.early_decision import load_early_decision
 from vapo_verl.diagnostics.early_decision import summarise as summarise_early
 from vapo_verl.diagnostics.perception.summary import summarise
@@ -127,7 +128,7 @@ def test_results_are_written_and_read_back(work, tmp_path, monkeypatch, capsys):
     study._report(work, PLAN, document=True)
     text = document.read_text()
     assert text.startswith("Before.") and text.endswith("After.\n") and "old" not in text
-    assert text.count("| VAPO |") == 3  # its figures, and two comparisons
+    assert text.count("| VAPO |") == 4  # its figures, two comparisons, what it learnt from
     again = figures.read_csv(tmp_path / "results" / study.RUNS_CSV)
     assert [(row.arm, row.seed) for row in again] == [
         (WARM_START, study.NO_SEED),
@@ -138,12 +139,35 @@ def test_results_are_written_and_read_back(work, tmp_path, monkeypatch, capsys):
     assert "VAPO" in capsys.readouterr().out
 
 
-def test_a_second_study_tells_how_far_off_it_is(work):
+def test_a_second_study_is_held_against_the_error_bars_of_both(work):
     ours = [figures.read_figures(work, f"vapo-{seed}", "vapo", seed) for seed in PLAN.seeds]
-    committed = [replace(ours[0], accuracy=ours[0].accuracy - 0.125), *ours[1:]]
-    lines = page.distances(ours, committed).splitlines()
-    assert lines[2] == "| vapo-0 | 0.1250 | accuracy |"
-    assert "| 0.0000 |" in lines[3]
+    same = page.agreement(ours, ours).splitlines()
+    num = len(figures.MEASURES)
+    assert len(same) == 3 and same[2].startswith(f"| VAPO | {num} of {num} |")
+    committed = [replace(row, format=0.5 + 0.01 * seed) for seed, row in enumerate(ours)]
+    # 1.0 in all of ours; 0.50, 0.51, 0.52 before: sd 0.01, t(2) = 4.303, bar 4.303 * 0.01 / sqrt(3)
+    (line,) = page.agreement(ours, committed).splitlines()[2:]
+    assert line == f"| VAPO | {num - 1} of {num} | format | 0.4900 | 0.0248 |"
+
+
+def test_what_runs_learnt_from_is_a_mean_over_steps(work):
+    lines = [
+        {"step": 1, "data": {"vapo/advantage/perception_only": 0.2, "vapo/anchors/accuracy": None}},
+        {"step": 2, "data": {"vapo/advantage/perception_only": 0.4, "vapo/anchors/accuracy": 0.7}},
+    ]
+    (work.folder("vapo-1") / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    credit = read_credit(work, Run(arm="vapo", seed=1))
+    assert credit.perception_only == pytest.approx(0.3) and credit.claims == 0.7
+    assert np.isnan(credit.entropy)
+    header, _, row = page.credit_table([credit]).splitlines()
+    assert "advantage by perception alone" in header and "| 0.300 |" in row
+
+
+def test_one_process_runs_commands_until_one_fails(tmp_path, capsys):
+    missing = ("vapo_verl.export", str(tmp_path / "none"))
+    report = ("vapo_verl.diagnostics", "report", str(tmp_path / "none"))
+    assert in_one_process.main([in_one_process.to_argument([missing, report])]) == 2
+    assert capsys.readouterr().err.count("none") == 1  # the second was not run
 
 
 def test_a_folder_of_another_plan_is_refused(tmp_path):
