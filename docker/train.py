@@ -79,6 +79,8 @@ class Node:
     hostname: str
     """The container's short id, unless it was given a name."""
     address: str
+    port: int
+    """Of the node manager: while it listens, the node is there."""
     gpus: int
     alive: bool
 
@@ -89,6 +91,7 @@ class Node:
             id=info["NodeID"],
             hostname=info["NodeManagerHostname"],
             address=info["NodeManagerAddress"],
+            port=info["NodeManagerPort"],
             gpus=int(info["Resources"].get("GPU", 0)),
             alive=info["Alive"],
         )
@@ -142,9 +145,13 @@ def missing_nodes(with_gpus: Sequence[Node], whole: Sequence[Node], settings: Se
 
 
 def lost_nodes(before: Sequence[Node], now: Iterable[Node]) -> list[Node]:
-    """Those of ``before`` that are alive no more."""
+    """Those of ``before`` that are dead, or do not answer: Ray itself knows a while later."""
     alive = {node.id for node in now if node.alive}
-    return [node for node in before if node.id not in alive]
+    return [
+        node
+        for node in before
+        if node.id not in alive or not answers(f"{node.address}:{node.port}")
+    ]
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from tests.docker.conftest import ROOT
 from tests.docker.train import train
 
 
-def node(name: str, *, gpus: int = 8, alive: bool = True):
-    return train.Node(id=name, hostname=name, address="10.0.0.9", gpus=gpus, alive=alive)
+def node(name: str, *, gpus: int = 8, alive: bool = True, port: int = 0):
+    address = "127.0.0.1" if port else "10.0.0.9"
+    return train.Node(id=name, hostname=name, address=address, port=port, gpus=gpus, alive=alive)
 
 
 def settings(**environment: str):
@@ -64,10 +65,14 @@ def test_missing_nodes_are_counted_and_small_ones_named():
     assert "VAPO_GPUS_PER_NODE=8: b (10.0.0.9, 4 GPUs)" in str(error.value)
 
 
-def test_a_node_is_lost_whether_it_is_dead_or_gone():
-    before = [node("a"), node("b"), node("c")]
-    now = [node("a"), node("b", alive=False), node("new")]
-    assert [n.id for n in train.lost_nodes(before, now)] == ["b", "c"]
+def test_a_node_is_lost_when_it_is_dead_or_gone_or_silent():
+    """Ray still has the last one alive, but nobody listens at its port any more."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port, silent = server.getsockname()[1], unused.getsockname()[1]
+        before = [node(name, port=port) for name in "abc"] + [node("d", port=silent)]
+        now = [before[0], node("b", alive=False, port=port), node("new"), before[3]]
+        assert [n.id for n in train.lost_nodes(before, now)] == ["b", "c", "d"]
 
 
 @pytest.mark.parametrize("code", [0, 2, 75])

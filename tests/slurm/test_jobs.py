@@ -26,6 +26,7 @@ EXIT_STOPPED = 75
 def nothing_is_left(lab: SlurmLab):
     """Neither a process nor Ray's files, whatever became of the job."""
     yield
+    lab.run("scancel", "--user=root")  # what a test that failed has left
     wait_for(lambda: not lab.processes(), 90, lambda: "\n".join(lab.processes()))
     for node in lab.nodes:
         assert "ray_" not in node.run(["ls", "/tmp/ray"])
@@ -87,7 +88,8 @@ def test_a_job_can_be_looked_into_and_cancelled(lab):
     job = lab.submit(SMOKE, *SHORT)
     wait_for(lambda: "all nodes joined" in lab.output(job), 240)
     attached = f". /tmp/ray/ray_{job}/cluster.env; {sys.executable} -m ray.scripts.scripts status"
-    assert "2.0 GPU" in lab.nodes[0].run(["sh", "-c", attached])  # one logical one each
+    # One logical one each; Ray sums up now and then.
+    wait_for(lambda: "2.0 GPU" in lab.nodes[0].run(["sh", "-c", attached]), 60)
     lab.run("scancel", job)
     lab.wait(job)
     assert lab.job(job)["JobState"] == "CANCELLED"

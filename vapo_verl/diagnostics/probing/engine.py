@@ -81,6 +81,10 @@ class Engine:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         if on_cpu:
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+            if options.tensor_parallel_size == 1:
+                # Here, not in a process each for scheduler and worker: both would import torch and
+                # vLLM anew, and each spins on a core while it waits for the other.
+                os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         from transformers import AutoConfig, AutoProcessor
         from vllm import LLM
 
