@@ -12,10 +12,10 @@ from pathlib import Path
 from benchmarks.study import arms, figures, page
 from benchmarks.study.arms import Plan
 from benchmarks.study.credit import read_credit
+from benchmarks.study.data import make_data
 from benchmarks.study.measuring import measure
 from benchmarks.study.statistics import compare
 from benchmarks.study.training import train
-from benchmarks.study.warm_start import make_data, make_model
 from benchmarks.study.workspace import WARM_START, Run, StudyError, Workspace
 
 REPOSITORY = Path(__file__).parents[2]
@@ -36,7 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         work.claim(plan)
         make_data(work, plan)
-        make_model(work, threads=2)
         failures = _do_all(work, plan, options.jobs)
     except StudyError as error:
         print(error, file=sys.stderr)

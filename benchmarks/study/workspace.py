@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.study.arms import Plan
+from vapo_verl.small_model import model_dir
 
 WARM_START = "warm_start"
 PLAN_FILE = "plan.json"
@@ -45,7 +46,7 @@ class Workspace:
     @property
     def model(self) -> Path:
         """The warm start, from which every run begins."""
-        return self.root / "model"
+        return model_dir("long_digits")
 
     def folder(self, name: str) -> Path:
         """Of a run, or of the warm start: what is measured of it stands in there."""

@@ -12,9 +12,9 @@ from PIL import Image
 from benchmarks.study import __main__ as study
 from benchmarks.study import arms, figures, in_one_process, page
 from benchmarks.study.credit import read_credit
+from benchmarks.study.data import make_data, with_other_images
 from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
 from benchmarks.study.statistics import compare
-from benchmarks.study.warm_start import make_data, with_other_images
 from benchmarks.study.workspace import WARM_START, Run, StudyError, Workspace
 from vapo_verl.diagnostics.early_decision import load_early_decision
 from vapo_verl.diagnostics.early_decision import summarise as summarise_early

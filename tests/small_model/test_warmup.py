@@ -28,19 +28,14 @@ def check_losses(ours, recorded):
         assert mine == pytest.approx(theirs, rel=1e-2)
 
 
-def test_first_steps_are_those_on_record():
+@pytest.mark.parametrize("name", PRESETS)
+def test_first_steps_are_those_on_record(name):
     torch.set_num_threads(2)
-    recorded = json.loads((model_dir() / "first_steps.json").read_text())
-    config = replace(PRESETS["packaged"], seed=recorded["seed"])
+    recorded = json.loads((model_dir(name) / "first_steps.json").read_text())
+    config = replace(PRESETS[name], seed=recorded["seed"])
     check_losses(first_losses(config, len(recorded["tower"])), recorded)
 
 
-def test_first_steps_of_the_study_start_from_the_packaged_model():
-    torch.set_num_threads(2)
-    steps = [{"response": 2.720, "verdict": 0.949}, {"response": 2.314, "verdict": 0.525}]
-    check_losses(first_losses(PRESETS["study"]), {"tower": [], "warm_up": steps})
-
-
 def test_questions_begin_behind_the_parts_before_them():
-    assert PRESETS["packaged"].warmup.steps_before_questions == 600
-    assert PRESETS["study"].warmup.steps_before_questions == 0
+    assert PRESETS["digits"].warmup.steps_before_questions == 600
+    assert PRESETS["long_digits"].warmup.steps_before_questions == 0

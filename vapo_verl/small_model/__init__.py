@@ -1,8 +1,8 @@
-"""A small Qwen2.5-VL that can read grids of digits, and the recipe that made it.
+"""Small Qwen2.5-VL models that can read grids of digits, and the recipes that made them.
 
-Its weights are part of the package (`model_dir`), so that the demo and the end-to-end tests start
-from a model that answers in the right format, is right now and then, and judges claims better than
-chance.
+Their weights are part of the package (`model_dir`), so that the demo, the end-to-end tests and the
+study start from a model that answers in the right format, is right now and then, and judges claims
+better than chance.
 """
 
 from __future__ import annotations
@@ -10,6 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def model_dir() -> Path:
-    """Return the folder of the packaged model, for `from_pretrained` or `vllm.LLM`."""
-    return Path(__file__).parent / "digits"
+def model_dir(name: str = "digits") -> Path:
+    """Return the folder of a packaged model, for `from_pretrained` or `vllm.LLM`.
+
+    Args:
+        name: `digits`, which answers short questions, or `long_digits`: the same, taught the long
+            ones. Their cards (README.md) have the figures.
+    """
+    return Path(__file__).parent / name

@@ -1,4 +1,4 @@
-"""Command line: python -m vapo_verl.small_model --out DIR [--preset study]."""
+"""Command line: python -m vapo_verl.small_model --out DIR [--preset long_digits]."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     parser.add_argument(
         "--preset",
-        default="packaged",
-        help="packaged (the default): the model that ships with the package, from random weights; "
-        "study: that model taught the long questions",
+        default="digits",
+        help="which packaged model to make again: digits (the default), from random weights; "
+        "long_digits: the packaged digits model, taught the long questions",
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights, samples and evaluation")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")

@@ -53,8 +53,8 @@ class RecipeConfig:
 
 
 PRESETS = {
-    "packaged": RecipeConfig(),
-    "study": RecipeConfig(
+    "digits": RecipeConfig(),
+    "long_digits": RecipeConfig(
         start=model_dir(),
         tower=None,
         warmup=WarmupConfig(
@@ -66,7 +66,7 @@ PRESETS = {
         stop_accuracy=None,
     ),
 }
-"""The recipe of the packaged model, and that of the model which the study starts from."""
+"""The recipe of each packaged model, by its folder's name."""
 
 
 def starting_model(

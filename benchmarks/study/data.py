@@ -1,8 +1,6 @@
-"""What all runs share: data, and a model that is right about half of the time."""
+"""The rows that all runs share."""
 
 from __future__ import annotations
-
-import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,14 +37,3 @@ def with_other_images(rows: pa.Table) -> pa.Table:
     places = [*range(1, rows.num_rows), 0]
     images = rows.column("images").take(pa.array(places))
     return rows.set_column(rows.schema.get_field_index("images"), rows.field("images"), images)
-
-
-def make_model(work: Workspace, threads: int) -> None:
-    """The packaged small model, taught the long questions; its card tells how good it is."""
-    if work.model.exists():
-        return
-    unfinished = work.root / "model.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    arguments = ("--preset", "study", "--out", str(unfinished), "--threads", str(threads))
-    work.command("model", "vapo_verl.small_model", *arguments, threads=threads)
-    unfinished.rename(work.model)
