@@ -16,7 +16,7 @@ _METRICS = {
     "groups_right": "vapo/advantage/groups_right",
     "groups_mixed": "vapo/advantage/groups_mixed",
     "perception_only": "vapo/advantage/perception_only",
-    "entropy": "actor/entropy",
+    "kl": "actor/kl_loss",
     "step_s": "timing_s/step",
 }
 
@@ -38,9 +38,10 @@ class Credit:
     """Shares of prompts of which all, or some and not all, responses are right."""
     perception_only: float
     """Of sum |A_i|, what stands in groups that differ in nothing but perception."""
-    entropy: float
-    """Nats per token."""
+    kl: float
+    """To the warm start, nats per token."""
     step_s: float
+    """Seconds, two runs at a time."""
 
 
 def read_credit(work: Workspace, run: Run) -> Credit:

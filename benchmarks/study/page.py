@@ -89,7 +89,7 @@ _CREDIT_TABLE = (
     ("groups all right", "groups_right"),
     ("mixed", "groups_mixed"),
     ("advantage by perception alone", "perception_only"),
-    ("entropy", "entropy"),
+    ("KL", "kl"),
 )
 
 

@@ -158,7 +158,7 @@ def test_what_runs_learnt_from_is_a_mean_over_steps(work):
     (work.folder("vapo-1") / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     credit = read_credit(work, Run(arm="vapo", seed=1))
     assert credit.perception_only == pytest.approx(0.3) and credit.claims == 0.7
-    assert np.isnan(credit.entropy)
+    assert np.isnan(credit.kl)
     header, _, row = page.credit_table([credit]).splitlines()
     assert "advantage by perception alone" in header and "| 0.300 |" in row
 
