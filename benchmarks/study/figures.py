@@ -12,7 +12,8 @@ import numpy as np
 
 from benchmarks.study.credit import Credit
 from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
-from benchmarks.study.workspace import Run, Workspace
+from benchmarks.study.reads import read_scenes, summarise_reads
+from benchmarks.study.workspace import TEST, Run, Workspace
 from vapo_verl.diagnostics.early_decision import load_early_decision, summarise
 from vapo_verl.diagnostics.perception.summary import PARTS, part_of
 from vapo_verl.diagnostics.perception.summary import summarise as summarise_perception
@@ -43,6 +44,11 @@ class Figures:
     peak_at: float
     recoverable: float
     """Rows wrong at 100 % of the reasoning and right at some earlier cut."""
+    reads_early: float
+    """Of what the response says it sees, the share that is so, in its first and last third."""
+    reads_late: float
+    wrong_but_seen: float
+    """Of the wrong responses, those that say nothing wrong of the image."""
     accuracy_other_image: float
     """With another row's image: what text alone can do."""
 
@@ -53,7 +59,9 @@ MEASURES = tuple(field.name for field in fields(Figures) if field.type == "float
 def read_figures(work: Workspace, name: str, arm: str, seed: int) -> Figures:
     """What `measure` left of a checkpoint."""
     diagnostics = work.folder(name) / "diagnostics"
-    perception = summarise_perception(read_records(diagnostics / "perception"))
+    records = read_records(diagnostics / "perception")
+    perception = summarise_perception(records)
+    reads = summarise_reads(records, read_scenes(work.data / TEST))
     other = summarise_perception(read_records(diagnostics / OTHER_IMAGE_FOLDER))
     decision = load_early_decision(diagnostics / "early-decision")
     assert decision is not None  # measured
@@ -73,6 +81,9 @@ def read_figures(work: Workspace, name: str, arm: str, seed: int) -> Figures:
         peak=early["peak"]["share"]["share"],
         peak_at=early["peak"]["target"],
         recoverable=early["recoverable_any"]["of_rows"]["share"],
+        reads_early=reads.early,
+        reads_late=reads.late,
+        wrong_but_seen=reads.wrong_but_seen,
         accuracy_other_image=other["accuracy"]["share"],
     )
 

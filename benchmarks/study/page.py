@@ -30,6 +30,9 @@ _TABLE = (
     ("tokens", "tokens"),
     ("peak", "peak"),
     ("recoverable", "recoverable"),
+    ("reads early", "reads_early"),
+    ("reads late", "reads_late"),
+    ("wrong, all reads right", "wrong_but_seen"),
     ("other image", "accuracy_other_image"),
 )
 """Column and measure."""
@@ -192,7 +195,8 @@ def agreement(ours: Sequence[Figures], committed: Sequence[Figures]) -> str:
         pairs = [[row for row in rows if row.arm == arm] for rows in (ours, committed)]
         if min(map(len, pairs)) < MIN_PAIRS:
             continue
-        compared = {name: _difference(*pairs, name) for name in MEASURES}
+        differences = {name: _difference(*pairs, name) for name in MEASURES}
+        compared = {name: pair for name, pair in differences.items() if np.isfinite(pair).all()}
         within = sum(off <= bar for off, bar in compared.values())
         name = max(compared, key=lambda key: compared[key][0] / max(compared[key][1], 1e-9))
         off, bar = compared[name]

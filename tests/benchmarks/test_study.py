@@ -14,8 +14,10 @@ from benchmarks.study import arms, figures, in_one_process, page
 from benchmarks.study.credit import read_credit
 from benchmarks.study.data import make_data, with_other_images
 from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
+from benchmarks.study.reads import summarise_reads
 from benchmarks.study.statistics import compare
 from benchmarks.study.workspace import WARM_START, Run, StudyError, Workspace
+from vapo_verl.data.digits.scene import Cell, Scene
 from vapo_verl.diagnostics.early_decision import load_early_decision
 from vapo_verl.diagnostics.early_decision import summarise as summarise_early
 from vapo_verl.diagnostics.perception.summary import summarise
@@ -28,6 +30,8 @@ def perception(row: int, right: bool, late: bool) -> dict:
     asked = ((0, True), (2, True), (5, False), (9, late))
     return {
         "row": row,
+        "index": row,
+        "response": "top left is red 1. and so on, to the end; top left is red 1.",
         "right": right,
         "format": 1.0,
         "finish": "stop",
@@ -88,6 +92,7 @@ def measured(work: Workspace, name: str, share: float, seed: int) -> None:
 @pytest.fixture
 def work(tmp_path) -> Workspace:
     workspace = Workspace(root=tmp_path / "study")
+    make_data(workspace, PLAN)
     measured(workspace, WARM_START, 0.4, seed=9)
     for run in study.all_runs(PLAN):
         measured(workspace, run.name, {"grpo": 0.45, "vapo": 0.9}[run.arm], seed=run.seed)
@@ -148,6 +153,25 @@ def test_a_second_study_is_held_against_the_error_bars_of_both(work):
     # 1.0 in all of ours; 0.50, 0.51, 0.52 before: sd 0.01, t(2) = 4.303, bar 4.303 * 0.01 / sqrt(3)
     (line,) = page.agreement(ours, committed).splitlines()[2:]
     assert line == f"| VAPO | {num - 1} of {num} | format | 0.4900 | 0.0248 |"
+
+
+def test_reads_are_held_against_the_image():
+    cells = tuple(Cell(digit=digit, color="red", scan=0) for digit in (1, 2, 3, 4))
+    scenes = {7: Scene(rows=2, cols=2, cells=cells)}
+    seen = "top left is red 1. bottom right is red 4. the answer is far away. top right is red 2."
+    unseen = seen.replace("top left is red 1", "top left is blue 1") + " middle left is red 3."
+    records = [
+        {"index": 7, "response": seen, "right": False},
+        {
+            "index": 7,
+            "response": unseen,
+            "right": False,
+        },  # a place that the grid has not is left out
+    ]
+    reads = summarise_reads(records, scenes)
+    # early: "top left", right and wrong; late: "top right", twice right; between: "bottom right"
+    assert (reads.early, reads.late, reads.wrong_but_seen) == (0.5, 1.0, 0.5)
+    assert np.isnan(summarise_reads([{**records[0], "response": ""}], scenes).early)
 
 
 def test_what_runs_learnt_from_is_a_mean_over_steps(work):

@@ -1,0 +1,61 @@
+"""What a response says it sees: sentences as "top left is red 3.", held against the image."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from vapo_verl.data.digits.scene import COLORS, Scene
+from vapo_verl.trainer.metrics import EARLY, LATE
+
+_READ = re.compile(rf"((?:top|middle|bottom) (?:left|center|right)) is ({'|'.join(COLORS)}) (\d)\.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reads:
+    """Shares of reads with the right colour and digit; nan where nothing is read."""
+
+    early: float
+    """In the first third of a response's text."""
+    late: float
+    wrong_but_seen: float
+    """Of the wrong responses, those whose every read is right: another step failed."""
+
+
+def reads_of(response: str, scene: Scene) -> Iterator[tuple[float, bool]]:
+    """Progress along the text, and whether it is so, of every read of a place that there is."""
+    for match in _READ.finditer(response):
+        place, color, digit = match.groups()
+        cell = scene.places.get(place)
+        if cell is not None:
+            yield match.end() / len(response), (cell.color, cell.digit) == (color, int(digit))
+
+
+def summarise_reads(records: Sequence[Mapping[str, Any]], scenes: Mapping[int, Scene]) -> Reads:
+    """Over the records of `perception`, whose rows' scenes are found by their index."""
+    early: list[bool] = []
+    late: list[bool] = []
+    seen_though_wrong: list[bool] = []
+    for record in records:
+        reads = list(reads_of(record["response"], scenes[record["index"]]))
+        early += [right for progress, right in reads if progress <= EARLY]
+        late += [right for progress, right in reads if progress >= LATE]
+        if not record["right"]:
+            seen_though_wrong.append(all(right for _, right in reads))
+    return Reads(early=_mean(early), late=_mean(late), wrong_but_seen=_mean(seen_though_wrong))
+
+
+def read_scenes(file: Path) -> dict[int, Scene]:
+    """Scene of every row of a digits file, by its index."""
+    infos = pq.read_table(file, columns=["extra_info"]).column(0).to_pylist()
+    return {info["index"]: Scene.from_json(info["scene"]) for info in infos}
+
+
+def _mean(values: Sequence[bool]) -> float:
+    return float(np.mean(values)) if values else float("nan")
