@@ -63,8 +63,8 @@ class Plan:
 FULL = Plan(
     arms=tuple(ARMS),
     seeds=(0, 1, 2),
-    num_steps=30,
-    num_train_rows=480,
+    num_steps=24,
+    num_train_rows=384,
     num_test_rows=256,
 )
 QUICK = Plan(
