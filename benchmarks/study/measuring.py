@@ -10,8 +10,9 @@ MAX_TOKENS = 160
 _ENGINE = ("--dtype", "float32", "--max-model-len", "320", "--kv-cache-gib", "0.25")
 _ANSWERS = ("--answer-style", "exact", "--max-tokens", str(MAX_TOKENS), "--batch", "128")
 OTHER_IMAGE_FOLDER = "other-image"
-FORCED_ANSWER = ("--time-up", "", "--answer-start", r"\boxed{", "--answer-tokens", "4")
-"""How the small model answers: it was never taught a sentence that says that time is up."""
+FORCED_ANSWER = ("--time-up", "", "--answer-start", r"\boxed{", "--answer-tokens", "16")
+"""How the small model answers, up to 11 digits and a bracket: it was never taught a sentence that
+says that time is up."""
 
 
 def measure(work: Workspace, plan: Plan, name: str, threads: int) -> None:
