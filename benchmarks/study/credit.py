@@ -1,8 +1,9 @@
-"""What the runs learnt from: the means of some training metrics over all steps."""
+"""What the runs learnt, and from what: means of training metrics over steps."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from benchmarks.study.workspace import Run, Workspace
 _METRICS = {
     "probed": "vapo/anchors/probed_fraction",
     "claims": "vapo/anchors/accuracy",
+    "agreement": "vapo/anchors/agreement",
     "perception": "vapo/reward/perception",
     "groups_right": "vapo/advantage/groups_right",
     "groups_mixed": "vapo/advantage/groups_mixed",
@@ -21,16 +23,26 @@ _METRICS = {
 }
 
 
+_ACCURACY = "vapo/reward/accuracy"
+_QUARTER = 4
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credit:
     """Of one run; nan where no step has the metric."""
 
     arm: str
     seed: int
+    accuracy_first: float
+    """Of the rollouts of the first quarter of all steps, at temperature 1."""
+    accuracy_last: float
+    """Of those of the last quarter; prompts are met once, so these, too, are new ones."""
     probed: float
     """Share of responses behind the gate."""
     claims: float
     """Share of anchors judged right."""
+    agreement: float
+    """Of two responses to one prompt, how often they judge the same claim alike."""
     perception: float
     """R_perc over all responses, 0 where the gate is shut."""
     groups_right: float
@@ -46,10 +58,13 @@ class Credit:
 
 def read_credit(work: Workspace, run: Run) -> Credit:
     """From the run's `metrics.jsonl`."""
-    steps = read_metrics(work, run.name)
+    steps = list(read_metrics(work, run.name).values())
+    quarter = max(len(steps) // _QUARTER, 1)
     return Credit(
         arm=run.arm,
         seed=run.seed,
+        accuracy_first=_mean(steps[:quarter], _ACCURACY),
+        accuracy_last=_mean(steps[-quarter:], _ACCURACY),
         **{name: _mean(steps, metric) for name, metric in _METRICS.items()},
     )
 
@@ -60,6 +75,6 @@ def read_metrics(work: Workspace, name: str) -> dict[int, dict[str, float]]:
     return {line["step"]: line["data"] for line in map(json.loads, lines)}
 
 
-def _mean(steps: dict[int, dict[str, float]], metric: str) -> float:
-    values = [data[metric] for data in steps.values() if data.get(metric) is not None]
+def _mean(steps: Sequence[Mapping[str, float]], metric: str) -> float:
+    values = [data[metric] for data in steps if data.get(metric) is not None]
     return float(np.mean(values)) if values else float("nan")

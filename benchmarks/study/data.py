@@ -14,7 +14,7 @@ _SEED = 0
 
 
 def make_data(work: Workspace, plan: Plan) -> None:
-    """Rows of the long questions, and the test rows with each other's images."""
+    """Rows of the questions in parts, and the test rows with each other's images."""
     if (work.data / OTHER_IMAGE).exists():
         return
     write_dataset(
@@ -25,7 +25,7 @@ def make_data(work: Workspace, plan: Plan) -> None:
             test=plan.num_test_rows,
             seed=_SEED,
             grids=("3x3",),
-            questions="long",
+            questions="parts",
         ),
     )
     rows = pq.read_table(work.data / TEST)

@@ -44,6 +44,8 @@ class Figures:
     peak_at: float
     recoverable: float
     """Rows wrong at 100 % of the reasoning and right at some earlier cut."""
+    reads: float
+    """Cells a response says it sees, each as often as it says so."""
     reads_early: float
     """Of what the response says it sees, the share that is so, in its first and last third."""
     reads_late: float
@@ -81,6 +83,7 @@ def read_figures(work: Workspace, name: str, arm: str, seed: int) -> Figures:
         peak=early["peak"]["share"]["share"],
         peak_at=early["peak"]["target"],
         recoverable=early["recoverable_any"]["of_rows"]["share"],
+        reads=reads.number,
         reads_early=reads.early,
         reads_late=reads.late,
         wrong_but_seen=reads.wrong_but_seen,

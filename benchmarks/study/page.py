@@ -23,15 +23,16 @@ START, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 _TABLE = (
     ("accuracy", "accuracy"),
     ("claims early", "claims_early"),
-    ("middle", "claims_middle"),
-    ("late", "claims_late"),
+    ("claims middle", "claims_middle"),
+    ("claims late", "claims_late"),
     ("attention", "attention"),
     ("late / early", "attention_late_over_early"),
     ("tokens", "tokens"),
     ("peak", "peak"),
     ("recoverable", "recoverable"),
-    ("reads early", "reads_early"),
-    ("reads late", "reads_late"),
+    ("reads", "reads"),
+    ("reads right early", "reads_early"),
+    ("reads right late", "reads_late"),
     ("wrong, all reads right", "wrong_but_seen"),
     ("other image", "accuracy_other_image"),
 )
@@ -87,8 +88,11 @@ def title(arm: str) -> str:
 
 
 _CREDIT_TABLE = (
+    ("accuracy, first quarter", "accuracy_first"),
+    ("last quarter", "accuracy_last"),
     ("responses probed", "probed"),
     ("claims right", "claims"),
+    ("verdicts alike", "agreement"),
     ("groups all right", "groups_right"),
     ("mixed", "groups_mixed"),
     ("advantage by perception alone", "perception_only"),
@@ -97,7 +101,7 @@ _CREDIT_TABLE = (
 
 
 def credit_table(rows: Sequence[Credit]) -> str:
-    """What each arm learnt from, as mean ± standard deviation over seeds of means over steps."""
+    """What each arm learnt in training, and from what: mean ± standard deviation over seeds."""
     return _table(_CREDIT_TABLE, rows)
 
 

@@ -21,6 +21,8 @@ _READ = re.compile(rf"((?:top|middle|bottom) (?:left|center|right)) is ({'|'.joi
 class Reads:
     """Shares of reads with the right colour and digit; nan where nothing is read."""
 
+    number: float
+    """Of a response."""
     early: float
     """In the first third of a response's text."""
     late: float
@@ -39,16 +41,23 @@ def reads_of(response: str, scene: Scene) -> Iterator[tuple[float, bool]]:
 
 def summarise_reads(records: Sequence[Mapping[str, Any]], scenes: Mapping[int, Scene]) -> Reads:
     """Over the records of `perception`, whose rows' scenes are found by their index."""
+    numbers: list[int] = []
     early: list[bool] = []
     late: list[bool] = []
     seen_though_wrong: list[bool] = []
     for record in records:
         reads = list(reads_of(record["response"], scenes[record["index"]]))
+        numbers.append(len(reads))
         early += [right for progress, right in reads if progress <= EARLY]
         late += [right for progress, right in reads if progress >= LATE]
         if not record["right"]:
             seen_though_wrong.append(all(right for _, right in reads))
-    return Reads(early=_mean(early), late=_mean(late), wrong_but_seen=_mean(seen_though_wrong))
+    return Reads(
+        number=_mean(numbers),
+        early=_mean(early),
+        late=_mean(late),
+        wrong_but_seen=_mean(seen_though_wrong),
+    )
 
 
 def read_scenes(file: Path) -> dict[int, Scene]:
@@ -57,5 +66,5 @@ def read_scenes(file: Path) -> dict[int, Scene]:
     return {info["index"]: Scene.from_json(info["scene"]) for info in infos}
 
 
-def _mean(values: Sequence[bool]) -> float:
+def _mean(values: Sequence[int]) -> float:
     return float(np.mean(values)) if values else float("nan")

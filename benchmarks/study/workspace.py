@@ -46,7 +46,7 @@ class Workspace:
     @property
     def model(self) -> Path:
         """The warm start, from which every run begins."""
-        return model_dir("long_digits")
+        return model_dir("hasty_digits")
 
     def folder(self, name: str) -> Path:
         """Of a run, or of the warm start: what is measured of it stands in there."""

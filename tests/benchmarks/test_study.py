@@ -162,15 +162,13 @@ def test_reads_are_held_against_the_image():
     unseen = seen.replace("top left is red 1", "top left is blue 1") + " middle left is red 3."
     records = [
         {"index": 7, "response": seen, "right": False},
-        {
-            "index": 7,
-            "response": unseen,
-            "right": False,
-        },  # a place that the grid has not is left out
+        # a place that the grid has not is left out
+        {"index": 7, "response": unseen, "right": False},
     ]
     reads = summarise_reads(records, scenes)
     # early: "top left", right and wrong; late: "top right", twice right; between: "bottom right"
     assert (reads.early, reads.late, reads.wrong_but_seen) == (0.5, 1.0, 0.5)
+    assert reads.number == 3.0
     assert np.isnan(summarise_reads([{**records[0], "response": ""}], scenes).early)
 
 
@@ -185,6 +183,17 @@ def test_what_runs_learnt_from_is_a_mean_over_steps(work):
     assert np.isnan(credit.kl)
     header, _, row = page.credit_table([credit]).splitlines()
     assert "advantage by perception alone" in header and "| 0.300 |" in row
+
+
+def test_accuracy_in_training_is_told_of_the_first_and_the_last_quarter(work):
+    shares = (0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
+    lines = [
+        {"step": step, "data": {"vapo/reward/accuracy": share}}
+        for step, share in enumerate(shares, start=1)
+    ]
+    (work.folder("vapo-1") / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    credit = read_credit(work, Run(arm="vapo", seed=1))
+    assert (credit.accuracy_first, credit.accuracy_last) == (pytest.approx(0.2), 0.9)
 
 
 def test_one_process_runs_commands_until_one_fails(tmp_path, capsys):

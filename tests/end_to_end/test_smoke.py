@@ -22,6 +22,7 @@ CONTRACT = {
             "accuracy",
             "accuracy_early",
             "accuracy_late",
+            "agreement",
             "yes_rate",
             "probed_fraction",
             "fallback_rate",

@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 
-from vapo_verl.trainer.metrics import anchor_metrics, attention_metrics, reward_metrics
+from vapo_verl.trainer.metrics import (
+    anchor_metrics,
+    attention_metrics,
+    reward_metrics,
+    verdict_agreement,
+)
 
 
 def anchor(position, correct, answer=True, own_boundary=True, prompt=100, cached=96):
@@ -31,6 +36,17 @@ def record(anchors=(), total=1.0, length=30, num_claims=20, times=(0, 0, 0, 0)):
         "image_end": 64,
         "num_images": 2,
     }
+
+
+def judged(**verdicts):
+    return {"anchors": [{"claim": claim, "correct": right} for claim, right in verdicts.items()]}
+
+
+def test_agreement_is_of_pairs_that_judge_the_same_claim_of_the_same_prompt():
+    records = [judged(red=True, large=True), judged(red=True, large=False), judged(red=False)]
+    # red: 1 of 3 pairs agrees, large: 0 of 1; another prompt's claim of the same words is alone
+    assert verdict_agreement([*records, judged(red=False)], ["a", "a", "a", "b"]) == 1 / 4
+    assert math.isnan(verdict_agreement(records, ["a", "b", "c"]))
 
 
 def test_reward_parts_are_means():

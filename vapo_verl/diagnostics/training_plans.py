@@ -55,6 +55,7 @@ PLANS = (
             ("vapo/anchors/accuracy", "all"),
             ("vapo/anchors/accuracy_early", "early third"),
             ("vapo/anchors/accuracy_late", "late third"),
+            ("vapo/anchors/agreement", "responses to one prompt that agree"),
         ),
         missing=_NO_ANCHORS,
         level=CHANCE,

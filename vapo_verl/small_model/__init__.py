@@ -14,7 +14,8 @@ def model_dir(name: str = "digits") -> Path:
     """Return the folder of a packaged model, for `from_pretrained` or `vllm.LLM`.
 
     Args:
-        name: `digits`, which answers short questions, or `long_digits`: the same, taught the long
-            ones. Their cards (README.md) have the figures.
+        name: `digits`, which answers short questions; `long_digits`, the same, taught the long
+            ones; or `hasty_digits`, the latter, half of whose lessons were solved without looking
+            again. Their cards (README.md) have the figures.
     """
     return Path(__file__).parent / name

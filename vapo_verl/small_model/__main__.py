@@ -71,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
         "--preset",
         default="digits",
         help="which packaged model to make again: digits (the default), from random weights; "
-        "long_digits: the packaged digits model, taught the long questions",
+        "long_digits: the packaged digits model, taught the long questions; hasty_digits: that "
+        "one, taught to look again in half of its solutions",
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights, samples and evaluation")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")

@@ -65,6 +65,18 @@ PRESETS = {
         ),
         stop_accuracy=None,
     ),
+    "hasty_digits": RecipeConfig(
+        start=model_dir("long_digits"),
+        tower=None,
+        warmup=WarmupConfig(
+            parts=(Part(kind="question", steps=700, num_probes=4),),
+            questions="parts",
+            hasty=0.5,
+            grids=("3x3",),
+            learning_rate=1e-3,
+        ),
+        stop_accuracy=None,
+    ),
 }
 """The recipe of each packaged model, by its folder's name."""
 

@@ -63,6 +63,8 @@ class SampleMaker:
     pool: ScanPool
     questions: str = "standard"
     """Which of `vapo_verl.data.digits.questions.QUESTION_SETS` is asked."""
+    hasty: float = 0.0
+    """Share of questions that are solved without looking again."""
     num_probes: int = 0
     """Claims asked of every sample; even."""
     kinds: tuple[str, ...] | None = None
@@ -77,9 +79,11 @@ class SampleMaker:
 
     def question(self, rng: random.Random, rows: int, cols: int) -> Sample:
         """Draw a sample whose response solves a question of the data set."""
+        hasty = self.hasty > 0 and rng.random() < self.hasty
         scene = sample_scene(rng, self.pool, rows, cols)
         question = sample_question(rng, scene, self.questions)
-        return self._sample(rng, scene, question.text, question.response)
+        response = question.hasty_response if hasty else question.response
+        return self._sample(rng, scene, question.text, response)
 
     def _sample(self, rng: random.Random, scene: Scene, question: str, response: str) -> Sample:
         response_ids = encode(self.tokenizer, response)

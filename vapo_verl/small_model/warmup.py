@@ -50,6 +50,8 @@ class WarmupConfig:
     """In turn: claims about one cell come first, those that compare and search later."""
     questions: str = "standard"
     """Which of `vapo_verl.data.digits.questions.QUESTION_SETS` is asked."""
+    hasty: float = 0.0
+    """Share of questions that are solved without looking again."""
     grids: tuple[str, ...] = ("2x2", "2x3")
     batch_size: int = 16
     learning_rate: float = 1.5e-3
@@ -142,7 +144,11 @@ def draw_batches(maker: SampleMaker, config: WarmupConfig) -> Iterator[list[Samp
     """Yield one batch a step, each of one grid shape, seeded block by block."""
     for number, part in enumerate(config.parts):
         asking = replace(
-            maker, questions=config.questions, num_probes=part.num_probes, kinds=part.kinds
+            maker,
+            questions=config.questions,
+            hasty=config.hasty,
+            num_probes=part.num_probes,
+            kinds=part.kinds,
         )
         draw = asking.reading if part.kind == "reading" else asking.question
         for first in range(0, part.steps, _BATCHES_A_GRID * len(config.grids)):

@@ -6,7 +6,8 @@ A mean over nothing is nan, not 0: a step that probed no response has no anchor 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,6 +55,27 @@ def anchor_metrics(records: Sequence[Record]) -> dict[str, float]:
         "claims_skipped": float(sum(r["num_claims_skipped"] for r in records)),
     }
     return {f"vapo/anchors/{name}": value for name, value in values.items()}
+
+
+def verdict_agreement(records: Sequence[Record], group_ids: Sequence[Hashable]) -> float:
+    """How often two responses to one prompt judge the same claim alike.
+
+    Over all pairs of anchors with the same claim, in the responses of a group: the share whose
+    ``correct`` is equal. At 1 a verdict depends on claim and image alone: the perception reward
+    then tells responses apart by nothing but the places at which their claims were put. nan
+    where no claim was put to two responses of a group.
+    """
+    num_right, num_asked = Counter[Hashable](), Counter[Hashable]()
+    for record, group in zip(records, group_ids, strict=True):
+        for anchor in record["anchors"]:
+            num_right[group, anchor["claim"]] += anchor["correct"]
+            num_asked[group, anchor["claim"]] += 1
+    pairs = sum(math.comb(n, 2) for n in num_asked.values())
+    alike = sum(
+        math.comb(num_right[claim], 2) + math.comb(n - num_right[claim], 2)
+        for claim, n in num_asked.items()
+    )
+    return alike / pairs if pairs else math.nan
 
 
 def _encoder_runs_saved(record: Record) -> int:

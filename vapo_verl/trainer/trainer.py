@@ -34,7 +34,12 @@ from vapo_verl.trainer import checkpoints
 from vapo_verl.trainer.console import StepLine
 from vapo_verl.trainer.credit import batch_advantages, origin_metrics
 from vapo_verl.trainer.liveness import Liveness
-from vapo_verl.trainer.metrics import anchor_metrics, attention_metrics, reward_metrics
+from vapo_verl.trainer.metrics import (
+    anchor_metrics,
+    attention_metrics,
+    reward_metrics,
+    verdict_agreement,
+)
 from vapo_verl.trainer.replay_fields import column_values
 from vapo_verl.trainer.report import KeyPictures, write_final_report
 from vapo_verl.trainer.rollout_samples import captured_layers, sample_rows
@@ -223,8 +228,10 @@ class VapoTrainer(PPOTrainerSync):
         )
         records = [fields["vapo"] for fields in column_values(data["extra_fields"])]
         metrics.update(reward_metrics(records))
-        metrics.update(origin_metrics(records, column_values(data["uid"]), self.vapo))
+        group_ids = column_values(data["uid"])
+        metrics.update(origin_metrics(records, group_ids, self.vapo))
         metrics.update(anchor_metrics(records))
+        metrics["vapo/anchors/agreement"] = verdict_agreement(records, group_ids)
         metrics["vapo/anchors/step_share"] = (
             metrics["vapo/anchors/tail_s"] / metrics["timing_s/step"]
         )

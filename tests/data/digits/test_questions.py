@@ -98,6 +98,25 @@ def test_a_long_response_by_hand_looks_twice():
     )
 
 
+def test_a_hasty_response_by_hand_says_what_is_largest_at_a_glance():
+    questions = sample_questions(BIG, 3000, question_set="parts")
+    responses = {question.text: question.hasty_response for question in questions}
+    text = (
+        "What are the digits in the top row and the left column and the largest digit in the "
+        "right column?"
+    )
+    assert responses[text] == (
+        "<think>top left is red 3. top center is blue 7. top right is red 9. top left is red 3. "
+        "middle left is red 5. bottom left is yellow 8. the largest is 9.</think>\\boxed{3793589}"
+    )
+    assert {question.kind for question in questions} == set(QUESTION_SETS["parts"])
+
+
+def test_without_anything_to_skip_a_hasty_response_is_the_response():
+    for question in sample_questions(SCENE, 100):
+        assert question.hasty_response == question.response
+
+
 @pytest.mark.parametrize("question_set", QUESTION_SETS)
 @pytest.mark.parametrize("grid", ["2x2", "2x3", "3x3"])
 def test_every_kind_is_asked_and_solved_from_true_reads(grid, question_set):

@@ -4,18 +4,29 @@ Most have several parts, and the later ones look at cells a second time: what is
 as much as what is seen first. There is no arithmetic to get wrong, only what is where and what is
 larger. An answer is written part behind part: the digits 3 and 7 and the largest, 7, are 377. The
 texts use the standard questions' words.
+
+A hasty solver lists digits as asked, but says what is largest at a glance, without another look at
+the cells. That is often wrong: looking again pays, and a policy that has learnt both ways can find
+out that it does.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from vapo_verl.data.digits.scene import Scene
 from vapo_verl.data.digits.solutions import Drawn, Maker, read
 
-_Part = tuple[list[str], str]
-"""Solution sentences of one part of a question, and its part of the answer."""
+
+class _Part(NamedTuple):
+    """One part of a question."""
+
+    reads: list[str]
+    conclusion: list[str]
+    """A sentence, or none where the reads are the solution."""
+    answer: str
 
 
 def _all_and_largest(rng: random.Random, scene: Scene) -> Drawn:
@@ -56,36 +67,42 @@ def _larger_count(rng: random.Random, scene: Scene) -> Drawn:
         if cell.digit > scene.places[place].digit:
             count += 1
             steps.append(f"that makes {count}.")
-    return f"How many digits are larger than the {place} digit?", count, steps
+    return Drawn(f"How many digits are larger than the {place} digit?", count, steps)
 
 
-LONG_KINDS: dict[str, Maker] = {
+PARTS_KINDS: dict[str, Maker] = {
     "all_and_largest": _all_and_largest,
     "lines_and_largest": _lines_and_largest,
     "line_and_largest_of_color": _line_and_largest_of_color,
     "largest_twice": _largest_twice,
-    "larger_count": _larger_count,
 }
+"""Makers of questions in parts, by kind."""
+
+LONG_KINDS: dict[str, Maker] = {**PARTS_KINDS, "larger_count": _larger_count}
 """Question makers by kind."""
 
 
 def _joined(text: str, parts: list[_Part]) -> Drawn:
-    steps = [step for steps, _ in parts for step in steps]
-    return text, "".join(answer for _, answer in parts), steps
+    return Drawn(
+        text,
+        "".join(part.answer for part in parts),
+        [step for part in parts for step in (*part.reads, *part.conclusion)],
+        [step for part in parts for step in part.conclusion or part.reads],
+    )
 
 
 def _listed(scene: Scene, places: Iterable[str]) -> _Part:
     places = list(places)
     answer = "".join(str(scene.places[place].digit) for place in places)
-    return [read(scene, place) for place in places], answer
+    return _Part([read(scene, place) for place in places], [], answer)
 
 
 def _largest_in(scene: Scene, line: str) -> _Part:
-    steps, digits = _listed(scene, scene.lines[line])
-    return [*steps, f"the largest is {max(digits)}."], max(digits)
+    listed = _listed(scene, scene.lines[line])
+    return _Part(listed.reads, [f"the largest is {max(listed.answer)}."], max(listed.answer))
 
 
 def _largest_of(scene: Scene, color: str) -> _Part:
     largest = max(cell.digit for cell in scene.cells if cell.color == color)
-    steps, _ = _listed(scene, scene.places)
-    return [*steps, f"the largest {color} digit is {largest}."], str(largest)
+    reads = _listed(scene, scene.places).reads
+    return _Part(reads, [f"the largest {color} digit is {largest}."], str(largest))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from vapo_verl.data.digits.long_questions import LONG_KINDS
+from vapo_verl.data.digits.long_questions import LONG_KINDS, PARTS_KINDS
 from vapo_verl.data.digits.scene import Scene
 from vapo_verl.data.digits.solutions import Maker
 from vapo_verl.data.digits.standard_questions import STANDARD_KINDS
 
-QUESTION_SETS: dict[str, dict[str, Maker]] = {"standard": STANDARD_KINDS, "long": LONG_KINDS}
+QUESTION_SETS: dict[str, dict[str, Maker]] = {
+    "standard": STANDARD_KINDS,
+    "long": LONG_KINDS,
+    "parts": PARTS_KINDS,
+}
 """Makers by kind of every question set."""
 
 
@@ -25,11 +29,21 @@ class Question:
     """An integer, a row of digits, or a colour word for `largest_color_name`."""
     steps: tuple[str, ...]
     """The solution in sentences, each ending in a full stop; for supervised warm-up only."""
+    hasty_steps: tuple[str, ...] = ()
+    """The same of a solver who does not look again; none where there is nothing to skip."""
 
     @property
     def response(self) -> str:
         """The solution in the format the reward checks: `<think>...</think>\\boxed{...}`."""
-        return f"<think>{' '.join(self.steps)}</think>\\boxed{{{self.answer}}}"
+        return self._answered(self.steps)
+
+    @property
+    def hasty_response(self) -> str:
+        """The hasty solution in that format; `response` where there is none."""
+        return self._answered(self.hasty_steps or self.steps)
+
+    def _answered(self, steps: tuple[str, ...]) -> str:
+        return f"<think>{' '.join(steps)}</think>\\boxed{{{self.answer}}}"
 
 
 def sample_question(rng: random.Random, scene: Scene, question_set: str = "standard") -> Question:
@@ -43,8 +57,13 @@ def sample_question(rng: random.Random, scene: Scene, question_set: str = "stand
         kind = rng.choice(tuple(kinds))
         drawn = kinds[kind](rng, scene)
         if drawn is not None:
-            text, answer, steps = drawn
-            return Question(kind=kind, text=text, answer=str(answer), steps=tuple(steps))
+            return Question(
+                kind=kind,
+                text=drawn.text,
+                answer=str(drawn.answer),
+                steps=tuple(drawn.steps),
+                hasty_steps=tuple(drawn.hasty_steps),
+            )
 
 
 def question_kinds(question_set: str) -> dict[str, Maker]:

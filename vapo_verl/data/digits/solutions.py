@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from vapo_verl.data.digits.scene import Cell, Scene
 
-Drawn = tuple[str, "int | str", list[str]]
-"""Question text, answer and solution sentences."""
+
+class Drawn(NamedTuple):
+    """A question and its solutions."""
+
+    text: str
+    answer: int | str
+    steps: Sequence[str]
+    """The solution's sentences."""
+    hasty_steps: Sequence[str] = ()
+    """Those of a solver who does not look again; none where there is nothing to skip."""
+
 
 Maker = Callable[[random.Random, Scene], Drawn | None]
 """Draws a question of one kind about a scene; None where it has no single answer."""

@@ -13,28 +13,28 @@ def _line_sum(rng: random.Random, scene: Scene) -> Drawn:
     line, places = rng.choice(list(scene.lines.items()))
     steps = [read(scene, place) for place in places]
     digits = [scene.places[place].digit for place in places]
-    return f"What is the sum of the {line}?", sum(digits), steps + _running_sum(digits)
+    return Drawn(f"What is the sum of the {line}?", sum(digits), steps + _running_sum(digits))
 
 
 def _color_sum(rng: random.Random, scene: Scene) -> Drawn:
     color = rng.choice(scene.cells).color
     digits = [cell.digit for cell in scene.cells if cell.color == color]
     text = f"What is the sum of the {color} digits?"
-    return text, sum(digits), _read_all(scene) + _running_sum(digits)
+    return Drawn(text, sum(digits), _read_all(scene) + _running_sum(digits))
 
 
 def _line_largest(rng: random.Random, scene: Scene) -> Drawn:
     line, places = rng.choice(list(scene.lines.items()))
     largest = max(scene.places[place].digit for place in places)
     steps = [*(read(scene, place) for place in places), f"the largest is {largest}."]
-    return f"What is the largest digit in the {line}?", largest, steps
+    return Drawn(f"What is the largest digit in the {line}?", largest, steps)
 
 
 def _color_largest(rng: random.Random, scene: Scene) -> Drawn:
     color = rng.choice(scene.cells).color
     largest = max(cell.digit for cell in scene.cells if cell.color == color)
     steps = [*_read_all(scene), f"the largest {color} digit is {largest}."]
-    return f"What is the largest {color} digit?", largest, steps
+    return Drawn(f"What is the largest {color} digit?", largest, steps)
 
 
 def _parity_count(rng: random.Random, scene: Scene) -> Drawn:
@@ -45,7 +45,7 @@ def _parity_count(rng: random.Random, scene: Scene) -> Drawn:
         if cell.digit % 2 == (parity == "odd"):
             count += 1
             steps.append(f"that makes {count}.")
-    return f"How many digits are {parity}?", count, steps
+    return Drawn(f"How many digits are {parity}?", count, steps)
 
 
 def _difference(rng: random.Random, scene: Scene) -> Drawn:
@@ -53,7 +53,7 @@ def _difference(rng: random.Random, scene: Scene) -> Drawn:
     low, high = sorted((scene.places[first].digit, scene.places[second].digit))
     text = f"What is the difference between the {first} digit and the {second} digit?"
     steps = [read(scene, first), read(scene, second), f"{high}-{low}={high - low}."]
-    return text, high - low, steps
+    return Drawn(text, high - low, steps)
 
 
 def _largest_color_name(_: random.Random, scene: Scene) -> Drawn | None:
@@ -63,7 +63,7 @@ def _largest_color_name(_: random.Random, scene: Scene) -> Drawn | None:
         return None
     (color,) = colors
     steps = [*_read_all(scene), f"the largest is {largest}.", f"it is {color}."]
-    return "What color is the largest digit?", color, steps
+    return Drawn("What color is the largest digit?", color, steps)
 
 
 STANDARD_KINDS: dict[str, Maker] = {
