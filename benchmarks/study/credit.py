@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.study.spread import read_spread
 from benchmarks.study.workspace import Run, Workspace
 
 _METRICS = {
@@ -43,6 +44,10 @@ class Credit:
     """Share of anchors judged right."""
     agreement: float
     """Of two responses to one prompt, how often they judge the same claim alike."""
+    spread: float
+    """Of R_perc among a prompt's probed responses, a standard deviation."""
+    spread_flat: float
+    """The same without late emphasis: what is left where no place weighs more than another."""
     perception: float
     """R_perc over all responses, 0 where the gate is shut."""
     groups_right: float
@@ -59,12 +64,15 @@ class Credit:
 def read_credit(work: Workspace, run: Run) -> Credit:
     """From the run's `metrics.jsonl`."""
     steps = list(read_metrics(work, run.name).values())
+    found = read_spread(work.folder(run.name))
     quarter = max(len(steps) // _QUARTER, 1)
     return Credit(
         arm=run.arm,
         seed=run.seed,
         accuracy_first=_mean(steps[:quarter], _ACCURACY),
         accuracy_last=_mean(steps[-quarter:], _ACCURACY),
+        spread=found.paper,
+        spread_flat=found.flat,
         **{name: _mean(steps, metric) for name, metric in _METRICS.items()},
     )
 

@@ -93,6 +93,8 @@ _CREDIT_TABLE = (
     ("responses probed", "probed"),
     ("claims right", "claims"),
     ("verdicts alike", "agreement"),
+    ("spread of R_perc", "spread"),
+    ("without late emphasis", "spread_flat"),
     ("groups all right", "groups_right"),
     ("mixed", "groups_mixed"),
     ("advantage by perception alone", "perception_only"),
@@ -106,6 +108,8 @@ def credit_table(rows: Sequence[Credit]) -> str:
 
 
 def _mean_and_sd(values: Sequence[float]) -> str:
+    if not np.isfinite(values).all():
+        return "–"
     digits = 0 if max(values) > 10 else 3
     mean = f"{np.mean(values):.{digits}f}"
     return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean

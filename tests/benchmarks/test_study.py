@@ -15,6 +15,7 @@ from benchmarks.study.credit import read_credit
 from benchmarks.study.data import make_data, with_other_images
 from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
 from benchmarks.study.reads import summarise_reads
+from benchmarks.study.spread import spread
 from benchmarks.study.statistics import compare
 from benchmarks.study.workspace import WARM_START, Run, StudyError, Workspace
 from vapo_verl.data.digits.scene import Cell, Scene
@@ -182,7 +183,26 @@ def test_what_runs_learnt_from_is_a_mean_over_steps(work):
     assert credit.perception_only == pytest.approx(0.3) and credit.claims == 0.7
     assert np.isnan(credit.kl)
     header, _, row = page.credit_table([credit]).splitlines()
-    assert "advantage by perception alone" in header and "| 0.300 |" in row
+    assert (
+        "advantage by perception alone" in header and "| 0.300 |" in row and row.endswith("| – |")
+    )
+
+
+def rollout(uid: str, *verdicts: bool) -> dict:
+    """A response of four tokens, with an anchor behind each."""
+    anchors = [{"position": k, "correct": right} for k, right in enumerate(verdicts, start=1)]
+    return {"uid": uid, "response_ids": [0] * 4, "anchors": anchors}
+
+
+def test_places_alone_spread_the_perception_reward_only_under_late_emphasis():
+    early, late = rollout("a", True, False, False, False), rollout("a", False, False, False, True)
+    found = spread([early, late, rollout("b", True), rollout("a")])
+    # weights exp(1.5 k / 4) over their sum: 0.1307 and 0.4025; sd of two is their distance / sqrt 2
+    assert found.paper == pytest.approx((0.4025 - 0.1307) / 2**0.5, abs=2e-4)
+    assert found.flat == 0.0
+    other = spread([early, rollout("a", True, True, False, False)])
+    assert other.flat == pytest.approx(0.25 / 2**0.5)
+    assert np.isnan(spread([early, rollout("b", True)]).flat)
 
 
 def test_accuracy_in_training_is_told_of_the_first_and_the_last_quarter(work):

@@ -1,0 +1,66 @@
+"""How far the perception reward tells responses to one prompt apart, and how much of it is chance.
+
+Where the responses to a prompt judge the same claims alike, R_perc differs between them only
+because claims stand at other places and late places weigh more. Without late emphasis that part is
+gone: what is left is what the responses changed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from vapo_verl.reward.perception import perception_score
+
+_COLUMNS = ["uid", "response_ids", "anchors"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Standard deviations of R_perc among a prompt's probed responses, pooled over prompts; nan
+    where no prompt has two."""
+
+    paper: float
+    """With the paper's late emphasis, 1.5."""
+    flat: float
+    """With none."""
+
+
+def read_spread(folder: Path) -> Spread:
+    """Over the rollouts that a run sampled."""
+    files = sorted((folder / "rollouts").glob("*.parquet"))
+    return spread(
+        [row for file in files for row in pq.read_table(file, columns=_COLUMNS).to_pylist()]
+    )
+
+
+def spread(rows: Iterable[Mapping[str, Any]]) -> Spread:
+    """Over sampled rollouts, whose ``uid`` is their prompt's."""
+    groups: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if row["anchors"]:
+            groups[row["uid"]].append(row)
+    several = [group for group in groups.values() if len(group) > 1]
+    return Spread(paper=_pooled(several, 1.5), flat=_pooled(several, 0.0))
+
+
+def _pooled(groups: Sequence[Sequence[Mapping[str, Any]]], late_emphasis: float) -> float:
+    scores = [[_score(row, late_emphasis) for row in group] for group in groups]
+    freedom = sum(len(group) - 1 for group in scores)
+    squares = sum(float(np.var(group)) * len(group) for group in scores)
+    return float(np.sqrt(squares / freedom)) if freedom else float("nan")
+
+
+def _score(row: Mapping[str, Any], late_emphasis: float) -> float:
+    return perception_score(
+        [anchor["correct"] for anchor in row["anchors"]],
+        [anchor["position"] for anchor in row["anchors"]],
+        len(row["response_ids"]),
+        late_emphasis,
+    )
