@@ -22,8 +22,6 @@ _METRICS = {
     "kl": "actor/kl_loss",
     "step_s": "timing_s/step",
 }
-
-
 _ACCURACY = "vapo/reward/accuracy"
 _QUARTER = 4
 
@@ -62,7 +60,7 @@ class Credit:
 
 
 def read_credit(work: Workspace, run: Run) -> Credit:
-    """From the run's `metrics.jsonl`."""
+    """From the run's `metrics.jsonl` and the rollouts it sampled."""
     steps = list(read_metrics(work, run.name).values())
     found = read_spread(work.folder(run.name))
     quarter = max(len(steps) // _QUARTER, 1)

@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from vapo_verl.config import RewardConfig
+from vapo_verl.diagnostics.rollout_files import rollout_files
 from vapo_verl.reward.perception import perception_score
 
 _COLUMNS = ["uid", "response_ids", "anchors"]
+_PAPER = RewardConfig().late_emphasis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,17 +30,15 @@ class Spread:
     where no prompt has two."""
 
     paper: float
-    """With the paper's late emphasis, 1.5."""
+    """With the paper's late emphasis."""
     flat: float
     """With none."""
 
 
 def read_spread(folder: Path) -> Spread:
     """Over the rollouts that a run sampled."""
-    files = sorted((folder / "rollouts").glob("*.parquet"))
-    return spread(
-        [row for file in files for row in pq.read_table(file, columns=_COLUMNS).to_pylist()]
-    )
+    tables = (pq.read_table(file, columns=_COLUMNS) for file in rollout_files(folder))
+    return spread([row for table in tables for row in table.to_pylist()])
 
 
 def spread(rows: Iterable[Mapping[str, Any]]) -> Spread:
@@ -47,14 +48,16 @@ def spread(rows: Iterable[Mapping[str, Any]]) -> Spread:
         if row["anchors"]:
             groups[row["uid"]].append(row)
     several = [group for group in groups.values() if len(group) > 1]
-    return Spread(paper=_pooled(several, 1.5), flat=_pooled(several, 0.0))
+    return Spread(paper=_pooled(several, _PAPER), flat=_pooled(several, 0.0))
 
 
 def _pooled(groups: Sequence[Sequence[Mapping[str, Any]]], late_emphasis: float) -> float:
+    if not groups:
+        return float("nan")
     scores = [[_score(row, late_emphasis) for row in group] for group in groups]
-    freedom = sum(len(group) - 1 for group in scores)
-    squares = sum(float(np.var(group)) * len(group) for group in scores)
-    return float(np.sqrt(squares / freedom)) if freedom else float("nan")
+    freedom = [len(group) - 1 for group in scores]
+    variances = [np.var(group, ddof=1) for group in scores]
+    return float(np.sqrt(np.average(variances, weights=freedom)))
 
 
 def _score(row: Mapping[str, Any], late_emphasis: float) -> float:

@@ -79,6 +79,7 @@ class SampleMaker:
 
     def question(self, rng: random.Random, rows: int, cols: int) -> Sample:
         """Draw a sample whose response solves a question of the data set."""
+        # Without a draw where none is hasty: other recipes keep their samples.
         hasty = self.hasty > 0 and rng.random() < self.hasty
         scene = sample_scene(rng, self.pool, rows, cols)
         question = sample_question(rng, scene, self.questions)

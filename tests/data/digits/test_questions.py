@@ -84,14 +84,18 @@ def test_long_answers_by_hand():
         assert asked[text] == answer
 
 
-def test_a_long_response_by_hand_looks_twice():
-    questions = sample_questions(BIG, 3000, question_set="long")
-    responses = {question.text: question.response for question in questions}
+def asked_in_parts(question_set):
+    """A question whose solution looks at cells a second time."""
     text = (
         "What are the digits in the top row and the left column and the largest digit in the "
         "right column?"
     )
-    assert responses[text] == (
+    questions = sample_questions(BIG, 3000, question_set=question_set)
+    return next(question for question in questions if question.text == text)
+
+
+def test_a_long_response_by_hand_looks_twice():
+    assert asked_in_parts("long").response == (
         "<think>top left is red 3. top center is blue 7. top right is red 9. top left is red 3. "
         "middle left is red 5. bottom left is yellow 8. top right is red 9. "
         "middle right is blue 2. bottom right is red 1. the largest is 9.</think>\\boxed{3793589}"
@@ -99,16 +103,11 @@ def test_a_long_response_by_hand_looks_twice():
 
 
 def test_a_hasty_response_by_hand_says_what_is_largest_at_a_glance():
-    questions = sample_questions(BIG, 3000, question_set="parts")
-    responses = {question.text: question.hasty_response for question in questions}
-    text = (
-        "What are the digits in the top row and the left column and the largest digit in the "
-        "right column?"
-    )
-    assert responses[text] == (
+    assert asked_in_parts("parts").hasty_response == (
         "<think>top left is red 3. top center is blue 7. top right is red 9. top left is red 3. "
         "middle left is red 5. bottom left is yellow 8. the largest is 9.</think>\\boxed{3793589}"
     )
+    questions = sample_questions(BIG, 3000, question_set="parts")
     assert {question.kind for question in questions} == set(QUESTION_SETS["parts"])
 
 
