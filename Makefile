@@ -1,7 +1,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-cluster test-gpu bench study study-quick doctor lint format lock clean
+.PHONY: help setup demo test test-slow test-cluster test-gpu bench study study-quick study-variants doctor lint format lock clean
 
 VENV ?= .venv
 # Where `make demo` leaves its run, and the data of the recipes (main reads VAPO_DATA_DIR).
@@ -51,6 +51,9 @@ study: setup ## VAPO against GRPO and attention credit on a laptop, goes on wher
 
 study-quick: setup ## the same with 2 arms, 1 seed and few steps
 	$(BIN)/python -m benchmarks.study --quick $(ARGS)
+
+study-variants: setup ## VAPO with other K, beta, gamma, gate and learning rates, next to the study's runs
+	$(BIN)/python -m benchmarks.study --variants $(ARGS)
 
 doctor: setup ## look for trouble before a run: ARGS="+recipe=vapo trainer.nnodes=2"
 	$(BIN)/python -m vapo_verl.doctor $(ARGS)

@@ -1,4 +1,4 @@
-"""Command line: python -m benchmarks.study [--quick] [--out DIR]."""
+"""Command line: python -m benchmarks.study [--quick | --variants] [--out DIR]."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
-from benchmarks.study import arms, figures, page
+from benchmarks.study import arms, figures, page, variants
 from benchmarks.study.arms import Plan
 from benchmarks.study.credit import read_credit
 from benchmarks.study.data import make_data
-from benchmarks.study.measuring import measure
+from benchmarks.study.measuring import measure, measure_on_validation_rows
 from benchmarks.study.statistics import compare
 from benchmarks.study.training import train
 from benchmarks.study.workspace import WARM_START, Run, StudyError, Workspace
@@ -22,6 +23,7 @@ REPOSITORY = Path(__file__).parents[2]
 DOCUMENT = REPOSITORY / "docs" / "study.md"
 RESULTS = REPOSITORY / "docs" / "study"
 RUNS_CSV, ROWS_CSV, CREDIT_CSV = "runs.csv", "rows.csv", "credit.csv"
+VARIANTS_CSV = "variants.csv"
 NO_SEED = -1
 """Of the warm start."""
 
@@ -33,47 +35,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = "study_quick" if options.quick else "study"
     work = Workspace(root=(options.out or REPOSITORY / "runs" / name).resolve())
     start = time.monotonic()
+    part = _variants if options.variants else _arms
     try:
         work.claim(plan)
         make_data(work, plan)
-        failures = _do_all(work, plan, options.jobs)
+        part(work, plan, options)
     except StudyError as error:
         print(error, file=sys.stderr)
         return 1
-    for failure in failures:
-        print(failure, file=sys.stderr)
-    if failures:
-        return 1
-    _report(work, plan, options.document)
     print(f"done in {(time.monotonic() - start) / 60:.0f} min")
     return 0
 
 
-def _do_all(work: Workspace, plan: Plan, jobs: int) -> list[BaseException]:
-    """Train and measure every run, `jobs` at a time; what failed."""
+def _arms(work: Workspace, plan: Plan, options: argparse.Namespace) -> None:
+    def task(run: Run, threads: int) -> None:
+        train(work, plan, run, threads)
+        measure(work, plan, run.name, threads)
+
+    start: Task = (WARM_START, partial(measure, work, plan, WARM_START))
+    _do_all([start, *((run.name, partial(task, run)) for run in all_runs(plan))], options.jobs)
+    _report(work, plan, options.document)
+
+
+def _variants(work: Workspace, plan: Plan, options: argparse.Namespace) -> None:
+    def task(run: Run, threads: int) -> None:
+        train(work, plan, run, threads)
+        measure_on_validation_rows(work, run.name, threads)
+
+    _do_all([(run.name, partial(task, run)) for run in variants.all_runs()], options.jobs)
+    _report_variants(work, options.document)
+
+
+Task = tuple[str, Callable[[int], None]]
+"""A name, and what is done with a number of threads."""
+
+
+def _do_all(tasks: Sequence[Task], jobs: int) -> None:
+    """Every task, `jobs` at a time.
+
+    Raises:
+        StudyError: some failed, of which it tells; the others have been finished.
+    """
     threads = max(2 // jobs, 1)
-    runs = all_runs(plan)
-    tasks: list[tuple[str, Callable[[], None]]] = [
-        (WARM_START, lambda: measure(work, plan, WARM_START, threads)),
-        *((run.name, _task(work, plan, run, threads)) for run in runs),
-    ]
-    failures: list[BaseException] = []
+    failures: list[str] = []
     with ThreadPoolExecutor(max_workers=jobs) as pool:
-        names = {pool.submit(task): name for name, task in tasks}
+        names = {pool.submit(do, threads): name for name, do in tasks}
         for number, future in enumerate(as_completed(names), start=1):
             error = future.exception()
             print(f"{number}/{len(tasks)} {names[future]}: {error or 'done'}", flush=True)
             if error is not None:
-                failures.append(error)
-    return failures
-
-
-def _task(work: Workspace, plan: Plan, run: Run, threads: int) -> Callable[[], None]:
-    def task() -> None:
-        train(work, plan, run, threads)
-        measure(work, plan, run.name, threads)
-
-    return task
+                failures.append(str(error))
+    if failures:
+        raise StudyError("\n".join(failures))
 
 
 def all_runs(plan: Plan) -> list[Run]:
@@ -106,14 +119,33 @@ def _report(work: Workspace, plan: Plan, document: bool) -> None:
     figures.write_csv(out / CREDIT_CSV, learnt_from)
     page.write_plots(work, plan, out)
     if document:
-        page.write_tables(DOCUMENT, text)
+        page.write_tables(DOCUMENT, page.FIGURES, text)
     print(f"\nCSV files and plots: {out}")
+
+
+def _report_variants(work: Workspace, document: bool) -> None:
+    rows = [variants.read_variant(work, run) for run in variants.all_runs()]
+    differences = variants.compare_variants(work)
+    text = f"{page.variants_table(rows)}\n\n{page.variants_comparison_table(differences)}"
+    print(text)
+    out = RESULTS if document else work.root / "results"
+    out.mkdir(parents=True, exist_ok=True)
+    figures.write_csv(out / VARIANTS_CSV, rows)
+    if document:
+        page.write_tables(DOCUMENT, page.VARIANTS, text)
+    print(f"\nCSV file: {out / VARIANTS_CSV}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=main.__doc__)
     add = parser.add_argument
-    add("--quick", action="store_true", help="2 arms, 1 seed, fewer steps: does it work?")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--quick", action="store_true", help="2 arms, 1 seed, fewer steps: does it work?"
+    )
+    size.add_argument(
+        "--variants", action="store_true", help="VAPO with other settings, next to the study's runs"
+    )
     add("--out", type=Path, help="folder of the study (runs/study, runs/study_quick)")
     add("--jobs", type=int, default=2, choices=(1, 2), help="runs at once (%(default)s)")
     add("--document", action="store_true", help="put the results into docs/study.md")

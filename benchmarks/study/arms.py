@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+BASELINE = "grpo"
 _NO_CLAIMS = ("vapo.anchors.num_anchors=0",)
 
 
@@ -14,16 +15,15 @@ class Arm:
     name: str
     title: str
     overrides: tuple[str, ...]
+    against: str = BASELINE
+    """The arm it is compared with."""
 
 
+_GRPO = (*_NO_CLAIMS, "vapo.reward.perception_source=none")
 ARMS = {
     arm.name: arm
     for arm in (
-        Arm(
-            name="grpo",
-            title="GRPO (K=0)",
-            overrides=(*_NO_CLAIMS, "vapo.reward.perception_source=none"),
-        ),
+        Arm(name=BASELINE, title="GRPO (K=0)", overrides=_GRPO),
         Arm(name="vapo", title="VAPO", overrides=()),
         Arm(
             name="vapo_focus",
@@ -45,7 +45,44 @@ ARMS = {
         ),
     )
 }
-BASELINE = "grpo"
+
+
+def _learning_rate(value: str) -> tuple[Arm, Arm]:
+    """GRPO and VAPO with it."""
+    override, name = f"actor_rollout_ref.actor.optim.lr={value}", f"lr_{value}"
+    grpo = Arm(
+        name=f"grpo_{name}", title=f"GRPO, learning rate {value}", overrides=(*_GRPO, override)
+    )
+    vapo = Arm(
+        name=f"vapo_{name}",
+        title=f"VAPO, learning rate {value}",
+        overrides=(override,),
+        against=grpo.name,
+    )
+    return grpo, vapo
+
+
+VARIANTS = {
+    arm.name: arm
+    for arm in (
+        Arm(
+            name="gamma_1",
+            title="VAPO, gamma 1",
+            overrides=("vapo.reward.perception_weight=1.0",),
+        ),
+        Arm(
+            name="no_gate",
+            title="VAPO, wrong answers earn it, too",
+            overrides=("vapo.anchors.gate=relaxed",),
+        ),
+        *_learning_rate("1e-4"),
+        Arm(name="beta_0", title="VAPO, beta 0", overrides=("vapo.reward.late_emphasis=0.0",)),
+        Arm(name="k_5", title="VAPO, K 5", overrides=("vapo.anchors.num_anchors=5",)),
+        *_learning_rate("2e-5"),
+    )
+}
+"""VAPO under other settings than the study's, and GRPO where they concern it, too."""
+ALL_ARMS = ARMS | VARIANTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,14 +9,12 @@ from benchmarks.study.arms import Plan
 from benchmarks.study.workspace import OTHER_IMAGE, TEST, Workspace
 from vapo_verl.data.digits.build import DigitsConfig, write_dataset
 
-NUM_VALIDATION_ROWS = 64
+NUM_VALIDATION_ROWS = 256
 _SEED = 0
 
 
 def make_data(work: Workspace, plan: Plan) -> None:
     """Rows of the questions in parts, and the test rows with each other's images."""
-    if (work.data / OTHER_IMAGE).exists():
-        return
     write_dataset(
         work.data,
         DigitsConfig(
@@ -28,8 +26,9 @@ def make_data(work: Workspace, plan: Plan) -> None:
             questions="parts",
         ),
     )
-    rows = pq.read_table(work.data / TEST)
-    pq.write_table(with_other_images(rows), work.data / OTHER_IMAGE)
+    if not (work.data / OTHER_IMAGE).exists():
+        rows = pq.read_table(work.data / TEST)
+        pq.write_table(with_other_images(rows), work.data / OTHER_IMAGE)
 
 
 def with_other_images(rows: pa.Table) -> pa.Table:

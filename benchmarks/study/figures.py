@@ -6,11 +6,10 @@ import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.study.credit import Credit
 from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
 from benchmarks.study.reads import read_scenes, summarise_reads
 from benchmarks.study.workspace import TEST, Run, Workspace
@@ -18,6 +17,9 @@ from vapo_verl.diagnostics.early_decision import load_early_decision, summarise
 from vapo_verl.diagnostics.perception.summary import PARTS, part_of
 from vapo_verl.diagnostics.perception.summary import summarise as summarise_perception
 from vapo_verl.diagnostics.probing.journal import read_records
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,9 +104,9 @@ class ItemOutcome:
     """Share of its late claims judged right; None where none was asked."""
 
 
-def read_outcomes(work: Workspace, run: Run) -> list[ItemOutcome]:
-    """By row number."""
-    records = read_records(work.folder(run.name) / "diagnostics" / "perception")
+def read_outcomes(work: Workspace, run: Run, folder: str = "perception") -> list[ItemOutcome]:
+    """By row number, of the rows that are measured in `folder`."""
+    records = read_records(work.folder(run.name) / "diagnostics" / folder)
     return [
         ItemOutcome(
             row=record["row"],
@@ -116,7 +118,7 @@ def read_outcomes(work: Workspace, run: Run) -> list[ItemOutcome]:
     ]
 
 
-def write_csv(path: Path, rows: Sequence[Figures | ItemOutcome | Credit]) -> None:
+def write_csv(path: Path, rows: Sequence[DataclassInstance]) -> None:
     """One line each; floats with four digits."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -3,43 +3,57 @@
 from __future__ import annotations
 
 from benchmarks.study.arms import Plan
+from benchmarks.study.data import NUM_VALIDATION_ROWS
 from benchmarks.study.in_one_process import Command, to_argument
-from benchmarks.study.workspace import OTHER_IMAGE, TEST, WARM_START, Workspace
+from benchmarks.study.workspace import OTHER_IMAGE, TEST, VALIDATION, WARM_START, Workspace
 
 MAX_TOKENS = 160
 _ENGINE = ("--dtype", "float32", "--max-model-len", "320", "--kv-cache-gib", "0.25")
 _ANSWERS = ("--answer-style", "exact", "--max-tokens", str(MAX_TOKENS), "--batch", "128")
-OTHER_IMAGE_FOLDER = "other-image"
+OTHER_IMAGE_FOLDER, VALIDATION_FOLDER = "other-image", "validation"
 FORCED_ANSWER = ("--time-up", "", "--answer-start", r"\boxed{", "--answer-tokens", "16")
 """How the small model answers, up to 11 digits and a bracket: it was never taught a sentence that
 says that time is up."""
 
 
 def measure(work: Workspace, plan: Plan, name: str, threads: int) -> None:
-    """Answers, claims and attention; forced early answers; answers about another row's image.
+    """On test rows: answers, claims, attention, forced early answers; answers about another image.
 
     Args:
         name: a run, of which the last checkpoint is exported first; or the warm start.
     """
     folder = work.folder(name)
+    test, other = str(work.data / TEST), str(work.data / OTHER_IMAGE)
+    run = ("--run", str(folder))
+    to_other = ("--out", str(folder / "diagnostics" / OTHER_IMAGE_FOLDER))
+    rows = ("--num-rows", str(plan.num_test_rows))
+    _measure(
+        work,
+        name,
+        threads,
+        ("perception", test, *run, *rows),
+        ("early-decision", test, *run, *FORCED_ANSWER, *rows),
+        ("perception", other, *to_other, "--num-cuts", "1", *rows),
+    )
+
+
+def measure_on_validation_rows(work: Workspace, name: str, threads: int) -> None:
+    """Answers, claims and attention only, of a run or the warm start."""
+    out = str(work.folder(name) / "diagnostics" / VALIDATION_FOLDER)
+    rows = ("--num-rows", str(NUM_VALIDATION_ROWS))
+    _measure(work, name, threads, ("perception", str(work.data / VALIDATION), "--out", out, *rows))
+
+
+def _measure(work: Workspace, name: str, threads: int, *diagnostics: Command) -> None:
+    """Run each, its name first, on the checkpoint."""
+    folder = work.folder(name)
     model = work.model if name == WARM_START else folder / "model"
-    commands = _measurements(work, plan, name, str(model))
+    commands: list[Command] = [
+        ("vapo_verl.diagnostics", command, str(model), *rest, *_ANSWERS, *_ENGINE)
+        for command, *rest in diagnostics
+    ]
     if not model.exists():
         commands.insert(0, ("vapo_verl.export", str(folder), "--out", str(model)))
     folder.mkdir(parents=True, exist_ok=True)
     module = "benchmarks.study.in_one_process"
     work.command(name, module, to_argument(commands), threads=threads)
-
-
-def _measurements(work: Workspace, plan: Plan, name: str, model: str) -> list[Command]:
-    folder = work.folder(name)
-    test, other = str(work.data / TEST), str(work.data / OTHER_IMAGE)
-    run = ("--run", str(folder))
-    to_other = ("--out", str(folder / "diagnostics" / OTHER_IMAGE_FOLDER))
-    shared = ("--num-rows", str(plan.num_test_rows), *_ANSWERS, *_ENGINE)
-    diagnostics = "vapo_verl.diagnostics"
-    return [
-        (diagnostics, "perception", model, test, *run, *shared),
-        (diagnostics, "early-decision", model, test, *run, *FORCED_ANSWER, *shared),
-        (diagnostics, "perception", model, other, *to_other, "--num-cuts", "1", *shared),
-    ]

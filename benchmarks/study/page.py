@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from benchmarks.study.arms import ARMS, Plan
+from benchmarks.study.arms import ALL_ARMS, ARMS, Plan
 from benchmarks.study.credit import Credit, read_metrics
 from benchmarks.study.figures import MEASURES, Figures
 from benchmarks.study.statistics import Comparison
+from benchmarks.study.variants import Variant
 from benchmarks.study.workspace import WARM_START, Workspace
-from vapo_verl.diagnostics.paired import MIN_PAIRS
+from vapo_verl.diagnostics.paired import MIN_PAIRS, PairedDifference
 from vapo_verl.diagnostics.panel import Panel, Series, numbers
 from vapo_verl.diagnostics.picture import picture
 
-START, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+FIGURES, VARIANTS = "figures", "variants"
+"""Parts of the document that :func:`write_tables` replaces."""
 _TABLE = (
     ("accuracy", "accuracy"),
     ("claims early", "claims_early"),
@@ -39,11 +41,23 @@ _TABLE = (
 """Column and measure."""
 
 
-def write_tables(document: Path, text: str) -> None:
-    """Put `text` between the marks of a document; the rest of it stays."""
-    before, _, rest = document.read_text().partition(START)
-    _, _, after = rest.partition(END)
-    document.write_text(f"{before}{START}\n{text}\n{END}{after}")
+def marks(part: str) -> tuple[str, str]:
+    """Lines of the document around a part of it."""
+    return f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
+
+
+def write_tables(document: Path, part: str, text: str) -> None:
+    """Put `text` between a part's marks; the rest of the document stays.
+
+    Raises:
+        ValueError: the document lacks the marks.
+    """
+    start, end = marks(part)
+    before, found, rest = document.read_text().partition(start)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"{document} has no lines {start} and {end}: put them where tables belong")
+    document.write_text(f"{before}{start}\n{text}\n{end}{after}")
 
 
 def figures_table(rows: Sequence[Figures]) -> str:
@@ -51,7 +65,10 @@ def figures_table(rows: Sequence[Figures]) -> str:
     return _table(_TABLE, rows)
 
 
-def _table(columns: Sequence[tuple[str, str]], rows: Sequence[Figures] | Sequence[Credit]) -> str:
+def _table(
+    columns: Sequence[tuple[str, str]],
+    rows: Sequence[Figures] | Sequence[Credit] | Sequence[Variant],
+) -> str:
     lines = [
         f"| | {' | '.join(title for title, _ in columns)} |",
         "|---|" + "---|" * len(columns),
@@ -71,20 +88,21 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
     ]
     for each in comparisons:
         cells = [
-            cell
-            for pairs in (each.over_rows, each.over_seeds)
-            for cell in (
-                f"{pairs.difference:+.3f} ({pairs.low:+.3f} to {pairs.high:+.3f}, n = {pairs.n})",
-                f"{pairs.p_t:.2g}",
-            )
+            cell for pairs in (each.over_rows, each.over_seeds) for cell in _paired_cells(pairs)
         ]
         measure = each.measure.replace("_", " ")
         lines.append(f"| {title(each.arm)} | {measure} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def _paired_cells(pairs: PairedDifference) -> tuple[str, str]:
+    """Difference with its interval, and p."""
+    interval = f"{pairs.low:+.3f} to {pairs.high:+.3f}"
+    return f"{pairs.difference:+.3f} ({interval}, n = {pairs.n})", f"{pairs.p_t:.2g}"
+
+
 def title(arm: str) -> str:
-    return ARMS[arm].title if arm in ARMS else arm.replace("_", " ")
+    return ALL_ARMS[arm].title if arm in ALL_ARMS else arm.replace("_", " ")
 
 
 _CREDIT_TABLE = (
@@ -107,10 +125,41 @@ def credit_table(rows: Sequence[Credit]) -> str:
     return _table(_CREDIT_TABLE, rows)
 
 
+_VARIANTS_TABLE = (
+    ("accuracy", "accuracy"),
+    ("claims late", "claims_late"),
+    ("reads", "reads"),
+    ("tokens", "tokens"),
+    ("training, last quarter", "accuracy_last"),
+    ("verdicts alike", "agreement"),
+    ("spread of R_perc", "spread"),
+    ("mixed groups", "groups_mixed"),
+    ("advantage by perception alone", "perception_only"),
+    ("KL", "kl"),
+)
+
+
+def variants_table(rows: Sequence[Variant]) -> str:
+    """What each run does on validation rows, and what it learnt from."""
+    return _table(_VARIANTS_TABLE, rows)
+
+
+def variants_comparison_table(
+    differences: Mapping[str, Mapping[str, PairedDifference]],
+) -> str:
+    """Each variant minus the arm it is compared with."""
+    lines = ["| | against | accuracy | p | claims late | p |", "|---|---|---|---|---|---|"]
+    for arm, by_measure in differences.items():
+        cells = [cell for pairs in by_measure.values() for cell in _paired_cells(pairs)]
+        against = title(ALL_ARMS[arm].against)
+        lines.append(f"| {title(arm)} | {against} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _mean_and_sd(values: Sequence[float]) -> str:
     if not np.isfinite(values).all():
         return "–"
-    digits = 0 if max(values) > 10 else 3
+    digits = 1 if max(values) >= 10 else 3
     mean = f"{np.mean(values):.{digits}f}"
     return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
 

@@ -53,15 +53,21 @@ def _compare(
         name: {f.seed: getattr(f, measure) for f in figures if f.arm == name and f.seed in seeds}
         for name in (BASELINE, arm)
     }
-    by_row = {
-        name: _row_means(outcomes, measure, {Run(arm=name, seed=seed).name for seed in seeds})
-        for name in (BASELINE, arm)
-    }
+    names = {name: {Run(arm=name, seed=seed).name for seed in seeds} for name in (BASELINE, arm)}
     return Comparison(
         arm=arm,
         measure=measure,
-        over_rows=paired_difference(measure, by_row[BASELINE], by_row[arm]),
+        over_rows=over_rows(measure, outcomes, names[BASELINE], names[arm]),
         over_seeds=paired_difference(measure, by_seed[BASELINE], by_seed[arm]),
+    )
+
+
+def over_rows(
+    measure: str, outcomes: Sequence[ItemOutcome], baseline: set[str], runs: set[str]
+) -> PairedDifference:
+    """Runs minus baseline, by name; pairs are rows, each the mean over the runs."""
+    return paired_difference(
+        measure, _row_means(outcomes, measure, baseline), _row_means(outcomes, measure, runs)
     )
 
 

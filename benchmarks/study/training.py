@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.study.arms import ARMS, Plan
-from benchmarks.study.workspace import Run, Workspace
+from benchmarks.study.arms import ALL_ARMS, Plan
+from benchmarks.study.workspace import VALIDATION, Run, Workspace
 
 
 def train(work: Workspace, plan: Plan, run: Run, threads: int) -> None:
@@ -13,9 +13,9 @@ def train(work: Workspace, plan: Plan, run: Run, threads: int) -> None:
         f"trainer.total_training_steps={plan.num_steps}",
         f"actor_rollout_ref.model.path={work.model}",
         f"data.train_files={work.data / 'train.parquet'}",
-        f"data.val_files={work.data / 'val.parquet'}",
+        f"data.val_files={work.data / VALIDATION}",
         f"data.seed={run.seed}",
         f"vapo.seed={run.seed}",
-        *ARMS[run.arm].overrides,
+        *ALL_ARMS[run.arm].overrides,
     )
     work.command(run.name, "vapo_verl.main", "+recipe=study", *overrides, threads=threads)

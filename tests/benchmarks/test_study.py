@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from benchmarks.study import __main__ as study
-from benchmarks.study import arms, figures, in_one_process, page
+from benchmarks.study import arms, figures, in_one_process, page, variants
 from benchmarks.study.credit import read_credit
 from benchmarks.study.data import make_data, with_other_images
-from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
+from benchmarks.study.measuring import OTHER_IMAGE_FOLDER, VALIDATION_FOLDER
 from benchmarks.study.reads import summarise_reads
 from benchmarks.study.spread import spread
 from benchmarks.study.statistics import compare
@@ -128,7 +128,8 @@ def test_pairs_are_rows_and_seeds(work):
 
 def test_results_are_written_and_read_back(work, tmp_path, monkeypatch, capsys):
     document = tmp_path / "study.md"
-    document.write_text(f"Before.\n\n{page.START}\nold\n{page.END}\n\nAfter.\n")
+    start, end = page.marks(page.FIGURES)
+    document.write_text(f"Before.\n\n{start}\nold\n{end}\n\nAfter.\n")
     monkeypatch.setattr(study, "DOCUMENT", document)
     monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
     study._report(work, PLAN, document=True)
@@ -143,6 +144,58 @@ def test_results_are_written_and_read_back(work, tmp_path, monkeypatch, capsys):
     for name in ("claims", "attention", "early_decision", "training"):
         assert Image.open(tmp_path / "results" / f"{name}.png").size > (0, 0)
     assert "VAPO" in capsys.readouterr().out
+
+
+@pytest.fixture
+def with_variants(work) -> Workspace:
+    """GRPO is right in no row, VAPO's variants in every row, the rest in the even ones."""
+    for run in variants.all_runs():
+        rights = {"grpo": 0, "gamma_1": 1}
+        records = [
+            perception(row, bool(rights.get(run.arm, row % 2 == 0)), late=True) for row in range(4)
+        ]
+        folder = work.folder(run.name)
+        leave(folder / "diagnostics" / VALIDATION_FOLDER, records)
+        metrics = {"vapo/reward/accuracy": 0.5, "actor/kl_loss": 0.01}
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "data": metrics}))
+    return work
+
+
+def test_a_variant_is_compared_with_the_arm_that_shares_its_learning_rate(with_variants):
+    differences = variants.compare_variants(with_variants)
+    assert "grpo" not in differences
+    accuracy = {arm: by_measure["accuracy"] for arm, by_measure in differences.items()}
+    assert accuracy["gamma_1"].difference == 1.0 and accuracy["gamma_1"].n == 4
+    assert accuracy["grpo_lr_1e-4"].difference == accuracy["vapo"].difference == 0.5
+    assert accuracy["vapo_lr_1e-4"].difference == 0.0  # GRPO with that rate is as good
+    assert differences["gamma_1"]["claims_late"].difference == 0.0
+
+
+def test_variants_are_written_with_what_they_learnt_from(
+    with_variants, tmp_path, monkeypatch, capsys
+):
+    start, end = page.marks(page.VARIANTS)
+    document = tmp_path / "study.md"
+    document.write_text(f"Before.\n{start}\n{end}\nAfter.\n")
+    monkeypatch.setattr(study, "DOCUMENT", document)
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
+    study._report_variants(with_variants, document=True)
+    text = document.read_text()
+    assert text.count("| VAPO, gamma 1 |") == 2 and text.endswith("After.\n")
+    assert "| VAPO, learning rate 1e-4 | GRPO, learning rate 1e-4 | +0.000" in text
+    header, *lines = (tmp_path / "results" / study.VARIANTS_CSV).read_text().splitlines()
+    assert len(lines) == len(arms.VARIANTS) + 2
+    row = dict(zip(header.split(","), lines[0].split(","), strict=True))
+    assert (row["arm"], row["accuracy"], row["accuracy_last"]) == ("grpo", "0.0000", "0.5000")
+    assert "VAPO, gamma 1" in capsys.readouterr().out
+
+
+def test_tables_need_their_place_in_the_document(tmp_path):
+    document = tmp_path / "study.md"
+    document.write_text("Nothing to replace.\n")
+    with pytest.raises(ValueError, match="variants: begin"):
+        page.write_tables(document, page.VARIANTS, "table")
+    assert document.read_text() == "Nothing to replace.\n"
 
 
 def test_a_second_study_is_held_against_the_error_bars_of_both(work):
@@ -251,7 +304,7 @@ def test_text_and_image_part_in_the_control(tmp_path):
 def test_arms_change_only_what_they_name():
     from vapo_verl.composition import compose_recipe
 
-    for arm in arms.ARMS.values():
+    for arm in arms.ALL_ARMS.values():
         config = compose_recipe("study", arm.overrides)
         probes = config.vapo.anchors.num_anchors > 0
         assert probes == (config.vapo.reward.perception_source == "claims")

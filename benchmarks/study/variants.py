@@ -1,0 +1,85 @@
+"""Why VAPO does not differ: the study under other settings, with one seed, on validation rows.
+
+Test rows are left alone: who reads a better setting off these figures may still use them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.study.arms import ALL_ARMS, BASELINE, VARIANTS
+from benchmarks.study.credit import read_credit
+from benchmarks.study.figures import read_outcomes
+from benchmarks.study.measuring import VALIDATION_FOLDER
+from benchmarks.study.reads import read_scenes, summarise_reads
+from benchmarks.study.statistics import ITEM_MEASURES, over_rows
+from benchmarks.study.workspace import VALIDATION, Run, Workspace
+from vapo_verl.diagnostics.paired import PairedDifference
+from vapo_verl.diagnostics.perception.summary import summarise
+from vapo_verl.diagnostics.probing.journal import read_records
+
+_SEED = 0
+_COMPARED = (BASELINE, "vapo")
+"""Arms of the study that variants are compared with: their runs are the study's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One run; what it learnt from is a mean over its steps, as in `Credit`."""
+
+    arm: str
+    seed: int
+    accuracy: float
+    """Of greedy responses to the validation rows, as the next three."""
+    claims_late: float
+    reads: float
+    """Cells a response says it sees."""
+    tokens: float
+    accuracy_last: float
+    """In training, last quarter."""
+    agreement: float
+    spread: float
+    groups_mixed: float
+    perception_only: float
+    kl: float
+
+
+_LEARNT = ("accuracy_last", "agreement", "spread", "groups_mixed", "perception_only", "kl")
+
+
+def all_runs() -> list[Run]:
+    """What the variants are compared with comes first, so that a part of them can be read."""
+    return [Run(arm=arm, seed=_SEED) for arm in (*_COMPARED, *VARIANTS)]
+
+
+def read_variant(work: Workspace, run: Run) -> Variant:
+    """What `measure_on_validation_rows` and the training left of a run."""
+    records = read_records(work.folder(run.name) / "diagnostics" / VALIDATION_FOLDER)
+    summary, credit = summarise(records), read_credit(work, run)
+    return Variant(
+        arm=run.arm,
+        seed=run.seed,
+        accuracy=summary["accuracy"]["share"],
+        claims_late=summary["claims"]["late"]["share"],
+        reads=summarise_reads(records, read_scenes(work.data / VALIDATION)).number,
+        tokens=summary["mean_tokens"],
+        **{name: getattr(credit, name) for name in _LEARNT},
+    )
+
+
+def compare_variants(work: Workspace) -> dict[str, dict[str, PairedDifference]]:
+    """By arm and measure, paired over rows: each run but GRPO's minus that it is compared with."""
+    runs = all_runs()
+    outcomes = [item for run in runs for item in read_outcomes(work, run, VALIDATION_FOLDER)]
+    return {
+        run.arm: {
+            measure: over_rows(measure, outcomes, {_compared_with(run).name}, {run.name})
+            for measure in ITEM_MEASURES
+        }
+        for run in runs
+        if run.arm != BASELINE
+    }
+
+
+def _compared_with(run: Run) -> Run:
+    return Run(arm=ALL_ARMS[run.arm].against, seed=run.seed)
