@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from benchmarks.study import arms, figures, page, variants
-from benchmarks.study.arms import Plan
+from benchmarks.study.arms import ARMS, BASELINE, Plan
 from benchmarks.study.credit import read_credit
 from benchmarks.study.data import make_data
 from benchmarks.study.measuring import measure, measure_on_validation_rows
@@ -30,8 +31,11 @@ NO_SEED = -1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what is not done yet; returns 1 when a run failed, the others having been finished."""
-    options = _parser().parse_args(arguments)
-    plan = arms.QUICK if options.quick else arms.FULL
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if fault := _fault(options):
+        parser.error(fault)
+    plan = _plan(options)
     name = "study_quick" if options.quick else "study"
     work = Workspace(root=(options.out or REPOSITORY / "runs" / name).resolve())
     start = time.monotonic()
@@ -45,6 +49,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(f"done in {(time.monotonic() - start) / 60:.0f} min")
     return 0
+
+
+def _fault(options: argparse.Namespace) -> str | None:
+    """What the options ask for that cannot be."""
+    partial_study = bool(options.quick or options.arms or options.seeds)
+    if options.arms and BASELINE not in options.arms:
+        return f"--arms {' '.join(options.arms)}: add {BASELINE}, which the others are held against"
+    if options.variants and (options.arms or options.seeds):
+        return "--variants has arms and a seed of its own: leave --arms and --seeds out"
+    if options.document and partial_study:
+        return "--document is for the whole study: leave --quick, --arms and --seeds out"
+    return None
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    plan = arms.QUICK if options.quick else arms.FULL
+    chosen = {"arms": options.arms, "seeds": options.seeds}
+    return replace(plan, **{name: tuple(values) for name, values in chosen.items() if values})
 
 
 def _arms(work: Workspace, plan: Plan, options: argparse.Namespace) -> None:
@@ -110,7 +132,8 @@ def _report(work: Workspace, plan: Plan, document: bool) -> None:
     )
     print(text)
     out = RESULTS if document else work.root / "results"
-    if plan == arms.FULL and (RESULTS / RUNS_CSV).exists():
+    as_committed = replace(plan, arms=arms.FULL.arms, seeds=arms.FULL.seeds) == arms.FULL
+    if as_committed and (RESULTS / RUNS_CSV).exists():
         committed = figures.read_csv(RESULTS / RUNS_CSV)
         print(f"\nAgainst {RESULTS / RUNS_CSV}:\n{page.agreement(of_runs, committed)}")
     out.mkdir(parents=True, exist_ok=True)
@@ -148,6 +171,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--out", type=Path, help="folder of the study (runs/study, runs/study_quick)")
     add("--jobs", type=int, default=2, choices=(1, 2), help="runs at once (%(default)s)")
+    add("--arms", nargs="+", choices=tuple(ARMS), help="some of them, with grpo, in another --out")
+    add("--seeds", nargs="+", type=int, help="others than the study's, in another --out")
     add("--document", action="store_true", help="put the results into docs/study.md")
     return parser
 

@@ -276,6 +276,22 @@ def test_one_process_runs_commands_until_one_fails(tmp_path, capsys):
     assert capsys.readouterr().err.count("none") == 1  # the second was not run
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--arms", "vapo"], "add grpo"),
+        (["--variants", "--seeds", "3"], "leave --arms and --seeds out"),
+        (["--quick", "--document"], "whole study"),
+        (["--seeds", "3", "--document"], "whole study"),
+        (["--quick", "--variants"], "not allowed with"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(tmp_path, capsys, options, told):
+    with pytest.raises(SystemExit):
+        study.main([*options, "--out", str(tmp_path / "study")])
+    assert told in capsys.readouterr().err and not (tmp_path / "study").exists()
+
+
 def test_a_folder_of_another_plan_is_refused(tmp_path):
     work = Workspace(root=tmp_path)
     work.claim(PLAN)
