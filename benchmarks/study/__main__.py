@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.study import arms, figures, page, variants
 from benchmarks.study.arms import ARMS, BASELINE, Plan
+from benchmarks.study.claims import read_claim_kinds
 from benchmarks.study.credit import read_credit
 from benchmarks.study.data import make_data
 from benchmarks.study.measuring import measure, measure_on_validation_rows
@@ -24,7 +25,7 @@ REPOSITORY = Path(__file__).parents[2]
 DOCUMENT = REPOSITORY / "docs" / "study.md"
 RESULTS = REPOSITORY / "docs" / "study"
 RUNS_CSV, ROWS_CSV, CREDIT_CSV = "runs.csv", "rows.csv", "credit.csv"
-VARIANTS_CSV = "variants.csv"
+CLAIMS_CSV, VARIANTS_CSV = "claims.csv", "variants.csv"
 NO_SEED = -1
 """Of the warm start."""
 
@@ -120,6 +121,8 @@ def _report(work: Workspace, plan: Plan, document: bool) -> None:
     runs = all_runs(plan)
     of_runs = [figures.read_figures(work, run.name, run.arm, run.seed) for run in runs]
     of_runs.insert(0, figures.read_figures(work, WARM_START, WARM_START, NO_SEED))
+    kinds = [read_claim_kinds(work, run.name, run.arm, run.seed) for run in runs]
+    kinds.insert(0, read_claim_kinds(work, WARM_START, WARM_START, NO_SEED))
     outcomes = [item for run in runs for item in figures.read_outcomes(work, run)]
     learnt_from = [read_credit(work, run) for run in runs]
     comparisons = compare(of_runs, outcomes, runs)
@@ -127,6 +130,7 @@ def _report(work: Workspace, plan: Plan, document: bool) -> None:
         (
             page.figures_table(of_runs),
             page.comparison_table(comparisons),
+            page.kinds_table(kinds),
             page.credit_table(learnt_from),
         )
     )
@@ -139,6 +143,7 @@ def _report(work: Workspace, plan: Plan, document: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     figures.write_csv(out / RUNS_CSV, of_runs)
     figures.write_csv(out / ROWS_CSV, outcomes)
+    figures.write_csv(out / CLAIMS_CSV, kinds)
     figures.write_csv(out / CREDIT_CSV, learnt_from)
     page.write_plots(work, plan, out)
     if document:

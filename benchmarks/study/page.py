@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.study.arms import ALL_ARMS, ARMS, Plan
+from benchmarks.study.claims import KINDS, PARTS, ClaimKinds
 from benchmarks.study.credit import Credit, read_metrics
 from benchmarks.study.figures import MEASURES, Figures
 from benchmarks.study.statistics import Comparison
@@ -67,7 +68,7 @@ def figures_table(rows: Sequence[Figures]) -> str:
 
 def _table(
     columns: Sequence[tuple[str, str]],
-    rows: Sequence[Figures] | Sequence[Credit] | Sequence[Variant],
+    rows: Sequence[Figures] | Sequence[ClaimKinds] | Sequence[Credit] | Sequence[Variant],
 ) -> str:
     lines = [
         f"| | {' | '.join(title for title, _ in columns)} |",
@@ -123,6 +124,14 @@ _CREDIT_TABLE = (
 def credit_table(rows: Sequence[Credit]) -> str:
     """What each arm learnt in training, and from what: mean ± standard deviation over seeds."""
     return _table(_CREDIT_TABLE, rows)
+
+
+_KINDS_TABLE = tuple((f"{kind}, {part}", f"{kind}_{part}") for kind in KINDS for part in PARTS)
+
+
+def kinds_table(rows: Sequence[ClaimKinds]) -> str:
+    """Claims judged right by kind, early and late in the response."""
+    return _table(_KINDS_TABLE, rows)
 
 
 _VARIANTS_TABLE = (

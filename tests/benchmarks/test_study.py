@@ -11,6 +11,7 @@ from PIL import Image
 
 from benchmarks.study import __main__ as study
 from benchmarks.study import arms, figures, in_one_process, page, variants
+from benchmarks.study.claims import shares_by_kind
 from benchmarks.study.credit import read_credit
 from benchmarks.study.data import make_data, with_other_images
 from benchmarks.study.measuring import OTHER_IMAGE_FOLDER, VALIDATION_FOLDER
@@ -39,7 +40,13 @@ def perception(row: int, right: bool, late: bool) -> dict:
         "num_tokens": 10,
         "attention": [0.3] * 5 + [0.1] * 5,
         "anchors": [
-            {"position": position, "correct": correct, "answer": True, "label": True}
+            {
+                "position": position,
+                "claim": "The top left digit is 1.",
+                "correct": correct,
+                "answer": True,
+                "label": True,
+            }
             for position, correct in asked
         ],
         "probe_tokens": 10,
@@ -135,7 +142,10 @@ def test_results_are_written_and_read_back(work, tmp_path, monkeypatch, capsys):
     study._report(work, PLAN, document=True)
     text = document.read_text()
     assert text.startswith("Before.") and text.endswith("After.\n") and "old" not in text
-    assert text.count("| VAPO |") == 4  # its figures, two comparisons, what it learnt from
+    # its figures, two comparisons, claims by kind, what it learnt from
+    assert text.count("| VAPO |") == 5
+    kinds = (tmp_path / "results" / study.CLAIMS_CSV).read_text().splitlines()
+    assert len(kinds) == 2 + len(study.all_runs(PLAN))
     again = figures.read_csv(tmp_path / "results" / study.RUNS_CSV)
     assert [(row.arm, row.seed) for row in again] == [
         (WARM_START, study.NO_SEED),
@@ -224,6 +234,21 @@ def test_reads_are_held_against_the_image():
     assert (reads.early, reads.late, reads.wrong_but_seen) == (0.5, 1.0, 0.5)
     assert reads.number == 3.0
     assert np.isnan(summarise_reads([{**records[0], "response": ""}], scenes).early)
+
+
+def test_claims_are_told_apart_by_kind_and_place():
+    cells = tuple(Cell(digit=digit, color="red", scan=0) for digit in (1, 2, 3, 4))
+    scene = Scene(rows=2, cols=2, cells=cells)
+    asked = (
+        (1, "The top left digit is 1.", True),
+        (2, "The top left digit is 5.", False),
+        (9, "The top left digit is blue.", True),
+        (5, "The top left digit is 1.", False),  # neither early nor late
+    )
+    anchors = [{"position": p, "claim": claim, "correct": right} for p, claim, right in asked]
+    shares = shares_by_kind([{"index": 3, "num_tokens": 10, "anchors": anchors}], {3: scene})
+    assert (shares["identity_early"], shares["color_late"]) == (0.5, 1.0)
+    assert np.isnan(shares["identity_late"]) and np.isnan(shares["position_early"])
 
 
 def test_what_runs_learnt_from_is_a_mean_over_steps(work):
