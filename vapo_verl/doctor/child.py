@@ -87,6 +87,7 @@ def _run(recipe: str | None, overrides: Sequence[str]) -> Iterator[list[Finding]
         r.check_trainer,
         r.check_agent_loop,
         r.check_replica,
+        r.check_weight_sync,
         r.check_attention,
     ):
         yield examine(r.CHECK, look, config)

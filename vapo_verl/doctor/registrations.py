@@ -84,6 +84,15 @@ def check_replica(_: DictConfig | None) -> Iterator[Finding]:
     yield _same("rollout replica vllm", RolloutReplicaRegistry.get("vllm"), server.VapoReplica)
 
 
+def check_weight_sync(_: DictConfig | None) -> Iterator[Finding]:
+    from verl.workers.rollout.base import get_rollout_class
+
+    from vapo_verl.rollout import weight_sync
+
+    weight_sync.register()
+    yield _same("rollout vllm", get_rollout_class("vllm"), weight_sync.VapoServerAdapter)
+
+
 def check_platform(_: DictConfig | None) -> Iterator[Finding]:
     """Registered by the entry point, and chosen where VERL_PLATFORM=cpu."""
     from verl.plugin.platform import PlatformRegistry, get_platform

@@ -14,6 +14,7 @@ from verl.workers.rollout.replica import RolloutReplicaRegistry, TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
 from vapo_verl.attention import visual_attention
+from vapo_verl.rollout import weight_sync
 
 _finished: ContextVar[list[Any]] = ContextVar("finished")
 """Where the call of `generate` that is running keeps vLLM's finished outputs."""
@@ -25,6 +26,10 @@ class VapoHttpServer(vLLMHttpServer):
     Absent when the engine runs without `vapo_verl.attention.engine_args`. veRL turns vLLM's output
     into a `TokenOutput` in the middle of `generate`; what it drops is picked up on the way there.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        weight_sync.name_receiver()  # veRL has just given it the name of any run on this host
 
     async def run_server(self, args: argparse.Namespace) -> None:
         await super().run_server(args)

@@ -1,4 +1,4 @@
-"""Actor and reference workers: veRL's, with two upstream faults mended and CPU made possible."""
+"""Actor and reference workers: veRL's, with three upstream faults mended and CPU made possible."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from vapo_verl.integration import text_only_forward
 from vapo_verl.integration.mrope_nesting import with_ragged_positions
+from vapo_verl.rollout import weight_sync
 
 text_only_forward.apply()
+weight_sync.register()
 if get_device_name() == "cpu":
     import vapo_verl.platform.fsdp  # noqa: F401  registers the FSDP engine for this device
 

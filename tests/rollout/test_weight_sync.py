@@ -1,0 +1,110 @@
+"""Weights reach the engine of their own run, though Ray gives every run the same job id."""
+
+import asyncio
+import os
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+from verl.workers.rollout.base import get_rollout_class
+from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer as transfer
+from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+
+import vapo_verl.trainer.worker  # noqa: F401  what a worker's process imports
+from vapo_verl.rollout import weight_sync
+
+JOB = "01000000"
+"""Of every run that starts a Ray cluster for itself."""
+MAX_SOCKET_PATH = 107
+
+
+class Session:
+    """A run's Ray cluster, of which nothing is asked but its names."""
+
+    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.name, self.monkeypatch = name, monkeypatch
+
+    def __enter__(self) -> None:
+        context = SimpleNamespace(get_job_id=lambda: JOB, get_session_name=lambda: self.name)
+        self.monkeypatch.setattr(weight_sync.ray, "get_runtime_context", lambda: context)
+
+    def __exit__(self, *_: object) -> None:
+        self.monkeypatch.undo()
+
+
+@pytest.fixture
+def sender_and_receiver(monkeypatch):
+    """The socket's name on both sides of a run with a session's name."""
+
+    def names(session: str, rank: int = 0) -> tuple[str, str]:
+        with Session(session, monkeypatch):
+            monkeypatch.setenv("RANK", str(rank))
+            monkeypatch.setenv("RAY_LOCAL_WORLD_SIZE", "2")
+            for variable in ("VERL_RAY_JOB_ID", "VERL_REPLICA_RANK"):
+                monkeypatch.setenv(variable, JOB if "JOB" in variable else str(rank))
+            config = SimpleNamespace(
+                tensor_model_parallel_size=1,
+                data_parallel_size=1,
+                pipeline_model_parallel_size=1,
+                layered_summon=False,
+            )
+            sender = get_rollout_class("vllm")(config, None, None)
+            weight_sync.name_receiver()
+            engine = SimpleNamespace(local_rank=0, model_runner=None)
+            return sender.zmq_handle, vLLMColocateWorkerExtension._get_zmq_handle(engine)
+
+    return names
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_both_sides_of_a_run_have_one_name(sender_and_receiver, rank):
+    sender, receiver = sender_and_receiver("session_2026-01-01_00-00-00_000000_1", rank)
+    assert sender == receiver
+    assert f"-replica-{rank}-rank-0" in sender
+    assert len(sender.removeprefix("ipc://")) <= MAX_SOCKET_PATH
+
+
+def test_runs_side_by_side_have_two(sender_and_receiver):
+    names = {sender_and_receiver(f"session_{number}")[0] for number in range(2)}
+    assert len(names) == 2
+
+
+def test_an_unknown_name_is_refused(monkeypatch):
+    def named_otherwise(self: object, *_: object) -> None:
+        self.zmq_handle = "ipc:///tmp/other.sock"
+
+    monkeypatch.setattr(weight_sync.ServerAdapter, "__init__", named_otherwise)
+    with Session("session", monkeypatch), pytest.raises(RuntimeError, match="pinned verl"):
+        weight_sync.VapoServerAdapter()
+
+
+def test_weights_of_two_runs_at_once_do_not_mix(sender_and_receiver, monkeypatch):
+    runs = {value: sender_and_receiver(f"session_{os.getpid()}_{value}") for value in (1.0, 2.0)}
+    monkeypatch.setattr(transfer, "is_support_ipc", lambda: False)
+    nothing = SimpleNamespace(synchronize=lambda: None, empty_cache=lambda: None)
+    monkeypatch.setattr(transfer, "get_torch_device", lambda: nothing)  # as VERL_PLATFORM=cpu has
+    received: dict[float, list[float]] = {value: [] for value in runs}
+
+    def receive(value: float, handle: str) -> None:
+        receiver = transfer.BucketedWeightReceiver(handle, torch.device("cpu"), use_shm=True)
+        receiver.receive_weights(
+            lambda weights, _: received[value].extend(float(w[0]) for _, w in weights)
+        )
+
+    def send(value: float, handle: str) -> None:
+        sender = transfer.BucketedWeightSender(handle, bucket_size_mb=1, use_shm=True)
+        asyncio.run(sender.async_send_weights(iter([("weight", torch.full((4,), value))])))
+
+    for _ in range(3):
+        threads = [
+            threading.Thread(target=target, args=(value, handle), daemon=True)
+            for value, (sender, receiver) in runs.items()
+            for target, handle in ((receive, receiver), (send, sender))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+        assert not any(thread.is_alive() for thread in threads)
+    assert received == {value: [value] * 3 for value in runs}

@@ -1,0 +1,54 @@
+"""The socket over which the actor's weights go to the engine beside it, of this run alone.
+
+veRL names it by the Ray job's id, which is 01000000 in every Ray cluster that a run starts for
+itself. Two runs on one host then share a socket: each removes the other's, and an engine waits for
+ever, or takes the other run's weights. Here the cluster's session is part of the name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any
+
+import ray
+from verl.workers.rollout import base
+from verl.workers.rollout.vllm_rollout import ServerAdapter
+
+_RECEIVER_VARIABLE = "VERL_RAY_JOB_ID"
+"""Which veRL's worker in the engine puts into the socket's name."""
+_SESSION_DIGITS = 12
+"""Of the session's digest: a path of a socket holds 107 bytes at most."""
+
+
+def run_id() -> str:
+    """The Ray job's id and its cluster's session, the same in all processes of a run."""
+    context = ray.get_runtime_context()
+    session = hashlib.sha256(context.get_session_name().encode()).hexdigest()
+    return f"{context.get_job_id()}-{session[:_SESSION_DIGITS]}"
+
+
+def name_receiver() -> None:
+    """Name the socket of the engines that this process starts from now on."""
+    os.environ[_RECEIVER_VARIABLE] = run_id()
+
+
+class VapoServerAdapter(ServerAdapter):
+    """veRL's sender of weights, under the name of :func:`name_receiver`."""
+
+    zmq_handle: str
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        job = f"-{ray.get_runtime_context().get_job_id()}-"
+        if job not in self.zmq_handle:
+            raise RuntimeError(
+                f"{self.zmq_handle!r} does not hold the Ray job's id, as in verl 0.9.1: install "
+                "the pinned verl, or two runs on a host may exchange weights"
+            )
+        self.zmq_handle = self.zmq_handle.replace(job, f"-{run_id()}-")
+
+
+def register() -> None:
+    """Make workers of this process with `rollout.name=vllm` send this way."""
+    base._ROLLOUT_REGISTRY["vllm", "async"] = f"{__name__}.{VapoServerAdapter.__name__}"
