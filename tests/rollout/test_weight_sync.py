@@ -1,6 +1,7 @@
 """Weights reach the engine of their own run, though Ray gives every run the same job id."""
 
 import asyncio
+import inspect
 import os
 import threading
 from types import SimpleNamespace
@@ -19,53 +20,53 @@ JOB = "01000000"
 MAX_SOCKET_PATH = 107
 
 
-class Session:
-    """A run's Ray cluster, of which nothing is asked but its names."""
+def enter_session(patch: pytest.MonkeyPatch, name: str) -> None:
+    """This process is a part of a run's Ray cluster, of which nothing is asked but its names."""
+    context = SimpleNamespace(get_job_id=lambda: JOB, get_session_name=lambda: name)
+    patch.setattr(weight_sync.ray, "get_runtime_context", lambda: context)
 
-    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.name, self.monkeypatch = name, monkeypatch
 
-    def __enter__(self) -> None:
-        context = SimpleNamespace(get_job_id=lambda: JOB, get_session_name=lambda: self.name)
-        self.monkeypatch.setattr(weight_sync.ray, "get_runtime_context", lambda: context)
-
-    def __exit__(self, *_: object) -> None:
-        self.monkeypatch.undo()
+def sender_and_receiver(session: str, rank: int = 0) -> tuple[str, str]:
+    """The socket's name on both sides of a run."""
+    environment = {
+        "RANK": str(rank),
+        "RAY_LOCAL_WORLD_SIZE": "2",
+        "VERL_REPLICA_RANK": str(rank),
+        "VERL_RAY_JOB_ID": JOB,
+    }
+    config = SimpleNamespace(
+        tensor_model_parallel_size=1,
+        data_parallel_size=1,
+        pipeline_model_parallel_size=1,
+        layered_summon=False,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        enter_session(patch, session)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        sender = get_rollout_class("vllm")(config, None, None)
+        weight_sync.name_receiver()
+        engine = SimpleNamespace(local_rank=0, model_runner=None)
+        return sender.zmq_handle, vLLMColocateWorkerExtension._get_zmq_handle(engine)
 
 
 @pytest.fixture
-def sender_and_receiver(monkeypatch):
-    """The socket's name on both sides of a run with a session's name."""
-
-    def names(session: str, rank: int = 0) -> tuple[str, str]:
-        with Session(session, monkeypatch):
-            monkeypatch.setenv("RANK", str(rank))
-            monkeypatch.setenv("RAY_LOCAL_WORLD_SIZE", "2")
-            for variable in ("VERL_RAY_JOB_ID", "VERL_REPLICA_RANK"):
-                monkeypatch.setenv(variable, JOB if "JOB" in variable else str(rank))
-            config = SimpleNamespace(
-                tensor_model_parallel_size=1,
-                data_parallel_size=1,
-                pipeline_model_parallel_size=1,
-                layered_summon=False,
-            )
-            sender = get_rollout_class("vllm")(config, None, None)
-            weight_sync.name_receiver()
-            engine = SimpleNamespace(local_rank=0, model_runner=None)
-            return sender.zmq_handle, vLLMColocateWorkerExtension._get_zmq_handle(engine)
-
-    return names
+def on_cpu(monkeypatch):
+    """What VERL_PLATFORM=cpu makes of a process."""
+    nothing = SimpleNamespace(synchronize=lambda: None, empty_cache=lambda: None)
+    monkeypatch.setattr(transfer, "is_support_ipc", lambda: False)
+    monkeypatch.setattr(transfer, "get_torch_device", lambda: nothing)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_both_sides_of_a_run_have_one_name(sender_and_receiver, rank):
+def test_both_sides_of_a_run_have_one_name(rank):
     sender, receiver = sender_and_receiver("session_2026-01-01_00-00-00_000000_1", rank)
     assert sender == receiver
     assert f"-replica-{rank}-rank-0" in sender
     assert len(sender.removeprefix("ipc://")) <= MAX_SOCKET_PATH
 
 
-def test_runs_side_by_side_have_two(sender_and_receiver):
+def test_runs_side_by_side_have_two():
     names = {sender_and_receiver(f"session_{number}")[0] for number in range(2)}
     assert len(names) == 2
 
@@ -75,15 +76,29 @@ def test_an_unknown_name_is_refused(monkeypatch):
         self.zmq_handle = "ipc:///tmp/other.sock"
 
     monkeypatch.setattr(weight_sync.ServerAdapter, "__init__", named_otherwise)
-    with Session("session", monkeypatch), pytest.raises(RuntimeError, match="pinned verl"):
+    enter_session(monkeypatch, "session")
+    with pytest.raises(RuntimeError, match="pinned verl"):
         weight_sync.VapoServerAdapter()
 
 
-def test_weights_of_two_runs_at_once_do_not_mix(sender_and_receiver, monkeypatch):
+def test_the_adapter_sends_with_our_sender():
+    """veRL's `update_weights` looks the class up in its module."""
+    source = inspect.getsource(weight_sync.ServerAdapter.update_weights)
+    assert "sender = BucketedWeightSender(" in source
+    assert weight_sync.vllm_rollout.BucketedWeightSender is weight_sync.ImpatientSender
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_an_engine_that_does_not_answer_ends_the_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(weight_sync, "PATIENCE_S", 0.2)
+    sender = weight_sync.ImpatientSender(f"ipc://{tmp_path}/socket", 1, use_shm=True)
+    with pytest.raises(TimeoutError, match=r"within 0\.2 s .*gpu_memory_utilization"):
+        asyncio.run(sender.async_send_weights(iter([("weight", torch.zeros(4))])))
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_weights_of_two_runs_at_once_do_not_mix():
     runs = {value: sender_and_receiver(f"session_{os.getpid()}_{value}") for value in (1.0, 2.0)}
-    monkeypatch.setattr(transfer, "is_support_ipc", lambda: False)
-    nothing = SimpleNamespace(synchronize=lambda: None, empty_cache=lambda: None)
-    monkeypatch.setattr(transfer, "get_torch_device", lambda: nothing)  # as VERL_PLATFORM=cpu has
     received: dict[float, list[float]] = {value: [] for value in runs}
 
     def receive(value: float, handle: str) -> None:
@@ -93,7 +108,7 @@ def test_weights_of_two_runs_at_once_do_not_mix(sender_and_receiver, monkeypatch
         )
 
     def send(value: float, handle: str) -> None:
-        sender = transfer.BucketedWeightSender(handle, bucket_size_mb=1, use_shm=True)
+        sender = weight_sync.ImpatientSender(handle, bucket_size_mb=1, use_shm=True)
         asyncio.run(sender.async_send_weights(iter([("weight", torch.full((4,), value))])))
 
     for _ in range(3):

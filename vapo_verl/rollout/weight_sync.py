@@ -1,8 +1,10 @@
-"""The socket over which the actor's weights go to the engine beside it, of this run alone.
+"""How the actor's weights go to the engine beside it: over this run's own socket, and not for ever.
 
 veRL names it by the Ray job's id, which is 01000000 in every Ray cluster that a run starts for
 itself. Two runs on one host then share a socket: each removes the other's, and an engine waits for
 ever, or takes the other run's weights. Here the cluster's session is part of the name.
+
+veRL's sender waits for ever, too, when the engine dies in the middle. Here it gives up.
 """
 
 from __future__ import annotations
@@ -12,13 +14,18 @@ import os
 from typing import Any
 
 import ray
+import zmq
 from verl.workers.rollout import base
-from verl.workers.rollout.vllm_rollout import ServerAdapter
+from verl.workers.rollout.vllm_rollout import ServerAdapter, vllm_rollout
+from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightSender
 
 _RECEIVER_VARIABLE = "VERL_RAY_JOB_ID"
 """Which veRL's worker in the engine puts into the socket's name."""
 _SESSION_DIGITS = 12
 """Of the session's digest: a path of a socket holds 107 bytes at most."""
+
+PATIENCE_S = 600.0
+"""How long the engine may take over one bucket of weights."""
 
 
 def run_id() -> str:
@@ -49,6 +56,32 @@ class VapoServerAdapter(ServerAdapter):
         self.zmq_handle = self.zmq_handle.replace(job, f"-{run_id()}-")
 
 
+class ImpatientSender(BucketedWeightSender):
+    """veRL's transfer, which fails where the engine does not answer for :data:`PATIENCE_S`."""
+
+    def _init_socket(self) -> None:
+        super()._init_socket()
+        for option in (zmq.SNDTIMEO, zmq.RCVTIMEO):
+            self.socket.setsockopt(option, int(1000 * PATIENCE_S))
+        self.socket.setsockopt(zmq.LINGER, 0)  # what nobody took does not keep the process alive
+
+    async def async_send_weights(self, weights: Any) -> None:
+        """Send all of them.
+
+        Raises:
+            TimeoutError: the engine has not answered in time.
+        """
+        try:
+            await super().async_send_weights(weights)
+        except zmq.Again as error:
+            raise TimeoutError(
+                f"the vLLM engine has not taken weights within {PATIENCE_S:g} s "
+                f"({self.zmq_handle}): look above for how it died; if it ran out of memory, lower "
+                "actor_rollout_ref.rollout.gpu_memory_utilization"
+            ) from error
+
+
 def register() -> None:
     """Make workers of this process with `rollout.name=vllm` send this way."""
+    vllm_rollout.BucketedWeightSender = ImpatientSender
     base._ROLLOUT_REGISTRY["vllm", "async"] = f"{__name__}.{VapoServerAdapter.__name__}"
