@@ -136,12 +136,12 @@ def _report(work: Workspace, plan: Plan, document: bool) -> None:
     )
     print(text)
     out = RESULTS if document else work.root / "results"
-    as_committed = replace(plan, arms=arms.FULL.arms, seeds=arms.FULL.seeds) == arms.FULL
-    if as_committed and (RESULTS / RUNS_CSV).exists():
-        committed = figures.read_csv(RESULTS / RUNS_CSV)
-        print(f"\nAgainst {RESULTS / RUNS_CSV}:\n{page.agreement(of_runs, committed)}")
     out.mkdir(parents=True, exist_ok=True)
+    committed = _committed(plan)
     figures.write_csv(out / RUNS_CSV, of_runs)
+    if committed:
+        ours = figures.read_csv(out / RUNS_CSV)  # as many digits as those
+        print(f"\nAgainst {RESULTS / RUNS_CSV}:\n{page.agreement(ours, committed)}")
     figures.write_csv(out / ROWS_CSV, outcomes)
     figures.write_csv(out / CLAIMS_CSV, kinds)
     figures.write_csv(out / CREDIT_CSV, learnt_from)
@@ -149,6 +149,13 @@ def _report(work: Workspace, plan: Plan, document: bool) -> None:
     if document:
         page.write_tables(DOCUMENT, page.FIGURES, text)
     print(f"\nCSV files and plots: {out}")
+
+
+def _committed(plan: Plan) -> list[figures.Figures]:
+    """Earlier figures of a study as large as this one; none if there are none."""
+    as_large = replace(plan, arms=arms.FULL.arms, seeds=arms.FULL.seeds) == arms.FULL
+    file = RESULTS / RUNS_CSV
+    return figures.read_csv(file) if as_large and file.exists() else []
 
 
 def _report_variants(work: Workspace, document: bool) -> None:
