@@ -34,7 +34,13 @@ def test_a_healthy_smoke_recipe_has_no_error(overrides):
     assert checks >= {"versions", "accelerator", "ray", "disk", "limits", "host memory", "recipe"}
     assert checks >= {"context", "model", "data", "pixels", "answers", "rows", "registrations"}
     proved = " ".join(f["found"] for f in report["findings"] if f["check"] == "registrations")
-    for name in ("estimator vapo", "trainer vapo", "agent loop vapo_agent", "rollout replica vllm"):
+    for name in (
+        "estimator vapo",
+        "trainer vapo",
+        "agent loop vapo_agent",
+        "rollout replica vllm",
+        "rollout vllm",
+    ):
         assert f"{name} is vapo_verl." in proved
     assert "platform under VERL_PLATFORM=cpu is vapo_verl.platform.cpu.CPUPlatform" in proved
     assert "attention backend FLASH_ATTN is vapo_verl." in proved
