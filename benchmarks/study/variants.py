@@ -1,13 +1,14 @@
-"""Why VAPO does not differ: the study under other settings, with one seed, on validation rows.
+"""Why VAPO does not differ: the study with other settings, one seed each, on validation rows.
 
 Test rows are left alone: who reads a better setting off these figures may still use them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.study.arms import ALL_ARMS, BASELINE, VARIANTS
+from benchmarks.study.arms import ALL_ARMS, BASELINE, FULL, VARIANTS
 from benchmarks.study.credit import read_credit
 from benchmarks.study.figures import read_outcomes
 from benchmarks.study.measuring import VALIDATION_FOLDER
@@ -19,8 +20,8 @@ from vapo_verl.diagnostics.perception.summary import summarise
 from vapo_verl.diagnostics.probing.journal import read_records
 
 _SEED = 0
-_COMPARED = (BASELINE, "vapo")
-"""Arms of the study that variants are compared with: their runs are the study's own."""
+_STUDIED = (BASELINE, "vapo")
+"""Arms of the study: its own runs of all seeds, which show how far a seed alone moves a figure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +49,9 @@ _LEARNT = ("accuracy_last", "agreement", "spread", "groups_mixed", "perception_o
 
 
 def all_runs() -> list[Run]:
-    """What the variants are compared with comes first, so that a part of them can be read."""
-    return [Run(arm=arm, seed=_SEED) for arm in (*_COMPARED, *VARIANTS)]
+    """The study's first."""
+    studied = [Run(arm=arm, seed=seed) for seed in FULL.seeds for arm in _STUDIED]
+    return studied + [Run(arm=arm, seed=_SEED) for arm in VARIANTS]
 
 
 def read_variant(work: Workspace, run: Run) -> Variant:
@@ -68,18 +70,26 @@ def read_variant(work: Workspace, run: Run) -> Variant:
 
 
 def compare_variants(work: Workspace) -> dict[str, dict[str, PairedDifference]]:
-    """By arm and measure, paired over rows: each run but GRPO's minus that it is compared with."""
+    """By arm and measure: each but GRPO minus the arm it is compared with, over its own seeds.
+
+    Pairs are rows. One seed tells about other rows, but not about other runs.
+    """
     runs = all_runs()
     outcomes = [item for run in runs for item in read_outcomes(work, run, VALIDATION_FOLDER)]
     return {
-        run.arm: {
-            measure: over_rows(measure, outcomes, {_compared_with(run).name}, {run.name})
+        arm: {
+            measure: over_rows(
+                measure,
+                outcomes,
+                {Run(arm=ALL_ARMS[arm].against, seed=run.seed).name for run in of_arm},
+                {run.name for run in of_arm},
+            )
             for measure in ITEM_MEASURES
         }
-        for run in runs
-        if run.arm != BASELINE
+        for arm, of_arm in _by_arm(runs).items()
+        if arm != BASELINE
     }
 
 
-def _compared_with(run: Run) -> Run:
-    return Run(arm=ALL_ARMS[run.arm].against, seed=run.seed)
+def _by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    return {arm: [run for run in runs if run.arm == arm] for arm in (*_STUDIED, *VARIANTS)}

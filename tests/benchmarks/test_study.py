@@ -1,6 +1,7 @@
 """The study's figures, tests and plots from files as the diagnostics leave them."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,6 +162,7 @@ def with_variants(work) -> Workspace:
     """GRPO is right in no row, VAPO's variants in every row, the rest in the even ones."""
     for run in variants.all_runs():
         rights = {"grpo": 0, "gamma_1": 1}
+        shutil.rmtree(work.folder(run.name), ignore_errors=True)
         records = [
             perception(row, bool(rights.get(run.arm, row % 2 == 0)), late=True) for row in range(4)
         ]
@@ -194,7 +196,7 @@ def test_variants_are_written_with_what_they_learnt_from(
     assert text.count("| VAPO, gamma 1 |") == 2 and text.endswith("After.\n")
     assert "| VAPO, learning rate 1e-4 | GRPO, learning rate 1e-4 | +0.000" in text
     header, *lines = (tmp_path / "results" / study.VARIANTS_CSV).read_text().splitlines()
-    assert len(lines) == len(arms.VARIANTS) + 2
+    assert len(lines) == len(arms.VARIANTS) + 2 * len(arms.FULL.seeds)
     row = dict(zip(header.split(","), lines[0].split(","), strict=True))
     assert (row["arm"], row["accuracy"], row["accuracy_last"]) == ("grpo", "0.0000", "0.5000")
     assert "VAPO, gamma 1" in capsys.readouterr().out

@@ -81,6 +81,14 @@ async def test_a_probed_wrong_answer_earns_no_perception_reward(run_loop, datase
     assert output.reward_score == pytest.approx(reward["format"])  # weights 1, 1 and no perception
 
 
+async def test_without_the_gate_a_wrong_answer_earns_it_too(run_loop, dataset):
+    wrong = {**dataset[0], "reward_model": {"style": "exact", "ground_truth": "987654"}}
+    output = await run_loop(wrong, "vapo.anchors.gate=relaxed")
+    reward = output.extra_fields["vapo"]["reward"]
+    assert reward["accuracy"] == 0 and reward["perception"] > 0
+    assert output.reward_score == pytest.approx(reward["format"] + 0.1 * reward["perception"])
+
+
 async def test_a_right_answer_adds_gamma_times_perception(run_loop, dataset):
     row = dataset[0]
     first = await run_loop(row, "vapo.anchors.num_anchors=0", temperature=0.0)

@@ -223,4 +223,5 @@ class VapoAgentLoop(SingleTurnAgentLoop):
             accuracy_weight=settings.accuracy_weight,
             format_weight=settings.format_weight,
             perception_weight=settings.perception_weight,
+            gate=self.vapo.anchors.gate,
         )
