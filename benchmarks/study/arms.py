@@ -47,17 +47,11 @@ ARMS = {
 }
 
 
-def _learning_rate(value: str) -> tuple[Arm, Arm]:
-    """GRPO and VAPO with it."""
-    override, name = f"actor_rollout_ref.actor.optim.lr={value}", f"lr_{value}"
-    grpo = Arm(
-        name=f"grpo_{name}", title=f"GRPO, learning rate {value}", overrides=(*_GRPO, override)
-    )
+def _with_grpo(name: str, title: str, override: str) -> tuple[Arm, Arm]:
+    """Both with a setting that GRPO has, too."""
+    grpo = Arm(name=f"grpo_{name}", title=f"GRPO, {title}", overrides=(*_GRPO, override))
     vapo = Arm(
-        name=f"vapo_{name}",
-        title=f"VAPO, learning rate {value}",
-        overrides=(override,),
-        against=grpo.name,
+        name=f"vapo_{name}", title=f"VAPO, {title}", overrides=(override,), against=grpo.name
     )
     return grpo, vapo
 
@@ -75,10 +69,11 @@ VARIANTS = {
             title="VAPO, wrong answers earn it, too",
             overrides=("vapo.anchors.gate=relaxed",),
         ),
-        *_learning_rate("1e-4"),
+        *_with_grpo("lr_1e-4", "learning rate 1e-4", "actor_rollout_ref.actor.optim.lr=1e-4"),
         Arm(name="beta_0", title="VAPO, beta 0", overrides=("vapo.reward.late_emphasis=0.0",)),
         Arm(name="k_5", title="VAPO, K 5", overrides=("vapo.anchors.num_anchors=5",)),
-        *_learning_rate("2e-5"),
+        *_with_grpo("lr_2e-5", "learning rate 2e-5", "actor_rollout_ref.actor.optim.lr=2e-5"),
+        *_with_grpo("no_std", "not divided by deviations", "vapo.advantage.normalize_by_std=false"),
     )
 }
 """VAPO under other settings than the study's, and GRPO where they concern it, too."""
