@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from vapo_verl.config import AdvantageConfig, RewardConfig, VapoConfig
-from vapo_verl.trainer.credit import batch_advantages, origin_metrics
+from vapo_verl.composition import compose_recipe
+from vapo_verl.config import AdvantageConfig, RewardConfig, VapoConfig, vapo_config
+from vapo_verl.trainer.credit import batch_advantages, goes_beyond_upstream, origin_metrics
 
 
 def ragged(*rows):
@@ -22,6 +24,28 @@ def batch(attention):
 
 
 ATTENTION = [[0.6, 0.4, 0.2], [0.1, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "beyond"),
+    [
+        ((), False),
+        (("algorithm.norm_adv_by_std_in_grpo=false",), False),  # which the other key follows
+        (("vapo.advantage.normalize_by_std=false",), True),
+        (("vapo.advantage.attention_coef=0.3", "vapo.attention.enabled=true"), True),
+        (("vapo.advantage.normalize_by_std=false", "algorithm.adv_estimator=grpo"), False),
+    ],
+)
+def test_the_estimator_is_called_again_for_what_verl_does_not_hand_it(overrides, beyond):
+    config = compose_recipe("smoke", overrides)
+    settings = vapo_config(OmegaConf.to_container(config.vapo, resolve=True)).advantage
+    assert goes_beyond_upstream(settings, config.algorithm) == beyond
+
+
+def test_the_deviation_is_left_out_when_asked():
+    data = batch(ragged(*ATTENTION, [0.1, 0.2, 0.3]))
+    advantages, _ = batch_advantages(data, "rm_scores", AdvantageConfig(normalize_by_std=False))
+    assert advantages.unbind()[0].tolist() == [0.5, 0.5, 0.5]
 
 
 def test_without_a_coefficient_every_token_has_its_responses_advantage():

@@ -9,10 +9,23 @@ from typing import Any
 import torch
 from verl.workers.utils.padding import response_to_nested
 
+from vapo_verl.advantage.estimator import NAME
 from vapo_verl.advantage.origin import advantage_origin
 from vapo_verl.advantage.vapo import AdvantageStats, vapo_advantage_with_stats
 from vapo_verl.config import AdvantageConfig, VapoConfig
 from vapo_verl.trainer.replay_fields import column_values, fit_width
+
+
+def goes_beyond_upstream(settings: AdvantageConfig, algorithm: Mapping[str, Any]) -> bool:
+    """Whether veRL's call of our estimator, which is told `algorithm.*` only, is not enough.
+
+    It has no visual attention, and divides by the standard deviation as
+    `algorithm.norm_adv_by_std_in_grpo` says, which `vapo.advantage.normalize_by_std` may override.
+    """
+    if algorithm["adv_estimator"] != NAME:
+        return False
+    by_std = algorithm["norm_adv_by_std_in_grpo"]
+    return settings.attention_coef > 0 or settings.normalize_by_std != by_std
 
 
 def batch_advantages(

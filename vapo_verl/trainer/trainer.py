@@ -32,7 +32,7 @@ from vapo_verl.rollout.agent_loop import VapoAgentLoop
 from vapo_verl.rollout.self_test import run_self_test
 from vapo_verl.trainer import checkpoints
 from vapo_verl.trainer.console import StepLine
-from vapo_verl.trainer.credit import batch_advantages, origin_metrics
+from vapo_verl.trainer.credit import batch_advantages, goes_beyond_upstream, origin_metrics
 from vapo_verl.trainer.liveness import Liveness
 from vapo_verl.trainer.metrics import (
     anchor_metrics,
@@ -196,7 +196,7 @@ class VapoTrainer(PPOTrainerSync):
         return super()._balance_batch(batch, *args, **kwargs)
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        """veRL's call of the registered estimator, then the weights that need visual attention."""
+        """veRL's call of the registered estimator, then what it was not told: see credit.py."""
         batch = super()._compute_advantage(batch, metrics)
         settings = self.vapo.advantage
         rewards = "token_level_rewards" if self.config.algorithm.use_kl_in_reward else "rm_scores"
@@ -207,7 +207,7 @@ class VapoTrainer(PPOTrainerSync):
         )
         advantages, stats = batch_advantages(data, rewards, settings)
         metrics.update({f"vapo/advantage/{name}": value for name, value in asdict(stats).items()})
-        if settings.attention_coef == 0 or self.config.algorithm.adv_estimator != "vapo":
+        if not goes_beyond_upstream(settings, self.config.algorithm):
             return batch  # what veRL's call computed stands
         fields = TensorDict({"advantages": advantages}, batch_size=len(batch))
         return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
