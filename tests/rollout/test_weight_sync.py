@@ -83,6 +83,7 @@ def test_an_unknown_name_is_refused(monkeypatch):
 
 def test_the_adapter_sends_with_our_sender():
     """veRL's `update_weights` looks the class up in its module."""
+    sender_and_receiver("session")
     source = inspect.getsource(weight_sync.ServerAdapter.update_weights)
     assert "sender = BucketedWeightSender(" in source
     assert weight_sync.vllm_rollout.BucketedWeightSender is weight_sync.ImpatientSender

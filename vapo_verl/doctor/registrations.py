@@ -87,10 +87,10 @@ def check_replica(_: DictConfig | None) -> Iterator[Finding]:
 def check_weight_sync(_: DictConfig | None) -> Iterator[Finding]:
     from verl.workers.rollout.base import get_rollout_class
 
-    from vapo_verl.rollout import weight_sync
+    import vapo_verl.trainer.worker  # noqa: F401  registers it
+    from vapo_verl.rollout.weight_sync import VapoServerAdapter
 
-    weight_sync.register()
-    yield _same("rollout vllm", get_rollout_class("vllm"), weight_sync.VapoServerAdapter)
+    yield _same("rollout vllm", get_rollout_class("vllm"), VapoServerAdapter)
 
 
 def check_platform(_: DictConfig | None) -> Iterator[Finding]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import ray
 import zmq
-from verl.workers.rollout import base
 from verl.workers.rollout.vllm_rollout import ServerAdapter, vllm_rollout
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightSender
 
@@ -54,6 +53,7 @@ class VapoServerAdapter(ServerAdapter):
                 "the pinned verl, or two runs on a host may exchange weights"
             )
         self.zmq_handle = self.zmq_handle.replace(job, f"-{run_id()}-")
+        vllm_rollout.BucketedWeightSender = ImpatientSender  # `update_weights` makes one each time
 
 
 class ImpatientSender(BucketedWeightSender):
@@ -79,9 +79,3 @@ class ImpatientSender(BucketedWeightSender):
                 f"({self.zmq_handle}): look above for how it died; if it ran out of memory, lower "
                 "actor_rollout_ref.rollout.gpu_memory_utilization"
             ) from error
-
-
-def register() -> None:
-    """Make workers of this process with `rollout.name=vllm` send this way."""
-    vllm_rollout.BucketedWeightSender = ImpatientSender
-    base._ROLLOUT_REGISTRY["vllm", "async"] = f"{__name__}.{VapoServerAdapter.__name__}"

@@ -10,13 +10,16 @@ from tensordict import TensorDict
 from verl.single_controller.base.decorator import make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils.device import get_device_name
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+from verl.workers.rollout import base
 
 from vapo_verl.integration import text_only_forward
 from vapo_verl.integration.mrope_nesting import with_ragged_positions
-from vapo_verl.rollout import weight_sync
 
+WEIGHT_SENDER = "vapo_verl.rollout.weight_sync.VapoServerAdapter"
+"""As a path: its import is vLLM's, which only the process that sends needs."""
+
+base._ROLLOUT_REGISTRY["vllm", "async"] = WEIGHT_SENDER
 text_only_forward.apply()
-weight_sync.register()
 if get_device_name() == "cpu":
     import vapo_verl.platform.fsdp  # noqa: F401  registers the FSDP engine for this device
 
