@@ -96,9 +96,15 @@ def test_kills_at_random_moments_lose_and_repeat_nothing(server, scripted, start
 def test_an_interrupt_stores_what_is_finished_and_tells_how_to_go_on(
     server, scripted, start, tmp_path
 ):
-    server.script = slow_answers(scripted, 2)
+    def script(seen, num_before):
+        """Work is left, and some of it under way, whenever the signal comes."""
+        late = len(server.seen) > 10
+        texts = scripted.obedient(seen, 0).texts
+        return scripted.Answer(texts=texts, delay_s=60 if late else 0)
+
+    server.script = script
     process = start()
-    wait_for_requests(server, 10, process)
+    wait_for_requests(server, 12, process)
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=30)
     assert process.returncode == 130
