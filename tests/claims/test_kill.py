@@ -17,6 +17,11 @@ NUM_IMAGES = 60
 NUM_KILLS = 5
 
 
+def with_ctrl_c() -> None:
+    """Tests that run in the background of a shell ignore SIGINT, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(server, parquet, tmp_path):
     """Begin generate in a process of its own."""
@@ -32,7 +37,12 @@ def start(server, parquet, tmp_path):
         command = [sys.executable, "-m", "vapo_verl.claims", "generate", str(source)]
         command += ["--out", str(tmp_path / "out"), "--max-concurrency", "4", *extra]
         process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=with_ctrl_c,
         )
         started.append(process)
         return process
