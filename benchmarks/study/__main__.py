@@ -28,6 +28,8 @@ RUNS_CSV, ROWS_CSV, CREDIT_CSV = "runs.csv", "rows.csv", "credit.csv"
 CLAIMS_CSV, VARIANTS_CSV = "claims.csv", "variants.csv"
 NO_SEED = -1
 """Of the warm start."""
+Task = tuple[str, Callable[[int], None]]
+"""A name, and what is done with a number of threads."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,26 +73,28 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _arms(work: Workspace, plan: Plan, options: argparse.Namespace) -> None:
-    def task(run: Run, threads: int) -> None:
-        train(work, plan, run, threads)
-        measure(work, plan, run.name, threads)
-
-    start: Task = (WARM_START, partial(measure, work, plan, WARM_START))
-    _do_all([start, *((run.name, partial(task, run)) for run in all_runs(plan))], options.jobs)
+    on_test_rows = partial(measure, work, plan)
+    start: Task = (WARM_START, partial(on_test_rows, WARM_START))
+    _do_all([start, *_trainings(work, plan, all_runs(plan), on_test_rows)], options.jobs)
     _report(work, plan, options.document)
 
 
 def _variants(work: Workspace, plan: Plan, options: argparse.Namespace) -> None:
-    def task(run: Run, threads: int) -> None:
-        train(work, plan, run, threads)
-        measure_on_validation_rows(work, run.name, threads)
-
-    _do_all([(run.name, partial(task, run)) for run in variants.all_runs()], options.jobs)
+    measured = partial(measure_on_validation_rows, work)
+    _do_all(_trainings(work, plan, variants.all_runs(), measured), options.jobs)
     _report_variants(work, options.document)
 
 
-Task = tuple[str, Callable[[int], None]]
-"""A name, and what is done with a number of threads."""
+def _trainings(
+    work: Workspace, plan: Plan, runs: Sequence[Run], measured: Callable[[str, int], None]
+) -> list[Task]:
+    """To train each run, and to measure it by its name with as many threads."""
+
+    def task(run: Run, threads: int) -> None:
+        train(work, plan, run, threads)
+        measured(run.name, threads)
+
+    return [(run.name, partial(task, run)) for run in runs]
 
 
 def _do_all(tasks: Sequence[Task], jobs: int) -> None:
@@ -135,8 +139,7 @@ def _report(work: Workspace, plan: Plan, document: bool) -> None:
         )
     )
     print(text)
-    out = RESULTS if document else work.root / "results"
-    out.mkdir(parents=True, exist_ok=True)
+    out = _results(work, document)
     committed = _committed(plan)
     figures.write_csv(out / RUNS_CSV, of_runs)
     if committed:
@@ -151,6 +154,13 @@ def _report(work: Workspace, plan: Plan, document: bool) -> None:
     print(f"\nCSV files and plots: {out}")
 
 
+def _results(work: Workspace, document: bool) -> Path:
+    """Where they are written: the folder, made."""
+    out = RESULTS if document else work.root / "results"
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
 def _committed(plan: Plan) -> list[figures.Figures]:
     """Earlier figures of a study as large as this one; none if there are none."""
     as_large = replace(plan, arms=arms.FULL.arms, seeds=arms.FULL.seeds) == arms.FULL
@@ -163,8 +173,7 @@ def _report_variants(work: Workspace, document: bool) -> None:
     differences = variants.compare_variants(work)
     text = f"{page.variants_table(rows)}\n\n{page.variants_comparison_table(differences)}"
     print(text)
-    out = RESULTS if document else work.root / "results"
-    out.mkdir(parents=True, exist_ok=True)
+    out = _results(work, document)
     figures.write_csv(out / VARIANTS_CSV, rows)
     if document:
         page.write_tables(DOCUMENT, page.VARIANTS, text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,22 +53,20 @@ def _compare(
         name: {f.seed: getattr(f, measure) for f in figures if f.arm == name and f.seed in seeds}
         for name in (BASELINE, arm)
     }
-    names = {name: {Run(arm=name, seed=seed).name for seed in seeds} for name in (BASELINE, arm)}
     return Comparison(
         arm=arm,
         measure=measure,
-        over_rows=over_rows(measure, outcomes, names[BASELINE], names[arm]),
+        over_rows=over_rows(measure, outcomes, BASELINE, arm, seeds),
         over_seeds=paired_difference(measure, by_seed[BASELINE], by_seed[arm]),
     )
 
 
 def over_rows(
-    measure: str, outcomes: Sequence[ItemOutcome], baseline: set[str], runs: set[str]
+    measure: str, outcomes: Sequence[ItemOutcome], baseline: str, arm: str, seeds: Collection[int]
 ) -> PairedDifference:
-    """Runs minus baseline, by name; pairs are rows, each the mean over the runs."""
-    return paired_difference(
-        measure, _row_means(outcomes, measure, baseline), _row_means(outcomes, measure, runs)
-    )
+    """The arm minus the baseline; pairs are rows, each the mean over the runs with these seeds."""
+    runs = [{Run(arm=name, seed=seed).name for seed in seeds} for name in (baseline, arm)]
+    return paired_difference(measure, *(_row_means(outcomes, measure, names) for names in runs))
 
 
 def _row_means(

@@ -5,7 +5,7 @@ Test rows are left alone: who reads a better setting off these figures may still
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
 from dataclasses import dataclass
 
 from benchmarks.study.arms import ALL_ARMS, BASELINE, FULL, VARIANTS
@@ -76,20 +76,14 @@ def compare_variants(work: Workspace) -> dict[str, dict[str, PairedDifference]]:
     """
     runs = all_runs()
     outcomes = [item for run in runs for item in read_outcomes(work, run, VALIDATION_FOLDER)]
+    seeds: defaultdict[str, set[int]] = defaultdict(set)
+    for run in runs:
+        seeds[run.arm].add(run.seed)
     return {
         arm: {
-            measure: over_rows(
-                measure,
-                outcomes,
-                {Run(arm=ALL_ARMS[arm].against, seed=run.seed).name for run in of_arm},
-                {run.name for run in of_arm},
-            )
+            measure: over_rows(measure, outcomes, ALL_ARMS[arm].against, arm, of_arm)
             for measure in ITEM_MEASURES
         }
-        for arm, of_arm in _by_arm(runs).items()
+        for arm, of_arm in seeds.items()
         if arm != BASELINE
     }
-
-
-def _by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    return {arm: [run for run in runs if run.arm == arm] for arm in (*_STUDIED, *VARIANTS)}

@@ -19,6 +19,12 @@ def question(processor):
     )
 
 
+@pytest.fixture
+def wrong(dataset):
+    """A row whose answer no response has."""
+    return {**dataset[0], "reward_model": {"style": "exact", "ground_truth": "987654"}}
+
+
 async def test_anchors_leave_the_trained_sequence_alone(run_loop, dataset):
     """Response ids, mask and logprobs with 20 anchors are those without any."""
     row = dataset[0]
@@ -65,15 +71,13 @@ async def test_labels_are_those_of_the_row(run_loop, dataset):
     assert all((anchor["p_yes"] >= 0.5) == anchor["answer"] for anchor in anchors)
 
 
-async def test_the_gate_spares_wrong_answers(run_loop, dataset, server):
-    wrong = {**dataset[0], "reward_model": {"style": "exact", "ground_truth": "987654"}}
+async def test_the_gate_spares_wrong_answers(run_loop, wrong, server):
     output = await run_loop(wrong)
     assert len(server.requests) == 1
     assert output.extra_fields["vapo"]["anchors"] == []
 
 
-async def test_a_probed_wrong_answer_earns_no_perception_reward(run_loop, dataset):
-    wrong = {**dataset[0], "reward_model": {"style": "exact", "ground_truth": "987654"}}
+async def test_a_probed_wrong_answer_earns_no_perception_reward(run_loop, wrong):
     output = await run_loop(wrong, ALWAYS)
     reward = output.extra_fields["vapo"]["reward"]
     assert len(output.extra_fields["vapo"]["anchors"]) == 8
@@ -81,8 +85,7 @@ async def test_a_probed_wrong_answer_earns_no_perception_reward(run_loop, datase
     assert output.reward_score == pytest.approx(reward["format"])  # weights 1, 1 and no perception
 
 
-async def test_without_the_gate_a_wrong_answer_earns_it_too(run_loop, dataset):
-    wrong = {**dataset[0], "reward_model": {"style": "exact", "ground_truth": "987654"}}
+async def test_without_the_gate_a_wrong_answer_earns_it_too(run_loop, wrong):
     output = await run_loop(wrong, "vapo.anchors.gate=relaxed")
     reward = output.extra_fields["vapo"]["reward"]
     assert reward["accuracy"] == 0 and reward["perception"] > 0
