@@ -52,7 +52,7 @@ study: setup ## VAPO against GRPO and attention credit on a laptop, goes on wher
 study-quick: setup ## the same with 2 arms, 1 seed and few steps
 	$(BIN)/python -m benchmarks.study --quick $(ARGS)
 
-study-variants: setup ## VAPO with other K, beta, gamma, gate and learning rates, next to the study's runs
+study-variants: setup ## VAPO with other settings, one at a time, next to the study's runs
 	$(BIN)/python -m benchmarks.study --variants $(ARGS)
 
 doctor: setup ## look for trouble before a run: ARGS="+recipe=vapo trainer.nnodes=2"
