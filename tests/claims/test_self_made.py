@@ -15,7 +15,7 @@ import pytest
 
 import vapo_verl
 from vapo_verl.claims import self_made
-from vapo_verl.claims.server.family import is_alive
+from vapo_verl.process_tree import is_alive
 
 MODEL = Path(vapo_verl.__file__).parent / "small_model" / "digits"
 # The instructions alone are 609 of this model's tokens.

@@ -8,7 +8,8 @@ import time
 import psutil
 import pytest
 
-from vapo_verl.claims.server import family, serve
+from vapo_verl import process_tree
+from vapo_verl.claims.server import serve
 from vapo_verl.claims.server.serve import ServerError, vllm_server
 
 STAND_IN = """
@@ -42,7 +43,7 @@ def children(log) -> list[int]:
 
 
 def is_running(pid: int) -> bool:
-    return psutil.pid_exists(pid) and family.is_alive(psutil.Process(pid))
+    return psutil.pid_exists(pid) and process_tree.is_alive(psutil.Process(pid))
 
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
@@ -62,7 +63,7 @@ def test_the_server_and_its_children_end_with_the_context(stand_in, tmp_path, er
 
 
 def test_one_that_will_not_end_is_made_to(stand_in, tmp_path, monkeypatch):
-    monkeypatch.setattr(family, "END_S", 0.2)
+    monkeypatch.setattr(process_tree, "TERM_S", 0.2)
     stand_in(textwrap.dedent(DEAF) + textwrap.dedent(STAND_IN))
     started = time.monotonic()
     with vllm_server("model", [], log=tmp_path / "log", start_timeout_s=30):
@@ -103,7 +104,7 @@ def test_the_server_ends_when_its_parent_is_killed(tmp_path):
     code = f"""
         import os, signal, sys
         from pathlib import Path
-        from vapo_verl.claims.server import family, serve
+        from vapo_verl.claims.server import serve
         serve.serve_command = lambda model, args, port: [
             sys.executable, "-c", {textwrap.dedent(STAND_IN)!r}, str(port)
         ]

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vapo_verl.claims.server.family import end_family
-from vapo_verl.claims.server.guard import guarded
+from vapo_verl.process_tree import guarded, terminate_tree
 
 HOST = "127.0.0.1"
 _LOG_LINES = 30
@@ -56,7 +55,7 @@ def vllm_server(
                 tell = f"vllm serve ended by itself with code {process.returncode}"
                 print(f"{tell}; the end of {log}:\n{_tail(log)}", file=sys.stderr)
         finally:
-            end_family(process.pid)
+            terminate_tree(process.pid)
             process.wait()
 
 
