@@ -1,0 +1,34 @@
+"""What every GPU recipe asks of the reference model and of the engine."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from vapo_verl.composition import compose_recipe, recipe_names
+
+GPU_RECIPES = [name for name in recipe_names() if compose_recipe(name).trainer.device != "cpu"]
+
+
+@pytest.fixture(params=GPU_RECIPES)
+def policy(request):
+    """`actor_rollout_ref` of one GPU recipe, resolved."""
+    config = compose_recipe(request.param)
+    OmegaConf.resolve(config)
+    return config.actor_rollout_ref
+
+
+def test_the_reference_is_held_in_bfloat16_and_the_actor_in_float32(policy):
+    assert policy.ref.fsdp_config.model_dtype == "bf16"
+    assert policy.actor.fsdp_config.model_dtype == "fp32"
+
+
+def test_the_engine_makes_room_for_the_data_sets_images_and_for_no_video(policy):
+    engine = policy.rollout.engine_kwargs.vllm
+    assert policy.rollout.get("limit_images") is None  # veRL would replace limit_mm_per_prompt by it
+    assert OmegaConf.to_container(engine.limit_mm_per_prompt) == {"image": 8, "video": 0}
+    assert OmegaConf.to_container(engine.mm_processor_kwargs) == {"max_pixels": 4_194_304}
+
+
+def test_the_engines_image_limit_follows_that_of_the_data():
+    config = compose_recipe("vapo", ["data.max_pixels=1003520"])
+    engine = config.actor_rollout_ref.rollout.engine_kwargs.vllm
+    assert engine.mm_processor_kwargs.max_pixels == 1_003_520
