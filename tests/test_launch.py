@@ -1,13 +1,15 @@
 """What is settled before a run starts: kernels, paths, environment, and whether it is needed."""
 
+import importlib.util
 import os
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from vapo_verl import launch
-from vapo_verl.composition import compose_recipe
+from vapo_verl import launch, preflight
+from vapo_verl.composition import compose_recipe, recipe_names
 from vapo_verl.platform.environment import CPU_ENVIRONMENT
 from vapo_verl.platform.ray_address import address_file
 from vapo_verl.preflight import InputError
@@ -16,14 +18,18 @@ from vapo_verl.trainer.checkpoints import checkpoint_folder, mark_complete
 
 @pytest.fixture
 def flash_attention(monkeypatch):
-    """Pretend that flash-attn is installed, or not."""
+    """Make flash-attn look installed, or not."""
+    find_spec = importlib.util.find_spec
 
-    def pretend(installed: bool) -> None:
-        monkeypatch.setattr(
-            launch.importlib.util, "find_spec", lambda name: object() if installed else None
-        )
+    def look(installed: bool) -> None:
+        def find(name, *rest):
+            if name == "flash_attn":
+                return ModuleSpec(name, None) if installed else None
+            return find_spec(name, *rest)
 
-    return pretend
+        monkeypatch.setattr(importlib.util, "find_spec", find)
+
+    return look
 
 
 def actor_kernel(config):
@@ -32,24 +38,69 @@ def actor_kernel(config):
     return OmegaConf.select(model, "override_config.attn_implementation"), packed
 
 
-def test_without_flash_attention_a_gpu_run_uses_sdpa_and_padding_and_says_so(
+def micro_batches(config):
+    """(by tokens, sequences) of the update, the reference pass and the old policy's pass."""
+    policy = config.actor_rollout_ref
+    return [
+        (OmegaConf.select(policy, dynamic), OmegaConf.select(policy, size))
+        for size, (dynamic, _) in preflight.PASSES.items()
+    ]
+
+
+def test_without_flash_attention_settling_changes_nothing_and_the_check_refuses(
     flash_attention, capsys
 ):
     config = compose_recipe("vapo")
     flash_attention(False)
     launch.settle(config)
+    assert actor_kernel(config) == (None, (True, True))
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match=r"make setup EXTRA=gpu FLASH_ATTN=1.*vapo-verl:gpu") as no:
+        preflight.check_attention_kernel(config)
+    assert "vapo.allow_sdpa=true" in str(no.value)
+
+
+GPU_RECIPES = [name for name in recipe_names() if compose_recipe(name).trainer.device != "cpu"]
+
+
+@pytest.mark.parametrize("recipe", GPU_RECIPES)
+def test_sdpa_where_it_is_allowed_pads_two_sequences_and_says_so(recipe, flash_attention, capsys):
+    config = compose_recipe(recipe, ["vapo.allow_sdpa=true"])
+    flash_attention(False)
+    launch.settle(config)
     assert actor_kernel(config) == ("sdpa", (False, False))
-    assert "FLASH_ATTN=1" in capsys.readouterr().out
+    assert micro_batches(config) == [(False, 2)] * 3
+    assert "vapo.allow_sdpa=true: training with sdpa" in capsys.readouterr().out
+    preflight.check_attention_kernel(config)
+    preflight._check_micro_batches(config)
+    preflight.check_padding(config)
+    launch.validate_as_verl_does(config)
 
 
+def test_sdpa_keeps_the_micro_batches_that_a_config_gives(flash_attention):
+    overrides = [
+        "vapo.allow_sdpa=true",
+        "actor_rollout_ref.actor.use_dynamic_bsz=false",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1",
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=4",
+    ]
+    config = compose_recipe("vapo", overrides)
+    flash_attention(False)
+    launch.settle(config)
+    assert micro_batches(config) == [(False, 1), (False, 4), (False, 2)]
+
+
+@pytest.mark.parametrize("allowed", [False, True])
 def test_with_flash_attention_sequences_are_packed_and_verls_default_kernel_stands(
-    flash_attention, capsys
+    flash_attention, capsys, allowed
 ):
-    config = compose_recipe("vapo")
+    config = compose_recipe("vapo", [f"vapo.allow_sdpa={allowed}"])
     flash_attention(True)
     launch.settle(config)
     assert actor_kernel(config) == (None, (True, True))  # veRL's default is flash_attention_2
+    assert micro_batches(config) == [(True, None)] * 3
     assert capsys.readouterr().out == ""
+    preflight.check_attention_kernel(config)
 
 
 def test_settled_configs_hold_no_reference_and_no_relative_path(monkeypatch, tmp_path):

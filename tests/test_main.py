@@ -65,6 +65,25 @@ def test_a_recipe_of_the_users_own_builds_on_a_packaged_one(tmp_path):
     assert "num_anchors: 7" in result.stdout, result.stderr
 
 
+def test_a_gpu_run_without_flash_attention_ends_before_ray_and_names_both_ways_out(tmp_path):
+    """The data files are absent too; the kernel is checked first."""
+    code = (
+        "import importlib.util, runpy, sys\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: "
+        "None if name == 'flash_attn' else find(name, *rest)\n"
+        "sys.argv = ['vapo_verl.main', '+recipe=vapo']\n"
+        "try:\n    runpy.run_module('vapo_verl.main', run_name='__main__')\n"
+        "finally: print('STARTED', sorted({'ray', 'vllm', 'verl'} & set(sys.modules)))"
+    )
+    result = run("-c", code, cwd=tmp_path, VAPO_DATA_DIR=str(tmp_path / "absent"))
+    assert result.returncode == 2, result.stderr
+    assert "make setup EXTRA=gpu FLASH_ATTN=1" in result.stderr
+    assert "vapo.allow_sdpa=true" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "STARTED []" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("raised", "exit_code", "said"),
     [

@@ -157,10 +157,30 @@ def test_10_a_context_without_room_for_a_claim_states_the_room_needed(check):
         ("actor_rollout_ref.rollout.full_determinism=true", "vapo.seeded_sampling=true"),
         ("actor_rollout_ref.rollout.logprobs_mode=raw_logprobs", "processed_logprobs"),
         ("actor_rollout_ref.actor.checkpoint.async_save=true", "async_save"),
+        (
+            "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=5119",  # 20 * (96 + 160) tokens
+            "are 5120 tokens, above actor_rollout_ref.actor.ppo_max_token_len_per_gpu=5119; "
+            "set actor.ppo_micro_batch_size_per_gpu=19",
+        ),
+        (
+            "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu=200",
+            "set shorter lengths, or rollout.log_prob_max_token_len_per_gpu=5120",
+        ),
+        (
+            "actor_rollout_ref.ref.log_prob_use_dynamic_bsz=true",
+            "actor_rollout_ref.ref.log_prob_use_dynamic_bsz=True with "
+            "actor_rollout_ref.model.use_remove_padding=False: micro-batches are cut by their "
+            "tokens before padding, which bounds no memory; set it to false and "
+            "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=64",
+        ),
     ],
 )
 def test_settings_that_cannot_work_name_the_key(check, override, words):
     assert words in refused(check, override)
+
+
+def test_a_micro_batch_that_fills_its_budget_exactly_is_accepted(check):
+    check("actor_rollout_ref.actor.ppo_max_token_len_per_gpu=5120")
 
 
 def test_two_ranks_train_the_smoke_recipe_as_it_is(check):

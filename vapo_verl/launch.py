@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import threading
 from contextlib import suppress
@@ -14,13 +13,17 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from vapo_verl.config import vapo_config
 from vapo_verl.platform.environment import CPU_ENVIRONMENT
 from vapo_verl.platform.ray_address import joined_cluster
-from vapo_verl.preflight import InputError, check_run
+from vapo_verl.preflight import PASSES, InputError, check_run, lacks_flash_attention
 from vapo_verl.rollout.engine_args import add_attention
 from vapo_verl.trainer.checkpoints import latest_complete
 from vapo_verl.trainer.stopping import AnnouncedActor, RunStopped, StopSignals
 
 OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory")
 """Arguments of ``ray.init`` that it refuses when it joins a cluster."""
+
+SDPA_MICRO_BATCH = 2
+"""Sequences in a micro-batch without flash-attn. Two of 4096 + 2048 tokens, padded, are 12288 tokens,
+within the 16384 that the recipes allow a 7B model on a GPU of 80 GB."""
 
 
 class ProcessDied(RuntimeError):
@@ -58,26 +61,35 @@ def _launch(config: DictConfig, signals: StopSignals) -> None:
 
 
 def settle(config: DictConfig) -> None:
-    """Fix, once and here, all that another process could read differently."""
-    fall_back_without_flash_attention(config)
+    """Fix, once and here, all that another process could read differently.
+
+    Raises nothing about what the config asks for: :func:`vapo_verl.preflight.check_run` does.
+    """
+    use_sdpa_if_allowed(config)
     OmegaConf.resolve(config)  # the workers lack this package's resolvers
     make_paths_absolute(config)
 
 
-def fall_back_without_flash_attention(config: DictConfig) -> None:
-    """Train with sdpa and padded sequences where flash-attn is not installed, and say so."""
-    if config.trainer.device == "cpu" or importlib.util.find_spec("flash_attn"):
+def use_sdpa_if_allowed(config: DictConfig) -> None:
+    """Where ``vapo.allow_sdpa`` stands in for flash-attn: sdpa, and micro-batches of few sequences.
+
+    A micro-batch size that the config gives is kept. Without the permission nothing changes here;
+    :func:`vapo_verl.preflight.check_attention_kernel` refuses the run.
+    """
+    if not (lacks_flash_attention(config) and config.vapo.allow_sdpa):
         return
-    config.actor_rollout_ref.model.use_remove_padding = False
-    OmegaConf.update(
-        config,
-        "actor_rollout_ref.model.override_config.attn_implementation",
-        "sdpa",
-        force_add=True,
-    )
+    policy = config.actor_rollout_ref
+    with open_dict(config):
+        policy.model.use_remove_padding = False
+        OmegaConf.update(policy, "model.override_config.attn_implementation", "sdpa")
+        for size_key, (dynamic_key, _) in PASSES.items():
+            OmegaConf.update(policy, dynamic_key, False)
+            if OmegaConf.select(policy, size_key) is None:
+                OmegaConf.update(policy, size_key, SDPA_MICRO_BATCH)
+    sizes = ", ".join(f"{key}={OmegaConf.select(policy, key)}" for key in PASSES)
     print(
-        "flash-attn is not installed: training with sdpa and padded sequences, which is slower. "
-        "`make setup EXTRA=gpu FLASH_ATTN=1` installs it."
+        "flash-attn is not installed and vapo.allow_sdpa=true: training with sdpa on padded "
+        f"sequences, which is slower; {sizes}."
     )
 
 

@@ -6,6 +6,7 @@ trace out of one of them into one line that names the key, the value and the fix
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,23 @@ from omegaconf.errors import OmegaConfBaseException
 from vapo_verl.config import VapoConfig, vapo_config
 
 ANCHORED_MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+
+PASSES = {
+    "actor.ppo_micro_batch_size_per_gpu": (
+        "actor.use_dynamic_bsz",
+        "actor.ppo_max_token_len_per_gpu",
+    ),
+    "ref.log_prob_micro_batch_size_per_gpu": (
+        "ref.log_prob_use_dynamic_bsz",
+        "ref.log_prob_max_token_len_per_gpu",
+    ),
+    "rollout.log_prob_micro_batch_size_per_gpu": (
+        "rollout.log_prob_use_dynamic_bsz",
+        "rollout.log_prob_max_token_len_per_gpu",
+    ),
+}
+"""Sequences in a micro-batch of each pass over the policy -> whether veRL sizes micro-batches by
+tokens instead, and the tokens that a rank has memory for. Keys under ``actor_rollout_ref``."""
 
 
 class InputError(ValueError):
@@ -30,14 +48,73 @@ def check_run(config: DictConfig) -> list[str]:
     """
     try:
         settings = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))  # type: ignore[arg-type]
+        check_attention_kernel(config)
         _check_engine(config)
         _check_batches(config)
         _check_micro_batches(config)
+        check_padding(config)
         _check_context(config, settings)
         _check_model(config, settings)
         return list(_check_data(config, settings))
     except (ValueError, OmegaConfBaseException) as error:
         raise InputError(str(error)) from error
+
+
+def lacks_flash_attention(config: DictConfig) -> bool:
+    """Whether a GPU run would have to train without flash-attn."""
+    return config.trainer.device != "cpu" and importlib.util.find_spec("flash_attn") is None
+
+
+def check_attention_kernel(config: DictConfig) -> None:
+    """Refuse a GPU run without flash-attn, unless ``vapo.allow_sdpa``.
+
+    Raises:
+        ValueError: flash-attn is missing; the message says how to install it and how to opt out.
+    """
+    if not lacks_flash_attention(config) or config.vapo.allow_sdpa:
+        return
+    raise ValueError(
+        f"trainer.device={config.trainer.device} and vapo.allow_sdpa=False, but flash-attn is not "
+        "installed: it packs sequences, without it they are padded and the recipe's micro-batches "
+        "run out of memory. Install it with `make setup EXTRA=gpu FLASH_ATTN=1`, which needs nvcc, "
+        "or use the image of docker/Dockerfile (vapo-verl:gpu), which has it; or set "
+        "vapo.allow_sdpa=true to train with sdpa on padded sequences, two in a micro-batch, slower"
+    )
+
+
+def check_padding(config: DictConfig) -> None:
+    """Bound the tokens of a micro-batch whose sequences are padded.
+
+    veRL pads a micro-batch of B sequences to its longest one, so that it holds up to
+    B * (max_prompt_length + max_response_length) tokens. These must not exceed the tokens that the
+    pass is declared to have memory for, ``*_max_token_len_per_gpu``. Sizing by tokens
+    (``use_dynamic_bsz``) bounds nothing here: veRL counts the tokens before it pads.
+
+    Raises:
+        ValueError: the first pass that is not bounded, with its key, the value and the fix.
+    """
+    policy, data = config.actor_rollout_ref, config.data
+    if policy.model.use_remove_padding:
+        return
+    longest = data.max_prompt_length + data.max_response_length
+    for size_key, (dynamic_key, limit_key) in PASSES.items():
+        size, limit = OmegaConf.select(policy, size_key), OmegaConf.select(policy, limit_key)
+        fits = limit // longest
+        if OmegaConf.select(policy, dynamic_key):
+            raise ValueError(
+                f"actor_rollout_ref.{dynamic_key}=True with "
+                "actor_rollout_ref.model.use_remove_padding=False: micro-batches are cut by their "
+                "tokens before padding, which bounds no memory; set it to false and "
+                f"actor_rollout_ref.{size_key}={max(fits, 1)}"
+            )
+        if size is not None and size * longest > limit:
+            fewer = f"{size_key}={fits}" if fits else "shorter lengths"
+            raise ValueError(
+                f"actor_rollout_ref.{size_key}={size}: that many sequences, padded to "
+                f"data.max_prompt_length + data.max_response_length = {longest}, are "
+                f"{size * longest} tokens, above actor_rollout_ref.{limit_key}={limit}; "
+                f"set {fewer}, or {limit_key}={size * longest} where a rank has the memory"
+            )
 
 
 def _check_engine(config: DictConfig) -> None:

@@ -23,7 +23,7 @@ def test_the_reference_is_held_in_bfloat16_and_the_actor_in_float32(policy):
 
 def test_the_engine_makes_room_for_the_data_sets_images_and_for_no_video(policy):
     engine = policy.rollout.engine_kwargs.vllm
-    assert policy.rollout.get("limit_images") is None  # veRL would replace limit_mm_per_prompt by it
+    assert policy.rollout.get("limit_images") is None  # it would replace limit_mm_per_prompt
     assert OmegaConf.to_container(engine.limit_mm_per_prompt) == {"image": 8, "video": 0}
     assert OmegaConf.to_container(engine.mm_processor_kwargs) == {"max_pixels": 4_194_304}
 
