@@ -1,0 +1,119 @@
+"""What a stage's process sees: the device, the time that is left, and where its cases go.
+
+``python -m vapo_verl.gpu_check.case STAGE --seconds S --scratch DIR`` runs one stage. Each case
+appends a line of JSON to ``DIR/cases.jsonl`` as it ends, so that a crash keeps what came before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from vapo_verl.gpu_check.results import CaseResult, Figure, Status
+
+CASES_FILE = "cases.jsonl"
+CLOSING_S = 8.0
+"""Kept free at a stage's end for its engines and its interpreter to shut down."""
+
+
+class CaseFailed(AssertionError):
+    """What a case looked at is wrong; the message has the figure and its limit."""
+
+
+class CaseSkipped(Exception):
+    """A case cannot run here; the message says what it lacks."""
+
+
+def require(holds: bool, message: str) -> None:
+    """Raises CaseFailed with the message unless `holds`."""
+    if not holds:
+        raise CaseFailed(message)
+
+
+class Check:
+    """One stage as it runs.
+
+    Args:
+        device: ``cuda``, or ``cpu`` for a rehearsal with small sizes.
+        scratch: a folder of the stage's own, deleted with the check's others.
+        seconds: for the whole stage.
+    """
+
+    def __init__(self, device: str, scratch: Path, seconds: float) -> None:
+        self.device, self.scratch = device, scratch
+        self._end = time.monotonic() + seconds - min(CLOSING_S, seconds / 4)
+
+    @property
+    def seconds_left(self) -> float:
+        return self._end - time.monotonic()
+
+    def case(
+        self, name: str, body: Callable[[], Mapping[str, Figure]], *, needs_s: float = 1.0
+    ) -> bool:
+        """Run one case and record it; whether it passed.
+
+        Args:
+            body: returns the figures worth reporting; an exception is a failure, CaseSkipped none.
+            needs_s: it is skipped where fewer seconds are left.
+        """
+        start = time.monotonic()
+        figures: Mapping[str, Figure] = {}
+        status: Status = "passed"
+        message = ""
+        if self.seconds_left < needs_s:
+            status, message = "skipped", "no time left"
+        else:
+            try:
+                figures = body()
+            except CaseSkipped as reason:
+                status, message = "skipped", str(reason)
+            except CaseFailed as problem:
+                status, message = "failed", str(problem)
+            except Exception as problem:  # of any library under test: it is the case's result
+                traceback.print_exc()
+                status, message = "failed", f"{type(problem).__name__}: {problem}"
+        self.record(
+            CaseResult(
+                name=name,
+                status=status,
+                seconds=round(time.monotonic() - start, 2),
+                message=message,
+                figures=figures,
+            )
+        )
+        return status == "passed"
+
+    def record(self, result: CaseResult) -> None:
+        """Append a case that was run elsewhere, such as in a worker process."""
+        with (self.scratch / CASES_FILE).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(asdict(result)) + "\n")
+
+
+def read_cases(scratch: Path) -> list[CaseResult]:
+    """The cases recorded so far; the last line may still be on its way."""
+    file = scratch / CASES_FILE
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+    return [CaseResult(**json.loads(line)) for line in lines]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m vapo_verl.gpu_check.case")
+    parser.add_argument("stage")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--scratch", type=Path, required=True)
+    options = parser.parse_args()
+    check = Check(options.device, options.scratch, options.seconds)
+    importlib.import_module(f"vapo_verl.gpu_check.{options.stage}").run(check)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""What a check found: typed, as JSON, and as a Markdown table for a person."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from vapo_verl.whole_file import written_whole
+
+Figure: TypeAlias = float | int | str | None
+"""A measured number, rounded by whoever measured it, or a word."""
+Status = Literal["passed", "failed", "skipped"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseResult:
+    """One thing that a stage looked at."""
+
+    name: str
+    status: Status
+    seconds: float
+    message: str = ""
+    """Why it failed or was skipped; empty for one that passed."""
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    """Units are in the names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageResult:
+    """A stage that ran, or was to."""
+
+    name: str
+    status: Status
+    seconds: float = 0.0
+    message: str = ""
+    """Why the stage itself failed or was skipped, beyond its cases: with the last lines of its
+    output where its process crashed, hung or was ended."""
+    cases: tuple[CaseResult, ...] = ()
+
+    def counts(self) -> str:
+        """``12 passed, 1 failed``; what there is none of is left out."""
+        count = Counter(case.status for case in self.cases)
+        order: tuple[Status, ...] = ("passed", "failed", "skipped")
+        return ", ".join(f"{count[status]} {status}" for status in order if count[status])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckResult:
+    """A whole check."""
+
+    command: str
+    date: str
+    machine: Mapping[str, Figure]
+    stages: tuple[StageResult, ...]
+    seconds: float
+    stopped: str = ""
+    """Name of the signal that ended it early."""
+
+    @property
+    def passed(self) -> bool:
+        """All that ran passed, and something ran to its end."""
+        ran = [stage for stage in self.stages if stage.status != "skipped"]
+        return bool(ran) and not self.stopped and all(s.status == "passed" for s in ran)
+
+
+def significant(value: float, digits: int = 2) -> float:
+    """A measured value with as many digits as it is worth."""
+    return float(f"{value:.{digits}g}")
+
+
+def stage_status(cases: Sequence[CaseResult], problem: str) -> Status:
+    """``failed`` with a problem or a failed case, ``skipped`` where no case could run."""
+    if problem or any(case.status == "failed" for case in cases):
+        return "failed"
+    return "passed" if any(case.status == "passed" for case in cases) else "skipped"
+
+
+def write_results(result: CheckResult, out: Path) -> None:
+    """Write ``results.json`` and ``results.md`` into the folder `out`, each whole or not at all."""
+    texts = {
+        "results.json": json.dumps({**asdict(result), "passed": result.passed}, indent=1) + "\n",
+        "results.md": markdown(result),
+    }
+    for name, text in texts.items():
+        with written_whole(out / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def markdown(result: CheckResult) -> str:
+    """Two tables: one row per stage, and one row per case with its figures."""
+    about = ", ".join(f"{name} {value}" for name, value in result.machine.items() if value)
+    verdict = "passed" if result.passed else "failed"
+    if result.stopped:
+        verdict = f"stopped by {result.stopped}"
+    lines = [
+        f"`{result.command}`, {result.date}, {result.seconds:.0f} s: {verdict}.",
+        "",
+        f"{about}.",
+        "",
+        "| stage | result | cases | seconds |",
+        "|---|---|---|---|",
+    ]
+    for stage in result.stages:
+        note = f": {_cell(stage.message)}" if stage.message else ""
+        counts = stage.counts()
+        lines.append(f"| {stage.name} | {stage.status}{note} | {counts} | {stage.seconds:.0f} |")
+    lines += ["", "| stage | case | result | figures |", "|---|---|---|---|"]
+    for stage in result.stages:
+        for case in stage.cases:
+            note = f": {_cell(case.message)}" if case.message else ""
+            figures = ", ".join(f"{key} {value}" for key, value in case.figures.items())
+            row = (stage.name, _cell(case.name), f"{case.status}{note}", _cell(figures))
+            lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str, limit: int = 300) -> str:
+    """Text on one line of a table, its end cut off where it is long."""
+    line = " ".join(text.split()).replace("|", "\\|")
+    return line if len(line) <= limit else f"{line[:limit]}..."

@@ -1,0 +1,221 @@
+"""Runs the stages, each in a process of its own with a time limit, and keeps what they say.
+
+A stage that crashes, hangs or is killed is a failed stage with its last lines; the rest runs.
+Ctrl-C and SIGTERM end the check with the results so far.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from vapo_verl.gpu_check.case import read_cases
+from vapo_verl.gpu_check.results import (
+    CaseResult,
+    CheckResult,
+    Figure,
+    StageResult,
+    stage_status,
+    write_results,
+)
+from vapo_verl.gpu_check.stages import Stage, allot
+from vapo_verl.process_tree import guarded, terminate_tree
+
+POLL_S = 0.2
+TAIL_LINES = 12
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+MACHINE_TIMEOUT_S = 120
+
+Say = Callable[[str], None]
+StageCommand = Callable[[Stage, int, Path], Sequence[str]]
+"""Of a stage, its seconds and its scratch folder."""
+
+
+class Stop:
+    """Set by the first signal to stop; later ones change nothing."""
+
+    def __init__(self) -> None:
+        self.name = ""
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        self.name = self.name or signal.Signals(number).name
+
+
+@contextmanager
+def stopping() -> Iterator[Stop]:
+    """Within, Ctrl-C and SIGTERM set the yielded stop instead of ending this process."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def machine_facts() -> dict[str, Figure]:
+    """See machine.py.
+
+    Raises:
+        RuntimeError: torch cannot be imported, with its last words.
+    """
+    command = [sys.executable, "-m", "vapo_verl.gpu_check.machine"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=MACHINE_TIMEOUT_S)
+    if done.returncode:
+        raise RuntimeError(f"torch does not start: {_last(done.stderr.splitlines(), 1)}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def stage_command(device: str) -> StageCommand:
+    """Starts a stage's module on ``cuda`` or ``cpu``."""
+
+    def command(stage: Stage, seconds: int, scratch: Path) -> Sequence[str]:
+        module = [sys.executable, "-m", "vapo_verl.gpu_check.case", stage.name]
+        limits = ["--device", device, "--seconds", str(seconds), "--scratch", str(scratch)]
+        return [*module, *limits]
+
+    return command
+
+
+def run_check(
+    stages: Sequence[Stage],
+    *,
+    minutes: float,
+    out: Path,
+    machine: dict[str, Figure],
+    command: StageCommand,
+    say: Say,
+) -> CheckResult:
+    """Run the stages within `minutes`; results and each stage's log are in the folder `out`.
+
+    The time that a stage leaves goes to those behind it. Results are written after each stage.
+    """
+    started = time.monotonic()
+    found: list[StageResult] = []
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+    def write(stopped: str, rest: Sequence[StageResult] = ()) -> CheckResult:
+        result = CheckResult(
+            command=shlex.join(["python", "-m", "vapo_verl.gpu_check", *sys.argv[1:]]),
+            date=date,
+            machine=machine,
+            stages=(*found, *rest),
+            seconds=round(time.monotonic() - started, 1),
+            stopped=stopped,
+        )
+        write_results(result, out)
+        return result
+
+    out.mkdir(parents=True, exist_ok=True)
+    with stopping() as stop, guarded() as watch, tempfile.TemporaryDirectory() as scratch:
+        for place, stage in enumerate(stages):
+            left = 60 * minutes - (time.monotonic() - started)
+            seconds = allot(stages[place:], left)[stage.name]
+            say(f"[{place + 1}/{len(stages)}] {stage.name}: {stage.what}")
+            if stop.name:
+                result = StageResult(name=stage.name, status="skipped", message="stopped")
+            elif not seconds:
+                message = f"{max(left, 0):.0f} s left, {stage.core_s} s needed"
+                result = StageResult(name=stage.name, status="skipped", message=message)
+            else:
+                folder = Path(scratch) / stage.name
+                folder.mkdir()
+                words = command(stage, seconds, folder)
+                log = out / f"{stage.name}.log"
+                result = run_stage(stage, seconds, words, folder, log, stop, watch, say)
+            found.append(result)
+            say(f"      {result.status}{_told(result)} ({result.seconds:.0f} s)")
+            write(stop.name)
+    return write(stop.name)
+
+
+def run_stage(
+    stage: Stage,
+    seconds: int,
+    command: Sequence[str],
+    scratch: Path,
+    log: Path,
+    stop: Stop,
+    watch: Callable[[int], None],
+    say: Say,
+) -> StageResult:
+    """One stage's process, to its end or its time limit, with all that it started."""
+    started = time.monotonic()
+    num_told = 0
+
+    def tell_cases() -> list[CaseResult]:
+        nonlocal num_told
+        cases = read_cases(scratch)
+        for case in cases[num_told:]:
+            say(f"      {_case_line(case)}")
+        num_told = len(cases)
+        return cases
+
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        watch(process.pid)
+        problem = ""
+        while process.poll() is None and not problem:
+            time.sleep(POLL_S)
+            tell_cases()
+            if stop.name:
+                problem = f"stopped by {stop.name}"
+            elif time.monotonic() - started > seconds:
+                problem = f"not done after {seconds} s"
+        terminate_tree(process.pid)  # also what a stage that ended left behind
+        code = process.wait()
+    cases = tell_cases()
+    if not problem and code:
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        problem = f"its process ended with {how}"
+    if problem and not stop.name:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        problem += f"; last lines: {_last(lines, 3)}"
+        for line in lines[-TAIL_LINES:]:
+            say(f"      | {line}")
+    return StageResult(
+        name=stage.name,
+        status=stage_status(cases, problem),
+        seconds=round(time.monotonic() - started, 1),
+        message=problem,
+        cases=tuple(cases),
+    )
+
+
+def _case_line(case: CaseResult) -> str:
+    figures = ", ".join(f"{name} {value}" for name, value in case.figures.items())
+    what = case.message or figures
+    status = case.status.upper() if case.status == "failed" else case.status
+    return f"{status:8} {case.name} ({case.seconds:.1f} s)" + (f": {what}" if what else "")
+
+
+def _told(result: StageResult) -> str:
+    parts = [part for part in (result.counts(), result.message.partition(";")[0]) if part]
+    return f": {'; '.join(parts)}" if parts else ""
+
+
+def _last(lines: Sequence[str], number: int) -> str:
+    told = [line.strip() for line in lines if line.strip()]
+    return " / ".join(told[-number:]) or "(it printed nothing)"
