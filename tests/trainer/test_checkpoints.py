@@ -1,5 +1,8 @@
 """Only whole checkpoints are ever resumed from."""
 
+import errno
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -76,6 +79,45 @@ def test_a_failed_write_leaves_the_old_text(tmp_path, monkeypatch):
         checkpoints.write_atomically(file, "new")
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def failing_fsync(monkeypatch, number: int, *, of_folders: bool) -> list[bool]:
+    """Make fsync of folders, or of files, fail; which of the calls were for folders."""
+    calls: list[bool] = []
+
+    def fsync(descriptor):
+        calls.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        if calls[-1] == of_folders:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF]
+)
+def test_a_file_system_that_cannot_sync_folders_holds_complete_checkpoints(
+    tmp_path, monkeypatch, number
+):
+    calls = failing_fsync(monkeypatch, number, of_folders=True)
+    save(tmp_path, 3, whole=True)
+    # actor, the checkpoint, the run; the shard, the marker, the pointer
+    assert (calls.count(True), calls.count(False)) == (3, 3)
+    assert checkpoints.latest_complete(tmp_path) == 3
+    assert pointer(tmp_path) == "3"
+
+
+@pytest.mark.parametrize(
+    ("number", "of_folders"), [(errno.EIO, True), (errno.EINVAL, False), (errno.ENOSPC, False)]
+)
+def test_a_sync_that_fails_for_a_file_or_a_broken_disk_is_an_error(
+    tmp_path, monkeypatch, number, of_folders
+):
+    failing_fsync(monkeypatch, number, of_folders=of_folders)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        save(tmp_path, 3, whole=True)
+    assert not (tmp_path / checkpoints.POINTER).exists()
 
 
 def test_a_save_that_fails_leaves_nothing_of_itself_and_the_older_one_usable(tmp_path):

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vapo_verl.whole_file import written_whole
+from vapo_verl.whole_file import sync_folder, written_whole
 
 MARKER = "complete.json"
 POINTER = "latest_checkpointed_iteration.txt"
@@ -62,7 +62,8 @@ def mark_complete(run_dir: Path, step: int) -> None:
     for path in folder.rglob("*"):
         _sync(path)
     write_atomically(folder / MARKER, json.dumps({"step": step}))
-    _sync(folder)
+    sync_folder(folder)
+    sync_folder(run_dir)  # the name of a new folder is an entry of the one above it
     point_to(run_dir, step)
 
 
@@ -132,6 +133,9 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _sync(path: Path) -> None:
+    if path.is_dir():
+        sync_folder(path)
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
