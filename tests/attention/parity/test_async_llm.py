@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.attention.parity.conftest import PROCESSES, Batch, make_prompts
+from vapo_verl.gpu_check.parity import PROCESSES, Batch, make_prompts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.attention.parity.conftest import PROCESSES, Batch, Eager, make_prompts
+from vapo_verl.gpu_check.parity import PROCESSES, Batch, Eager, make_prompts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

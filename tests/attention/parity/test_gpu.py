@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.attention.parity.conftest import Batch, Eager, Engines, make_prompts
+from vapo_verl.gpu_check.parity import Batch, Eager, Engines, make_prompts
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200)]
 

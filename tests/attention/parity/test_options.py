@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.attention.parity.conftest import Batch, make_prompts
 from vapo_verl.attention import engine_args, visual_attention
+from vapo_verl.gpu_check.parity import Batch, make_prompts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -1,29 +1,37 @@
-"""One vLLM engine in a process of its own: ``python generate.py JOB RESULT``, both pickles.
+"""One vLLM engine in a process of its own.
 
-JOB has `engine` (its arguments), `batches` and `interface` (LLM or AsyncLLM). A batch has
-`prompts`, the `params` of each and an `interrupt`. RESULT has the `outputs` of every batch, and for
-LLM the numbers of `preemptions` and of `graphs` that torch.compile made in this process.
+``python -m vapo_verl.gpu_check.engine_process JOB RESULT``: both are pickles that `parity.py` writes
+and reads in a folder of its own. JOB has `engine` (its arguments), `batches` and `interface` (LLM or
+AsyncLLM). A batch has `prompts`, the `params` of each, an `interrupt` and the level of a `sleep`
+before it. RESULT has the `outputs` of every batch, and for LLM the numbers of `preemptions` and of
+`graphs` that torch.compile made in this process.
 """
+
+from __future__ import annotations
 
 import asyncio
 import pickle
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch._dynamo.utils import counters
-from vllm import LLM, AsyncEngineArgs, SamplingParams
+from vllm import LLM, AsyncEngineArgs, RequestOutput, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
 NUM_TOKENS_BEFORE_INTERRUPT = 12
 
 
-def with_llm(job):
+def with_llm(job: Mapping[str, Any]) -> dict[str, Any]:
     llm = LLM(**job["engine"], disable_log_stats=False)
-    outputs = [
-        llm.generate(batch["prompts"], [SamplingParams(**x) for x in batch["params"]])
-        for batch in job["batches"]
-    ]
+    outputs = []
+    for batch in job["batches"]:
+        if batch["sleep"]:
+            sleep_and_wake(llm, batch["sleep"])
+        params = [SamplingParams(**x) for x in batch["params"]]
+        outputs.append(llm.generate(batch["prompts"], params))
     counts = {metric.name: metric for metric in llm.get_metrics()}
     return {
         "outputs": outputs,
@@ -32,26 +40,35 @@ def with_llm(job):
     }
 
 
-async def with_async_llm(job):
+def sleep_and_wake(llm: LLM, level: int) -> None:
+    """As veRL does around an update: weights come back first, then room for keys and values."""
+    llm.sleep(level)
+    llm.wake_up(["weights"])
+    if level == 2:  # the weights are lost
+        llm.collective_rpc("reload_weights")
+    llm.wake_up(["kv_cache"])
+
+
+async def with_async_llm(job: Mapping[str, Any]) -> dict[str, Any]:
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**job["engine"]))
     try:
-        return {"outputs": [await run_batch(engine, **batch) for batch in job["batches"]]}
+        return {"outputs": [await run_batch(engine, batch) for batch in job["batches"]]}
     finally:
         engine.shutdown()
 
 
-async def run_batch(engine, prompts, params, interrupt):
+async def run_batch(engine: AsyncLLM, batch: Mapping[str, Any]) -> list[RequestOutput]:
     """Run all requests at once, and interrupt them when each of them has some tokens.
 
-    Args:
-        interrupt: ``pause``: the engine, which aborts every request; ``abort``: every second
-            request; None: nothing.
+    `interrupt` is ``pause``: the engine, which aborts every request; ``abort``: every second
+    request; None: nothing.
     """
+    prompts, params, interrupt = batch["prompts"], batch["params"], batch["interrupt"]
     kind = RequestOutputKind.CUMULATIVE if interrupt else RequestOutputKind.FINAL_ONLY
     ids = [f"{interrupt}-{i}" for i in range(len(prompts))]
     under_way = [asyncio.Event() for _ in ids]
 
-    async def run(i):
+    async def run(i: int) -> RequestOutput:
         sampling = SamplingParams(**params[i], output_kind=kind)
         async for output in engine.generate(prompts[i], sampling, ids[i]):
             if len(output.outputs[0].token_ids) >= NUM_TOKENS_BEFORE_INTERRUPT:
