@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import (
     PreTrainedTokenizerBase,
@@ -25,20 +27,32 @@ def model_config(tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLConfig:
     The vocabulary is exactly the tokenizer's: a padded one would give probability to ids that an
     engine masks, and rollout and actor logprobs would then differ by a constant.
     """
+    return qwen_config(tokenizer, _text_config(tokenizer), _vision_config())
+
+
+def qwen_config(
+    tokenizer: PreTrainedTokenizerBase, text: dict[str, Any], vision: dict[str, Any]
+) -> Qwen2_5_VLConfig:
+    """Join the two halves' sizes, with the tokenizer's ids for vision tokens, end and padding."""
     ids = tokenizer.convert_tokens_to_ids
+    of_tokens = {
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     return Qwen2_5_VLConfig(
-        text_config=_text_config(tokenizer),
-        vision_config=_vision_config(),
+        text_config={**text, **of_tokens},
+        vision_config=vision,
         image_token_id=ids("<|image_pad|>"),
         video_token_id=ids("<|video_pad|>"),
         vision_start_token_id=ids("<|vision_start|>"),
         vision_end_token_id=ids("<|vision_end|>"),
-        tie_word_embeddings=True,
+        tie_word_embeddings=text["tie_word_embeddings"],
         architectures=["Qwen2_5_VLForConditionalGeneration"],
     )
 
 
-def _text_config(tokenizer: PreTrainedTokenizerBase) -> dict:
+def _text_config(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     # head_dim is 32, the least that vLLM's CPU attention takes. The rotary base leaves half of the
     # frequencies nearly still over a hundred tokens: looking up a cell by its content needs them.
     rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e4}
@@ -53,13 +67,10 @@ def _text_config(tokenizer: PreTrainedTokenizerBase) -> dict:
         "initializer_range": _WIDTH**-0.5,
         "rope_parameters": rope,
         "tie_word_embeddings": True,
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
     }
 
 
-def _vision_config() -> dict:
+def _vision_config() -> dict[str, Any]:
     return {
         "depth": 2,
         "hidden_size": 128,
@@ -106,9 +117,14 @@ def _match_attention(model: Qwen2_5_VLForConditionalGeneration) -> None:
         attention.q_proj.bias.view(-1, head_dim)[-group:, :_NUM_NEAR] = _NEARNESS
 
 
-def build_processor(tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLProcessor:
-    """Build the processor; images from one cell up to 64 cells keep their size."""
-    pixels = {"min_pixels": CELL_PIXELS**2, "max_pixels": _MAX_CELLS * CELL_PIXELS**2}
+def build_processor(
+    tokenizer: PreTrainedTokenizerBase, max_cells: int = _MAX_CELLS
+) -> Qwen2_5_VLProcessor:
+    """Build the processor; images from one cell up to `max_cells` cells keep their size.
+
+    A cell is 28 x 28 pixels and becomes one image token: 2 x 2 merged patches of 14 x 14.
+    """
+    pixels = {"min_pixels": CELL_PIXELS**2, "max_pixels": max_cells * CELL_PIXELS**2}
     patches = {"patch_size": CELL_PIXELS // 2, "merge_size": 2, "temporal_patch_size": 2}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(**patches, **pixels),
