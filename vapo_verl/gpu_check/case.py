@@ -47,6 +47,8 @@ class Check:
 
     def __init__(self, device: str, scratch: Path, seconds: float) -> None:
         self.device, self.scratch = device, scratch
+        self.shared = scratch.parent
+        """A folder that all stages of one check share, for what takes time to make."""
         self._end = time.monotonic() + seconds - min(CLOSING_S, seconds / 4)
 
     @property

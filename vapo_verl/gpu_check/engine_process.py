@@ -1,10 +1,10 @@
-"""One vLLM engine in a process of its own.
+"""One vLLM engine in a process of its own, for `parity.py`.
 
-``python -m vapo_verl.gpu_check.engine_process JOB RESULT``: both are pickles that `parity.py` writes
-and reads in a folder of its own. JOB has `engine` (its arguments), `batches` and `interface` (LLM or
-AsyncLLM). A batch has `prompts`, the `params` of each, an `interrupt` and the level of a `sleep`
-before it. RESULT has the `outputs` of every batch, and for LLM the numbers of `preemptions` and of
-`graphs` that torch.compile made in this process.
+``python -m vapo_verl.gpu_check.engine_process JOB RESULT``: both are pickles in a folder that
+`parity.py` made. JOB has `engine` (its arguments), `batches` and `interface` (LLM or AsyncLLM). A
+batch has `prompts`, the `params` of each, an `interrupt` and the level of a `sleep` before it.
+RESULT has the `outputs` of every batch, and for LLM the numbers of `preemptions` and of `graphs`
+that torch.compile made in this process.
 """
 
 from __future__ import annotations

@@ -1,0 +1,287 @@
+"""Stage `engine`: visual attention of real vLLM engines, per token and layer.
+
+The 100M random model in bfloat16 runs in vLLM, and the same tokens go through transformers' eager
+attention in float32. An engine may be at most twice as far from it as transformers' own bfloat16
+is. Without CUDA it is the packaged model in float32, and rounding alone is allowed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from vapo_verl.gpu_check.case import CaseSkipped, Check, require
+from vapo_verl.gpu_check.models import random_model
+from vapo_verl.gpu_check.parity import (
+    ALL_LAYERS,
+    PROCESSES,
+    TOLERANCE,
+    Batch,
+    Eager,
+    EngineRun,
+    Engines,
+    Sample,
+    make_prompts,
+)
+from vapo_verl.gpu_check.results import Figure, significant
+
+AT_ONCE = 3
+"""Engines that run side by side on one GPU."""
+START_S = 45.0
+"""An engine takes about so long to start; without as much time left none is started."""
+MEMORY_FRACTION = 0.08
+"""Of the GPU for each of them."""
+NO_VALUES: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineJob:
+    """One engine and the batches that it gets, one after the other."""
+
+    name: str
+    batches: Mapping[str, Batch]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Over `parity.ENGINE`."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    capture: Mapping[str, Any] | None = None
+    """Arguments that export visual attention; None for all layers."""
+    lacks: str = ""
+    """What keeps it from running here; empty where nothing does."""
+    must_preempt: bool = False
+
+
+def gpu_jobs(num_gpus: int) -> list[EngineJob]:
+    """The engines of a CUDA machine, the most telling first."""
+    prompts = make_prompts(1, 0, 2, 1, 3, 0, 2, 1, longest_side=16)
+    mixed = Batch(prompts=prompts, sampling={"n": 2})
+    greedy = Batch(prompts=prompts, sampling={"temperature": 0.0, "max_tokens": 64})
+    graphs = {"TORCHDYNAMO_DISABLE": "0"}
+    common = {
+        "dtype": "bfloat16",
+        "max_model_len": 2048,
+        "max_num_batched_tokens": 2048,
+        "gpu_memory_utilization": MEMORY_FRACTION,
+    }
+    captured = {**common, "enforce_eager": False}
+    captured["compilation_config"] = {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]}
+    piecewise = {"cudagraph_mode": "PIECEWISE", "cudagraph_capture_sizes": [1, 8, 16, 32]}
+    flash, triton, flashinfer = (
+        {"attention_backend": name} for name in ("FLASH_ATTN", "TRITON_ATTN", "FLASHINFER")
+    )
+    no_flashinfer = "" if importlib.util.find_spec("flashinfer") else "flashinfer is not installed"
+    return [
+        EngineJob(
+            name="FLASH_ATTN, CUDA graphs",
+            settings={**captured, **flash, "enable_sleep_mode": True},
+            env=graphs,
+            batches={
+                "n=2, 0 to 3 images": mixed,
+                "prefix cache": mixed,
+                "after sleep level 1": Batch(prompts=prompts, sleep=1),
+                "after sleep level 2": Batch(prompts=prompts, sleep=2),
+                "greedy": greedy,
+            },
+        ),
+        EngineJob(
+            name="FLASH_ATTN, no graphs",
+            settings={**common, **flash},
+            batches={"n=2, 0 to 3 images": mixed, "greedy": greedy},
+        ),
+        EngineJob(
+            name="FLASH_ATTN, piecewise graphs",
+            settings={
+                **captured,
+                **flash,
+                "compilation_config": piecewise,
+                "max_num_batched_tokens": 256,
+                "enable_prefix_caching": False,
+            },
+            env=graphs,
+            batches={"chunked prefill": mixed},
+        ),
+        EngineJob(
+            name="TRITON_ATTN, CUDA graphs",
+            settings={**captured, **triton},
+            env=graphs,
+            batches={"n=2, 0 to 3 images": mixed},
+        ),
+        EngineJob(
+            name="FLASH_ATTN, no graphs, capture off",
+            settings={**common, **flash},
+            batches={"greedy": greedy},
+            capture=NO_VALUES,
+        ),
+        EngineJob(
+            name="FLASH_ATTN, few blocks",
+            settings={**common, **flash, "num_gpu_blocks_override": 140},
+            batches={"preemption": Batch(prompts=prompts, sampling={"n": 2, "max_tokens": 96})},
+            must_preempt=True,
+        ),
+        EngineJob(
+            name="FLASHINFER, CUDA graphs",
+            settings={**captured, **flashinfer},
+            env=graphs,
+            batches={"n=2, 0 to 3 images": mixed},
+            lacks=no_flashinfer,
+        ),
+        EngineJob(
+            name="TRITON_ATTN, no graphs",
+            settings={**common, **triton},
+            batches={"n=2, 0 to 3 images": mixed},
+        ),
+        EngineJob(
+            name="FLASH_ATTN, CUDA graphs, capture off",
+            settings={**captured, **flash, "enable_sleep_mode": True},
+            env=graphs,
+            # a batch before it, for what the prefix cache holds
+            batches={"first": Batch(prompts=prompts), "greedy": greedy},
+            capture=NO_VALUES,
+        ),
+        EngineJob(
+            name="tensor parallel 2",
+            settings={**common, **flash, "tensor_parallel_size": 2},
+            env=PROCESSES,
+            batches={"n=2, 0 to 3 images": mixed},
+            lacks="" if num_gpus > 1 else "one GPU",
+        ),
+    ]
+
+
+def cpu_jobs() -> list[EngineJob]:
+    """The rehearsal's engines."""
+    prompts = make_prompts(1, 0, 2, 1)
+    mixed = Batch(prompts=prompts, sampling={"n": 2})
+    greedy = Batch(prompts=prompts, sampling={"temperature": 0.0})
+    preempted = Batch(prompts=make_prompts(1, 2, 3, 1, 2), sampling={"n": 2, "max_tokens": 96})
+    return [
+        EngineJob(
+            name="CPU_ATTN",
+            batches={"n=2, 0 to 2 images": mixed, "prefix cache": mixed, "greedy": greedy},
+        ),
+        EngineJob(
+            name="CPU_ATTN, capture off",
+            batches={"first": mixed, "second": mixed, "greedy": greedy},
+            capture=NO_VALUES,
+        ),
+        EngineJob(
+            name="CPU_ATTN, few blocks",
+            settings={"num_gpu_blocks_override": 56},
+            batches={"preemption": preempted},
+            must_preempt=True,
+        ),
+    ]
+
+
+SAME_TOKENS = {
+    "FLASH_ATTN, CUDA graphs": "FLASH_ATTN, CUDA graphs, capture off",
+    "FLASH_ATTN, no graphs": "FLASH_ATTN, no graphs, capture off",
+    "CPU_ATTN": "CPU_ATTN, capture off",
+}
+"""Engines whose greedy tokens must be equal, with capture on and off."""
+
+
+def run(check: Check) -> None:
+    on_gpu = check.device == "cuda"
+    jobs = gpu_jobs(torch.cuda.device_count()) if on_gpu else cpu_jobs()
+    judge = Judge(check) if on_gpu else ExactJudge()
+    engines = Engines(check.scratch / "engines", random_model(check, "100m") if on_gpu else None)
+    with ThreadPoolExecutor(AT_ONCE if on_gpu else 1) as pool:
+        runs = {job.name: pool.submit(_run, engines, job, check) for job in jobs}
+        for job in jobs:
+            for number, batch in enumerate(job.batches):
+                if job.capture is None:
+                    body = partial(_look, runs[job.name], number, job, judge)
+                    check.case(f"{job.name}: {batch}", body)
+            if other := SAME_TOKENS.get(job.name):
+                name = f"{job.name}: tokens with capture on and off"
+                check.case(name, partial(_same_tokens, runs[job.name], runs[other]))
+
+
+def _run(engines: Engines, job: EngineJob, check: Check) -> EngineRun:
+    if job.lacks:
+        raise CaseSkipped(job.lacks)
+    if check.seconds_left < START_S:
+        raise CaseSkipped("no time left")
+    return engines.run(
+        *job.batches.values(),
+        capture=ALL_LAYERS if job.capture is None else job.capture,
+        env=job.env,
+        timeout_s=check.seconds_left,
+        **job.settings,
+    )
+
+
+def _look(
+    run: Future[EngineRun], number: int, job: EngineJob, judge: Callable[..., Mapping[str, Figure]]
+) -> Mapping[str, Figure]:
+    result = run.result()
+    figures: dict[str, Figure] = {}
+    if job.must_preempt:
+        require(result.preemptions > 0, "no request was preempted: the cache is too large")
+        figures["preemptions"] = int(result.preemptions)
+    samples = result.batches[number]
+    cached = sum(sample.num_cached_tokens or 0 for sample in samples)
+    return {**figures, **judge(samples), "tokens": _num_tokens(samples), "cached_tokens": cached}
+
+
+def _same_tokens(on: Future[EngineRun], off: Future[EngineRun]) -> Mapping[str, Figure]:
+    with_capture, without = on.result().batches[-1], off.result().batches[-1]
+    for number, (one, other) in enumerate(zip(with_capture, without, strict=True)):
+        same = one.completion.token_ids == other.completion.token_ids
+        require(same, f"response {number} has other tokens with capture on than with it off")
+    return {"tokens": _num_tokens(with_capture)}
+
+
+def _num_tokens(samples: Sequence[Sample]) -> int:
+    return sum(len(sample.completion.token_ids) for sample in samples)
+
+
+class Judge:
+    """Holds an engine in bfloat16 against what bfloat16 itself costs the model."""
+
+    def __init__(self, check: Check) -> None:
+        self._check = check
+
+    @cached_property
+    def _models(self) -> tuple[Eager, Eager]:
+        folder, device = random_model(self._check, "100m"), self._check.device
+        return Eager(torch.float32, folder, device), Eager(torch.bfloat16, folder, device)
+
+    def __call__(self, samples: Sequence[Sample]) -> Mapping[str, Figure]:
+        exact, rounded = self._models
+        values = [
+            (x.values, exact.visual_attention(x), rounded.visual_attention(x)) for x in samples
+        ]
+        errors = np.concatenate([abs(got - right).ravel() for got, right, _ in values])
+        own = np.concatenate([abs(other - right).ravel() for _, right, other in values])
+        figures: dict[str, Figure] = {
+            "mean_error": significant(errors.mean()),
+            "largest_error": significant(errors.max()),
+            "mean_error_of_bfloat16": significant(own.mean()),
+            "largest_error_of_bfloat16": significant(own.max()),
+        }
+        told = ", ".join(f"{name} {value}" for name, value in figures.items())
+        # a comparison with nan is false
+        holds = errors.mean() <= 2 * own.mean() and errors.max() <= 2 * own.max()
+        require(bool(holds), f"more than twice as far from float32 as bfloat16: {told}")
+        return figures
+
+
+class ExactJudge:
+    """Holds an engine in float32 against the packaged model in transformers."""
+
+    @cached_property
+    def _eager(self) -> Eager:
+        return Eager()
+
+    def __call__(self, samples: Sequence[Sample]) -> Mapping[str, Figure]:
+        worst = self._eager.errors(samples).max()
+        require(bool(worst <= TOLERANCE), f"off by {worst:.1e}, {TOLERANCE:.0e} is allowed")
+        return {"largest_error": significant(worst)}
