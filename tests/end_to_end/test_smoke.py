@@ -38,6 +38,10 @@ CONTRACT = {
         )
     ),
     *(f"vapo/attention/{name}" for name in ("mean", "early", "late", "slope", "missing_fraction")),
+    *(
+        f"vapo/memory/{phase}_gib"
+        for phase in ("rollout", "old_log_prob", "ref", "update_actor", "update_weights")
+    ),
 }
 CORRELATION = "training/rollout_actor_probs_pearson_corr"
 

@@ -49,4 +49,5 @@ class CPUDeviceModule(types.ModuleType):
     def _nothing(*_args: Any, **_kwargs: Any) -> None:
         return None
 
-    empty_cache = ipc_collect = set_device = set_per_process_memory_fraction = _nothing
+    empty_cache = ipc_collect = reset_peak_memory_stats = _nothing
+    set_device = set_per_process_memory_fraction = _nothing

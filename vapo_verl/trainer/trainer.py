@@ -40,6 +40,7 @@ from vapo_verl.trainer.metrics import (
     reward_metrics,
     verdict_agreement,
 )
+from vapo_verl.trainer.phase_memory import PhaseMemory
 from vapo_verl.trainer.replay_fields import column_values
 from vapo_verl.trainer.report import KeyPictures, write_final_report
 from vapo_verl.trainer.rollout_samples import captured_layers, sample_rows
@@ -195,6 +196,33 @@ class VapoTrainer(PPOTrainerSync):
         batch.reorder(sorted(range(len(batch.keys)), key=lambda i: batch.keys[i]))
         return super()._balance_batch(batch, *args, **kwargs)
 
+    @cached_property
+    def _memory(self) -> PhaseMemory:
+        return PhaseMemory(self.actor_rollout_wg)
+
+    def on_sample_end(self) -> None:
+        self._memory.end_phase("rollout")  # before the engine sleeps
+        super().on_sample_end()
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        batch = super()._compute_old_log_prob(batch, metrics)
+        self._memory.end_phase("old_log_prob")
+        return batch
+
+    def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        batch = super()._compute_ref_log_prob(batch, metrics)
+        self._memory.end_phase("ref")
+        return batch
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        batch = super()._update_actor(batch, metrics)
+        self._memory.end_phase("update_actor")
+        return batch
+
+    def on_step_end(self) -> None:
+        super().on_step_end()
+        self._memory.end_phase("update_weights")
+
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """veRL's call of the registered estimator, then what it was not told: see credit.py."""
         batch = super()._compute_advantage(batch, metrics)
@@ -241,6 +269,7 @@ class VapoTrainer(PPOTrainerSync):
                 data["response_mask"].to_padded_tensor(0),
             )
         )
+        metrics.update(self._memory.metrics())
         self._write_rollouts(real, batch.partition_id)
 
     def _write_rollouts(self, keys: list[str], partition_id: str) -> None:

@@ -7,13 +7,18 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from verl.single_controller.base.decorator import make_nd_compute_dataproto_dispatch_fn, register
+from verl.single_controller.base.decorator import (
+    Dispatch,
+    make_nd_compute_dataproto_dispatch_fn,
+    register,
+)
 from verl.utils.device import get_device_name
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.rollout import base
 
 from vapo_verl.integration import text_only_forward
 from vapo_verl.integration.mrope_nesting import with_ragged_positions
+from vapo_verl.trainer.phase_memory import peak_device_memory
 
 WEIGHT_SENDER = "vapo_verl.rollout.weight_sync.VapoServerAdapter"
 """As a path: its import is vLLM's, which only the process that sends needs."""
@@ -53,3 +58,8 @@ class VapoWorker(ActorRolloutRefWorker):
 
     actor_worker_cls = VapoTrainingWorker
     ref_worker_cls = VapoTrainingWorker
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def peak_device_memory(self) -> float:
+        """See phase_memory.py; a list of one number per rank for the caller."""
+        return peak_device_memory()
