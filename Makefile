@@ -1,7 +1,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-cluster test-gpu bench study study-quick study-variants doctor lint format lock clean
+.PHONY: help setup demo test test-slow test-cluster test-gpu gpu-check bench study study-quick study-variants doctor lint format lock clean
 
 VENV ?= .venv
 # Where `make demo` leaves its run, and the data of the recipes (main reads VAPO_DATA_DIR).
@@ -41,6 +41,10 @@ test-cluster: setup ## real Slurm, Docker and Ray over several pretend nodes; ro
 
 test-gpu: setup ## the tests that need a GPU, in an environment of EXTRA=gpu
 	$(PYTEST) -m gpu --timeout 1800 $(ARGS)
+
+gpu-check: ## prove on this machine's GPU what runs on one, in 12 minutes: ARGS="--minutes 5"
+	@[[ -d "$(VENV)" ]] || export EXTRA=$${EXTRA:-gpu}; requirements/install.sh
+	$(BIN)/python -m vapo_verl.gpu_check $(ARGS)
 
 bench: setup ## what visual attention and anchors cost: tables and JSON lines
 	$(BIN)/python benchmarks/attention.py

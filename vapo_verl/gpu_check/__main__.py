@@ -12,7 +12,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vapo_verl.gpu_check.stages import DEFAULT_MINUTES, STAGES, Stage, allot, select_stages
+from vapo_verl.gpu_check.stages import (
+    DEFAULT_MINUTES,
+    STAGES,
+    Stage,
+    allot,
+    for_rehearsal,
+    select_stages,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(problem))
     if options.minutes <= 0:
         parser.error(f"--minutes {options.minutes:g} is too small; give minutes above 0")
+    if options.device == "cpu":
+        stages = for_rehearsal(stages)
     if options.dry_run:
         print(plan(stages, options.minutes))
         return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +66,8 @@ STAGES = (
 )
 
 DEFAULT_MINUTES = 12.0
+SLOWER_ON_CPU = 6
+"""Times as long a stage may take in a rehearsal."""
 
 
 def select_stages(names: Sequence[str] | None) -> list[Stage]:
@@ -101,3 +103,8 @@ def allot(stages: Sequence[Stage], budget_s: float) -> dict[str, int]:
             given[stage.name] += more
             left -= more
     return given
+
+
+def for_rehearsal(stages: Sequence[Stage]) -> list[Stage]:
+    """The stages with limits for small sizes on a few CPU cores."""
+    return [replace(stage, cap_s=SLOWER_ON_CPU * stage.cap_s) for stage in stages]

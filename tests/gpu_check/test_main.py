@@ -1,0 +1,71 @@
+"""The command line: instant help, one line without CUDA, a plan without a run."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from vapo_verl.gpu_check.__main__ import main, plan
+from vapo_verl.gpu_check.stages import STAGES
+
+HEAVY = ("torch", "numpy", "vllm", "verl", "ray", "transformers", "triton")
+
+
+def call(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "vapo_verl.gpu_check", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--dry-run"]])
+def test_help_and_plan_import_nothing_heavy(arguments):
+    code = f"""
+import runpy, sys
+sys.argv = ["gpu_check", *{arguments!r}]
+try:
+    runpy.run_module("vapo_verl.gpu_check", run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = [name for name in {HEAVY!r} if name in sys.modules]
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(stage.name in done.stdout for stage in STAGES)
+
+
+def test_without_cuda_it_says_so_in_one_line_and_exits_with_2(tmp_path):
+    done = call("--out", str(tmp_path / "out"), CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "torch sees no CUDA device" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stages", "kernel"], "--stages kernel is not known"),
+        (["--minutes", "0"], "--minutes 0 is too small"),
+        (["--minutes", "soon"], "invalid float value"),
+    ],
+)
+def test_bad_usage_exits_with_2_and_the_fix(capsys, arguments, message):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_plan_tells_limits_and_needs():
+    lines = plan(STAGES, 5).splitlines()
+    assert lines[0] == "5 minutes"
+    told = {line.split()[0]: line for line in lines[2:]}
+    assert set(told) == {stage.name for stage in STAGES}
+    assert "no time" in told["probes"]
+    assert "ray" in told["train"]
