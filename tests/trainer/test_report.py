@@ -1,9 +1,14 @@
 """What a run shows of itself, and that no fault in it ends the run."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 
 from tests.run_folders import rollout_row, write_run
+from vapo_verl.diagnostics.__main__ import main as report_command
 from vapo_verl.trainer.report import KEY_PANELS, KeyPictures, write_final_report
 
 METRICS = {"vapo/reward/total": 1.5, "vapo/reward/accuracy": 0.5}
@@ -76,6 +81,39 @@ def test_a_fault_is_said_once_and_the_run_goes_on(run, capsys):
     assert capsys.readouterr().out.count("WARNING: no pictures for the trackers") == 1
 
 
+def hide(monkeypatch, package):
+    """Make imports of a package fail as where it is not installed."""
+    loaded = [name for name in sys.modules if name == package or name.startswith(f"{package}.")]
+    for name in {package, *loaded}:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def test_without_matplotlib_there_are_no_pictures_and_it_is_said_once(run, monkeypatch, capsys):
+    hide(monkeypatch, "matplotlib")
+    monkeypatch.delitem(sys.modules, "vapo_verl.diagnostics.picture", raising=False)
+    pictures = KeyPictures(run, {"wandb": Wandb()}, freq=1, last_step=7)
+    for step in range(1, 8):
+        pictures.log({}, step)
+    said = "WARNING: no pictures for the trackers: matplotlib is not installed"
+    assert capsys.readouterr().out == f"{said}; `pip install matplotlib`\n"
+
+
+def test_without_plotly_a_run_ends_with_one_line_in_place_of_the_report(run, monkeypatch, capsys):
+    hide(monkeypatch, "plotly")
+    write_final_report(run)
+    assert capsys.readouterr().out == (
+        "WARNING: no report.html: plotly is not installed; `pip install plotly`, then "
+        f"`python -m vapo_verl.diagnostics report {run}`\n"
+    )
+    assert not (run / "report.html").exists()
+
+
+def test_without_plotly_the_command_says_what_to_install(run, monkeypatch, capsys):
+    hide(monkeypatch, "plotly")
+    assert report_command(["report", str(run)]) == 2
+    assert capsys.readouterr().err == "plotly is not installed; `pip install plotly`\n"
+
+
 def test_tensorboard_holds_them_as_images(run, monkeypatch):
     from verl.utils.tracking import Tracking
 
@@ -107,3 +145,49 @@ def test_the_report_is_written_when_a_run_has_ended(run, tmp_path, capsys):
     assert "Visual attention by progress" in (run / "report.html").read_text(encoding="utf-8")
     write_final_report(tmp_path / "none")
     assert "WARNING: no report.html: RunError" in capsys.readouterr().out
+
+
+WITHOUT_PACKAGES = """
+import sys
+from importlib.machinery import PathFinder
+
+found = PathFinder.find_spec
+
+def find_spec(name, path=None, target=None):
+    absent = name.partition(".")[0] in ("wandb", "plotly", "matplotlib")
+    return None if absent else found(name, path, target)
+
+PathFinder.find_spec = staticmethod(find_spec)
+from pathlib import Path
+
+import vapo_verl.trainer.task_runner
+import vapo_verl.trainer.trainer
+from verl.utils.tracking import Tracking
+from vapo_verl.trainer.report import KeyPictures, write_final_report
+from vapo_verl.trainer.trackers import prepare_trackers
+
+run = Path(sys.argv[1])
+prepare_trackers(run, ["tensorboard"])
+tracking = Tracking("vapo_verl", "test", ["tensorboard"], config={})
+tracking.log({"vapo/reward/total": 1.5}, step=7)
+KeyPictures(run, tracking.logger, freq=7, last_step=7).log({}, 7)
+tracking.finish()
+write_final_report(run)
+"""
+
+
+def test_a_trainer_works_where_wandb_plotly_and_matplotlib_are_not_installed(run):
+    environment = {k: v for k, v in os.environ.items() if k != "TENSORBOARD_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PACKAGES, str(run)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    ours = [line for line in done.stdout.splitlines() if line.startswith("WARNING: no ")]
+    assert [line.partition(" is not installed")[0] for line in ours] == [
+        "WARNING: no pictures for the trackers: matplotlib",
+        "WARNING: no report.html: plotly",
+    ], done.stdout
+    assert list((run / "tensorboard").rglob("events.*"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vapo_verl.trainer.trackers import prepare_trackers
+from vapo_verl.trainer.trackers import check_trackers, prepare_trackers
 
 VARIABLES = ("TENSORBOARD_DIR", "VERL_FILE_LOGGER_PATH", "WANDB_DIR", "WANDB_MODE", "WANDB_API_KEY")
 
@@ -36,6 +36,25 @@ def test_a_key_or_an_explicit_mode_is_respected(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     prepare_trackers(tmp_path, ["wandb"])
     assert os.environ["WANDB_MODE"] == "disabled"
+
+
+@pytest.mark.parametrize(
+    ("loggers", "others"),
+    [(["tensorboard", "wandb"], "[tensorboard]"), (["wandb"], "[]")],
+)
+def test_a_backend_that_is_not_installed_is_an_error_with_the_fix(monkeypatch, loggers, others):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="wandb needs the package wandb") as error:
+        check_trackers(loggers)
+    assert "`pip install wandb`" in str(error.value)
+    assert f"or set trainer.logger={others} " in str(error.value)
+
+
+def test_nothing_is_asked_of_packages_that_no_logger_names(monkeypatch, tmp_path):
+    for package in ("wandb", "tensorboard", "mlflow"):
+        monkeypatch.setitem(sys.modules, package, None)
+    check_trackers(["console", "file"])
+    prepare_trackers(tmp_path, ["console", "file"])
 
 
 def test_verls_tracking_logs_to_real_backends_in_the_run_folder(tmp_path, new_wandb_session):

@@ -20,6 +20,7 @@ from vapo_verl.diagnostics.early_panel import early_panel, early_table
 from vapo_verl.diagnostics.page_parts import (
     content_policy,
     figures_html,
+    plotly_script,
     resource_text,
     table_html,
 )
@@ -41,12 +42,10 @@ def write_report(out: Path, runs: Sequence[RunSummary]) -> None:
 
 
 def render_report(runs: Sequence[RunSummary]) -> str:
-    from plotly.offline import get_plotlyjs  # read only here: the file has 5 MB
-
     training = training_panels(runs)
     forgotten = [*attention_panels(runs), *anchor_panels(runs), early_panel(runs)]
     early = early_table(runs)
-    plotly, script = get_plotlyjs(), "\n".join(map(resource_text, _SCRIPTS))
+    plotly, script = plotly_script(), "\n".join(map(resource_text, _SCRIPTS))
     names = [run.name for run in runs]
     samples = [
         {"run": place, **asdict(response)}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
+from vapo_verl.diagnostics.errors import MissingPackage
 from vapo_verl.diagnostics.panel import Panel
 from vapo_verl.diagnostics.tables import Table
 from vapo_verl.safe_html import policy_hash
@@ -47,6 +48,19 @@ def content_policy(*scripts: str) -> str:
         "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline';"
         f" script-src {allowed}; base-uri 'none'; form-action 'none'"
     )
+
+
+def plotly_script() -> str:
+    """plotly.js, which a page carries to draw its figures.
+
+    Raises:
+        MissingPackage: plotly is not installed.
+    """
+    try:
+        from plotly.offline import get_plotlyjs  # read only here: the file has 5 MB
+    except ModuleNotFoundError as error:
+        raise MissingPackage("plotly is not installed; `pip install plotly`") from error
+    return get_plotlyjs()
 
 
 def resource_text(name: str) -> str:

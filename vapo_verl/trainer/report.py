@@ -11,6 +11,7 @@ from PIL import Image
 
 from vapo_verl.diagnostics.anchor_panels import anchor_panels
 from vapo_verl.diagnostics.attention_panels import attention_panels
+from vapo_verl.diagnostics.errors import MissingPackage
 from vapo_verl.diagnostics.page import write_report
 from vapo_verl.diagnostics.run_summary import summarise_run
 from vapo_verl.diagnostics.training_panels import training_panels
@@ -49,6 +50,14 @@ class KeyPictures:
             for name, image in self._pictures(step):
                 for send, backend in self._sends:
                     send(backend, name, image, step)
+        except ModuleNotFoundError as error:
+            self._sends = []
+            package = (error.name or "").partition(".")[0]
+            print(
+                f"WARNING: no pictures for the trackers: {package} is not installed; "
+                f"`pip install {package}`",
+                flush=True,
+            )
         except Exception as error:  # of a tracker's client, or a full disk
             if not self._warned:
                 print(f"WARNING: no pictures for the trackers: {error!r}", flush=True)
@@ -72,6 +81,9 @@ def write_final_report(run_dir: Path) -> None:
     try:
         run = summarise_run(run_dir, name=run_dir.name, num_samples=NUM_SAMPLES, seed=0)
         write_report(run_dir / REPORT_FILE, [run])
+    except MissingPackage as error:
+        command = f"python -m vapo_verl.diagnostics report {run_dir}"
+        print(f"WARNING: no {REPORT_FILE}: {error}, then `{command}`", flush=True)
     except Exception as error:  # the run is done, and all that the report reads is safe
         print(f"WARNING: no {REPORT_FILE}: {error!r}", flush=True)
 

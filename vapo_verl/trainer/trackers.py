@@ -1,11 +1,41 @@
-"""Where veRL's tracking backends put their files: into the run folder."""
+"""veRL's tracking backends: are they installed, and where in the run folder are their files."""
 
 from __future__ import annotations
 
+import importlib.util
 import netrc
 import os
 from collections.abc import Sequence
 from pathlib import Path
+
+_PACKAGES = {
+    "clearml": "clearml",
+    "mlflow": "mlflow",
+    "rl_insight": "rl_insight",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "vemlp_wandb": "volcengine_ml_platform",
+    "wandb": "wandb",
+}
+"""Name in `trainer.logger` -> the package that veRL imports for it."""
+
+
+def check_trackers(loggers: Sequence[str]) -> None:
+    """Refuse a tracking backend whose package is missing, before anything starts.
+
+    Raises:
+        ValueError: the first such backend, with the fix.
+    """
+    for name in loggers:
+        package = _PACKAGES.get(name)
+        if package is not None and importlib.util.find_spec(package) is None:
+            others = ",".join(other for other in loggers if other != name)
+            raise ValueError(
+                f"trainer.logger=[{','.join(loggers)}]: {name} needs the package {package}, which "
+                f"is not installed; `pip install {package}`, or set trainer.logger=[{others}] "
+                "(metrics.jsonl is written either way)"
+            )
 
 
 def prepare_trackers(run_dir: Path, loggers: Sequence[str]) -> None:
@@ -13,7 +43,11 @@ def prepare_trackers(run_dir: Path, loggers: Sequence[str]) -> None:
 
     Weights & Biases runs offline where no key is set: a machine without an account, or a test,
     must not wait for a login.
+
+    Raises:
+        ValueError: see :func:`check_trackers`.
     """
+    check_trackers(loggers)
     run_dir.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("TENSORBOARD_DIR", str(run_dir / "tensorboard"))
     os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(run_dir / "verl_metrics.jsonl"))

@@ -13,6 +13,7 @@ from typing import Any
 from vapo_verl.diagnostics.page_parts import (
     content_policy,
     figures_html,
+    plotly_script,
     resource_text,
     table_html,
 )
@@ -28,9 +29,7 @@ def write_page(
     folder: Path, title: str, note: str, panels: Sequence[Panel], tables: Sequence[Table]
 ) -> Path:
     """Write `page.html`, whole or not at all, and return its path."""
-    from plotly.offline import get_plotlyjs  # read only here: the file has 5 MB
-
-    plotly, script = get_plotlyjs(), resource_text("plots.js")
+    plotly, script = plotly_script(), resource_text("plots.js")
     template = (files("vapo_verl.diagnostics.probing") / "result.html").read_text(encoding="utf-8")
     page = Template(template).substitute(
         policy=content_policy(plotly, script),
