@@ -156,15 +156,22 @@ def make_random_model(
     return config
 
 
-def _adapted(size: str, **changes: int | None) -> Shape:
+def _adapted(
+    size: str, *, layers: int | None, vision_layers: int | None, vocab_size: int | None
+) -> Shape:
     if size not in SHAPES:
         raise ValueError(f"size={size} is unknown; use one of {', '.join(SHAPES)}")
-    names = {"layers": "num_layers"}
-    given = {name: value for name, value in changes.items() if value is not None}
+    shape = SHAPES[size]
+    given = {"layers": layers, "vision_layers": vision_layers, "vocab_size": vocab_size}
     for name, value in given.items():
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
-    return replace(SHAPES[size], **{names.get(name, name): v for name, v in given.items()})
+    return replace(
+        shape,
+        num_layers=layers or shape.num_layers,
+        vision_layers=vision_layers or shape.vision_layers,
+        vocab_size=vocab_size or shape.vocab_size,
+    )
 
 
 def random_config(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLConfig:
