@@ -25,7 +25,7 @@ GPU_RECIPES = [*PAPERS, *VARIANTS]
 
 
 def test_the_recipes_are_those_the_readme_lists():
-    assert recipe_names() == sorted(["smoke", "study", *GPU_RECIPES, *SWEEPS])
+    assert recipe_names() == sorted(["smoke", "smoke_gpu", "study", *GPU_RECIPES, *SWEEPS])
     readme = Path(__file__).parents[2].joinpath("README.md").read_text()
     for recipe in recipe_names():
         assert f"`{recipe}`" in readme, f"README does not tell what {recipe} is"
@@ -57,6 +57,29 @@ def test_passes_verls_validation_on_one_and_two_nodes_of_eight_gpus(recipe, num_
     assert config.trainer.n_gpus_per_node == 8
     preflight._check_batches(config)
     validate_config(config, need_reference_policy(config), need_critic(config))
+
+
+def test_smoke_gpu_fits_one_gpu_with_and_without_flash_attn(monkeypatch):
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    config, settings = settled("smoke_gpu")
+    monkeypatch.setattr(preflight, "lacks_flash_attention", lambda _: True)
+    preflight.check_attention_kernel(config)
+    config.actor_rollout_ref.model.use_remove_padding = False
+    preflight.check_padding(config)
+    validate_config(config, need_reference_policy(config), need_critic(config))
+    assert (config.trainer.n_gpus_per_node, config.trainer.nnodes) == (1, 1)
+    assert (settings.anchors.num_anchors, settings.attention.enabled) == (8, True)
+    assert config.actor_rollout_ref.rollout.free_cache_engine  # sleep mode
+    assert config.trainer.logger == ["tensorboard"]
+
+
+def test_smoke_gpu_takes_data_and_model_from_one_folder(monkeypatch):
+    monkeypatch.setenv("VAPO_DATA_DIR", "/somewhere")
+    config, _ = settled("smoke_gpu")
+    assert config.data.train_files == "/somewhere/digits/train.parquet"
+    assert config.actor_rollout_ref.model.path == "/somewhere/models/random_100m"
 
 
 def test_vapo_paper_holds_the_papers_table():
