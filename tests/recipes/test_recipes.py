@@ -21,7 +21,9 @@ SWEEPS = {
     "sweep_placement": ("vapo.anchors.placement", "vapo_random"),
 }
 PAPERS = ["vapo", "vapo_3b", "vapo_paper", "vapo_released", "grpo", "dapo"]
-GPU_RECIPES = [*PAPERS, *VARIANTS]
+GPUS_PER_NODE = {"vapo_3b_1gpu": 1, "vapo_7b_4gpu": 4}
+"""Of the recipes for smaller machines; the others are for nodes of 8."""
+GPU_RECIPES = [*PAPERS, *VARIANTS, *GPUS_PER_NODE]
 
 
 def test_the_recipes_are_those_the_readme_lists():
@@ -49,12 +51,12 @@ def test_composes_and_passes_our_checks(recipe):
 
 @pytest.mark.parametrize("num_nodes", [1, 2])
 @pytest.mark.parametrize("recipe", GPU_RECIPES)
-def test_passes_verls_validation_on_one_and_two_nodes_of_eight_gpus(recipe, num_nodes):
+def test_passes_verls_validation_on_one_and_two_of_its_nodes(recipe, num_nodes):
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
     config, _ = settled(recipe, f"trainer.nnodes={num_nodes}")
-    assert config.trainer.n_gpus_per_node == 8
+    assert config.trainer.n_gpus_per_node == GPUS_PER_NODE.get(recipe, 8)
     preflight._check_batches(config)
     validate_config(config, need_reference_policy(config), need_critic(config))
 
@@ -130,6 +132,26 @@ def test_grpo_is_vapo_without_its_reward_and_nothing_else():
         "vapo.anchors.num_anchors",
         "vapo.reward.perception_source",
     }
+
+
+def test_vapo_7b_4gpu_is_vapo_on_fewer_gpus():
+    smaller, vapo = (OmegaConf.to_container(settled(name)[0]) for name in ("vapo_7b_4gpu", "vapo"))
+    changed = {key for key in differing(smaller, vapo) if not key.endswith("experiment_name")}
+    assert {key.rpartition(".")[2] for key in changed} == {
+        "default_local_dir",
+        "gpu_memory_utilization",
+        "n_gpus_per_node",
+    }
+
+
+def test_vapo_3b_1gpu_trains_all_parameters_with_their_state_on_the_host():
+    config, settings = settled("vapo_3b_1gpu")
+    policy = config.actor_rollout_ref
+    assert policy.model.path == "Qwen/Qwen2.5-VL-3B-Instruct"
+    assert (policy.model.lora_rank, policy.actor.strategy) == (0, "fsdp2")
+    assert policy.actor.fsdp_config.offload_policy
+    assert config.data.train_batch_size == 3 * policy.actor.ppo_mini_batch_size
+    assert settings.anchors.num_anchors == 20
 
 
 @pytest.mark.parametrize(("recipe", "key"), [(name, key) for name, (key, _) in SWEEPS.items()])
