@@ -1,20 +1,13 @@
-"""Sizes by hand: a model of 1000 parameters, and the shipped recipes."""
+"""Sizes of models and checkpoints by hand: a model of 1000 parameters, and the recipes' own."""
 
 import json
 
 import pytest
 
 from vapo_verl.doctor.disk import checkpoint_bytes, num_checkpoints
-from vapo_verl.doctor.findings import GIB
-from vapo_verl.doctor.gpu_memory import rank_memory
-from vapo_verl.doctor.host_memory import (
-    PROCESS_BYTES,
-    checkpoint_copies,
-    estimate,
-    image_bytes,
-    state_bytes,
-)
-from vapo_verl.doctor.model_size import image_cut, model_size
+from vapo_verl.doctor.model_shape import KNOWN_SHAPES, shape_from_folder
+from vapo_verl.doctor.model_size import image_cut, model_shape, model_size
+from vapo_verl.small_model import model_dir
 
 
 @pytest.fixture
@@ -38,12 +31,72 @@ def test_parameters_are_counted_in_the_headers(config, model):
     assert (cut.pixels_per_token, cut.max_pixels) == (32 * 32, 10240)
 
 
-def test_a_hub_name_is_sized_by_its_number(config, monkeypatch, tmp_path):
+def test_a_hub_name_is_sized_by_its_published_shape_or_by_its_number(config, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     size = model_size(config(recipe="vapo_3b"))
     assert size is not None
-    assert size.num_parameters == pytest.approx(3e9 * 1.2)
-    assert model_size(config("actor_rollout_ref.model.path=some/model", recipe="vapo")) is None
+    assert size.num_parameters == 3_754_622_976
+    named = config("actor_rollout_ref.model.path=mine/Some-VL-32B", recipe="vapo")
+    size = model_size(named)
+    assert size is not None
+    assert size.num_parameters == pytest.approx(32e9 * 1.2)
+    assert model_shape(named) == KNOWN_SHAPES["Qwen/Qwen2.5-VL-7B-Instruct"]  # the nearest one
+    unknown = config("actor_rollout_ref.model.path=some/model", recipe="vapo")
+    assert model_size(unknown) is None
+    assert model_shape(unknown) is None
+
+
+def sizes_of(shape):
+    """The halves of a transformers config with a shape's sizes."""
+    text = {
+        "hidden_size": shape.hidden_size,
+        "num_hidden_layers": shape.num_hidden_layers,
+        "num_attention_heads": shape.num_attention_heads,
+        "num_key_value_heads": shape.num_key_value_heads,
+        "intermediate_size": shape.intermediate_size,
+        "vocab_size": shape.vocab_size,
+    }
+    vision = {
+        "hidden_size": shape.vision_hidden_size,
+        "depth": shape.vision_depth,
+        "intermediate_size": shape.vision_intermediate_size,
+        "out_hidden_size": shape.hidden_size,
+    }
+    return text, vision
+
+
+@pytest.mark.parametrize(
+    ("name", "num_parameters"),
+    [
+        ("Qwen/Qwen2.5-VL-3B-Instruct", 3_754_622_976),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", 8_292_166_656),
+    ],
+)
+def test_a_shape_counts_every_parameter_of_the_model(name, num_parameters):
+    import torch
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    shape = KNOWN_SHAPES[name]
+    text, vision = sizes_of(shape)
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        tie_word_embeddings=shape.tie_word_embeddings,
+    )
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    model.tie_weights()
+    layer = model.model.language_model.layers[0]
+    assert sum(p.numel() for p in model.parameters()) == shape.num_parameters == num_parameters
+    assert sum(p.numel() for p in layer.parameters()) == shape.layer_parameters
+
+
+def test_the_shape_of_a_folder_is_its_config_jsons(config):
+    shape = shape_from_folder(model_dir())
+    size = model_size(config())
+    assert shape is not None and size is not None
+    assert (shape.hidden_size, shape.vision_depth, shape.tie_word_embeddings) == (128, 2, True)
+    assert shape.num_parameters == size.num_parameters  # by its safetensors file
 
 
 def test_a_checkpoint_is_weights_and_two_moments(config):
@@ -64,47 +117,3 @@ def test_a_checkpoint_is_weights_and_two_moments(config):
 )
 def test_checkpoints_on_disk_at_once(config, changes, number):
     assert num_checkpoints(config(*changes)) == number
-
-
-def test_host_memory_of_the_smoke_recipe_is_what_was_measured(config):
-    need = estimate(config())
-    # 5 + 3 * 1 rank + one process each for agent loop, rewards and storage = 11
-    assert need.processes == 11 * PROCESS_BYTES
-    assert 8 * GIB < need.processes + need.state < 9.5 * GIB  # measured: 8.9 GiB
-
-
-def test_off_loaded_state_lies_in_host_memory(config, model):
-    path = f"actor_rollout_ref.model.path={model}"
-    assert state_bytes(config(path, recipe="vapo")) == 1000 * 4  # the reference alone
-    assert state_bytes(config(path, recipe="dapo")) == 0  # no KL, no reference
-    offload = "actor_rollout_ref.actor.fsdp_config.optimizer_offload=true"
-    assert state_bytes(config(path, offload, recipe="vapo")) == 1000 * 4 * 3
-    assert state_bytes(config(path, offload, "trainer.nnodes=2", recipe="vapo")) == 1000 * 4 * 1.5
-
-
-def test_a_checkpoint_passes_through_host_memory(config, model):
-    path = f"actor_rollout_ref.model.path={model}"
-    assert checkpoint_copies(config(path, recipe="vapo")) == 0  # FSDP 2
-    one = "actor_rollout_ref.actor.strategy=fsdp"
-    assert checkpoint_copies(config(path, one, recipe="vapo")) == 1000 * 4 * 3
-    assert checkpoint_copies(config(path, one, "trainer.nnodes=2", recipe="vapo")) == 1000 * 4 * 1.5
-    whole = "actor_rollout_ref.actor.checkpoint.save_contents=[model,hf_model]"
-    assert checkpoint_copies(config(path, whole, recipe="vapo")) == 1000 * 4
-    assert checkpoint_copies(config(path, whole, "trainer.save_freq=-1", recipe="vapo")) == 0
-
-
-def test_images_are_kept_for_every_response(config):
-    # 16 prompts, 64 tokens of 28^2 pixels at most: 24 bytes for each of 5 responses, 3 decoded
-    assert image_bytes(config()) == 16 * 64 * 784 * (5 * 24 + 3)
-
-
-def test_a_rank_holds_its_shard(config):
-    need = rank_memory(config(recipe="vapo"), 8000)
-    # 8 ranks: weights, gradients, two moments in fp32; the reference is off-loaded
-    assert need.training == 1000 * 4 * 4
-    assert need.engine_weights == 8000 * 2
-    offload = "actor_rollout_ref.actor.fsdp_config.optimizer_offload=true"
-    assert rank_memory(config(offload, recipe="vapo"), 8000).training == 1000 * 4 * 2
-    on_gpu = "actor_rollout_ref.ref.fsdp_config.param_offload=false"
-    assert rank_memory(config(on_gpu, recipe="vapo"), 8000).training == 1000 * 4 * 5
-    assert rank_memory(config(on_gpu, recipe="dapo"), 8000).training == 1000 * 4 * 4  # no KL

@@ -31,9 +31,8 @@ from vapo_verl.doctor import (
     accelerator,
     control_groups,
     disk,
-    gpu_memory,
-    host_memory,
     limits,
+    memory,
     ray_cluster,
     ray_nodes,
 )
@@ -203,8 +202,8 @@ def test_6_a_cluster_without_the_nodes_asked_for_is_refused(config):
 def test_7_a_tiny_disk_is_told_with_what_is_needed(config, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", disk_of(free=20 * GIB))
     found = only(disk.check_disk(config(recipe="vapo")))
-    # 7e9 * 1.2 parameters * 12 bytes = 93.9 GiB, two of them kept
-    assert "20.0 GiB free; 2 checkpoints of 93.9 GiB take 187.8 GiB" in found.found
+    # 8,292,166,656 parameters * 12 bytes = 92.7 GiB (99.5 GB), two of them kept
+    assert "20.0 GiB free; 2 checkpoints of 92.7 GiB take 185.3 GiB" in found.found
     assert "trainer.max_actor_ckpt_to_keep=1" in found.fix
     monkeypatch.setattr(shutil, "disk_usage", disk_of(free=GIB // 2))
     found = only(disk.check_disk(None))
@@ -321,14 +320,53 @@ def test_15_small_shared_memory_says_how_to_enlarge_it(monkeypatch):
     assert "--shm-size=" in found.fix
 
 
-def test_16_an_engine_too_large_for_its_share_names_the_setting(config, monkeypatch):
+def ample_host(monkeypatch):
+    monkeypatch.setattr(
+        memory, "available_memory", lambda: AvailableMemory(num_bytes=2e12, source="the machine")
+    )
+
+
+def test_16_an_engine_too_large_for_its_fraction_names_the_setting(config, monkeypatch):
+    ample_host(monkeypatch)
     small = TorchCuda(count=8, cuda="13.0", memory_bytes=24 * GIB)
-    monkeypatch.setattr(gpu_memory, "torch_cuda", lambda: small)
-    found = only(gpu_memory.check_gpu_memory(config(recipe="vapo")))
-    # 7e9 * 1.2 parameters * 2 bytes = 15.6 GiB over 0.6 * 24 GiB = 14.4 GiB
-    assert "15.6 GiB for the engine's weights" in found.found
-    assert "share is 14.4 GiB: no room for a KV cache" in found.found
+    monkeypatch.setattr(memory, "torch_cuda", lambda: small)
+    findings = list(memory.check_memory(config(recipe="vapo")))
+    found = only([f for f in findings if "KV cache" in f.found])
+    # 8,292,166,656 parameters * 2 bytes = 15.4 GiB over 0.6 * 24 GiB = 14.4 GiB
+    assert "fraction of the GPU is 14.4 GiB, its weights take 15.4 GiB: no room" in found.found
     assert "gpu_memory_utilization" in found.fix
+    update = only([f for f in findings if f.found.startswith("update")])
+    assert "the GPU has 24.0 GiB" in update.found
+    assert "ppo_max_token_len_per_gpu" in update.fix
+
+
+def test_16_a_phase_over_a_gpus_memory_names_what_takes_it(config, monkeypatch):
+    ample_host(monkeypatch)
+    one = TorchCuda(count=8, cuda="13.0", memory_bytes=79.6 * GIB)
+    monkeypatch.setattr(memory, "torch_cuda", lambda: one)
+    findings = list(memory.check_memory(config(recipe="vapo")))
+    assert {f.status for f in findings} == {"ok"}
+    many = config("actor_rollout_ref.actor.ppo_max_token_len_per_gpu=131072", recipe="vapo")
+    errors = [f for f in memory.check_memory(many) if f.status == "error"]
+    assert [f.found.partition(":")[0] for f in errors] == ["old log prob", "update"]
+    assert "logits or a layer 111.4 GiB" in errors[0].found
+    monkeypatch.setattr(memory, "torch_cuda", no_gpu)  # a login node: only a guess
+    assert {f.status for f in memory.check_memory(many) if f.check == "gpu memory"} == {
+        "ok",
+        "warning",
+    }
+
+
+def test_16_the_table_has_a_line_for_each_phase(config, monkeypatch):
+    ample_host(monkeypatch)
+    monkeypatch.setattr(memory, "torch_cuda", no_gpu)
+    table = next(iter(memory.check_memory(config(recipe="vapo"))))
+    size, header, *rows = table.found.splitlines()
+    assert size == "8,292.2 million parameters (its published shape)"
+    assert header.split(" | ")[1:] == ["GPU GiB per rank", "of 79.6", "host GiB"]
+    names = [row.partition("|")[0].strip() for row in rows]
+    passes = ["old log prob", "ref log prob", "update"]
+    assert names == ["load", "rollout", *passes, "weight sync", "checkpoint", "resume"]
 
 
 def test_17_a_context_over_max_model_len_states_the_room_needed(config):
@@ -370,11 +408,19 @@ def test_19_a_checkpoint_of_other_ranks_cannot_be_resumed(config):
 
 
 def test_too_little_memory_tells_what_takes_it(config, monkeypatch):
-    little = AvailableMemory(num_bytes=4 * GIB, source="the machine")
-    monkeypatch.setattr(host_memory, "available_memory", lambda: little)
-    found = only(host_memory.check_host_memory(config()))
-    assert found.found.startswith("4.0 GiB available (the machine); a node takes processes 8.8 GiB")
+    def have(gibibytes):
+        limit = AvailableMemory(num_bytes=gibibytes * GIB, source="the machine")
+        monkeypatch.setattr(memory, "available_memory", lambda: limit)
+
+    have(4)
+    found = only(memory.check_memory(config()))
+    assert found.found.startswith("4.0 GiB available (the machine); a node takes 9.")
+    assert "processes 8.8 GiB" in found.found
     assert "reward.num_workers" in found.fix
+    have(10)  # enough, were sequences not the longest
+    found = only(memory.check_memory(config()), status="warning")
+    assert "activations of all layers" in found.found
+    assert "data.max_pixels" in found.fix
 
 
 @pytest.mark.parametrize(

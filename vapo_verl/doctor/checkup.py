@@ -61,11 +61,9 @@ def light_findings(config: DictConfig | None) -> Iterator[Finding]:
     if config is None:
         return
     from vapo_verl.doctor.budgets import check_recipe
-    from vapo_verl.doctor.gpu_memory import check_gpu_memory
-    from vapo_verl.doctor.host_memory import check_host_memory
+    from vapo_verl.doctor.memory import check_memory
     from vapo_verl.doctor.resume import check_resume
 
-    yield from examine("host memory", check_host_memory, config)
-    yield from examine("gpu memory", check_gpu_memory, config)
+    yield from examine("memory", check_memory, config)
     yield from examine("recipe", check_recipe, config)
     yield from examine("resume", check_resume, config)

@@ -11,6 +11,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from vapo_verl.doctor.model_shape import (
+    KNOWN_SHAPES,
+    ModelShape,
+    nearest_shape,
+    shape_from_folder,
+)
+
 BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1}
 NAME_FACTOR = 1.2
 """A name counts the decoder's parameters; the vision tower and the embeddings come on top."""
@@ -51,16 +58,34 @@ def model_folder(config: DictConfig) -> Path | None:
 
 
 def model_size(config: DictConfig) -> ModelSize | None:
-    """Parameters by the shapes in the safetensors headers, else by the name; None: unknown."""
-    folder = model_folder(config)
+    """Parameters by the safetensors headers, else by the shape, else by the name; None: unknown."""
+    folder, name = model_folder(config), config.actor_rollout_ref.model.path
     files = sorted(folder.glob("*.safetensors")) if folder else []
     if files:
         number = sum(_parameters_in(file) for file in files)
         return ModelSize(num_parameters=number, source="its safetensors files")
-    match = re.search(r"(\d+(?:\.\d+)?)b\b", config.actor_rollout_ref.model.path.lower())
+    shape = shape_from_folder(folder) if folder else KNOWN_SHAPES.get(name)
+    if shape is not None:
+        source = "its config.json" if folder else "its published shape"
+        return ModelSize(num_parameters=shape.num_parameters, source=source)
+    match = re.search(r"(\d+(?:\.\d+)?)b\b", name.lower())
     if not match:
         return None
     return ModelSize(num_parameters=float(match[1]) * 1e9 * NAME_FACTOR, source="by its name")
+
+
+def model_shape(config: DictConfig) -> ModelShape | None:
+    """By config.json, by the table of known models, else that of the nearest known one.
+
+    None where not even the model's size is known.
+    """
+    folder = model_folder(config)
+    shape = shape_from_folder(folder) if folder else None
+    shape = shape or KNOWN_SHAPES.get(config.actor_rollout_ref.model.path)
+    if shape is not None:
+        return shape
+    size = model_size(config)
+    return nearest_shape(size.num_parameters) if size else None
 
 
 def _parameters_in(file: Path) -> int:

@@ -1,0 +1,312 @@
+"""Memory of each phase: formulas by hand on a model of round numbers, and every GPU recipe."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from vapo_verl.composition import RECIPES, recipe_names
+from vapo_verl.doctor.checkup import composed
+from vapo_verl.doctor.findings import GIB
+from vapo_verl.doctor.memory import ASSUMED_DEVICE_BYTES, GPU_MARGIN_BYTES
+from vapo_verl.doctor.memory_phases import (
+    GPU_CONTEXT_BYTES,
+    PROCESS_BYTES,
+    kv_cache_bytes,
+    kv_token_bytes,
+    logit_bytes,
+    memory_phases,
+)
+from vapo_verl.doctor.memory_settings import MemorySettings, MicroBatch
+from vapo_verl.doctor.model_shape import ModelShape
+from vapo_verl.doctor.model_size import model_shape, model_size
+
+SHAPE = ModelShape(
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=128,
+    vocab_size=1000,
+    tie_word_embeddings=False,
+    vision_hidden_size=32,
+    vision_depth=1,
+    vision_intermediate_size=64,
+    vision_patch_elements=1176,
+)
+P = SHAPE.num_parameters
+
+
+@pytest.fixture(scope="module")
+def vapo():
+    """What the recipe `vapo` asks for, on a machine with flash-attn."""
+    return MemorySettings.read(composed("vapo", []))
+
+
+def phase(name, settings, shape=SHAPE):
+    found = memory_phases(shape, settings, device_bytes=80 * GIB)
+    return next(phase for phase in found if phase.name == name)
+
+
+def test_a_rank_holds_its_shard_of_weights_gradients_and_adam(vapo):
+    update = phase("update", vapo)
+    # float32 over 8 ranks
+    assert update.gpu["weights"] == P * 4 / 8
+    assert update.gpu["gradients"] == P * 4 / 8
+    assert update.gpu["Adam"] == P * 8 / 8
+    assert phase("rollout", vapo).gpu["Adam"] == P * 8 / 8
+    four = phase("update", replace(vapo, ranks_per_node=4, shard_ranks=4))
+    assert four.gpu["Adam"] == P * 8 / 4
+    hybrid = phase("update", replace(vapo, num_nodes=2))  # HSDP: 16 ranks in groups of 8
+    assert hybrid.gpu["Adam"] == P * 8 / 8
+
+
+def test_off_loaded_state_is_on_the_gpu_in_the_phases_that_use_it(vapo):
+    off = replace(vapo, param_offload=True, optimizer_offload=True)
+    on_gpu = {
+        p.name: {"weights", "Adam"} & set(p.gpu)
+        for p in memory_phases(SHAPE, off, device_bytes=80 * GIB)
+    }
+    assert on_gpu["rollout"] == on_gpu["ref log prob"] == on_gpu["weight sync"] == set()
+    assert on_gpu["old log prob"] == {"weights"}
+    assert on_gpu["update"] == {"weights", "Adam"}
+    policy = phase("update", replace(vapo, offload_policy=True))
+    assert not {"weights", "gradients", "Adam"} & set(policy.gpu)
+    assert policy.host["Adam"] == P * 8
+
+
+def test_pinned_blocks_are_powers_of_two(vapo):
+    one = replace(SHAPE, num_hidden_layers=0, vision_depth=0, vocab_size=1000)
+    whole = replace(vapo, offload_policy=True, ranks_per_node=1, shard_ranks=1)
+    pinned = phase("rollout", whole, one).host["weights"]
+    # elements of 4 bytes, up to the next power of two
+    blocks = 2 * 2**18  # two of 1000 * 64
+    blocks += 2**8  # norm of 64
+    blocks += 2**18  # patches: 32 * 1176
+    blocks += 2**7 + 2**16 + 2**9 + 2**15 + 2**8  # merger: 32, 128 * 128, 128, 64 * 128, 64
+    assert pinned == blocks
+
+
+def test_the_reference_is_on_the_host_whatever_param_offload_says(vapo):
+    ref = phase("ref log prob", vapo)
+    assert ref.host["reference"] > P * 2  # bf16, pinned
+    assert phase("ref log prob", vapo).gpu.keys() == phase("old log prob", vapo).gpu.keys()
+    without = memory_phases(SHAPE, replace(vapo, reference_bytes=0), device_bytes=80 * GIB)
+    assert "ref log prob" not in {p.name for p in without}
+    assert not any("reference" in p.host for p in without)
+
+
+def test_one_rank_reads_the_model_but_with_tied_embeddings_every_one(vapo):
+    assert phase("load", vapo).host["the loaded model"] == P * 4
+    tied = replace(SHAPE, tie_word_embeddings=True)
+    assert phase("load", vapo, tied).host["the loaded model"] == 8 * tied.num_parameters * 4
+    # HSDP: the first rank of each group of 4
+    groups = replace(vapo, shard_ranks=4)
+    assert phase("load", groups).host["the loaded model"] == 2 * P * 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "gradients", "entropy", "num_bytes"),
+    [
+        ({}, False, False, 2),  # reference: bf16 logits
+        ({}, False, True, 2 + 4),  # compiled: one float32 copy
+        ({}, True, False, 2),  # flash-attn's cross entropy: gradient in place
+        ({}, True, True, 2 + 6),
+        ({"scaled_logits": True}, False, False, 2 + 2),
+        ({"entropy_chunk": 2048}, False, True, 2),
+        ({"compiled_entropy": False}, False, True, 2 + 8),
+        ({"packed": False}, False, True, 2 + 8),  # float32 softmax and product
+        ({"packed": False}, False, False, 2 + 2),  # without padding, once more
+        ({"packed": False}, True, False, 2 + 8),
+        ({"fused_logits": True}, True, True, 0),
+    ],
+)
+def test_bytes_of_a_logit(vapo, changes, gradients, entropy, num_bytes):
+    settings = replace(vapo, **changes)
+    assert logit_bytes(settings, gradients=gradients, entropy=entropy) == num_bytes
+
+
+def test_activations_follow_the_tokens_of_a_micro_batch(vapo):
+    no_images = replace(vapo, max_prompt_tokens=0, update=MicroBatch(rows=1, tokens=1000))
+    update = phase("update", replace(no_images, packed=False), replace(SHAPE, vocab_size=50_000))
+    assert update.gpu["logits or a layer"] == 1000 * 50_000 * 10
+    assert update.gpu["checkpointed activations"] == 1000 * 2 * 64 * 2  # bf16, hidden, layers
+    images = replace(no_images, max_prompt_tokens=1000)
+    vision = phase("update", images).gpu["checkpointed activations"] - 1000 * 2 * 64 * 2
+    assert vision == 1000 * 2 * 4 * 32 * 1  # bf16, patches of a token, hidden, depth
+
+
+def test_deferred_reduction_keeps_whole_gradients_in_float32(vapo):
+    many = replace(vapo, deferred_sync=True)
+    assert phase("update", many).gpu["unreduced gradients"] == P * 4
+
+
+def test_adams_step_counts_where_it_is_the_peak(vapo):
+    tiny = MicroBatch(rows=1, tokens=1)
+    state = replace(vapo, ranks_per_node=1, shard_ranks=1, update=tiny, compute_bytes=0)
+    step = phase("update", replace(state, reduce_bytes=0))
+    assert step.gpu["Adam's temporary copy"] == P * 4
+    assert "gathered units" not in step.gpu
+
+
+def test_the_engine_gives_back_its_fraction_only_where_it_sleeps(vapo):
+    assert phase("rollout", vapo).gpu["engine"] == 0.6 * 80 * GIB
+    assert "engine" not in phase("update", vapo).gpu
+    assert phase("update", vapo).gpu["contexts"] == 2 * GPU_CONTEXT_BYTES
+    assert phase("update", replace(vapo, sleeps=False)).gpu["engine"] == 0.6 * 80 * GIB
+    sync = phase("weight sync", vapo).gpu
+    assert sync["engine weights"] == P * 2
+    assert sync["bucket"] == 2048 * 2**20
+    assert sync["tensors on their way"] == 2 * 4 * 1000 * 64
+
+
+def test_the_kv_cache_is_what_the_weights_leave(vapo):
+    # bf16: keys and values of 2 heads of 16, in 2 layers
+    assert kv_token_bytes(SHAPE, vapo) == 2 * 2 * 2 * 16 * 2
+    less = kv_cache_bytes(SHAPE, vapo, device_bytes=80 * GIB)
+    more = kv_cache_bytes(SHAPE, replace(vapo, utilization=0.7), device_bytes=80 * GIB)
+    assert more - less == pytest.approx(8 * GIB)
+
+
+def test_images_are_held_for_every_response_and_again_while_a_phase_has_them(vapo):
+    small = replace(vapo, responses=10, pixels=1000, original_pixels=2000)
+    rollout, update = phase("rollout", small).host, phase("update", small).host
+    # float32, 3 channels, 2 frames; as stored, decoded and encoded
+    assert rollout["replay buffer"] == 10 * (1000 * 24 + 2000 * (3 + 1))
+    assert update["fetched from it"] == rollout["replay buffer"]
+
+
+def test_a_checkpoint_passes_through_the_host_under_fsdp1_and_as_a_whole_model(vapo):
+    part = "copies that are written"
+    assert part not in phase("checkpoint", vapo).host
+    assert phase("checkpoint", replace(vapo, fsdp1=True)).host[part] == P * 12
+    no_optimizer = replace(vapo, fsdp1=True, saves_optimizer=False)
+    assert phase("checkpoint", no_optimizer).host[part] == P * 4
+    assert phase("checkpoint", replace(vapo, saves_hf_model=True)).host[part] == P * 4
+    never = memory_phases(SHAPE, replace(vapo, saves=False), device_bytes=80 * GIB)
+    assert [p.name for p in never][-1] == "weight sync"
+
+
+def test_lora_trains_its_adapters_alone(vapo):
+    update = phase("update", replace(vapo, lora_rank=1))
+    assert update.gpu["weights"] == P * 4 / 8
+    assert update.gpu["Adam"] < 0.2 * P * 8 / 8
+
+
+def test_without_a_gpu_all_of_it_is_in_host_memory(config):
+    settings, shape = MemorySettings.read(config()), model_shape(config())
+    phases = memory_phases(shape, settings, device_bytes=0)
+    assert not any(p.gpu for p in phases)
+    rollout = phases[1]
+    # 5 + 3 * 1 rank + one process each for agent loop, rewards and storage = 11
+    assert rollout.host["processes"] == pytest.approx(11 * PROCESS_BYTES)
+    assert 8 * GIB < rollout.host_bytes < 9.5 * GIB  # measured: 8.9 GiB
+
+
+# --- the recipes
+
+
+def of_known_size(recipe):
+    """Whether a recipe needs GPUs and its model's shape is known without its files."""
+    config = composed(recipe, [])
+    return config.trainer.device != "cpu" and model_shape(config) is not None
+
+
+GPU_RECIPES = [name for name in recipe_names() if of_known_size(name)]
+HOST_MEMORY = re.compile(r"^# Host memory: (\d+) GB a node", re.MULTILINE)
+HOST_FRACTION = 0.9
+"""Of a node's memory; the rest is the system's and the page cache's."""
+
+
+def over_the_limit(recipe, *overrides):
+    """Phases that leave less than the margin on a GPU of 80 GB."""
+    config = composed(recipe, overrides)
+    size = model_size(config)
+    phases = memory_phases(
+        model_shape(config),
+        MemorySettings.read(config),
+        device_bytes=ASSUMED_DEVICE_BYTES,
+        num_parameters=size.num_parameters,
+    )
+    return {p.name for p in phases if p.gpu_bytes > ASSUMED_DEVICE_BYTES - GPU_MARGIN_BYTES}
+
+
+def test_there_are_recipes_to_hold_against_the_hardware():
+    named = {"vapo", "vapo_3b", "vapo_paper", "vapo_released", "vapo_attention", "vapo_soft"}
+    named |= {"vapo_relaxed", "grpo", "dapo", "vapo_3b_1gpu", "vapo_7b_4gpu"}
+    assert named <= set(GPU_RECIPES)
+
+
+@pytest.mark.parametrize("recipe", GPU_RECIPES)
+def test_every_phase_of_a_recipe_fits_80_gb(recipe):
+    assert over_the_limit(recipe) == set()
+
+
+@pytest.mark.parametrize("recipe", GPU_RECIPES)
+def test_the_engine_has_room_for_its_longest_sequences(recipe):
+    config = composed(recipe, [])
+    shape, settings = model_shape(config), MemorySettings.read(config)
+    room = kv_cache_bytes(shape, settings, device_bytes=ASSUMED_DEVICE_BYTES)
+    assert room > 32 * settings.max_model_len * kv_token_bytes(shape, settings)
+
+
+@pytest.mark.parametrize("recipe", [name for name in GPU_RECIPES if "sweep" not in name])
+def test_a_recipe_says_how_much_host_memory_it_takes(recipe):
+    match = HOST_MEMORY.search((RECIPES / f"{recipe}.yaml").read_text())
+    assert match, f"recipes/{recipe}.yaml has no line '# Host memory: N GB a node'"
+    config = composed(recipe, [])
+    phases = memory_phases(
+        model_shape(config), MemorySettings.read(config), device_bytes=ASSUMED_DEVICE_BYTES
+    )
+    need = max(phase.host_bytes for phase in phases)
+    assert need <= HOST_FRACTION * int(match[1]) * 1e9
+    assert int(match[1]) <= 2000  # a node of 8 GPUs has 1 to 2 TB
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "phases"),
+    [
+        (
+            "vapo",
+            ["actor_rollout_ref.actor.ppo_max_token_len_per_gpu=131072"],  # 8 times as many
+            {"old log prob", "update"},
+        ),
+        (
+            "vapo",  # padded to the longest, but counted before padding
+            ["actor_rollout_ref.model.use_remove_padding=false"],
+            {"old log prob", "ref log prob", "update"},
+        ),
+        (
+            "vapo",
+            ["actor_rollout_ref.model.enable_gradient_checkpointing=false"],
+            {"update"},
+        ),
+        ("vapo", ["actor_rollout_ref.rollout.gpu_memory_utilization=0.8"], {"rollout"}),
+        ("vapo", ["actor_rollout_ref.rollout.free_cache_engine=false"], {"old log prob", "update"}),
+        ("vapo", ["trainer.n_gpus_per_node=4"], {"rollout"}),
+        ("vapo_3b", ["trainer.n_gpus_per_node=1"], {"rollout", "update", "old log prob"}),
+        (
+            "vapo_3b_1gpu",  # off-load between the phases is not enough: the update needs all of it
+            [
+                "actor_rollout_ref.actor.fsdp_config.offload_policy=false",
+                "actor_rollout_ref.actor.fsdp_config.param_offload=true",
+                "actor_rollout_ref.actor.fsdp_config.optimizer_offload=true",
+            ],
+            {"update"},
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told(recipe, overrides, phases):
+    assert over_the_limit(recipe, *overrides) >= phases
+
+
+def test_padded_micro_batches_of_two_sequences_fit():
+    passes = ("actor.ppo", "rollout.log_prob", "ref.log_prob")
+    sizes = [f"actor_rollout_ref.{key}_micro_batch_size_per_gpu=2" for key in passes]
+    fixed = [
+        "actor_rollout_ref.actor.use_dynamic_bsz=false",
+        "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=false",
+        "actor_rollout_ref.ref.log_prob_use_dynamic_bsz=false",
+    ]
+    padded = "actor_rollout_ref.model.use_remove_padding=false"
+    assert over_the_limit("vapo", padded, *fixed, *sizes) == set()

@@ -1,0 +1,443 @@
+"""Memory of a run by phase: bytes on each GPU and on each node, from a model's shape and a config.
+
+An estimate by reading veRL 0.9.1 (FSDP engine), torch 2.11 (FSDP 2, AdamW), transformers 5.9
+(Qwen2.5-VL) and vLLM 0.24; not measured on a GPU. With P parameters of b bytes, T of them trained,
+S ranks that share a copy, p and r bytes in which layers compute and gradients are reduced:
+
+    state       weights P*b/S, gradients T*b/S, Adam 2*T*b/S. `param_offload` and
+                `optimizer_offload` hold theirs on the host between the phases that use them, in
+                pinned blocks of 2^k bytes; `offload_policy` holds all of it there for good. The
+                reference is always on the host (veRL forces CPU off-load on a forward-only model)
+    units       FSDP gathers two layers at a time, and the root for good: p*(root + pair) and a copy
+                of the larger; backward adds p*pair gradients and r*pair to be reduced.
+                `use_no_sync_for_gradient_accumulation` keeps r*T more until the last micro-batch
+    activations of N tokens, with gradient checkpointing: the input of every layer, p*H*N*layers
+                (text) and p*Hv*4N*depth (vision, were every token of an image), and the largest of
+                the logits, one text layer and one vision block, each with its gradients
+    logits      N*V times the bytes of :func:`logit_bytes`
+    engine      gpu_memory_utilization of the device; asleep, CUDA graphs and context remain
+    sync        the bucket, and two full tensors of the largest kind on their way into it
+    load        the first rank of each shard group reads all P*b to the host, with tied embeddings
+                every rank (`get_init_weight_context_manager`: no meta device for tied weights)
+    replay      per response 24 bytes a pixel (`pixel_values`: float32, 3 channels, each frame
+                twice), the decoded image (3) and the encoded one (1) at its stored size; the same
+                again while a phase holds what it has fetched
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vapo_verl.doctor.findings import GIB
+from vapo_verl.doctor.memory_settings import MemorySettings, MicroBatch
+from vapo_verl.doctor.model_shape import ModelShape
+
+GPU_CONTEXT_BYTES = 1.0 * GIB
+"""CUDA context, NCCL and cuBLAS of one process; trainer and engine have one each. Assumed."""
+CUDA_GRAPH_BYTES = 2.0 * GIB
+"""The engine's captured graphs, which its sleep does not free. Assumed."""
+GPU_PROCESS_BYTES, PROCESS_BYTES = 4.0 * GIB, 0.8 * GIB
+"""Host memory of a process that holds a GPU (assumed), and of one that imports torch and vLLM
+(measured: the smoke recipe's 11 took 8.9 GiB)."""
+PIXEL_VALUE_BYTES, DECODED_BYTES, ENCODED_BYTES = 24, 3, 1
+"""Of a pixel in the replay buffer: as the model takes it, as PIL holds it, as a file has it."""
+REPLAY, FETCHED = "replay buffer", "fetched from it"
+PIXELS, WIDEST = "pixels", "logits or a layer"
+CHECKPOINTED, ALL_LAYERS = "checkpointed activations", "activations of all layers"
+AT_MOST = frozenset({REPLAY, FETCHED, PIXELS, WIDEST, CHECKPOINTED, ALL_LAYERS})
+"""Parts that follow the longest sequences and the largest images that the limits allow."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """One phase of a run, at its peak."""
+
+    name: str
+    gpu: Mapping[str, float]
+    """Bytes on one GPU, by what holds them; empty on CPU."""
+    host: Mapping[str, float]
+    """Bytes on one node."""
+
+    @property
+    def gpu_bytes(self) -> float:
+        return sum(self.gpu.values())
+
+    @property
+    def host_bytes(self) -> float:
+        return sum(self.host.values())
+
+    @property
+    def least_host_bytes(self) -> float:
+        """Without what only the longest sequences and the largest images take."""
+        return sum(size for part, size in self.host.items() if part not in AT_MOST)
+
+
+def memory_phases(
+    shape: ModelShape,
+    settings: MemorySettings,
+    *,
+    device_bytes: float,
+    num_parameters: float | None = None,
+) -> tuple[Phase, ...]:
+    """Every phase of a run in its order.
+
+    Args:
+        device_bytes: memory of a GPU, of which the engine takes its fraction.
+        num_parameters: where the model has another number than ``shape``.
+    """
+    run = _Run(shape=shape, s=settings, device_bytes=device_bytes, total=num_parameters)
+    phases = [run.load(), run.rollout()]
+    if settings.recompute_old:
+        phases.append(run.old_log_prob())
+    if settings.reference_bytes:
+        phases.append(run.ref_log_prob())
+    phases += [run.update(), run.weight_sync()]
+    if settings.saves:
+        phases += [run.checkpoint(), run.resume()]
+    return tuple(phases if settings.on_gpu else map(run.on_host, phases))
+
+
+def logit_bytes(settings: MemorySettings, *, gradients: bool, entropy: bool) -> int:
+    """Peak bytes of one logit in `prepare_model_outputs` and its backward, in half precision.
+
+    Packed: logits 2, and 2 more where a temperature scales them; flash-attn's cross entropy writes
+    its gradient over them. Compiled entropy adds a float32 copy, or with gradients one more
+    gradient for each of two losses; not compiled, float32 softmax and product, 8, and again as much
+    for their gradients. Padded: entropy is never compiled nor chunked (logits 2, softmax 4, product
+    4); log probabilities keep a float32 log-softmax, 4, and three copies of the gradient, 2 each.
+    """
+    if settings.fused_logits:
+        return 0
+    extra = settings.compute_bytes * (1 + settings.scaled_logits)
+    if not settings.packed:
+        return (
+            extra
+            + 8 * entropy
+            + (8 if gradients else 2 * (not entropy))
+            + 8 * (gradients and entropy)
+        )
+    if not entropy or settings.entropy_chunk:
+        return extra + (6 if entropy and gradients else 0)
+    if settings.compiled_entropy:
+        return extra + (6 if gradients else 4)
+    return extra + (16 if gradients else 8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """The formulas' common parts. ``s`` is short for settings: it stands in every line."""
+
+    shape: ModelShape
+    s: MemorySettings
+    device_bytes: float
+    total: float | None
+
+    # --- state
+
+    @property
+    def parameters(self) -> float:
+        return self.total or self.shape.num_parameters
+
+    @property
+    def trained(self) -> float:
+        """Parameters that have gradients: all, or those of LoRA's adapters."""
+        if not self.s.lora_rank:
+            return self.parameters
+        matrices = (kind for kind in self.shape.tensors() if kind.columns > 1)
+        return float(
+            sum(kind.number * self.s.lora_rank * (kind.rows + kind.columns) for kind in matrices)
+        )
+
+    def shard(self, num_parameters: float, num_bytes: int) -> float:
+        return num_parameters * num_bytes / self.s.shard_ranks
+
+    @property
+    def weights(self) -> float:
+        return self.shard(self.parameters, self.s.parameter_bytes)
+
+    @property
+    def gradients(self) -> float:
+        return self.shard(self.trained, self.s.parameter_bytes)
+
+    @property
+    def adam(self) -> float:
+        return 2 * self.gradients
+
+    def pinned(self, num_bytes: int) -> float:
+        """A rank's shard on the host: CUDA's host allocator makes blocks of 2^k bytes."""
+        if not self.s.on_gpu:
+            return self.shard(self.parameters, num_bytes)
+        blocks = (
+            kind.number
+            * (
+                1
+                << (-(-kind.rows // self.s.shard_ranks) * kind.columns * num_bytes - 1).bit_length()
+            )
+            for kind in self.shape.tensors()
+        )
+        return sum(blocks) * self.parameters / self.shape.num_parameters
+
+    def state_on_gpu(self, *, weights: bool = False, adam: bool = False) -> dict[str, float]:
+        """What lies there in a phase; true: the phase brings it back from the host."""
+        s, parts = self.s, {}
+        if not s.offload_policy:
+            parts["weights"] = self.weights if weights or not s.param_offload else 0.0
+            parts["Adam"] = self.adam if adam or not s.optimizer_offload else 0.0
+        return {name: size for name, size in parts.items() if size}
+
+    def state_on_host(self) -> dict[str, float]:
+        """Of one node, outside of loading; blocks that were pinned once stay with the process."""
+        s, ranks, pinned = self.s, self.s.ranks_per_node, self.pinned(self.s.parameter_bytes)
+        fraction = self.trained / self.parameters
+        parts = {}
+        if s.offload_policy:
+            parts["weights"] = ranks * pinned
+            parts["gradients"] = ranks * pinned * fraction
+            parts["Adam"] = ranks * self.adam
+        else:
+            parts["weights"] = ranks * pinned * s.param_offload
+            parts["Adam"] = ranks * 2 * pinned * fraction * s.optimizer_offload
+        return {name: size for name, size in parts.items() if size}
+
+    # --- what stands beside the state
+
+    def asleep(self) -> dict[str, float]:
+        """Trainer's context, and what the engine holds while others work."""
+        s = self.s
+        contexts = {
+            "contexts": 2 * GPU_CONTEXT_BYTES,
+            "CUDA graphs": CUDA_GRAPH_BYTES * s.cuda_graphs,
+        }
+        return contexts if s.sleeps else {**contexts, "engine": self.engine}
+
+    @property
+    def engine(self) -> float:
+        if self.s.on_gpu:
+            return self.s.utilization * self.device_bytes
+        return self.engine_weights + self.s.cpu_cache_bytes
+
+    @property
+    def engine_weights(self) -> float:
+        return self.parameters * self.s.engine_bytes / self.s.tensor_parallel
+
+    def processes(self) -> dict[str, float]:
+        s = self.s
+        heavy = GPU_PROCESS_BYTES if s.on_gpu else PROCESS_BYTES
+        per_rank = 2 * heavy + PROCESS_BYTES  # worker and engine core; the engine's server
+        return {"processes": s.worker_processes * PROCESS_BYTES + s.ranks_per_node * per_rank}
+
+    def replay(self, *, fetched: bool = False) -> dict[str, float]:
+        s = self.s
+        stored = (DECODED_BYTES + ENCODED_BYTES) * s.original_pixels
+        held = s.responses * (PIXEL_VALUE_BYTES * s.pixels + stored)
+        return {REPLAY: held, FETCHED: held} if fetched else {REPLAY: held}
+
+    def host(self, *, images: Mapping[str, float] | None = None) -> dict[str, float]:
+        s = self.s
+        kept = {"reference": s.ranks_per_node * self.pinned(s.reference_bytes)}
+        if not s.reference_bytes:
+            kept = {}
+        return {**self.processes(), **self.state_on_host(), **kept, **(images or {})}
+
+    # --- one micro-batch
+
+    @property
+    def pair(self) -> int:
+        """The largest two units that are gathered together: neighbours in the forward pass."""
+        neighbour = 0 if self.shape.tie_word_embeddings else self.shape.embedding_parameters
+        return self.shape.layer_parameters + max(self.shape.layer_parameters, neighbour)
+
+    def units(self, *, backward: bool) -> float:
+        s, shape = self.s, self.shape
+        copied = max(self.pair - shape.layer_parameters, shape.root_parameters)
+        gathered = s.compute_bytes * (shape.root_parameters + self.pair + copied)
+        return gathered + (s.compute_bytes + s.reduce_bytes) * self.pair * backward
+
+    def text_layer(self, *, gradients: bool) -> int:
+        """Bytes a token in one decoder layer: float32 norms, attention, the gated MLP."""
+        p, hidden, inner = (
+            self.s.compute_bytes,
+            self.shape.hidden_size,
+            self.shape.intermediate_size,
+        )
+        key_value = self.shape.key_value_size
+        if gradients:
+            return 16 * hidden + p * (14 * hidden + 4 * key_value + 7 * inner)
+        return 8 * hidden + p * (6 * hidden + 2 * key_value + 3 * inner)
+
+    def vision_block(self, *, gradients: bool) -> int:
+        """Bytes an image token in one vision block; its rotary embedding is float32."""
+        p, hidden = self.s.compute_bytes, self.shape.vision_hidden_size
+        inner = self.shape.vision_intermediate_size
+        if gradients:
+            patch = 40 * hidden + p * (18 * hidden + 7 * inner)
+        else:
+            patch = 32 * hidden + p * (8 * hidden + 3 * inner)
+        return self.shape.patches_per_token * patch
+
+    def activations(self, batch: MicroBatch, *, gradients: bool, entropy: bool) -> dict[str, float]:
+        s, shape = self.s, self.shape
+        images = min(batch.tokens, batch.rows * s.max_prompt_tokens)
+        text, vision = self.text_layer(gradients=gradients), self.vision_block(gradients=gradients)
+        logits = (
+            batch.tokens * shape.vocab_size * logit_bytes(s, gradients=gradients, entropy=entropy)
+        )
+        if entropy and s.entropy_chunk and s.packed:  # float32 logits, softmax and product
+            logits += min(s.entropy_chunk, batch.tokens) * shape.vocab_size * 12
+        parts = {
+            PIXELS: 4.0 * images * shape.patches_per_token * shape.vision_patch_elements,
+            WIDEST: float(max(batch.tokens * text, images * vision, logits)),
+        }
+        if gradients and s.gradient_checkpointing:
+            each = s.compute_bytes * shape.vision_hidden_size * shape.patches_per_token
+            parts[CHECKPOINTED] = float(
+                batch.tokens * s.compute_bytes * shape.hidden_size * shape.num_hidden_layers
+                + images * each * shape.vision_depth
+            )
+        elif gradients:
+            parts[ALL_LAYERS] = float(
+                batch.tokens * text * shape.num_hidden_layers + images * vision * shape.vision_depth
+            )
+        return parts
+
+    # --- phases
+
+    def load(self) -> Phase:
+        """The actor, after the reference: the engines come later."""
+        s, shape = self.s, self.shape
+        loaders = -(-s.ranks_per_node // s.shard_ranks)
+        if shape.tie_word_embeddings:
+            loaders = s.ranks_per_node
+        unit = max(shape.layer_parameters, shape.embedding_parameters)
+        host = {**self.host(), "the loaded model": loaders * self.parameters * s.parameter_bytes}
+        for part in ("gradients", "Adam"):
+            host.pop(part, None)
+        if s.offload_policy:
+            host["the shards before they are pinned"] = s.ranks_per_node * self.weights
+        gpu = {
+            "contexts": GPU_CONTEXT_BYTES,
+            "weights": self.weights,
+            "tensors on their way": 2.0 * s.parameter_bytes * unit,
+        }
+        return Phase(name="load", gpu=gpu, host=host)
+
+    def rollout(self) -> Phase:
+        s = self.s
+        gpu = {
+            "contexts": GPU_CONTEXT_BYTES,  # the engine's own is in its fraction
+            "CUDA graphs": CUDA_GRAPH_BYTES * s.cuda_graphs,
+            "engine": self.engine,
+            **self.state_on_gpu(),
+        }
+        return Phase(name="rollout", gpu=gpu, host=self.host(images=self.replay()))
+
+    def old_log_prob(self) -> Phase:
+        gpu = {
+            **self.asleep(),
+            **self.state_on_gpu(weights=True),
+            "gathered units": self.units(backward=False),
+            **self.activations(self.s.old, gradients=False, entropy=True),
+        }
+        host = self.host(images=self.replay(fetched=True))
+        return Phase(name="old log prob", gpu=gpu, host=host)
+
+    def ref_log_prob(self) -> Phase:
+        gpu = {
+            **self.asleep(),
+            **self.state_on_gpu(),
+            "gathered units": self.units(backward=False),
+            **self.activations(self.s.ref, gradients=False, entropy=False),
+        }
+        host = self.host(images=self.replay(fetched=True))
+        return Phase(name="ref log prob", gpu=gpu, host=host)
+
+    def update(self) -> Phase:
+        """The larger of the last backward and of Adam's step, which has a temporary copy."""
+        s = self.s
+        state = {**self.asleep(), **self.state_on_gpu(weights=True, adam=True)}
+        if not s.offload_policy:
+            state["gradients"] = self.gradients
+        backward = {
+            "gathered units": self.units(backward=True),
+            **self.activations(s.update, gradients=True, entropy=s.entropy_in_update),
+        }
+        if s.deferred_sync:
+            backward["unreduced gradients"] = self.trained * s.reduce_bytes
+        step = {} if s.offload_policy else {"Adam's temporary copy": self.gradients}
+        peak = max(backward, step, key=lambda parts: sum(parts.values()))
+        host = self.host(images=self.replay(fetched=True))
+        return Phase(name="update", gpu={**state, **peak}, host=host)
+
+    def weight_sync(self) -> Phase:
+        s, shape = self.s, self.shape
+        engine = {} if not s.sleeps else {"engine weights": self.engine_weights}
+        gpu = {
+            **self.asleep(),
+            **self.state_on_gpu(),
+            **engine,
+            "bucket": float(s.bucket_bytes),
+            "tensors on their way": 2.0 * s.parameter_bytes * shape.embedding_parameters,
+        }
+        return Phase(name="weight sync", gpu=gpu, host=self.host(images=self.replay()))
+
+    def checkpoint(self) -> Phase:
+        """FSDP 2 writes its shards tensor by tensor; FSDP 1 copies them to the host first."""
+        s = self.s
+        host, saved = self.host(images=self.replay()), 0.0
+        if s.fsdp1 and s.on_gpu:
+            saved = s.ranks_per_node * (self.weights + self.adam * s.saves_optimizer)
+        if s.saves_hf_model:
+            saved += self.parameters * s.parameter_bytes
+        if saved:
+            host["copies that are written"] = saved
+        gpu = {**self.asleep(), **self.state_on_gpu(weights=True)}
+        return Phase(name="checkpoint", gpu=gpu, host=host)
+
+    def resume(self) -> Phase:
+        """torch.load puts a shard where it was saved from, then it is copied into the state."""
+        s, host = self.s, self.host()
+        state = self.state_on_gpu(weights=True)
+        gpu = {**self.asleep(), **state}
+        if s.offload_policy:
+            host["the loaded weights"] = s.ranks_per_node * self.weights
+        else:
+            gpu["the loaded weights"] = self.weights
+        return Phase(name="resume", gpu=gpu, host=host)
+
+    def on_host(self, phase: Phase) -> Phase:
+        """Without accelerators, what would lie on a rank's device lies in its node's memory."""
+        device = {
+            part: self.s.ranks_per_node * size
+            for part, size in phase.gpu.items()
+            if part not in ("contexts", "CUDA graphs")
+        }
+        host = dict(phase.host)
+        for part, size in device.items():
+            host[part] = host.get(part, 0.0) + size
+        return Phase(name=phase.name, gpu={}, host=host)
+
+
+def kv_cache_bytes(
+    shape: ModelShape,
+    settings: MemorySettings,
+    *,
+    device_bytes: float,
+    num_parameters: float | None = None,
+) -> float:
+    """What the engine's fraction of the device leaves for its KV cache; negative: nothing.
+
+    fraction - weights - the forward pass of ``max_num_batched_tokens`` that vLLM profiles - float32
+    logits and a copy of them for ``max_num_seqs`` sequences.
+    """
+    run = _Run(shape=shape, s=settings, device_bytes=device_bytes, total=num_parameters)
+    profile = settings.max_batched_tokens * run.text_layer(gradients=False)
+    sampler = settings.max_num_seqs * shape.vocab_size * 8
+    used = run.engine_weights + (profile + sampler) / settings.tensor_parallel
+    return run.engine - used - GPU_CONTEXT_BYTES
+
+
+def kv_token_bytes(shape: ModelShape, settings: MemorySettings) -> float:
+    """Keys and values of one token in all layers, on one of the engine's GPUs."""
+    values = 2 * shape.num_hidden_layers * shape.key_value_size
+    return values * settings.engine_bytes / settings.tensor_parallel

@@ -1,0 +1,207 @@
+"""What decides the memory of a run, read out of its config: one place that knows the keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from vapo_verl.doctor.model_size import image_cut, model_folder
+from vapo_verl.doctor.training_state import dtype_bytes, has_reference, parameter_bytes
+
+SHORTEST_TEXT = 128
+"""Tokens of template, question and response beside the smallest image, in the shortest sequence."""
+FIXED_PROCESSES = 5
+"""Driver, task runner, replay buffer's controller, and Ray's own two."""
+STORAGE_UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """The largest one that a pass makes on a rank."""
+
+    rows: int
+    tokens: int
+    """With padding, where sequences are padded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySettings:
+    """The part of a config that memory depends on. Sizes are bytes, counts are per rank."""
+
+    on_gpu: bool
+    ranks_per_node: int
+    num_nodes: int
+    shard_ranks: int
+    """Ranks that share one copy of the state (``fsdp_size``; all, where it is -1)."""
+    fsdp1: bool
+
+    parameter_bytes: int
+    """Of a parameter as FSDP holds it; gradient and Adam's moments have its type."""
+    compute_bytes: int
+    """Of a parameter as layers see it, and of an activation."""
+    reduce_bytes: int
+    """Of a gradient on its way between ranks, and of one whose reduction is deferred."""
+    lora_rank: int
+    offload_policy: bool
+    """State lives on the host, layers fetch it and Adam runs there (FSDP 2)."""
+    param_offload: bool
+    optimizer_offload: bool
+    deferred_sync: bool
+    reference_bytes: int
+    """Of a parameter of the reference model; 0 where no KL term needs one."""
+
+    packed: bool
+    fused_logits: bool
+    """``use_fused_kernels``: logits are computed in chunks and never lie there as a whole."""
+    scaled_logits: bool
+    """A temperature other than 1 copies the logits."""
+    gradient_checkpointing: bool
+    compiled_entropy: bool
+    entropy_chunk: int
+    """Tokens at a time; 0: all at once."""
+    entropy_in_update: bool
+    recompute_old: bool
+    update: MicroBatch
+    old: MicroBatch
+    ref: MicroBatch
+    max_prompt_tokens: int
+
+    engine_bytes: int
+    """Of a parameter in the engine."""
+    tensor_parallel: int
+    utilization: float
+    """The engine's fraction of the device."""
+    sleeps: bool
+    """``free_cache_engine``: engine and training take turns."""
+    cuda_graphs: bool
+    max_model_len: int
+    max_batched_tokens: int
+    max_num_seqs: int
+    bucket_bytes: int
+    cpu_cache_bytes: float
+
+    saves: bool
+    saves_optimizer: bool
+    saves_hf_model: bool
+    worker_processes: int
+    """On a node, beside three for each rank."""
+    responses: float
+    """Of a step, on a node."""
+    pixels: int
+    """Of an image at most, as the processor resizes it to fit the prompt."""
+    original_pixels: int
+    """Of an image as it is stored; taken as large as ``data.max_pixels`` lets it be used."""
+
+    @property
+    def ranks(self) -> int:
+        return self.ranks_per_node * self.num_nodes
+
+    @classmethod
+    def read(cls, config: DictConfig) -> MemorySettings:
+        """From a settled config."""
+        policy, trainer = config.actor_rollout_ref, config.trainer
+        actor, rollout, fsdp = policy.actor, policy.rollout, policy.actor.fsdp_config
+        precision, checkpoint = fsdp.get("mixed_precision") or {}, actor.checkpoint.save_contents
+        ranks = trainer.n_gpus_per_node * trainer.nnodes
+        cut = image_cut(model_folder(config))
+        most = config.data.max_prompt_length * cut.pixels_per_token
+        limit = config.data.max_pixels or cut.max_pixels or most
+        chunked = fsdp.entropy_from_logits_with_chunking
+        fused = bool(policy.model.get("use_fused_kernels", False))
+        engine = OmegaConf.select(policy, "rollout.engine_kwargs.vllm.kv_cache_memory_bytes")
+        lora = policy.model.get("lora_rank", 0) or (policy.model.get("lora") or {}).get("rank", 0)
+        return cls(
+            on_gpu=trainer.device != "cpu",
+            ranks_per_node=trainer.n_gpus_per_node,
+            num_nodes=trainer.nnodes,
+            shard_ranks=fsdp.fsdp_size if 0 < fsdp.fsdp_size < ranks else ranks,
+            fsdp1=actor.strategy == "fsdp",
+            parameter_bytes=parameter_bytes(config),
+            compute_bytes=dtype_bytes(precision.get("param_dtype", "bf16")),
+            reduce_bytes=dtype_bytes(precision.get("reduce_dtype", "fp32")),
+            lora_rank=lora,
+            offload_policy=fsdp.offload_policy,
+            param_offload=fsdp.param_offload,
+            optimizer_offload=fsdp.optimizer_offload,
+            deferred_sync=fsdp.use_no_sync_for_gradient_accumulation,
+            reference_bytes=dtype_bytes(policy.ref.fsdp_config.model_dtype)
+            if has_reference(config) and not lora  # without its adapters the actor is the reference
+            else 0,
+            packed=policy.model.use_remove_padding,
+            fused_logits=fused,
+            scaled_logits=rollout.temperature != 1,
+            gradient_checkpointing=policy.model.enable_gradient_checkpointing,
+            compiled_entropy=fsdp.use_torch_compile,
+            entropy_chunk=fsdp.entropy_from_logits_chunk_size if chunked else 0,
+            entropy_in_update=bool(actor.calculate_entropy or actor.entropy_coeff),
+            recompute_old=not (config.algorithm.get("rollout_correction") or {}).get("bypass_mode"),
+            update=_micro_batch(
+                config,
+                dynamic=actor.use_dynamic_bsz,
+                budget=actor.ppo_max_token_len_per_gpu,
+                rows=actor.ppo_micro_batch_size_per_gpu,
+                rows_of_rank=actor.ppo_mini_batch_size * rollout.n // ranks,
+            ),
+            old=_micro_batch(
+                config,
+                dynamic=rollout.log_prob_use_dynamic_bsz,
+                budget=rollout.log_prob_max_token_len_per_gpu,
+                rows=rollout.log_prob_micro_batch_size_per_gpu,
+                rows_of_rank=config.data.train_batch_size * rollout.n // ranks,
+            ),
+            ref=_micro_batch(
+                config,
+                dynamic=policy.ref.log_prob_use_dynamic_bsz,
+                budget=policy.ref.log_prob_max_token_len_per_gpu,
+                rows=policy.ref.log_prob_micro_batch_size_per_gpu,
+                rows_of_rank=config.data.train_batch_size * rollout.n // ranks,
+            ),
+            max_prompt_tokens=config.data.max_prompt_length,
+            engine_bytes=dtype_bytes(rollout.dtype),
+            tensor_parallel=rollout.tensor_model_parallel_size,
+            utilization=rollout.gpu_memory_utilization,
+            sleeps=rollout.free_cache_engine,
+            cuda_graphs=not rollout.enforce_eager,
+            max_model_len=rollout.max_model_len
+            or config.data.max_prompt_length + config.data.max_response_length,
+            max_batched_tokens=rollout.max_num_batched_tokens,
+            max_num_seqs=rollout.max_num_seqs,
+            bucket_bytes=rollout.checkpoint_engine.update_weights_bucket_megabytes << 20,
+            cpu_cache_bytes=engine or 2**30,
+            saves=trainer.save_freq > 0,
+            saves_optimizer="optimizer" in checkpoint,
+            saves_hf_model="hf_model" in checkpoint,
+            worker_processes=FIXED_PROCESSES
+            + rollout.agent.num_workers
+            + config.reward.num_workers
+            + (OmegaConf.select(config, STORAGE_UNITS) or 0),
+            responses=config.data.train_batch_size * rollout.n / trainer.nnodes,
+            pixels=min(limit, most),
+            original_pixels=limit,
+        )
+
+
+def _micro_batch(
+    config: DictConfig, *, dynamic: bool, budget: int, rows: int | None, rows_of_rank: int
+) -> MicroBatch:
+    """The largest micro-batch of a pass.
+
+    Packed and sized by tokens, it holds ``budget`` of them (`rearrange_micro_batches` of veRL keeps
+    that limit). Padded and sized by tokens, the limit is on the tokens before padding: one longest
+    sequence and as many of the shortest as fit beside it, all padded to the longest.
+    """
+    data: Any = config.data
+    longest = data.max_prompt_length + data.max_response_length
+    rows_of_rank = max(rows_of_rank, 1)
+    if not dynamic:
+        rows = min(rows or rows_of_rank, rows_of_rank)
+        return MicroBatch(rows=rows, tokens=rows * longest)
+    cut = image_cut(model_folder(config))
+    shortest = (data.min_pixels or 0) // cut.pixels_per_token + SHORTEST_TEXT
+    beside = max(budget - longest, 0) // shortest
+    rows = min(1 + beside, rows_of_rank)
+    if config.actor_rollout_ref.model.use_remove_padding:
+        return MicroBatch(rows=rows, tokens=min(max(budget, longest), rows_of_rank * longest))
+    return MicroBatch(rows=rows, tokens=rows * longest)
