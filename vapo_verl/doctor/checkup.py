@@ -46,6 +46,8 @@ def diagnose(
 def light_findings(config: DictConfig | None) -> Iterator[Finding]:
     """The checks that are made in this process: all but the imports and the rows."""
     from vapo_verl.doctor.accelerator import check_accelerator
+    from vapo_verl.doctor.compile_caches import check_compile_caches
+    from vapo_verl.doctor.compiler import check_compiler
     from vapo_verl.doctor.disk import check_disk
     from vapo_verl.doctor.limits import check_limits
     from vapo_verl.doctor.ray_cluster import check_ray
@@ -55,6 +57,8 @@ def light_findings(config: DictConfig | None) -> Iterator[Finding]:
     yield from examine("versions", check_versions)
     yield from examine("registrations", check_entry_point)
     yield from examine("accelerator", check_accelerator, config)
+    yield from examine("compiler", check_compiler, config)
+    yield from examine("compile caches", check_compile_caches, config)
     yield from examine("ray", check_ray, config)
     yield from examine("disk", check_disk, config)
     yield from examine("limits", check_limits, config)

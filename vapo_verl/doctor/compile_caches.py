@@ -1,0 +1,100 @@
+"""Folders of compiled kernels: on a network file system all nodes write the same files."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from vapo_verl.doctor.findings import Finding, ok, warning
+
+CHECK = "compile caches"
+MOUNTS = Path("/proc/mounts")
+NETWORK_TYPES = frozenset(
+    {
+        *("nfs", "nfs3", "nfs4", "cifs", "smb3", "smbfs", "afs", "9p", "virtiofs"),
+        *("lustre", "gpfs", "mmfs", "beegfs", "ceph", "glusterfs"),
+        *("panfs", "pvfs2", "orangefs", "wekafs"),
+    }
+)
+LOCAL_FUSE = frozenset({"fuse.fuse-overlayfs", "fuse.lxcfs"})
+SET_LOCALLY = "/tmp/vapo_cache_$UID"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """A line of /proc/mounts."""
+
+    folder: Path
+    type: str
+
+    @property
+    def is_network(self) -> bool:
+        fuse = self.type.startswith("fuse.") and self.type not in LOCAL_FUSE
+        return self.type in NETWORK_TYPES or fuse
+
+
+def check_compile_caches(config: DictConfig | None, mounts: Path = MOUNTS) -> Iterator[Finding]:
+    """Of a run on GPUs, or of several nodes."""
+    if config is None or (config.trainer.device == "cpu" and config.trainer.nnodes == 1):
+        return
+    known = read_mounts(mounts)
+    remote = {}
+    for variable, folder in cache_folders(os.environ).items():
+        mount = mount_of(folder, known)
+        if mount and mount.is_network:
+            remote[variable] = f"{folder} ({mount.type})"
+    if not remote:
+        yield ok(CHECK, "all on file systems of this node")
+        return
+    listed = ", ".join(f"{variable}: {where}" for variable, where in remote.items())
+    exports = " ".join(f"{variable}={SET_LOCALLY}/{variable.lower()}" for variable in remote)
+    yield warning(
+        CHECK,
+        f"on a network file system: {listed}; ranks that compile at once wait for each other's "
+        "files, or fail on half-written ones",
+        f"on every node, before ray start: export {exports}",
+    )
+
+
+def cache_folders(environment: Mapping[str, str]) -> dict[str, Path]:
+    """Where Triton, Inductor and vLLM keep what they compile, by the variable that moves it."""
+    home = environment.get("HOME") or str(Path.home())
+    triton = Path(environment.get("TRITON_HOME") or home) / ".triton" / "cache"
+    inductor = Path(tempfile.gettempdir()) / "torchinductor_USER"
+    vllm = Path(environment.get("XDG_CACHE_HOME") or f"{home}/.cache") / "vllm"
+    defaults = {
+        "TRITON_CACHE_DIR": triton,
+        "TORCHINDUCTOR_CACHE_DIR": inductor,
+        "VLLM_CACHE_ROOT": vllm,
+    }
+    return {name: Path(environment.get(name) or folder) for name, folder in defaults.items()}
+
+
+def read_mounts(file: Path) -> list[Mount]:
+    """Empty where there is no such file."""
+    lines = file.read_text().splitlines() if file.is_file() else []
+    fields = [line.split() for line in lines]
+    return [
+        Mount(folder=Path(_unescaped(field[1])), type=field[2])
+        for field in fields
+        if len(field) >= 3
+    ]
+
+
+def mount_of(folder: Path, mounts: list[Mount]) -> Mount | None:
+    """The mount that a folder is in, or will be; the last of those mounted at one place."""
+    folder = Path(os.path.realpath(folder))
+    above = [mount for mount in mounts if folder.is_relative_to(mount.folder)]
+    return max(reversed(above), key=lambda mount: len(mount.folder.parts), default=None)
+
+
+def _unescaped(name: str) -> str:
+    """/proc/mounts writes space, tab, newline and backslash as octal numbers."""
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        name = name.replace(code, character)
+    return name

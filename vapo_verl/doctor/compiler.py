@@ -1,0 +1,60 @@
+"""C compiler and Python headers: Triton and Inductor build launchers of kernels at run time.
+
+Triton 3.6 compiles with ``$CC``, else gcc, else clang, and includes `Python.h`
+(`triton/runtime/build.py`). Compute nodes often have neither.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from vapo_verl.doctor.findings import Finding, error, ok
+
+CHECK = "compiler"
+COMPILERS = ("gcc", "clang")
+FIX = "{}, on every node, or the image of docker/Dockerfile, which has both"
+
+
+def check_compiler(config: DictConfig | None) -> Iterator[Finding]:
+    """On every node with GPUs: without a compiler the first kernel ends the run."""
+    if config is None or config.trainer.device == "cpu":
+        return
+    compiler = find_compiler()
+    if compiler is None:
+        given = os.environ.get("CC")
+        found = (
+            f"CC={given} is no program here"
+            if given
+            else f"no C compiler here ({' or '.join(COMPILERS)}; CC is not set)"
+        )
+        wanted = "unset CC or " if given else ""
+        yield error(
+            CHECK,
+            f"{found}: Triton and Inductor compile at run time",
+            FIX.format(f"{wanted}apt-get install gcc libc6-dev"),
+        )
+    headers = Path(sysconfig.get_paths()["include"])
+    if not (headers / "Python.h").is_file():
+        yield error(
+            CHECK,
+            f"no {headers / 'Python.h'}: Triton includes it in what it compiles at run time",
+            FIX.format("apt-get install python3-dev (of this Python's version)"),
+        )
+    elif compiler is not None:
+        yield ok(CHECK, f"{compiler}, {headers / 'Python.h'}")
+
+
+def find_compiler() -> str | None:
+    """The program that Triton would take."""
+    given = os.environ.get("CC")
+    if given is not None:
+        words = shlex.split(given)
+        return shutil.which(words[0]) if words else None
+    return next((path for name in COMPILERS if (path := shutil.which(name))), None)
