@@ -20,6 +20,7 @@ read_settings() {
   # shellcheck source=slurm/site.env
   . "$file"
   set +a
+  export PYTHONPATH=$PWD # the project's code in every process, also where an image has the package
   if [[ -n $VAPO_INTERFACE ]]; then
     export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$VAPO_INTERFACE}
     export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$VAPO_INTERFACE}
@@ -38,7 +39,7 @@ choose_container() {
   steps=(--quiet --overlap --export=ALL --mpi=none --cpu-bind=none --kill-on-bad-exit=1)
   inside=()
   export VAPO_PYTHON=$VAPO_CONTAINER_PYTHON
-  local folder mounts=$VAPO_CONTAINER_MOUNTS
+  local folder mounts=$VAPO_CONTAINER_MOUNTS caches=TRITON_CACHE_DIR,TORCHINDUCTOR_CACHE_DIR,VLLM_CACHE_ROOT
   for folder in "$PWD" "$VAPO_RUNS_DIR" "$VAPO_DATA_DIR" "$VAPO_LOG_DIR" "$HF_HOME" "$VAPO_NODE_TMP"; do
     mounts+=${mounts:+,}$folder:$folder
   done
@@ -53,7 +54,7 @@ choose_container() {
       steps+=(--container-image="$VAPO_CONTAINER_IMAGE" --container-name="vapo_$SLURM_JOB_ID"
         --container-mounts="$mounts" --container-workdir="$PWD"
         # what stands here wins over what the image sets
-        --container-env="HF_HOME,TRITON_CACHE_DIR,TORCHINDUCTOR_CACHE_DIR,VAPO_DATA_DIR")
+        --container-env="$caches,HF_HOME,PYTHONPATH,VAPO_DATA_DIR")
       ;;
     apptainer)
       inside=(apptainer exec --bind "$mounts" --pwd "$PWD")
