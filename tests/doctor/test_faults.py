@@ -437,7 +437,7 @@ def test_20_no_c_compiler_on_a_gpu_node_is_an_error(config, monkeypatch, tmp_pat
 
 
 def test_20_no_python_headers_on_a_gpu_node_is_an_error(config, monkeypatch, tmp_path):
-    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setattr(sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
     found = only(compiler.check_compiler(config(recipe="vapo")))
     assert found.found.startswith(f"no {tmp_path / 'Python.h'}")
     assert "python3-dev" in found.fix

@@ -40,7 +40,7 @@ def check_compiler(config: DictConfig | None) -> Iterator[Finding]:
             f"{found}: Triton and Inductor compile at run time",
             FIX.format(f"{wanted}apt-get install gcc libc6-dev"),
         )
-    headers = Path(sysconfig.get_paths()["include"])
+    headers = header_folder()
     if not (headers / "Python.h").is_file():
         yield error(
             CHECK,
@@ -49,6 +49,13 @@ def check_compiler(config: DictConfig | None) -> Iterator[Finding]:
         )
     elif compiler is not None:
         yield ok(CHECK, f"{compiler}, {headers / 'Python.h'}")
+
+
+def header_folder() -> Path:
+    """Of this Python; Debian's default scheme names a folder below /usr/local that holds none."""
+    scheme = sysconfig.get_default_scheme()
+    scheme = "posix_prefix" if scheme == "posix_local" else scheme
+    return Path(sysconfig.get_paths(scheme=scheme)["include"])
 
 
 def find_compiler() -> str | None:
