@@ -54,6 +54,16 @@ async def test_probes_extend_the_rollouts_own_tokens_on_its_own_server(
     assert len({request["request_id"] for request in server.requests}) == 1  # one sticky session
 
 
+async def test_responses_of_a_prompt_share_one_session_and_the_next_step_has_another(
+    run_loop, dataset, server
+):
+    sessions = []
+    for uid, sample in (("a", 0), ("a", 1), ("b", 0)):
+        await run_loop({**dataset[0], "uid": uid}, ALWAYS, session_id=sample)
+        sessions.append({request["request_id"] for request in server.requests})
+    assert sessions == [{"a"}, {"a"}, {"b"}]
+
+
 async def test_with_seeds_every_request_has_one(run_loop, dataset, server):
     await run_loop(dataset[0], ALWAYS)
     assert all(type(r["sampling_params"].get("seed")) is int for r in server.requests)

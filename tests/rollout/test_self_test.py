@@ -35,6 +35,12 @@ async def test_the_shipped_question_passes(processor, server, dataset):
     assert result.warnings() == []
 
 
+async def test_each_row_has_a_session_of_its_own(processor, server, dataset):
+    server.requests.clear()
+    await run_self_test(make_loop(processor, server), [dataset[0], dataset[1], dataset[0]])
+    assert len({request["request_id"] for request in server.requests}) == 3
+
+
 async def test_a_trailing_space_trips_it(processor, server, dataset):
     """Defect of the released code: behind the space something else than an answer is likelier."""
     loop = make_loop(processor, server)

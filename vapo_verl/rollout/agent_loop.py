@@ -29,7 +29,7 @@ from vapo_verl.reward.accuracy import accuracy
 from vapo_verl.reward.composition import RewardComponents, compose_reward
 from vapo_verl.reward.format import format_score
 from vapo_verl.reward.perception import attention_perception_score
-from vapo_verl.rollout.one_server import OneServerClient
+from vapo_verl.rollout.one_server import OneServerClient, prompt_session
 from vapo_verl.rollout.prober import Prober
 from vapo_verl.rollout.sample import (
     SampleOutcome,
@@ -74,7 +74,6 @@ class VapoAgentLoop(SingleTurnAgentLoop):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._client = kwargs["server_manager"]
-        self.server_manager = OneServerClient(self._client)  # one loop is one response
         self.vapo: VapoConfig = vapo_config(OmegaConf.to_container(self.config.vapo, resolve=True))  # type: ignore[arg-type]
         anchors = self.vapo.anchors
         self.question: AnchorQuestion = bind_question(
@@ -85,6 +84,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         self, sampling_params: dict[str, Any], priority: int = 0, **row: Any
     ) -> VapoAgentLoopOutput:
         """Generate, probe and score one response of ``row`` (a row of the data set)."""
+        self.open_session(row)  # one loop is one response
         key = SampleKey(
             seed=self.vapo.seed,
             step=int(row["global_steps"]),
@@ -101,6 +101,10 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         _take_attention(output)
         await self._score(output, row, key, started_at)
         return output
+
+    def open_session(self, row: Mapping[str, Any]) -> None:
+        """Send what follows to the server of the row's prompt."""
+        self.server_manager = OneServerClient(self._client, prompt_session(row))
 
     async def _score(
         self, output: VapoAgentLoopOutput, row: dict[str, Any], key: SampleKey, started_at: float
@@ -169,7 +173,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         )
 
     def prober(self) -> Prober:
-        """Asks the server of the response at hand."""
+        """Asks the server of the open session."""
         return Prober(
             self.server_manager,
             self.question,

@@ -30,6 +30,7 @@ async def _of_row(loop: VapoAgentLoop, row: Mapping[str, Any]) -> list[TestReply
     ]
     if not chosen:
         return []
+    loop.open_session(row)
     question, prober = loop.question, loop.prober()
     prompt_ids, media = await loop.prompt(row)
     probes = [[*prompt_ids, *question.token_ids(claim.text)] for claim in chosen]
