@@ -9,11 +9,15 @@ and settings that contradict each other or the machine.
 """
 
 import json
+import math
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from vapo_verl import preflight
 from vapo_verl.composition import compose_recipe
 from vapo_verl.data.digits.build import DigitsConfig, write_dataset
 from vapo_verl.launch import settle
@@ -177,6 +181,51 @@ def test_10_a_context_without_room_for_a_claim_states_the_room_needed(check):
 )
 def test_settings_that_cannot_work_name_the_key(check, override, words):
     assert words in refused(check, override)
+
+
+ENGINE_IMAGES = "+actor_rollout_ref.rollout.engine_kwargs.vllm.mm_processor_kwargs"
+
+
+@pytest.mark.parametrize(
+    ("limit", "overrides", "words"),
+    [
+        ("max_pixels: 40000", ["data.max_pixels=50000"], "is below data.max_pixels=50000"),
+        ("max_pixels: 40000", [], "is below data.max_pixels=None"),
+        (
+            "max_pixels: 40000",
+            ["data.max_pixels=40000", "data.min_pixels=39000"],
+            "data.min_pixels=39000 is too close",
+        ),
+        ("min_pixels: 9000", [], "mm_processor_kwargs.min_pixels=9000: the engine alone"),
+    ],
+)
+def test_an_engine_that_would_resize_images_again_is_refused(check, limit, overrides, words):
+    assert words in refused(check, f"{ENGINE_IMAGES}={{{limit}}}", *overrides)
+
+
+def test_a_limit_of_the_data_above_the_models_own_is_the_models_in_engine_and_loop(check):
+    check(f"{ENGINE_IMAGES}={{max_pixels: 60000}}", "data.max_pixels=60000")
+    config = compose_recipe("smoke", [f"{ENGINE_IMAGES}={{max_pixels: 60000}}"])
+    with pytest.raises(ValueError, match="above the 50176 pixels of the model's processor"):
+        preflight.check_engine_images(config)  # as it is before it is settled
+
+
+def test_an_engine_limited_to_the_pixels_of_the_data_is_accepted(check):
+    check(f"{ENGINE_IMAGES}={{max_pixels: 40000}}", "data.max_pixels=40000", "data.min_pixels=784")
+
+
+@settings(max_examples=200)
+@given(st.integers(1, 10**6), st.floats(1, 200), st.sampled_from([28, 32]))
+def test_no_enlarged_image_is_larger_than_the_check_of_min_pixels_takes_it_to_be(
+    min_pixels, ratio, factor
+):
+    from qwen_vl_utils.vision_process import smart_resize
+
+    width = max(1, math.isqrt(int(min_pixels / ratio)) // 2)  # smaller: it will be enlarged
+    height = max(1, int(width * ratio))
+    enlarged = math.prod(smart_resize(height, width, factor, min_pixels, 10**9))
+    if width * height < min_pixels:
+        assert enlarged <= max(preflight._rounded_up(min_pixels), factor**2 * 200)
 
 
 def test_a_micro_batch_that_fills_its_budget_exactly_is_accepted(check):

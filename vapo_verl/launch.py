@@ -14,7 +14,7 @@ from vapo_verl.config import vapo_config
 from vapo_verl.platform.environment import CPU_ENVIRONMENT
 from vapo_verl.platform.ray_address import joined_cluster
 from vapo_verl.preflight import PASSES, InputError, check_run, lacks_flash_attention
-from vapo_verl.rollout.engine_args import add_attention
+from vapo_verl.rollout.engine_args import add_attention, settle_image_limit
 from vapo_verl.trainer.checkpoints import latest_complete
 from vapo_verl.trainer.stopping import AnnouncedActor, RunStopped, StopSignals
 
@@ -22,7 +22,7 @@ OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "resources", "labels", "object_store
 """Arguments of ``ray.init`` that it refuses when it joins a cluster."""
 
 SDPA_MICRO_BATCH = 2
-"""Sequences in a micro-batch without flash-attn. Two of 4096 + 2048 tokens, padded, are 12288 tokens,
+"""Sequences in a micro-batch without flash-attn. Two of 4096 + 2048 tokens, padded, are 12288,
 within the 16384 that the recipes allow a 7B model on a GPU of 80 GB."""
 
 
@@ -68,6 +68,7 @@ def settle(config: DictConfig) -> None:
     use_sdpa_if_allowed(config)
     OmegaConf.resolve(config)  # the workers lack this package's resolvers
     make_paths_absolute(config)
+    settle_image_limit(config)
 
 
 def use_sdpa_if_allowed(config: DictConfig) -> None:

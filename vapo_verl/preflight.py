@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vapo_verl.config import VapoConfig, vapo_config
+from vapo_verl.rollout.engine_args import ENGINE, processor_max_pixels
 
 ANCHORED_MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
@@ -53,6 +55,7 @@ def check_run(config: DictConfig) -> list[str]:
         _check_batches(config)
         _check_micro_batches(config)
         check_padding(config)
+        check_engine_images(config)
         _check_context(config, settings)
         _check_model(config, settings)
         return list(_check_data(config, settings))
@@ -115,6 +118,55 @@ def check_padding(config: DictConfig) -> None:
                 f"{size * longest} tokens, above actor_rollout_ref.{limit_key}={limit}; "
                 f"set {fewer}, or {limit_key}={size * longest} where a rank has the memory"
             )
+
+
+def check_engine_images(config: DictConfig) -> None:
+    """Refuse limits under which the engine would resize an image that the agent loop has resized.
+
+    The loop resizes an image to ``data.min_pixels`` .. ``data.max_pixels`` and lets the processor
+    count its tokens under the model's own limits. The engine does the same with the resized image,
+    but under ``mm_processor_kwargs.max_pixels`` where that is set: it must change nothing, or the
+    trainer sees another number of image tokens than the engine, and nothing says so.
+
+    Raises:
+        ValueError: an image could come out of the loop larger than the engine's limit, or the
+            engine's limit is above the model's own.
+    """
+    key = f"{ENGINE}.mm_processor_kwargs"
+    options, data = OmegaConf.select(config, key) or {}, config.data
+    for name in ("min_pixels", "size"):
+        if options.get(name) is not None:
+            raise ValueError(
+                f"{key}.{name}={options[name]}: the engine alone would resize images by it; remove "
+                "it and set data.min_pixels and data.max_pixels"
+            )
+    limit, own = options.get("max_pixels"), processor_max_pixels(config)
+    if limit is None or limit == own:  # as in the loop
+        return
+    if own is not None and limit > own:
+        raise ValueError(
+            f"{key}.max_pixels={limit} is above the {own} pixels of the model's processor: the "
+            f"engine would not shrink images that the agent loop does; set {own} or less"
+        )
+    if data.max_pixels is None or data.max_pixels > limit:
+        raise ValueError(
+            f"{key}.max_pixels={limit} is below data.max_pixels={data.max_pixels}: the engine "
+            f"would shrink images that the agent loop did not; set data.max_pixels={limit} or less"
+        )
+    largest = _rounded_up(data.min_pixels or 0)
+    if largest > limit:
+        raise ValueError(
+            f"data.min_pixels={data.min_pixels} is too close to {key}.max_pixels={limit}: enlarged "
+            f"and rounded up to whole patches, an image can take {largest} pixels; lower "
+            "data.min_pixels, or raise data.max_pixels"
+        )
+
+
+def _rounded_up(min_pixels: int) -> int:
+    """Most pixels of an image that was enlarged to ``min_pixels``: each side is rounded up to whole
+    image tokens of at most 32 pixels, and one is at most 200 times the other."""
+    side, long = 32, math.sqrt(200 * min_pixels)
+    return math.floor((long + side) * (min_pixels / long + side)) if min_pixels else 0
 
 
 def _check_engine(config: DictConfig) -> None:

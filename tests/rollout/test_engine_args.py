@@ -24,6 +24,13 @@ def test_the_engines_arguments_join_those_of_the_recipe():
     add_attention(config, ON)  # again: a resolved config may be started from
 
 
+def test_others_additional_config_is_kept():
+    config = smoke(f"+{ENGINE}.additional_config={{theirs: {{a: 1}}}}")
+    add_attention(config, ON)
+    added = OmegaConf.to_container(OmegaConf.select(config, ENGINE).additional_config)
+    assert added == {"theirs": {"a": 1}, **engine_args()["additional_config"]}
+
+
 def test_off_changes_nothing():
     config = smoke()
     add_attention(config, AttentionConfig())
@@ -38,6 +45,7 @@ def test_off_changes_nothing():
         (f"+{ENGINE}.decode_context_parallel_size=2", "decode_context_parallel_size=2"),
         (f"+{ENGINE}.enable_dbo=true", "enable_dbo=True"),
         (f"+{ENGINE}.kv_cache_dtype=fp8", "kv_cache_dtype=fp8"),
+        (f"+{ENGINE}.additional_config='{{\"theirs\": 1}}'", "is text, .* write it as a mapping"),
         (f"+{ENGINE}.worker_cls=my.Worker", "worker_cls=my.Worker is taken"),
         (
             "actor_rollout_ref.rollout.enable_rollout_routing_replay=true",

@@ -1,6 +1,9 @@
-"""The engine's part of ``vapo.attention``, written into veRL's config."""
+"""Arguments of the engine that follow from other settings, written into veRL's config."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -26,6 +29,36 @@ UNSUPPORTED = {
 checks again (`vapo_verl.attention.support`), after the minute it takes to get there."""
 
 
+def settle_image_limit(config: DictConfig) -> None:
+    """Make ``mm_processor_kwargs.max_pixels`` a limit that the agent loop keeps, too.
+
+    At most the processor's own, under which the loop counts tokens; and left out where it is null,
+    as ``data.max_pixels`` is by default, since a processor takes no null.
+    """
+    key = f"{ENGINE}.mm_processor_kwargs"
+    options = OmegaConf.select(config, key)
+    if options is None:
+        return
+    given = {name: value for name, value in options.items() if value is not None}
+    own = processor_max_pixels(config)
+    if "max_pixels" in given and own is not None:
+        given["max_pixels"] = min(given["max_pixels"], own)
+    OmegaConf.update(config, key, given or None, merge=False)
+
+
+def processor_max_pixels(config: DictConfig) -> int | None:
+    """The limit in a model folder's files; None for a hub name, and where no file states it."""
+    folder = Path(config.actor_rollout_ref.model.path).expanduser()
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if (folder / name).is_file():
+            stated = json.loads((folder / name).read_text())
+            stated = stated.get("image_processor", stated)
+            limit = stated.get("max_pixels") or stated.get("size", {}).get("longest_edge")
+            if limit is not None:
+                return int(limit)
+    return None
+
+
 def add_attention(config: DictConfig, attention: AttentionConfig) -> None:
     """Set the engine arguments that export visual attention, when it is enabled.
 
@@ -49,5 +82,10 @@ def add_attention(config: DictConfig, attention: AttentionConfig) -> None:
                 f"{ENGINE}.{key}={engine[key]} is taken: visual attention needs it; "
                 "remove it or set vapo.attention.enabled=false"
             )
-    with open_dict(config):
+    if isinstance(given := engine.get("additional_config"), str):
+        raise ValueError(
+            f"{ENGINE}.additional_config={given!r} is text, which visual attention cannot add to; "
+            "write it as a mapping: {key: value}"
+        )
+    with open_dict(config):  # merge goes into additional_config, which may hold others' settings
         OmegaConf.update(config, ENGINE, OmegaConf.merge(engine, arguments), force_add=True)

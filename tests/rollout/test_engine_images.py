@@ -1,0 +1,146 @@
+"""What vLLM makes room for, and that it takes an image as the agent loop has resized it."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from qwen_vl_utils import fetch_image
+from transformers import AutoProcessor
+from verl.workers.rollout.replica import RolloutMode
+from verl.workers.rollout.vllm_rollout import vllm_async_server
+
+from vapo_verl import launch
+from vapo_verl.composition import compose_recipe
+from vapo_verl.rollout.server import VapoHttpServer
+from vapo_verl.small_model import model_dir
+
+MIN_PIXELS, MAX_PIXELS = 3136, 40_000
+"""Of the data; the packaged model's processor takes 784 to 50176."""
+
+
+class ArgumentsOnly(VapoHttpServer):
+    """Stops where the engine would be started."""
+
+    async def run_server(self, args):
+        self.args = args
+
+
+@pytest.fixture
+def engine_args(monkeypatch):
+    """vLLM's arguments for a config, as veRL's server makes them."""
+    context = SimpleNamespace(get_job_id=lambda: "01000000", get_session_name=lambda: "session")
+    monkeypatch.setattr(vllm_async_server.ray, "get_runtime_context", lambda: context)
+    for name in ("VERL_REPLICA_RANK", "VERL_RAY_JOB_ID", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")
+
+    def build(recipe, *overrides):
+        path = f"actor_rollout_ref.model.path={model_dir()}"
+        config = compose_recipe(recipe, [path, "vapo.allow_sdpa=true", *overrides])
+        launch.settle(config)
+        launch.export_attention(config)
+        policy = config.actor_rollout_ref
+        policy.rollout.max_model_len = 336
+        server = ArgumentsOnly(
+            config=policy.rollout,
+            model_config=policy.model,
+            rollout_mode=RolloutMode.HYBRID,
+            workers=[],
+            replica_rank=0,
+            node_rank=0,
+            gpus_per_node=8,
+            nnodes=1,
+            cuda_visible_devices="",
+        )
+        asyncio.run(server.launch_server())
+        return vllm_async_server.AsyncEngineArgs.from_cli_args(server.args)
+
+    return build
+
+
+@pytest.mark.parametrize("recipe", ["vapo", "vapo_attention"])
+def test_the_recipes_limits_reach_the_engine(engine_args, recipe):
+    args = engine_args(recipe, f"data.max_pixels={MAX_PIXELS}")
+    assert args.limit_mm_per_prompt == {"image": 8, "video": 0}
+    assert args.mm_processor_kwargs == {"max_pixels": MAX_PIXELS}
+    assert ("visual_attention" in (args.additional_config or {})) == (recipe == "vapo_attention")
+
+
+def test_without_a_limit_of_the_data_the_engine_has_the_models_own(engine_args):
+    assert engine_args("vapo", "data.max_pixels=null").mm_processor_kwargs is None
+
+
+def test_the_models_own_limit_is_not_lifted(engine_args):
+    assert engine_args("vapo").mm_processor_kwargs == {"max_pixels": 50_176}  # the data: 4194304
+
+
+def test_limit_images_would_replace_them(engine_args):
+    """Why the recipes do not set it."""
+    args = engine_args("vapo", "+actor_rollout_ref.rollout.limit_images=4")
+    assert args.limit_mm_per_prompt == {"image": 4}
+
+
+@pytest.fixture(scope="module")
+def engine_images():
+    """vLLM's view of the packaged model's images, with and without the limit."""
+    from vllm.config import ModelConfig
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+
+    def info(**options):
+        model = ModelConfig(
+            model=str(model_dir()),
+            dtype="float32",
+            max_model_len=336,
+            limit_mm_per_prompt={"image": 8, "video": 0},
+            **options,
+        )
+        return MULTIMODAL_REGISTRY.create_processor(model).info
+
+    return {
+        "limited": info(mm_processor_kwargs={"max_pixels": MAX_PIXELS}),
+        "own": info(),
+    }
+
+
+def test_the_limit_bounds_what_the_engine_makes_room_for(engine_images):
+    pixels = {}
+    for name, info in engine_images.items():
+        size = info.get_image_size_with_most_features()
+        pixels[name] = size.width * size.height
+    assert pixels["limited"] <= MAX_PIXELS < pixels["own"] == 50_176
+
+
+def test_no_room_is_made_for_video(engine_images):
+    for info in engine_images.values():
+        assert dict(info.allowed_mm_limits) == {"image": 8, "video": 0}
+
+
+side = st.integers(1, 900)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(width=side, height=side)
+def test_the_engine_counts_the_tokens_that_the_agent_loop_counted(engine_images, width, height):
+    if max(width, height) > 200 * min(width, height):
+        return
+    image = Image.new("RGB", (width, height))
+    limits = {"min_pixels": MIN_PIXELS, "max_pixels": MAX_PIXELS}
+    resized = fetch_image({"image": image, **limits}, image_patch_size=14)
+    processor = AutoProcessor.from_pretrained(model_dir()).image_processor
+    patches = processor.get_number_of_image_patches(resized.height, resized.width, {})
+    expected = patches // processor.merge_size**2
+    info = engine_images["limited"]
+    told = info.get_num_image_tokens(
+        image_width=resized.width,
+        image_height=resized.height,
+        image_processor=info.get_image_processor(),
+        mm_kwargs={},
+    )
+    media = {"text": "<|image_pad|>", "images": [resized]}
+    made = info.ctx.call_hf_processor(info.get_hf_processor(), media, {})
+    grid = made["image_grid_thw"][0].prod().item()
+    assert told == grid // processor.merge_size**2 == expected
