@@ -118,8 +118,8 @@ class VapoConfig:
     seeded_sampling: bool = False
     """Give every request its own sampling seed: a run can be repeated, at some cost on GPU."""
     allow_sdpa: bool = False
-    """On a GPU without flash-attn, train with sdpa on padded sequences in micro-batches of two; where
-    this is false such a run is refused. No meaning with flash-attn, or on CPU."""
+    """On a GPU without flash-attn, train with sdpa on padded sequences in micro-batches of two. Where
+    this is false, such a run is refused. It changes nothing with flash-attn, or on CPU."""
     replay_poll_s: float = 0.2
     """How often the trainer asks the replay buffer for finished responses (veRL: 2 s, no key)."""
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
