@@ -486,6 +486,15 @@ def test_22_missing_flash_attn_is_an_error_or_with_permission_a_warning(config, 
     assert accelerator.flash_attention(config(recipe="vapo")).status == "ok"
 
 
+def test_22_padded_micro_batches_cut_by_tokens_are_an_error(config):
+    padded = config("actor_rollout_ref.model.use_remove_padding=false", recipe="vapo")
+    errors = [f for f in check_recipe(padded) if f.check == "recipe" and f.status == "error"]
+    (found,) = errors
+    assert "use_dynamic_bsz=True with actor_rollout_ref.model.use_remove_padding=False" in (
+        found.found
+    )
+
+
 def test_23_two_copies_of_the_package_are_told_apart(monkeypatch, tmp_path):
     (same,) = check_one_copy()
     assert same.status == "ok"

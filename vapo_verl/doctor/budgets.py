@@ -24,6 +24,7 @@ def check_recipe(config: DictConfig) -> Iterator[Finding]:
         (CHECK, "visual attention", lambda: export_attention(config)),
         (CHECK, "batches", lambda: preflight._check_batches(config)),
         (CHECK, "micro-batches", lambda: preflight._check_micro_batches(config)),
+        (CHECK, "padding", lambda: preflight.check_padding(config)),
         ("context", "room for prompt, response and claim", lambda: _context(config, settings)),
         ("model", config.actor_rollout_ref.model.path, lambda: _model(config, settings)),
     )
