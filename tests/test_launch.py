@@ -139,6 +139,13 @@ def test_validation_alone_runs_on_a_finished_run(tmp_path):
     assert not launch.is_finished(compose_recipe("smoke", overrides))
 
 
+def test_a_run_folder_that_cannot_be_made_is_an_input_error(tmp_path):
+    (tmp_path / "file").touch()
+    config = compose_recipe("smoke", [f"trainer.default_local_dir={tmp_path}/file/run"])
+    with pytest.raises(InputError, match=r"default_local_dir=\S+ cannot be written: .*; name a"):
+        launch.open_console(config)
+
+
 def test_the_cpu_environment_reaches_this_process_and_every_worker(monkeypatch):
     for name in CPU_ENVIRONMENT:
         monkeypatch.setenv(name, "before")

@@ -16,6 +16,7 @@ GATES = ("correct", "always", "relaxed")
 PERCEPTION_SOURCES = ("claims", "attention", "none")
 ATTENTION_MODES = ("focus", "grounded")
 ANSWER_STYLES = ("exact", "math")
+CONSOLES = ("short", "full")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +97,11 @@ class AdvantageConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggingConfig:
-    """What a step leaves in the run folder next to its metrics."""
+    """What a run shows, and what a step leaves in the run folder next to its metrics."""
 
+    console: str = "short"
+    """``short``: what is being started, a line per step, warnings and results. ``full``: all that
+    any process prints. ``console.log`` in the run folder has all of it either way."""
     num_rollout_samples: int = 8
     """Responses a step writes to ``rollouts/``; 0 writes none."""
     rollout_freq: int = 1
@@ -118,8 +122,8 @@ class VapoConfig:
     seeded_sampling: bool = False
     """Give every request its own sampling seed: a run can be repeated, at some cost on GPU."""
     allow_sdpa: bool = False
-    """On a GPU without flash-attn, train with sdpa on padded sequences in micro-batches of two. Where
-    this is false, such a run is refused. It changes nothing with flash-attn, or on CPU."""
+    """On a GPU without flash-attn, train with sdpa on padded sequences in micro-batches of two;
+    where this is false, such a run is refused. It changes nothing with flash-attn, or on CPU."""
     replay_poll_s: float = 0.2
     """How often the trainer asks the replay buffer for finished responses (veRL: 2 s, no key)."""
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
@@ -199,6 +203,7 @@ def _check(config: VapoConfig) -> None:
     _one_of("vapo.anchors.gate", anchors.gate, GATES)
     _one_of("vapo.reward.perception_source", reward.perception_source, PERCEPTION_SOURCES)
     _one_of("vapo.reward.answer_style", reward.answer_style, ANSWER_STYLES)
+    _one_of("vapo.logging.console", config.logging.console, CONSOLES)
     _one_of("vapo.advantage.attention_mode", advantage.attention_mode, ATTENTION_MODES)
     _at_least("vapo.anchors.num_anchors", anchors.num_anchors, 0)
     _at_least("vapo.anchors.min_gap", anchors.min_gap, 1)

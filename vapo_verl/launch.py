@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vapo_verl.config import vapo_config
+from vapo_verl.console import Console, phases
 from vapo_verl.platform.environment import CPU_ENVIRONMENT
 from vapo_verl.platform.ray_address import joined_cluster
 from vapo_verl.preflight import PASSES, InputError, check_run, lacks_flash_attention
@@ -56,8 +57,26 @@ def _launch(config: DictConfig, signals: StopSignals) -> None:
     export_attention(config)
     set_environment(config)
     join_cluster(config)
-    validate_as_verl_does(config)
-    train(config, signals)
+    with open_console(config) as console:
+        validate_as_verl_does(config)
+        train(config, signals)
+    print(f"Done. Results in {config.trainer.default_local_dir}, the whole log in {console.log}")
+
+
+def open_console(config: DictConfig) -> Console:
+    """The run's console and log.
+
+    Raises:
+        InputError: the run folder cannot be written.
+    """
+    folder = Path(config.trainer.default_local_dir)
+    try:
+        return Console(folder, config.vapo.logging.console)
+    except OSError as error:
+        raise InputError(
+            f"trainer.default_local_dir={folder} cannot be written: {error}; name a folder that "
+            "you may write"
+        ) from error
 
 
 def settle(config: DictConfig) -> None:
@@ -204,10 +223,14 @@ def train(config: DictConfig, signals: StopSignals) -> None:
                 ended.set()
                 ray.kill(runner)
 
+    def started(runner: Any) -> None:
+        phases.end()
+        signals.forward_to(lambda: stop(runner))
+
     runner_class = AnnouncedActor(
-        ray.remote(concurrency_groups={STOP_GROUP: 1})(VapoTaskRunner),
-        lambda runner: signals.forward_to(lambda: stop(runner)),
+        ray.remote(concurrency_groups={STOP_GROUP: 1})(VapoTaskRunner), started
     )
+    phases.begin("Ray")
     try:
         run_ppo(config, task_runner_class=runner_class)
     except ray.exceptions.RayError as error:
@@ -217,8 +240,7 @@ def train(config: DictConfig, signals: StopSignals) -> None:
             raise RunStopped(None) from error
         raise ProcessDied(obituary(error)) from error
     finally:
-        ray.shutdown()  # what the engine says while it is stopped comes before the last line
-    print(f"Done. Results in {config.trainer.default_local_dir}")
+        ray.shutdown()
 
 
 def cause_of(error: Exception) -> Exception:

@@ -6,6 +6,8 @@ Light until a run starts: ``--help`` and ``--cfg job`` import neither torch nor 
 from __future__ import annotations
 
 import sys
+import traceback
+from pathlib import Path
 from typing import NoReturn
 
 import hydra
@@ -13,6 +15,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from vapo_verl.composition import recipe_names, register
+
+LAST_LINES = 12
+"""Of an error that is not one of ours, on the console."""
 
 register()
 
@@ -23,6 +28,7 @@ def main(config: DictConfig) -> None:
     if "recipe" not in choices:
         fail(f"no recipe was given; add +recipe=NAME, one of {', '.join(recipe_names())}")
     config.vapo.recipe = choices["recipe"]
+    from vapo_verl.console import LOG_FILE
     from vapo_verl.launch import ProcessDied, launch
     from vapo_verl.preflight import InputError
     from vapo_verl.trainer.checkpoints import CheckpointError
@@ -35,11 +41,28 @@ def main(config: DictConfig) -> None:
     except CheckpointError as error:
         fail(error.message, exit_code=1)
     except ProcessDied as error:
-        fail(str(error), exit_code=1)
+        log = Path(config.trainer.default_local_dir) / LOG_FILE
+        fail(f"{error}\nThe whole log: {log}", exit_code=1)
     except RunStopped as stopped:
         place = "before the first step" if stopped.step is None else f"at step {stopped.step}"
         print(f"Stopped on request {place}; the same command resumes.")
         raise SystemExit(EXIT_STOPPED) from None
+    except Exception as error:
+        if config.vapo.logging.console == "full":
+            raise
+        fail(last_words(error, config.trainer.default_local_dir), exit_code=1)
+
+
+def last_words(error: Exception, run_dir: str) -> str:
+    """The end of an error's traceback; all of it goes to the run's console.log."""
+    from vapo_verl.console import LOG_FILE
+
+    lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
+    log = Path(run_dir) / LOG_FILE
+    with log.open("a", encoding="utf-8") as stream:
+        stream.write("\n".join(lines) + "\n")
+    end = "\n".join(lines[-LAST_LINES:])
+    return f"the run failed; the whole log is {log}, and this its end:\n{end}"
 
 
 def fail(message: str, exit_code: int = 2) -> NoReturn:

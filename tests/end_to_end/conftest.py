@@ -28,6 +28,8 @@ class Smoke:
         """A run in a process group of its own, so that it can be killed whole."""
         command = [sys.executable, "-m", "vapo_verl.main", "+recipe=smoke"]
         run_dir = f"trainer.default_local_dir={self.root / name}"
+        if not any(override.startswith("vapo.logging.console=") for override in overrides):
+            overrides = (*overrides, "vapo.logging.console=full")
         with (self.root / f"{name}.log").open("a") as log:
             return subprocess.Popen(
                 [*command, run_dir, *overrides],

@@ -111,7 +111,7 @@ def test_a_job_that_is_stopped_goes_on_where_it_stopped(lab):
     assert sorted(metrics(run)) == list(range(1, saved + 1))
 
     assert lab.wait(job) == 0, lab.output(job)
-    assert f"setting global step to {saved}" in lab.output(job)
+    assert f"resuming from step {saved}" in lab.output(job)
     assert sorted(metrics(run)) == [1, 2, 3]
     assert (run / "metrics.jsonl").read_text().startswith(until_then)
     shards = {path.name for path in (run / f"global_step_{saved}" / "actor").glob("model_*.pt")}
@@ -134,5 +134,5 @@ def test_a_job_that_loses_a_node_goes_on_from_its_last_checkpoint(lab):
 
     assert lab.wait(job) == 0, lab.output(job)
     assert "lost node2: requeueing" in lab.output(job)
-    assert "setting global step to" in lab.output(job)
+    assert "resuming from step" in lab.output(job)
     assert sorted(metrics(run)) == [1, 2, 3]

@@ -94,7 +94,7 @@ def test_without_matplotlib_there_are_no_pictures_and_it_is_said_once(run, monke
     pictures = KeyPictures(run, {"wandb": Wandb()}, freq=1, last_step=7)
     for step in range(1, 8):
         pictures.log({}, step)
-    said = "WARNING: no pictures for the trackers: matplotlib is not installed"
+    said = "[vapo] WARNING: no pictures for the trackers: matplotlib is not installed"
     assert capsys.readouterr().out == f"{said}; `pip install matplotlib`\n"
 
 
@@ -102,7 +102,7 @@ def test_without_plotly_a_run_ends_with_one_line_in_place_of_the_report(run, mon
     hide(monkeypatch, "plotly")
     write_final_report(run)
     assert capsys.readouterr().out == (
-        "WARNING: no report.html: plotly is not installed; `pip install plotly`, then "
+        "[vapo] WARNING: no report.html: plotly is not installed; `pip install plotly`, then "
         f"`python -m vapo_verl.diagnostics report {run}`\n"
     )
     assert not (run / "report.html").exists()
@@ -185,9 +185,9 @@ def test_a_trainer_works_where_wandb_plotly_and_matplotlib_are_not_installed(run
         env=environment,
     )
     assert done.returncode == 0, done.stderr
-    ours = [line for line in done.stdout.splitlines() if line.startswith("WARNING: no ")]
+    ours = [line for line in done.stdout.splitlines() if "WARNING: no " in line]
     assert [line.partition(" is not installed")[0] for line in ours] == [
-        "WARNING: no pictures for the trackers: matplotlib",
-        "WARNING: no report.html: plotly",
+        "[vapo] WARNING: no pictures for the trackers: matplotlib",
+        "[vapo] WARNING: no report.html: plotly",
     ], done.stdout
     assert list((run / "tensorboard").rglob("events.*"))

@@ -7,6 +7,7 @@ import pytest
 from verl.trainer.ppo.v1 import PPOTrainerSync
 
 from vapo_verl.trainer import checkpoints
+from vapo_verl.trainer.step_line import StepLine
 from vapo_verl.trainer.stopping import RunStopped
 from vapo_verl.trainer.trainer import VapoTrainer
 
@@ -22,6 +23,7 @@ def trainer(tmp_path, monkeypatch):
     trainer._training = False
     trainer._saved_step = 0
     trainer._num_checkpoints = None
+    trainer._step_line = StepLine(total_steps=10)
     trainer.stopped_at = None
     trainer.checkpoint_manager = SimpleNamespace(
         sleep_replicas=lambda: trainer.events.append("sleep")

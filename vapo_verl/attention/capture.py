@@ -24,6 +24,7 @@ from vapo_verl.attention.backends.recording import RecordingBuilder, RecordingIm
 from vapo_verl.attention.overhead import OverheadMeter
 from vapo_verl.attention.settings import Settings
 from vapo_verl.attention.spans import visual_spans
+from vapo_verl.console import say
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -130,10 +131,9 @@ class Capture:
 
     def _report_overhead(self, share: float) -> None:
         """On stdout: a training run keeps vLLM's own log at warnings."""
-        print(
+        say(
             f"Visual attention of layers {self.layer_indices} of {self._num_layers}: "
-            f"{100 * share:+.1f} % of decode time",
-            flush=True,
+            f"{100 * share:+.1f} % of decode time"
         )
 
     def _checked(self, spans: NDArray[np.int32]) -> NDArray[np.int32]:

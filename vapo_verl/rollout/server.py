@@ -14,6 +14,7 @@ from verl.workers.rollout.replica import RolloutReplicaRegistry, TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
 from vapo_verl.attention import visual_attention
+from vapo_verl.console import phases
 from vapo_verl.rollout import weight_sync
 
 _finished: ContextVar[list[Any]] = ContextVar("finished")
@@ -77,6 +78,7 @@ class VapoReplica(vLLMReplica):
     """Starts `VapoHttpServer`s."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        phases.begin("vLLM")
         super().__init__(*args, **kwargs)
         self.server_class = ray.remote(VapoHttpServer)
 

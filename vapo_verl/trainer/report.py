@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vapo_verl.console import say
 from vapo_verl.diagnostics.anchor_panels import anchor_panels
 from vapo_verl.diagnostics.attention_panels import attention_panels
 from vapo_verl.diagnostics.errors import MissingPackage
@@ -53,14 +54,13 @@ class KeyPictures:
         except ModuleNotFoundError as error:
             self._sends = []
             package = (error.name or "").partition(".")[0]
-            print(
+            say(
                 f"WARNING: no pictures for the trackers: {package} is not installed; "
-                f"`pip install {package}`",
-                flush=True,
+                f"`pip install {package}`"
             )
         except Exception as error:  # of a tracker's client, or a full disk
             if not self._warned:
-                print(f"WARNING: no pictures for the trackers: {error!r}", flush=True)
+                say(f"WARNING: no pictures for the trackers: {error!r}")
             self._warned = True
 
     def _is_due(self, step: int) -> bool:
@@ -83,9 +83,9 @@ def write_final_report(run_dir: Path) -> None:
         write_report(run_dir / REPORT_FILE, [run])
     except MissingPackage as error:
         command = f"python -m vapo_verl.diagnostics report {run_dir}"
-        print(f"WARNING: no {REPORT_FILE}: {error}, then `{command}`", flush=True)
+        say(f"WARNING: no {REPORT_FILE}: {error}, then `{command}`")
     except Exception as error:  # the run is done, and all that the report reads is safe
-        print(f"WARNING: no {REPORT_FILE}: {error!r}", flush=True)
+        say(f"WARNING: no {REPORT_FILE}: {error!r}")
 
 
 def _send_to_wandb(wandb: Any, name: str, image: Image.Image, step: int) -> None:

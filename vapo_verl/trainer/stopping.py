@@ -15,6 +15,8 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from vapo_verl.console import mark
+
 EXIT_STOPPED = os.EX_TEMPFAIL
 """Exit code of a run that stopped on request: the same command resumes it."""
 
@@ -119,4 +121,4 @@ def _stop_before_the_start(number: int) -> None:
 
 def _say(number: int, text: str) -> None:
     """Write to stderr, also from within a print() that the signal interrupted."""
-    os.write(2, f"vapo_verl: {signal.Signals(number).name}: {text}\n".encode())
+    os.write(2, f"{mark()}vapo_verl: {signal.Signals(number).name}: {text}\n".encode())

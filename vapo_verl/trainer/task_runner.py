@@ -8,6 +8,7 @@ import ray
 from omegaconf import DictConfig
 from verl.trainer import main_ppo
 
+from vapo_verl.console import phases
 from vapo_verl.trainer.stopping import RunStopped
 from vapo_verl.trainer.trackers import prepare_trackers
 
@@ -35,6 +36,11 @@ class VapoTaskRunner(main_ppo.TaskRunnerV1.__ray_metadata__.modified_class):
         super().run(config)
         if self.trainer.stopped_at is not None:
             raise RunStopped(self.trainer.stopped_at)
+
+    def init_agent_loop_manager(self) -> None:
+        phases.begin("agent loops")
+        super().init_agent_loop_manager()
+        phases.end()
 
     @ray.method(concurrency_group=STOP_GROUP)
     def request_stop(self) -> bool:

@@ -8,6 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from vapo_verl.console import say
+
 _PACKAGES = {
     "clearml": "clearml",
     "mlflow": "mlflow",
@@ -55,7 +57,7 @@ def prepare_trackers(run_dir: Path, loggers: Sequence[str]) -> None:
         os.environ.setdefault("WANDB_DIR", str(run_dir))
         if not _has_wandb_key() and "WANDB_MODE" not in os.environ:
             os.environ["WANDB_MODE"] = "offline"
-            print("wandb: no WANDB_API_KEY, logging offline; send it later with `wandb sync`")
+            say("wandb: no WANDB_API_KEY, logging offline; send it later with `wandb sync`")
 
 
 def _has_wandb_key() -> bool:

@@ -27,11 +27,11 @@ from verl.workers.config import HFModelConfig
 import vapo_verl.advantage.estimator  # noqa: F401  registers the estimator "vapo"
 from vapo_verl.anchors.self_test import SelfTest
 from vapo_verl.config import vapo_config
+from vapo_verl.console import phases, say
 from vapo_verl.rollout import server as rollout_server
 from vapo_verl.rollout.agent_loop import VapoAgentLoop
 from vapo_verl.rollout.self_test import run_self_test
 from vapo_verl.trainer import checkpoints
-from vapo_verl.trainer.console import StepLine
 from vapo_verl.trainer.credit import batch_advantages, goes_beyond_upstream, origin_metrics
 from vapo_verl.trainer.liveness import Liveness
 from vapo_verl.trainer.metrics import (
@@ -45,6 +45,7 @@ from vapo_verl.trainer.replay_fields import column_values
 from vapo_verl.trainer.report import KeyPictures, write_final_report
 from vapo_verl.trainer.rollout_samples import captured_layers, sample_rows
 from vapo_verl.trainer.run_folder import METRICS_FILE, MetricsFile, write_config, write_rollouts
+from vapo_verl.trainer.step_line import StepLine
 from vapo_verl.trainer.stopping import RunStopped
 from vapo_verl.trainer.worker import VapoWorker
 
@@ -91,7 +92,13 @@ class VapoTrainer(PPOTrainerSync):
 
         self.replay_buffer._wait_for_next_poll = look_and_wait
 
+    def _init_dataloader(self) -> None:
+        phases.begin("data")
+        super()._init_dataloader()
+
     def _init_resource_pool_mgr(self) -> None:
+        ranks = self.config.trainer.n_gpus_per_node * self.config.trainer.nnodes
+        phases.begin(f"actor and reference on {ranks} rank{'s' if ranks > 1 else ''}")
         super()._init_resource_pool_mgr()
         for role in WORKER_ROLES:
             if role in self.role_worker_mapping:
@@ -106,13 +113,25 @@ class VapoTrainer(PPOTrainerSync):
     def logger(self, tracking: Tracking) -> None:
         self._tracking = tracking
         tracking.logger["run_folder"] = MetricsFile(self.run_dir / METRICS_FILE, self.global_steps)
-        tracking.logger["step_line"] = StepLine(self.total_training_steps)
+        self._step_line = StepLine(self.total_training_steps, self.global_steps)
+        tracking.logger["step_line"] = self._step_line
         tracking.logger["key_pictures"] = KeyPictures(
             self.run_dir,
             tracking.logger,
             freq=self.vapo.logging.report_freq,
             last_step=self.total_training_steps,
         )
+
+    def on_init_end(self) -> None:
+        phases.begin("weights to the engine")
+        super().on_init_end()
+        phases.end()
+
+    def _validate(self) -> dict[str, float]:
+        phases.begin(f"validation on {len(self.val_dataset)} rows")
+        values = super()._validate()
+        phases.end()
+        return values
 
     def fit(self, agent_loop_manager: Any) -> None:
         """Train to the last step. A resumed run was validated when its checkpoint was made."""
@@ -149,6 +168,7 @@ class VapoTrainer(PPOTrainerSync):
         self._training = True
         if self._stop_requested.is_set():
             self._stop()
+        self._step_line.at("rollout")
 
     def _stop(self) -> NoReturn:
         """Save the step that has just been logged, unless it is saved already."""
@@ -174,9 +194,9 @@ class VapoTrainer(PPOTrainerSync):
             return
         result = asyncio.run(self._self_test(num_rows))
         if result is not None:
-            print(result.summary(), flush=True)
+            say(result.summary())
             for warning in result.warnings():
-                print(f"WARNING: {warning}", flush=True)
+                say(f"WARNING: {warning}")
 
     async def _self_test(self, num_rows: int) -> SelfTest | None:
         model: HFModelConfig = omega_conf_to_dataclass(self.config.actor_rollout_ref.model)
@@ -203,6 +223,7 @@ class VapoTrainer(PPOTrainerSync):
     def on_sample_end(self) -> None:
         self._memory.end_phase("rollout")  # before the engine sleeps
         super().on_sample_end()
+        self._step_line.at("log probabilities")
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         batch = super()._compute_old_log_prob(batch, metrics)
@@ -215,6 +236,7 @@ class VapoTrainer(PPOTrainerSync):
         return batch
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        self._step_line.at("update")
         batch = super()._update_actor(batch, metrics)
         self._memory.end_phase("update_actor")
         return batch
@@ -291,8 +313,10 @@ class VapoTrainer(PPOTrainerSync):
 
     def _save_checkpoint(self) -> None:
         """veRL's checkpoint, whole only once everything of it is on disk."""
+        phases.begin(f"checkpoint of step {self.global_steps}")
         with checkpoints.saving(self.run_dir, self.global_steps, self._num_checkpoints):
             super()._save_checkpoint()
+        phases.end()
         self._saved_step = self.global_steps
 
     def _load_checkpoint(self) -> None:
@@ -300,7 +324,11 @@ class VapoTrainer(PPOTrainerSync):
         if self.config.trainer.resume_mode == "auto":
             step = checkpoints.latest_complete(self.run_dir)
             for folder in checkpoints.incomplete(self.run_dir):
-                print(f"{folder} was not finished and is not used; resuming from step {step or 0}")
+                say(f"{folder} was not finished and is not used; resuming from step {step or 0}")
             checkpoints.point_to(self.run_dir, step)
+            if step is not None:
+                phases.begin(f"checkpoint of step {step}")
         super()._load_checkpoint()
         self._saved_step = self.global_steps
+        if self.global_steps:
+            say(f"resuming from step {self.global_steps}")
