@@ -129,10 +129,22 @@ def test_the_engine_writes_the_same_response_with_and_without_anchors(smoke, str
         *one_step,
         "vapo.anchors.num_anchors=0",
         "trainer.val_before_train=false",
+        "vapo.logging.console=short",
     )
     assert [row["tokens"] for row in rollouts(plain, 1)] == [
         row["tokens"] for row in rollouts(straight, 1)
     ]
+
+
+def test_a_short_console_has_what_matters_and_the_log_the_rest(smoke):
+    """Of the run of the test before this one."""
+    shown = smoke.log("no_anchors").splitlines()
+    assert len(shown) <= 30
+    for part in ("Ray: ", "actor and reference on 1 rank: ", "vLLM: ", "step 1/1 | ", "Done. "):
+        assert any(line.startswith(part) for line in shown), part
+    log = (smoke.root / "no_anchors" / "console.log").read_text()
+    assert "ray init kwargs" in log
+    assert "step 1/1 | " in log
 
 
 def test_killed_and_resumed_is_the_straight_run(smoke, straight):
