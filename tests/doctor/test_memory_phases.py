@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -206,9 +207,15 @@ def test_without_a_gpu_all_of_it_is_in_host_memory(config):
 # --- the recipes
 
 
+@cache
+def composed_once(*recipe_and_overrides):
+    recipe, *overrides = recipe_and_overrides
+    return composed(recipe, overrides)
+
+
 def of_known_size(recipe):
     """Whether a recipe needs GPUs and its model's shape is known without its files."""
-    config = composed(recipe, [])
+    config = composed_once(recipe)
     return config.trainer.device != "cpu" and model_shape(config) is not None
 
 
@@ -220,7 +227,7 @@ HOST_FRACTION = 0.9
 
 def over_the_limit(recipe, *overrides):
     """Phases that leave less than the margin on a GPU of 80 GB."""
-    config = composed(recipe, overrides)
+    config = composed_once(recipe, *overrides)
     size = model_size(config)
     phases = memory_phases(
         model_shape(config),
@@ -244,7 +251,7 @@ def test_every_phase_of_a_recipe_fits_80_gb(recipe):
 
 @pytest.mark.parametrize("recipe", GPU_RECIPES)
 def test_the_engine_has_room_for_its_longest_sequences(recipe):
-    config = composed(recipe, [])
+    config = composed_once(recipe)
     shape, settings = model_shape(config), MemorySettings.read(config)
     room = kv_cache_bytes(shape, settings, device_bytes=ASSUMED_DEVICE_BYTES)
     assert room > 32 * settings.max_model_len * kv_token_bytes(shape, settings)
@@ -254,7 +261,7 @@ def test_the_engine_has_room_for_its_longest_sequences(recipe):
 def test_a_recipe_says_how_much_host_memory_it_takes(recipe):
     match = HOST_MEMORY.search((RECIPES / f"{recipe}.yaml").read_text())
     assert match, f"recipes/{recipe}.yaml has no line '# Host memory: N GB a node'"
-    config = composed(recipe, [])
+    config = composed_once(recipe)
     phases = memory_phases(
         model_shape(config), MemorySettings.read(config), device_bytes=ASSUMED_DEVICE_BYTES
     )

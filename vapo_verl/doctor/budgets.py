@@ -25,6 +25,7 @@ def check_recipe(config: DictConfig) -> Iterator[Finding]:
         (CHECK, "batches", lambda: preflight._check_batches(config)),
         (CHECK, "micro-batches", lambda: preflight._check_micro_batches(config)),
         (CHECK, "padding", lambda: preflight.check_padding(config)),
+        (CHECK, "images of the engine", lambda: preflight.check_engine_images(config)),
         ("context", "room for prompt, response and claim", lambda: _context(config, settings)),
         ("model", config.actor_rollout_ref.model.path, lambda: _model(config, settings)),
     )
