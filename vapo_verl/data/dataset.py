@@ -14,20 +14,38 @@ its first row: a row without the field would fail there. So every row has it, in
 validation.
 """
 
+import contextlib
+import io
+import time
+from uuid import uuid4
+
+from datasets import Dataset
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from vapo_verl.data.claims_column import read_claims
 from vapo_verl.data.errors import BadCell, FileError, RowError
-from vapo_verl.data.image_cell import loadable_image
+from vapo_verl.data.image_cell import IMAGE_ERRORS, loadable_image
+from vapo_verl.data.prompt_length import (
+    NotFromHeaders,
+    is_supported,
+    num_prompt_tokens,
+    put_frames,
+)
 
 _UNALIGNED = "can't be aligned"
 """In the ValueError of datasets.concatenate_datasets on columns of different types."""
+_ROW, _LENGTH, _PROBLEM = "row", "length", "problem"
+"""Columns of a table of lengths."""
+_PROBLEMS_SHOWN = 5
 
 
 class VapoDataset(RLHFDataset):
     """RLHFDataset whose rows all hold `claims`: a plain list of {"text", "label"}, [] for none.
 
     And `prompt_uid`: the row's place in the data set, from which its anchors are seeded.
+
+    Prompts over `data.max_prompt_length` are found without decoding their images; the rows that are
+    left are those of RLHFDataset.
 
     Files with and without a `claims` column may be mixed. Image structs that hold only a path are
     opened too, which RLHFDataset does not do.
@@ -47,6 +65,98 @@ class VapoDataset(RLHFDataset):
         images = example.get(self.image_key) or []
         example[self.image_key] = [self._sized(loadable_image(image)) for image in images]
         return super()._build_messages(example, key)
+
+    def maybe_filter_out_long_prompts(self, dataframe: Dataset | None = None) -> Dataset:
+        """The rows whose prompt fits, as veRL's filter finds them, which decodes every image.
+
+        It is asked about the rows whose length headers do not tell: videos, images at an address or
+        of a rare format, and what cannot be read, which it leaves out.
+        """
+        assert dataframe is not None
+        if not self.filter_overlong_prompts or self.processor is None:
+            return super().maybe_filter_out_long_prompts(dataframe)
+        if reason := self._why_decode():
+            print(f"Prompt lengths: {reason}, so that every image is decoded to measure its row.")
+            return super().maybe_filter_out_long_prompts(dataframe)
+        started_s = time.monotonic()
+        measured = dataframe.map(
+            self._measure,
+            with_indices=True,
+            remove_columns=dataframe.column_names,
+            num_proc=self.num_workers,
+            keep_in_memory=True,
+            load_from_cache_file=False,  # image files may have changed
+            new_fingerprint=uuid4().hex,  # a hash of the processor takes longer than many rows
+            desc=f"Measuring prompts, up to {self.max_prompt_length} tokens",
+        ).to_list()
+        fitting = {m[_ROW] for m in measured if 0 <= m[_LENGTH] <= self.max_prompt_length}
+        unknown = {m[_ROW]: m[_PROBLEM] for m in measured if m[_LENGTH] < 0}
+        kept = self._kept_by_verl(dataframe, list(unknown))
+        refused = sorted(unknown.keys() - kept)
+        for row in refused[:_PROBLEMS_SHOWN]:
+            print(f"Row {row} of {self.data_files} is left out: {unknown[row]}")
+        rows = sorted(fitting | kept)
+        longer = len(dataframe) - len(rows) - len(refused)
+        print(
+            f"data.max_prompt_length={self.max_prompt_length}: {len(rows)} of {len(dataframe)} rows"
+            f" are used, {longer} are longer, {len(refused)} are refused by the processor"
+            f" ({time.monotonic() - started_s:.1f} s, images of {len(unknown)} rows decoded)"
+        )
+        return dataframe.select(rows)
+
+    def _why_decode(self) -> str:
+        """Why headers tell no length at all; empty where they do."""
+        if not is_supported(self.processor):
+            return f"{type(self.processor).__name__} is not a processor of Qwen-VL"
+        return "data.mm_processor_kwargs is set" if self.mm_processor_kwargs else ""
+
+    def _measure(self, row: dict, index: int) -> dict[str, int | str]:
+        """Tokens of the row's prompt, or -1 and the reason where only the processor can tell."""
+        try:
+            return {_ROW: index, _LENGTH: self.prompt_length(dict(row)), _PROBLEM: ""}
+        except NotFromHeaders as reason:
+            problem = str(reason)
+        except IMAGE_ERRORS as error:
+            problem = f"column {self.image_key!r}: {error}"
+        except Exception as error:  # veRL's filter takes any for a prompt that is too long
+            problem = f"{type(error).__name__}: {error}"
+        return {_ROW: index, _LENGTH: -1, _PROBLEM: problem}
+
+    def prompt_length(self, row: dict) -> int:
+        """Tokens of a row's prompt, images included, from the headers of its images.
+
+        Args:
+            row: of a data file; its prompt is changed in place.
+
+        Raises:
+            NotFromHeaders: only the processor can tell.
+            OSError, SyntaxError, ValueError, AssertionError: an image cannot be read or resized, or
+                images and their places in the prompt do not match.
+        """
+        for key in (self.video_key, self.audio_key):
+            if row.get(key):
+                raise NotFromHeaders(f"the row has {key}")
+        messages = self._build_messages(row, key=self.prompt_key)
+        options = dict(self.apply_chat_template_kwargs)
+        if self.tool_schemas is not None:
+            options["tools"] = self.tool_schemas
+        text = self.processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, **options
+        )
+        put_frames(messages)
+        images, *_ = self._process_multi_modal_info(messages, self.image_patch_size, self.config)
+        return num_prompt_tokens(self.processor, text, images)
+
+    def _kept_by_verl(self, dataframe: Dataset, rows: list[int]) -> set[int]:
+        """Those of some rows that veRL's own filter keeps."""
+        if not rows:
+            return set()
+        column = "__row__"
+        asked = dataframe.select(rows).add_column(column, rows)
+        with contextlib.redirect_stdout(
+            io.StringIO()
+        ):  # it would report these rows as the data set
+            return set(super().maybe_filter_out_long_prompts(asked)[column])
 
     def _read_files_and_tokenize(self) -> None:
         try:

@@ -1,0 +1,106 @@
+"""The length of a prompt with images, from their headers: no pixel is decoded.
+
+The number of an image's tokens follows from its size alone. The size in its header goes through the
+code that resizes the image in a rollout (qwen_vl_utils under the limits of the data, then the
+processor under its own), with :class:`Frame` in the place of the pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image, ImageFile
+from transformers import Qwen2_5_VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
+
+from vapo_verl.data.image_cell import is_remote, local_path
+
+HEADER_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF")
+"""Formats whose header states the size of the decoded image, as Pillow opens them. An icon, for
+one, may turn out larger when it is decoded. EXIF's orientation plays no part: a rollout does not
+turn images by it. A TIFF's does: Pillow turns those itself, and states the size accordingly."""
+
+
+class NotFromHeaders(ValueError):
+    """Headers do not tell the prompt's length; the processor does."""
+
+
+class Frame(Image.Image):
+    """An image of which only the size is known: it can be resized, but not looked at."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self._frame = size
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self._frame
+
+    @property
+    def mode(self) -> str:
+        return "RGB"
+
+    def convert(self, *_: Any, **__: Any) -> Frame:
+        return self
+
+    def resize(self, size: Any, *_: Any, **__: Any) -> Frame:
+        """As Pillow's, which refuses an empty image."""
+        width, height = size
+        if width <= 0 or height <= 0:
+            raise ValueError(f"an image of {width} x {height} pixels is empty")
+        return Frame((width, height))
+
+
+def is_supported(processor: Any) -> bool:
+    """Whether each image's tokens follow from its size as :func:`num_prompt_tokens` counts them."""
+    return type(processor) in (Qwen2VLProcessor, Qwen2_5_VLProcessor, Qwen3VLProcessor)
+
+
+def put_frames(messages: Sequence[dict[str, Any]]) -> None:
+    """Replace the images of veRL's messages by frames of their size, in place.
+
+    Raises:
+        NotFromHeaders: an image is at an address, or of another format than HEADER_FORMATS.
+        OSError, SyntaxError, ValueError: Pillow finds no image.
+    """
+    for message in messages:
+        content = message["content"]
+        for item in content if isinstance(content, list) else ():
+            if "image_url" in item:
+                raise NotFromHeaders("an image is given as image_url")
+            if item["type"] == "image":
+                item["image"] = Frame(_stated_size(item["image"]))
+
+
+def _stated_size(image: Any) -> tuple[int, int]:
+    if isinstance(image, str):
+        if is_remote(image):
+            raise NotFromHeaders(f"{image[:80]} is an address")
+        with Image.open(local_path(image)) as opened:
+            return _stated_size(opened)
+    if isinstance(image, ImageFile.ImageFile) and image.format not in HEADER_FORMATS:
+        raise NotFromHeaders(f"the header of a {image.format} image may not state its size")
+    return image.size
+
+
+def num_prompt_tokens(processor: Any, text: str, images: Sequence[Image.Image] | None) -> int:
+    """Tokens of a rendered chat whose every image is one placeholder in ``text``.
+
+    Args:
+        processor: one that :func:`is_supported`.
+        images: in a rollout's size, before the processor resizes them; frames will do.
+
+    Raises:
+        NotFromHeaders: ``text`` has not one placeholder for each image.
+        ValueError: an image is more than 200 times as long as it is wide.
+    """
+    tokenizer = processor.tokenizer
+    if images is None:  # veRL asks the tokenizer, without special tokens
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if text.count(processor.image_token) != len(images):
+        raise NotFromHeaders(f"{processor.image_token} does not stand once for each image")
+    cutter = processor.image_processor
+    num_patches = [cutter.get_number_of_image_patches(i.height, i.width, {}) for i in images]
+    num_image_tokens = sum(num // cutter.merge_size**2 for num in num_patches)
+    return len(tokenizer(text)["input_ids"]) - len(images) + num_image_tokens
