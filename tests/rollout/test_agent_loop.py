@@ -54,6 +54,14 @@ async def test_probes_extend_the_rollouts_own_tokens_on_its_own_server(
     assert len({request["request_id"] for request in server.requests}) == 1  # one sticky session
 
 
+async def test_images_of_probes_are_processed_as_those_of_the_response(run_loop, dataset, server):
+    options = {"min_pixels": 784, "max_pixels": 50176}
+    await run_loop(dataset[0], ALWAYS, f"+data.mm_processor_kwargs={options}".replace("'", ""))
+    assert [r.get("mm_processor_kwargs") for r in server.requests] == [options] * 9
+    await run_loop(dataset[0], ALWAYS)
+    assert not any(r.get("mm_processor_kwargs") for r in server.requests)
+
+
 async def test_responses_of_a_prompt_share_one_session_and_the_next_step_has_another(
     run_loop, dataset, server
 ):

@@ -179,6 +179,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
             self.question,
             max_tokens_in_flight=self.vapo.anchors.max_tokens_in_flight,
             by_priority=self.rollout_config.scheduling_policy == "priority",
+            processor_options=self._get_mm_processor_kwargs(),
         )
 
     async def prompt(self, row: Mapping[str, Any]) -> tuple[list[int], dict[str, Any]]:

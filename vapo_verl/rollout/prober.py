@@ -36,6 +36,8 @@ class Prober:
     Args:
         max_tokens_in_flight: ``vapo.anchors.max_tokens_in_flight``.
         by_priority: whether the engine's scheduling policy is ``priority``.
+        processor_options: ``data.mm_processor_kwargs``, under which the prompt's images were made
+            into tokens.
     """
 
     def __init__(
@@ -45,11 +47,15 @@ class Prober:
         *,
         max_tokens_in_flight: int,
         by_priority: bool,
+        processor_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._server = server
         self._question = question
         self._budget = shared_budget(max_tokens_in_flight)
         self._priority = PROBE_PRIORITY if by_priority else 0
+        self._options = (
+            {"mm_processor_kwargs": dict(processor_options)} if processor_options else {}
+        )
 
     def asker(self, media: Mapping[str, Any], seed: int | None = None) -> Ask:
         """How :func:`probe_anchors` asks about a row's images; the answer is held to yes and no.
@@ -90,6 +96,7 @@ class Prober:
                 sampling_params={**sampling, **_ONE_TOKEN},
                 image_data=media.get("images"),
                 priority=self._priority,
+                **self._options,
             )
 
 

@@ -56,9 +56,14 @@ class VapoHttpServer(vLLMHttpServer):
         sampling_params: Mapping[str, Any],
         image_data: list[Any] | None = None,
         priority: int = 0,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
     ) -> list[TokenOutput]:
         """`generate` for several prompts over the same images; outputs in their order."""
-        shared = {"image_data": image_data, "priority": priority}
+        shared = {
+            "image_data": image_data,
+            "priority": priority,
+            "mm_processor_kwargs": mm_processor_kwargs,
+        }
         return await asyncio.gather(
             *(self.generate(p, dict(sampling_params), uuid4().hex, **shared) for p in prompts)
         )
