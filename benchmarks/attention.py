@@ -1,18 +1,22 @@
 """What the capture of visual attention costs a decode step of a real vLLM engine.
 
-    python benchmarks/attention.py [--batch 8] [--images 3] [--tokens 96] [--model PATH]
+    python benchmarks/attention.py [--batch 8] [--images 3] [--image-tokens 64] [--tokens 96]
+    python benchmarks/attention.py --size 7b --dtype bfloat16 --cuda-graphs --batch 128 --images 1 \
+        --image-tokens 1024 --kv-cache-gib 8 --out attention.json
 
 One engine in this process; the ways take turns from step to step of the same responses, so that
 context, batch and the machine's mood are shared. Ways:
 
     off       no layer captured
-    subset    the default layers, one in 8
+    default   the default layers, one in 8
     all       every layer
-    naive     every layer, by softmax(QK) over the whole gathered context after vLLM's own attention
+    naive     every layer, by softmax(QK) over the whole gathered context after vLLM's attention;
+              not with --cuda-graphs, which cannot hold it
 
 and transformers' eager generation of as many tokens from the same prompts, with and without
-`output_attentions`. Without --model: a random Qwen2.5-VL of 74 million parameters. Prints a table
-of medians and one JSON line. Ratios are to `off` of the same round; times are seconds per step.
+`output_attentions`. Models are random ones of `vapo_verl.small_model.random_models`, or --model.
+Prints a table of medians and one JSON line. Ratios are to `off` of the same round; times are
+seconds per step.
 """
 
 from __future__ import annotations
@@ -30,27 +34,28 @@ from typing import Any
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the ways are switched in the worker itself
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from vapo_verl.attention import engine_args
-from vapo_verl.attention.settings import Settings
-from vapo_verl.small_model import model_dir
+from vapo_verl.gpu_check import engine_speed
+from vapo_verl.small_model.random_models import SHAPES, image_size, make_random_model
 
-WAYS = ("off", "subset", "all", "naive")
-SIDE = 224
-"""Pixels of an image: 64 tokens."""
 QUESTION = "What is the sum of the top row?"
+TEXT_TOKENS = 128
+"""Room for a prompt's text."""
+MAX_BATCHED_TOKENS = 8192
 
 
 def main() -> None:
     options = parse()
+    if not options.cuda_graphs:
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     with tempfile.TemporaryDirectory() as folder:
-        model = options.model or random_model(Path(folder))
+        model = options.model or random_model(Path(folder), options)
         prompts = make_prompts(model, options)
         rounds = vllm_rounds(model, prompts, options)
         eager = transformers_times(model, prompts, options)
@@ -58,47 +63,49 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--images", type=int, default=3, help="of 64 tokens each, per prompt")
-    parser.add_argument("--tokens", type=int, default=96, help="per response")
-    parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--block-size", type=int, default=32)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--transformers-tokens", type=int, default=16, help="0 leaves them out")
-    parser.add_argument("--model", help="a checkpoint folder")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--batch", type=int, default=8, help="responses at a time (%(default)s)")
+    add("--images", type=int, default=3, help="per prompt (%(default)s)")
+    add("--image-tokens", type=int, default=64, help="per image, of 28 x 28 pixels (%(default)s)")
+    add("--tokens", type=int, default=96, help="per response (%(default)s)")
+    add("--repeats", type=int, default=4, help="times that the responses are made (%(default)s)")
+    add("--block-size", type=int, default=32)
+    add("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    add("--cuda-graphs", action="store_true", help="compile the model and replay its steps")
+    memory = parser.add_mutually_exclusive_group()
+    memory.add_argument("--kv-cache-gib", type=float, default=1.0, help="(%(default)s)")
+    memory.add_argument(
+        "--gpu-memory", type=float, help="fraction of the GPU for weights and KV cache, instead"
+    )
+    add("--transformers-tokens", type=int, default=16, help="0 leaves transformers out")
+    add("--size", default="100m", choices=list(SHAPES), help="of the random model (%(default)s)")
+    add("--layers", type=int, help="decoder layers of the random model")
+    add("--model", help="a checkpoint folder instead")
+    add("--out", type=Path, help="file for the results as JSON")
     return parser.parse_args()
 
 
-def random_model(folder: Path) -> str:
-    """74 million parameters in 12 layers of 12 heads and 4 KV heads of 64."""
-    from vapo_verl.small_model.architecture import build_processor, model_config
-
-    tokenizer = AutoTokenizer.from_pretrained(model_dir())
-    config = model_config(tokenizer)
-    config.text_config.update(
-        {
-            "hidden_size": 768,
-            "intermediate_size": 2048,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "num_key_value_heads": 4,
-            "rope_parameters": {**config.text_config.rope_parameters, "mrope_section": [8, 12, 12]},
-            "layer_types": ["full_attention"] * 12,
-            "initializer_range": 0.05,
-        }
+def random_model(folder: Path, options: argparse.Namespace) -> str:
+    make_random_model(
+        folder,
+        options.size,
+        layers=options.layers,
+        max_image_tokens=max(1024, options.image_tokens),
+        dtype=getattr(torch, options.dtype),
     )
-    config.vision_config.out_hidden_size = 768
-    torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    model.generation_config.eos_token_id = None
-    model.save_pretrained(folder)
-    build_processor(tokenizer).save_pretrained(folder)
     return str(folder)
+
+
+def has_weights(model: str) -> bool:
+    return not Path(model).is_dir() or any(Path(model).glob("*.safetensors"))
 
 
 def make_prompts(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
+    width, height = image_size(options.image_tokens)
     content = [{"type": "image"}] * options.images + [{"type": "text", "text": QUESTION}]
     text = AutoProcessor.from_pretrained(model).apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -108,7 +115,7 @@ def make_prompts(model: str, options: argparse.Namespace) -> list[dict[str, Any]
             "prompt": text,
             "multi_modal_data": {
                 "image": [
-                    Image.fromarray(rng.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8))
+                    Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
                     for _ in range(options.images)
                 ]
             },
@@ -117,22 +124,12 @@ def make_prompts(model: str, options: argparse.Namespace) -> list[dict[str, Any]
     ]
 
 
-class Switch:
+class Switch(engine_speed.Switch):
     """Chooses which layers of a running engine record, and how."""
 
-    def __init__(self, engine: Any) -> None:
-        executor = engine.llm_engine.engine_core.engine_core.model_executor
-        worker = executor.driver_worker.worker
-        self._capture = worker._capture
-        context = worker.vllm_config.compilation_config.static_forward_context
-        self._impls = [m.impl for m in context.values() if hasattr(m.impl, "record")]
-        self.num_layers = len(self._impls)
-        self.subset = Settings().select(range(self.num_layers))
-
     def set(self, way: str) -> None:
-        layers = {"off": [], "subset": self.subset}.get(way, range(self.num_layers))
-        for index, impl in enumerate(self._impls):
-            impl.capture = self._capture if index in layers else None
+        super().set("all" if way == "naive" else way)
+        for impl in self._impls:
             impl.__dict__.pop("record", None)
             if way == "naive":
                 impl.record = partial(naive_record, impl)
@@ -175,53 +172,77 @@ def vllm_rounds(
     """Seconds of one decode step each way, round by round."""
     from vllm import LLM, SamplingParams
 
+    prompt_tokens = options.images * options.image_tokens + TEXT_TOKENS
+    if options.gpu_memory:
+        memory = {"gpu_memory_utilization": options.gpu_memory}
+    else:
+        memory = {"kv_cache_memory_bytes": int(options.kv_cache_gib * 2**30)}
+    graphs = {"compilation_config": {"cudagraph_capture_sizes": [options.batch]}}
     engine = LLM(
         model,
+        load_format="auto" if has_weights(model) else "dummy",
         dtype=options.dtype,
-        max_model_len=64 * options.images + 128 + options.tokens,
+        max_model_len=prompt_tokens + options.tokens,
         max_num_seqs=options.batch,
-        max_num_batched_tokens=options.batch * (64 * options.images + 128),
-        kv_cache_memory_bytes=2**30,
+        max_num_batched_tokens=max(
+            prompt_tokens, min(options.batch * prompt_tokens, MAX_BATCHED_TOKENS)
+        ),
         block_size=options.block_size,
-        enforce_eager=True,
+        enforce_eager=not options.cuda_graphs,
         enable_prefix_caching=False,
+        async_scheduling=False,  # a step that is timed is the step that was switched
         limit_mm_per_prompt={"image": options.images, "video": 0},
         skip_mm_profiling=True,
+        **memory,
+        **(graphs if options.cuda_graphs else {}),
         **engine_args("all"),
     )
     switch = Switch(engine)
+    ways = engine_speed.WAYS if options.cuda_graphs else (*engine_speed.WAYS, "naive")
     sampling = SamplingParams(max_tokens=options.tokens, temperature=1.0, ignore_eos=True)
-    rounds = []
+    rounds: list[dict[str, float]] = []
     for repeat in range(options.repeats + 1):
         for prompt in prompts:
             engine.enqueue([prompt], sampling, use_tqdm=False)
-        steps = timed_steps(engine.llm_engine, switch, first_way=repeat)
-        if repeat:  # the first is warm-up
-            rounds += list(steps)
-        else:
-            list(steps)
+        steps = list(timed_steps(engine.llm_engine, switch, ways, options.batch, first_way=repeat))
+        rounds += steps if repeat else []  # the first is warm-up
+    if not rounds:
+        raise SystemExit(
+            f"--tokens {options.tokens}: no round of {len(ways)} steps was left after the prefill "
+            "of all prompts; set more"
+        )
     return rounds
 
 
-def timed_steps(engine: Any, switch: Switch, first_way: int) -> Iterator[dict[str, float]]:
+def timed_steps(
+    engine: Any, switch: Switch, ways: tuple[str, ...], batch: int, first_way: int
+) -> Iterator[dict[str, float]]:
     """Rounds of one step each way while all responses decode; the order rotates."""
     switch.set("off")
-    running = engine.engine_core.engine_core.scheduler
-    while len(running.running) < engine.vllm_config.scheduler_config.max_num_seqs:
+    scheduler = engine.engine_core.engine_core.scheduler
+
+    def decoding() -> int:
+        return sum(x.num_computed_tokens >= x.num_prompt_tokens for x in scheduler.running)
+
+    while decoding() < batch:
         engine.step()
-    engine.step()  # the last prefill has been sampled
+        if not engine.has_unfinished_requests():
+            return
     for number in range(10**6):
         seconds = {}
-        for i in range(len(WAYS)):
-            way = WAYS[(first_way + number + i) % len(WAYS)]
+        for i in range(len(ways)):
+            way = ways[(first_way + number + i) % len(ways)]
             switch.set(way)
+            synchronize()
             start = time.perf_counter()
             engine.step()
             synchronize()
             seconds[way] = time.perf_counter() - start
-            if not engine.has_unfinished_requests():
-                return
+        if decoding() < batch:  # some responses ended within the round
+            break
         yield seconds
+    while engine.has_unfinished_requests():
+        engine.step()
 
 
 def synchronize() -> None:
@@ -237,9 +258,13 @@ def transformers_times(
     if not tokens:
         return {}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        model, dtype=getattr(torch, options.dtype), attn_implementation="eager"
-    )
+    kind = {"dtype": getattr(torch, options.dtype), "attn_implementation": "eager"}
+    if has_weights(model):
+        network = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, **kind)
+    else:
+        with torch.device(device):
+            config = AutoConfig.from_pretrained(model)
+            network = Qwen2_5_VLForConditionalGeneration._from_config(config, **kind)
     network = network.eval().to(device)
     network.generation_config.eos_token_id = None
     inputs = AutoProcessor.from_pretrained(model)(
@@ -278,21 +303,27 @@ def report(
     rounds: list[dict[str, float]], eager: dict[str, float], options: argparse.Namespace
 ) -> None:
     off = median(r["off"] for r in rounds)
-    ratios = {way: [r[way] / r["off"] for r in rounds] for way in WAYS[1:]}
+    ratios = {way: [r[way] / r["off"] for r in rounds] for way in rounds[0] if way != "off"}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(
-        f"batch {options.batch}, {64 * options.images} image tokens, {options.dtype}, "
-        f"{torch.get_num_threads()} threads, {len(rounds)} rounds; off: {1e3 * off:.2f} ms a step"
+        f"{device}, batch {options.batch}, {options.images} images of {options.image_tokens} tokens"
+        f", {options.dtype}, {torch.get_num_threads()} threads, {len(rounds)} rounds; "
+        f"off: {1e3 * off:.2f} ms a step"
     )
     print(f"{'way':38} {'ratio to off':>12}   quartiles")
     for way, values in ratios.items():
-        low, middle, high = quantiles(values, n=4)
+        low, middle, high = quantiles(values, n=4) if len(values) > 1 else values * 3
         print(f"{way:38} {middle:12.3f}   {low:.3f} .. {high:.3f}")
     for way, seconds in eager.items():
         print(f"{way:38} {seconds / off:12.3f}")
     medians = {way: median(values) for way, values in ratios.items()}
     others = {way: seconds / off for way, seconds in eager.items()}
-    settings = {k: v for k, v in vars(options).items() if k != "model"}
-    print(json.dumps({**settings, "off_s": off, "ratio": {**medians, **others}}))
+    settings = {k: v for k, v in vars(options).items() if k not in ("model", "out")}
+    results = {**settings, "device": device, "rounds": len(rounds), "off_s": off}
+    line = json.dumps({**results, "ratio": {**medians, **others}})
+    print(line)
+    if options.out:
+        options.out.write_text(line + "\n")
 
 
 if __name__ == "__main__":
