@@ -146,6 +146,15 @@ def test_a_run_folder_that_cannot_be_made_is_an_input_error(tmp_path):
         launch.open_console(config)
 
 
+@pytest.mark.parametrize("logger", ["wandb", "[tensorboard,wandb]"])
+def test_a_tracker_that_is_not_installed_is_an_input_error(monkeypatch, logger):
+    config = compose_recipe("smoke", [f"trainer.logger={logger}"])
+    launch.check_loggers(config)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="wandb"):
+        launch.check_loggers(config)
+
+
 def test_the_cpu_environment_reaches_this_process_and_every_worker(monkeypatch):
     for name in CPU_ENVIRONMENT:
         monkeypatch.setenv(name, "before")

@@ -18,6 +18,7 @@ from vapo_verl.preflight import PASSES, InputError, check_run, lacks_flash_atten
 from vapo_verl.rollout.engine_args import add_attention, settle_image_limit
 from vapo_verl.trainer.checkpoints import latest_complete
 from vapo_verl.trainer.stopping import AnnouncedActor, RunStopped, StopSignals
+from vapo_verl.trainer.trackers import check_trackers
 
 OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory")
 """Arguments of ``ray.init`` that it refuses when it joins a cluster."""
@@ -54,6 +55,7 @@ def _launch(config: DictConfig, signals: StopSignals) -> None:
         return
     for note in check_run(config):
         print(note)
+    check_loggers(config)
     export_attention(config)
     set_environment(config)
     join_cluster(config)
@@ -111,6 +113,19 @@ def use_sdpa_if_allowed(config: DictConfig) -> None:
         "flash-attn is not installed and vapo.allow_sdpa=true: training with sdpa on padded "
         f"sequences, which is slower; {sizes}."
     )
+
+
+def check_loggers(config: DictConfig) -> None:
+    """Refuse a tracker whose package is missing, before a process of the run meets it.
+
+    Raises:
+        InputError: with the fix.
+    """
+    loggers = config.trainer.logger
+    try:
+        check_trackers([loggers] if isinstance(loggers, str) else loggers)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def export_attention(config: DictConfig) -> None:

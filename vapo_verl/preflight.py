@@ -251,12 +251,14 @@ def _check_context(config: DictConfig, settings: VapoConfig) -> None:
 
 
 def _check_model(config: DictConfig, settings: VapoConfig) -> None:
-    path = Path(config.actor_rollout_ref.model.path).expanduser()
+    name = config.actor_rollout_ref.model.path
+    path = Path(name).expanduser()
     if not path.exists():
-        if config.actor_rollout_ref.model.path.startswith((".", "/", "~")):
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:  # a hub name is OWNER/MODEL
+            made = "; `python -m vapo_verl.small_model random` makes random ones"
             raise ValueError(
                 f"actor_rollout_ref.model.path={path} does not exist; "
-                "give a model folder or a hub name"
+                f"give a model folder or a hub name{made if 'random' in path.name else ''}"
             )
         return  # a hub name: resolved by the workers, which may see another cache or network
     if not (path / "config.json").is_file():
