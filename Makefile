@@ -24,7 +24,7 @@ setup: ## install the locked environment: EXTRA=cpu|gpu PYTHON=python3 FLASH_ATT
 	@requirements/install.sh
 
 demo: setup ## train on the digits world on CPU for a few steps: DEMO_DIR=runs/smoke
-	$(BIN)/python -m vapo_verl.data.digits --out "$(VAPO_DATA_DIR)/digits"
+	$(BIN)/python -m vapo_verl.digits --out "$(VAPO_DATA_DIR)/digits"
 	$(BIN)/python -m vapo_verl.main +recipe=smoke trainer.default_local_dir="$(DEMO_DIR)" $(ARGS)
 	@ls -d "$(DEMO_DIR)"/{metrics.jsonl,report.html,rollouts,global_step_*} 2>/dev/null || true
 

@@ -14,7 +14,7 @@ context, batch and the machine's mood are shared. Ways:
               not with --cuda-graphs, which cannot hold it
 
 and transformers' eager generation of as many tokens from the same prompts, with and without
-`output_attentions`. Models are random ones of `vapo_verl.small_model.random_models`, or --model.
+`output_attentions`. Models are random ones of `vapo_verl.digits.model.random_models`, or --model.
 Prints a table of medians and one JSON line. Ratios are to `off` of the same round; times are
 seconds per step.
 """
@@ -41,8 +41,8 @@ from PIL import Image
 from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from vapo_verl.attention import engine_args
+from vapo_verl.digits.model.random_models import SHAPES, image_size, make_random_model
 from vapo_verl.gpu_check import engine_speed
-from vapo_verl.small_model.random_models import SHAPES, image_size, make_random_model
 
 QUESTION = "What is the sum of the top row?"
 TEXT_TOKENS = 128

@@ -8,7 +8,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from PIL import Image
 
-from vapo_verl.trainer.run_folder import METRICS_FILE, MetricsFile, write_config, write_rollouts
+from vapo_verl.run_folder.layout import METRICS_FILE, write_config
+from vapo_verl.run_folder.metrics import MetricsFile
+from vapo_verl.run_folder.rollouts import write_rollouts
 
 TEXT = "<think> left is blue 6 . </think> \\boxed{6}"
 

@@ -97,7 +97,7 @@ def test_a_gpu_run_without_flash_attention_ends_before_ray_and_names_both_ways_o
 def test_each_end_of_a_run_has_its_exit_code_and_its_message(tmp_path, raised, exit_code, said):
     code = (
         "import runpy, sys; from vapo_verl import launch, preflight\n"
-        "from vapo_verl.trainer import checkpoints, stopping\n"
+        "from vapo_verl.run_folder import checkpoints; from vapo_verl.trainer import stopping\n"
         f"def end(config): raise {raised}\n"
         "launch.launch = end; sys.argv = ['vapo_verl.main', '+recipe=smoke']\n"
         "runpy.run_module('vapo_verl.main', run_name='__main__')"

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vapo_verl import preflight
-from vapo_verl.composition import compose_recipe
-from vapo_verl.data.digits.build import DigitsConfig, write_dataset
+from vapo_verl.digits.build import DigitsConfig, write_dataset
+from vapo_verl.digits.model import model_dir
+from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.launch import settle
 from vapo_verl.preflight import InputError, check_run
-from vapo_verl.small_model import model_dir
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vapo_verl.config import vapo_config
 from vapo_verl.console import Console, phases
-from vapo_verl.platform.environment import CPU_ENVIRONMENT
+from vapo_verl.platform import CPU_ENVIRONMENT
 from vapo_verl.platform.ray_address import joined_cluster
 from vapo_verl.preflight import PASSES, InputError, check_run, lacks_flash_attention
 from vapo_verl.rollout.engine_args import add_attention, settle_image_limit
-from vapo_verl.trainer.checkpoints import latest_complete
+from vapo_verl.run_folder.checkpoints import latest_complete
 from vapo_verl.trainer.stopping import AnnouncedActor, RunStopped, StopSignals
 from vapo_verl.trainer.trackers import check_trackers
 
@@ -274,3 +277,18 @@ def obituary(error: Exception) -> str:
         "Once the cause is mended and all nodes are back (`ray status`), the same command resumes "
         "from the newest whole checkpoint."
     )
+
+
+def composed(recipe: str, overrides: Sequence[str]) -> DictConfig:
+    """The recipe's config as a run settles it. What that prints goes to stderr.
+
+    Raises:
+        hydra.errors.HydraException, omegaconf.errors.OmegaConfBaseException: no such recipe or key.
+    """
+    from vapo_verl.hydra_config import compose_recipe
+    from vapo_verl.launch import settle
+
+    config = compose_recipe(recipe, overrides)
+    with contextlib.redirect_stdout(sys.stderr):
+        settle(config)
+    return config

@@ -14,7 +14,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from vapo_verl.composition import recipe_names, register
+from vapo_verl.hydra_config import recipe_names, register
 
 LAST_LINES = 12
 """Of an error that is not one of ours, on the console."""
@@ -31,7 +31,7 @@ def main(config: DictConfig) -> None:
     from vapo_verl.console import LOG_FILE
     from vapo_verl.launch import ProcessDied, launch
     from vapo_verl.preflight import InputError
-    from vapo_verl.trainer.checkpoints import CheckpointError
+    from vapo_verl.run_folder.checkpoints import CheckpointError
     from vapo_verl.trainer.stopping import EXIT_STOPPED, RunStopped
 
     try:

@@ -255,7 +255,7 @@ def _check_model(config: DictConfig, settings: VapoConfig) -> None:
     path = Path(name).expanduser()
     if not path.exists():
         if name.startswith((".", "/", "~")) or name.count("/") > 1:  # a hub name is OWNER/MODEL
-            made = "; `python -m vapo_verl.small_model random` makes random ones"
+            made = "; `python -m vapo_verl.digits.model random` makes random ones"
             raise ValueError(
                 f"actor_rollout_ref.model.path={path} does not exist; "
                 f"give a model folder or a hub name{made if 'random' in path.name else ''}"

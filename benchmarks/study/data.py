@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.study.arms import Plan
 from benchmarks.study.workspace import OTHER_IMAGE, TEST, Workspace
-from vapo_verl.data.digits.build import DigitsConfig, write_dataset
+from vapo_verl.digits.build import DigitsConfig, write_dataset
 
 NUM_VALIDATION_ROWS = 256
 _SEED = 0

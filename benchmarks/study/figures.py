@@ -13,10 +13,10 @@ import numpy as np
 from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
 from benchmarks.study.reads import read_scenes, summarise_reads
 from benchmarks.study.workspace import TEST, Run, Workspace
-from vapo_verl.diagnostics.early_decision import load_early_decision, summarise
-from vapo_verl.diagnostics.perception.summary import PARTS, part_of
-from vapo_verl.diagnostics.perception.summary import summarise as summarise_perception
-from vapo_verl.diagnostics.probing.journal import read_records
+from vapo_verl.evaluation.early_decision import load_early_decision, summarise
+from vapo_verl.evaluation.perception.perception_summary import PARTS, part_of
+from vapo_verl.evaluation.perception.perception_summary import summarise as summarise_perception
+from vapo_verl.evaluation.probing.journal import read_records
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -49,7 +49,7 @@ def _measure(work: Workspace, name: str, threads: int, *diagnostics: Command) ->
     folder = work.folder(name)
     model = work.model if name == WARM_START else folder / "model"
     commands: list[Command] = [
-        ("vapo_verl.diagnostics", command, str(model), *rest, *_ANSWERS, *_ENGINE)
+        ("vapo_verl.evaluation", command, str(model), *rest, *_ANSWERS, *_ENGINE)
         for command, *rest in diagnostics
     ]
     if not model.exists():

@@ -17,9 +17,9 @@ from benchmarks.study.figures import MEASURES, Figures
 from benchmarks.study.statistics import Comparison
 from benchmarks.study.variants import Variant
 from benchmarks.study.workspace import WARM_START, Workspace
-from vapo_verl.diagnostics.paired import MIN_PAIRS, PairedDifference
-from vapo_verl.diagnostics.panel import Panel, Series, numbers
-from vapo_verl.diagnostics.picture import picture
+from vapo_verl.analysis.statistics import MIN_PAIRS, PairedDifference
+from vapo_verl.plots.matplotlib_figure import picture
+from vapo_verl.plots.panel import Panel, Series, numbers
 
 FIGURES, VARIANTS = "figures", "variants"
 """Parts of the document that :func:`write_tables` replaces."""

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from vapo_verl.config import RewardConfig
-from vapo_verl.diagnostics.rollout_files import rollout_files
 from vapo_verl.reward.perception import perception_score
+from vapo_verl.run_folder.rollouts import rollout_files
 
 _COLUMNS = ["uid", "response_ids", "anchors"]
 _PAPER = RewardConfig().late_emphasis

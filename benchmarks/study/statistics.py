@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.study.arms import BASELINE
 from benchmarks.study.figures import Figures, ItemOutcome
 from benchmarks.study.workspace import Run
-from vapo_verl.diagnostics.paired import PairedDifference, paired_difference
+from vapo_verl.analysis.statistics import PairedDifference, paired_difference
 
 ITEM_MEASURES: dict[str, Callable[[ItemOutcome], float | None]] = {
     "accuracy": lambda item: item.right,

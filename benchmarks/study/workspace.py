@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.study.arms import Plan
-from vapo_verl.small_model import model_dir
+from vapo_verl.digits.model import model_dir
 
 WARM_START = "warm_start"
 PLAN_FILE = "plan.json"

@@ -15,11 +15,11 @@ from transformers import AutoTokenizer
 from vapo_verl.anchors import ProbeReply, SampleKey, bind_question, plan_anchors, probe_anchors
 from vapo_verl.config import PLACEMENTS, AnchorConfig, RewardConfig
 from vapo_verl.data.claims_column import Claim, read_claims
-from vapo_verl.data.digits.build import DigitsConfig, build_split
-from vapo_verl.data.digits.oracle import judge
-from vapo_verl.data.digits.scene import Scene
+from vapo_verl.digits.build import DigitsConfig, build_split
+from vapo_verl.digits.model import model_dir
+from vapo_verl.digits.oracle import judge
+from vapo_verl.digits.scene import Scene
 from vapo_verl.rollout.sample import anchored_perception
-from vapo_verl.small_model import model_dir
 
 RESPONSE = (
     "<think>" + " ".join(f"top left is red {i % 10}." for i in range(30)) + "</think>\\boxed{3}"

@@ -5,7 +5,7 @@ from transformers import AutoTokenizer
 
 from vapo_verl.anchors import bind_question
 from vapo_verl.config import AnchorConfig
-from vapo_verl.small_model import model_dir
+from vapo_verl.digits.model import model_dir
 
 DEFAULT = AnchorConfig()
 

@@ -8,8 +8,7 @@ import torch
 
 from vapo_verl.attention import capture
 from vapo_verl.attention.backends.recording import RecordingBuilder, RecordingImpl
-from vapo_verl.attention.capture import Capture
-from vapo_verl.attention.overhead import NUM_STEPS, OverheadMeter
+from vapo_verl.attention.capture import NUM_STEPS, Capture, OverheadMeter
 from vapo_verl.attention.settings import Settings
 
 

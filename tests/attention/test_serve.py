@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from vapo_verl.attention import decode_visual_attention, engine_args
-from vapo_verl.small_model import model_dir
+from vapo_verl.digits.model import model_dir
 
 
 def printed(*options):

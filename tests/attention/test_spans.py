@@ -13,8 +13,8 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from vapo_verl.attention.spans import visual_spans
-from vapo_verl.small_model import model_dir
+from vapo_verl.attention.capture import visual_spans
+from vapo_verl.digits.model import model_dir
 
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
 

@@ -20,10 +20,10 @@ from benchmarks.study.reads import summarise_reads
 from benchmarks.study.spread import spread
 from benchmarks.study.statistics import compare
 from benchmarks.study.workspace import WARM_START, Run, StudyError, Workspace
-from vapo_verl.data.digits.scene import Cell, Scene
-from vapo_verl.diagnostics.early_decision import load_early_decision
-from vapo_verl.diagnostics.early_decision import summarise as summarise_early
-from vapo_verl.diagnostics.perception.summary import summarise
+from vapo_verl.digits.scene import Cell, Scene
+from vapo_verl.evaluation.early_decision import load_early_decision
+from vapo_verl.evaluation.early_decision import summarise as summarise_early
+from vapo_verl.evaluation.perception.perception_summary import summarise
 
 PLAN = replace(arms.FULL, arms=("grpo", "vapo"), num_steps=2, num_train_rows=4, num_test_rows=40)
 TARGETS = (0.0, 0.5, 1.0)
@@ -298,7 +298,7 @@ def test_accuracy_in_training_is_told_of_the_first_and_the_last_quarter(work):
 
 def test_one_process_runs_commands_until_one_fails(tmp_path, capsys):
     missing = ("vapo_verl.export", str(tmp_path / "none"))
-    report = ("vapo_verl.diagnostics", "report", str(tmp_path / "none"))
+    report = ("vapo_verl.report", str(tmp_path / "none"))
     assert in_one_process.main([in_one_process.to_argument([missing, report])]) == 2
     assert capsys.readouterr().err.count("none") == 1  # the second was not run
 
@@ -330,7 +330,7 @@ def test_a_folder_of_another_plan_is_refused(tmp_path):
 def test_a_command_that_fails_names_its_log(tmp_path):
     work = Workspace(root=tmp_path)
     with pytest.raises(StudyError, match=r"exit code 2; see .*grpo-0\.log"):
-        work.command("grpo-0", "vapo_verl.diagnostics", "no-such-command", threads=1)
+        work.command("grpo-0", "vapo_verl.evaluation", "no-such-command", threads=1)
     assert "no-such-command" in (tmp_path / "logs" / "grpo-0.log").read_text()
 
 
@@ -345,7 +345,7 @@ def test_text_and_image_part_in_the_control(tmp_path):
 
 
 def test_arms_change_only_what_they_name():
-    from vapo_verl.composition import compose_recipe
+    from vapo_verl.hydra_config import compose_recipe
 
     for arm in arms.ALL_ARMS.values():
         config = compose_recipe("study", arm.overrides)

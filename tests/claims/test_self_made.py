@@ -17,7 +17,7 @@ import vapo_verl
 from vapo_verl.claims import self_made
 from vapo_verl.process_tree import is_alive
 
-MODEL = Path(vapo_verl.__file__).parent / "small_model" / "digits"
+MODEL = Path(vapo_verl.__file__).parent / "digits" / "model" / "digits"
 # The instructions alone are 609 of this model's tokens.
 VLLM_ARGS = "--dtype float32 --enforce-eager --max-model-len 2048 --max-num-seqs 4"
 

@@ -17,7 +17,7 @@ pytestmark = [
 
 LOOK = """
 import json
-from vapo_verl.doctor.ray_nodes import check_nodes
+from vapo_verl.doctor.ray_cluster import check_nodes
 (finding,) = check_nodes(None)
 print(json.dumps(finding.as_dict()))
 """

@@ -19,7 +19,7 @@ import pytest
 
 from tests.end_to_end.conftest import metrics
 from tests.pretend_nodes import PretendNode, pretend_nodes, why_not
-from vapo_verl.data.digits.build import DigitsConfig, write_dataset
+from vapo_verl.digits.build import DigitsConfig, write_dataset
 
 pytestmark = [
     pytest.mark.multinode,

@@ -18,7 +18,7 @@ from verl.utils.tokenizer import build_multimodal_processor_inputs
 
 from vapo_verl.data.dataset import VapoDataset
 from vapo_verl.data.prompt_length import Frame, NotFromHeaders
-from vapo_verl.small_model import model_dir
+from vapo_verl.digits.model import model_dir
 
 from .conftest import CHAT_TEMPLATE
 

@@ -14,7 +14,7 @@ import yaml
 
 from tests.docker.conftest import ROOT
 from tests.docker.rayjob_schema import RAY_JOB, VOLUME_CLAIM
-from vapo_verl.composition import compose_recipe
+from vapo_verl.hydra_config import compose_recipe
 
 MANIFEST = ROOT / "docker/kubernetes/rayjob.yaml"
 CRD_VARIABLE = "KUBERAY_RAYJOB_CRD"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from vapo_verl.composition import compose_recipe
-from vapo_verl.data.digits.build import DigitsConfig, write_dataset
+from vapo_verl.digits.build import DigitsConfig, write_dataset
+from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.launch import settle
 
 composed_once = cache(compose_recipe)

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from vapo_verl.digits.model import model_dir
 from vapo_verl.doctor.disk import checkpoint_bytes, num_checkpoints
 from vapo_verl.doctor.model_shape import KNOWN_SHAPES, shape_from_folder
 from vapo_verl.doctor.model_size import image_cut, model_shape, model_size
-from vapo_verl.small_model import model_dir
 
 
 @pytest.fixture

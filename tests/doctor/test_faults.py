@@ -31,6 +31,7 @@ import pytest
 from PIL import Image
 
 from vapo_verl import preflight
+from vapo_verl.digits.model import model_dir
 from vapo_verl.doctor import (
     accelerator,
     compile_caches,
@@ -40,20 +41,21 @@ from vapo_verl.doctor import (
     limits,
     memory,
     ray_cluster,
-    ray_nodes,
 )
+from vapo_verl.doctor import (
+    ray_cluster as ray_nodes,
+)
+from vapo_verl.doctor.accelerator import TorchCuda
 from vapo_verl.doctor.budgets import check_pixels, check_recipe
 from vapo_verl.doctor.child import check_imports
+from vapo_verl.doctor.control_groups import AvailableMemory, available_memory
+from vapo_verl.doctor.disk import check_resume
 from vapo_verl.doctor.findings import GIB, Finding, examine
-from vapo_verl.doctor.gpus import TorchCuda
-from vapo_verl.doctor.memory_limit import AvailableMemory, available_memory
 from vapo_verl.doctor.registrations import check_agent_loop, check_entry_point
-from vapo_verl.doctor.resume import check_resume
-from vapo_verl.doctor.samples import PromptSample, judge_samples, measure
+from vapo_verl.doctor.rows import PromptSample, judge_samples, measure
 from vapo_verl.doctor.versions import check_one_copy, check_versions
 from vapo_verl.platform.ray_address import address_file
-from vapo_verl.small_model import model_dir
-from vapo_verl.trainer.checkpoints import checkpoint_folder, mark_complete
+from vapo_verl.run_folder.checkpoints import checkpoint_folder, mark_complete
 
 
 def only(findings, status="error") -> Finding:

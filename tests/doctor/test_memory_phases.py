@@ -6,8 +6,6 @@ from functools import cache
 
 import pytest
 
-from vapo_verl.composition import RECIPES, recipe_names
-from vapo_verl.doctor.checkup import composed
 from vapo_verl.doctor.findings import GIB
 from vapo_verl.doctor.memory import ASSUMED_DEVICE_BYTES, GPU_MARGIN_BYTES
 from vapo_verl.doctor.memory_phases import (
@@ -21,6 +19,8 @@ from vapo_verl.doctor.memory_phases import (
 from vapo_verl.doctor.memory_settings import MemorySettings, MicroBatch
 from vapo_verl.doctor.model_shape import ModelShape
 from vapo_verl.doctor.model_size import model_shape, model_size
+from vapo_verl.hydra_config import RECIPES, recipe_names
+from vapo_verl.launch import composed
 
 SHAPE = ModelShape(
     hidden_size=64,

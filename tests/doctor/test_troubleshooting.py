@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from vapo_verl.composition import compose_recipe
 from vapo_verl.doctor import __main__ as doctor
+from vapo_verl.hydra_config import compose_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
@@ -40,7 +40,7 @@ def test_settings_with_a_value_compose():
 
 def test_commands_exist():
     modules = set(re.findall(r"python -m ([\w.]+)", PAGE))
-    assert modules >= {"vapo_verl.doctor", "vapo_verl.data", "vapo_verl.diagnostics"}
+    assert modules >= {"vapo_verl.doctor", "vapo_verl.data", "vapo_verl.report"}
     for module in modules:
         found = importlib.util.find_spec(module)
         assert found is not None, module

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from vapo_verl.data.digits.build import DigitsConfig, write_dataset
+from vapo_verl.digits.build import DigitsConfig, write_dataset
 
 
 class Smoke:

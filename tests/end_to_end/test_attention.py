@@ -6,9 +6,9 @@ import torch
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from tests.end_to_end.conftest import metrics, rollouts
-from vapo_verl.composition import compose_recipe
 from vapo_verl.data.dataset import VapoDataset
-from vapo_verl.small_model import model_dir
+from vapo_verl.digits.model import model_dir
+from vapo_verl.hydra_config import compose_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

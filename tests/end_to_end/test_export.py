@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.end_to_end.conftest import Smoke, metrics
-from vapo_verl.composition import compose_recipe
 from vapo_verl.data.dataset import VapoDataset
+from vapo_verl.hydra_config import compose_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

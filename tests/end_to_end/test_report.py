@@ -10,10 +10,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 
 from tests.browser import needs_browser
-from tests.diagnostics.probing_commands import ENVIRONMENT, SMALL
-from tests.diagnostics.report_browser import ReportBrowser, quiet_browser
-from vapo_verl.small_model import model_dir
-from vapo_verl.trainer.report import KEY_PANELS
+from tests.evaluation.probing_commands import ENVIRONMENT, SMALL
+from tests.report.report_browser import ReportBrowser, quiet_browser
+from vapo_verl.digits.model import model_dir
+from vapo_verl.report.live import KEY_PANELS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), needs_browser]
 
@@ -31,8 +31,8 @@ UNDRAWN = f"{PLOTS}.filter(plot => !plot.querySelector('svg')).length"
 MISSING = "[...document.querySelectorAll('.missing')].map(e => e.innerText)"
 
 
-def diagnose(*arguments: str) -> None:
-    command = [sys.executable, "-m", "vapo_verl.diagnostics", *arguments]
+def run_module(module: str, *arguments: str) -> None:
+    command = [sys.executable, "-m", module, *arguments]
     subprocess.run(command, env=os.environ | ENVIRONMENT, check=True, timeout=600)
 
 
@@ -49,8 +49,17 @@ def whole(smoke):
     (run / "report.html").rename(run / "left.html")
     data = smoke.root / "data" / "digits" / "val.parquet"
     few = ("--num-rows", "4", "--num-cuts", "5")
-    diagnose("early-decision", str(model_dir()), str(data), "--run", str(run), *SMALL, *few)
-    diagnose("report", str(run))
+    run_module(
+        "vapo_verl.evaluation",
+        "early-decision",
+        str(model_dir()),
+        str(data),
+        "--run",
+        str(run),
+        *SMALL,
+        *few,
+    )
+    run_module("vapo_verl.report", str(run))
     return run
 
 
@@ -59,7 +68,7 @@ def killed(smoke):
     """A run without attention, `kill -9` in its second step."""
     process = smoke.start("killed", *SHORT, "trainer.val_before_train=false")
     smoke.kill_when(process, smoke.root / "killed" / "rollouts" / "step_000002.parquet")
-    diagnose("report", str(smoke.root / "killed"))
+    run_module("vapo_verl.report", str(smoke.root / "killed"))
     return smoke.root / "killed"
 
 
@@ -108,7 +117,7 @@ def test_a_killed_runs_report_says_what_is_missing(browser, killed):
 
 def test_two_runs_side_by_side(browser, whole, killed, tmp_path):
     out = tmp_path / "both.html"
-    diagnose("report", str(whole), "--compare", str(killed), "--out", str(out))
+    run_module("vapo_verl.report", str(whole), "--compare", str(killed), "--out", str(out))
     browser.open(out)
     browser.draw_all()
     assert browser.evaluate(UNDRAWN) == 0

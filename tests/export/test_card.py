@@ -4,10 +4,10 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from vapo_verl.composition import compose_recipe
-from vapo_verl.diagnostics.metrics_file import Metrics
 from vapo_verl.export.card import card, public_name, write_card
-from vapo_verl.export.errors import ExportError
+from vapo_verl.export.source import ExportError
+from vapo_verl.hydra_config import compose_recipe
+from vapo_verl.run_folder.metrics import Metrics
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.export.conftest import SHARD
+from vapo_verl.digits.model import model_dir
 from vapo_verl.export import model_folder
-from vapo_verl.export.errors import ExportError
 from vapo_verl.export.model_folder import folder_written_whole, write_model_folder
-from vapo_verl.small_model import model_dir
+from vapo_verl.export.source import ExportError
 
 
 def test_weights_tokenizer_processor_and_card_are_written(run):

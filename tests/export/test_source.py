@@ -2,8 +2,7 @@
 
 import pytest
 
-from vapo_verl.export.errors import ExportError
-from vapo_verl.export.source import find_checkpoint
+from vapo_verl.export.source import ExportError, find_checkpoint
 
 
 def test_the_newest_whole_checkpoint_is_the_default(run):

@@ -7,8 +7,8 @@ import torch
 import verl.models.transformers.qwen2_vl as upstream
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from vapo_verl.digits.model import model_dir
 from vapo_verl.integration import text_only_forward
-from vapo_verl.small_model import model_dir
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def test_wheel_carries_the_whole_package(root, wheel):
         held = set(archive.namelist())
         missing = {path.relative_to(root).as_posix() for path in files} - held
         assert missing == set(), "a suffix may be missing from DATA_SUFFIXES in setup.py"
-    assert "vapo_verl/small_model/digits/model.safetensors" in held
+    assert "vapo_verl/digits/model/digits/model.safetensors" in held
     assert all(name.startswith(("vapo_verl/", "vapo_verl-")) for name in held)
 
 
@@ -100,4 +100,4 @@ def test_recipe_composes_from_an_installed_wheel(wheel, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "experiment_name: smoke" in done.stdout
-    assert str(site / "vapo_verl/small_model/digits") in done.stdout
+    assert str(site / "vapo_verl/digits/model/digits") in done.stdout

@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from vapo_verl.composition import compose_recipe, recipe_names
+from vapo_verl.hydra_config import compose_recipe, recipe_names
 
 GPU_RECIPES = [name for name in recipe_names() if compose_recipe(name).trainer.device != "cpu"]
 

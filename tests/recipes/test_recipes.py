@@ -9,8 +9,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from vapo_verl import preflight
-from vapo_verl.composition import compose_recipe, recipe_names
 from vapo_verl.config import vapo_config
+from vapo_verl.hydra_config import compose_recipe, recipe_names
 from vapo_verl.launch import export_attention
 
 VARIANTS = ["vapo_attention", "vapo_soft", "vapo_relaxed"]

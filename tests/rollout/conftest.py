@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-from vapo_verl.composition import compose_recipe
 from vapo_verl.data.dataset import VapoDataset
-from vapo_verl.data.digits.build import DigitsConfig, write_dataset
-from vapo_verl.small_model import model_dir
+from vapo_verl.digits.build import DigitsConfig, write_dataset
+from vapo_verl.digits.model import model_dir
+from vapo_verl.hydra_config import compose_recipe
 
 
 class TransformersServer:

@@ -2,8 +2,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from vapo_verl.attention import engine_args
-from vapo_verl.composition import compose_recipe
 from vapo_verl.config import AttentionConfig
+from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.rollout.engine_args import ENGINE, add_attention
 
 ON = AttentionConfig(enabled=True)

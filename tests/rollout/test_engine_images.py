@@ -13,9 +13,9 @@ from verl.workers.rollout.replica import RolloutMode
 from verl.workers.rollout.vllm_rollout import vllm_async_server
 
 from vapo_verl import launch
-from vapo_verl.composition import compose_recipe
+from vapo_verl.digits.model import model_dir
+from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.rollout.server import VapoHttpServer
-from vapo_verl.small_model import model_dir
 
 MIN_PIXELS, MAX_PIXELS = 3136, 40_000
 """Of the data; the packaged model's processor takes 784 to 50176."""

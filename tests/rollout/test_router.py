@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from verl.workers.rollout import router as verl_router
 
-from vapo_verl.composition import compose_recipe
-from vapo_verl.rollout.one_server import prompt_session
+from vapo_verl.hydra_config import compose_recipe
+from vapo_verl.rollout.prober import prompt_session
 from vapo_verl.rollout.router import PromptRouter
 
 PROMPTS = [f"prompt-{i}" for i in range(8)]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vapo_verl.data.digits.build import DigitsConfig, write_dataset
-from vapo_verl.platform.environment import CPU_ENVIRONMENT
+from vapo_verl.digits.build import DigitsConfig, write_dataset
+from vapo_verl.platform import CPU_ENVIRONMENT
 
 SCRIPT = Path(__file__).with_name("two_servers.py")
 

@@ -23,12 +23,12 @@ from transformers import AutoProcessor
 from verl.experimental.agent_loop.agent_loop import DictConfigWrap
 from verl.workers.rollout.llm_server import LLMServerManager
 
-from vapo_verl.composition import compose_recipe
 from vapo_verl.data.dataset import VapoDataset
-from vapo_verl.platform.environment import CPU_ENVIRONMENT
+from vapo_verl.digits.model import model_dir
+from vapo_verl.hydra_config import compose_recipe
+from vapo_verl.platform import CPU_ENVIRONMENT
 from vapo_verl.rollout.agent_loop import VapoAgentLoop
 from vapo_verl.rollout.server import VapoHttpServer, VapoReplica
-from vapo_verl.small_model import model_dir
 
 NUM_PROMPTS, NUM_RESPONSES = 8, 4
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.slurm.lab import SlurmLab, slurm_lab, why_not
-from vapo_verl.data.digits.build import DigitsConfig, write_dataset
+from vapo_verl.digits.build import DigitsConfig, write_dataset
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.end_to_end.conftest import metrics
 from tests.slurm.lab import ROOT, SlurmLab, wait_for
-from vapo_verl.trainer.checkpoints import latest_complete
+from vapo_verl.run_folder.checkpoints import latest_complete
 
 pytestmark = [pytest.mark.multinode, pytest.mark.timeout(1800)]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vapo_verl import preflight
-from vapo_verl.composition import compose_recipe, recipe_names
+from vapo_verl.hydra_config import compose_recipe, recipe_names
 
 SLURM = Path(__file__).parents[2] / "slurm"
 SCRIPTS = sorted(path.name for path in SLURM.glob("*.sh") if "#SBATCH" in path.read_text())

@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoConfig, Qwen2_5_VLConfig
 
-from vapo_verl.small_model import model_dir
+from vapo_verl.digits.model import model_dir
 from vapo_verl.trainer.rollout_samples import captured_layers
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from verl.trainer.ppo.v1 import PPOTrainerSync
 
-from vapo_verl.trainer import checkpoints
+from vapo_verl.run_folder import checkpoints
 from vapo_verl.trainer.step_line import StepLine
 from vapo_verl.trainer.stopping import RunStopped
 from vapo_verl.trainer.trainer import VapoTrainer

@@ -75,6 +75,6 @@ def test_workers_are_made_from_the_class_attributes_we_set():
 def test_the_pointer_verl_reads_is_the_one_we_write():
     from verl.utils.checkpoint.checkpoint_manager import get_checkpoint_tracker_filename
 
-    from vapo_verl.trainer.checkpoints import POINTER
+    from vapo_verl.run_folder.checkpoints import POINTER
 
     assert get_checkpoint_tracker_filename("run").endswith(f"run/{POINTER}")

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from vapo_verl.advantage.groups import Groups, sum_by
-from vapo_verl.advantage.outcome import GRPO_EPSILON, outcome_advantage
+from vapo_verl.advantage.grpo import GRPO_EPSILON, Groups, outcome_advantage, sum_by
 
 PerResponse = Float[Tensor, "batch"]
 

@@ -1,22 +1,24 @@
 """The VAPO advantage: GRPO on the perception reward, each token's share set by where it looks."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from vapo_verl.advantage.checks import check_batch, check_settings
-from vapo_verl.advantage.credit import credit_weights, relative_attention
-from vapo_verl.advantage.groups import Groups
-from vapo_verl.advantage.outcome import GRPO_EPSILON, outcome_advantage
+from vapo_verl.advantage.grpo import GRPO_EPSILON, Groups, mean_by, outcome_advantage
+from vapo_verl.config import ATTENTION_MODES
 
 Rewards = Float[Tensor, "batch"]
 PerToken = Float[Tensor, "batch response"]
 Mask = Shaped[Tensor, "batch response"]
 GroupIds = Sequence[Hashable] | np.ndarray | Tensor
+FLAT_SPREAD = 1e-6
+"""A group's spread below this share of its largest attention is rounding: no credit moves."""
+PerResponse = Float[Tensor, "batch"]
+TokenMask = Bool[Tensor, "batch response"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,3 +137,74 @@ def _stats(
         weight_max=float(used.max()),
         weight_std=float(used.std(correction=0)),
     )
+
+
+def check_settings(attention_coef: float, attention_mode: str, num_bins: int) -> None:
+    """Refuse settings outside their range (`vapo.advantage.*`)."""
+    if not 0 <= attention_coef < 1:
+        raise ValueError(f"attention_coef={attention_coef}: give 0 (GRPO) or more, below 1")
+    if attention_mode not in ATTENTION_MODES:
+        raise ValueError(f"attention_mode={attention_mode!r}: pick one of {ATTENTION_MODES}")
+    if num_bins < 1:
+        raise ValueError(f"num_bins={num_bins}: give 1 or more bins of progress")
+
+
+def check_batch(
+    rewards: Tensor, group_ids: Sized, response_mask: Tensor, visual_attention: Tensor | None
+) -> None:
+    """Refuse arrays of different batches, and rewards that would spoil a whole group."""
+    shape = tuple(response_mask.shape)
+    if tuple(rewards.shape) != shape[:1] or len(group_ids) != len(rewards) or len(shape) != 2:
+        raise ValueError(
+            f"rewards {tuple(rewards.shape)}, group_ids [{len(group_ids)}] and response_mask "
+            f"{shape} disagree: give [B], [B] and [B, T]"
+        )
+    if not rewards.isfinite().all():
+        raise ValueError(f"rewards holds {rewards[~rewards.isfinite()][0]}: give finite rewards")
+    if visual_attention is not None and tuple(visual_attention.shape) != shape:
+        raise ValueError(
+            f"visual_attention {tuple(visual_attention.shape)} is not response_mask's {shape}: "
+            "pad it as the response, and average layers first"
+        )
+
+
+def credit_weights(
+    relative: PerToken, valid: TokenMask, direction: PerResponse, coef: float
+) -> PerToken:
+    """w_it = 1 + c * d_i * tanh(relative_it), over its mean on the response's valid tokens.
+
+    The mean of 1 keeps a response's total credit; a padded position has weight 0. The
+    direction d_i is 1, or the sign of the response's advantage.
+    """
+    raw = (1 + coef * direction[:, None] * relative.tanh()) * valid
+    mean = raw.sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.where(valid, raw / mean, 0.0)
+
+
+def relative_attention(
+    attention: PerToken, seen: TokenMask, valid: TokenMask, groups: Groups, num_bins: int
+) -> PerToken:
+    """(a_it - m_g(u_t)) / s_g: attention against the siblings' at the same progress.
+
+    m_g is the mean over the group's seen tokens in each of `num_bins` progress bins, s_g the
+    root mean square of what is left. 0, so a raw weight of 1, for a token that was not seen
+    (attention nan, or padded) and for a group without spread.
+    """
+    group = groups.index[:, None].expand_as(valid)[seen]
+    cell = group * num_bins + progress_bins(valid, num_bins)[seen]
+    values = attention[seen]
+    residual = values - mean_by(cell, values, groups.num_groups * num_bins)[cell]
+    spread = mean_by(group, residual**2, groups.num_groups).sqrt()
+    largest = values.new_zeros(groups.num_groups).scatter_reduce(0, group, values.abs(), "amax")
+    flat = spread <= FLAT_SPREAD * largest
+    relative = torch.where(flat[group], 0.0, residual / spread.where(~flat, 1.0)[group])
+    return torch.zeros_like(attention).masked_scatter(seen, relative)
+
+
+def progress_bins(valid: TokenMask, num_bins: int) -> Tensor:
+    """Bin of u_t = t / T_i [B, T], t = 0.. over the response's T_i valid tokens, in integers.
+
+    The value at a position that is not valid means nothing.
+    """
+    order = valid.cumsum(dim=1) - 1
+    return order * num_bins // valid.sum(dim=1, keepdim=True).clamp(min=1)

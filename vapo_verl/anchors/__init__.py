@@ -1,9 +1,8 @@
 """Anchors: cuts of a finished response at which the policy judges claims about the image."""
 
-from vapo_verl.anchors.plan import plan_anchors
+from vapo_verl.anchors.plan import SampleKey, plan_anchors
 from vapo_verl.anchors.probe import ProbeReply, probe_anchors
 from vapo_verl.anchors.question import AnchorQuestion, bind_question
-from vapo_verl.anchors.seeding import SampleKey
 from vapo_verl.anchors.types import Anchor, AnchorResult
 
 __all__ = [

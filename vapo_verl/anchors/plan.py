@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,7 +30,7 @@ def plan_anchors(
         num_anchors: K.
         placement: see :func:`vapo_verl.anchors.placement.place`.
         min_gap: smallest distance of two cuts, in tokens.
-        rng: source of every draw here; see :class:`vapo_verl.anchors.seeding.SampleKey`.
+        rng: source of every draw here; see :class:`vapo_verl.anchors.plan.SampleKey`.
 
     Returns:
         Anchors by ascending position; none for an empty response or a row without claims.
@@ -45,3 +47,28 @@ def plan_anchors(
         Anchor(position=position, claim=claim.text, label=claim.label, own_boundary=own)
         for (position, own), claim in zip(cuts, drawn, strict=True)
     ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleKey:
+    """One response of a run."""
+
+    seed: int
+    step: int
+    prompt_uid: str
+    """Names the prompt across restarts of the run."""
+    sample: int
+    """Index of the response within its group."""
+
+    def _entropy(self, purpose: str) -> list[int]:
+        text = f"{self.seed}/{self.step}/{self.prompt_uid}/{self.sample}/{purpose}"
+        digest = hashlib.sha256(text.encode()).digest()
+        return [int.from_bytes(digest[i : i + 4], "little") for i in range(0, 32, 4)]
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """A generator of its own for each purpose of this response."""
+        return np.random.default_rng(self._entropy(purpose))
+
+    def sampling_seed(self) -> int:
+        """Seed of the engine's token sampling, below 2**31."""
+        return self._entropy("sampling")[0] % 2**31

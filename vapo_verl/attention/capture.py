@@ -12,7 +12,9 @@ Life of an engine step in vLLM 0.24 (V1 model runner):
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,18 +23,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vapo_verl.attention.backends.recording import RecordingBuilder, RecordingImpl
-from vapo_verl.attention.overhead import OverheadMeter
 from vapo_verl.attention.settings import Settings
-from vapo_verl.attention.spans import visual_spans
 from vapo_verl.console import say
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
 
+
 logger = logging.getLogger("vllm.vapo_verl.attention")
 
 _NO_SPANS_KNOWN = np.full((1, 2), -1, dtype=np.int32)
 """In place of a request's spans: kernels answer nan for a row with a negative span."""
+NUM_STEPS = 32
+"""Decode steps that are timed; after them nothing is."""
+MODALITIES = ("image", "video")
 
 
 class Capture:
@@ -148,3 +152,70 @@ class Capture:
                 self.settings.max_spans,
             )
         return _NO_SPANS_KNOWN
+
+
+class OverheadMeter:
+    """Times the recording inside of the first `NUM_STEPS` pure decode steps.
+
+    Only where a kernel has ended when its call returns, that is on CPU.
+
+    Args:
+        report: told the share, from 0 up, of recording time in the rest of the timed steps.
+    """
+
+    def __init__(self, report: Callable[[float], None]) -> None:
+        self._report = report
+        self._steps, self._step_s, self._recording_s = 0, 0.0, 0.0
+        self._timing = False
+
+    @contextmanager
+    def step(self, timed: bool) -> Iterator[None]:
+        """Around the forward of one engine step; `timed` for a decode step without a prefill."""
+        if not timed or self._steps >= NUM_STEPS:
+            yield
+            return
+        self._timing, start = True, time.perf_counter()
+        try:
+            yield
+        finally:
+            self._timing = False
+        self._step_s += time.perf_counter() - start
+        self._steps += 1
+        if self._steps == NUM_STEPS:
+            self._report(self._recording_s / (self._step_s - self._recording_s))
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Around the recording of one layer."""
+        if not self._timing:
+            yield
+            return
+        start = time.perf_counter()
+        yield
+        self._recording_s += time.perf_counter() - start
+
+
+def visual_spans(mm_features: Iterable[Any] | None) -> NDArray[np.int32]:
+    """Half-open ranges [start, end) of prompt positions that hold image or video embeddings.
+
+    Args:
+        mm_features: a request's `MultiModalFeatureSpec`s as vLLM schedules them. Tokens of a
+            placeholder that hold no embedding (markers between rows or frames) are left out.
+
+    Returns:
+        [num_spans, 2], ascending; neighbours that touch are one span. Positions belong to the
+        prompt, so caching, chunking and preemption do not move them.
+    """
+    ranges = sorted(
+        (start, last + 1)
+        for feature in mm_features or ()
+        if feature.modality in MODALITIES
+        for start, last in feature.mm_position.extract_embeds_range()
+    )
+    merged: list[list[int]] = []
+    for start, end in ranges:
+        if merged and start <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], end)
+        else:
+            merged.append([start, end])
+    return np.array(merged, dtype=np.int32).reshape(-1, 2)

@@ -32,7 +32,7 @@ else:
     from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
 
 BACKENDS = {
-    "CPU_ATTN": "vapo_verl.attention.backends.cpu.RecordingCPUBackend",
+    "CPU_ATTN": "vapo_verl.attention.backends.cpu_attn.RecordingCPUBackend",
     "FLASH_ATTN": "vapo_verl.attention.backends.flash_attn.RecordingFlashAttentionBackend",
     "FLASHINFER": "vapo_verl.attention.backends.flashinfer.RecordingFlashInferBackend",
     "TRITON_ATTN": "vapo_verl.attention.backends.triton_attn.RecordingTritonAttentionBackend",

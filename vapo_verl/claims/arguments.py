@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from vapo_verl.claims.making.choose import ClaimRules
+from vapo_verl.claims.making.rules import ClaimRules
 from vapo_verl.claims.options import (
     TOKEN_LIMIT_NAMES,
     CheckOptions,

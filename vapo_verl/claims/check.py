@@ -9,17 +9,15 @@ from pathlib import Path
 
 from vapo_verl.claims.arguments import check_options, endpoint_fields, run_options
 from vapo_verl.claims.images import ImageItem, OnProblem
-from vapo_verl.claims.job import Job, Make, run_job
+from vapo_verl.claims.job import Job, Make, image_tokens, run_job, source_images, text_tokens
 from vapo_verl.claims.making.agreement import Agreement, measure_agreement
 from vapo_verl.claims.making.judge import ClaimJudge
 from vapo_verl.claims.making.prompt import question_text
 from vapo_verl.claims.options import CheckOptions, RunOptions, endpoint_from
 from vapo_verl.claims.report import Figures, describe_folder, folder_figures
 from vapo_verl.claims.requests.retry import PatientAsker
-from vapo_verl.claims.shards.index import RecordIndex
 from vapo_verl.claims.shards.record import Usage, Verdict
-from vapo_verl.claims.shards.store import read_records
-from vapo_verl.claims.survey import image_tokens, source_images, text_tokens
+from vapo_verl.claims.shards.store import RecordIndex, read_records
 from vapo_verl.claims.tally import RunTally
 from vapo_verl.data.claims_column import is_balanced
 from vapo_verl.data.errors import FileError

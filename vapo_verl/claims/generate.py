@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vapo_verl.claims.arguments import endpoint_fields, make_options, run_options
 from vapo_verl.claims.images import ImageItem
-from vapo_verl.claims.job import Job, Make, run_job
+from vapo_verl.claims.job import Job, Make, image_tokens, run_job, source_images, text_tokens
 from vapo_verl.claims.making.maker import ClaimMaker
 from vapo_verl.claims.making.prompt import task_text
 from vapo_verl.claims.options import MakeOptions, RunOptions, endpoint_from
@@ -15,7 +15,6 @@ from vapo_verl.claims.report import Figures, describe_folder, folder_figures
 from vapo_verl.claims.requests.retry import PatientAsker
 from vapo_verl.claims.shards.record import Usage
 from vapo_verl.claims.shards.store import read_records
-from vapo_verl.claims.survey import image_tokens, source_images, text_tokens
 from vapo_verl.claims.tally import RunTally
 
 _TOKENS_PER_CLAIM = 30

@@ -1,33 +1,37 @@
-"""What `generate`, `self` and `check` have in common: plan, run, report, exit code."""
+"""What `generate`, `self` and `check` have in common: survey, plan, run, report, exit code."""
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
 
-from vapo_verl.claims.images import ImageItem, OnProblem
+from vapo_verl.claims.images import ImageItem, OnProblem, iter_images
 from vapo_verl.claims.options import EndpointOptions, RunOptions
 from vapo_verl.claims.report import Figures, describe_run, run_figures, write_report
 from vapo_verl.claims.requests.endpoint import Endpoint
-from vapo_verl.claims.requests.faults import FatalFault
-from vapo_verl.claims.requests.pacing import Pacer
+from vapo_verl.claims.requests.picture import num_pixels
 from vapo_verl.claims.requests.prices import describe_cost, load_prices, price_of
-from vapo_verl.claims.requests.retry import PatientAsker
+from vapo_verl.claims.requests.reply import FatalFault
+from vapo_verl.claims.requests.retry import Pacer, PatientAsker
 from vapo_verl.claims.runner import run_images
 from vapo_verl.claims.shards.record import ClaimRecord, Usage
 from vapo_verl.claims.shards.store import ShardWriter, read_records
-from vapo_verl.claims.survey import Survey, take_survey
 from vapo_verl.claims.tally import RunTally
-from vapo_verl.data.errors import RowProblem
+from vapo_verl.data.errors import BadCell, RowProblem
 
 DONE, SOME_FAILED, STOPPED, INTERRUPTED = 0, 1, 2, 130
 """Exit codes. 2 is also that of bad input."""
 
 Make = Callable[[ImageItem], Awaitable[ClaimRecord]]
+PIXELS_PER_TOKEN = 28 * 28
+"""Of Qwen2.5-VL, one merged vision token. Other models count otherwise, by up to a few times."""
+CHARACTERS_PER_TOKEN = 4
+_UNKNOWN_PIXELS = 512 * 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,22 @@ def stored_keys(folder: Path) -> frozenset[str]:
     return frozenset(record.image_key for record in read_records(folder))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What a run has before it."""
+
+    num_images: int
+    """Different images of the source."""
+    num_stored: int
+    """Of these, stored already: not asked for again."""
+    estimate: Usage
+    """Of the images still to do, were every first answer complete; re-queries come on top."""
+
+    @property
+    def num_to_do(self) -> int:
+        return self.num_images - self.num_stored
+
+
 def _plan(job: Job, stored: frozenset[str], tally: RunTally) -> Survey:
     """Print what there is to do; images that cannot be read go to the tally as failed."""
 
@@ -135,3 +155,39 @@ def _work(
                 )
 
     return work
+
+
+def source_images(options: RunOptions, on_problem: OnProblem) -> Iterator[ImageItem]:
+    """The images that the options name, stored ones among them."""
+    images = iter_images(
+        options.source, options.column, base=options.image_root, on_problem=on_problem
+    )
+    return islice(images, options.limit)
+
+
+def take_survey(
+    images: Iterable[ImageItem], stored_keys: Collection[str], cost: Callable[[ImageItem], Usage]
+) -> Survey:
+    """Go through `images` once; `cost` estimates the requests and tokens of one."""
+    num_images = num_stored = 0
+    estimate = Usage()
+    for item in images:
+        num_images += 1
+        if item.key in stored_keys:
+            num_stored += 1
+        else:
+            estimate += cost(item)
+    return Survey(num_images=num_images, num_stored=num_stored, estimate=estimate)
+
+
+def image_tokens(item: ImageItem, max_pixels: int | None) -> int:
+    """An estimate from the size in the image's header."""
+    try:
+        pixels = num_pixels(item.data)
+    except BadCell:
+        pixels = _UNKNOWN_PIXELS
+    return max(min(pixels, max_pixels or pixels) // PIXELS_PER_TOKEN, 1)
+
+
+def text_tokens(text: str) -> int:
+    return len(text) // CHARACTERS_PER_TOKEN

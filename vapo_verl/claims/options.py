@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vapo_verl.claims.making.choose import ClaimRules
+from vapo_verl.claims.making.rules import ClaimRules
 
 OPENAI_URL = "https://api.openai.com/v1"
 NO_KEY = "none"

@@ -9,7 +9,7 @@ from vapo_verl.claims.making.rules import is_low_level
 from vapo_verl.claims.requests.prices import Price, describe_cost
 from vapo_verl.claims.shards.record import ClaimRecord, Usage
 from vapo_verl.claims.tally import RunTally
-from vapo_verl.whole_file import written_whole
+from vapo_verl.files import written_whole
 
 REPORT_NAME = "report.json"
 _NUM_SHOWN = 5

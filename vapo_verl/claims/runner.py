@@ -1,14 +1,16 @@
-"""Runs one function over many images, stores what it returns, and counts what fails."""
+"""Runs one function over many images, bounded in concurrency, and stores what it returns."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from vapo_verl.claims.images import ImageItem
-from vapo_verl.claims.pool import run_pool
-from vapo_verl.claims.requests.faults import FatalFault, ImageFailed
+from vapo_verl.claims.requests.reply import FatalFault, ImageFailed
 from vapo_verl.claims.shards.record import ClaimRecord
 from vapo_verl.claims.shards.store import ShardWriter
 from vapo_verl.claims.tally import RunTally
+
+T = TypeVar("T")
 
 
 class Progress(Protocol):
@@ -50,3 +52,29 @@ async def run_images(
         progress.update()
 
     await run_pool(items, work, concurrency=concurrency)
+
+
+async def run_pool(
+    items: Iterator[T], work: Callable[[T], Awaitable[None]], *, concurrency: int
+) -> None:
+    """Run `work` on every item, on up to `concurrency` at once; an item is read only when one of
+    them is free for it. The first exception of `work` or of `items` cancels the rest and is raised.
+    """
+    reading, end = asyncio.Lock(), object()
+
+    async def worker() -> None:
+        while True:
+            async with reading:
+                # in a thread: reading a file must not hold up the requests
+                item = await asyncio.to_thread(next, items, end)
+            if item is end:
+                return
+            await work(item)  # type: ignore[arg-type]
+
+    workers = [asyncio.create_task(worker()) for _ in range(concurrency)]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for task in workers:
+            task.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)

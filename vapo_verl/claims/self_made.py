@@ -11,7 +11,7 @@ from vapo_verl.claims.arguments import endpoint_fields, make_options, run_option
 from vapo_verl.claims.generate import make_job
 from vapo_verl.claims.job import run_job
 from vapo_verl.claims.options import EndpointOptions
-from vapo_verl.claims.server.serve import vllm_server
+from vapo_verl.claims.serve import vllm_server
 
 LOG_NAME = "vllm-serve.log"
 

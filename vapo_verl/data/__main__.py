@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vapo_verl.data.claims_column import CLAIMS_PER_IMAGE
 from vapo_verl.data.errors import DataError
-from vapo_verl.data.importers.options import ImportOptions
+from vapo_verl.data.importers.import_options import ImportOptions
 from vapo_verl.data.importers.plain import plain_reader
 from vapo_verl.data.importers.run import import_rows
 from vapo_verl.data.importers.vapo_thinker import vapo_thinker_reader

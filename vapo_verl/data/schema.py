@@ -1,12 +1,19 @@
-"""The Arrow schema of the files that all importers write, so that they can be mixed."""
+"""The Arrow schema and the prompt that all importers write, so that their files can be mixed."""
 
 import pyarrow as pa
+
+from vapo_verl.data.cells import IMAGE_PLACEHOLDER
 
 _TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _CLAIM = pa.struct([("text", pa.string()), ("label", pa.bool_())])
 _REWARD_MODEL = pa.struct([("style", pa.string()), ("ground_truth", pa.string())])
 _EXTRA_INFO = pa.struct([("split", pa.string()), ("index", pa.int64()), ("source_id", pa.string())])
+PROMPT_SUFFIX = (
+    "Look at the image and think the question through inside <think> </think>. "
+    "Then state only the final answer inside \\boxed{}."
+)
+"""Asks for the form that the format reward checks."""
 
 
 def row_schema(*, embedded_images: bool) -> pa.Schema:
@@ -24,3 +31,14 @@ def row_schema(*, embedded_images: bool) -> pa.Schema:
             ("claims", pa.list_(_CLAIM)),
         ]
     )
+
+
+def build_prompt(question: str, num_images: int) -> list[dict[str, str]]:
+    """One user turn: the question, a placeholder per image in front if it has none, the suffix.
+
+    Placeholders that the question brings stay where they are.
+    """
+    question = question.strip()
+    if IMAGE_PLACEHOLDER not in question:
+        question = IMAGE_PLACEHOLDER * num_images + question
+    return [{"role": "user", "content": f"{question}\n{PROMPT_SUFFIX}"}]

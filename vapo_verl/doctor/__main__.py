@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vapo_verl.composition import recipe_names
-from vapo_verl.doctor.checkup import composed, diagnose
+from vapo_verl.doctor.checkup import diagnose
 from vapo_verl.doctor.findings import Finding
+from vapo_verl.hydra_config import recipe_names
+from vapo_verl.launch import composed
 
 RECIPE = "+recipe="
 

@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from omegaconf import DictConfig
 
 from vapo_verl.doctor.findings import Finding, examine
-
-
-def composed(recipe: str, overrides: Sequence[str]) -> DictConfig:
-    """The recipe's config as a run settles it. What that prints goes to stderr.
-
-    Raises:
-        hydra.errors.HydraException, omegaconf.errors.OmegaConfBaseException: no such recipe or key.
-    """
-    from vapo_verl.composition import compose_recipe
-    from vapo_verl.launch import settle
-
-    config = compose_recipe(recipe, overrides)
-    with contextlib.redirect_stdout(sys.stderr):
-        settle(config)
-    return config
 
 
 def diagnose(
@@ -65,8 +48,8 @@ def light_findings(config: DictConfig | None) -> Iterator[Finding]:
     if config is None:
         return
     from vapo_verl.doctor.budgets import check_recipe
+    from vapo_verl.doctor.disk import check_resume
     from vapo_verl.doctor.memory import check_memory
-    from vapo_verl.doctor.resume import check_resume
 
     yield from examine("memory", check_memory, config)
     yield from examine("recipe", check_recipe, config)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vapo_verl.doctor.findings import Finding, error, examine
-from vapo_verl.platform.environment import CPU_ENVIRONMENT
+from vapo_verl.platform import CPU_ENVIRONMENT
 
 CHECK = "imports"
 TIMEOUT_S = 600.0
@@ -76,9 +76,9 @@ def main() -> None:
 
 
 def _run(recipe: str | None, overrides: Sequence[str]) -> Iterator[list[Finding]]:
-    from vapo_verl.doctor import ray_nodes
+    from vapo_verl.doctor import ray_cluster
     from vapo_verl.doctor import registrations as r
-    from vapo_verl.doctor.checkup import composed
+    from vapo_verl.launch import composed
 
     config = None if recipe is None else composed(recipe, overrides)
     for look in (
@@ -91,10 +91,10 @@ def _run(recipe: str | None, overrides: Sequence[str]) -> Iterator[list[Finding]
         r.check_attention,
     ):
         yield examine(r.CHECK, look, config)
-    yield examine(ray_nodes.CHECK, ray_nodes.check_nodes, config)
+    yield examine(ray_cluster.CHECK, ray_cluster.check_nodes, config)
     if config is not None:
+        from vapo_verl.doctor.rows import CHECK as ROWS
         from vapo_verl.doctor.rows import check_rows
-        from vapo_verl.doctor.samples import CHECK as ROWS
 
         yield examine("recipe", _verls_checks, config)
         yield examine(ROWS, check_rows, config)

@@ -10,6 +10,7 @@ and the run folder holds `trainer.max_actor_ckpt_to_keep` of them, or one for ea
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,13 +19,16 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from vapo_verl.doctor.findings import GIB, Finding, error, gib, ok, warning
-from vapo_verl.doctor.model_size import model_size
-from vapo_verl.doctor.training_state import parameter_bytes
+from vapo_verl.doctor.model_size import model_size, parameter_bytes
+from vapo_verl.run_folder.checkpoints import checkpoint_folder, latest_complete
 
 CHECK = "disk"
 LEAST_TEMPORARY, ENOUGH_TEMPORARY = GIB, 10 * GIB
 RAY_REFUSES_BEYOND = 0.95
 """Ray stops spilling objects on a file system that is fuller (local_fs_capacity_threshold)."""
+RESUME_CHECK = "resume"
+SHARD = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
+"""As veRL's FSDP checkpoint manager names them."""
 
 
 def check_disk(config: DictConfig | None) -> Iterator[Finding]:
@@ -114,3 +118,29 @@ def _existing(folder: Path) -> Path:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder
+
+
+def check_resume(config: DictConfig) -> Iterator[Finding]:
+    """The newest whole checkpoint's shards, against the ranks of this run."""
+    trainer, run_dir = config.trainer, Path(config.trainer.default_local_dir).expanduser()
+    step = latest_complete(run_dir)
+    if trainer.resume_mode != "auto" or step is None:
+        return
+    folder = checkpoint_folder(run_dir, step) / "actor"
+    ranks = trainer.n_gpus_per_node * trainer.nnodes
+    shards = [match for path in folder.glob("*.pt") if (match := SHARD.fullmatch(path.name))]
+    if sizes := {int(m[1]) for m in shards} - {ranks}:
+        yield error(
+            RESUME_CHECK,
+            f"{folder} was written by {max(sizes)} ranks, but this run has {ranks} "
+            "(trainer.n_gpus_per_node * trainer.nnodes)",
+            f"resume on {max(sizes)} ranks, or start anew: another trainer.default_local_dir",
+        )
+    elif len(shards) < ranks:
+        yield error(
+            RESUME_CHECK,
+            f"{folder} holds {len(shards)} of {ranks} shards; the others lie elsewhere",
+            "copy them there, and put trainer.default_local_dir on a file system all nodes share",
+        )
+    else:
+        yield ok(RESUME_CHECK, f"{folder}: the run goes on after step {step}")

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from omegaconf import DictConfig
 
+from vapo_verl.doctor.accelerator import torch_cuda
+from vapo_verl.doctor.control_groups import available_memory
 from vapo_verl.doctor.findings import GIB, Finding, error, gib, ok, warning
-from vapo_verl.doctor.gpus import torch_cuda
-from vapo_verl.doctor.memory_limit import available_memory
 from vapo_verl.doctor.memory_phases import Phase, kv_cache_bytes, kv_token_bytes, memory_phases
 from vapo_verl.doctor.memory_settings import MemorySettings
 from vapo_verl.doctor.model_shape import ModelShape

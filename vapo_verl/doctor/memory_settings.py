@@ -7,8 +7,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vapo_verl.doctor.model_size import image_cut, model_folder
-from vapo_verl.doctor.training_state import dtype_bytes, has_reference, parameter_bytes
+from vapo_verl.doctor.model_size import (
+    dtype_bytes,
+    has_reference,
+    image_cut,
+    model_folder,
+    parameter_bytes,
+)
 
 SHORTEST_TEXT = 128
 """Tokens of template, question and response beside the smallest image, in the shortest sequence."""

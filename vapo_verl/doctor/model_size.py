@@ -21,6 +21,7 @@ from vapo_verl.doctor.model_shape import (
 BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1}
 NAME_FACTOR = 1.2
 """A name counts the decoder's parameters; the vision tower and the embeddings come on top."""
+DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,3 +116,18 @@ def _processor_values(folder: Path | None) -> dict[str, Any]:
             if "patch_size" in values:
                 return values
     return {}
+
+
+def dtype_bytes(name: object) -> int:
+    """Bytes of an element; of a name not known here (auto, half, ...) the larger guess, 4."""
+    return DTYPE_BYTES.get(str(name), 4)
+
+
+def parameter_bytes(config: DictConfig) -> int:
+    """b of the formulas: a parameter as FSDP holds it; gradient and moments have its type."""
+    return dtype_bytes(config.actor_rollout_ref.actor.fsdp_config.model_dtype)
+
+
+def has_reference(config: DictConfig) -> bool:
+    """Whether a run loads a reference model: only a KL term needs one."""
+    return bool(config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward)

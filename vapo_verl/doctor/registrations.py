@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig
 
-from vapo_verl.composition import PACKAGE
 from vapo_verl.doctor.findings import Finding, error, ok
+from vapo_verl.hydra_config import PACKAGE
 
 CHECK = "registrations"
 REINSTALL = "make setup (or pip install -e . --no-deps)"

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vapo_verl.export.errors import ExportError
+from vapo_verl.export.source import ExportError
 
 BAD_INPUT, INTERRUPTED = 2, 130
 

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from vapo_verl.diagnostics.metrics_file import Metrics, read_metrics
-from vapo_verl.export.errors import ExportError
-from vapo_verl.trainer.run_folder import CONFIG_FILE, METRICS_FILE
+from vapo_verl.export.source import ExportError
+from vapo_verl.run_folder.layout import CONFIG_FILE, METRICS_FILE
+from vapo_verl.run_folder.metrics import Metrics, read_metrics
 from vapo_verl.version import __version__
 
 SETTINGS = {

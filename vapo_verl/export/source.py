@@ -6,8 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from vapo_verl.export.errors import ExportError
-from vapo_verl.trainer.checkpoints import checkpoint_folder, complete_steps, incomplete
+from vapo_verl.run_folder.checkpoints import checkpoint_folder, complete_steps, incomplete
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,3 +67,7 @@ def _check_files(folder: Path) -> None:
             f"{folder} lacks {', '.join(missing)}; copy the checkpoint whole, or export another "
             "with --step"
         )
+
+
+class ExportError(ValueError):
+    """No such run or checkpoint, or a place that is taken; the message names path and fix."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vapo_verl.files import written_whole
 from vapo_verl.gpu_check.case import Check
-from vapo_verl.whole_file import written_whole
 
 
 def random_model(
     check: Check, size: str, layers: int | None = None, vision_layers: int | None = None
 ) -> Path:
-    """Folder of a random model, see `vapo_verl.small_model.random_models`."""
-    from vapo_verl.small_model.random_models import make_random_model
+    """Folder of a random model, see `vapo_verl.digits.model.random_models`."""
+    from vapo_verl.digits.model.random_models import make_random_model
 
     named = "_".join(str(part) for part in (size, layers, vision_layers) if part)
     folder = check.shared / f"model_{named}"

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
 
 from vapo_verl.attention import engine_args, visual_attention
-from vapo_verl.small_model import model_dir
+from vapo_verl.digits.model import model_dir
 
 PATCH = 28
 """Pixels along an image token."""

@@ -23,11 +23,11 @@ from PIL import Image
 from vapo_verl.anchors import AnchorResult, SampleKey, bind_question, plan_anchors, probe_anchors
 from vapo_verl.config import AnchorConfig
 from vapo_verl.data.claims_column import Claim
+from vapo_verl.digits.model import model_dir
 from vapo_verl.gpu_check.case import Check, require
 from vapo_verl.gpu_check.models import random_model
 from vapo_verl.gpu_check.parity import VISION_TOKENS
 from vapo_verl.gpu_check.results import Figure, significant
-from vapo_verl.small_model import model_dir
 
 PROMPT = (
     "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What is the sum of the top row?"

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from vapo_verl.whole_file import written_whole
+from vapo_verl.files import written_whole
 
 Figure: TypeAlias = float | int | str | None
 """A measured number, rounded by whoever measured it, or a word."""

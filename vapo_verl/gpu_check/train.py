@@ -93,7 +93,7 @@ def cpu_job(check: Check) -> Job:
 def make_data(check: Check) -> Mapping[str, Figure]:
     """The digits world, as the recipes' head comments say."""
     folder = check.scratch / "digits"
-    _call(check, [sys.executable, "-m", "vapo_verl.data.digits", "--out", str(folder)], "data")
+    _call(check, [sys.executable, "-m", "vapo_verl.digits", "--out", str(folder)], "data")
     return {"files": ", ".join(sorted(path.name for path in folder.iterdir()))}
 
 

@@ -1,0 +1,12 @@
+"""What veRL and vLLM need to run on CPU, through their registries."""
+
+from __future__ import annotations
+
+CPU_ENVIRONMENT = {
+    "VERL_PLATFORM": "cpu",  # chosen when verl is first imported
+    "TORCHDYNAMO_DISABLE": "1",  # compiling a small model costs more than it saves
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "TQ_NUM_THREADS": "1",  # TransferQueue asks for 8 and warns on every call otherwise
+    "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+}
+"""Set in every process of a run with ``trainer.device=cpu``, before it imports verl."""

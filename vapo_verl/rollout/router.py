@@ -18,7 +18,7 @@ one would go on at another server."""
 class PromptRouter(GlobalRequestLoadBalancer):
     """veRL's sticky sessions, where new sessions take the servers in turn.
 
-    A session is a prompt of a step (:class:`vapo_verl.rollout.one_server.OneServerClient`). veRL
+    A session is a prompt of a step (:class:`vapo_verl.rollout.prober.OneServerClient`). veRL
     sends a new session to the server with the fewest requests in flight. With several requests to a
     session that depends on their order: responses of the first prompts make a server look busy, and
     the others get the remaining prompts. In turn, any N sessions that follow each other are spread

@@ -8,7 +8,7 @@ from typing import Any
 
 from vapo_verl.anchors.types import AnchorResult
 from vapo_verl.config import RewardConfig
-from vapo_verl.reward.composition import RewardComponents
+from vapo_verl.reward.components import RewardComponents
 from vapo_verl.reward.perception import perception_score
 
 Record = dict[str, Any]

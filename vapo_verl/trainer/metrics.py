@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vapo_verl.analysis.attention_curves import EARLY, LATE
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+
 Record = Mapping[str, Any]
-EARLY, LATE = 1 / 3, 2 / 3
-"""First and last third of a response."""
 
 
 def reward_metrics(records: Sequence[Record]) -> dict[str, float]:

@@ -9,8 +9,8 @@ import transfer_queue as tq
 from transformers import PretrainedConfig
 
 from vapo_verl.attention.settings import Settings, as_layers
-from vapo_verl.trainer.replay_fields import column_values
-from vapo_verl.trainer.sample_images import prompt_images
+from vapo_verl.run_folder.images import prompt_images
+from vapo_verl.trainer.replay_buffer import column_values
 
 FIELDS = [
     "prompts",

@@ -25,14 +25,18 @@ from verl.utils.tracking import Tracking
 from verl.workers.config import HFModelConfig
 
 import vapo_verl.advantage.estimator  # noqa: F401  registers the estimator "vapo"
-from vapo_verl.anchors.self_test import SelfTest
+from vapo_verl.anchors.format_check import SelfTest
 from vapo_verl.config import vapo_config
 from vapo_verl.console import phases, say
+from vapo_verl.report.live import KeyPictures, write_final_report
 from vapo_verl.rollout import server as rollout_server
 from vapo_verl.rollout.agent_loop import VapoAgentLoop
-from vapo_verl.rollout.self_test import run_self_test
-from vapo_verl.trainer import checkpoints
-from vapo_verl.trainer.credit import batch_advantages, goes_beyond_upstream, origin_metrics
+from vapo_verl.rollout.format_check import run_self_test
+from vapo_verl.run_folder import checkpoints
+from vapo_verl.run_folder.layout import METRICS_FILE, write_config
+from vapo_verl.run_folder.metrics import MetricsFile
+from vapo_verl.run_folder.rollouts import write_rollouts
+from vapo_verl.trainer.advantages import batch_advantages, goes_beyond_upstream, origin_metrics
 from vapo_verl.trainer.liveness import Liveness
 from vapo_verl.trainer.metrics import (
     anchor_metrics,
@@ -41,10 +45,8 @@ from vapo_verl.trainer.metrics import (
     verdict_agreement,
 )
 from vapo_verl.trainer.phase_memory import PhaseMemory
-from vapo_verl.trainer.replay_fields import column_values
-from vapo_verl.trainer.report import KeyPictures, write_final_report
+from vapo_verl.trainer.replay_buffer import column_values
 from vapo_verl.trainer.rollout_samples import captured_layers, sample_rows
-from vapo_verl.trainer.run_folder import METRICS_FILE, MetricsFile, write_config, write_rollouts
 from vapo_verl.trainer.step_line import StepLine
 from vapo_verl.trainer.stopping import RunStopped
 from vapo_verl.trainer.worker import VapoWorker

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from vapo_verl.digits.model.random_models import make_random_model
 from vapo_verl.gpu_check.parity import Batch, Eager, Engines, make_prompts
-from vapo_verl.small_model.random_models import make_random_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200)]
 

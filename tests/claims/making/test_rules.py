@@ -4,9 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vapo_verl.claims.making.choose import ClaimRules, add_candidates, balanced
-from vapo_verl.claims.making.likeness import are_opposite, are_same, similarity
-from vapo_verl.claims.making.rules import is_low_level, text_problem
+from vapo_verl.claims.making.rules import (
+    ClaimRules,
+    add_candidates,
+    are_opposite,
+    are_same,
+    balanced,
+    is_low_level,
+    similarity,
+    text_problem,
+)
 from vapo_verl.data.claims_column import Claim, is_balanced
 
 

@@ -12,6 +12,7 @@ from vapo_verl.claims.shards.record import ClaimRecord, Usage, Verdict
 from vapo_verl.claims.shards.store import ShardWriter, read_records, shard_paths
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.errors import FileError
+from vapo_verl.files import FolderLocked
 
 
 def make(key: str = "a" * 64, **fields) -> ClaimRecord:
@@ -79,7 +80,7 @@ def test_a_damaged_line_elsewhere_is_an_error_with_its_place(tmp_path):
 def test_a_second_writer_is_refused_with_the_process_that_holds_the_folder(tmp_path):
     with (
         ShardWriter(tmp_path),
-        pytest.raises(FileError, match=f"process {os.getpid()} on .* is writing here"),
+        pytest.raises(FolderLocked, match=f"process {os.getpid()} on .* is writing here"),
     ):
         ShardWriter(tmp_path).__enter__()
     write(tmp_path, make())

@@ -13,12 +13,10 @@ from vllm.v1.attention.backends.flash_attn import (
 
 from vapo_verl.attention.backends import lse_tap
 from vapo_verl.attention.backends.full_walk import FullWalkImpl
-from vapo_verl.attention.backends.recording import Batch, RecordingBuilder
+from vapo_verl.attention.backends.recording import Batch, Recorder, RecordingBuilder
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from vapo_verl.attention.capture import Capture
 
 
 class RecordingFlashAttentionImpl(FullWalkImpl, FlashAttentionImpl):
@@ -39,7 +37,7 @@ class RecordingFlashAttentionImpl(FullWalkImpl, FlashAttentionImpl):
 
     def record(
         self,
-        capture: Capture,
+        capture: Recorder,
         query: Tensor,
         kv_cache: Tensor,
         batch: Batch,

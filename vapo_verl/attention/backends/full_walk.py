@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from vapo_verl.attention.backends.recording import Batch, RecordingImpl
+from vapo_verl.attention.backends.recording import Batch, Recorder, RecordingImpl
 from vapo_verl.attention.kernels.cuda import visual_ratio
 from vapo_verl.attention.support import PLAIN_CACHE_DTYPES
-
-if TYPE_CHECKING:
-    from vapo_verl.attention.capture import Capture
 
 
 class FullWalkImpl(RecordingImpl):
@@ -29,7 +24,7 @@ class FullWalkImpl(RecordingImpl):
 
     def record(
         self,
-        capture: Capture,
+        capture: Recorder,
         query: Tensor,
         kv_cache: Tensor,
         batch: Batch,

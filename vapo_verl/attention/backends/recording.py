@@ -7,14 +7,13 @@ layer's queries and its KV cache meet.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from vapo_verl.attention.capture import Capture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +28,29 @@ class Batch:
     """int32 [rows, max blocks]: where a row's keys lie in the paged cache."""
 
 
+class Clock(Protocol):
+    """What is used of `OverheadMeter`."""
+
+    def recording(self) -> AbstractContextManager[None]: ...
+
+
+class Recorder(Protocol):
+    """What is used of `Capture`."""
+
+    ratio: Tensor
+    """[captured layers, rows]"""
+    spans: Tensor
+
+    @property
+    def clock(self) -> Clock: ...
+
+    def begin_forward(self) -> None: ...
+
+
 class RecordingBuilder:
     """Mixin of an `AttentionMetadataBuilder`: announces the batch, and keeps it as `rows`."""
 
-    capture: Capture | None = None
+    capture: Recorder | None = None
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: Any, *args: Any, **kwargs: Any
@@ -58,7 +76,7 @@ class RecordingBuilder:
 class RecordingImpl:
     """Mixin of an `AttentionImpl`: after the attention, the visual attention ratio of each row."""
 
-    capture: Capture | None = None
+    capture: Recorder | None = None
     """Set by the worker on the layers that are captured, once the model is loaded."""
     slot = -1
     """This layer's row of the capture's `ratio` [captured layers, rows]."""
@@ -100,7 +118,7 @@ class RecordingImpl:
                     "weigh keys by more than softmax(scale * q.k); leave capture off"
                 )
 
-    def record(self, capture: Capture, query: Tensor, kv_cache: Tensor, batch: Batch) -> None:
+    def record(self, capture: Recorder, query: Tensor, kv_cache: Tensor, batch: Batch) -> None:
         """Write row r's ratio to `capture.ratio[self.slot, r]`, from its last query.
 
         Args:

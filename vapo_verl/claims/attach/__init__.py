@@ -9,7 +9,7 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from vapo_verl.claims.attach.options import AttachOptions
+from vapo_verl.claims.attach.attach_options import AttachOptions
 
 _DEFAULT = {field.name: field.default for field in fields(AttachOptions)}
 

@@ -1,20 +1,21 @@
-"""Streams a training file through a join into a new file."""
+"""Streams a training file through a join into a new file, written atomically."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vapo_verl.claims.attach.column import CLAIMS, num_filled, set_claims, with_claims
+from vapo_verl.claims.attach.attach_options import AttachOptions
 from vapo_verl.claims.attach.index import read_index
-from vapo_verl.claims.attach.join import ClaimJoin
-from vapo_verl.claims.attach.options import AttachOptions
-from vapo_verl.claims.attach.report import AttachReport
-from vapo_verl.claims.attach.writer import atomic_tables
+from vapo_verl.claims.attach.join import AttachReport, ClaimJoin
 from vapo_verl.data.claims_column import Claim
-from vapo_verl.data.errors import BadCell, FileError
+from vapo_verl.data.errors import BadCell, FileError, ProblemLog
 from vapo_verl.data.parquet_stream import open_parquet, require_columns
-from vapo_verl.data.problem_log import ProblemLog
+from vapo_verl.data.schema import row_schema
+from vapo_verl.files import written_whole
 
 _ROWS_PER_BATCH = 32
 _NAME_COLUMN = "name the images' column with --column"
@@ -22,6 +23,12 @@ _OTHER_IMAGES = (
     "claims belong to an image file byte for byte: make them from this file, or from one whose"
     " images were not encoded anew"
 )
+CLAIMS = "claims"
+_FIELD = row_schema(embedded_images=True).field(CLAIMS)
+_ROWS_PER_GROUP = 1024
+_BYTES_PER_GROUP = 32 << 20
+"""A row group is full at this many bytes, or at `_ROWS_PER_GROUP` rows, whichever comes first.
+A reader of a parquet file holds a row group: with images, rows alone would be no bound."""
 
 
 def attach_claims(options: AttachOptions) -> AttachReport:
@@ -94,3 +101,66 @@ def _batches(
 def _compression(parquet: pq.ParquetFile) -> str:
     codec: str = parquet.metadata.row_group(0).column(0).compression
     return "none" if codec == "UNCOMPRESSED" else codec.lower()
+
+
+def with_claims(schema: pa.Schema) -> pa.Schema:
+    """The schema with the `claims` column: in its old place, else last.
+
+    Its metadata stays as it is. The `datasets` library keeps the features of columns in there, and
+    takes a column that they do not name, or name otherwise, from the schema.
+    """
+    if CLAIMS in schema.names:
+        return schema.set(schema.get_field_index(CLAIMS), _FIELD)
+    return schema.append(_FIELD)
+
+
+def set_claims(table: pa.Table, claims: Sequence[tuple[Claim, ...]]) -> pa.Table:
+    """The table with these claims, a tuple for each row; where the schema has them, so has it."""
+    cells = pa.array([[claim.as_dict() for claim in row] for row in claims], _FIELD.type)
+    if CLAIMS in table.schema.names:
+        return table.set_column(table.schema.get_field_index(CLAIMS), _FIELD, cells)
+    return table.append_column(_FIELD, cells)
+
+
+def num_filled(batch: pa.RecordBatch) -> int:
+    """Rows of the batch whose `claims` are neither null nor an empty list."""
+    column = batch.column(CLAIMS)
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return pc.sum(pc.greater(pc.list_value_length(column), 0)).as_py() or 0
+    return len(column) - column.null_count
+
+
+class GroupWriter:
+    """Gathers small tables into row groups; memory is that of one group."""
+
+    def __init__(self, writer: pq.ParquetWriter):
+        self._writer = writer
+        self._tables: list[pa.Table] = []
+        self._num_rows = self._num_bytes = 0
+
+    def add(self, table: pa.Table) -> None:
+        self._tables.append(table)
+        self._num_rows += table.num_rows
+        self._num_bytes += table.get_total_buffer_size()
+        if self._num_rows >= _ROWS_PER_GROUP or self._num_bytes >= _BYTES_PER_GROUP:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._num_rows:
+            group = pa.concat_tables(self._tables)
+            self._writer.write_table(group, row_group_size=group.num_rows)
+        self._tables = []
+        self._num_rows = self._num_bytes = 0
+
+
+@contextmanager
+def atomic_tables(path: Path, schema: pa.Schema, compression: str) -> Iterator[GroupWriter]:
+    """Write beside `path`, and move there on success; on any error leave `path` as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        written_whole(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression=compression) as writer,
+    ):
+        groups = GroupWriter(writer)
+        yield groups
+        groups.flush()

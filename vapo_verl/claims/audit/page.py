@@ -5,22 +5,31 @@ browser runs, put on the page as text. The policy in its head allows its own sty
 their hash and forbids all else, so even a mistake here would run nothing and send nothing.
 """
 
+import base64
 import hashlib
+import io
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from vapo_verl.claims.audit.image import page_image
+from PIL import Image
+
 from vapo_verl.claims.audit.sample import AuditImage
 from vapo_verl.data.errors import BadCell, FileError
-from vapo_verl.safe_html import inert_json, policy_hash
-from vapo_verl.whole_file import written_whole
+from vapo_verl.data.image_cell import IMAGE_ERRORS, on_white
+from vapo_verl.files import written_whole
+from vapo_verl.plots.html import inert_json, policy_hash
 
 _SCRIPTS = ("verdicts.js", "view.js", "moves.js")
 """In this order they are one script."""
 _PAGE_ID_CHARACTERS = 16
+MAX_SIDE = 1280
+"""Longer sides are scaled down to this many pixels: small print stays legible."""
+_MAX_LOSSLESS_BYTES = 300_000
+_JPEG_QUALITY = 88
 
 
 def write_page(out: Path, images: Sequence[AuditImage], *, seed: int) -> None:
@@ -78,3 +87,47 @@ def _image_data(image: AuditImage) -> dict[str, object]:
 
 def _text(name: str) -> str:
     return (files("vapo_verl.claims.audit") / name).read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageImage:
+    """An image as a page holds it."""
+
+    uri: str
+    """`data:image/...;base64,...`"""
+    width: int
+    """Pixels; so is `height`."""
+    height: int
+
+
+def page_image(data: bytes) -> PageImage:
+    """`data` encoded anew, at most MAX_SIDE pixels long.
+
+    Its metadata is left behind: a browser would turn the image by it, and the model did not. What
+    is transparent is shown on white.
+
+    Raises:
+        BadCell: not an image, or a damaged one.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            lossless = image.format != "JPEG"
+            pixels = on_white(image)
+    except IMAGE_ERRORS as error:
+        found = f"cannot decode an image: {error}"
+        raise BadCell("images", found, "replace the image, or delete its claims") from error
+    pixels.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    encoded, kind = b"", "png"
+    if lossless:
+        encoded = _encoded(pixels, "PNG", optimize=True)
+    if not encoded or len(encoded) > _MAX_LOSSLESS_BYTES:
+        encoded, kind = _encoded(pixels, "JPEG", quality=_JPEG_QUALITY, subsampling=0), "jpeg"
+    text = base64.b64encode(encoded).decode("ascii")
+    uri = f"data:image/{kind};base64,{text}"
+    return PageImage(uri=uri, width=pixels.width, height=pixels.height)
+
+
+def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()

@@ -1,12 +1,25 @@
 """What exported verdicts say of the claims, and how far people agree."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from vapo_verl.agreement import cohens_kappa, wilson_interval
-from vapo_verl.claims.audit.verdicts import QUESTIONS, ClaimKey, Verdicts, read_verdicts
+from vapo_verl.analysis.statistics import cohens_kappa, wilson_interval
+from vapo_verl.data.errors import FileError, shown
+
+QUESTIONS = {
+    "visually_dependent": "visually dependent",
+    "answerable": "answerable",
+    "label_right": "label right",
+}
+ANSWERS = ("yes", "no", "unsure")
+FORMAT, VERSION = "vapo-claims-audit", 1
+_EXPORT_AGAIN = "export it again from the audit page"
+ClaimKey = tuple[str, str, bool]
+"""Image key, text and label: what two people must have seen alike to be compared."""
 
 
 def summarise(paths: Sequence[Path]) -> str:
@@ -21,6 +34,15 @@ def summarise(paths: Sequence[Path]) -> str:
         lines += _shares(together(everyone))
     lines += [line for first, second in combinations(everyone, 2) for line in _pair(first, second)]
     return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdicts:
+    """What one person said of claims; a question that was not answered is left out."""
+
+    person: str
+    answers: Mapping[str, Mapping[ClaimKey, str]]
+    """By question, then by claim: one of ANSWERS."""
 
 
 def together(everyone: Sequence[Verdicts]) -> Verdicts:
@@ -79,3 +101,27 @@ def _agreement_line(pairs: Sequence[tuple[str, str]]) -> str:
     kappa = cohens_kappa(pairs)
     told = "undefined: both gave one answer throughout" if kappa is None else f"{kappa:.2f}"
     return f"{same / len(pairs):6.1%}  the same ({same} of {len(pairs)}), Cohen's kappa {told}"
+
+
+def read_verdicts(path: Path) -> Verdicts:
+    """Raises FileError, naming the file and what is wrong, for anything but an export."""
+    try:
+        content = json.loads(path.read_bytes())
+        if content["format"] != FORMAT or content["version"] != VERSION:
+            raise ValueError(f"format {shown(content['format'])}, version {content['version']}")
+        answers: dict[str, dict[ClaimKey, str]] = {question: {} for question in QUESTIONS}
+        for verdict in content["verdicts"]:
+            key = (str(verdict["image_key"]), str(verdict["claim"]), bool(verdict["label"]))
+            for question in QUESTIONS.keys() & verdict.keys():
+                answers[question][key] = _answer(verdict[question])
+        person = str(content.get("auditor") or "").strip() or path.stem
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise FileError(f"--summary: {path} is no export ({reason}); {_EXPORT_AGAIN}") from error
+    return Verdicts(person=person, answers=answers)
+
+
+def _answer(value: object) -> str:
+    if value not in ANSWERS:
+        raise ValueError(f"an answer is {shown(value)}, want one of {ANSWERS}")
+    return str(value)

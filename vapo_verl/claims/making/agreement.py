@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vapo_verl.agreement import kappa_of_counts
+from vapo_verl.analysis.statistics import kappa_of_counts
 from vapo_verl.claims.shards.record import Verdict
 
 

@@ -6,11 +6,11 @@ from random import Random
 
 from vapo_verl.claims.images import ImageItem
 from vapo_verl.claims.making.answer import parse_answer
-from vapo_verl.claims.making.choose import add_candidates, balanced
 from vapo_verl.claims.making.prompt import claims_messages
+from vapo_verl.claims.making.rules import add_candidates, balanced
 from vapo_verl.claims.options import MakeOptions
-from vapo_verl.claims.requests.faults import ImageFailed
 from vapo_verl.claims.requests.picture import Picture, prepare
+from vapo_verl.claims.requests.reply import ImageFailed
 from vapo_verl.claims.requests.retry import PatientAsker
 from vapo_verl.claims.shards.record import ClaimRecord, Usage
 from vapo_verl.claims.tally import RunTally

@@ -3,11 +3,10 @@
 import base64
 from collections.abc import Sequence
 
-from vapo_verl.claims.making.choose import ClaimRules
+from vapo_verl.claims.making.rules import ClaimRules
 from vapo_verl.claims.requests.picture import Picture
+from vapo_verl.claims.requests.reply import Message
 from vapo_verl.data.claims_column import Claim
-
-Message = dict[str, object]
 
 SYSTEM = "You write short statements that test whether somebody really sees an image."
 

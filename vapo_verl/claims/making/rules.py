@@ -1,10 +1,18 @@
-"""What a single claim must be: rules on its text, each a small function with a reason's name.
+"""Rules for claims: wording, likeness, and which candidates an image keeps. Pure.
 
-Text in quotes is what the image says, not how the claim says it: the rules on wording skip it.
+Each rule on the text is a small function with a reason's name. Text in quotes is what the image
+says, not how the claim says it: the rules on wording skip it.
 """
 
+import math
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import zip_longest
+
+from vapo_verl.data.claims_column import BALANCED_SHARE, CLAIMS_PER_IMAGE, Claim
 
 MIN_WORDS = 3
 MAX_WORDS = 20
@@ -41,6 +49,27 @@ _COUNTS = re.compile(
     re.IGNORECASE,
 )
 _MIN_ASCII_SHARE = 0.9
+MAX_SIMILARITY = 0.95
+"""Cosine above which two claims count as the same, as A.6 has it for embeddings."""
+_NUM_REMEMBERED = 256
+"""Texts whose parts are kept: a candidate is compared with each of some twenty claims."""
+_WORD = re.compile(r"[^\W_]+(?:'[a-z]+)?")
+_NEGATIONS = {"not", "no", "never", "without", "isn't", "aren't", "doesn't", "don't", "hasn't"}
+_FILLERS = {"a", "an", "any", "do", "does"}
+_OPPOSITES = (
+    *("left right", "above below", "over under", "top bottom", "upper lower", "inside outside"),
+    *("larger smaller", "bigger smaller", "taller shorter", "longer shorter", "wider narrower"),
+    *("more fewer", "more less", "higher lower", "open closed", "on off", "front behind"),
+    *("first last", "present absent", "visible hidden", "increasing decreasing", "same different"),
+    *(
+        "indoors outdoors",
+        "horizontal vertical",
+        "full empty",
+        "before after",
+        "leftmost rightmost",
+    ),
+)
+_OPPOSITE_PAIRS = {frozenset(pair.split()) for pair in _OPPOSITES}
 
 
 def text_problem(text: str, max_words: int = MAX_WORDS) -> str | None:
@@ -95,3 +124,131 @@ WORDING: dict[str, Callable[[str], bool]] = {
     "language": is_not_english,
 }
 """Reason -> whether a claim, quotes blanked, breaks the rule."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimRules:
+    """What the claims of one image must be together."""
+
+    num_claims: int = CLAIMS_PER_IMAGE
+    """Half of them true; of an odd number one more is false."""
+    max_words: int = MAX_WORDS
+    max_low_level_share: float = 0.4
+    """Largest share of claims about bare colours and counts. The paper caps them, at no number."""
+    max_similarity: float = MAX_SIMILARITY
+
+    def __post_init__(self) -> None:
+        if self.num_claims < 2:
+            raise ValueError(
+                f"--num-claims: {self.num_claims}; give at least 2, a true and a false"
+            )
+        if not 0 <= self.max_low_level_share <= 1:
+            raise ValueError(f"--max-low-level: {self.max_low_level_share}; give a share in [0, 1]")
+
+    def num_wanted(self, label: bool) -> int:
+        num_true = self.num_claims // 2
+        return num_true if label else self.num_claims - num_true
+
+    def num_missing(self, kept: Sequence[Claim], label: bool) -> int:
+        """Claims of this label that are still to be found."""
+        return self.num_wanted(label) - sum(claim.label == label for claim in kept)
+
+    def low_level_is_full(self, kept: Sequence[Claim]) -> bool:
+        """Whether no more claims about colours and counts may come in."""
+        num_low = sum(is_low_level(claim.text) for claim in kept)
+        return num_low >= int(self.max_low_level_share * self.num_claims)
+
+
+def add_candidates(
+    kept: Sequence[Claim], candidates: Iterable[Claim], rules: ClaimRules
+) -> tuple[tuple[Claim, ...], Counter[str]]:
+    """The claims kept so far and those of `candidates` that may join them; rejections by reason.
+
+    Candidates about relations, text and scene come before those about colours and counts.
+    """
+    chosen, rejected = list(kept), Counter[str]()
+    for claim in sorted(candidates, key=lambda claim: is_low_level(claim.text)):
+        reason = rejection(chosen, claim, rules)
+        if reason is None:
+            chosen.append(claim)
+        else:
+            rejected[reason] += 1
+    return tuple(chosen), rejected
+
+
+def rejection(kept: Sequence[Claim], claim: Claim, rules: ClaimRules) -> str | None:
+    """Why `claim` may not join `kept`, None when it may: a reason of `rules`, or `opposite`,
+    `duplicate`, `surplus` (its label has enough claims), `low_level` (the cap is reached)."""
+    if reason := text_problem(claim.text, rules.max_words):
+        return reason
+    if any(are_opposite(claim.text, other.text) for other in kept):
+        return "opposite"
+    if any(are_same(claim.text, other.text, rules.max_similarity) for other in kept):
+        return "duplicate"
+    if rules.num_missing(kept, claim.label) <= 0:
+        return "surplus"
+    if is_low_level(claim.text) and rules.low_level_is_full(kept):
+        return "low_level"
+    return None
+
+
+def balanced(claims: Sequence[Claim]) -> tuple[Claim, ...]:
+    """The first claims of each label, as many as keep the share of true ones in `BALANCED_SHARE`.
+
+    Of claims that are all true, or all false, none: saying yes to everything would be rewarded.
+    """
+    low, high = BALANCED_SHARE
+    smaller = min(sum(claim.label is label for claim in claims) for label in (True, False))
+    cap = int(smaller * high / low + 1e-9)  # 3 false ones allow 7 true ones
+    seen = Counter[bool]()
+    kept = []
+    for claim in claims:
+        seen[claim.label] += 1
+        if seen[claim.label] <= cap:
+            kept.append(claim)
+    return tuple(kept)
+
+
+def similarity(first: str, second: str) -> float:
+    """Cosine, 0..1, of the counts of character trigrams of the two normalised texts.
+
+    >>> similarity("The cat sleeps.", "the  cat sleeps")
+    1.0
+    """
+    a, b = _trigrams(first), _trigrams(second)
+    dot = sum(count * b[gram] for gram, count in a.items())
+    if not dot:
+        return 0.0
+    # one root of the product, so that equal texts give exactly 1
+    return dot / math.sqrt(sum(n * n for n in a.values()) * sum(n * n for n in b.values()))
+
+
+def are_same(first: str, second: str, max_similarity: float = MAX_SIMILARITY) -> bool:
+    """Whether the texts are more alike than `max_similarity`; opposites are not the same."""
+    return similarity(first, second) > max_similarity
+
+
+def are_opposite(first: str, second: str) -> bool:
+    """Whether only a negation, or one pair like left/right, tells the two claims apart."""
+    a, b = _words(first), _words(second)
+    if (_NEGATIONS & set(a)) != (_NEGATIONS & set(b)) and _affirmed(a) == _affirmed(b):
+        return True
+    changed = [frozenset(pair) for pair in zip_longest(a, b) if pair[0] != pair[1]]
+    return len(changed) == 1 and changed[0] in _OPPOSITE_PAIRS
+
+
+@lru_cache(_NUM_REMEMBERED)
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(_WORD.findall(text.casefold().replace("’", "'")))
+
+
+def _affirmed(words: tuple[str, ...]) -> list[str]:
+    """The words that stay when a sentence is negated: "is no cat", "isn't a cat" -> is, cat."""
+    plain = (word.removesuffix("n't") for word in words)
+    return [word for word in plain if word not in _NEGATIONS | _FILLERS]
+
+
+@lru_cache(_NUM_REMEMBERED)
+def _trigrams(text: str) -> Counter[str]:
+    line = f"  {' '.join(_words(text))} "
+    return Counter(line[i : i + 3] for i in range(len(line) - 2))

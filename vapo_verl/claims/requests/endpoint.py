@@ -9,10 +9,15 @@ from typing import Any
 
 import openai
 
-from vapo_verl.claims.making.prompt import Message
 from vapo_verl.claims.options import NO_KEY, EndpointOptions
-from vapo_verl.claims.requests.faults import FatalFault, ImageFailed, TransientFault
-from vapo_verl.claims.requests.reply import Choice, Reply
+from vapo_verl.claims.requests.reply import (
+    Choice,
+    FatalFault,
+    ImageFailed,
+    Message,
+    Reply,
+    TransientFault,
+)
 from vapo_verl.claims.shards.record import Usage
 
 _FATAL = {

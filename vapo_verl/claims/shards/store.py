@@ -12,7 +12,7 @@ from typing import IO
 
 from vapo_verl.claims.shards.record import ClaimRecord, Usage, Verdict
 from vapo_verl.data.errors import FileError
-from vapo_verl.folder_lock import FolderLock, append_line
+from vapo_verl.files import FolderLock, append_line
 
 __all__ = ["ClaimRecord", "ShardWriter", "Usage", "Verdict", "read_records", "shard_paths"]
 
@@ -85,3 +85,35 @@ class ShardWriter:
         finally:
             os.close(folder)
         return file
+
+
+class RecordIndex:
+    """Image key -> where its line is: some hundred bytes an image."""
+
+    def __init__(self, folder: Path):
+        """Read all shards once.
+
+        Raises:
+            FileError: no records there, or a damaged line.
+        """
+        self._places: dict[str, tuple[Path, int]] = {}
+        for path in shard_paths(folder):
+            for offset, record in read_shard(path):
+                self._places[record.image_key] = (path, offset)
+        if not self._places:
+            raise FileError(f"CLAIMS_DIR: {folder} holds no records; give the --out of generate")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __getitem__(self, key: str) -> ClaimRecord:
+        path, offset = self._places[key]
+        with path.open("rb") as file:
+            file.seek(offset)
+            return ClaimRecord.from_json(file.readline())

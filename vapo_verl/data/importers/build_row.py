@@ -1,10 +1,18 @@
-"""Builds a row in our format from one of a published data set."""
+"""Builds a row in our format from one of a published data set: prompt, images, split."""
 
-from vapo_verl.data.importers.held_out import is_held_out
-from vapo_verl.data.importers.image_entries import as_written
-from vapo_verl.data.importers.options import ImportOptions
+import hashlib
+import os
+from pathlib import Path
+
+import pyarrow as pa
+
+from vapo_verl.data.errors import BadCell
+from vapo_verl.data.image_cell import image_source, is_remote, local_path
+from vapo_verl.data.importers.import_options import ImportOptions
 from vapo_verl.data.importers.source_row import SourceRow
-from vapo_verl.data.prompt import build_prompt
+from vapo_verl.data.schema import build_prompt
+
+_SET_ROOT = "give the folder that the paths start from as --image-root"
 
 
 def build_row(
@@ -34,3 +42,45 @@ def build_row(
         },
         "claims": [claim.as_dict() for claim in row.claims],
     }
+
+
+def is_held_out(row: SourceRow, *, fraction: float, seed: int) -> bool:
+    """Draw by a hash of the row's first image (its question, if it has none) and the seed.
+
+    All questions on one image fall to the same side, whatever the order of the rows.
+    """
+    if fraction == 0:
+        return False
+    first = image_source(row.images[0]) if row.images else row.question
+    content = first if isinstance(first, bytes) else first.encode()
+    digest = hashlib.blake2b(f"{seed}:".encode() + content, digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64
+
+
+def holds_paths(column: pa.DataType) -> bool:
+    """Whether a source's image column is of paths (one or a list), not of structs with bytes."""
+    if pa.types.is_list(column) or pa.types.is_large_list(column):
+        column = column.value_type
+    return pa.types.is_string(column) or pa.types.is_large_string(column)
+
+
+def as_written(entry: object, *, image_root: Path, embed: bool) -> object:
+    """The entry for our `images` column: a struct with bytes if `embed`, else an absolute path.
+
+    Addresses are kept as they are where paths are written; they cannot be embedded.
+
+    Raises:
+        BadCell: the file is missing, the entry names no image, or an address is to be embedded.
+    """
+    source = image_source(entry)
+    if isinstance(source, bytes):
+        path = entry.get("path") if isinstance(entry, dict) else None
+        return {"bytes": source, "path": path}
+    if is_remote(source):
+        if embed:
+            raise BadCell("images", f"cannot embed {source!r}", "download it and give its path")
+        return source
+    path = Path(os.path.abspath(image_root / local_path(source)))
+    if not path.is_file():
+        raise BadCell("images", f"no file {str(path)!r}", _SET_ROOT)
+    return {"bytes": path.read_bytes(), "path": path.name} if embed else str(path)

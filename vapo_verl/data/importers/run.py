@@ -1,19 +1,30 @@
 """Runs an import: source files through a reader into our row format, a few rows at a time."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vapo_verl.data.errors import BadCell, FileError
-from vapo_verl.data.importers.atomic_parquet import atomic_parquet
-from vapo_verl.data.importers.build_row import build_row
-from vapo_verl.data.importers.options import ImportOptions, ImportReport
-from vapo_verl.data.importers.sources import ReaderFactory, Source, iter_sources, open_source
-from vapo_verl.data.problem_log import ProblemLog
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vapo_verl.data.errors import BadCell, FileError, ProblemLog
+from vapo_verl.data.importers.build_row import build_row, holds_paths
+from vapo_verl.data.importers.import_options import ImportOptions, ImportReport
+from vapo_verl.data.importers.source_row import RowReader
+from vapo_verl.data.parquet_stream import iter_rows, open_parquet, require_columns
 from vapo_verl.data.schema import row_schema
+from vapo_verl.files import written_whole
+
+_ROWS_PER_GROUP = 64
+"""Rows held in memory before they are written: with images, some ten megabytes."""
+_KEY = "SRC"
+_FIX = "choose the importer that fits the file, or rename its columns"
+ReaderFactory = Callable[[Path, list[str]], RowReader]
+"""Settles from a file's path and column names how its rows are read; raises FileError."""
 
 
 def import_rows(
@@ -42,6 +53,16 @@ def import_rows(
         num_blank_claims=count["blank_claims"],
         num_bad_rows=count["bad_rows"],
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One source file and how to read it."""
+
+    path: Path
+    reader: RowReader
+    holds_paths: bool
+    """Its images are paths, not structs with bytes."""
 
 
 def _converted(
@@ -82,3 +103,50 @@ def _write(
             count[side] += 1
         if empty := [str(outputs[side]) for side in outputs if not count[side]]:
             raise FileError(f"no rows for {empty}; check the sources, --limit and --val-fraction")
+
+
+class RowWriter:
+    """Buffers rows and writes them in groups."""
+
+    def __init__(self, writer: pq.ParquetWriter):
+        self._writer = writer
+        self._rows: list[dict[str, object]] = []
+
+    def add(self, row: dict[str, object]) -> None:
+        self._rows.append(row)
+        if len(self._rows) == _ROWS_PER_GROUP:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, self._writer.schema))
+            self._rows = []
+
+
+@contextmanager
+def atomic_parquet(path: Path, schema: pa.Schema) -> Iterator[RowWriter]:
+    """Write beside `path`, and move there on success; on any error leave `path` as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        rows = RowWriter(writer)
+        yield rows
+        rows.flush()
+
+
+def open_source(path: Path, make_reader: ReaderFactory) -> Source:
+    """Raises FileError when the file cannot be read or lacks columns."""
+    with open_parquet(path, key=_KEY) as parquet:
+        schema = parquet.schema_arrow
+        reader = make_reader(path, schema.names)
+        require_columns(parquet, reader.columns, path=str(path), fix=_FIX)
+        images = schema.field(reader.image_column).type
+    return Source(path=path, reader=reader, holds_paths=holds_paths(images))
+
+
+def iter_sources(sources: Sequence[Source]) -> Iterator[tuple[Source, int, dict[str, object]]]:
+    """Yield (source, row number in it, row as it stands there) over all sources in turn."""
+    for source in sources:
+        with open_parquet(source.path, key=_KEY) as parquet:
+            rows = iter_rows(parquet, source.reader.columns, path=source.path, key=_KEY)
+            for number, row in rows:
+                yield source, number, row

@@ -1,0 +1,63 @@
+"""Rows of a data file as the probes see them."""
+
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from vapo_verl.data.errors import RowError
+from vapo_verl.evaluation.probing.probe_options import model_fingerprint, parquet_fingerprint
+from vapo_verl.evaluation.probing.rows import draw_rows, open_image, read_rows
+
+
+def write(path, num_rows=5, **cells):
+    image = io.BytesIO()
+    Image.new("RGB", (28, 28), "red").save(image, "PNG")
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"<image>What is {number}?"}],
+            "images": [{"bytes": image.getvalue(), "path": None}],
+            "data_source": "made up",
+            "reward_model": {"style": "rule", "ground_truth": str(number)},
+            "extra_info": {"index": 10 + number},
+            "claims": [{"text": "It is red.", "label": True}],
+            **cells,
+        }
+        for number in range(num_rows)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def test_rows_are_drawn_by_the_seed_in_the_order_of_the_file(tmp_path):
+    path = write(tmp_path / "rows.parquet")
+    rows = read_rows(path, num_rows=3, seed=1, answer_style="exact")
+    assert [row.number for row in rows] == draw_rows(5, 3, seed=1) == sorted(draw_rows(5, 3, 1))
+    assert all(row.index == 10 + row.number for row in rows)
+    assert all(row.ground_truth == str(row.number) for row in rows)
+    assert {row.style for row in rows} == {"exact"}  # "rule" says nothing
+    assert rows[0].claims[0].label is True
+    assert open_image(rows[0].images[0]).size == (28, 28)
+    assert len(read_rows(path, num_rows=None, seed=1, answer_style="exact")) == 5
+
+
+def test_a_row_that_cannot_be_asked_is_named(tmp_path):
+    path = write(tmp_path / "rows.parquet", images=[])
+    with pytest.raises(RowError, match="row 0, column 'images'"):
+        read_rows(path, num_rows=None, seed=0, answer_style="exact")
+
+
+def test_fingerprints_follow_the_content(tmp_path):
+    (tmp_path / "moved").mkdir()
+    one, other = write(tmp_path / "a.parquet"), write(tmp_path / "moved" / "a.parquet")
+    assert parquet_fingerprint(one) == parquet_fingerprint(other)
+    write(other, num_rows=6)
+    assert parquet_fingerprint(one) != parquet_fingerprint(other)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(3 * 2**20))
+    before = model_fingerprint(str(tmp_path))
+    weights.write_bytes(bytes(3 * 2**20 - 1) + b"1")
+    assert model_fingerprint(str(tmp_path)) != before
+    assert model_fingerprint("Qwen/some-name") == "Qwen/some-name"

@@ -1,0 +1,210 @@
+"""Only whole checkpoints are ever resumed from."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from vapo_verl.files import write_atomically
+from vapo_verl.run_folder import checkpoints
+
+
+def save(run_dir: Path, step: int, *, whole: bool) -> None:
+    folder = checkpoints.checkpoint_folder(run_dir, step) / "actor"
+    folder.mkdir(parents=True)
+    (folder / "model_world_size_1_rank_0.pt").write_bytes(b"weights")
+    if whole:
+        checkpoints.mark_complete(run_dir, step)
+
+
+def pointer(run_dir: Path) -> str:
+    return (run_dir / checkpoints.POINTER).read_text()
+
+
+def test_an_empty_or_missing_folder_has_none(tmp_path):
+    assert checkpoints.latest_complete(tmp_path) is None
+    assert checkpoints.latest_complete(tmp_path / "absent") is None
+
+
+def test_a_half_written_checkpoint_is_never_picked(tmp_path):
+    save(tmp_path, 3, whole=True)
+    save(tmp_path, 6, whole=False)
+    assert checkpoints.latest_complete(tmp_path) == 3
+    assert [folder.name for folder in checkpoints.incomplete(tmp_path)] == ["global_step_6"]
+    assert pointer(tmp_path) == "3"
+
+
+def test_steps_compare_as_numbers(tmp_path):
+    for step in (9, 10):
+        save(tmp_path, step, whole=True)
+    assert checkpoints.latest_complete(tmp_path) == 10
+
+
+def test_other_names_are_no_checkpoints(tmp_path):
+    (tmp_path / "global_step_x").mkdir()
+    (tmp_path / "global_step_7.bak").mkdir()
+    assert checkpoints.latest_complete(tmp_path) is None
+    assert checkpoints.incomplete(tmp_path) == []
+
+
+def test_only_an_unfinished_folder_of_the_step_is_discarded(tmp_path):
+    save(tmp_path, 3, whole=True)
+    save(tmp_path, 6, whole=False)
+    checkpoints.discard_incomplete(tmp_path, 3)
+    checkpoints.discard_incomplete(tmp_path, 6)
+    assert checkpoints.latest_complete(tmp_path) == 3
+    assert not checkpoints.checkpoint_folder(tmp_path, 6).exists()
+
+
+def test_pointing_nowhere_makes_verl_start_afresh(tmp_path):
+    from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
+
+    save(tmp_path, 3, whole=True)
+    assert find_latest_ckpt_path(str(tmp_path)) == str(tmp_path / "global_step_3")
+    checkpoints.point_to(tmp_path, None)
+    checkpoints.point_to(tmp_path, None)
+    assert find_latest_ckpt_path(str(tmp_path)) is None
+
+
+def test_a_failed_write_leaves_the_old_text(tmp_path, monkeypatch):
+    file = tmp_path / "f"
+    write_atomically(file, "old")
+
+    def no_space(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(file, "new")
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def failing_fsync(monkeypatch, number: int, *, of_folders: bool) -> list[bool]:
+    """Make fsync of folders, or of files, fail; which of the calls were for folders."""
+    calls: list[bool] = []
+
+    def fsync(descriptor):
+        calls.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        if calls[-1] == of_folders:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF]
+)
+def test_a_file_system_that_cannot_sync_folders_holds_complete_checkpoints(
+    tmp_path, monkeypatch, number
+):
+    calls = failing_fsync(monkeypatch, number, of_folders=True)
+    save(tmp_path, 3, whole=True)
+    # actor, the checkpoint, the run; the shard, the marker, the pointer
+    assert (calls.count(True), calls.count(False)) == (3, 3)
+    assert checkpoints.latest_complete(tmp_path) == 3
+    assert pointer(tmp_path) == "3"
+
+
+@pytest.mark.parametrize(
+    ("number", "of_folders"), [(errno.EIO, True), (errno.EINVAL, False), (errno.ENOSPC, False)]
+)
+def test_a_sync_that_fails_for_a_file_or_a_broken_disk_is_an_error(
+    tmp_path, monkeypatch, number, of_folders
+):
+    failing_fsync(monkeypatch, number, of_folders=of_folders)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        save(tmp_path, 3, whole=True)
+    assert not (tmp_path / checkpoints.POINTER).exists()
+
+
+def test_a_save_that_fails_leaves_nothing_of_itself_and_the_older_one_usable(tmp_path):
+    save(tmp_path, 3, whole=True)
+    with (
+        pytest.raises(checkpoints.CheckpointError) as caught,
+        checkpoints.saving(tmp_path, 6),
+    ):
+        save(tmp_path, 6, whole=False)
+        (tmp_path / checkpoints.POINTER).write_text("6")  # as veRL does before the end
+        raise OSError(28, "No space left on device")
+    message = caught.value.message
+    assert f"{tmp_path / 'global_step_6'}: [Errno 28] No space left on device" in message
+    assert "That of step 3 is whole" in message
+    assert "max_actor_ckpt_to_keep" in message
+    assert [folder.name for folder in tmp_path.glob("global_step_*")] == ["global_step_3"]
+    assert pointer(tmp_path) == "3"
+
+
+def test_a_failed_first_save_says_that_there_is_no_older_one(tmp_path):
+    with (
+        pytest.raises(checkpoints.CheckpointError, match="There is no older one"),
+        checkpoints.saving(tmp_path, 6),
+    ):
+        raise RuntimeError(
+            "[enforce fail at inline_container.cc:672] . unexpected pos 64\nframe #0"
+        )
+    assert not (tmp_path / checkpoints.POINTER).exists()
+
+
+def test_a_kill_inside_a_save_is_no_error_of_the_disk(tmp_path):
+    with pytest.raises(KeyboardInterrupt), checkpoints.saving(tmp_path, 6):
+        save(tmp_path, 6, whole=False)
+        raise KeyboardInterrupt
+    assert checkpoints.latest_complete(tmp_path) is None
+
+
+def test_a_save_replaces_what_a_killed_one_left(tmp_path):
+    save(tmp_path, 6, whole=False)
+    with checkpoints.saving(tmp_path, 6):
+        save(tmp_path, 6, whole=False)  # mkdir() would refuse the old folder
+    assert checkpoints.latest_complete(tmp_path) == 6
+    assert pointer(tmp_path) == "6"
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"),
+    [
+        (None, [2, 4, 5, 6, 8]),
+        (-1, [2, 4, 5, 6, 8]),
+        (1, [6, 8]),
+        (2, [4, 6, 8]),
+        (9, [2, 4, 6, 8]),
+    ],
+)
+def test_the_newest_checkpoints_are_kept_whole_and_remains_go(tmp_path, keep, left):
+    for step in (2, 4, 6, 8):
+        save(tmp_path, step, whole=True)
+    save(tmp_path, 5, whole=False)
+    checkpoints.remove_old(tmp_path, 6, keep)  # 8 is of an earlier run that went further
+    assert sorted(int(f.name.removeprefix("global_step_")) for f in tmp_path.glob("g*")) == left
+
+
+@pytest.mark.parametrize(
+    ("keep", "during", "after"), [(1, [1, 2, 4], [6]), (2, [4], [4, 6]), (3, [2, 4], [2, 4, 6])]
+)
+def test_old_ones_make_room_but_never_the_newest(tmp_path, keep, during, after):
+    for step in (1, 2, 4):
+        save(tmp_path, step, whole=True)
+    with checkpoints.saving(tmp_path, 6, keep):
+        assert checkpoints.complete_steps(tmp_path) == during
+        save(tmp_path, 6, whole=False)
+    assert checkpoints.complete_steps(tmp_path) == after
+
+
+def test_a_kill_while_an_old_one_is_removed_leaves_no_half_that_counts_as_whole(
+    tmp_path, monkeypatch
+):
+    for step in (2, 4):
+        save(tmp_path, step, whole=True)
+
+    def killed(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.remove_old(tmp_path, 4, 1)
+    assert [folder.name for folder in checkpoints.incomplete(tmp_path)] == ["global_step_2"]
+    assert checkpoints.latest_complete(tmp_path) == 4

@@ -1,0 +1,1 @@
+"""Numbers from what a run leaves behind (pure): statistics, attention curves, anchors."""

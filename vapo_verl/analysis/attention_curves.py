@@ -1,0 +1,185 @@
+"""How the visual attention ratio falls along a response, in histograms of bounded memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+NUM_PROGRESS_BINS = 20
+NUM_TOKEN_BINS = 128
+NUM_CELLS = 2000
+"""Between 0 and 1; a quantile is off by at most half a cell, 0.00025."""
+EARLY, LATE = 1 / 3, 2 / 3
+"""First and last third of a response."""
+
+
+class AttentionCurves:
+    """Sums over the responses of a run, by progress and by generated token.
+
+    Progress of token t (from 0) of T is (t + 1) / T. By progress a response counts once in each
+    bin, with the mean of its tokens there, so that long responses weigh no more than short ones. By
+    token, each of `token_width` neighbouring tokens counts; the width doubles until the longest
+    response fits.
+    """
+
+    def __init__(self) -> None:
+        self.by_progress = ShareHistograms(NUM_PROGRESS_BINS)
+        self.by_token = ShareHistograms(NUM_TOKEN_BINS)
+        self.token_width = 1
+        self.num_responses = 0
+        self.num_other_layers = 0
+        self.layers: tuple[int, ...] = ()
+        self._layer_sums: np.ndarray | None = None
+        self._layer_counts: np.ndarray | None = None
+
+    def add(
+        self,
+        ratio: np.ndarray,
+        by_layer: np.ndarray | None = None,
+        layers: tuple[int, ...] = (),
+    ) -> None:
+        """Count one response; one without a known value is left out.
+
+        Args:
+            ratio: visual attention ratio [tokens].
+            by_layer: that of each layer [tokens, layers].
+            layers: the model's layers in the columns of `by_layer`, where they are known.
+        """
+        if not np.isfinite(ratio).any():
+            return
+        self.num_responses += 1
+        bins = progress_bins(len(ratio), NUM_PROGRESS_BINS)
+        means = _bin_means(ratio, bins)
+        self.by_progress.add(np.arange(NUM_PROGRESS_BINS), means)
+        while len(ratio) > NUM_TOKEN_BINS * self.token_width:
+            self.by_token.merge_pairs()
+            self.token_width *= 2
+        self.by_token.add(np.arange(len(ratio)) // self.token_width, ratio)
+        if by_layer is not None and len(by_layer) == len(ratio):
+            self._add_layers(by_layer, layers, bins)
+
+    def layer_means(self) -> np.ndarray | None:
+        """Mean ratio [progress bins, layers] over all tokens; None where none was exported."""
+        if self._layer_sums is None or self._layer_counts is None:
+            return None
+        known = self._layer_counts > 0
+        return np.where(known, self._layer_sums / np.maximum(self._layer_counts, 1), np.nan)
+
+    def _add_layers(self, by_layer: np.ndarray, layers: tuple[int, ...], bins: np.ndarray) -> None:
+        num_layers = by_layer.shape[1]
+        if self._layer_sums is None or self._layer_counts is None:
+            self._layer_sums = np.zeros((NUM_PROGRESS_BINS, num_layers))
+            self._layer_counts = np.zeros((NUM_PROGRESS_BINS, num_layers), dtype=np.int64)
+            self.layers = layers
+        if num_layers != self._layer_sums.shape[1] or layers != self.layers:
+            self.num_other_layers += 1  # resumed with other layers
+            return
+        known = np.isfinite(by_layer)
+        np.add.at(self._layer_sums, bins, np.where(known, by_layer, 0.0))
+        np.add.at(self._layer_counts, bins, known)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseAttention:
+    """One response in three numbers, each nan where it is not defined."""
+
+    mean: float
+    slope: float
+    """Least-squares slope of the ratio against progress: its change over a whole response."""
+    late_over_early: float
+    """Mean of the last third over the mean of the first."""
+
+
+def response_attention(ratio: np.ndarray) -> ResponseAttention:
+    """Of a ratio [tokens]; tokens without a value are left out."""
+    known = np.isfinite(ratio)
+    values = ratio[known]
+    progress = ((np.arange(len(ratio)) + 1) / max(len(ratio), 1))[known]
+    early, late = _mean(values[progress <= EARLY]), _mean(values[progress >= LATE])
+    return ResponseAttention(
+        mean=_mean(values),
+        slope=_slope(progress, values),
+        late_over_early=late / early if early > 0 else float("nan"),
+    )
+
+
+def half_life(where: np.ndarray, values: np.ndarray) -> float:
+    """Where a curve has first fallen to half of its first known value, between points linearly.
+
+    In units of `where`, from the first known point on. nan: it never does, or there is no curve.
+    """
+    known = np.isfinite(values)
+    where, values = where[known], values[known]
+    if len(values) == 0 or values[0] <= 0:
+        return float("nan")
+    below = np.flatnonzero(values <= values[0] / 2)
+    if len(below) == 0:
+        return float("nan")
+    last = int(below[0])
+    share = (values[last - 1] - values[0] / 2) / (values[last - 1] - values[last])
+    return float(where[last - 1] + share * (where[last] - where[last - 1]) - where[0])
+
+
+def progress_bins(num_tokens: int, num_bins: int) -> np.ndarray:
+    """The bin of each token [tokens]: bin b holds progress in (b / bins, (b + 1) / bins]."""
+    position = np.arange(1, num_tokens + 1)
+    return np.minimum((position * num_bins - 1) // max(num_tokens, 1), num_bins - 1)
+
+
+def _bin_means(values: np.ndarray, bins: np.ndarray) -> np.ndarray:
+    known = np.isfinite(values)
+    counts = np.bincount(bins[known], minlength=NUM_PROGRESS_BINS)
+    sums = np.bincount(bins[known], weights=values[known], minlength=NUM_PROGRESS_BINS)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> float:
+    if len(x) < 2:
+        return float("nan")
+    centred = x - x.mean()
+    return float((centred * y).sum() / np.square(centred).sum())
+
+
+class ShareHistograms:
+    """One histogram of values in [0, 1] per bin."""
+
+    def __init__(self, num_bins: int) -> None:
+        self.counts = np.zeros((num_bins, NUM_CELLS), dtype=np.int64)
+
+    def add(self, bins: np.ndarray, values: np.ndarray) -> None:
+        """Count `values` [n] in `bins` [n]; nan is left out, what lies outside is clipped."""
+        known = np.isfinite(values)
+        cells = np.clip((values[known] * NUM_CELLS).astype(np.int64), 0, NUM_CELLS - 1)
+        np.add.at(self.counts, (bins[known], cells), 1)
+
+    def merge_pairs(self) -> None:
+        """Bins 2i and 2i + 1 become bin i; the upper half is empty after it."""
+        half = len(self.counts) // 2
+        self.counts[:half] = self.counts[0 : 2 * half : 2] + self.counts[1 : 2 * half : 2]
+        self.counts[half:] = 0
+
+    def sizes(self) -> np.ndarray:
+        """Values in each bin."""
+        return self.counts.sum(axis=1)
+
+    def quantile(self, q: float) -> np.ndarray:
+        """Of each bin [bins]: the middle of the cell of the ceil(q n)-th value; nan of none."""
+        sizes = self.sizes()
+        rank = np.maximum(np.ceil(q * sizes), 1)
+        cell = (self.counts.cumsum(axis=1) < rank[:, None]).sum(axis=1)
+        return np.where(sizes > 0, (cell + 0.5) / NUM_CELLS, np.nan)
+
+
+def progress_centres() -> np.ndarray:
+    """Middles of the progress bins."""
+    return (np.arange(NUM_PROGRESS_BINS) + 0.5) / NUM_PROGRESS_BINS
+
+
+def token_centres(width: int) -> np.ndarray:
+    """Middles of the token bins; tokens count from 1."""
+    return np.arange(NUM_TOKEN_BINS) * width + (width + 1) / 2

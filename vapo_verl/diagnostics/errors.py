@@ -1,9 +1,0 @@
-"""What a person has to mend before a report can be made."""
-
-
-class RunError(ValueError):
-    """No run folder, or a place that cannot be written; the message names the path and the fix."""
-
-
-class MissingPackage(RunError):
-    """A page needs a package that is not installed; the message names it and the fix."""

@@ -1,0 +1,46 @@
+"""Command line: python -m vapo_verl.digits --out DIR."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and write the data set."""
+    options = _parser().parse_args(arguments)
+
+    from vapo_verl.digits.build import DigitsConfig, write_dataset
+
+    given = {
+        key: value for key, value in vars(options).items() if key != "out" and value is not None
+    }
+    try:
+        config = DigitsConfig(**given)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    for path in write_dataset(options.out, config).values():
+        print(path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m vapo_verl.digits", description=main.__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the parquet files")
+    for split in ("train", "val", "test"):
+        parser.add_argument(f"--{split}", type=int, help=f"rows of {split}.parquet")
+    parser.add_argument("--seed", type=int, help="of scenes, questions and claims")
+    parser.add_argument("--grids", type=_grids, help="comma-separated grid shapes, such as 2x2,2x3")
+    parser.add_argument(
+        "--questions",
+        help="standard (the default); long: about whole grids, best of 3x3; parts: those of the "
+        "long ones that ask for several things",
+    )
+    return parser
+
+
+def _grids(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Command line: make a packaged model again, or one with random weights.
+
+python -m vapo_verl.digits.model --out DIR [--preset long_digits]
+python -m vapo_verl.digits.model random --size 100m|7b --out DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vapo_verl.digits.model.recipe import RecipeConfig
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Make a small model: train, save in bfloat16, measure, and write its card."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command == "random":
+        _make_random(options)
+    elif options.out is None:
+        parser.error("the following arguments are required: --out")
+    else:
+        _train(options)
+
+
+def _train(options: argparse.Namespace) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+
+    import torch
+
+    from vapo_verl.digits.model.recipe import PRESETS, make_model
+
+    if options.preset not in PRESETS:
+        raise SystemExit(
+            f"error: --preset {options.preset} is unknown; use one of {', '.join(PRESETS)}"
+        )
+    torch.set_num_threads(options.threads)
+    config = replace(PRESETS[options.preset], seed=options.seed)
+    options.out.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    make_model(options.out, config)
+    _document(options, config, minutes=(time.monotonic() - start) / 60)
+
+
+def _make_random(options: argparse.Namespace) -> None:
+    import torch
+
+    from vapo_verl.digits.model.random_models import describe, make_random_model
+
+    try:
+        config = make_random_model(
+            options.out,
+            options.size,
+            layers=options.layers,
+            vision_layers=options.vision_layers,
+            vocab_size=options.vocab_size,
+            max_image_tokens=options.max_image_tokens,
+            weights=options.weights,
+            dtype=getattr(torch, options.dtype),
+            seed=options.seed,
+        )
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"{options.out}: {describe(config)}")
+
+
+def _document(options: argparse.Namespace, config: RecipeConfig, minutes: float) -> None:
+    from vapo_verl.digits.model.architecture import load_model, write_json
+    from vapo_verl.digits.model.card import model_card
+    from vapo_verl.digits.model.recipe import first_losses, measure
+
+    figures = measure(options.out, config)
+    first = first_losses(config)
+    write_json(options.out / "figures.json", figures)
+    write_json(options.out / "first_steps.json", {"seed": config.seed, **first})
+    card = model_card(
+        figures,
+        first,
+        parameters=load_model(options.out)[0].num_parameters(),
+        command=(
+            f"python -m vapo_verl.digits.model --preset {options.preset} --out DIR"
+            f" --seed {config.seed}"
+        ),
+        date=datetime.date.today().isoformat(),
+        machine=f"a {options.threads}-core CPU",
+        minutes=minutes,
+        seed=config.seed,
+        num_rows=config.test_rows,
+    )
+    (options.out / "README.md").write_text(card)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m vapo_verl.digits.model",
+        usage="%(prog)s --out DIR [--preset NAME] [--seed N] [--threads N]\n"
+        "       %(prog)s random --out DIR [--size 100m|7b] ...",
+        description=main.__doc__,
+    )
+    parser.add_argument("--out", type=Path, help="folder of the model")
+    parser.add_argument(
+        "--preset",
+        default="digits",
+        help="which packaged model to make again: digits (the default), from random weights; "
+        "long_digits: the packaged digits model, taught the long questions; hasty_digits: that "
+        "one, taught to look again in half of its solutions",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights, samples and evaluation")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
+    commands = parser.add_subparsers(dest="command", metavar="random", title="without training")
+    _add_random(
+        commands.add_parser(
+            "random",
+            prog="python -m vapo_verl.digits.model random",
+            help="a model with random weights, for GPU checks and benchmarks: random --help",
+            description="Make a Qwen2.5-VL with random weights and the packaged model's tokenizer. "
+            "Nothing is downloaded. An image token stands for 28 x 28 pixels: 1024 image tokens "
+            "are an image of 896 x 896.",
+        )
+    )
+    return parser
+
+
+def _add_random(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument(
+        "--size",
+        default="100m",
+        choices=["100m", "7b"],
+        help="100m: a whole model of 99 million parameters, heads of 64; 7b: the shapes of "
+        "Qwen2.5-VL-7B with 8 decoder layers, without weights",
+    )
+    parser.add_argument("--layers", type=int, help="decoder layers; 28 make 7b complete")
+    parser.add_argument("--vision-layers", type=int, help="layers of the vision tower")
+    parser.add_argument(
+        "--vocab-size",
+        type=int,
+        help="entries of model and tokenizer alike (100m: the packaged tokenizer's; 7b: 152064)",
+    )
+    parser.add_argument(
+        "--max-image-tokens", type=int, default=1024, help="larger images are scaled down"
+    )
+    parser.add_argument(
+        "--weights",
+        action=argparse.BooleanOptionalAction,
+        help="write weights (the default for 100m only); without them vLLM takes load_format=dummy",
+    )
+    parser.add_argument(
+        "--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"], help="of weights"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights")
+
+
+if __name__ == "__main__":
+    main()

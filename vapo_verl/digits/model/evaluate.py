@@ -1,0 +1,218 @@
+"""What the model can do on rows of the digits world: format, answers and claims."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from PIL import Image
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+from vapo_verl.digits.model.batch import collate
+from vapo_verl.digits.model.samples import Sample, encode, make_probe, prompt_ids, verdict_ids
+from vapo_verl.digits.scene import parse_grid
+
+_FORMAT = re.compile(r"<think>.+</think>\\boxed\{(\w+)\}", re.DOTALL)
+_MAX_NEW_TOKENS = 160
+_ROWS_A_PASS = 16
+GROUP_SIZE = 5
+"""Samples of one prompt, as GRPO compares them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """Shares in 0..1 over the rows of an evaluation, and the lengths of the responses."""
+
+    format_rate: float
+    """Responses of the form `<think>...</think>\\boxed{...}`."""
+    accuracy: float
+    """Responses of that form with the right answer."""
+    claims_at_start: float
+    """Claims judged right behind the prompt, before any reasoning."""
+    claims_at_end: float
+    """Claims judged right behind the whole reasoning."""
+    yes_rate: float
+    """Claims judged true, over both places; half of them are."""
+    mean_tokens: float
+    """Of a response, its end included."""
+    p10_tokens: float
+    p90_tokens: float
+
+
+def evaluate(
+    model: Qwen2_5_VLForConditionalGeneration,
+    processor: Qwen2_5_VLProcessor,
+    rows: Sequence[dict],
+    *,
+    temperature: float = 0.0,
+    num_claims: int = 10,
+) -> Figures:
+    """Answer the rows and judge the first `num_claims` claims of each, before and after reasoning.
+
+    Args:
+        rows: as `vapo_verl.digits.build.build_split` makes them.
+        temperature: of the responses; 0 is greedy. Claims get the likelier verdict in any case.
+    """
+    was_training = model.training
+    model.eval()
+    samples = respond(model, processor, [_prompt(processor, row) for row in rows], temperature)
+    answers = [_answer(processor, sample) for sample in samples]
+    lengths = [len(sample.response_ids) for sample in samples]
+    claims = [row["claims"][:num_claims] for row in rows]
+    judged = judge(model, processor, samples, claims)
+    labels = np.array([[claim["label"] for claim in of_row] for of_row in claims])
+    model.train(was_training)
+    return Figures(
+        format_rate=float(np.mean([answer is not None for answer in answers])),
+        accuracy=float(np.mean([a == t for a, t in zip(answers, _truths(rows), strict=True)])),
+        claims_at_start=float((judged[:, 0] == labels).mean()),
+        claims_at_end=float((judged[:, 1] == labels).mean()),
+        yes_rate=float(judged.mean()),
+        mean_tokens=float(np.mean(lengths)),
+        p10_tokens=float(np.percentile(lengths, 10)),
+        p90_tokens=float(np.percentile(lengths, 90)),
+    )
+
+
+def mixed_groups(
+    model: Qwen2_5_VLForConditionalGeneration,
+    processor: Qwen2_5_VLProcessor,
+    rows: Sequence[dict],
+) -> float:
+    """Return the share of rows whose `GROUP_SIZE` samples are neither all right nor all wrong.
+
+    Only such a group says anything to an advantage that compares the samples of one prompt.
+    """
+    prompts = [_prompt(processor, row) for row in rows]
+    samplings = [respond(model, processor, prompts, temperature=1.0) for _ in range(GROUP_SIZE)]
+    answers = np.array([[_answer(processor, s) for s in samples] for samples in samplings])
+    right = answers == np.array(_truths(rows))
+    return float((right.any(axis=0) & ~right.all(axis=0)).mean())
+
+
+def chance(rows: Sequence[dict]) -> float:
+    """Return the accuracy of giving each kind of question its most common answer."""
+    answers: dict[str, Counter[str]] = {}
+    for row, truth in zip(rows, _truths(rows), strict=True):
+        answers.setdefault(row["extra_info"]["kind"], Counter())[truth] += 1
+    return sum(max(counts.values()) for counts in answers.values()) / len(rows)
+
+
+def swap_images(rows: Sequence[dict]) -> list[dict]:
+    """Give every row another row's image of the same grid: a control, passed by text alone."""
+    swapped = list(rows)
+    for grid in {row["extra_info"]["grid"] for row in rows}:
+        places = [i for i, row in enumerate(rows) if row["extra_info"]["grid"] == grid]
+        for place, other in zip(places, places[1:] + places[:1], strict=True):
+            swapped[place] = {**rows[place], "images": rows[other]["images"]}
+    return swapped
+
+
+@torch.no_grad()
+def respond(
+    model: Qwen2_5_VLForConditionalGeneration,
+    processor: Qwen2_5_VLProcessor,
+    prompts: Sequence[Sample],
+    temperature: float,
+) -> list[Sample]:
+    """Return the prompts with the model's responses, end-of-turn id included if it came to one."""
+    tokenizer, length = processor.tokenizer, max(len(sample.prompt_ids) for sample in prompts)
+    padding = [length - len(sample.prompt_ids) for sample in prompts]
+    ids = torch.tensor(
+        [
+            [tokenizer.pad_token_id] * pad + [*s.prompt_ids]
+            for pad, s in zip(padding, prompts, strict=True)
+        ]
+    )
+    mask = torch.arange(length)[None] >= torch.tensor(padding)[:, None]
+    images = processor.image_processor([sample.pixels for sample in prompts], return_tensors="pt")
+    sampling = (
+        {"do_sample": False}
+        if temperature == 0
+        else {"do_sample": True, "temperature": temperature, "top_k": 0}
+    )
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        mm_token_type_ids=(ids == model.config.image_token_id).int(),
+        max_new_tokens=_MAX_NEW_TOKENS,
+        **images,
+        **sampling,
+    )
+    responses = [_until(row, tokenizer.eos_token_id) for row in output[:, length:].tolist()]
+    return [replace(sample, response_ids=r) for sample, r in zip(prompts, responses, strict=True)]
+
+
+@torch.no_grad()
+def judge(
+    model: Qwen2_5_VLForConditionalGeneration,
+    processor: Qwen2_5_VLProcessor,
+    samples: Sequence[Sample],
+    claims: Sequence[Sequence[dict]],
+) -> Bool[np.ndarray, "rows 2 claims"]:
+    """Return the model's verdicts on every row's claims, before and after the row's reasoning."""
+    yes, no = verdict_ids(processor.tokenizer)
+    probed = [
+        _probed(processor, sample, of_row) for sample, of_row in zip(samples, claims, strict=True)
+    ]
+    verdicts = []
+    for first in range(0, len(probed), _ROWS_A_PASS):
+        some = probed[first : first + _ROWS_A_PASS]
+        batch = collate(some, processor)
+        batch.pop("labels")
+        logits = model(**batch).logits
+        for row, sample in enumerate(some):
+            at = _verdict_positions(sample)
+            verdicts.append((logits[row, at, yes] > logits[row, at, no]).numpy().reshape(2, -1))
+    return np.stack(verdicts)
+
+
+def _probed(processor: Qwen2_5_VLProcessor, sample: Sample, claims: Sequence[dict]) -> Sample:
+    (end_of_reasoning,) = encode(processor.tokenizer, "</think>")
+    ids = sample.response_ids
+    end = ids.index(end_of_reasoning) if end_of_reasoning in ids else len(ids) - 1
+    probes = [
+        make_probe(processor.tokenizer, cut, claim["text"], claim["label"])
+        for cut in (0, end)
+        for claim in claims
+    ]
+    return replace(sample, probes=tuple(probes))
+
+
+def _verdict_positions(sample: Sample) -> list[int]:
+    start = len(sample.prompt_ids) + len(sample.response_ids)
+    ends = start + np.cumsum([len(probe.ids) for probe in sample.probes])
+    return (ends - 2).tolist()
+
+
+def _prompt(processor: Qwen2_5_VLProcessor, row: dict) -> Sample:
+    rows, cols = parse_grid(row["extra_info"]["grid"])
+    question = row["extra_info"]["question"]
+    return Sample(
+        pixels=np.array(Image.open(io.BytesIO(row["images"][0]["bytes"]))),
+        rows=rows,
+        cols=cols,
+        prompt_ids=prompt_ids(processor.tokenizer, question, rows * cols),
+        response_ids=(),
+        probes=(),
+    )
+
+
+def _truths(rows: Sequence[dict]) -> list[str]:
+    return [row["reward_model"]["ground_truth"] for row in rows]
+
+
+def _answer(processor: Qwen2_5_VLProcessor, sample: Sample) -> str | None:
+    text = processor.tokenizer.decode(sample.response_ids, skip_special_tokens=True)
+    match = _FORMAT.fullmatch(text)
+    return match[1] if match else None
+
+
+def _until(ids: list[int], end: int) -> tuple[int, ...]:
+    return tuple(ids[: ids.index(end) + 1] if end in ids else ids)

@@ -1,0 +1,166 @@
+"""Stage 2: the whole model learns to read cells, then to answer, and all along to judge claims."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+from vapo_verl.digits.model.batch import by_length, collate
+from vapo_verl.digits.model.samples import IGNORED, Sample, SampleMaker, verdict_ids
+from vapo_verl.digits.scene import parse_grid
+
+_BATCHES_A_GRID = 4
+"""Batches drawn together, to be sorted by length."""
+
+
+Draw = Callable[[random.Random, int, int], Sample]
+"""Draws a sample of a grid of so many rows and columns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A run of steps on one kind of sample."""
+
+    kind: Literal["reading", "question"]
+    """The exercise that reads every cell, or questions of the data set."""
+    steps: int
+    num_probes: int
+    """Claims asked of every sample; even."""
+    kinds: tuple[str, ...] | None = None
+    """Kinds of claims asked; all by default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmupConfig:
+    """How the whole model is trained."""
+
+    parts: tuple[Part, ...] = (
+        Part(kind="reading", steps=600, num_probes=8, kinds=("identity", "color")),
+        Part(kind="question", steps=2400, num_probes=6),
+    )
+    """In turn: claims about one cell come first, those that compare and search later."""
+    questions: str = "standard"
+    """Which of `vapo_verl.digits.questions.QUESTION_SETS` is asked."""
+    hasty: float = 0.0
+    """Share of questions that are solved without looking again."""
+    grids: tuple[str, ...] = ("2x2", "2x3")
+    batch_size: int = 16
+    learning_rate: float = 1.5e-3
+    rise: float = 0.04
+    """Share of all steps over which the learning rate rises; then it falls as a cosine."""
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps of all parts."""
+        return sum(part.steps for part in self.parts)
+
+    @property
+    def steps_before_questions(self) -> int:
+        """Steps of the parts that come before the first questions."""
+        before = itertools.takewhile(lambda part: part.kind != "question", self.parts)
+        return sum(part.steps for part in before)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLoss:
+    """Mean cross entropy of one step, in nats."""
+
+    response: float
+    """Over the response tokens."""
+    verdict: float
+    """Over the answers to anchor questions; 0.69 is a coin flip."""
+
+
+def warm_up(
+    model: Qwen2_5_VLForConditionalGeneration,
+    processor: Qwen2_5_VLProcessor,
+    maker: SampleMaker,
+    config: WarmupConfig,
+) -> Iterator[StepLoss]:
+    """Train the model in place, responses and verdicts weighing the same; yield every loss."""
+    # Left free, the tower unlearns the digits before the text layers have learnt to ask for them.
+    model.model.visual.requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        betas=(0.9, 0.98),
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.steps + 1, pct_start=config.rise
+    )
+    verdicts = torch.tensor(verdict_ids(processor.tokenizer))
+    model.train()
+    for samples in draw_batches(maker, config):
+        batch = collate(samples, processor)
+        labels = batch.pop("labels")
+        response, verdict = losses(model(**batch).logits, labels, verdicts)
+        optimizer.zero_grad()
+        (response + verdict).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        yield StepLoss(response=response.item(), verdict=verdict.item())
+
+
+def losses(
+    logits: Float[Tensor, "batch length vocab"],
+    labels: Int[Tensor, "batch length"],
+    verdicts: Int[Tensor, " verdicts"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return the mean cross entropies of response tokens and of verdicts.
+
+    Args:
+        logits: entry t predicts label t + 1.
+        labels: `IGNORED` where nothing is learnt.
+        verdicts: the ids that are verdicts; responses never hold them.
+    """
+    targets = labels[:, 1:].flatten()
+    is_verdict = torch.isin(targets, verdicts)
+    each = cross_entropy(
+        logits[:, :-1].flatten(0, 1), targets, ignore_index=IGNORED, reduction="none"
+    )
+    is_response = (targets != IGNORED) & ~is_verdict
+    return _mean(each, is_response), _mean(each, is_verdict)
+
+
+def _mean(values: Float[Tensor, " tokens"], chosen: Bool[Tensor, " tokens"]) -> Float[Tensor, ""]:
+    return (values * chosen).sum() / chosen.sum().clamp(min=1)
+
+
+def draw_batches(maker: SampleMaker, config: WarmupConfig) -> Iterator[list[Sample]]:
+    """Yield one batch a step, each of one grid shape, seeded block by block."""
+    for number, part in enumerate(config.parts):
+        asking = replace(
+            maker,
+            questions=config.questions,
+            hasty=config.hasty,
+            num_probes=part.num_probes,
+            kinds=part.kinds,
+        )
+        draw = asking.reading if part.kind == "reading" else asking.question
+        for first in range(0, part.steps, _BATCHES_A_GRID * len(config.grids)):
+            rng = random.Random(f"{config.seed}/{number}/{first}")
+            yield from _block(draw, rng, config)[: part.steps - first]
+
+
+def _block(draw: Draw, rng: random.Random, config: WarmupConfig) -> list[list[Sample]]:
+    batches = []
+    for grid in config.grids:
+        rows, cols = parse_grid(grid)
+        samples = [draw(rng, rows, cols) for _ in range(_BATCHES_A_GRID * config.batch_size)]
+        batches += by_length(samples, config.batch_size)
+    rng.shuffle(batches)
+    return batches

@@ -1,0 +1,91 @@
+"""Questions of a few lookups or one pass over the grid, each solved by reads and then a result."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from vapo_verl.digits.scene import Scene
+from vapo_verl.digits.solutions import Drawn, Maker, read
+
+
+def _line_sum(rng: random.Random, scene: Scene) -> Drawn:
+    line, places = rng.choice(list(scene.lines.items()))
+    steps = [read(scene, place) for place in places]
+    digits = [scene.places[place].digit for place in places]
+    return Drawn(f"What is the sum of the {line}?", sum(digits), steps + _running_sum(digits))
+
+
+def _color_sum(rng: random.Random, scene: Scene) -> Drawn:
+    color = rng.choice(scene.cells).color
+    digits = [cell.digit for cell in scene.cells if cell.color == color]
+    text = f"What is the sum of the {color} digits?"
+    return Drawn(text, sum(digits), _read_all(scene) + _running_sum(digits))
+
+
+def _line_largest(rng: random.Random, scene: Scene) -> Drawn:
+    line, places = rng.choice(list(scene.lines.items()))
+    largest = max(scene.places[place].digit for place in places)
+    steps = [*(read(scene, place) for place in places), f"the largest is {largest}."]
+    return Drawn(f"What is the largest digit in the {line}?", largest, steps)
+
+
+def _color_largest(rng: random.Random, scene: Scene) -> Drawn:
+    color = rng.choice(scene.cells).color
+    largest = max(cell.digit for cell in scene.cells if cell.color == color)
+    steps = [*_read_all(scene), f"the largest {color} digit is {largest}."]
+    return Drawn(f"What is the largest {color} digit?", largest, steps)
+
+
+def _parity_count(rng: random.Random, scene: Scene) -> Drawn:
+    parity = rng.choice(("even", "odd"))
+    steps, count = [], 0
+    for place, cell in scene.places.items():
+        steps.append(read(scene, place))
+        if cell.digit % 2 == (parity == "odd"):
+            count += 1
+            steps.append(f"that makes {count}.")
+    return Drawn(f"How many digits are {parity}?", count, steps)
+
+
+def _difference(rng: random.Random, scene: Scene) -> Drawn:
+    first, second = rng.sample(list(scene.places), 2)
+    low, high = sorted((scene.places[first].digit, scene.places[second].digit))
+    text = f"What is the difference between the {first} digit and the {second} digit?"
+    steps = [read(scene, first), read(scene, second), f"{high}-{low}={high - low}."]
+    return Drawn(text, high - low, steps)
+
+
+def _largest_color_name(_: random.Random, scene: Scene) -> Drawn | None:
+    largest = max(cell.digit for cell in scene.cells)
+    colors = {cell.color for cell in scene.cells if cell.digit == largest}
+    if len(colors) > 1:
+        return None
+    (color,) = colors
+    steps = [*_read_all(scene), f"the largest is {largest}.", f"it is {color}."]
+    return Drawn("What color is the largest digit?", color, steps)
+
+
+STANDARD_KINDS: dict[str, Maker] = {
+    "line_sum": _line_sum,
+    "color_sum": _color_sum,
+    "line_largest": _line_largest,
+    "color_largest": _color_largest,
+    "parity_count": _parity_count,
+    "difference": _difference,
+    "largest_color_name": _largest_color_name,
+}
+"""Question makers by kind."""
+
+
+def _read_all(scene: Scene) -> list[str]:
+    return [read(scene, place) for place in scene.places]
+
+
+def _running_sum(digits: Iterable[int]) -> list[str]:
+    first, *rest = digits
+    steps, total = [], first
+    for digit in rest:
+        steps.append(f"{total}+{digit}={total + digit}.")
+        total += digit
+    return steps or [f"the sum is {first}."]

@@ -1,0 +1,1 @@
+"""Evaluation of a checkpoint on held-out rows: probing commands and their results."""

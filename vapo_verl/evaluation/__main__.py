@@ -1,0 +1,74 @@
+"""Command line: what a checkpoint does when held-out rows are probed.
+
+python -m vapo_verl.evaluation early-decision MODEL DATA --run RUN_DIR
+python -m vapo_verl.evaluation remedies MODEL DATA --run RUN_DIR
+python -m vapo_verl.evaluation masking MODEL DATA --run RUN_DIR
+python -m vapo_verl.evaluation perception MODEL DATA --run RUN_DIR
+
+run in vLLM, and resume where they were stopped. Exit codes: 0 done, 2 bad input or a place that
+cannot be written, 130 interrupted.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from vapo_verl.data.errors import DataError
+from vapo_verl.run_folder import RunError
+
+BAD_INPUT, INTERRUPTED = 2, 130
+PROBING = {
+    "early-decision": (
+        "answers forced along the reasoning",
+        "vapo_verl.evaluation.early_decision.decision_command",
+    ),
+    "remedies": (
+        "responses with the image again, or with a reminder to look",
+        "vapo_verl.evaluation.interventions.intervention_command",
+    ),
+    "masking": (
+        "responses that go on with another image",
+        "vapo_verl.evaluation.image_swap.swap_command",
+    ),
+    "perception": (
+        "claims and attention along responses to held-out rows",
+        "vapo_verl.evaluation.perception.perception_command",
+    ),
+}
+"""Command -> help, and the module that adds its arguments and runs it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns 2, with the message on stderr, for what a user has to fix."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser(arguments).parse_args(arguments)
+    try:
+        return _module(options.command).run(options)
+    except (RunError, DataError, OSError) as error:
+        print(error, file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _module(command: str) -> Any:
+    return importlib.import_module(PROBING[command][1])
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """A parser that lists all commands and imports the arguments of the one that is called."""
+    parser = argparse.ArgumentParser(prog="python -m vapo_verl.evaluation", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (text, _) in PROBING.items():
+        command = commands.add_parser(name, help=text, description=f"{text}.")
+        if name in arguments[:1]:
+            _module(name).add_arguments(command)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+r"""Early decision: what a response's answer would be if its reasoning stopped earlier.
+
+`python -m vapo_verl.evaluation early-decision MODEL DATA --run RUN_DIR` writes
+`RUN_DIR/diagnostics/early-decision/`:
+
+- `settings.json`: what was asked for.
+- `rows.jsonl`: a line for each row, in the order they were finished. A run that goes on appends.
+
+      row           int, its number in DATA, from 0
+      data_source   string
+      index         int or null: extra_info.index
+      ground_truth  string
+      response      string: the response as it was generated
+      num_tokens    int: its tokens
+      reasoning     [start, end]: tokens of the response before and up to the end of its reasoning
+      finish        "stop" or "length"
+      answer        string or null: the answer the response itself gives
+      right         bool: whether that is the ground truth
+      cuts          list, by rising target, one for each of the 21 (--num-cuts) shares:
+          target    float in 0..1: the share of the reasoning that was asked for
+          position  int: tokens of the response before the cut
+          answer    string or null: the answer forced behind the cut
+          right     bool
+
+- `summary.json`: :func:`summarise` of them; `page.html`: the same as a figure.
+
+At target 0 the model answers at once; at 1 its whole reasoning stands before the forced answer.
+This module and what it exports import neither vllm nor torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vapo_verl.evaluation.early_decision.decision_summary import (
+    accuracy_by_cut,
+    drop_from_peak,
+    peak,
+    recoverable_any,
+    recoverable_single,
+    summarise,
+)
+from vapo_verl.evaluation.early_decision.records import (
+    COMMAND,
+    Cut,
+    EarlyDecision,
+    EarlyRow,
+    load_early_decision,
+)
+
+__all__ = [
+    "COMMAND",
+    "Cut",
+    "EarlyDecision",
+    "EarlyRow",
+    "accuracy_by_cut",
+    "drop_from_peak",
+    "load_early_decision",
+    "peak",
+    "recoverable_any",
+    "recoverable_single",
+    "summarise",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyOptions:
+    """How an answer is forced."""
+
+    num_cuts: int = 21
+    """From 0 to 100 %, evenly."""
+    time_up: str = "\nTime is up. I have to answer now.\n"
+    """Put behind the cut."""
+    end_of_thinking: str = "</think>"
+    answer_start: str = "\n\\boxed{"
+    """Begins the answer, so that few tokens are enough for it."""
+    answer_tokens: int = 32
+
+    @property
+    def suffix(self) -> str:
+        return self.time_up + self.end_of_thinking + self.answer_start
+
+    def settings(self) -> dict[str, Any]:
+        """By the names of their options."""
+        return {f"--{name.replace('_', '-')}": value for name, value in asdict(self).items()}

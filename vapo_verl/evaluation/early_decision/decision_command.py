@@ -1,0 +1,138 @@
+"""`early-decision`: responses cut at shares of their reasoning, each cut with a forced answer."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from vapo_verl.evaluation.early_decision import EarlyOptions
+from vapo_verl.evaluation.early_decision.decision_summary import summarise
+from vapo_verl.evaluation.early_decision.records import COMMAND, EarlyDecision, load_early_decision
+from vapo_verl.evaluation.probing.probe_options import (
+    ProbeOptions,
+    add_probe_arguments,
+    probe_options,
+    require_at_least,
+)
+from vapo_verl.plots.html import Table
+from vapo_verl.plots.panel import Panel, Series, numbers
+
+_UPPER_BOUND = (
+    "The peak is chosen in these very rows and the recoverable share takes the best of many cuts:"
+    " both are upper bounds."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of every probing command, and how an answer is forced."""
+    default = EarlyOptions()
+    add_probe_arguments(parser, attention=False)
+    add = parser.add_argument_group("forced answers").add_argument
+    add("--num-cuts", type=int, default=default.num_cuts, help="from 0 to 100 %% (%(default)s)")
+    for name, text in (
+        ("time_up", "text behind a cut"),
+        ("end_of_thinking", "closing tag"),
+        ("answer_start", "begins the answer"),
+    ):
+        flag = f"--{name.replace('_', '-')}"
+        add(flag, default=getattr(default, name), help=f"{text} (%(default)r)")
+    add(
+        "--answer-tokens",
+        type=int,
+        default=default.answer_tokens,
+        help="of a forced answer (%(default)s)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command."""
+    options = probe_options(arguments, COMMAND)
+    require_at_least(arguments, "num_cuts", 2)
+    require_at_least(arguments, "answer_tokens", 1)
+    from vapo_verl.evaluation.probing.result_page import write_page
+
+    early = EarlyOptions(
+        num_cuts=arguments.num_cuts,
+        time_up=arguments.time_up,
+        end_of_thinking=arguments.end_of_thinking,
+        answer_start=arguments.answer_start,
+        answer_tokens=arguments.answer_tokens,
+    )
+    summary = measure_early_decision(options, early)
+    page = write_page(
+        options.out, "Early decision", _UPPER_BOUND, [_panel(summary)], [_table(summary)]
+    )
+    print(f"{_headline(summary)}\n{page}")
+    return 0
+
+
+def measure_early_decision(options: ProbeOptions, early: EarlyOptions) -> dict[str, Any]:
+    """Do the rows that are not done, and write and return the summary."""
+    from vapo_verl.evaluation.early_decision.decision_probe import decide_early
+    from vapo_verl.evaluation.probing.job import chosen_rows, measure
+
+    return measure(
+        chosen_rows(options),
+        options,
+        early.settings(),
+        lambda engine, rows: decide_early(engine, rows, options, early),
+        lambda _: summarise(_loaded(options.out)),
+    )
+
+
+def _loaded(folder: Path) -> EarlyDecision:
+    decision = load_early_decision(folder)
+    assert decision is not None
+    return decision
+
+
+def _headline(summary: dict[str, Any]) -> str:
+    last, peak = summary["cuts"][-1]["share"]["share"], summary["peak"]
+    return (
+        f"{summary['num_rows']} rows: right {summary['response_accuracy']['share']:.3f}, forced at "
+        f"100 % {last:.3f}, at the peak ({peak['target']:.0%}) {peak['share']['share']:.3f}"
+    )
+
+
+def _panel(summary: dict[str, Any]) -> Panel:
+    cuts = summary["cuts"]
+    line = Series(
+        name="forced answer",
+        x=numbers(100 * cut["target"] for cut in cuts),
+        y=numbers(cut["share"]["share"] for cut in cuts),
+        low=numbers(cut["share"]["low"] for cut in cuts),
+        high=numbers(cut["share"]["high"] for cut in cuts),
+    )
+    return Panel(
+        title="Accuracy by cut",
+        x_title="share of the reasoning before the forced answer, %",
+        y_title="share right",
+        series=[line],
+        level=summary["response_accuracy"]["share"],
+        level_name="the responses themselves",
+        note="95 % intervals of Wilson.",
+    )
+
+
+def _table(summary: dict[str, Any]) -> Table:
+    from vapo_verl.evaluation.probing.result_page import shown_paired, shown_share
+
+    peak, single = summary["peak"], summary["recoverable_single"]
+    return Table(
+        title="Early decision in numbers",
+        header=["", "value"],
+        rows=[
+            ["responses right", shown_share(summary["response_accuracy"])],
+            ["responses cut off by --max-tokens", shown_share(summary["truncated"])],
+            [
+                "forced answer at 100 % is the response's own",
+                shown_share(summary["forced_agrees_with_response"]),
+            ],
+            [f"peak, at {peak['target']:.0%}", shown_share(peak["share"])],
+            ["100 % less the peak", shown_paired(summary["drop_from_peak"])],
+            ["errors right at any cut", shown_share(summary["recoverable_any"]["of_errors"])],
+            [f"errors right at {single['target']:.0%}", shown_share(single["of_errors"])],
+        ],
+        note=_UPPER_BOUND,
+    )

@@ -1,0 +1,63 @@
+"""Masking: does the image still matter to what is left of a response? A causal check of attention.
+
+`python -m vapo_verl.evaluation masking MODEL DATA --run RUN_DIR` writes
+`RUN_DIR/diagnostics/masking/`. At cuts along a response the image is exchanged, the response's own
+tokens before the cut are kept, and the model goes on greedily from there. Two exchanges:
+
+- `swap`: another row's image of the same size, so that all positions stay as they are;
+- `blank`: the image's own mean colour all over.
+
+The prefix is computed anew with the exchanged image: its tokens are those that the model wrote
+seeing the right one, its keys and values are not. So this is an intervention on the input, and not
+on single attention weights.
+
+- `rows.jsonl`: a line for each row:
+
+      row, data_source, index, ground_truth, response, num_tokens, reasoning, finish, answer, right
+                        as in :mod:`vapo_verl.evaluation.early_decision`
+      attention         list of float or null, one for each token of the response
+      swapped_with      int: number of the row that the swapped image is from
+      same_size         bool: false where it had to be resized
+      claims            list, at the cuts, of claims seen with the right image:
+        position, claim, label, answer, correct, p_yes
+                        as in :mod:`vapo_verl.evaluation.perception`
+      exchanges         {swap: .., blank: ..}, each with
+        cuts            list, by rising target: {target, position, answer, right}: of the response
+                        that goes on from there
+        claims          as above and in the same order, with the exchanged image
+        kl              list of float, one for each token: KL divergence in nats of the next-token
+                        distribution with the exchanged image from that with the right one, the
+                        response's tokens before it given to both. A lower bound: see
+                        :func:`vapo_verl.evaluation.image_swap.swap_probe.divergence`
+        logprob_drop    list of float, one for each token: how much less likely it is, in nats
+
+- `settings.json`, `page.html`, and `summary.json`: see `summary.summarise`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vapo_verl.config import AnchorConfig
+
+COMMAND = "masking"
+EXCHANGES = ("swap", "blank")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskingOptions:
+    """Options of the command."""
+
+    num_cuts: int = 11
+    """From 0 to 100 % of the reasoning."""
+    claims_per_cut: int = 1
+    """Claims asked at each cut, with the right image and with the exchanged ones; 0 asks none."""
+
+    def settings(self) -> dict[str, Any]:
+        """What results depend on."""
+        return {
+            "--num-cuts": self.num_cuts,
+            "--claims-per-cut": self.claims_per_cut,
+            "question": AnchorConfig().question,
+        }

@@ -1,0 +1,193 @@
+"""`masking`: responses that go on with another image from cuts along them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from vapo_verl.evaluation.image_swap import COMMAND, MaskingOptions
+from vapo_verl.evaluation.probing.probe_options import (
+    ProbeOptions,
+    add_probe_arguments,
+    probe_options,
+    require_at_least,
+)
+from vapo_verl.plots.panel import Panel, Series, numbers
+from vapo_verl.run_folder import RunError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of every probing command, and where the image is exchanged."""
+    default = MaskingOptions()
+    add_probe_arguments(parser, attention=True)
+    add = parser.add_argument_group("cuts").add_argument
+    add("--num-cuts", type=int, default=default.num_cuts, help="from 0 to 100 %% (%(default)s)")
+    add(
+        "--claims-per-cut",
+        type=int,
+        default=default.claims_per_cut,
+        help="asked at each cut, 0 for none (%(default)s)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command."""
+    options = probe_options(arguments, COMMAND)
+    require_at_least(arguments, "num_cuts", 2)
+    require_at_least(arguments, "claims_per_cut", 0)
+    masking = MaskingOptions(num_cuts=arguments.num_cuts, claims_per_cut=arguments.claims_per_cut)
+    summary = measure_masking(options, masking)
+    agreement = ", ".join(
+        f"{name} {cuts[0]['agreement']['share']:.3f} to {cuts[-1]['agreement']['share']:.3f}"
+        for name, cuts in summary["exchanges"].items()
+    )
+    print(
+        f"{summary['num_rows']} rows: right {summary['accuracy']['share']:.3f}; same answer with"
+        f" another image from 0 % and from 100 % on: {agreement}"
+    )
+    print(_page(options.out, summary))
+    return 0
+
+
+def measure_masking(options: ProbeOptions, masking: MaskingOptions) -> dict[str, Any]:
+    """Do the rows that are not done, and write and return the summary. Rows need images.
+
+    Raises:
+        RunError: sampled responses are asked for, one row only, or a row without an image.
+    """
+    if options.temperature:
+        raise RunError(
+            f"--temperature {options.temperature}: masking compares greedy responses, since sampled"
+            " ones differ anyway; leave it out"
+        )
+    from vapo_verl.evaluation.image_swap.swap_probe import Masking
+    from vapo_verl.evaluation.image_swap.swap_summary import summarise
+    from vapo_verl.evaluation.probing.job import chosen_rows, measure
+
+    rows = chosen_rows(options)
+    if without := [row.number for row in rows if not row.images]:
+        raise RunError(f"{options.data} row {without[0]} has no image to exchange; leave it out")
+    work = Masking(options, masking, rows)
+    return measure(rows, options, masking.settings(), work, summarise, attention=True)
+
+
+def _page(folder: Path, summary: dict[str, Any]) -> Path:
+    from vapo_verl.evaluation.probing.attention_summary import attention_panels
+    from vapo_verl.evaluation.probing.result_page import write_page
+
+    exchanges = summary["exchanges"]
+    panels = [
+        _shares(exchanges, "agreement", "Same answer"),
+        _shares(exchanges, "accuracy", "Accuracy", summary["accuracy"]["share"]),
+        _claims(exchanges),
+        _means(exchanges, "kl", "KL divergence of what is left", "nats a token, at least"),
+        _means(exchanges, "logprob_drop", "Log probability lost", "nats a token"),
+        _attention_left(exchanges),
+        *attention_panels({"responses": summary["attention"]}),
+    ]
+    note = (
+        "From each cut on the response goes on greedily with another row's image (swap) or with the"
+        " mean colour of its own (blank); its own tokens before the cut are kept."
+    )
+    tables = [_table(name, cuts) for name, cuts in exchanges.items()]
+    return write_page(folder, "Masking", note, panels, tables)
+
+
+def _shares(
+    exchanges: dict[str, Any], quantity: str, title: str, level: float | None = None
+) -> Panel:
+    series = [
+        _line(name, place, cuts, [cut[quantity] for cut in cuts])
+        for place, (name, cuts) in enumerate(exchanges.items())
+    ]
+    return Panel(
+        title=title,
+        x_title="cut, % of the reasoning",
+        y_title="share",
+        series=series,
+        level=level,
+        level_name="" if level is None else "untouched",
+        note="95 % intervals of Wilson.",
+        y_range=(0.0, 1.0),
+    )
+
+
+def _claims(exchanges: dict[str, Any]) -> Panel:
+    cuts = exchanges["swap"]
+    asked = bool(cuts[0]["claims"]["own"]["of"])
+    series = [_line("own image", 0, cuts, [cut["claims"]["own"] for cut in cuts])] + [
+        _line(name, place, each, [cut["claims"]["exchanged"] for cut in each])
+        for place, (name, each) in enumerate(exchanges.items(), start=1)
+    ]
+    return Panel(
+        title="Claims judged right",
+        x_title="cut, % of the reasoning",
+        y_title="share",
+        series=series if asked else [],
+        level=0.5,
+        level_name="chance",
+        note="95 % intervals of Wilson.",
+        y_range=(0.0, 1.0),
+        missing="" if asked else "No claims were asked.",
+    )
+
+
+def _line(name: str, color: int, cuts: list[dict[str, Any]], shares: list[Any]) -> Series:
+    return Series(
+        name=name,
+        color=color,
+        x=_percent(cuts),
+        y=numbers(share["share"] for share in shares),
+        low=numbers(share["low"] for share in shares),
+        high=numbers(share["high"] for share in shares),
+    )
+
+
+def _means(exchanges: dict[str, Any], quantity: str, title: str, y_title: str) -> Panel:
+    series = [
+        Series(name=name, color=place, x=_percent(cuts), y=numbers(c[quantity] for c in cuts))
+        for place, (name, cuts) in enumerate(exchanges.items())
+    ]
+    note = "Mean over responses of the mean over their tokens behind the cut, teacher-forced."
+    return Panel(
+        title=title, x_title="cut, % of the reasoning", y_title=y_title, series=series, note=note
+    )
+
+
+def _attention_left(exchanges: dict[str, Any]) -> Panel:
+    cuts = exchanges["swap"]
+    line = Series(name="attention", x=_percent(cuts), y=numbers(cut["attention"] for cut in cuts))
+    return Panel(
+        title="Visual attention of what is left",
+        x_title="cut, % of the reasoning",
+        y_title="visual attention ratio",
+        series=[line],
+        note="Mean over untouched responses of the mean over their tokens behind the cut.",
+    )
+
+
+def _table(name: str, cuts: list[dict[str, Any]]) -> Any:
+    from vapo_verl.evaluation.probing.result_page import shown_number, shown_paired, shown_share
+    from vapo_verl.plots.html import Table
+
+    return Table(
+        title=f"Exchange: {name}",
+        header=["cut", "same answer", "right", "change", "KL", "attention left"],
+        rows=[
+            [
+                f"{cut['target']:.0%}",
+                shown_share(cut["agreement"]),
+                shown_share(cut["accuracy"]),
+                shown_paired(cut["drop"]),
+                shown_number(cut["kl"]),
+                shown_number(cut["attention"]),
+            ]
+            for cut in cuts
+        ],
+        note="p of McNemar's exact test.",
+    )
+
+
+def _percent(cuts: list[dict[str, Any]]) -> Any:
+    return numbers(100 * cut["target"] for cut in cuts)

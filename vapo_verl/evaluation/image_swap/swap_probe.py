@@ -1,0 +1,253 @@
+"""Goes on from cuts of a response with another image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vapo_verl.evaluation.image_swap import EXCHANGES, MaskingOptions
+from vapo_verl.evaluation.probing.attention_summary import ratios
+from vapo_verl.evaluation.probing.cuts import cut_positions, even_targets
+from vapo_verl.evaluation.probing.engine import Context, Engine, TopLogprobs
+from vapo_verl.evaluation.probing.probe_options import ProbeOptions
+from vapo_verl.evaluation.probing.respond import (
+    Asked,
+    Grade,
+    Response,
+    anchor_record,
+    cycle_claims,
+    grade,
+    judge_claims,
+    project_question,
+    respond,
+    row_key,
+)
+from vapo_verl.evaluation.probing.rows import Row, image_size
+from vapo_verl.plots.panel import Numbers, numbers
+from vapo_verl.run_folder import RunError
+
+OWN = "own"
+"""The right image, beside `EXCHANGES`."""
+CASES_READ_AT_ONCE = 8
+"""vLLM hands back the likeliest tokens of a whole context, images included."""
+Exchanged = Mapping[str, tuple[Image.Image, ...]]
+_SMALLEST = 1e-9
+Sizes = tuple[tuple[int, int], ...]
+"""Width and height of each image of a row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A response with all that is asked about it."""
+
+    response: Response
+    giver: Row
+    """The row that the swapped images are from."""
+    same_size: bool
+    images: Exchanged
+    positions: tuple[int, ...]
+    """Of the cuts, by rising target."""
+    asked: tuple[Asked, ...]
+
+    def before(self, position: int, images: str) -> Context:
+        """The response up to a cut, behind the prompt with these images."""
+        prompt = Context(ids=self.response.prompt.ids, images=self.images[images])
+        return prompt.then(self.response.completion.ids[:position])
+
+
+class Masking:
+    """Asks about batches of rows; which row gives its images to which is fixed for all of them."""
+
+    def __init__(self, options: ProbeOptions, masking: MaskingOptions, rows: Sequence[Row]) -> None:
+        """Raises RunError when there is one row only."""
+        self._options, self._masking = options, masking
+        sizes = [tuple(map(image_size, row.images)) for row in rows]
+        donors = draw_donors(sizes, options.seed)
+        self._givers = {row.number: rows[place] for row, place in zip(rows, donors, strict=True)}
+        self._targets = even_targets(masking.num_cuts)
+
+    def __call__(self, engine: Engine, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """A record for each row; the engine has to export attention."""
+        cases = [self._case(engine, response) for response in respond(engine, rows, self._options)]
+        grades = self._go_on(engine, cases)
+        claims = _judge(engine, cases)
+        readings = [
+            reading
+            for first in range(0, len(cases), CASES_READ_AT_ONCE)
+            for reading in _read(engine, cases[first : first + CASES_READ_AT_ONCE])
+        ]
+        return [
+            self._record(case, grades[number], claims[number], readings[number])
+            for number, case in enumerate(cases)
+        ]
+
+    def _case(self, engine: Engine, response: Response) -> Case:
+        row = response.row
+        giver = self._givers[row.number]
+        own, others = response.prompt.images, tuple(map(engine.image, giver.images))
+        positions = cut_positions(response.reasoning, self._targets)
+        rng = row_key(row, self._options).generator("claims")
+        per_cut = self._masking.claims_per_cut
+        places = list(dict.fromkeys(positions))
+        return Case(
+            response=response,
+            giver=giver,
+            same_size=[image.size for image in own] == [image.size for image in others],
+            images={OWN: own, "swap": swapped(own, others), "blank": tuple(map(blank, own))},
+            positions=tuple(positions),
+            asked=tuple(cycle_claims(places, row.claims, per_cut, rng)) if per_cut else (),
+        )
+
+    def _go_on(self, engine: Engine, cases: Sequence[Case]) -> list[dict[tuple[str, int], Grade]]:
+        """(exchange, position) -> grade of the response that goes on from there."""
+        wanted = [
+            (number, exchange, position)
+            for number, case in enumerate(cases)
+            for exchange in EXCHANGES
+            for position in dict.fromkeys(case.positions)
+        ]
+        completions = engine.complete(
+            [cases[number].before(position, exchange) for number, exchange, position in wanted],
+            [max(self._options.max_tokens - position, 1) for _, _, position in wanted],
+        )
+        grades: list[dict[tuple[str, int], Grade]] = [{} for _ in cases]
+        for (number, exchange, position), completion in zip(wanted, completions, strict=True):
+            response = cases[number].response
+            text = engine.decode((*response.completion.ids[:position], *completion.ids))
+            grades[number][exchange, position] = grade(text, response.row)
+        return grades
+
+    def _record(
+        self,
+        case: Case,
+        grades: Mapping[tuple[str, int], Grade],
+        claims: Mapping[str, list[dict[str, Any]]],
+        readings: Mapping[str, list[TopLogprobs]],
+    ) -> dict[str, Any]:
+        response = case.response
+        cuts = list(zip(self._targets, case.positions, strict=True))
+        return {
+            **response.row.identity(),
+            "response": response.text,
+            "num_tokens": response.num_tokens,
+            "reasoning": [response.reasoning.start, response.reasoning.end],
+            "finish": response.completion.finish,
+            **asdict(response.grade),
+            "attention": ratios(response.completion.attention),
+            "swapped_with": case.giver.number,
+            "same_size": case.same_size,
+            "claims": claims[OWN],
+            "exchanges": {
+                exchange: {
+                    "cuts": [
+                        {"target": target, "position": at, **asdict(grades[exchange, at])}
+                        for target, at in cuts
+                    ],
+                    "claims": claims[exchange],
+                    **_distances(response.completion.ids, readings[OWN], readings[exchange]),
+                }
+                for exchange in EXCHANGES
+            },
+        }
+
+
+def _judge(engine: Engine, cases: Sequence[Case]) -> list[dict[str, list[dict[str, Any]]]]:
+    """Images -> verdicts on the claims of each case."""
+    kinds = (OWN, *EXCHANGES)
+    pairs = [
+        (case.before(asked.position, images), asked)
+        for case in cases
+        for images in kinds
+        for asked in case.asked
+    ]
+    verdicts = iter(judge_claims(engine, pairs, project_question(engine)))
+    return [
+        {images: [anchor_record(asked, next(verdicts)) for asked in case.asked] for images in kinds}
+        for case in cases
+    ]
+
+
+def _read(engine: Engine, cases: Sequence[Case]) -> list[dict[str, list[TopLogprobs]]]:
+    """Images -> what the model gives at each token of the response, teacher-forced."""
+    kinds = (OWN, *EXCHANGES)
+    lengths = [case.response.num_tokens for case in cases for _ in kinds]
+    contexts = [case.before(case.response.num_tokens, images) for case in cases for images in kinds]
+    read = engine.read(contexts, lengths)
+    firsts = range(0, len(read) + 1, len(kinds))
+    return [dict(zip(kinds, read[a:b], strict=True)) for a, b in pairwise(firsts)]
+
+
+def _distances(
+    ids: Sequence[int], own: Sequence[TopLogprobs], other: Sequence[TopLogprobs]
+) -> dict[str, Numbers]:
+    pairs = list(zip(ids, own, other, strict=True))
+    return {
+        "kl": numbers(divergence(p, q) for _, p, q in pairs),
+        "logprob_drop": numbers(p[token] - q[token] for token, p, q in pairs),
+    }
+
+
+def divergence(p: Mapping[int, float], q: Mapping[int, float]) -> float:
+    """KL(p || q) in nats over the tokens that both lists hold, all others as one outcome.
+
+    Joining outcomes never enlarges a KL divergence, so this is a lower bound of that over the whole
+    vocabulary, and equal to it where the others have no probability.
+
+    Args:
+        p: token id -> log probability, of the likeliest tokens and perhaps others.
+        q: the same under the other condition.
+    """
+    common = p.keys() & q.keys()
+    total = sum(math.exp(p[token]) * (p[token] - q[token]) for token in common)
+    rest_p, rest_q = (
+        max(1.0 - sum(math.exp(values[token]) for token in common), _SMALLEST) for values in (p, q)
+    )
+    return max(total + rest_p * math.log(rest_p / rest_q), 0.0)
+
+
+def draw_donors(sizes: Sequence[Sizes], seed: int) -> list[int]:
+    """For each row another one, of the same number and sizes of images where there is one.
+
+    Rows of equal sizes exchange in a drawn circle; one alone with its sizes gets any other.
+
+    Returns:
+        The place of that other row in `sizes`, for each.
+
+    Raises:
+        RunError: there is one row only.
+    """
+    if len(sizes) == 1:
+        raise RunError("masking takes the images of another row: give --num-rows 2 or more")
+    rng = np.random.default_rng(seed)
+    groups: dict[Sizes, list[int]] = {}
+    for place, of_row in enumerate(sizes):
+        groups.setdefault(of_row, []).append(place)
+    donors: dict[int, int] = {}
+    for group in groups.values():
+        circle = [group[i] for i in rng.permutation(len(group))]
+        if len(circle) == 1:
+            donors[circle[0]] = (circle[0] + int(rng.integers(1, len(sizes)))) % len(sizes)
+        else:
+            donors |= zip(circle, circle[1:] + circle[:1], strict=True)
+    return [donors[place] for place in range(len(sizes))]
+
+
+def swapped(
+    images: Sequence[Image.Image], others: Sequence[Image.Image]
+) -> tuple[Image.Image, ...]:
+    """The other images at the sizes of `images`; they come round where there are fewer."""
+    return tuple(
+        others[number % len(others)].resize(image.size) for number, image in enumerate(images)
+    )
+
+
+def blank(image: Image.Image) -> Image.Image:
+    """The image's mean colour all over."""
+    red, green, blue = np.asarray(image.convert("RGB"), dtype=float).mean(axis=(0, 1)).round()
+    return Image.new("RGB", image.size, (int(red), int(green), int(blue)))

@@ -1,0 +1,53 @@
+"""Remedies: do a second look at the image, or a reminder to look, help a response?
+
+`python -m vapo_verl.evaluation remedies MODEL DATA --run RUN_DIR` writes
+`RUN_DIR/diagnostics/remedies/`. Every row is answered three times:
+
+- `plain`: as it is;
+- `replay`: at 4 logical boundaries a user turn shows the image again, down-sampled;
+- `focus`: at the same places a sentence is put into the model's own text.
+
+The first insertion stands where the plain response has its boundary nearest to a fifth of its
+reasoning; each later one behind a boundary about as many tokens after the one before, since from
+there on the response is another one. Where the reasoning ends earlier, the rest is left out.
+
+- `rows.jsonl`: a line for each row:
+
+      row, data_source, index, ground_truth   as in :mod:`vapo_verl.evaluation.early_decision`
+      responses      {plain: .., replay: .., focus: ..}, each with
+        response     string: what the model wrote, insertions of `focus` in place
+        num_tokens   int: tokens the model wrote
+        insertions   list of int: tokens it had written before each insertion
+        finish       "stop" or "length"
+        answer       string or null
+        right        bool
+        attention    list of float or null, one for each token it wrote; behind a replay it counts
+                     the tokens of all images
+
+- `settings.json`, `page.html`, and `summary.json`: see `summary.summarise`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+COMMAND = "remedies"
+PLAIN = "plain"
+REMEDIES = ("replay", "focus")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemedyOptions:
+    """Options of the command."""
+
+    num_insertions: int = 4
+    replay_scale: float = 0.5
+    """Of both sides of the replayed image. The model's image processor has its own lower limit."""
+    replay_text: str = "Here is the image again. Go on."
+    """Of the user turn, behind the image."""
+    focus_text: str = " Let me look at the image again."
+
+    def settings(self) -> dict[str, Any]:
+        """By the names of their options."""
+        return {f"--{name.replace('_', '-')}": value for name, value in asdict(self).items()}

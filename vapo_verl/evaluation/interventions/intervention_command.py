@@ -1,0 +1,133 @@
+"""`remedies`: responses with the image shown again or with a reminder, against plain ones."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from vapo_verl.evaluation.interventions import COMMAND, RemedyOptions
+from vapo_verl.evaluation.probing.probe_options import (
+    ProbeOptions,
+    add_probe_arguments,
+    probe_options,
+    require_at_least,
+)
+from vapo_verl.run_folder import RunError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of every probing command, and what is inserted."""
+    default = RemedyOptions()
+    add_probe_arguments(parser, attention=True)
+    add = parser.add_argument_group("insertions").add_argument
+    add(
+        "--num-insertions",
+        type=int,
+        default=default.num_insertions,
+        help="in one response (%(default)s)",
+    )
+    add(
+        "--replay-scale",
+        type=float,
+        default=default.replay_scale,
+        help="of the sides of the replayed image (%(default)s)",
+    )
+    add("--replay-text", default=default.replay_text, help="behind it (%(default)r)")
+    add("--focus-text", default=default.focus_text, help="in the model's text (%(default)r)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command."""
+    options = probe_options(arguments, COMMAND)
+    require_at_least(arguments, "num_insertions", 1)
+    if not 0 < arguments.replay_scale <= 1:
+        raise RunError(f"--replay-scale {arguments.replay_scale}: give more than 0, at most 1")
+    remedies = RemedyOptions(
+        num_insertions=arguments.num_insertions,
+        replay_scale=arguments.replay_scale,
+        replay_text=arguments.replay_text,
+        focus_text=arguments.focus_text,
+    )
+    summary = measure_remedies(options, remedies)
+    shares = ", ".join(
+        f"{name} {of['accuracy']['share']:.3f}" for name, of in summary["responses"].items()
+    )
+    print(f"{summary['num_rows']} rows, right: {shares}")
+    print(_page(options.out, summary))
+    return 0
+
+
+def measure_remedies(options: ProbeOptions, remedies: RemedyOptions) -> dict[str, Any]:
+    """Do the rows that are not done, and write and return the summary."""
+    from vapo_verl.evaluation.interventions.intervention_probe import apply_remedies
+    from vapo_verl.evaluation.interventions.intervention_summary import summarise
+    from vapo_verl.evaluation.probing.job import chosen_rows, measure
+
+    return measure(
+        chosen_rows(options),
+        options,
+        remedies.settings(),
+        lambda engine, rows: apply_remedies(engine, rows, options, remedies),
+        summarise,
+        images_per_row=1 + remedies.num_insertions,
+        attention=True,
+    )
+
+
+def _page(folder: Path, summary: dict[str, Any]) -> Path:
+    from vapo_verl.evaluation.probing.attention_summary import attention_panels
+    from vapo_verl.evaluation.probing.result_page import write_page
+
+    responses = summary["responses"]
+    panels = attention_panels({name: of["attention"] for name, of in responses.items()})
+    note = (
+        f"{summary['num_rows']} rows, each answered plainly, with the image shown again at even"
+        " places (replay), and with a reminder to look there (focus)."
+    )
+    tables = [_each(responses), _paired(summary["against_plain"])]
+    return write_page(folder, "Remedies", note, panels, tables)
+
+
+def _each(responses: dict[str, Any]) -> Any:
+    from vapo_verl.evaluation.probing.result_page import shown_number, shown_share
+    from vapo_verl.plots.html import Table
+
+    return Table(
+        title="Responses",
+        header=["", "right", "cut off", "tokens", "insertions", "attention", "late / early"],
+        rows=[
+            [
+                name,
+                shown_share(of["accuracy"]),
+                shown_share(of["truncated"]),
+                f"{of['mean_tokens']:.1f}",
+                f"{of['mean_insertions']:.2f}",
+                shown_number(of["attention"]["mean"]),
+                shown_number(of["attention"]["late_over_early"]),
+            ]
+            for name, of in responses.items()
+        ],
+        note="Tokens the model wrote; insertions are not among them.",
+    )
+
+
+def _paired(against_plain: dict[str, Any]) -> Any:
+    from vapo_verl.evaluation.probing.result_page import shown_difference, shown_paired
+    from vapo_verl.plots.html import Table
+
+    return Table(
+        title="Against plain responses of the same rows",
+        header=["", "accuracy", "gained", "lost", "tokens"],
+        rows=[
+            [
+                name,
+                shown_paired(found["accuracy"]),
+                str(found["accuracy"]["gained"]),
+                str(found["accuracy"]["lost"]),
+                shown_difference(found["num_tokens"]),
+            ]
+            for name, found in against_plain.items()
+        ],
+        note="95 % intervals; p: McNemar's exact test of accuracy, Student's for pairs of tokens.",
+    )

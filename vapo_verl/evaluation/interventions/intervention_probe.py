@@ -1,0 +1,242 @@
+"""Answers rows plainly and with insertions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vapo_verl.anchors.placement import ANSWER_START, REASONING_END, logical_boundaries
+from vapo_verl.evaluation.interventions import PLAIN, REMEDIES, RemedyOptions
+from vapo_verl.evaluation.probing.attention_summary import ratios
+from vapo_verl.evaluation.probing.cuts import Reasoning
+from vapo_verl.evaluation.probing.engine import Completion, Context, Engine
+from vapo_verl.evaluation.probing.probe_options import ProbeOptions
+from vapo_verl.evaluation.probing.respond import Response, grade, respond, seeds
+from vapo_verl.evaluation.probing.rows import Row
+
+LONGEST_STEP = 1.5
+"""Of the distance of insertions: so much is written in search of a boundary."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Insertion:
+    """What a remedy puts into a response."""
+
+    ids: tuple[int, ...]
+    images: tuple[Image.Image, ...]
+    in_text: bool
+    """Whether it becomes part of the response's text."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Treated:
+    """A response that is written in steps, with insertions between them."""
+
+    plain: Response
+    insertion: Insertion
+    plan: Plan
+    context: Context
+    """All up to now, insertions too."""
+    ids: list[int] = field(default_factory=list)
+    """Tokens the model wrote."""
+    attention: list[float] = field(default_factory=list)
+    """Of each of them."""
+    text_ids: list[int] = field(default_factory=list)
+    """Tokens of the response's text."""
+    places: list[int] = field(default_factory=list)
+    """Tokens the model had written before each insertion."""
+    takes_more: bool = True
+    """Whether something may still be inserted."""
+    finish: str | None = None
+    """None while it is being written."""
+
+    def write(self, completion: Completion, length: int | None = None) -> None:
+        """Take up the first `length` tokens of what the model wrote."""
+        ids = completion.ids[:length]
+        self.context = self.context.then(ids)
+        self.ids += ids
+        self.attention += completion.attention[:length].tolist()
+        self.text_ids += ids
+
+    def insert(self) -> None:
+        """Put the insertion here."""
+        self.context = self.context.then(self.insertion.ids, *self.insertion.images)
+        self.places.append(len(self.ids))
+        if self.insertion.in_text:
+            self.text_ids += self.insertion.ids
+
+    def end(self, finish: str | None) -> None:
+        """Insert nothing any more; None: the model still writes to its end."""
+        self.takes_more, self.finish = False, finish
+
+
+def apply_remedies(
+    engine: Engine, rows: Sequence[Row], options: ProbeOptions, remedies: RemedyOptions
+) -> list[dict[str, Any]]:
+    """A record for each row; the engine has to export attention."""
+    responses = respond(engine, rows, options)
+    treated = {
+        name: _respond_with(
+            engine,
+            responses,
+            [_insertion(engine, name, response, remedies) for response in responses],
+            options,
+            remedies,
+        )
+        for name in REMEDIES
+    }
+    return [
+        {
+            **response.row.identity(),
+            "responses": {
+                PLAIN: _plain_record(response),
+                **{name: _record(engine, treated[name][number]) for name in REMEDIES},
+            },
+        }
+        for number, response in enumerate(responses)
+    ]
+
+
+def _insertion(engine: Engine, name: str, response: Response, remedies: RemedyOptions) -> Insertion:
+    if name == "focus":
+        return Insertion(ids=engine.encode(remedies.focus_text), images=(), in_text=True)
+    images = tuple(_scaled(image, remedies.replay_scale) for image in response.prompt.images)
+    ids = engine.user_turn(len(images), remedies.replay_text)
+    return Insertion(ids=ids, images=images, in_text=False)
+
+
+def _scaled(image: Image.Image, scale: float) -> Image.Image:
+    width, height = (max(round(side * scale), 1) for side in image.size)
+    return image.resize((width, height))
+
+
+def _respond_with(
+    engine: Engine,
+    responses: Sequence[Response],
+    insertions: Sequence[Insertion],
+    options: ProbeOptions,
+    remedies: RemedyOptions,
+) -> list[Treated]:
+    """Write all responses together: a step of each, an insertion, and so on, then the rest."""
+    all_treated = [
+        _begin(response, insertion, remedies)
+        for response, insertion in zip(responses, insertions, strict=True)
+    ]
+    for _ in range(remedies.num_insertions - 1):
+        some = [treated for treated in all_treated if treated.takes_more]
+        steps = [min(treated.plan.step, _left(treated, options)) for treated in some]
+        for treated, completion in zip(some, _write(engine, some, steps, options), strict=True):
+            _take_step(engine, treated, completion)
+            if treated.finish is None and _left(treated, options) == 0:
+                treated.end("length")
+    some = [treated for treated in all_treated if treated.finish is None]
+    steps = [_left(treated, options) for treated in some]
+    for treated, completion in zip(some, _write(engine, some, steps, options), strict=True):
+        treated.write(completion)
+        treated.end(completion.finish)
+    return all_treated
+
+
+def _begin(response: Response, insertion: Insertion, remedies: RemedyOptions) -> Treated:
+    """The plain response up to the first insertion; all of it where nothing can be inserted."""
+    plan = plan_insertions(response.reasoning, remedies.num_insertions)
+    treated = Treated(plain=response, insertion=insertion, plan=plan, context=response.prompt)
+    treated.write(response.completion, plan.first)
+    if plan.first is None:
+        treated.end(response.completion.finish)
+    else:
+        treated.insert()
+    return treated
+
+
+def _take_step(engine: Engine, treated: Treated, completion: Completion) -> None:
+    """Cut what was written at the next boundary and insert there, or let the response end."""
+    place = next_insertion(engine.pieces(completion.ids), treated.plan.distance)
+    if completion.finish == "stop" or place is None:
+        treated.write(completion)
+        treated.end("stop" if completion.finish == "stop" else None)
+    else:
+        treated.write(completion, place)
+        treated.insert()
+
+
+def _left(treated: Treated, options: ProbeOptions) -> int:
+    """Tokens that the model may still write."""
+    return options.max_tokens - len(treated.ids)
+
+
+def _write(
+    engine: Engine, some: Sequence[Treated], lengths: Sequence[int], options: ProbeOptions
+) -> list[Completion]:
+    return engine.complete(
+        [treated.context for treated in some],
+        lengths,
+        temperature=options.temperature,
+        seeds=seeds([treated.plain.row for treated in some], options),
+    )
+
+
+def _plain_record(response: Response) -> dict[str, Any]:
+    return {
+        "response": response.text,
+        "num_tokens": response.num_tokens,
+        "insertions": [],
+        "finish": response.completion.finish,
+        **asdict(response.grade),
+        "attention": ratios(response.completion.attention),
+    }
+
+
+def _record(engine: Engine, treated: Treated) -> dict[str, Any]:
+    text = engine.decode(treated.text_ids)
+    return {
+        "response": text,
+        "num_tokens": len(treated.ids),
+        "insertions": treated.places,
+        "finish": treated.finish,
+        **asdict(grade(text, treated.plain.row)),
+        "attention": ratios(np.array(treated.attention)),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Where insertions go."""
+
+    first: int | None
+    """Tokens before the first; None where the reasoning has no boundary inside it."""
+    distance: int
+    """Tokens from one insertion to the next, about."""
+
+    @property
+    def step(self) -> int:
+        """Tokens that are written to find the place of the next insertion."""
+        return math.ceil(LONGEST_STEP * self.distance)
+
+
+def plan_insertions(reasoning: Reasoning, num_insertions: int) -> Plan:
+    """Even places in the reasoning of the plain response, of which the first is taken."""
+    length = reasoning.end - reasoning.start
+    distance = length / (num_insertions + 1)
+    inside = [b for b in reasoning.boundaries if reasoning.start < b < reasoning.end]
+    first = min(inside, key=lambda b: abs(b - reasoning.start - distance), default=None)
+    return Plan(first=first, distance=max(round(distance), 1))
+
+
+def next_insertion(pieces: Sequence[str], distance: int) -> int | None:
+    """Tokens of a step before the next insertion; None where its reasoning ends, or has no end of
+    a clause.
+
+    Args:
+        pieces: text of each token written since the last insertion.
+        distance: tokens wanted.
+    """
+    text = "".join(pieces)
+    if REASONING_END in text or ANSWER_START in text:
+        return None
+    return min(logical_boundaries(pieces), key=lambda b: abs(b - distance), default=None)

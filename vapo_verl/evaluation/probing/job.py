@@ -1,0 +1,91 @@
+"""What all commands do: open the folder, ask about the rows that are not done, sum up."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from vapo_verl.evaluation.probing.engine import Engine
+from vapo_verl.evaluation.probing.journal import Journal, read_records, write_summary
+from vapo_verl.evaluation.probing.probe_options import ProbeOptions
+from vapo_verl.evaluation.probing.rows import Row, batches, read_rows
+
+Work = Callable[[Engine, Sequence[Row]], list[dict[str, Any]]]
+"""Asks about some rows at once; a record for each, JSON without nan, with its `row`."""
+Summarise = Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+
+def chosen_rows(options: ProbeOptions) -> list[Row]:
+    """The rows that the options draw."""
+    return read_rows(
+        options.data,
+        num_rows=options.num_rows,
+        seed=options.seed,
+        answer_style=options.answer_style,
+    )
+
+
+def measure(
+    rows: Sequence[Row],
+    options: ProbeOptions,
+    settings: Mapping[str, Any],
+    work: Work,
+    summarise: Summarise,
+    **more: Any,
+) -> dict[str, Any]:
+    """Finish the rows that are not done, and write and return the summary.
+
+    Args:
+        more: as :func:`finish_rows` takes it.
+    """
+    finish_rows(rows, options, settings, work, **more)
+    summary = summarise(read_records(options.out))
+    write_summary(options.out, summary)
+    return summary
+
+
+def finish_rows(
+    rows: Sequence[Row],
+    options: ProbeOptions,
+    settings: Mapping[str, Any],
+    work: Work,
+    *,
+    images_per_row: int = 1,
+    attention: bool = False,
+) -> None:
+    """Make `rows.jsonl` complete; the engine starts only when a row is missing.
+
+    Args:
+        settings: what the command adds to :meth:`ProbeOptions.settings`.
+        images_per_row: contexts hold at most so many times the images of a row.
+        attention: whether completions carry visual attention.
+
+    Raises:
+        RunError: the folder was begun with other settings.
+        FileError: another process writes there.
+    """
+    with Journal(options.out, {**options.settings(), **settings}) as journal:
+        finished = journal.finished()
+        to_do = [row for row in rows if row.number not in finished]
+        print(f"{len(rows):,} rows, {len(rows) - len(to_do):,} done before", flush=True)
+        if not to_do:
+            return
+        most_images = images_per_row * max(len(row.images) for row in rows)
+        # a bar that redraws itself is for terminals; in a log file a line now and then will do
+        interval_s = 0.2 if sys.stderr.isatty() else 30.0
+        with (
+            Engine(options.engine, images_per_prompt=most_images, attention=attention) as engine,
+            tqdm(
+                total=len(rows),
+                initial=len(rows) - len(to_do),
+                unit="row",
+                mininterval=interval_s,
+            ) as progress,
+        ):
+            for some in batches(to_do, options.batch):
+                for record in work(engine, some):
+                    journal.append(record)
+                    progress.update()

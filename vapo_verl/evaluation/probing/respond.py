@@ -1,0 +1,139 @@
+"""Responses of a checkpoint to rows, and claims probed along them as anchors are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vapo_verl.anchors.plan import SampleKey
+from vapo_verl.anchors.question import AnchorQuestion, bind_question
+from vapo_verl.config import AnchorConfig
+from vapo_verl.data.claims_column import Claim
+from vapo_verl.evaluation.probing.cuts import Reasoning, find_reasoning
+from vapo_verl.evaluation.probing.engine import Completion, Context, Engine, Verdict
+from vapo_verl.evaluation.probing.probe_options import ProbeOptions
+from vapo_verl.evaluation.probing.rows import Row
+from vapo_verl.reward.accuracy import accuracy, answer_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grade:
+    """What a text answers."""
+
+    answer: str | None
+    right: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """A row with the model's response to it."""
+
+    row: Row
+    prompt: Context
+    completion: Completion
+    text: str
+    grade: Grade
+    reasoning: Reasoning
+
+    def before(self, position: int) -> Context:
+        """The prompt and the response's own tokens before a cut."""
+        return self.prompt.then(self.completion.ids[:position])
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.completion.ids)
+
+
+def respond(engine: Engine, rows: Sequence[Row], options: ProbeOptions) -> list[Response]:
+    """One response to each row, as the options say it is sampled."""
+    prompts = [engine.prompt(row) for row in rows]
+    completions = engine.complete(
+        prompts, options.max_tokens, temperature=options.temperature, seeds=seeds(rows, options)
+    )
+    return [
+        _response(engine, row, prompt, completion)
+        for row, prompt, completion in zip(rows, prompts, completions, strict=True)
+    ]
+
+
+def seeds(rows: Sequence[Row], options: ProbeOptions) -> list[int]:
+    """Sampling seeds that depend on the row and not on its batch."""
+    return [row_key(row, options).sampling_seed() for row in rows]
+
+
+def row_key(row: Row, options: ProbeOptions) -> SampleKey:
+    """Names the row's draws."""
+    return SampleKey(seed=options.seed, step=0, prompt_uid=str(row.number), sample=0)
+
+
+def grade(text: str, row: Row) -> Grade:
+    """The answer of a response's whole text, by the project's reward."""
+    return Grade(answer=answer_of(text), right=accuracy(text, row.ground_truth, row.style) == 1.0)
+
+
+def _response(engine: Engine, row: Row, prompt: Context, completion: Completion) -> Response:
+    text = engine.decode(completion.ids)
+    return Response(
+        row=row,
+        prompt=prompt,
+        completion=completion,
+        text=text,
+        grade=grade(text, row),
+        reasoning=find_reasoning(engine.pieces(completion.ids)),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A claim behind the first `position` tokens of a response."""
+
+    position: int
+    claim: Claim
+
+
+def project_question(engine: Engine) -> AnchorQuestion:
+    """The question that training asks by default, in the tokens of this model."""
+    config = AnchorConfig()
+    return bind_question(engine.tokenizer, config.question, config.yes_words, config.no_words)
+
+
+def cycle_claims(
+    positions: Sequence[int], claims: Sequence[Claim], per_cut: int, rng: np.random.Generator
+) -> list[Asked]:
+    """Ask `per_cut` claims at every position, going round all of them in a drawn order.
+
+    With as many a cut as there are claims, every claim is asked everywhere. None of no claims.
+    """
+    if not claims:
+        return []
+    order = [claims[i] for i in rng.permutation(len(claims))]
+    count = min(per_cut, len(claims))
+    return [
+        Asked(position=position, claim=order[(place * count + number) % len(order)])
+        for place, position in enumerate(positions)
+        for number in range(count)
+    ]
+
+
+def judge_claims(
+    engine: Engine, asked: Sequence[tuple[Context, Asked]], question: AnchorQuestion
+) -> list[Verdict]:
+    """The model's verdict on each claim, behind its context."""
+    probes = [context.then(question.token_ids(each.claim.text)) for context, each in asked]
+    return engine.judge(probes, question)
+
+
+def anchor_record(asked: Asked, verdict: Verdict) -> dict[str, Any]:
+    """As the rollout files of a run hold an anchor."""
+    answer = verdict.p_yes >= 0.5
+    return {
+        "position": asked.position,
+        "claim": asked.claim.text,
+        "label": asked.claim.label,
+        "answer": answer,
+        "correct": answer == asked.claim.label,
+        "p_yes": float(f"{verdict.p_yes:.6g}"),
+    }

@@ -1,0 +1,110 @@
+"""Files that appear complete or not at all, and folders that one process at a time writes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+FOLDER_SYNC_UNSUPPORTED = frozenset(
+    {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
+)
+"""What network file systems (CIFS, some FUSE and NFS servers) answer to fsync of a folder."""
+LOCK_NAME = ".lock"
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path to write; it is moved to `path` on success, and gone after any error.
+
+    It is in the same folder, because a rename is atomic within a file system only.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's entries to the disk, where its file system can do that.
+
+    A file system that has no fsync for folders orders their entries itself; the files in them are
+    synced on their own, and their errors are never passed over.
+
+    Raises:
+        OSError: the sync failed, for instance for a full disk or a lost server.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in FOLDER_SYNC_UNSUPPORTED:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+class FolderLocked(OSError):
+    """Another process writes the folder; the message names both."""
+
+
+class FolderLock:
+    """An advisory lock on a folder; the kernel frees it when its process dies, however it dies.
+
+    The file stays behind, empty of meaning: only the lock on it counts, its text names the holder.
+    Used as a context, which makes the folder where there is none.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> FolderLock:
+        """Raises FolderLocked, naming the other process, when one holds the folder."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._acquire()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _acquire(self) -> None:
+        path = self._folder / LOCK_NAME
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise FolderLocked(
+                f"{self._folder}: {holder} is writing here; wait for it, or give another --out"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        self._file = file
+
+
+def append_line(file: IO[str], line: str) -> None:
+    """On return the line, its end included, is on the disk."""
+    file.write(line + "\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace ``path`` so that a reader, or a crash, sees the old text or the new one."""
+    with written_whole(path) as temporary, temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,1 @@
+"""Drawing that report and evaluation share: panels, parts of HTML pages, pictures."""

@@ -1,0 +1,118 @@
+"""Early decision of a run: answers forced where a response's reasoning is cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vapo_verl.analysis.statistics import Share
+from vapo_verl.evaluation.early_decision import EarlyDecision, accuracy_by_cut, summarise
+from vapo_verl.plots.html import NONE, Table, shown
+from vapo_verl.plots.panel import Panel, Series, missing_from, numbers
+from vapo_verl.report.run_summary import RunSummary
+
+NO_EARLY_DECISION = (
+    "No early-decision run was made. python -m vapo_verl.evaluation early-decision MODEL DATA"
+    " --run RUN_DIR makes one."
+)
+_ROWS = (
+    "responses",
+    "right with all reasoning",
+    "right with no reasoning",
+    "peak",
+    "last cut − peak",
+    "recoverable by any cut, of errors",
+    "recoverable by any cut, of all",
+    "recoverable by a single cut, of errors",
+    "recoverable by a single cut, of all",
+)
+QUANTITIES = ("right with no reasoning", "right at any earlier cut", "right with all reasoning")
+
+
+def early_panel(runs: Sequence[RunSummary]) -> Panel:
+    """Share of right answers by the share of the reasoning that stands before a forced answer."""
+    series = [
+        _curve(run.early_decision, place)
+        for place, run in enumerate(runs)
+        if run.early_decision is not None
+    ]
+    return Panel(
+        title="Early decision",
+        x_title="share of the reasoning kept",
+        y_title="share right",
+        series=series,
+        note="An answer is forced behind each cut of the same responses. 95 % Wilson intervals.",
+        missing=missing_from([run.name for run in runs], series, NO_EARLY_DECISION),
+        y_range=(0.0, 1.0),
+    )
+
+
+def early_table(runs: Sequence[RunSummary]) -> Table | None:
+    """Peak, drop and recoverable rows of the runs that have them; None where none has."""
+    if all(run.early_decision is None for run in runs):
+        return None
+    columns = [_column(run) for run in runs]
+    return Table(
+        title="Early decision in numbers",
+        header=["", *[run.name for run in runs]],
+        rows=[[name, *[column.get(name, NONE) for column in columns]] for name in _ROWS],
+        note="Recoverable: wrong with all reasoning, right at an earlier cut. Over any cut it is an"
+        " upper bound, as nobody knows the cut beforehand; the single cut is the one that recovers"
+        " most. The peak is the best of all cuts in these very rows, so that the drop is somewhat"
+        " too large. 95 % intervals.",
+    )
+
+
+def early_rows(decision: EarlyDecision, quantity: str) -> dict[str, float]:
+    """Row of the data -> 1 where `quantity` holds of its response, else 0."""
+    right = decision.right()
+    values = {
+        "right with no reasoning": right[:, 0],
+        "right at any earlier cut": right[:, :-1].max(axis=1),
+        "right with all reasoning": right[:, -1],
+    }[quantity]
+    names = (f"{row.data_source}\t{row.row}" for row in decision.rows)
+    return dict(zip(names, values.astype(float).tolist(), strict=True))
+
+
+def _column(run: RunSummary) -> dict[str, str]:
+    if run.early_decision is None:
+        return {}
+    found = summarise(run.early_decision)
+    cuts, peak, drop = found["cuts"], found["peak"], found["drop_from_peak"]
+    any_cut, single = found["recoverable_any"], found["recoverable_single"]
+    at_peak, at_single = (f" at {each['target']:.0%}" for each in (peak, single))
+    interval = f"{shown(drop['low'])} to {shown(drop['high'])}"
+    values = (
+        str(found["num_rows"]),
+        _share(cuts[-1]["share"]),
+        _share(cuts[0]["share"]),
+        _share(peak["share"]) + at_peak,
+        f"{shown(drop['difference'])} ({interval}), p {shown(drop['p'], 2)}",
+        _share(any_cut["of_errors"]),
+        _share(any_cut["of_rows"]),
+        _share(single["of_errors"]) + at_single,
+        _share(single["of_rows"]) + at_single,
+    )
+    return dict(zip(_ROWS, values, strict=True))
+
+
+def _share(share: Share) -> str:
+    """``0.25 (0.1 to 0.4), 5 of 20``"""
+    if share["share"] is None or share["low"] is None or share["high"] is None:
+        return NONE
+    interval = f"{shown(share['low'])} to {shown(share['high'])}"
+    return f"{shown(share['share'])} ({interval}), {share['num']} of {share['of']}"
+
+
+def _curve(decision: EarlyDecision, run: int) -> Series:
+    cuts = accuracy_by_cut(decision)
+    shares = [cut["share"] for cut in cuts]
+    return Series(
+        name="share right",
+        x=numbers(cut["target"] for cut in cuts),
+        y=numbers(share["share"] for share in shares),
+        low=numbers(share["low"] for share in shares),
+        high=numbers(share["high"] for share in shares),
+        texts=[f"{share['num']} of {share['of']}" for share in shares],
+        run=run,
+    )

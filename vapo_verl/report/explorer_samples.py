@@ -1,0 +1,147 @@
+"""The responses that the report shows in full: a seeded, bounded sample, half correct."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import math
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from vapo_verl.run_folder.images import image_uri
+from vapo_verl.run_folder.rollouts import Rollout
+
+MAX_TOKENS = 4096
+"""Tokens shown of one response."""
+MAX_PROMPT_CHARACTERS = 8000
+DIGITS = 4
+"""Decimals of an attention ratio or a probability on the page."""
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownResponse:
+    """One response, as the page holds it. All texts are what a model or a data set wrote."""
+
+    step: int | None
+    uid: str
+    sample: int | None
+    data_source: str
+    index: int | None
+    prompt: str
+    tokens: list[str]
+    num_tokens: int
+    """Of the whole response; more than `tokens` holds where it was cut."""
+    attention: list[float | None]
+    """One per shown token; empty where none was exported."""
+    ground_truth: str
+    right: bool | None
+    reward: dict[str, float | None]
+    anchors: list[dict[str, Any]]
+    images: list[str]
+    """``data:`` addresses of the prompt's images that could be read."""
+
+
+class ExplorerSamples:
+    """At most `size` responses of a run, half of them right, drawn by `seed`."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        sizes = {True: size // 2, False: size - size // 2}
+        self._kept = {
+            right: BoundedSample[ShownResponse](part, seed) for right, part in sizes.items()
+        }
+        self.num_seen = {True: 0, False: 0}
+
+    def add(self, rollout: Rollout) -> None:
+        """Count one response and keep it if it is drawn."""
+        right = _right(rollout)
+        self.num_seen[bool(right)] += 1
+        names = ("step", "uid", "sample", "data_source", "index")
+        key = "\t".join(str(rollout.cell(name)) for name in names)
+        kept = self._kept[bool(right)]
+        if kept.admits(key):
+            kept.put(key, shown_response(rollout))
+
+    def responses(self) -> list[ShownResponse]:
+        """By step, then by prompt and sample."""
+        kept = [response for part in self._kept.values() for _, response in part.items()]
+        return sorted(kept, key=lambda r: (r.step or 0, r.uid, r.sample or 0))
+
+
+def shown_response(rollout: Rollout) -> ShownResponse:
+    """What the page shows of one row; a column that the file lacks stays empty."""
+    tokens = rollout.cell("tokens") or [rollout.cell("response") or ""]
+    attention = rollout.attention()
+    known = len(attention) == len(tokens) and any(map(math.isfinite, attention))
+    return ShownResponse(
+        step=rollout.cell("step"),
+        uid=str(rollout.cell("uid")),
+        sample=rollout.cell("sample"),
+        data_source=str(rollout.cell("data_source")),
+        index=rollout.cell("index"),
+        prompt=(rollout.cell("prompt") or "")[:MAX_PROMPT_CHARACTERS],
+        tokens=[token or "" for token in tokens[:MAX_TOKENS]],
+        num_tokens=len(tokens),
+        attention=[_rounded(value) for value in attention[:MAX_TOKENS]] if known else [],
+        ground_truth=str(rollout.cell("ground_truth") or ""),
+        right=_right(rollout),
+        reward={part: _rounded(value) for part, value in (rollout.cell("reward") or {}).items()},
+        anchors=[
+            {**anchor, "p_yes": _rounded(anchor["p_yes"])}
+            for anchor in rollout.cell("anchors") or []
+        ],
+        images=[uri for data in rollout.cell("images") or [] if data and (uri := image_uri(data))],
+    )
+
+
+def _right(rollout: Rollout) -> bool | None:
+    accuracy = (rollout.cell("reward") or {}).get("accuracy")
+    return None if accuracy is None or math.isnan(accuracy) else accuracy >= 1
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(float(value), DIGITS)
+
+
+class BoundedSample(Generic[Value]):
+    """Keeps the values of the `size` keys whose hash is smallest.
+
+    Every key has the same chance, whatever its place in the stream. Two samples with the same seed
+    prefer the same keys, so what two runs have in common stays in common. A key that was turned out
+    is never let in again: a value that several additions make up is whole or absent.
+    """
+
+    def __init__(self, size: int, seed: int = 0) -> None:
+        self._size, self._seed = size, seed
+        self._values: dict[str, Value] = {}
+        self._largest_first: list[tuple[int, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, key: str) -> Value | None:
+        return self._values.get(key)
+
+    def admits(self, key: str) -> bool:
+        """Whether `put` would keep the key; asked first where making the value costs something."""
+        if key in self._values or len(self._values) < self._size:
+            return True
+        return self._size > 0 and self._rank(key) < -self._largest_first[0][0]
+
+    def put(self, key: str, value: Value) -> None:
+        """Keep `value`, or drop it, or drop another for it."""
+        if not self.admits(key):
+            return
+        if key not in self._values:
+            heapq.heappush(self._largest_first, (-self._rank(key), key))
+        self._values[key] = value
+        if len(self._values) > self._size:
+            del self._values[heapq.heappop(self._largest_first)[1]]
+
+    def items(self) -> list[tuple[str, Value]]:
+        """Kept keys and values, ordered by key."""
+        return sorted(self._values.items(), key=lambda item: item[0])
+
+    def _rank(self, key: str) -> int:
+        digest = hashlib.blake2b(f"{self._seed}:{key}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big")

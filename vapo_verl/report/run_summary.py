@@ -1,0 +1,106 @@
+"""All that the report says about one run, gathered in one pass over its files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vapo_verl.analysis.anchor_accuracy import AnchorAccuracy
+from vapo_verl.analysis.attention_curves import AttentionCurves, response_attention
+from vapo_verl.evaluation.early_decision import COMMAND, EarlyDecision, load_early_decision
+from vapo_verl.evaluation.probing.probe_options import FOLDER
+from vapo_verl.report.explorer_samples import ExplorerSamples
+from vapo_verl.report.prompt_means import PromptMeans
+from vapo_verl.run_folder import RunError
+from vapo_verl.run_folder.layout import METRICS_FILE
+from vapo_verl.run_folder.metrics import Metrics, read_metrics
+from vapo_verl.run_folder.rollouts import read_rollouts, rollout_files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """One run."""
+
+    name: str
+    metrics: Metrics
+    curves: AttentionCurves
+    anchors: AnchorAccuracy
+    prompts: PromptMeans
+    explorer: ExplorerSamples
+    early_decision: EarlyDecision | None
+    """None where the command has not been run on it."""
+    num_files: int
+    num_responses: int
+    problems: list[str]
+    """What could not be read, a sentence each."""
+
+
+def summarise_run(
+    run_dir: Path, *, name: str, num_samples: int, seed: int, rollouts_of: range | None = None
+) -> RunSummary:
+    """Read a run folder; a run that is under way or was cut short is one like any other.
+
+    Memory does not grow with the number of rollout files, but for one path each.
+
+    Args:
+        num_samples: responses kept for the explorer, drawn by `seed`.
+        rollouts_of: read the rollouts of these steps only; all metrics are read.
+
+    Raises:
+        RunError: no folder, or one that has neither metrics nor rollouts.
+    """
+    if not run_dir.is_dir():
+        raise RunError(f"{run_dir} is no folder; give a run's trainer.default_local_dir")
+    files = rollout_files(run_dir, rollouts_of)
+    if not files and not (run_dir / METRICS_FILE).exists():
+        raise RunError(
+            f"{run_dir} has neither {METRICS_FILE} nor rollouts/step_*.parquet: it is no run"
+            " folder, or its first step has not ended; give a run's trainer.default_local_dir"
+        )
+    problems: list[str] = []
+    metrics = read_metrics(run_dir / METRICS_FILE)
+    if metrics.num_broken_lines:
+        problems.append(
+            f"{METRICS_FILE}: {metrics.num_broken_lines} line(s) that are not whole are left out;"
+            " the run is writing, or was killed while it wrote."
+        )
+    summary = RunSummary(
+        name=name,
+        metrics=metrics,
+        curves=AttentionCurves(),
+        anchors=AnchorAccuracy(),
+        prompts=PromptMeans(),
+        explorer=ExplorerSamples(num_samples, seed),
+        early_decision=_early_decision(run_dir / FOLDER / COMMAND, problems),
+        num_files=len(files),
+        num_responses=0,
+        problems=problems,
+    )
+    return _with_rollouts(summary, files)
+
+
+def _early_decision(folder: Path, problems: list[str]) -> EarlyDecision | None:
+    try:
+        return load_early_decision(folder)
+    except (RunError, OSError) as error:
+        problems.append(str(error))
+        return None
+
+
+def _with_rollouts(summary: RunSummary, files: Sequence[Path]) -> RunSummary:
+    num_responses = 0
+    for rollout in read_rollouts(files, summary.problems):
+        ratio = rollout.attention()
+        num_tokens = rollout.num_tokens() or len(ratio)
+        summary.curves.add(ratio, rollout.layer_attention(), rollout.layers)
+        summary.anchors.add(rollout.cell("anchors") or [], num_tokens)
+        summary.prompts.add(rollout, num_tokens, response_attention(ratio))
+        summary.explorer.add(rollout)
+        num_responses += 1
+    if summary.curves.num_other_layers:
+        summary.problems.append(
+            f"{summary.curves.num_other_layers} response(s) were captured at other layers and are"
+            " not in the heat map."
+        )
+    return replace(summary, num_responses=num_responses)

@@ -1,0 +1,211 @@
+"""The training panels of the report, and which metrics each of them draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vapo_verl.plots.panel import Panel, Series, missing_from, numbers
+from vapo_verl.report.run_summary import RunSummary
+
+CHANCE = 0.5
+"""A guess at a claim that is true or false."""
+_NO_ANCHORS = (
+    "No anchors were asked. vapo.anchors.num_anchors > 0 and a claims column in the data provide"
+    " them."
+)
+_NO_ATTENTION = "No visual attention was exported. vapo.attention.enabled=true provides it."
+
+
+def training_panels(runs: Sequence[RunSummary]) -> list[Panel]:
+    """One panel per plan; then time per phase and validation, whose metrics the runs name."""
+    phases = _found(runs, "timing_s/")
+    validation = _found(runs, "val-core/")
+    plans = [
+        *PLANS,
+        Plan(
+            title="Time per phase",
+            y_title="seconds",
+            metrics=phases,
+            note="step is the whole; a phase may hold others.",
+            missing=NOT_LOGGED,
+        ),
+        Plan(
+            title="Validation",
+            y_title="score",
+            metrics=validation,
+            missing="No validation was logged. trainer.test_freq > 0 provides it.",
+        ),
+    ]
+    return [_panel(plan, runs) for plan in plans]
+
+
+def _found(runs: Sequence[RunSummary], prefix: str) -> tuple[tuple[str, str], ...]:
+    names = sorted({name for run in runs for name in run.metrics.names(prefix)})
+    return tuple((name, name.removeprefix(prefix)) for name in names)
+
+
+def _panel(plan: Plan, runs: Sequence[RunSummary]) -> Panel:
+    series = []
+    for place, run in enumerate(runs):
+        for color, (metric, name) in enumerate(plan.metrics):
+            column = run.metrics.series(metric)
+            if column:
+                series.append(
+                    Series(
+                        name=name,
+                        x=numbers(column),
+                        y=numbers(column.values()),
+                        run=place,
+                        color=color,
+                    )
+                )
+    return Panel(
+        title=plan.title,
+        x_title="step",
+        y_title=plan.y_title,
+        series=series,
+        level=plan.level,
+        level_name=plan.level_name,
+        note=plan.note,
+        missing=missing_from([run.name for run in runs], series, plan.missing),
+        y_range=(0.0, 1.0) if plan.share else None,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One figure over steps."""
+
+    title: str
+    y_title: str
+    metrics: tuple[tuple[str, str], ...]
+    """(metric, its name in the legend)"""
+    missing: str
+    note: str = ""
+    level: float | None = None
+    level_name: str = ""
+    share: bool = False
+    """Drawn from 0 to 1."""
+
+
+NOT_LOGGED = "No step has logged it."
+PLANS = (
+    Plan(
+        title="Reward",
+        y_title="mean reward",
+        metrics=tuple(
+            (f"vapo/reward/{part}", part) for part in ("total", "accuracy", "format", "perception")
+        ),
+        note="Parts stand before their weights.",
+        missing=NOT_LOGGED,
+    ),
+    Plan(
+        title="Gate rate",
+        y_title="share of responses",
+        metrics=(("vapo/anchors/probed_fraction", "probed"),),
+        note="Share of responses whose anchors were asked.",
+        missing=_NO_ANCHORS,
+        share=True,
+    ),
+    Plan(
+        title="Anchor accuracy",
+        y_title="share right",
+        metrics=(
+            ("vapo/anchors/accuracy", "all"),
+            ("vapo/anchors/accuracy_early", "early third"),
+            ("vapo/anchors/accuracy_late", "late third"),
+            ("vapo/anchors/agreement", "responses to one prompt that agree"),
+        ),
+        missing=_NO_ANCHORS,
+        level=CHANCE,
+        level_name="chance",
+        share=True,
+    ),
+    Plan(
+        title="Groups",
+        y_title="share",
+        metrics=(
+            ("vapo/advantage/groups_right", "all right"),
+            ("vapo/advantage/groups_mixed", "right in part"),
+            ("vapo/advantage/groups_wrong", "never right"),
+            ("vapo/advantage/perception_only", "of advantage: perception alone"),
+        ),
+        note="Shares of prompts by their answers, and the share of the sum of absolute advantages "
+        "in groups that differ in nothing but perception.",
+        missing=NOT_LOGGED,
+        share=True,
+    ),
+    Plan(
+        title="Yes-rate",
+        y_title="share of yes",
+        metrics=(("vapo/anchors/yes_rate", "yes"),),
+        note="Far from one half the policy answers without looking.",
+        missing=_NO_ANCHORS,
+        level=0.5,
+        level_name="half",
+        share=True,
+    ),
+    Plan(
+        title="Visual attention",
+        y_title="visual attention ratio",
+        metrics=tuple((f"vapo/attention/{part}", part) for part in ("mean", "early", "late")),
+        missing=_NO_ATTENTION,
+    ),
+    Plan(
+        title="Slope of visual attention",
+        y_title="change over a response",
+        metrics=(("vapo/attention/slope", "slope"),),
+        missing=_NO_ATTENTION,
+        level=0.0,
+        level_name="no change",
+    ),
+    Plan(
+        title="Entropy",
+        y_title="nats per token",
+        metrics=(("actor/entropy", "entropy"),),
+        missing=NOT_LOGGED,
+    ),
+    Plan(
+        title="KL",
+        y_title="nats per token",
+        metrics=(
+            ("actor/ppo_kl", "to the old policy"),
+            ("actor/kl_loss", "to the reference"),
+            ("rollout_corr/kl", "engine to trainer"),
+        ),
+        note="The reference's needs actor_rollout_ref.actor.use_kl_loss=true.",
+        missing=NOT_LOGGED,
+    ),
+    Plan(
+        title="Clip fraction",
+        y_title="share of tokens",
+        metrics=(("actor/pg_clipfrac", "clipped"), ("actor/pg_clipfrac_lower", "lower bound")),
+        missing=NOT_LOGGED,
+    ),
+    Plan(
+        title="Gradient norm",
+        y_title="norm",
+        metrics=(("actor/grad_norm", "before clipping"),),
+        missing=NOT_LOGGED,
+    ),
+    Plan(
+        title="Response length",
+        y_title="tokens",
+        metrics=tuple((f"response_length/{part}", part) for part in ("mean", "max", "min")),
+        missing=NOT_LOGGED,
+    ),
+    Plan(
+        title="Cut responses",
+        y_title="share of responses",
+        metrics=(("response_length/clip_ratio", "at the token limit"),),
+        note="data.max_response_length is the limit.",
+        missing=NOT_LOGGED,
+    ),
+    Plan(
+        title="Throughput",
+        y_title="tokens per second",
+        metrics=(("perf/throughput", "per GPU or CPU worker"),),
+        missing=NOT_LOGGED,
+    ),
+)

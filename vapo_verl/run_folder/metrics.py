@@ -1,0 +1,113 @@
+"""``metrics.jsonl`` of a run: written line by line, and read as columns.
+
+The reader skips an incomplete line: the run may still write.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vapo_verl.files import write_atomically
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """The metrics of a run."""
+
+    columns: dict[str, dict[int, float]] = field(default_factory=dict)
+    """Metric -> step -> value, by rising step. Null, nan and infinite values are absent."""
+    num_steps: int = 0
+    """Steps with a line of their own, the validation before training (step 0) among them."""
+    num_broken_lines: int = 0
+    """Lines that are no record: the last one of a run that is writing or was killed."""
+
+    def series(self, name: str) -> dict[int, float]:
+        """Step -> value; empty where the metric was never logged or never finite."""
+        return self.columns.get(name, {})
+
+    def names(self, prefix: str) -> list[str]:
+        """Metrics that begin with `prefix` and have a value, by name."""
+        return sorted(
+            name for name, column in self.columns.items() if name.startswith(prefix) and column
+        )
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read the file, line by line; a missing one is a run without metrics.
+
+    Where a step has several lines (a validation has its own), a later value replaces an earlier.
+    """
+    columns: dict[str, dict[int, float]] = {}
+    steps: set[int] = set()
+    num_broken = 0
+    if path.exists():
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for line in filter(str.strip, file):
+                record = _record(line)
+                if record is None:
+                    num_broken += 1
+                    continue
+                step, data = record
+                steps.add(step)
+                for name, value in data.items():
+                    if _is_finite(value):
+                        columns.setdefault(name, {})[step] = float(value)
+    ordered = {name: dict(sorted(column.items())) for name, column in columns.items()}
+    return Metrics(columns=ordered, num_steps=len(steps), num_broken_lines=num_broken)
+
+
+def _record(line: str) -> tuple[int, dict[str, Any]] | None:
+    try:
+        record = json.loads(line)
+        step, data = int(record["step"]), record["data"]
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return None
+    return (step, data) if isinstance(data, dict) else None
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+
+
+class MetricsFile:
+    """``metrics.jsonl``: one ``{"step": .., "data": {..}}`` a line, as veRL's file logger writes.
+
+    Unlike that logger it survives a resume: what the run logged up to the resumed step stays, and
+    what it logged after its last checkpoint is dropped, because those steps are run again. A value
+    that is not finite is written as null.
+    """
+
+    def __init__(self, path: Path, resumed_step: int) -> None:
+        self._path = path
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines() if _kept(line, resumed_step)]
+            write_atomically(path, "".join(f"{line}\n" for line in lines))
+
+    def log(self, data: Mapping[str, Any], step: int) -> None:
+        """Append one step."""
+        numbers_only = {key: _finite(value) for key, value in data.items() if _is_number(value)}
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, "data": numbers_only}) + "\n")
+
+
+def _kept(line: str, resumed_step: int) -> bool:
+    try:
+        return resumed_step > 0 and json.loads(line)["step"] <= resumed_step
+    except (json.JSONDecodeError, KeyError):
+        return False  # the line a killed process did not finish
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Number)
+
+
+def _finite(value: Any) -> float | int | None:
+    value = value.item() if hasattr(value, "item") else value
+    return value if math.isfinite(value) else None

@@ -1,0 +1,161 @@
+"""Sampled rollouts of a run: schema, writer, and a reader that holds a few rows at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vapo_verl.run_folder.layout import ROLLOUT_FOLDER
+
+BATCH_ROWS = 32
+_LEFT_OUT = {"prompt_ids", "response_ids", "advantages", "rollout_log_probs", "old_log_probs"}
+LAYERS_KEY = "visual_attention_layers"
+ROLLOUT_SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("uid", pa.string()),
+        ("sample", pa.int64()),
+        ("data_source", pa.string()),
+        ("index", pa.int64()),
+        ("prompt", pa.string()),
+        ("images", pa.list_(pa.binary())),  # PNG or JPEG, scaled down; null where unreadable
+        ("response", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("response_ids", pa.list_(pa.int32())),
+        ("tokens", pa.list_(pa.string())),
+        ("visual_attention", pa.list_(pa.float32())),
+        ("visual_attention_layers", pa.list_(pa.list_(pa.float32()))),  # [tokens][layers] or null
+        ("advantages", pa.list_(pa.float32())),
+        ("rollout_log_probs", pa.list_(pa.float32())),
+        ("old_log_probs", pa.list_(pa.float32())),
+        ("ground_truth", pa.string()),
+        (
+            "reward",
+            pa.struct(
+                [(part, pa.float64()) for part in ("accuracy", "format", "perception", "total")]
+            ),
+        ),
+        (
+            "anchors",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("position", pa.int64()),
+                        ("claim", pa.string()),
+                        ("label", pa.bool_()),
+                        ("answer", pa.bool_()),
+                        ("correct", pa.bool_()),
+                        ("p_yes", pa.float64()),
+                    ]
+                )
+            ),
+        ),
+    ]
+)
+"""One row per sampled response; positions count its tokens."""
+_COLUMNS = [name for name in ROLLOUT_SCHEMA.names if name not in _LEFT_OUT]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One row of a rollout file; its cells become Python objects when they are asked for."""
+
+    batch: pa.RecordBatch
+    row: int
+    layers: tuple[int, ...] = ()
+    """The model's layers in the columns of `layer_attention`; empty where the file names none."""
+
+    def cell(self, name: str) -> Any:
+        """The cell as Python objects; None where the file has no such column."""
+        cell = self._scalar(name)
+        return None if cell is None else cell.as_py()
+
+    def num_tokens(self) -> int:
+        """Tokens of the response; 0 where they are not known."""
+        cell = self._scalar("tokens")
+        return 0 if cell is None or not cell.is_valid else len(cell.values)
+
+    def attention(self) -> np.ndarray:
+        """Visual attention ratio [tokens], nan where unknown; empty where none was exported."""
+        cell = self._scalar("visual_attention")
+        return np.empty(0) if cell is None or not cell.is_valid else _floats(cell.values)
+
+    def layer_attention(self) -> np.ndarray | None:
+        """[tokens, layers], or None where it was not exported or its rows differ in length."""
+        cell = self._scalar("visual_attention_layers")
+        if cell is None or not cell.is_valid or len(cell.values) == 0:
+            return None
+        values = _floats(cell.values.flatten())
+        num_tokens = len(cell.values)
+        lengths = np.asarray(cell.values.value_lengths())
+        if np.any(lengths != lengths[0]) or len(values) == 0:
+            return None
+        return values.reshape(num_tokens, -1)
+
+    def _scalar(self, name: str) -> Any:
+        index = self.batch.schema.get_field_index(name)
+        return None if index < 0 else self.batch.column(index)[self.row]
+
+
+def rollout_files(run_dir: Path, steps: range | None = None) -> list[Path]:
+    """Files of whole steps, or of those in `steps`; those being written have another suffix."""
+    if steps is not None:
+        named = (rollout_file(run_dir, step) for step in steps)
+        return [path for path in named if path.exists()]
+    return sorted((run_dir / ROLLOUT_FOLDER).glob("step_*.parquet"))
+
+
+def read_rollouts(files: Sequence[Path], problems: list[str]) -> Iterator[Rollout]:
+    """All rows of the files. A file that cannot be read adds a line to `problems`."""
+    for path in files:
+        try:
+            with pq.ParquetFile(path) as file:
+                schema = file.schema_arrow
+                columns = [name for name in _COLUMNS if name in schema.names]
+                layers = _layers(schema)
+                for batch in file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
+                    yield from (Rollout(batch, row, layers) for row in range(batch.num_rows))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            problems.append(f"{path} cannot be read and is left out: {error}")
+
+
+def _layers(schema: pa.Schema) -> tuple[int, ...]:
+    stored = (schema.metadata or {}).get(LAYERS_KEY.encode(), b"[]")
+    return tuple(int(layer) for layer in json.loads(stored))
+
+
+def _floats(values: pa.Array) -> np.ndarray:
+    return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def rollout_file(run_dir: Path, step: int) -> Path:
+    return run_dir / ROLLOUT_FOLDER / f"step_{step:06d}.parquet"
+
+
+def write_rollouts(
+    run_dir: Path,
+    step: int,
+    rows: Sequence[Mapping[str, Any]],
+    layers: Sequence[int] | None = None,
+) -> None:
+    """Sampled responses of one step, as :func:`rollout_file`.
+
+    Args:
+        layers: the model's layers that ``visual_attention_layers`` has a column of each; the file
+            keeps them as JSON in its metadata, under ``LAYERS_KEY``.
+    """
+    schema = ROLLOUT_SCHEMA
+    if layers is not None:
+        schema = schema.with_metadata({LAYERS_KEY: json.dumps(list(layers))})
+    path = rollout_file(run_dir, step)
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_suffix(".partial")
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), partial)
+    partial.replace(path)
