@@ -34,7 +34,7 @@ test: setup ## the CPU suite
 test-slow: setup ## the slow tests: engine starts, whole training runs
 	$(PYTEST) -m "slow and not gpu and not multinode" --timeout 1800 $(ARGS)
 
-test-cluster: setup ## real Slurm, Docker and Ray over several pretend nodes; root on Debian, installs what they need
+test-cluster: setup ## real Slurm, Docker and Ray over several simulated nodes; root on Debian, installs what they need
 	tests/slurm/install.sh
 	tests/docker/install.sh
 	$(PYTEST) -m multinode --timeout 1800 $(ARGS)

@@ -8,7 +8,17 @@ from pathlib import Path
 import vapo_verl
 
 LAYERS = (
-    ("config", "console", "files", "integration", "patches", "platform", "process_tree", "version"),
+    (
+        "config",
+        "console",
+        "files",
+        "integration",
+        "patches",
+        "platform",
+        "process_tree",
+        "ray_address",
+        "version",
+    ),
     ("advantage", "analysis", "attention", "data", "hydra_config", "reward"),
     ("anchors", "run_folder"),
     ("digits", "export", "plots", "rollout"),

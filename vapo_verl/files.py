@@ -19,7 +19,7 @@ LOCK_NAME = ".lock"
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path to write; it is moved to `path` on success, and gone after any error.
 
     It is in the same folder, because a rename is atomic within a file system only.
@@ -102,9 +102,9 @@ def append_line(file: IO[str], line: str) -> None:
     os.fsync(file.fileno())
 
 
-def write_atomically(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str) -> None:
     """Replace ``path`` so that a reader, or a crash, sees the old text or the new one."""
-    with written_whole(path) as temporary, temporary.open("w") as file:
+    with atomic_write(path) as temporary, temporary.open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

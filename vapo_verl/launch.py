@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from vapo_verl.config import vapo_config
 from vapo_verl.console import Console, phases
 from vapo_verl.platform import CPU_ENVIRONMENT
-from vapo_verl.platform.ray_address import joined_cluster
 from vapo_verl.preflight import PASSES, InputError, check_run, lacks_flash_attention
+from vapo_verl.ray_address import joined_cluster
 from vapo_verl.rollout.engine_args import add_attention, settle_image_limit
 from vapo_verl.run_folder.checkpoints import latest_complete
 from vapo_verl.trainer.stopping import AnnouncedActor, RunStopped, StopSignals
@@ -286,7 +286,6 @@ def composed(recipe: str, overrides: Sequence[str]) -> DictConfig:
         hydra.errors.HydraException, omegaconf.errors.OmegaConfBaseException: no such recipe or key.
     """
     from vapo_verl.hydra_config import compose_recipe
-    from vapo_verl.launch import settle
 
     config = compose_recipe(recipe, overrides)
     with contextlib.redirect_stdout(sys.stderr):

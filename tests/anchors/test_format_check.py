@@ -2,11 +2,11 @@
 
 import pytest
 
-from vapo_verl.anchors.format_check import SelfTest, TestReply
+from vapo_verl.anchors.format_check import CheckReply, FormatCheck
 
 
 def reply(label, p_yes, free=" Yes"):
-    return TestReply(
+    return CheckReply(
         label=label, p_yes=p_yes, free_token=free, free_is_answer=free in (" Yes", " No")
     )
 
@@ -15,7 +15,7 @@ HEALTHY = [reply(True, 0.8), reply(True, 0.4), reply(False, 0.3), reply(False, 0
 
 
 def test_figures():
-    result = SelfTest.of(HEALTHY)
+    result = FormatCheck.of(HEALTHY)
     assert result.num_probes == 4
     assert result.accuracy == 2 / 4
     assert result.yes_rate == 2 / 4
@@ -27,20 +27,20 @@ def test_figures():
 
 
 def test_one_way_answers_are_named():
-    always_yes = SelfTest.of([reply(i % 2 == 0, 0.7 + 0.02 * i) for i in range(10)])
+    always_yes = FormatCheck.of([reply(i % 2 == 0, 0.7 + 0.02 * i) for i in range(10)])
     [warning] = always_yes.warnings()
     assert "answers yes to nearly every claim" in warning
-    [warning] = SelfTest.of([reply(i % 2 == 0, 0.1 + 0.02 * i) for i in range(10)]).warnings()
+    [warning] = FormatCheck.of([reply(i % 2 == 0, 0.1 + 0.02 * i) for i in range(10)]).warnings()
     assert "answers no to nearly every claim" in warning
 
 
 def test_answers_that_do_not_depend_on_the_claim_are_named():
-    flat = SelfTest.of([reply(i % 2 == 0, 0.5 + 0.001 * (-1) ** (i // 2)) for i in range(8)])
+    flat = FormatCheck.of([reply(i % 2 == 0, 0.5 + 0.001 * (-1) ** (i // 2)) for i in range(8)])
     [warning] = flat.warnings()
     assert "p(yes) hardly differs" in warning
 
 
 def test_free_answers_that_are_neither_are_shown():
     digits = [reply(i % 2 == 0, 0.3 + 0.05 * i, "1" if i < 6 else "0") for i in range(8)]
-    [warning] = SelfTest.of(digits).warnings()
+    [warning] = FormatCheck.of(digits).warnings()
     assert "100% of the probes with something else, mostly '1', '0'" in warning

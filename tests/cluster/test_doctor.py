@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pretend_nodes import pretend_nodes, why_not
+from tests.simulated_nodes import simulated_nodes, why_not
 
 pytestmark = [
     pytest.mark.multinode,
@@ -31,7 +31,7 @@ def look(tmp_path_factory):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, "HOME": str(root), "RAY_AUTH_MODE": "token"}
     env["RAY_raylet_start_wait_time_s"] = "240"  # a loaded machine
-    with pretend_nodes(root / "lab", 2) as nodes:
+    with simulated_nodes(root / "lab", 2) as nodes:
         nodes[0].run(["ray", "get-auth-token", "--generate"], env=env)
         nodes[0].run(HEAD.format(nodes[0].address).split(), env=env)
         env["RAY_ADDRESS"] = f"{nodes[0].address}:6379"

@@ -7,7 +7,7 @@ import pytest
 from vapo_verl.digits.model import model_dir
 from vapo_verl.doctor.disk import checkpoint_bytes, num_checkpoints
 from vapo_verl.doctor.model_shape import KNOWN_SHAPES, shape_from_folder
-from vapo_verl.doctor.model_size import image_cut, model_shape, model_size
+from vapo_verl.doctor.model_size import model_shape, model_size, vision_tokens
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_parameters_are_counted_in_the_headers(config, model):
     size = model_size(config(f"actor_rollout_ref.model.path={model}"))
     assert size is not None
     assert size.num_parameters == 1000
-    cut = image_cut(model)
+    cut = vision_tokens(model)
     assert (cut.pixels_per_token, cut.max_pixels) == (32 * 32, 10240)
 
 

@@ -93,13 +93,13 @@ def stopped(smoke: Smoke) -> Path:
     assert "already stopping" in said
     _check_stop(folder, said)
 
-    said = run.stop(lambda log: "anchor self-test" in log, signal.SIGUSR1)  # a rollout begins
+    said = run.stop(lambda log: "anchor format check" in log, signal.SIGUSR1)  # a rollout begins
     last = _check_stop(folder, said)
 
     timing = metrics(folder)[last]
     until_update_s = sum(timing[f"timing_s/{phase}"] for phase in BEFORE_THE_UPDATE)
     said = run.stop(
-        lambda log: "anchor self-test" in log,
+        lambda log: "anchor format check" in log,
         signal.SIGTERM,
         after_s=until_update_s + timing["timing_s/update_actor"] / 2,
     )

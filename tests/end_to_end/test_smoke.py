@@ -88,7 +88,7 @@ def test_probes_find_their_prefix_in_the_cache(straight):
 
 
 def test_the_anchor_question_is_tried_out_before_the_first_step(smoke, straight):
-    assert smoke.log("straight").count("anchor self-test: 64 probes") == 1
+    assert smoke.log("straight").count("anchor format check: 64 probes") == 1
 
 
 def test_the_run_folder_is_complete(straight):

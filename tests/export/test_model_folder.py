@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tests.export.conftest import SHARD
 from vapo_verl.digits.model import model_dir
 from vapo_verl.export import model_folder
-from vapo_verl.export.model_folder import folder_written_whole, write_model_folder
+from vapo_verl.export.model_folder import atomic_folder, write_model_folder
 from vapo_verl.export.source import ExportError
 
 
@@ -69,7 +69,7 @@ def test_an_error_leaves_nothing(run, monkeypatch):
 
 def test_a_folder_appears_with_all_its_files(tmp_path):
     folder = tmp_path / "a" / "b"
-    with folder_written_whole(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         (temporary / "file").write_text("text")
         assert not folder.exists()
     assert [file.name for file in folder.iterdir()] == ["file"]

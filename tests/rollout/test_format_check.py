@@ -1,4 +1,4 @@
-"""The self-test on the packaged model: quiet on the shipped question, loud on a broken one."""
+"""The format check on the packaged model: quiet on the shipped question, loud on a broken one."""
 
 from omegaconf import OmegaConf
 
@@ -6,7 +6,7 @@ from vapo_verl.anchors import bind_question
 from vapo_verl.config import AnchorConfig
 from vapo_verl.data.dataset import VapoDataset
 from vapo_verl.hydra_config import compose_recipe
-from vapo_verl.rollout.format_check import run_self_test
+from vapo_verl.rollout.format_check import run_format_check
 
 
 def make_loop(processor, server):
@@ -28,7 +28,7 @@ def make_loop(processor, server):
 
 
 async def test_the_shipped_question_passes(processor, server, dataset):
-    result = await run_self_test(make_loop(processor, server), [dataset[i] for i in range(4)])
+    result = await run_format_check(make_loop(processor, server), [dataset[i] for i in range(4)])
     assert result.num_probes == 4 * 8
     assert result.free_share == 1.0
     assert result.accuracy > 0.6
@@ -37,7 +37,7 @@ async def test_the_shipped_question_passes(processor, server, dataset):
 
 async def test_each_row_has_a_session_of_its_own(processor, server, dataset):
     server.requests.clear()
-    await run_self_test(make_loop(processor, server), [dataset[0], dataset[1], dataset[0]])
+    await run_format_check(make_loop(processor, server), [dataset[0], dataset[1], dataset[0]])
     assert len({request["request_id"] for request in server.requests}) == 3
 
 
@@ -48,10 +48,10 @@ async def test_a_trailing_space_trips_it(processor, server, dataset):
     loop.question = bind_question(
         processor.tokenizer, settings.question + " ", settings.yes_words, settings.no_words
     )
-    result = await run_self_test(loop, [dataset[i] for i in range(3)])
+    result = await run_format_check(loop, [dataset[i] for i in range(3)])
     assert any("a trailing space" in warning for warning in result.warnings()), result.summary()
 
 
 async def test_rows_without_claims_have_none(processor, server, dataset):
     row = {**dataset[0], "claims": []}
-    assert await run_self_test(make_loop(processor, server), [row]) is None
+    assert await run_format_check(make_loop(processor, server), [row]) is None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vapo_verl.files import write_atomically
+from vapo_verl.files import atomic_write_text
 from vapo_verl.run_folder import checkpoints
 
 
@@ -70,14 +70,14 @@ def test_pointing_nowhere_makes_verl_start_afresh(tmp_path):
 
 def test_a_failed_write_leaves_the_old_text(tmp_path, monkeypatch):
     file = tmp_path / "f"
-    write_atomically(file, "old")
+    atomic_write_text(file, "old")
 
     def no_space(_descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints.os, "fsync", no_space)
     with pytest.raises(OSError, match="No space left"):
-        write_atomically(file, "new")
+        atomic_write_text(file, "new")
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
 

@@ -1,4 +1,4 @@
-"""A Slurm cluster on one machine: slurmd on pretend nodes, munged and slurmctld on one more."""
+"""A Slurm cluster on one machine: slurmd on simulated nodes, munged and slurmctld on one more."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.pretend_nodes import PretendNode, pretend_nodes
-from tests.pretend_nodes import why_not as why_no_nodes
+from tests.simulated_nodes import SimulatedNode, simulated_nodes
+from tests.simulated_nodes import why_not as why_no_nodes
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
@@ -60,7 +60,7 @@ def why_not() -> str:
 class SlurmLab:
     """The cluster: ``nodes`` run jobs, ``controller`` runs the rest."""
 
-    def __init__(self, folder: Path, nodes: list[PretendNode], controller: PretendNode) -> None:
+    def __init__(self, folder: Path, nodes: list[SimulatedNode], controller: SimulatedNode) -> None:
         self.folder, self.nodes, self.controller = folder, nodes, controller
         self.env = {
             "PATH": os.environ["PATH"],
@@ -103,11 +103,11 @@ class SlurmLab:
             f"Name=gpu File={self.folder}/gpu[0-{GPUS_PER_NODE - 1}]\n"
         )
 
-    def _serve(self, node: PretendNode, *command: str) -> None:
+    def _serve(self, node: SimulatedNode, *command: str) -> None:
         with (self.folder / f"{command[0]}-{node.name}.log").open("a") as log:
             node.start(command, env=self.env, output=log.fileno())
 
-    def start_slurmd(self, node: PretendNode) -> None:
+    def start_slurmd(self, node: SimulatedNode) -> None:
         self._serve(node, "slurmd", "-D", "-N", node.name)
 
     def run(self, *command: str, cwd: Path | None = None, env: Mapping[str, str] = {}) -> str:
@@ -149,7 +149,7 @@ def slurm_lab(num_nodes: int) -> Iterator[SlurmLab]:
     """A cluster that is up, in a folder that all its nodes share."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     try:
-        with pretend_nodes(folder / "nodes", num_nodes + 1) as (*nodes, controller):
+        with simulated_nodes(folder / "nodes", num_nodes + 1) as (*nodes, controller):
             lab = SlurmLab(folder, nodes, controller)
             lab.up()
             yield lab

@@ -1,4 +1,4 @@
-"""Jobs of slurm/ on a Slurm cluster of two pretend nodes."""
+"""Jobs of slurm/ on a Slurm cluster of two simulated nodes."""
 
 from __future__ import annotations
 

@@ -14,10 +14,8 @@ LEAST_SPREAD = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TestReply:
+class CheckReply:
     """The policy's answer to one claim right behind a prompt."""
-
-    __test__ = False  # not a test of pytest's
 
     label: bool
     p_yes: float
@@ -29,7 +27,7 @@ class TestReply:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SelfTest:
+class FormatCheck:
     """What the probes of a few rows say about the question's format, before training."""
 
     num_probes: int
@@ -42,7 +40,7 @@ class SelfTest:
     """The most common free answers that are neither, at most 3."""
 
     @classmethod
-    def of(cls, replies: Sequence[TestReply]) -> SelfTest:
+    def of(cls, replies: Sequence[CheckReply]) -> FormatCheck:
         """Figures of at least one reply."""
         others = [reply.free_token for reply in replies if not reply.free_is_answer]
         common = sorted(set(others), key=lambda token: (-others.count(token), token))
@@ -59,7 +57,7 @@ class SelfTest:
         """One line; chance with its standard error over that many probes."""
         error = math.sqrt(CHANCE * (1 - CHANCE) / self.num_probes)
         return (
-            f"anchor self-test: {self.num_probes} probes, accuracy {self.accuracy:.2f} "
+            f"anchor format check: {self.num_probes} probes, accuracy {self.accuracy:.2f} "
             f"(chance {CHANCE:.2f} +- {error:.2f}), yes-rate {self.yes_rate:.2f}, "
             f"p(yes) spread {self.p_yes_std:.3f}, free answers yes or no {self.free_share:.2f}"
         )

@@ -9,7 +9,7 @@ from vapo_verl.claims.making.rules import is_low_level
 from vapo_verl.claims.requests.prices import Price, describe_cost
 from vapo_verl.claims.shards.record import ClaimRecord, Usage
 from vapo_verl.claims.tally import RunTally
-from vapo_verl.files import written_whole
+from vapo_verl.files import atomic_write
 
 REPORT_NAME = "report.json"
 _NUM_SHOWN = 5
@@ -101,7 +101,7 @@ def listed(counts: Mapping[str, int] | Mapping[int, int]) -> str:
 
 def write_report(folder: Path, report: Figures) -> None:
     """Put report.json in place at once; what a kill leaves is the old one."""
-    with written_whole(folder / REPORT_NAME) as partial:
+    with atomic_write(folder / REPORT_NAME) as partial:
         text = json.dumps(report, indent=2, ensure_ascii=False)
         partial.write_text(text + "\n", encoding="utf-8")
 

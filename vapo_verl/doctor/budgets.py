@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from vapo_verl import preflight
 from vapo_verl.config import VapoConfig, vapo_config
 from vapo_verl.doctor.findings import Finding, error, examine, ok, warning
-from vapo_verl.doctor.model_size import image_cut, model_folder
+from vapo_verl.doctor.model_size import model_folder, vision_tokens
 from vapo_verl.launch import export_attention
 
 CHECK = "recipe"
@@ -72,7 +72,7 @@ def _data(config: DictConfig, settings: VapoConfig) -> Iterator[Finding]:
 
 def check_pixels(config: DictConfig) -> Iterator[Finding]:
     """Tokens of the largest and the smallest image the limits allow, against the prompt's room."""
-    data, cut = config.data, image_cut(model_folder(config))
+    data, cut = config.data, vision_tokens(model_folder(config))
     room, side = data.max_prompt_length, round(cut.pixels_per_token**0.5)
     most = (data.max_pixels or cut.max_pixels or 0) // cut.pixels_per_token
     least = (data.min_pixels or 0) // cut.pixels_per_token

@@ -10,9 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from vapo_verl.doctor.model_size import (
     dtype_bytes,
     has_reference,
-    image_cut,
     model_folder,
     parameter_bytes,
+    vision_tokens,
 )
 
 SHORTEST_TEXT = 128
@@ -110,7 +110,7 @@ class MemorySettings:
         actor, rollout, fsdp = policy.actor, policy.rollout, policy.actor.fsdp_config
         precision, checkpoint = fsdp.get("mixed_precision") or {}, actor.checkpoint.save_contents
         ranks = trainer.n_gpus_per_node * trainer.nnodes
-        cut = image_cut(model_folder(config))
+        cut = vision_tokens(model_folder(config))
         most = config.data.max_prompt_length * cut.pixels_per_token
         limit = config.data.max_pixels or cut.max_pixels or most
         chunked = fsdp.entropy_from_logits_with_chunking
@@ -203,7 +203,7 @@ def _micro_batch(
     if not dynamic:
         rows = min(rows or rows_of_rank, rows_of_rank)
         return MicroBatch(rows=rows, tokens=rows * longest)
-    cut = image_cut(model_folder(config))
+    cut = vision_tokens(model_folder(config))
     shortest = (data.min_pixels or 0) // cut.pixels_per_token + SHORTEST_TEXT
     beside = max(budget - longest, 0) // shortest
     rows = min(1 + beside, rows_of_rank)

@@ -37,7 +37,7 @@ class ModelSize:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageCut:
+class VisionTokenGeometry:
     """How an image becomes tokens."""
 
     pixels_per_token: int
@@ -100,12 +100,12 @@ def _parameters_in(file: Path) -> int:
     )
 
 
-def image_cut(folder: Path | None) -> ImageCut:
+def vision_tokens(folder: Path | None) -> VisionTokenGeometry:
     """From the processor's file; Qwen2.5-VL's values where there is none."""
     values = _processor_values(folder)
     patch, merge = values.get("patch_size", 14), values.get("merge_size", 2)
     limit = values.get("max_pixels") or (values.get("size") or {}).get("longest_edge")
-    return ImageCut(pixels_per_token=(patch * merge) ** 2, max_pixels=limit)
+    return VisionTokenGeometry(pixels_per_token=(patch * merge) ** 2, max_pixels=limit)
 
 
 def _processor_values(folder: Path | None) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import psutil
 from omegaconf import DictConfig
 
+from vapo_verl import ray_address
 from vapo_verl.doctor.findings import Finding, error, gib, ok, warning
-from vapo_verl.platform import ray_address
 
 CHECK = "ray"
 PORTS = {6379: "GCS, --port", 10001: "Ray client, --ray-client-server-port"}
@@ -43,7 +43,7 @@ def check_ray(
             CHECK,
             f"trainer.nnodes={config.trainer.nnodes}, but RAY_ADDRESS is not set and no Ray was "
             "started here: there is no cluster to join",
-            "start Ray on all nodes and export RAY_ADDRESS=HEAD:6379 (docs/plain_nodes.md)",
+            "start Ray on all nodes and export RAY_ADDRESS=HEAD:6379 (docs/ray_cluster.md)",
         )
     yield from check_ports()
     yield check_shared_memory()

@@ -1,8 +1,8 @@
 """Command line: what a checkpoint does when held-out rows are probed.
 
 python -m vapo_verl.evaluation early-decision MODEL DATA --run RUN_DIR
-python -m vapo_verl.evaluation remedies MODEL DATA --run RUN_DIR
-python -m vapo_verl.evaluation masking MODEL DATA --run RUN_DIR
+python -m vapo_verl.evaluation interventions MODEL DATA --run RUN_DIR
+python -m vapo_verl.evaluation image-swap MODEL DATA --run RUN_DIR
 python -m vapo_verl.evaluation perception MODEL DATA --run RUN_DIR
 
 run in vLLM, and resume where they were stopped. Exit codes: 0 done, 2 bad input or a place that
@@ -24,11 +24,11 @@ PROBING = {
         "answers forced along the reasoning",
         "vapo_verl.evaluation.early_decision.decision_command",
     ),
-    "remedies": (
+    "interventions": (
         "responses with the image again, or with a reminder to look",
         "vapo_verl.evaluation.interventions.intervention_command",
     ),
-    "masking": (
+    "image-swap": (
         "responses that go on with another image",
         "vapo_verl.evaluation.image_swap.swap_command",
     ),

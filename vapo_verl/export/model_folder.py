@@ -30,14 +30,14 @@ def write_model_folder(run_dir: Path, step: int | None = None, out: Path | None 
     out = out or run_dir / f"model_step_{checkpoint.step}"
     if out.exists():
         raise ExportError(f"{out} exists already; remove it, or name another place with --out")
-    with folder_written_whole(out) as temporary:
+    with atomic_folder(out) as temporary:
         write_card(run_dir, checkpoint.step, temporary)
         write_model(checkpoint.folder, temporary)
     return out
 
 
 @contextmanager
-def folder_written_whole(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder to fill; it becomes ``folder`` on success, and is gone after any error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vapo_verl.files import written_whole
+from vapo_verl.files import atomic_write
 from vapo_verl.gpu_check.case import Check
 
 
@@ -17,6 +17,6 @@ def random_model(
     named = "_".join(str(part) for part in (size, layers, vision_layers) if part)
     folder = check.shared / f"model_{named}"
     if not folder.is_dir():
-        with written_whole(folder) as temporary:
+        with atomic_write(folder) as temporary:
             make_random_model(temporary, size, layers=layers, vision_layers=vision_layers)
     return folder

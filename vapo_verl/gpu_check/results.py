@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from vapo_verl.files import written_whole
+from vapo_verl.files import atomic_write
 
 Figure: TypeAlias = float | int | str | None
 """A measured number, rounded by whoever measured it, or a word."""
@@ -86,7 +86,7 @@ def write_results(result: CheckResult, out: Path) -> None:
         "results.md": markdown(result),
     }
     for name, text in texts.items():
-        with written_whole(out / name) as temporary:
+        with atomic_write(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from vapo_verl.files import written_whole
+from vapo_verl.files import atomic_write
 from vapo_verl.plots.html import (
     content_policy,
     figures_html,
@@ -38,7 +38,7 @@ _SCRIPTS = (("plots.js", "vapo_verl.plots"), ("explorer.js", _PACKAGE))
 def write_report(out: Path, runs: Sequence[RunSummary]) -> None:
     """Write the report on one run, or on two compared, whole or not at all."""
     page = render_report(runs)
-    with written_whole(out) as temporary:
+    with atomic_write(out) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
 
 

@@ -1,7 +1,7 @@
 r"""Outcome accuracy: is the boxed answer of a response the ground truth?
 
 Cheap comparisons settle most answers: as text, as integers, as a choice. Only what may be equal in
-value and differs in writing (`\frac{1}{2}` and `0.5`) goes to the symbolic judge.
+value and differs in writing (`\frac{1}{2}` and `0.5`) goes to the math verifier.
 """
 
 import re
@@ -27,7 +27,7 @@ def accuracy(response_text: str, ground_truth: str, style: str) -> float:
 
     Edge cases: no answer, an unreadable one, or one whose comparison takes too long is 0.0:
     nothing in the model's text raises. The "math" style may wait for a child process (see
-    `judge.py`), so call it from a thread (`asyncio.to_thread`) where an event loop runs.
+    `math_verifier.py`), so call it from a thread (`asyncio.to_thread`) where an event loop runs.
 
     Raises:
         ValueError: an unknown style, or a blank ground truth, which no answer can match.
@@ -89,9 +89,9 @@ def math_match(answer: str, truth: str) -> bool:
         return False
     if _INTEGER.fullmatch(plain_answer) and _INTEGER.fullmatch(plain_truth):
         return False
-    from vapo_verl.reward.judge import judge_equal
+    from vapo_verl.reward.math_verifier import math_equal
 
-    return judge_equal(answer.replace("$", ""), truth.replace("$", ""))
+    return math_equal(answer.replace("$", ""), truth.replace("$", ""))
 
 
 _MATCHERS = {"exact": exact_match, "math": math_match}

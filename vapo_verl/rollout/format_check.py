@@ -1,27 +1,29 @@
-"""The anchor self-test of a few training rows, on the rollout server, before the first step."""
+"""The anchor format check of a few training rows, on the rollout server, before the first step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vapo_verl.anchors.format_check import SelfTest, TestReply
+from vapo_verl.anchors.format_check import CheckReply, FormatCheck
 from vapo_verl.data.claims_column import read_claims
 from vapo_verl.rollout.agent_loop import VapoAgentLoop
 
 CLAIMS_PER_LABEL = 4
 
 
-async def run_self_test(loop: VapoAgentLoop, rows: Iterable[Mapping[str, Any]]) -> SelfTest | None:
+async def run_format_check(
+    loop: VapoAgentLoop, rows: Iterable[Mapping[str, Any]]
+) -> FormatCheck | None:
     """Ask up to 4 true and 4 false claims of each row right behind its prompt.
 
     None where no row has claims.
     """
     replies = [reply for row in rows for reply in await _of_row(loop, row)]
-    return SelfTest.of(replies) if replies else None
+    return FormatCheck.of(replies) if replies else None
 
 
-async def _of_row(loop: VapoAgentLoop, row: Mapping[str, Any]) -> list[TestReply]:
+async def _of_row(loop: VapoAgentLoop, row: Mapping[str, Any]) -> list[CheckReply]:
     claims, _ = loop.askable(read_claims(row.get("claims")))
     chosen = [
         claim
@@ -37,7 +39,7 @@ async def _of_row(loop: VapoAgentLoop, row: Mapping[str, Any]) -> list[TestReply
     replies = await prober.asker(media)(probes)
     free = await prober.free_answers(probes, media)
     return [
-        TestReply(
+        CheckReply(
             label=claim.label,
             p_yes=question.p_yes(reply.token_id, reply.logprob),
             free_token=loop.tokenizer.decode([token_id]),

@@ -114,7 +114,7 @@ def prompt_session(row: Mapping[str, Any]) -> str:
     """The session of a row: one for each prompt of a step, in training and in validation.
 
     veRL draws ``uid`` when it takes the prompt from the data set, once for all its responses. A row
-    without one (the anchor self-test) has a session of its own.
+    without one (the anchor format check) has a session of its own.
     """
     return str(row.get("uid") or uuid4().hex)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vapo_verl.files import sync_folder, write_atomically
+from vapo_verl.files import atomic_write_text, sync_folder
 
 MARKER = "complete.json"
 POINTER = "latest_checkpointed_iteration.txt"
@@ -61,7 +61,7 @@ def mark_complete(run_dir: Path, step: int) -> None:
     folder = checkpoint_folder(run_dir, step)
     for path in folder.rglob("*"):
         _sync(path)
-    write_atomically(folder / MARKER, json.dumps({"step": step}))
+    atomic_write_text(folder / MARKER, json.dumps({"step": step}))
     sync_folder(folder)
     sync_folder(run_dir)  # the name of a new folder is an entry of the one above it
     point_to(run_dir, step)
@@ -121,7 +121,7 @@ def point_to(run_dir: Path, step: int | None) -> None:
     if step is None:
         (run_dir / POINTER).unlink(missing_ok=True)
     else:
-        write_atomically(run_dir / POINTER, str(step))
+        atomic_write_text(run_dir / POINTER, str(step))
 
 
 def _sync(path: Path) -> None:

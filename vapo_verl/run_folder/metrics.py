@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vapo_verl.files import write_atomically
+from vapo_verl.files import atomic_write_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class MetricsFile:
         self._path = path
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if _kept(line, resumed_step)]
-            write_atomically(path, "".join(f"{line}\n" for line in lines))
+            atomic_write_text(path, "".join(f"{line}\n" for line in lines))
 
     def log(self, data: Mapping[str, Any], step: int) -> None:
         """Append one step."""

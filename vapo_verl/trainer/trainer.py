@@ -25,13 +25,13 @@ from verl.utils.tracking import Tracking
 from verl.workers.config import HFModelConfig
 
 import vapo_verl.advantage.estimator  # noqa: F401  registers the estimator "vapo"
-from vapo_verl.anchors.format_check import SelfTest
+from vapo_verl.anchors.format_check import FormatCheck
 from vapo_verl.config import vapo_config
 from vapo_verl.console import phases, say
 from vapo_verl.report.live import KeyPictures, write_final_report
 from vapo_verl.rollout import server as rollout_server
 from vapo_verl.rollout.agent_loop import VapoAgentLoop
-from vapo_verl.rollout.format_check import run_self_test
+from vapo_verl.rollout.format_check import run_format_check
 from vapo_verl.run_folder import checkpoints
 from vapo_verl.run_folder.layout import METRICS_FILE, write_config
 from vapo_verl.run_folder.metrics import MetricsFile
@@ -194,13 +194,13 @@ class VapoTrainer(PPOTrainerSync):
         num_rows = min(self.vapo.anchors.self_test_rows, len(self.train_dataset))
         if not (self.vapo.probes_claims and num_rows):
             return
-        result = asyncio.run(self._self_test(num_rows))
+        result = asyncio.run(self._format_check(num_rows))
         if result is not None:
             say(result.summary())
             for warning in result.warnings():
                 say(f"WARNING: {warning}")
 
-    async def _self_test(self, num_rows: int) -> SelfTest | None:
+    async def _format_check(self, num_rows: int) -> FormatCheck | None:
         model: HFModelConfig = omega_conf_to_dataclass(self.config.actor_rollout_ref.model)
         loop = VapoAgentLoop(
             trainer_config=DictConfigWrap(self.config),
@@ -211,7 +211,7 @@ class VapoTrainer(PPOTrainerSync):
             data_config=DictConfigWrap(self.config.data),
             hf_model_type=model.hf_config.model_type,
         )
-        return await run_self_test(loop, (self.train_dataset[i] for i in range(num_rows)))
+        return await run_format_check(loop, (self.train_dataset[i] for i in range(num_rows)))
 
     def _balance_batch(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> KVBatchMeta:
         """Responses arrive as they finish; sorted, their mini-batches repeat from run to run."""

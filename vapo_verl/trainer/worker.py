@@ -16,8 +16,8 @@ from verl.utils.device import get_device_name
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.rollout import base
 
-from vapo_verl.integration import text_only_forward
-from vapo_verl.integration.mrope_nesting import with_ragged_positions
+from vapo_verl.patches import text_only_forward
+from vapo_verl.patches.mrope_nesting import with_ragged_positions
 from vapo_verl.trainer.phase_memory import peak_device_memory
 
 WEIGHT_SENDER = "vapo_verl.rollout.weight_sync.VapoServerAdapter"

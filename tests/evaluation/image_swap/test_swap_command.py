@@ -1,4 +1,4 @@
-"""Masking of the packaged model."""
+"""Image swap of the packaged model."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from vapo_verl.digits.build import DigitsConfig, write_dataset
 def test_the_image_matters_at_the_start_and_not_behind_the_reasoning(tmp_path):
     data = write_dataset(tmp_path / "data", DigitsConfig(train=0, val=0, test=96))["test"]
     options = ("--num-cuts", "5", "--claims-per-cut", "4", "--batch", "32")
-    records, summary = run("masking", data, tmp_path / "out", *options)
+    records, summary = run("image-swap", data, tmp_path / "out", *options)
     assert all(record["same_size"] for record in records)
     assert all(record["swapped_with"] != record["row"] for record in records)
     for record in records:

@@ -1,4 +1,4 @@
-"""Remedies on the packaged model, which knows neither, as every part of them works."""
+"""Interventions on the packaged model, which knows neither, as every part of them works."""
 
 import pytest
 
@@ -12,7 +12,7 @@ FOCUS = " look at the image again."
 def test_responses_with_insertions(tmp_path):
     data = write_dataset(tmp_path / "data", DigitsConfig(train=0, val=0, test=12))["test"]
     texts = ("--focus-text", FOCUS, "--replay-scale", "1")
-    records, summary = run("remedies", data, tmp_path / "out", *texts)
+    records, summary = run("interventions", data, tmp_path / "out", *texts)
     for record in records:
         plain, replay, focus = (record["responses"][n] for n in ("plain", "replay", "focus"))
         for each in (plain, replay, focus):

@@ -1,4 +1,4 @@
-"""Remedies against plain responses, by hand-computed numbers."""
+"""Interventions against plain responses, by hand-computed numbers."""
 
 import json
 

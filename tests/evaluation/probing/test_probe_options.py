@@ -27,11 +27,15 @@ def test_results_need_a_place(command, data, capsys):
         ("early-decision", ["--num-cuts", "1"], "--num-cuts 1: give 2 or more"),
         ("perception", ["--claims-per-cut", "0"], "--claims-per-cut 0: give 1 or more"),
         ("perception", ["--attention-layers", "first"], "give `all` or indices"),
-        ("masking", ["--temperature", "0.7"], "masking compares greedy responses"),
-        ("remedies", ["--replay-scale", "2"], "--replay-scale 2.0: give more than 0, at most 1"),
-        ("remedies", ["--max-tokens", "0"], "--max-tokens 0: give 1 or more"),
-        ("remedies", ["--min-pixels", "-1"], "--min-pixels -1: give 1 or more"),
-        ("remedies", [], "cannot read"),
+        ("image-swap", ["--temperature", "0.7"], "image-swap compares greedy responses"),
+        (
+            "interventions",
+            ["--replay-scale", "2"],
+            "--replay-scale 2.0: give more than 0, at most 1",
+        ),
+        ("interventions", ["--max-tokens", "0"], "--max-tokens 0: give 1 or more"),
+        ("interventions", ["--min-pixels", "-1"], "--min-pixels -1: give 1 or more"),
+        ("interventions", [], "cannot read"),
     ],
 )
 def test_bad_values_are_named(command, options, message, data, tmp_path, capsys):
@@ -42,9 +46,9 @@ def test_bad_values_are_named(command, options, message, data, tmp_path, capsys)
 
 
 def test_a_run_folder_has_to_be_there(data, tmp_path, capsys):
-    assert main(["remedies", "MODEL", data, "--run", str(tmp_path / "none")]) == BAD_INPUT
+    assert main(["interventions", "MODEL", data, "--run", str(tmp_path / "none")]) == BAD_INPUT
     assert "no such folder" in capsys.readouterr().err
-    assert main(["remedies", "MODEL", "none.parquet", "--out", str(tmp_path)]) == BAD_INPUT
+    assert main(["interventions", "MODEL", "none.parquet", "--out", str(tmp_path)]) == BAD_INPUT
     assert "none.parquet does not exist" in capsys.readouterr().err
 
 

@@ -12,14 +12,14 @@ from vllm.v1.attention.backends.flash_attn import (
 )
 
 from vapo_verl.attention.backends import lse_tap
-from vapo_verl.attention.backends.full_walk import FullWalkImpl
+from vapo_verl.attention.backends.full_context import FullContextImpl
 from vapo_verl.attention.backends.recording import Batch, Recorder, RecordingBuilder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class RecordingFlashAttentionImpl(FullWalkImpl, FlashAttentionImpl):
+class RecordingFlashAttentionImpl(FullContextImpl, FlashAttentionImpl):
     """Reads visual keys only, given the LSE of the attention call that the layer makes anyway.
 
     Where none comes out, as from cascade attention, it walks the whole context.

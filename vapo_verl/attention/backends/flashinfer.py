@@ -10,11 +10,11 @@ from vllm.v1.attention.backends.flashinfer import (
     FlashInferMetadataBuilder,
 )
 
-from vapo_verl.attention.backends.full_walk import FullWalkImpl
+from vapo_verl.attention.backends.full_context import FullContextImpl
 from vapo_verl.attention.backends.recording import RecordingBuilder
 
 
-class RecordingFlashInferImpl(FullWalkImpl, FlashInferImpl):
+class RecordingFlashInferImpl(FullContextImpl, FlashInferImpl):
     pass
 
 

@@ -10,11 +10,11 @@ from vllm.v1.attention.backends.triton_attn import (
     TritonAttentionMetadataBuilder,
 )
 
-from vapo_verl.attention.backends.full_walk import FullWalkImpl
+from vapo_verl.attention.backends.full_context import FullContextImpl
 from vapo_verl.attention.backends.recording import RecordingBuilder
 
 
-class RecordingTritonAttentionImpl(FullWalkImpl, TritonAttentionImpl):
+class RecordingTritonAttentionImpl(FullContextImpl, TritonAttentionImpl):
     pass
 
 

@@ -15,7 +15,7 @@ from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.errors import BadCell, FileError, ProblemLog
 from vapo_verl.data.parquet_stream import open_parquet, require_columns
 from vapo_verl.data.schema import row_schema
-from vapo_verl.files import written_whole
+from vapo_verl.files import atomic_write
 
 _ROWS_PER_BATCH = 32
 _NAME_COLUMN = "name the images' column with --column"
@@ -158,7 +158,7 @@ def atomic_tables(path: Path, schema: pa.Schema, compression: str) -> Iterator[G
     """Write beside `path`, and move there on success; on any error leave `path` as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
-        written_whole(path) as temporary,
+        atomic_write(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression=compression) as writer,
     ):
         groups = GroupWriter(writer)

@@ -20,7 +20,7 @@ from PIL import Image
 from vapo_verl.claims.audit.sample import AuditImage
 from vapo_verl.data.errors import BadCell, FileError
 from vapo_verl.data.image_cell import IMAGE_ERRORS, on_white
-from vapo_verl.files import written_whole
+from vapo_verl.files import atomic_write
 from vapo_verl.plots.html import inert_json, policy_hash
 
 _SCRIPTS = ("verdicts.js", "view.js", "moves.js")
@@ -40,7 +40,7 @@ def write_page(out: Path, images: Sequence[AuditImage], *, seed: int) -> None:
     """
     page = render_page(images, seed=seed)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(out) as temporary:
+    with atomic_write(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from vapo_verl.data.importers.import_options import ImportOptions, ImportReport
 from vapo_verl.data.importers.source_row import RowReader
 from vapo_verl.data.parquet_stream import iter_rows, open_parquet, require_columns
 from vapo_verl.data.schema import row_schema
-from vapo_verl.files import written_whole
+from vapo_verl.files import atomic_write
 
 _ROWS_PER_GROUP = 64
 """Rows held in memory before they are written: with images, some ten megabytes."""
@@ -127,7 +127,7 @@ class RowWriter:
 def atomic_parquet(path: Path, schema: pa.Schema) -> Iterator[RowWriter]:
     """Write beside `path`, and move there on success; on any error leave `path` as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         rows = RowWriter(writer)
         yield rows
         rows.flush()

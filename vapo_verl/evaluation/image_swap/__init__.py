@@ -1,8 +1,9 @@
-"""Masking: does the image still matter to what is left of a response? A causal check of attention.
+"""Image swap: does the image still matter to what is left of a response? A causal check of
+attention.
 
-`python -m vapo_verl.evaluation masking MODEL DATA --run RUN_DIR` writes
-`RUN_DIR/diagnostics/masking/`. At cuts along a response the image is exchanged, the response's own
-tokens before the cut are kept, and the model goes on greedily from there. Two exchanges:
+`python -m vapo_verl.evaluation image-swap MODEL DATA --run RUN_DIR` writes
+`RUN_DIR/diagnostics/image-swap/`. At cuts along a response the image is exchanged, the response's
+own tokens before the cut are kept, and the model goes on greedily from there. Two exchanges:
 
 - `swap`: another row's image of the same size, so that all positions stay as they are;
 - `blank`: the image's own mean colour all over.
@@ -41,12 +42,12 @@ from typing import Any
 
 from vapo_verl.config import AnchorConfig
 
-COMMAND = "masking"
+COMMAND = "image-swap"
 EXCHANGES = ("swap", "blank")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MaskingOptions:
+class ImageSwapOptions:
     """Options of the command."""
 
     num_cuts: int = 11

@@ -1,4 +1,4 @@
-"""`masking`: responses that go on with another image from cuts along them."""
+"""`image-swap`: responses that go on with another image from cuts along them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vapo_verl.evaluation.image_swap import COMMAND, MaskingOptions
+from vapo_verl.evaluation.image_swap import COMMAND, ImageSwapOptions
 from vapo_verl.evaluation.probing.probe_options import (
     ProbeOptions,
     add_probe_arguments,
@@ -19,7 +19,7 @@ from vapo_verl.run_folder import RunError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of every probing command, and where the image is exchanged."""
-    default = MaskingOptions()
+    default = ImageSwapOptions()
     add_probe_arguments(parser, attention=True)
     add = parser.add_argument_group("cuts").add_argument
     add("--num-cuts", type=int, default=default.num_cuts, help="from 0 to 100 %% (%(default)s)")
@@ -36,8 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     options = probe_options(arguments, COMMAND)
     require_at_least(arguments, "num_cuts", 2)
     require_at_least(arguments, "claims_per_cut", 0)
-    masking = MaskingOptions(num_cuts=arguments.num_cuts, claims_per_cut=arguments.claims_per_cut)
-    summary = measure_masking(options, masking)
+    swap = ImageSwapOptions(num_cuts=arguments.num_cuts, claims_per_cut=arguments.claims_per_cut)
+    summary = measure_image_swap(options, swap)
     agreement = ", ".join(
         f"{name} {cuts[0]['agreement']['share']:.3f} to {cuts[-1]['agreement']['share']:.3f}"
         for name, cuts in summary["exchanges"].items()
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def measure_masking(options: ProbeOptions, masking: MaskingOptions) -> dict[str, Any]:
+def measure_image_swap(options: ProbeOptions, swap: ImageSwapOptions) -> dict[str, Any]:
     """Do the rows that are not done, and write and return the summary. Rows need images.
 
     Raises:
@@ -58,18 +58,19 @@ def measure_masking(options: ProbeOptions, masking: MaskingOptions) -> dict[str,
     """
     if options.temperature:
         raise RunError(
-            f"--temperature {options.temperature}: masking compares greedy responses, since sampled"
+            f"--temperature {options.temperature}: image-swap compares greedy responses, since "
+            f"sampled"
             " ones differ anyway; leave it out"
         )
-    from vapo_verl.evaluation.image_swap.swap_probe import Masking
+    from vapo_verl.evaluation.image_swap.swap_probe import ImageSwap
     from vapo_verl.evaluation.image_swap.swap_summary import summarise
     from vapo_verl.evaluation.probing.job import chosen_rows, measure
 
     rows = chosen_rows(options)
     if without := [row.number for row in rows if not row.images]:
         raise RunError(f"{options.data} row {without[0]} has no image to exchange; leave it out")
-    work = Masking(options, masking, rows)
-    return measure(rows, options, masking.settings(), work, summarise, attention=True)
+    work = ImageSwap(options, swap, rows)
+    return measure(rows, options, swap.settings(), work, summarise, attention=True)
 
 
 def _page(folder: Path, summary: dict[str, Any]) -> Path:
@@ -91,7 +92,7 @@ def _page(folder: Path, summary: dict[str, Any]) -> Path:
         " mean colour of its own (blank); its own tokens before the cut are kept."
     )
     tables = [_table(name, cuts) for name, cuts in exchanges.items()]
-    return write_page(folder, "Masking", note, panels, tables)
+    return write_page(folder, "Image swap", note, panels, tables)
 
 
 def _shares(

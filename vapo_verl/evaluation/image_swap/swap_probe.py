@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vapo_verl.evaluation.image_swap import EXCHANGES, MaskingOptions
+from vapo_verl.evaluation.image_swap import EXCHANGES, ImageSwapOptions
 from vapo_verl.evaluation.probing.attention_summary import ratios
 from vapo_verl.evaluation.probing.cuts import cut_positions, even_targets
 from vapo_verl.evaluation.probing.engine import Context, Engine, TopLogprobs
@@ -61,16 +61,16 @@ class Case:
         return prompt.then(self.response.completion.ids[:position])
 
 
-class Masking:
+class ImageSwap:
     """Asks about batches of rows; which row gives its images to which is fixed for all of them."""
 
-    def __init__(self, options: ProbeOptions, masking: MaskingOptions, rows: Sequence[Row]) -> None:
+    def __init__(self, options: ProbeOptions, swap: ImageSwapOptions, rows: Sequence[Row]) -> None:
         """Raises RunError when there is one row only."""
-        self._options, self._masking = options, masking
+        self._options, self._swap = options, swap
         sizes = [tuple(map(image_size, row.images)) for row in rows]
         donors = draw_donors(sizes, options.seed)
         self._givers = {row.number: rows[place] for row, place in zip(rows, donors, strict=True)}
-        self._targets = even_targets(masking.num_cuts)
+        self._targets = even_targets(swap.num_cuts)
 
     def __call__(self, engine: Engine, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """A record for each row; the engine has to export attention."""
@@ -93,7 +93,7 @@ class Masking:
         own, others = response.prompt.images, tuple(map(engine.image, giver.images))
         positions = cut_positions(response.reasoning, self._targets)
         rng = row_key(row, self._options).generator("claims")
-        per_cut = self._masking.claims_per_cut
+        per_cut = self._swap.claims_per_cut
         places = list(dict.fromkeys(positions))
         return Case(
             response=response,
@@ -223,7 +223,7 @@ def draw_donors(sizes: Sequence[Sizes], seed: int) -> list[int]:
         RunError: there is one row only.
     """
     if len(sizes) == 1:
-        raise RunError("masking takes the images of another row: give --num-rows 2 or more")
+        raise RunError("image-swap takes the images of another row: give --num-rows 2 or more")
     rng = np.random.default_rng(seed)
     groups: dict[Sizes, list[int]] = {}
     for place, of_row in enumerate(sizes):

@@ -1,7 +1,7 @@
-"""Remedies: do a second look at the image, or a reminder to look, help a response?
+"""Interventions: do a second look at the image, or a reminder to look, help a response?
 
-`python -m vapo_verl.evaluation remedies MODEL DATA --run RUN_DIR` writes
-`RUN_DIR/diagnostics/remedies/`. Every row is answered three times:
+`python -m vapo_verl.evaluation interventions MODEL DATA --run RUN_DIR` writes
+`RUN_DIR/diagnostics/interventions/`. Every row is answered three times:
 
 - `plain`: as it is;
 - `replay`: at 4 logical boundaries a user turn shows the image again, down-sampled;
@@ -32,13 +32,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-COMMAND = "remedies"
+COMMAND = "interventions"
 PLAIN = "plain"
-REMEDIES = ("replay", "focus")
+INTERVENTIONS = ("replay", "focus")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RemedyOptions:
+class InterventionOptions:
     """Options of the command."""
 
     num_insertions: int = 4

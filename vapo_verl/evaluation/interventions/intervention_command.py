@@ -1,4 +1,4 @@
-"""`remedies`: responses with the image shown again or with a reminder, against plain ones."""
+"""`interventions`: responses with the image shown again or with a reminder, against plain ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vapo_verl.evaluation.interventions import COMMAND, RemedyOptions
+from vapo_verl.evaluation.interventions import COMMAND, InterventionOptions
 from vapo_verl.evaluation.probing.probe_options import (
     ProbeOptions,
     add_probe_arguments,
@@ -18,7 +18,7 @@ from vapo_verl.run_folder import RunError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of every probing command, and what is inserted."""
-    default = RemedyOptions()
+    default = InterventionOptions()
     add_probe_arguments(parser, attention=True)
     add = parser.add_argument_group("insertions").add_argument
     add(
@@ -43,13 +43,13 @@ def run(arguments: argparse.Namespace) -> int:
     require_at_least(arguments, "num_insertions", 1)
     if not 0 < arguments.replay_scale <= 1:
         raise RunError(f"--replay-scale {arguments.replay_scale}: give more than 0, at most 1")
-    remedies = RemedyOptions(
+    interventions = InterventionOptions(
         num_insertions=arguments.num_insertions,
         replay_scale=arguments.replay_scale,
         replay_text=arguments.replay_text,
         focus_text=arguments.focus_text,
     )
-    summary = measure_remedies(options, remedies)
+    summary = measure_interventions(options, interventions)
     shares = ", ".join(
         f"{name} {of['accuracy']['share']:.3f}" for name, of in summary["responses"].items()
     )
@@ -58,19 +58,21 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def measure_remedies(options: ProbeOptions, remedies: RemedyOptions) -> dict[str, Any]:
+def measure_interventions(
+    options: ProbeOptions, interventions: InterventionOptions
+) -> dict[str, Any]:
     """Do the rows that are not done, and write and return the summary."""
-    from vapo_verl.evaluation.interventions.intervention_probe import apply_remedies
+    from vapo_verl.evaluation.interventions.intervention_probe import apply_interventions
     from vapo_verl.evaluation.interventions.intervention_summary import summarise
     from vapo_verl.evaluation.probing.job import chosen_rows, measure
 
     return measure(
         chosen_rows(options),
         options,
-        remedies.settings(),
-        lambda engine, rows: apply_remedies(engine, rows, options, remedies),
+        interventions.settings(),
+        lambda engine, rows: apply_interventions(engine, rows, options, interventions),
         summarise,
-        images_per_row=1 + remedies.num_insertions,
+        images_per_row=1 + interventions.num_insertions,
         attention=True,
     )
 
@@ -86,7 +88,7 @@ def _page(folder: Path, summary: dict[str, Any]) -> Path:
         " places (replay), and with a reminder to look there (focus)."
     )
     tables = [_each(responses), _paired(summary["against_plain"])]
-    return write_page(folder, "Remedies", note, panels, tables)
+    return write_page(folder, "Interventions", note, panels, tables)
 
 
 def _each(responses: dict[str, Any]) -> Any:

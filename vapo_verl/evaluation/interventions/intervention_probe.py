@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vapo_verl.anchors.placement import ANSWER_START, REASONING_END, logical_boundaries
-from vapo_verl.evaluation.interventions import PLAIN, REMEDIES, RemedyOptions
+from vapo_verl.evaluation.interventions import INTERVENTIONS, PLAIN, InterventionOptions
 from vapo_verl.evaluation.probing.attention_summary import ratios
 from vapo_verl.evaluation.probing.cuts import Reasoning
 from vapo_verl.evaluation.probing.engine import Completion, Context, Engine
@@ -25,7 +25,7 @@ LONGEST_STEP = 1.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Insertion:
-    """What a remedy puts into a response."""
+    """What an intervention puts into a response."""
 
     ids: tuple[int, ...]
     images: tuple[Image.Image, ...]
@@ -75,8 +75,8 @@ class Treated:
         self.takes_more, self.finish = False, finish
 
 
-def apply_remedies(
-    engine: Engine, rows: Sequence[Row], options: ProbeOptions, remedies: RemedyOptions
+def apply_interventions(
+    engine: Engine, rows: Sequence[Row], options: ProbeOptions, interventions: InterventionOptions
 ) -> list[dict[str, Any]]:
     """A record for each row; the engine has to export attention."""
     responses = respond(engine, rows, options)
@@ -84,29 +84,31 @@ def apply_remedies(
         name: _respond_with(
             engine,
             responses,
-            [_insertion(engine, name, response, remedies) for response in responses],
+            [_insertion(engine, name, response, interventions) for response in responses],
             options,
-            remedies,
+            interventions,
         )
-        for name in REMEDIES
+        for name in INTERVENTIONS
     }
     return [
         {
             **response.row.identity(),
             "responses": {
                 PLAIN: _plain_record(response),
-                **{name: _record(engine, treated[name][number]) for name in REMEDIES},
+                **{name: _record(engine, treated[name][number]) for name in INTERVENTIONS},
             },
         }
         for number, response in enumerate(responses)
     ]
 
 
-def _insertion(engine: Engine, name: str, response: Response, remedies: RemedyOptions) -> Insertion:
+def _insertion(
+    engine: Engine, name: str, response: Response, interventions: InterventionOptions
+) -> Insertion:
     if name == "focus":
-        return Insertion(ids=engine.encode(remedies.focus_text), images=(), in_text=True)
-    images = tuple(_scaled(image, remedies.replay_scale) for image in response.prompt.images)
-    ids = engine.user_turn(len(images), remedies.replay_text)
+        return Insertion(ids=engine.encode(interventions.focus_text), images=(), in_text=True)
+    images = tuple(_scaled(image, interventions.replay_scale) for image in response.prompt.images)
+    ids = engine.user_turn(len(images), interventions.replay_text)
     return Insertion(ids=ids, images=images, in_text=False)
 
 
@@ -120,14 +122,14 @@ def _respond_with(
     responses: Sequence[Response],
     insertions: Sequence[Insertion],
     options: ProbeOptions,
-    remedies: RemedyOptions,
+    interventions: InterventionOptions,
 ) -> list[Treated]:
     """Write all responses together: a step of each, an insertion, and so on, then the rest."""
     all_treated = [
-        _begin(response, insertion, remedies)
+        _begin(response, insertion, interventions)
         for response, insertion in zip(responses, insertions, strict=True)
     ]
-    for _ in range(remedies.num_insertions - 1):
+    for _ in range(interventions.num_insertions - 1):
         some = [treated for treated in all_treated if treated.takes_more]
         steps = [min(treated.plan.step, _left(treated, options)) for treated in some]
         for treated, completion in zip(some, _write(engine, some, steps, options), strict=True):
@@ -142,9 +144,9 @@ def _respond_with(
     return all_treated
 
 
-def _begin(response: Response, insertion: Insertion, remedies: RemedyOptions) -> Treated:
+def _begin(response: Response, insertion: Insertion, interventions: InterventionOptions) -> Treated:
     """The plain response up to the first insertion; all of it where nothing can be inserted."""
-    plan = plan_insertions(response.reasoning, remedies.num_insertions)
+    plan = plan_insertions(response.reasoning, interventions.num_insertions)
     treated = Treated(plain=response, insertion=insertion, plan=plan, context=response.prompt)
     treated.write(response.completion, plan.first)
     if plan.first is None:

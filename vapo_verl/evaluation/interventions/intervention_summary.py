@@ -1,4 +1,4 @@
-"""Each remedy against the plain response of the same row."""
+"""Each intervention against the plain response of the same row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vapo_verl.analysis.statistics import finite, paired_difference, paired_shares, share_of
-from vapo_verl.evaluation.interventions import PLAIN, REMEDIES
+from vapo_verl.evaluation.interventions import INTERVENTIONS, PLAIN
 from vapo_verl.evaluation.probing.attention_summary import attention_summary
 
 Record = Mapping[str, Any]
@@ -18,13 +18,13 @@ Record = Mapping[str, Any]
 def summarise(records: Sequence[Record]) -> dict[str, Any]:
     """What `summary.json` holds; of at least one record.
 
-    `responses` has each kind alone. `against_plain` has, for each remedy, `accuracy`: the paired
-    difference and McNemar's test, and `num_tokens`: the paired difference in tokens the model
-    wrote.
+    `responses` has each kind alone. `against_plain` has, for each intervention, `accuracy`: the
+    paired difference and McNemar's test, and `num_tokens`: the paired difference in tokens the
+    model wrote.
     """
     return {
         "num_rows": len(records),
-        "responses": {name: _of(records, name) for name in (PLAIN, *REMEDIES)},
+        "responses": {name: _of(records, name) for name in (PLAIN, *INTERVENTIONS)},
         "against_plain": {
             name: {
                 "accuracy": paired_shares(_right(records, PLAIN), _right(records, name)),
@@ -36,7 +36,7 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
                     )
                 ),
             }
-            for name in REMEDIES
+            for name in INTERVENTIONS
         },
     }
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from vapo_verl.files import FolderLock, append_line, written_whole
+from vapo_verl.files import FolderLock, append_line, atomic_write
 from vapo_verl.run_folder import RunError
 
 SETTINGS_FILE = "settings.json"
@@ -58,7 +58,7 @@ class Journal:
     def _check_settings(self) -> None:
         path = self.folder / SETTINGS_FILE
         if not path.exists():
-            with written_whole(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_text(json.dumps(self._settings, indent=2) + "\n")
             return
         before = json.loads(path.read_text())
@@ -101,7 +101,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write `summary.json`, whole or not at all."""
-    with written_whole(folder / SUMMARY_FILE) as temporary:
+    with atomic_write(folder / SUMMARY_FILE) as temporary:
         temporary.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 

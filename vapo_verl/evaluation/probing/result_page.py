@@ -12,7 +12,7 @@ from typing import Any
 
 from vapo_verl.analysis.statistics import PairedShares, Share
 from vapo_verl.evaluation.probing.journal import PAGE_FILE
-from vapo_verl.files import written_whole
+from vapo_verl.files import atomic_write
 from vapo_verl.plots.html import (
     NONE,
     Table,
@@ -44,7 +44,7 @@ def write_page(
         script=script,
     )
     path = folder / PAGE_FILE
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
     return path
 

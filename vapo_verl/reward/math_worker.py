@@ -1,7 +1,7 @@
 r"""Symbolic comparison of two LaTeX answers with math-verify, and the loop of the child process.
 
-Run as `python -m vapo_verl.reward.symbolic` by `judge.py`. Model text can make sympy compute
-for hours or fill the memory; math-verify's own limit is a signal, which works in the main
+Run as `python -m vapo_verl.reward.math_worker` by `math_verifier.py`. Model text can make sympy
+compute for hours or fill the memory; math-verify's own limit is a signal, which works in the main
 thread only and does not interrupt a computation in C. So its limits are off (None) here, and
 whoever calls this on model text does so in a process that it can kill.
 """

@@ -1,4 +1,4 @@
-"""docs/plain_nodes.md on two pretend nodes: every command is read from the page and run as it is.
+"""docs/ray_cluster.md on two simulated nodes: every command is read from the page and run as it is.
 
 Replaced are the address of the first node and the recipe: `smoke`, for a few steps.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import metrics
-from tests.pretend_nodes import PretendNode, pretend_nodes, why_not
+from tests.simulated_nodes import SimulatedNode, simulated_nodes, why_not
 from vapo_verl.digits.build import DigitsConfig, write_dataset
 
 pytestmark = [
@@ -28,7 +28,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "plain_nodes.md").read_text()
+PAGE = (ROOT / "docs" / "ray_cluster.md").read_text()
 DIES_WITHIN_S = 240
 
 
@@ -42,7 +42,7 @@ def commands(heading: str, number: int = 0) -> str:
 class Cluster:
     """Two nodes, used as the page says."""
 
-    def __init__(self, root: Path, nodes: list[PretendNode]) -> None:
+    def __init__(self, root: Path, nodes: list[SimulatedNode]) -> None:
         self.root, self.nodes, self.run_dir = root, nodes, root / "run"
         self.env = {
             **os.environ,
@@ -66,7 +66,7 @@ class Cluster:
         self.start(head, commands("Start", 0))
         self.start(worker, commands("Start", 1))
 
-    def start(self, node: PretendNode, ray_start: str) -> None:
+    def start(self, node: SimulatedNode, ray_start: str) -> None:
         self.do(node, commands("Ports"))
         self.do(node, commands("On every node", 0), commands("On every node", 1), ray_start)
 
@@ -78,7 +78,7 @@ class Cluster:
         with log.open("w") as output:
             return self.nodes[0].start(["bash", "-ec", script], env=self.env, output=output)
 
-    def do(self, node: PretendNode, *blocks: str) -> str:
+    def do(self, node: SimulatedNode, *blocks: str) -> str:
         return node.run(["bash", "-ec", self.script(*blocks)], env=self.env, timeout_s=400)
 
     def script(self, *blocks: str) -> str:
@@ -89,7 +89,7 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[Cluster]:
     root = tmp_path_factory.mktemp("plain")
-    with pretend_nodes(root / "lab", 2) as nodes:
+    with simulated_nodes(root / "lab", 2) as nodes:
         cluster = Cluster(root, nodes)
         cluster.up()
         yield cluster
@@ -132,7 +132,7 @@ def resumed(cluster, killed) -> str:
     return log.read_text()
 
 
-def listening_ports(node: PretendNode) -> set[int]:
+def listening_ports(node: SimulatedNode) -> set[int]:
     """Of TCP sockets that other machines can reach."""
     addresses = [line.split()[3] for line in node.run(["ss", "-Hltn"]).splitlines()]
     reachable = [a for a in addresses if not a.startswith(("127.", "[::1]", "[::ffff:127."))]

@@ -1,7 +1,7 @@
 """The recording backends that walk the whole context, kernels in Triton's interpreter.
 
 vLLM's `forward` methods are real; the CUDA functions they call are replaced, and so is the package
-flashinfer, which has no build without CUDA. Run by test_full_walk.py.
+flashinfer, which has no build without CUDA. Run by test_full_context.py.
 """
 
 import importlib
@@ -13,7 +13,7 @@ import pytest
 import torch
 from vllm.v1.attention.backends.utils import set_kv_cache_layout
 
-from vapo_verl.attention.backends.full_walk import key_view
+from vapo_verl.attention.backends.full_context import key_view
 from vapo_verl.attention.backends.recording import Batch
 
 NAMES = {"triton_attn": "TRITON_ATTN", "flashinfer": "FLASHINFER", "flash_attn": "FLASH_ATTN"}

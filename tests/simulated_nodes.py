@@ -1,4 +1,4 @@
-"""Pretend nodes on one machine, without containers: Linux namespaces, for tests of several nodes.
+"""Simulated nodes on one machine, without containers: Linux namespaces, for tests of several nodes.
 
 Each node has a network with its own address, a host name, processes, /dev/shm and /tmp/ray; the
 rest of the file system is shared, as on a cluster. Power-off ends all its processes at once.
@@ -79,7 +79,7 @@ class Switch:
         _ip(arguments, inside=self._process.pid)
 
 
-class PretendNode:
+class SimulatedNode:
     """One node. It is off until `boot`."""
 
     def __init__(self, folder: Path, address: str, switch: Switch) -> None:
@@ -159,11 +159,13 @@ class PretendNode:
 
 
 @contextmanager
-def pretend_nodes(folder: Path, number: int, prefix: str = "node") -> Iterator[list[PretendNode]]:
+def simulated_nodes(
+    folder: Path, number: int, prefix: str = "node"
+) -> Iterator[list[SimulatedNode]]:
     """``number`` nodes named node1, node2, ... that are up, see each other and know their names."""
     switch = Switch()
     nodes = [
-        PretendNode(folder / f"{prefix}{i}", switch.host(10 + i), switch)
+        SimulatedNode(folder / f"{prefix}{i}", switch.host(10 + i), switch)
         for i in range(1, number + 1)
     ]
     names = [("127.0.0.1", "localhost"), *((node.address, node.name) for node in nodes)]

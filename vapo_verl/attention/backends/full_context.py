@@ -11,7 +11,7 @@ from vapo_verl.attention.kernels.cuda import visual_ratio
 from vapo_verl.attention.support import PLAIN_CACHE_DTYPES
 
 
-class FullWalkImpl(RecordingImpl):
+class FullContextImpl(RecordingImpl):
     """Mixin for FLASH_ATTN, TRITON_ATTN and FLASHINFER: the kernel over a row's whole context."""
 
     kv_cache_dtype: str

@@ -8,7 +8,7 @@ import verl.models.transformers.qwen2_vl as upstream
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vapo_verl.digits.model import model_dir
-from vapo_verl.integration import text_only_forward
+from vapo_verl.patches import text_only_forward
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def test_upstream_still_fails_on_text_alone(model):
     with pytest.raises(AttributeError, match="mean"):
         text_only_forward._get_input_embeds(model, torch.tensor([[1, 2, 3]]))
         pytest.fail(
-            "veRL now handles batches without images: vapo_verl/integration/text_only_forward.py "
+            "veRL now handles batches without images: vapo_verl/patches/text_only_forward.py "
             "and its call can go"
         )
 

@@ -1,4 +1,4 @@
-"""The symbolic judge: a child process that compares answers and is killed when it takes too long.
+"""The math verifier: a child process that compares answers and is killed when it takes too long.
 
 Safe in any thread: a call holds a lock and waits on a pipe, without the interpreter lock. The
 child starts with the first question (seconds) and ends with its parent.
@@ -21,7 +21,7 @@ MAX_CHARS = 1000
 _log = logging.getLogger(__name__)
 
 
-class Judge:
+class MathVerifier:
     """One child process, started when needed, replaced after it was killed."""
 
     def __init__(self, answer_limit_s: float = ANSWER_LIMIT_S):
@@ -40,7 +40,7 @@ class Judge:
             child = self._running()
             reply = self._ask(child, json.dumps([answer, truth]))
             if not reply:
-                _log.warning("no verdict on %.80r against %.80r: counted wrong", answer, truth)
+                _log.warning("no answer on %.80r against %.80r: counted wrong", answer, truth)
                 self._kill(child)
         return reply == "1"
 
@@ -79,7 +79,7 @@ def _start() -> subprocess.Popen[str]:
     package_root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
     child = subprocess.Popen(
-        [sys.executable, "-m", "vapo_verl.reward.symbolic"],
+        [sys.executable, "-m", "vapo_verl.reward.math_worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -90,7 +90,7 @@ def _start() -> subprocess.Popen[str]:
         child.kill()
         child.communicate()
         raise RuntimeError(
-            "the symbolic judge did not start: `python -m vapo_verl.reward.symbolic` says why; "
+            "the math verifier did not start: `python -m vapo_verl.reward.math_worker` says why; "
             "it needs math-verify with its antlr4 runtime"
         )
     return child
@@ -104,7 +104,7 @@ def _read_line(child: subprocess.Popen[str], limit_s: float) -> str:
         return child.stdout.readline().strip() if selector.select(limit_s) else ""
 
 
-_judge = Judge()
-judge_equal = _judge.equal
-atexit.register(_judge.close)
-os.register_at_fork(after_in_child=_judge.forget)
+_verifier = MathVerifier()
+math_equal = _verifier.equal
+atexit.register(_verifier.close)
+os.register_at_fork(after_in_child=_verifier.forget)
