@@ -4,8 +4,6 @@ YAML holds overrides only. :func:`vapo_config` turns the composed node into thes
 dataclasses and refuses what cannot work, naming the key, the value and the fix.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field

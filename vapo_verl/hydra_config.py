@@ -3,8 +3,6 @@
 Light: composing a config imports neither torch nor veRL.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """Start a run: check it, prepare the environment, hand it to veRL."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

@@ -3,8 +3,6 @@
 Light until a run starts: ``--help`` and ``--cfg job`` import neither torch nor veRL.
 """
 
-from __future__ import annotations
-
 import sys
 import traceback
 from pathlib import Path

@@ -4,8 +4,6 @@ A run starts a dozen processes and takes a minute to its first token; each check
 trace out of one of them into one line that names the key, the value and the fix.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import math

@@ -6,8 +6,6 @@ owner is gone. (The kernel's PR_SET_PDEATHSIG would reach the leader only, and v
 outlives that.)
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Which Ray cluster a run joins, by the rules of ``ray.init``. Imports no Ray."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

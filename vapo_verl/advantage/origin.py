@@ -1,7 +1,5 @@
 """What the advantages of a batch come from: right and wrong answers, or perception alone."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What the anchors of a run say: right by position, and whether p(yes) means what it says."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """How the visual attention ratio falls along a response, in histograms of bounded memory."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Rates with intervals, agreement beyond chance, and paired tests (numpy and scipy only)."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence

@@ -4,8 +4,6 @@ Positions count response tokens before the cut, so a cut is always between two t
 rollout and ``response_ids[:position]`` is exactly what the policy had written by then.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

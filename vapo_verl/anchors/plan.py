@@ -1,7 +1,5 @@
 """Which claim is asked at which cut of a response."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Asking the policy about its anchors, through any engine that continues token ids."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The question asked at an anchor, as token ids, and the two tokens that answer it."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Sequence

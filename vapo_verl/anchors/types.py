@@ -1,7 +1,5 @@
 """What travels between planning, probing and scoring."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

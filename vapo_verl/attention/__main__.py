@@ -3,8 +3,6 @@
 vllm serve MODEL $(python -m vapo_verl.attention)
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 

@@ -1,7 +1,5 @@
 """How a user turns capture on and reads its values; imports nothing heavy."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Sequence

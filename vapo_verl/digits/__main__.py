@@ -1,7 +1,5 @@
 """Command line: python -m vapo_verl.digits --out DIR."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Writing the digits world as parquet files in veRL's row layout."""
 
-from __future__ import annotations
-
 import json
 import random
 from dataclasses import asdict, dataclass

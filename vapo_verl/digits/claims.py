@@ -1,7 +1,5 @@
 """Claims about a scene: structured, so that their truth is computed and never guessed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import combinations
 from typing import ClassVar, Protocol

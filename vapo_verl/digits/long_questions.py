@@ -10,8 +10,6 @@ the cells. That is often wrong: looking again pays, and a policy that has learnt
 out that it does.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable
 from typing import NamedTuple

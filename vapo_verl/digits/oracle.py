@@ -1,7 +1,5 @@
 """A judge that reads a claim's text and looks at the scene: a model of perfect eyesight."""
 
-from __future__ import annotations
-
 import re
 
 from vapo_verl.digits.scene import Cell, Scene

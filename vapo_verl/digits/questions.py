@@ -1,7 +1,5 @@
 """Questions about a scene, each with its answer and a solution that reads several cells."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 

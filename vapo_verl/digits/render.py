@@ -1,7 +1,5 @@
 """Drawing a scene: every cell fills a 28-pixel square, one merged token of the vision tower."""
 
-from __future__ import annotations
-
 import io
 import random
 from functools import cache

@@ -1,7 +1,5 @@
 """Handwritten digit scans and their fixed split into disjoint train, val and test pools."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Choosing a row's claims: half true and half false, spread over kinds and topics."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass

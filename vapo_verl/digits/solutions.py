@@ -1,7 +1,5 @@
 """What makers of questions share: the form of a solved question, and reading a cell."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Questions of a few lookups or one pass over the grid, each solved by reads and then a result."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable
 

@@ -3,8 +3,6 @@
 Exit code 0: no errors. 1: errors. 2: bad usage.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

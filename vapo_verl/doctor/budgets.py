@@ -1,7 +1,5 @@
 """What a recipe promises about lengths, batches, pixels and answers, against model and data."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 

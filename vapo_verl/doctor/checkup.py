@@ -1,7 +1,5 @@
 """All checks in their order: the machine first, then the recipe."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 

@@ -4,8 +4,6 @@
 line a finding to OUT, so that a crash or a hang keeps what came before it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

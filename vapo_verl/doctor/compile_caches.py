@@ -1,7 +1,5 @@
 """Folders of compiled kernels: on a network file system all nodes write the same files."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Iterator, Mapping

@@ -4,8 +4,6 @@ Triton 3.6 compiles with ``$CC``, else gcc, else clang, and includes `Python.h`
 (`triton/runtime/build.py`). Compute nodes often have neither.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil

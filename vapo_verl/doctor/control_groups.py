@@ -1,7 +1,5 @@
 """Limits of our control group: containers, Slurm jobs and services set them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -7,8 +7,6 @@ A checkpoint holds, with P parameters of b bytes each (`actor.fsdp_config.model_
 and the run folder holds `trainer.max_actor_ckpt_to_keep` of them, or one for each save.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import shutil

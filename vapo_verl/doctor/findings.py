@@ -1,7 +1,5 @@
 """What a check says, and the one place where a check's own failure becomes a finding."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal

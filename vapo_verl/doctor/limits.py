@@ -1,7 +1,5 @@
 """What the operating system lets one user have: open files, processes, locked memory."""
 
-from __future__ import annotations
-
 import resource
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """GPU and host memory of a run, phase by phase, against what is there."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 
 from omegaconf import DictConfig

@@ -24,8 +24,6 @@ S ranks that share a copy, p and r bytes in which layers compute and gradients a
                 again while a phase holds what it has fetched
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

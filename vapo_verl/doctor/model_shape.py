@@ -4,8 +4,6 @@ Shapes come from the model's config.json, and for the two models of the recipes 
 that a recipe can be judged before its model is downloaded.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How large a model is and how it cuts images, from its files alone: no weights are read."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

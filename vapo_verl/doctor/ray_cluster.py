@@ -1,7 +1,5 @@
 """The Ray cluster a run would join, or the room for the one it would start."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket

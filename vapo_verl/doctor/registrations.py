@@ -4,8 +4,6 @@ veRL logs an entry point that fails at DEBUG only, and vLLM skips a broken plugi
 that is missing shows minutes later, as another class doing the work.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import os

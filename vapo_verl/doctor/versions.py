@@ -1,7 +1,5 @@
 """Installed versions against the pins of setup.py and the lock file. Metadata only: no imports."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The model card: what was trained from what, how long, and how well."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from importlib.metadata import version

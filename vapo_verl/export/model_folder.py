@@ -1,7 +1,5 @@
 """From a run folder to a model folder."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import stat

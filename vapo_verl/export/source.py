@@ -1,7 +1,5 @@
 """Which checkpoint of a run is exported, and whether all of it is there."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ Exit code 0: all that ran passed. 1: something failed. 2: no CUDA device, or bad
 stopped by signal n, with the results so far.
 """
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys

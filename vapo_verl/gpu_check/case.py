@@ -4,8 +4,6 @@
 appends a line of JSON to ``DIR/cases.jsonl`` as it ends, so that a crash keeps what came before.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import json

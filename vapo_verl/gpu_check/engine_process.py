@@ -7,8 +7,6 @@ RESULT has the `outputs` of every batch, and for LLM the numbers of `preemptions
 that torch.compile made in this process.
 """
 
-from __future__ import annotations
-
 import asyncio
 import pickle
 import sys

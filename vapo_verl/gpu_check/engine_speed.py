@@ -6,8 +6,6 @@ has graphs of its own, which are swapped with it. Shapes of Qwen2.5-VL-7B with 1
 dummy weights, prompts of one image of 1024 tokens.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterator, Mapping

@@ -9,8 +9,6 @@ reading the keys once at the bandwidth of a copy. A decode step is estimated at 
 Without CUDA small sizes run in Triton's interpreter: that proves the code, and its times nothing.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import time

@@ -1,7 +1,5 @@
 """What the machine is, as JSON on standard output; a process of its own, since it imports torch."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Random models of a check, made once and shared by its stages."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from vapo_verl.files import atomic_write

@@ -1,7 +1,5 @@
 """Random rows over a paged KV cache, with NaN wherever a kernel has no business reading."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 

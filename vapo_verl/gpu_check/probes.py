@@ -6,8 +6,6 @@ repeated with each K over empty caches. Shapes of Qwen2.5-VL-7B with 16 decoder 
 weights.
 """
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import os

@@ -1,7 +1,5 @@
 """What a check found: typed, as JSON, and as a Markdown table for a person."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence

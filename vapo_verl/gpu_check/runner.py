@@ -4,8 +4,6 @@ A stage that crashes, hangs or is killed is a failed stage with its last lines; 
 Ctrl-C and SIGTERM end the check with the results so far.
 """
 
-from __future__ import annotations
-
 import datetime
 import json
 import os

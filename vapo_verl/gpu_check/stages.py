@@ -1,7 +1,5 @@
 """The stages in the order in which they tell most, and how a time budget is divided among them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

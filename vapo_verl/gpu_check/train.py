@@ -6,8 +6,6 @@ with flash-attn where it is installed; with several GPUs also on all of them. Wi
 recipe `smoke`.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import math

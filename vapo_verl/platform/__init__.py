@@ -1,7 +1,5 @@
 """What veRL and vLLM need to run on CPU, through their registries."""
 
-from __future__ import annotations
-
 CPU_ENVIRONMENT = {
     "VERL_PLATFORM": "cpu",  # chosen when verl is first imported
     "TORCHDYNAMO_DISABLE": "1",  # compiling a small model costs more than it saves

@@ -1,7 +1,5 @@
 """veRL's FSDP2 engine over gloo on CPU, registered for ``device="cpu"``."""
 
-from __future__ import annotations
-
 import torch
 from verl.utils.fsdp_utils import MixedPrecisionPolicy, apply_fsdp2, fsdp2_load_full_state_dict
 from verl.utils.torch_dtypes import PrecisionType

@@ -1,7 +1,5 @@
 """A panel as a picture, drawn without a browser: for trackers while a run trains, and for docs."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

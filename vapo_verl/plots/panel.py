@@ -1,7 +1,5 @@
 """What is drawn, apart from how: a panel is some lines over one axis, or one heat map."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

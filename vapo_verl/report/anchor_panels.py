@@ -1,7 +1,5 @@
 """Anchor accuracy along the responses of a run, and calibration."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Visual attention along the responses of a run."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Paired differences of two runs, as tables."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Early decision of a run: answers forced where a response's reasoning is cut off."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from vapo_verl.analysis.statistics import Share

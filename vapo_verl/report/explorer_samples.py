@@ -1,7 +1,5 @@
 """The responses that the report shows in full: a seeded, bounded sample, half correct."""
 
-from __future__ import annotations
-
 import hashlib
 import heapq
 import math

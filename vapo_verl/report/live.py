@@ -1,7 +1,5 @@
 """What a run shows of itself while it trains and when it ends; a fault here never ends a run."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any

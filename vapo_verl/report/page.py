@@ -4,8 +4,6 @@ What a run wrote is data to the page: JSON in a script element that no browser r
 as text, or escaped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape

@@ -1,7 +1,5 @@
 """Means over the sampled responses to one prompt at one step: what two runs are paired by."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

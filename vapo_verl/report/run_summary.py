@@ -1,7 +1,5 @@
 """All that the report says about one run, gathered in one pass over its files."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

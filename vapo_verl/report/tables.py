@@ -1,7 +1,5 @@
 """The numbers of the report: what stands beside the figures."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ The probes go to the server that just wrote the response, while other responses 
 they fill the idle tail of the batch and find their prefix in the KV cache.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any

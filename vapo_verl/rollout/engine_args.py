@@ -1,7 +1,5 @@
 """Arguments of the engine that follow from other settings, written into veRL's config."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

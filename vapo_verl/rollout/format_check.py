@@ -1,7 +1,5 @@
 """The anchor format check of a few training rows, on the rollout server, before the first step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

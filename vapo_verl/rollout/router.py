@@ -4,8 +4,6 @@ A server preprocesses and encodes an image once and keeps the prompt's keys and 
 further request about the prompt costs it little, and any other server all of it again.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from verl.workers.rollout.router import GlobalRequestLoadBalancer

@@ -1,7 +1,5 @@
 """What the rollout knows of one finished response beyond its tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

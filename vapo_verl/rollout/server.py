@@ -1,7 +1,5 @@
 """veRL's vLLM server, passing on the visual attention of each response."""
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence

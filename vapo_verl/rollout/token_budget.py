@@ -1,7 +1,5 @@
 """A cap on the probe tokens that are in an engine at once."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator

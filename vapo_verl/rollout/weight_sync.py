@@ -7,8 +7,6 @@ ever, or takes the other run's weights. Here the cluster's session is part of th
 veRL's sender waits for ever, too, when the engine dies in the middle. Here it gives up.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from typing import Any

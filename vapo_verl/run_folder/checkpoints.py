@@ -5,8 +5,6 @@ files are on the disk. A run resumes from the newest whole one, and so does veRL
 ``latest_checkpointed_iteration.txt``: a process killed at any moment leaves the older one usable.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

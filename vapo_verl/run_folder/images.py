@@ -1,7 +1,5 @@
 """Images of sampled prompts: small files for the run folder, `data:` URIs for the report."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """The files of a run folder, and its resolved config."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf

@@ -3,8 +3,6 @@
 The reader skips an incomplete line: the run may still write.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import numbers

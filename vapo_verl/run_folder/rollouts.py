@@ -1,7 +1,5 @@
 """Sampled rollouts of a run: schema, writer, and a reader that holds a few rows at a time."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """From fields of the replay buffer to advantages and back."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any

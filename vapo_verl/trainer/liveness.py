@@ -4,8 +4,6 @@ Agent loops put their results into the replay buffer, which the trainer polls; n
 it that the process which should have written them is gone.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from contextlib import suppress

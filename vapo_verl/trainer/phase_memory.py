@@ -1,7 +1,5 @@
 """Most device memory in use in each phase of a step, over all ranks."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from verl.utils.device import get_torch_device

@@ -1,7 +1,5 @@
 """Reading fields of the replay buffer, whose containers differ between storage back ends."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

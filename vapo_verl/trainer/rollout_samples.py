@@ -1,7 +1,5 @@
 """Rows of the sampled-rollout files, read from the replay buffer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

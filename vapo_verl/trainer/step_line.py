@@ -1,7 +1,5 @@
 """One line per step that a person can follow."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The Ray actor that owns the trainer: veRL's, with this package registered in its process."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import ray

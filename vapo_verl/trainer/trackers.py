@@ -1,7 +1,5 @@
 """veRL's tracking backends: are they installed, and where in the run folder are their files."""
 
-from __future__ import annotations
-
 import importlib.util
 import netrc
 import os

@@ -1,7 +1,5 @@
 """veRL's synchronous V1 trainer with VAPO's credit, metrics and run folder."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import threading

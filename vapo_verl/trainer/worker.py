@@ -1,7 +1,5 @@
 """Actor and reference workers: veRL's, with three upstream faults mended and CPU made possible."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Compiles one C file of this package for this machine, once, into the user's cache."""
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import os

@@ -5,8 +5,6 @@ study start from a model that answers in the right format, is right now and then
 better than chance.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

@@ -1,7 +1,5 @@
 """Shape of the small model: a Qwen2.5-VL with everything but its sizes as in the original."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

@@ -5,8 +5,6 @@ first `prompt + cut` tokens and to its own probe, at the positions it would have
 been cut there. So each probe gets the same logits as in a sequence of its own, for fewer tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The model card: what a model of the recipe is, how it was made and what it can do."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from vapo_verl.digits.model.evaluate import GROUP_SIZE

@@ -1,7 +1,5 @@
 """What the model can do on rows of the digits world: format, answers and claims."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections import Counter

@@ -6,8 +6,6 @@ but the end of a sequence is sampled, since an `<|image_pad|>` in a response wou
 look for an image that is not there.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The recipes: tokenizer, tower, warm-up, and an end while there is much left to learn."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice

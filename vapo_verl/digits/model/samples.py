@@ -1,7 +1,5 @@
 """Supervised samples: a prompt, a response, and anchor questions about cuts of that response."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 from functools import cache

@@ -5,8 +5,6 @@ short and exact: a space joins whatever follows it, and there is no Unicode norm
 any text survives a round trip.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable, Iterator
 

@@ -5,8 +5,6 @@ merged token is described by its dot products with the (tied) embeddings of the 
 that vision and vocabulary share a space, and what is left to learn is mostly where to look.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass

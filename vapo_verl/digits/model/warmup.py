@@ -1,7 +1,5 @@
 """Stage 2: the whole model learns to read cells, then to answer, and all along to judge claims."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Callable, Iterator

@@ -28,8 +28,6 @@ At target 0 the model answers at once; at 1 its whole reasoning stands before th
 This module and what it exports import neither vllm nor torch.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any
 

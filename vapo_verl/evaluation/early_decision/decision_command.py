@@ -1,7 +1,5 @@
 """`early-decision`: responses cut at shares of their reasoning, each cut with a forced answer."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

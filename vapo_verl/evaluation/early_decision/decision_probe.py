@@ -1,7 +1,5 @@
 """Forces an answer at cuts of a response's reasoning."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any

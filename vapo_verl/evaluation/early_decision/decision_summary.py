@@ -1,7 +1,5 @@
 """What the answers forced at the cuts say together (pure)."""
 
-from __future__ import annotations
-
 from typing import Any, TypedDict
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The rows of an early-decision run, read back."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -35,8 +35,6 @@ on single attention weights.
 - `settings.json`, `page.html`, and `summary.json`: see `summary.summarise`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

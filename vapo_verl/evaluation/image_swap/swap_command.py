@@ -1,7 +1,5 @@
 """`image-swap`: responses that go on with another image from cuts along them."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Goes on from cuts of a response with another image."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

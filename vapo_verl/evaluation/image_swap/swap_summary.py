@@ -1,7 +1,5 @@
 """How much the exchanged image changes, by cut."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

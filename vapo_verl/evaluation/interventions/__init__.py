@@ -27,8 +27,6 @@ there on the response is another one. Where the reasoning ends earlier, the rest
 - `settings.json`, `page.html`, and `summary.json`: see `summary.summarise`.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any
 

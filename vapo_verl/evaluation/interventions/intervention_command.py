@@ -1,7 +1,5 @@
 """`interventions`: responses with the image shown again or with a reminder, against plain ones."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

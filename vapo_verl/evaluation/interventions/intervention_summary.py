@@ -1,7 +1,5 @@
 """Each intervention against the plain response of the same row."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any

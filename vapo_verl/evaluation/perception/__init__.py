@@ -23,8 +23,6 @@ model's verdicts on the rows' claims at cuts along them, whether the response is
 - `settings.json`, `page.html`, and `summary.json`: see `summary.summarise`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`perception`: what a checkpoint sees along its responses, in claims and in attention."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

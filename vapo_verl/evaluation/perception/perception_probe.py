@@ -1,7 +1,5 @@
 """Responses with their attention, and verdicts on claims along them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any

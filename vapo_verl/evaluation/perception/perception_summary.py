@@ -1,7 +1,5 @@
 """Claim accuracy by place in the response, and attention."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any

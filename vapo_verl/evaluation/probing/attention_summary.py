@@ -1,7 +1,5 @@
 """Visual attention of some responses as numbers for JSON, and as lines of a figure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

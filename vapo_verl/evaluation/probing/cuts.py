@@ -1,7 +1,5 @@
 """Where a response is cut: the logical boundaries nearest to given shares of its reasoning."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

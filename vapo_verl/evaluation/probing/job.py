@@ -1,7 +1,5 @@
 """What all commands do: open the folder, ask about the rows that are not done, sum up."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Options that all probing commands share, and fingerprints of model and data."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Responses of a checkpoint to rows, and claims probed along them as anchors are."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The results of one command as one HTML file that opens without a network, as the report does."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from html import escape

@@ -1,7 +1,5 @@
 """The rows that a checkpoint is asked about, out of a data file of our row format."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
