@@ -12,7 +12,6 @@ LAYERS = (
         "config",
         "console",
         "files",
-        "integration",
         "patches",
         "platform",
         "process_tree",
