@@ -102,10 +102,15 @@ setup(
     packages=find_packages(include=["vapo_verl", "vapo_verl.*"]),
     # conf/recipe is a symlink to recipes/: the glob follows it, so that a wheel carries real files.
     package_data={"vapo_verl": ["py.typed", *(f"**/*.{suffix}" for suffix in DATA_SUFFIXES)]},
+    # Weights that no recipe starts from: in the repository only.
+    exclude_package_data={"vapo_verl": ["digits/model/long_digits/*"]},
     include_package_data=False,
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
-    entry_points={"verl.plugins": ["vapo_cpu = vapo_verl.platform.cpu"]},
+    entry_points={
+        "console_scripts": ["vapo = vapo_verl.cli:main"],
+        "verl.plugins": ["vapo_cpu = vapo_verl.platform.cpu"],
+    },
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

@@ -25,7 +25,7 @@ LAYERS = (
     ("report",),
     ("trainer",),
     ("launch",),
-    ("doctor", "main"),
+    ("cli", "doctor", "main"),
 )
 """Folders and files of vapo_verl/, lowest first. Those in one line do not import each other."""
 PURE = {

@@ -59,10 +59,17 @@ def test_wheel_carries_the_whole_package(root, wheel):
     ]
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
-        missing = {path.relative_to(root).as_posix() for path in files} - held
+        left_out = package / "digits" / "model" / "long_digits"
+        expected = {p.relative_to(root).as_posix() for p in files if left_out not in p.parents}
+        missing = expected - held
         assert missing == set(), "a suffix may be missing from DATA_SUFFIXES in setup.py"
+        assert not any("long_digits/" in name for name in held)
     assert "vapo_verl/digits/model/digits/model.safetensors" in held
     assert all(name.startswith(("vapo_verl/", "vapo_verl-")) for name in held)
+
+
+def test_the_wheel_stays_small(wheel):
+    assert wheel.stat().st_size < 12e6
 
 
 def test_recipes_in_the_wheel_are_real_files(root, wheel):
@@ -80,6 +87,7 @@ def test_wheel_metadata(wheel):
         info = f"vapo_verl-{__version__}.dist-info"
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
         metadata = archive.read(f"{info}/METADATA").decode()
+    assert "[console_scripts]\nvapo = vapo_verl.cli:main" in entry_points
     assert "[verl.plugins]\nvapo_cpu = vapo_verl.platform.cpu" in entry_points
     assert f"\nVersion: {__version__}\n" in metadata
     assert "\nLicense-Expression: Apache-2.0\n" in metadata

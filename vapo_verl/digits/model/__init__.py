@@ -1,6 +1,6 @@
 """Small Qwen2.5-VL models that can read grids of digits, and the recipes that made them.
 
-Their weights are part of the package (`model_dir`), so that the demo, the end-to-end tests and the
+Their weights stand here (`model_dir`), so that the demo, the end-to-end tests and the
 study start from a model that answers in the right format, is right now and then, and judges claims
 better than chance.
 """
@@ -13,7 +13,16 @@ def model_dir(name: str = "digits") -> Path:
 
     Args:
         name: `digits`, which answers short questions; `long_digits`, the same, taught the long
-            ones; or `hasty_digits`, the latter, half of whose lessons were solved without looking
-            again. Their cards (README.md) have the figures.
+            ones, in a source checkout only; or `hasty_digits`: `long_digits` fine-tuned on data of
+            which half answers without looking again. Their cards (README.md) have the figures.
+
+    Raises:
+        FileNotFoundError: it is not here; the message says how to make it.
     """
-    return Path(__file__).parent / name
+    folder = Path(__file__).parent / name
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"no model {folder}: installed packages carry digits and hasty_digits alone; "
+            f"`python -m vapo_verl.digits.model --preset {name} --out {folder}` makes it"
+        )
+    return folder

@@ -29,8 +29,8 @@ class RecipeConfig:
     """Everything that decides what the model becomes."""
 
     seed: int = 0
-    start: Path | None = None
-    """Folder of the model to go on from; None begins with a tokenizer and random weights."""
+    start: str | None = None
+    """The packaged model to go on from; None begins with a tokenizer and random weights."""
     tower: TowerConfig | None = field(default_factory=TowerConfig)
     """None leaves the tower as it is."""
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
@@ -47,7 +47,7 @@ class RecipeConfig:
 PRESETS = {
     "digits": RecipeConfig(),
     "long_digits": RecipeConfig(
-        start=model_dir(),
+        start="digits",
         tower=None,
         warmup=WarmupConfig(
             parts=(Part(kind="question", steps=1000, num_probes=4),),
@@ -58,7 +58,7 @@ PRESETS = {
         stop_accuracy=None,
     ),
     "hasty_digits": RecipeConfig(
-        start=model_dir("long_digits"),
+        start="long_digits",
         tower=None,
         warmup=WarmupConfig(
             parts=(Part(kind="question", steps=700, num_probes=4),),
@@ -78,7 +78,7 @@ def starting_model(
 ) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
     """Return the model that the recipe starts from and its processor."""
     if config.start is not None:
-        return load_model(config.start)
+        return load_model(model_dir(config.start))
     tokenizer = train_tokenizer(corpus())
     torch.manual_seed(config.seed)
     return build_model(tokenizer), build_processor(tokenizer)

@@ -1,0 +1,61 @@
+"""`vapo COMMAND` is `python -m MODULE`."""
+
+import subprocess
+import sys
+
+import pytest
+
+from vapo_verl.cli import COMMANDS, main
+
+HEAVY = ("torch", "vllm", "verl", "ray", "transformers")
+
+
+def call(*words):
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_the_modules_own_and_imports_nothing_heavy(name):
+    code = f"""
+import sys
+from vapo_verl.cli import main
+try:
+    main([{name!r}, "--help"])
+finally:
+    heavy = [module for module in {HEAVY!r} if module in sys.modules]
+    assert not heavy, heavy
+"""
+    through = call("-c", code)
+    assert (through.returncode, through.stderr) == (0, "")
+    assert through.stdout == call("-m", COMMANDS[name].module, "--help").stdout != ""
+
+
+def test_arguments_and_exit_codes_pass_through():
+    through = call("-m", "vapo_verl.cli", "train", "+recipe=smoke", "trainer.no_such_key=1")
+    alone = call("-m", "vapo_verl.main", "+recipe=smoke", "trainer.no_such_key=1")
+    assert through.returncode == alone.returncode != 0
+    assert "no_such_key" in through.stderr
+
+
+def test_composing_finds_the_packaged_config():
+    through = call("-m", "vapo_verl.cli", "train", "+recipe=smoke", "--cfg", "job", "-p", "vapo")
+    assert through.returncode == 0, through.stderr
+    assert "num_anchors: 8" in through.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_without_a_command_it_lists_them(capsys, monkeypatch, arguments):
+    monkeypatch.setattr(sys, "argv", ["vapo", *arguments])
+    assert main() == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in COMMANDS)
+
+
+def test_an_unknown_command_is_refused(capsys):
+    assert main(["trian"]) == 2
+    assert "trian is no command; use one of train, doctor" in capsys.readouterr().err
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("vapo_verl 0.")
