@@ -1,7 +1,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-cluster test-gpu gpu-check bench study study-quick study-variants doctor lint format lock clean
+.PHONY: help setup demo test test-slow test-core test-cluster test-gpu gpu-check bench study study-quick study-variants doctor lint format lock clean
 
 VENV ?= .venv
 # Where `make demo` leaves its run, and the data of the recipes (main reads VAPO_DATA_DIR).
@@ -18,7 +18,7 @@ BIN := $(abspath $(VENV))/bin
 PYTEST := $(BIN)/python -m pytest -q
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 setup: ## install the locked environment: EXTRA=cpu|gpu PYTHON=python3 FLASH_ATTN=1 DRY_RUN=1 VENV=.venv
 	@requirements/install.sh
@@ -33,6 +33,11 @@ test: setup ## the CPU suite
 
 test-slow: setup ## the slow tests: engine starts, whole training runs
 	$(PYTEST) -m "slow and not gpu and not multinode" --timeout 1800 $(ARGS)
+
+test-core: setup ## of test-cluster one Slurm run over two nodes and one compose run
+	tests/slurm/install.sh
+	tests/docker/install.sh
+	$(PYTEST) -m "multinode and core" --timeout 1800 $(ARGS)
 
 test-cluster: setup ## real Slurm, Docker and Ray over several simulated nodes; root on Debian, installs what they need
 	tests/slurm/install.sh

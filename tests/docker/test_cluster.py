@@ -61,6 +61,7 @@ def test_a_run_with_bad_input_exits_as_the_driver_does(compose):
     assert "actor_rollout_ref.rollout.n=1" in done.stdout
 
 
+@pytest.mark.core
 def test_a_stopped_run_over_two_containers_is_resumed_and_ends_well(compose):
     """Stopped within step 2, which is finished and saved first; the same command does step 3."""
     settings = {"VAPO_WORKERS": "1", "VAPO_ARGS": TINY.format(steps=3)}

@@ -96,6 +96,7 @@ def test_a_job_can_be_looked_into_and_cancelled(lab):
     assert lab.job(job)["Restarts"] == "0"
 
 
+@pytest.mark.core
 def test_a_job_that_is_stopped_goes_on_where_it_stopped(lab):
     """No step is lost and none is repeated."""
     job = lab.submit("--job-name=stopped", SMOKE, *SHORT, "trainer.save_freq=-1")
