@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vapo_verl.config import vapo_config
 from vapo_verl.console import Console, phases
+from vapo_verl.patches.upstream_ray import keep_sigterm_handler
 from vapo_verl.platform import CPU_ENVIRONMENT
 from vapo_verl.preflight import PASSES, InputError, check_run, lacks_flash_attention
 from vapo_verl.ray_address import joined_cluster
@@ -229,8 +230,7 @@ def train(config: DictConfig, signals: StopSignals) -> None:
 
     from vapo_verl.trainer.task_runner import STOP_GROUP, VapoTaskRunner
 
-    # In ray.init its handler would raise SystemExit, which is lost where it interrupts a finalizer.
-    ray._private.utils.set_sigterm_handler = lambda _handler: None
+    keep_sigterm_handler()
     ended = threading.Event()
 
     def stop(runner: Any) -> None:

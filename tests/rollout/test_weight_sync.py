@@ -10,6 +10,7 @@ import pytest
 import torch
 from verl.workers.rollout.base import get_rollout_class
 from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer as transfer
+from verl.workers.rollout.vllm_rollout import vllm_rollout
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
 import vapo_verl.trainer.worker  # noqa: F401  what a worker's process imports
@@ -86,13 +87,13 @@ def test_the_adapter_sends_with_our_sender():
     sender_and_receiver("session")
     source = inspect.getsource(weight_sync.ServerAdapter.update_weights)
     assert "sender = BucketedWeightSender(" in source
-    assert weight_sync.vllm_rollout.BucketedWeightSender is weight_sync.ImpatientSender
+    assert vllm_rollout.BucketedWeightSender is weight_sync.BucketSender
 
 
 @pytest.mark.usefixtures("on_cpu")
 def test_an_engine_that_does_not_answer_ends_the_run(monkeypatch, tmp_path):
-    monkeypatch.setattr(weight_sync, "PATIENCE_S", 0.2)
-    sender = weight_sync.ImpatientSender(f"ipc://{tmp_path}/socket", 1, use_shm=True)
+    monkeypatch.setattr(weight_sync, "TIMEOUT_S", 0.2)
+    sender = weight_sync.BucketSender(f"ipc://{tmp_path}/socket", 1, use_shm=True)
     with pytest.raises(TimeoutError, match=r"within 0\.2 s .*gpu_memory_utilization"):
         asyncio.run(sender.async_send_weights(iter([("weight", torch.zeros(4))])))
 
@@ -109,7 +110,7 @@ def test_weights_of_two_runs_at_once_do_not_mix():
         )
 
     def send(value: float, handle: str) -> None:
-        sender = weight_sync.ImpatientSender(handle, bucket_size_mb=1, use_shm=True)
+        sender = weight_sync.BucketSender(handle, bucket_size_mb=1, use_shm=True)
         asyncio.run(sender.async_send_weights(iter([("weight", torch.full((4,), value))])))
 
     for _ in range(3):

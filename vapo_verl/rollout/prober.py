@@ -12,6 +12,7 @@ from verl.workers.rollout.replica import TokenOutput
 
 from vapo_verl.anchors import AnchorQuestion, ProbeReply
 from vapo_verl.anchors.probe import Ask
+from vapo_verl.patches.upstream_verl import server_of
 from vapo_verl.rollout.token_budget import TokenBudget
 
 ANSWER_BIAS = 100.0
@@ -144,10 +145,6 @@ class OneServerClient:
         self, prompts: Sequence[list[int]], **request: Any
     ) -> list[TokenOutput]:
         """:meth:`VapoHttpServer.generate_many` of the session's server: one call, one image."""
-        server_id, server = await self._client._acquire_server(
-            self._session, prompt_ids=prompts[0], **request
-        )
-        try:
+        where = {"prompt_ids": prompts[0], **request}
+        async with server_of(self._client, self._session, **where) as server:
             return await server.generate_many.remote(prompts=list(prompts), **request)
-        finally:
-            self._client._release_server(server_id, request_id=self._session)

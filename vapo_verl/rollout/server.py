@@ -2,7 +2,7 @@
 
 import argparse
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 from uuid import uuid4
@@ -13,6 +13,7 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, 
 
 from vapo_verl.attention import visual_attention
 from vapo_verl.console import phases
+from vapo_verl.patches.upstream_vllm import keep_finished_outputs
 from vapo_verl.rollout import weight_sync
 
 _finished: ContextVar[list[Any]] = ContextVar("finished")
@@ -33,7 +34,7 @@ class VapoHttpServer(vLLMHttpServer):
     async def run_server(self, args: argparse.Namespace) -> None:
         await super().run_server(args)
         self._exports = "visual_attention" in (args.additional_config or {})
-        self.engine.generate = _keeping_finished(self.engine.generate)
+        keep_finished_outputs(self.engine, lambda output: _finished.get([]).append(output))
 
     async def generate(
         self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, **rest: Any
@@ -65,16 +66,6 @@ class VapoHttpServer(vLLMHttpServer):
         return await asyncio.gather(
             *(self.generate(p, dict(sampling_params), uuid4().hex, **shared) for p in prompts)
         )
-
-
-def _keeping_finished(generate: Any) -> Any:
-    async def generate_and_keep(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        async for output in generate(*args, **kwargs):
-            if output.finished:
-                _finished.get([]).append(output)
-            yield output
-
-    return generate_and_keep
 
 
 class VapoReplica(vLLMReplica):

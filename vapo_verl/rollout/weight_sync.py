@@ -1,4 +1,4 @@
-"""How the actor's weights go to the engine beside it: over this run's own socket, and not for ever.
+"""Actor-to-engine weight transfer: a socket of this run alone, and a timeout.
 
 veRL names it by the Ray job's id, which is 01000000 in every Ray cluster that a run starts for
 itself. Two runs on one host then share a socket: each removes the other's, and an engine waits for
@@ -13,15 +13,17 @@ from typing import Any
 
 import ray
 import zmq
-from verl.workers.rollout.vllm_rollout import ServerAdapter, vllm_rollout
+from verl.workers.rollout.vllm_rollout import ServerAdapter
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightSender
+
+from vapo_verl.patches.upstream_verl import use_bucket_sender
 
 _RECEIVER_VARIABLE = "VERL_RAY_JOB_ID"
 """Which veRL's worker in the engine puts into the socket's name."""
 _SESSION_DIGITS = 12
 """Of the session's digest: a path of a socket holds 107 bytes at most."""
 
-PATIENCE_S = 600.0
+TIMEOUT_S = 600.0
 """How long the engine may take over one bucket of weights."""
 
 
@@ -51,16 +53,16 @@ class VapoServerAdapter(ServerAdapter):
                 "the pinned verl, or two runs on a host may exchange weights"
             )
         self.zmq_handle = self.zmq_handle.replace(job, f"-{run_id()}-")
-        vllm_rollout.BucketedWeightSender = ImpatientSender  # `update_weights` makes one each time
+        use_bucket_sender(BucketSender)
 
 
-class ImpatientSender(BucketedWeightSender):
-    """veRL's transfer, which fails where the engine does not answer for :data:`PATIENCE_S`."""
+class BucketSender(BucketedWeightSender):
+    """veRL's transfer, which fails where the engine does not answer for :data:`TIMEOUT_S`."""
 
     def _init_socket(self) -> None:
         super()._init_socket()
         for option in (zmq.SNDTIMEO, zmq.RCVTIMEO):
-            self.socket.setsockopt(option, int(1000 * PATIENCE_S))
+            self.socket.setsockopt(option, int(1000 * TIMEOUT_S))
         self.socket.setsockopt(zmq.LINGER, 0)  # what nobody took does not keep the process alive
 
     async def async_send_weights(self, weights: Any) -> None:
@@ -73,7 +75,7 @@ class ImpatientSender(BucketedWeightSender):
             await super().async_send_weights(weights)
         except zmq.Again as error:
             raise TimeoutError(
-                f"the vLLM engine has not taken weights within {PATIENCE_S:g} s "
+                f"the vLLM engine has not taken weights within {TIMEOUT_S:g} s "
                 f"({self.zmq_handle}): look above for how it died; if it ran out of memory, lower "
                 "actor_rollout_ref.rollout.gpu_memory_utilization"
             ) from error

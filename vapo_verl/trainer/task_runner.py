@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from verl.trainer import main_ppo
 
 from vapo_verl.console import phases
+from vapo_verl.patches.upstream_verl import silence_config_print
 from vapo_verl.trainer.stopping import RunStopped
 from vapo_verl.trainer.trackers import prepare_trackers
 
@@ -30,7 +31,7 @@ class VapoTaskRunner(main_ppo.TaskRunnerV1.__ray_metadata__.modified_class):
             Path(config.trainer.default_local_dir),
             [loggers] if isinstance(loggers, str) else loggers,
         )
-        main_ppo.pprint = lambda *_: None  # a thousand lines that stand in the run's config.yaml
+        silence_config_print()
         super().run(config)
         if self.trainer.stopped_at is not None:
             raise RunStopped(self.trainer.stopped_at)

@@ -1,4 +1,4 @@
-"""Actor and reference workers: veRL's, with three upstream faults mended and CPU made possible."""
+"""Actor and reference workers: veRL's, without three upstream faults, and on CPU too."""
 
 import os
 from typing import Any
@@ -12,16 +12,16 @@ from verl.single_controller.base.decorator import (
 )
 from verl.utils.device import get_device_name
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
-from verl.workers.rollout import base
 
 from vapo_verl.patches import text_only_forward
 from vapo_verl.patches.mrope_nesting import with_ragged_positions
+from vapo_verl.patches.upstream_verl import use_weight_sender
 from vapo_verl.trainer.phase_memory import peak_device_memory
 
 WEIGHT_SENDER = "vapo_verl.rollout.weight_sync.VapoServerAdapter"
 """As a path: its import is vLLM's, which only the process that sends needs."""
 
-base._ROLLOUT_REGISTRY["vllm", "async"] = WEIGHT_SENDER
+use_weight_sender(WEIGHT_SENDER)
 text_only_forward.apply()
 if get_device_name() == "cpu":
     import vapo_verl.platform.fsdp  # noqa: F401  registers the FSDP engine for this device

@@ -14,9 +14,9 @@ import torch
 import vllm
 from vllm.v1.attention.backends import flash_attn
 
-from vapo_verl.attention.backends import lse_tap
 from vapo_verl.attention.backends.flash_attn import RecordingFlashAttentionBackend
 from vapo_verl.attention.backends.recording import Batch
+from vapo_verl.patches import flash_attention_lse
 
 
 class Attention:
@@ -102,7 +102,7 @@ class Layer:
 def attention(monkeypatch):
     attention = Attention()
     # an instance, as little like a function as vLLM's own wrappers may be
-    monkeypatch.setattr(flash_attn, lse_tap.FUNCTION, attention, raising=False)
+    monkeypatch.setattr(flash_attn, flash_attention_lse.FUNCTION, attention, raising=False)
     return attention
 
 
@@ -210,7 +210,7 @@ def test_the_tap_is_installed_once(attention, paged_batch):
 def test_vllm_still_needs_the_tap():
     """Its forward asks for no LSE, though the function it calls could give one."""
     forward = inspect.getsource(flash_attn.FlashAttentionImpl.forward)
-    assert forward.count(f"{lse_tap.FUNCTION}(") == 1
+    assert forward.count(f"{flash_attention_lse.FUNCTION}(") == 1
     assert "return_softmax_lse" not in forward
     interface = Path(vllm.__file__).parent / "vllm_flash_attn" / "flash_attn_interface.py"
     functions = {
@@ -218,7 +218,7 @@ def test_vllm_still_needs_the_tap():
         for node in ast.walk(ast.parse(interface.read_text()))
         if isinstance(node, ast.FunctionDef)
     }
-    names = [argument.arg for argument in functions[lse_tap.FUNCTION].args.args]
+    names = [argument.arg for argument in functions[flash_attention_lse.FUNCTION].args.args]
     assert "return_softmax_lse" in names
 
 

@@ -11,9 +11,9 @@ from vllm.v1.attention.backends.flash_attn import (
     FlashAttentionMetadataBuilder,
 )
 
-from vapo_verl.attention.backends import lse_tap
 from vapo_verl.attention.backends.full_context import FullContextImpl
 from vapo_verl.attention.backends.recording import Batch, Recorder, RecordingBuilder
+from vapo_verl.patches import flash_attention_lse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ class RecordingFlashAttentionImpl(FullContextImpl, FlashAttentionImpl):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._tap = lse_tap.install(flash_attn)
+        self._tap = flash_attention_lse.install(flash_attn)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if self.capture is None or self._tap is None:
