@@ -5,20 +5,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def address_file(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where `ray start` on this machine leaves its address."""
+def address_file(environment: Mapping[str, str] | None = None) -> Path:
+    """Where `ray start` on this machine leaves its address; None: by this process's environment."""
+    environment = os.environ if environment is None else environment
     temporary = environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp"
     return Path(temporary) / "ray" / "ray_current_cluster"
 
 
 def joined_cluster(
-    address: str | None = None, environment: Mapping[str, str] = os.environ
+    address: str | None = None, environment: Mapping[str, str] | None = None
 ) -> str | None:
     """Address of the cluster that ``ray.init(address=address)`` joins; None: it starts one.
 
     An explicit address comes first, then ``RAY_ADDRESS``, then a cluster that `ray start` left on
     this machine. ``local`` at either place asks for a new cluster.
     """
+    environment = os.environ if environment is None else environment
     if address in (None, "", "auto"):
         address = environment.get("RAY_ADDRESS") or address
     if address == "local":

@@ -24,9 +24,10 @@ OBJECT_STORE_SHARE, OBJECT_STORE_MOST = 0.3, 200e9
 
 
 def check_ray(
-    config: DictConfig | None, environment: Mapping[str, str] = os.environ
+    config: DictConfig | None, environment: Mapping[str, str] | None = None
 ) -> Iterator[Finding]:
     """The cluster answers; without one the ports are free and several nodes are not expected."""
+    environment = os.environ if environment is None else environment
     address = cluster_of(config, environment)
     if address is not None:
         if _given(config):
@@ -48,7 +49,7 @@ def check_ray(
 
 
 def cluster_of(
-    config: DictConfig | None, environment: Mapping[str, str] = os.environ
+    config: DictConfig | None, environment: Mapping[str, str] | None = None
 ) -> str | None:
     """Address of the cluster a run would join; None where it would start one."""
     return ray_address.joined_cluster(_given(config), environment)
