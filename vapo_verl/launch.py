@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vapo_verl.config import vapo_config
 from vapo_verl.console import Console, phases
-from vapo_verl.patches.upstream_ray import keep_sigterm_handler
+from vapo_verl.patches.upstream import keep_sigterm_handler
 from vapo_verl.platform import CPU_ENVIRONMENT
 from vapo_verl.preflight import PASSES, InputError, check_run, lacks_flash_attention
 from vapo_verl.ray_address import joined_cluster
@@ -31,11 +31,11 @@ within the 16384 that the recipes allow a 7B model on a GPU of 80 GB."""
 
 
 class ProcessDied(RuntimeError):
-    """A process of the run died, alone or with its node; the message says what Ray knows of it."""
+    """A process of the run died, alone or with its node; the message gives Ray's report."""
 
 
 def launch(config: DictConfig) -> None:
-    """Run the composed config to its end; returns at once when its run folder holds that end.
+    """Run the composed config to its last step; returns at once if that step is already saved.
 
     Raises:
         InputError: the config or the data cannot work; nothing was started.
@@ -52,7 +52,7 @@ def _launch(config: DictConfig, signals: StopSignals) -> None:
         print(
             f"{config.trainer.default_local_dir} already holds step "
             f"{config.trainer.total_training_steps}: nothing to do. To go on, raise "
-            "trainer.total_training_steps; to start anew, name another trainer.default_local_dir."
+            "trainer.total_training_steps; to start again, name another trainer.default_local_dir."
         )
         return
     for note in check_run(config):
@@ -64,7 +64,7 @@ def _launch(config: DictConfig, signals: StopSignals) -> None:
     with open_console(config) as console:
         validate_as_verl_does(config)
         train(config, signals)
-    print(f"Done. Results in {config.trainer.default_local_dir}, the whole log in {console.log}")
+    print(f"Done. Results in {config.trainer.default_local_dir}, the full log in {console.log}")
 
 
 def open_console(config: DictConfig) -> Console:
@@ -84,9 +84,9 @@ def open_console(config: DictConfig) -> Console:
 
 
 def settle(config: DictConfig) -> None:
-    """Fix, once and here, all that another process could read differently.
+    """Resolve here, once, every value that another process could read differently.
 
-    Raises nothing about what the config asks for: :func:`vapo_verl.preflight.check_run` does.
+    It does not check the config: :func:`vapo_verl.preflight.check_run` does.
     """
     use_sdpa_if_allowed(config)
     OmegaConf.resolve(config)  # the workers lack this package's resolvers
@@ -95,7 +95,7 @@ def settle(config: DictConfig) -> None:
 
 
 def use_sdpa_if_allowed(config: DictConfig) -> None:
-    """Where ``vapo.allow_sdpa`` stands in for flash-attn: sdpa, and micro-batches of few sequences.
+    """With ``vapo.allow_sdpa`` and no flash-attn: sdpa, and micro-batches of few sequences.
 
     A micro-batch size that the config gives is kept. Without the permission nothing changes here;
     :func:`vapo_verl.preflight.check_attention_kernel` refuses the run.
@@ -160,7 +160,7 @@ def _absolute(file: str) -> str:
 
 
 def is_finished(config: DictConfig) -> bool:
-    """Whether the run folder holds a whole checkpoint of the last step."""
+    """Whether the run folder holds a complete checkpoint of the last step."""
     trainer = config.trainer
     if trainer.resume_mode != "auto" or trainer.total_training_steps is None or trainer.val_only:
         return False
@@ -180,7 +180,7 @@ def set_environment(config: DictConfig) -> None:
 
 
 def join_cluster(config: DictConfig) -> None:
-    """Leave what nodes have to `ray start` where the run joins a cluster.
+    """When joining a cluster, drop resource arguments: `ray start` has set them.
 
     Raises:
         InputError: several nodes are asked for, and there is no cluster to join.
@@ -202,7 +202,7 @@ def join_cluster(config: DictConfig) -> None:
 
 
 def validate_as_verl_does(config: DictConfig) -> None:
-    """veRL's own checks of the config, their assertions turned into input errors."""
+    """Run veRL's checks of the config; their assertions become input errors."""
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
     from verl.utils.device import auto_set_device
@@ -254,13 +254,13 @@ def train(config: DictConfig, signals: StopSignals) -> None:
             raise
         if ended.is_set():
             raise RunStopped(None) from error
-        raise ProcessDied(obituary(error)) from error
+        raise ProcessDied(death_message(error)) from error
     finally:
         ray.shutdown()
 
 
 def cause_of(error: Exception) -> Exception:
-    """What went wrong first, in whichever process."""
+    """The first error, in whichever process it occurred."""
     import ray
 
     while isinstance(error, ray.exceptions.RayTaskError):
@@ -268,17 +268,17 @@ def cause_of(error: Exception) -> Exception:
     return error
 
 
-def obituary(error: Exception) -> str:
-    """What Ray says of a dead process, without the stack of those who waited for it."""
+def death_message(error: Exception) -> str:
+    """Ray's report on a dead process, without the stacks of the processes that waited for it."""
     return (
         f"a process of the run died. {cause_of(error)}\n"
-        "Once the cause is mended and all nodes are back (`ray status`), the same command resumes "
-        "from the newest whole checkpoint."
+        "Once the cause is fixed and all nodes are back (`ray status`), the same command resumes "
+        "from the newest complete checkpoint."
     )
 
 
 def composed(recipe: str, overrides: Sequence[str]) -> DictConfig:
-    """The recipe's config as a run settles it. What that prints goes to stderr.
+    """The recipe's config, settled as for a run. Its printed output goes to stderr.
 
     Raises:
         hydra.errors.HydraException, omegaconf.errors.OmegaConfBaseException: no such recipe or key.

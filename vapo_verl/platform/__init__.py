@@ -1,4 +1,4 @@
-"""What veRL and vLLM need to run on CPU, through their registries."""
+"""CPU support for veRL and vLLM, through their registries."""
 
 CPU_ENVIRONMENT = {
     "VERL_PLATFORM": "cpu",  # chosen when verl is first imported

@@ -18,7 +18,7 @@ from verl.plugin.platform import PlatformBase, PlatformRegistry
 
 
 class CPUDeviceModule(types.ModuleType):
-    """Memory figures are those of this process; calls that only an accelerator needs do nothing."""
+    """Reports the memory of this process; accelerator-only calls are no-ops."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch.cpu, name)
@@ -82,7 +82,7 @@ class CPUPlatform(PlatformBase):
         return True
 
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        return False  # never detected, only asked for
+        return False  # never detected, only requested
 
     def current_device(self) -> torch.device:
         # veRL passes this to tensor.to(); an index would mean a CUDA device

@@ -12,7 +12,7 @@ class CPUFSDPEngine(FSDPEngineWithLMHead):
     """FSDP2 without off-loading.
 
     veRL 0.9.1 forces ``CPUOffloadPolicy(pin_memory=True)`` on the reference model; pinning needs an
-    accelerator, and on a CPU mesh there is nothing to off-load.
+    accelerator, and a CPU mesh has nothing to off-load.
     """
 
     def _build_fsdp_module(self, module: torch.nn.Module) -> torch.nn.Module:

@@ -7,7 +7,7 @@ from typing import Any
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 from vllm.platforms import current_platform
 
-from vapo_verl.patches.upstream_vllm import keep_linear_weights
+from vapo_verl.patches.upstream import keep_linear_weights
 
 
 class CPUWorkerExtension(vLLMColocateWorkerExtension):

@@ -12,7 +12,7 @@ from verl.workers.rollout.replica import TokenOutput
 
 from vapo_verl.anchors import AnchorQuestion, ProbeReply
 from vapo_verl.anchors.probe import Ask
-from vapo_verl.patches.upstream_verl import server_of
+from vapo_verl.patches.upstream import server_of
 from vapo_verl.rollout.token_budget import TokenBudget
 
 ANSWER_BIAS = 100.0

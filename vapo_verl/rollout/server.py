@@ -13,23 +13,23 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, 
 
 from vapo_verl.attention import visual_attention
 from vapo_verl.console import phases
-from vapo_verl.patches.upstream_vllm import keep_finished_outputs
+from vapo_verl.patches.upstream import keep_finished_outputs
 from vapo_verl.rollout import weight_sync
 
 _finished: ContextVar[list[Any]] = ContextVar("finished")
-"""Where the call of `generate` that is running keeps vLLM's finished outputs."""
+"""vLLM's finished outputs of the running `generate` call."""
 
 
 class VapoHttpServer(vLLMHttpServer):
     """`TokenOutput.extra_fields["visual_attention"]`: float32 [T] or [T, layers], one per token.
 
-    Absent when the engine runs without `vapo_verl.attention.engine_args`. veRL turns vLLM's output
-    into a `TokenOutput` in the middle of `generate`; what it drops is picked up on the way there.
+    Absent when the engine runs without `vapo_verl.attention.engine_args`. veRL converts vLLM's
+    output to a `TokenOutput` inside `generate` and drops the attention; a hook keeps the original.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        weight_sync.name_receiver()  # veRL has just given it the name of any run on this host
+        weight_sync.name_receiver()  # veRL has just set a name that runs on this host share
 
     async def run_server(self, args: argparse.Namespace) -> None:
         await super().run_server(args)

@@ -1,10 +1,10 @@
-"""Actor-to-engine weight transfer: a socket of this run alone, and a timeout.
+"""Actor-to-engine weight transfer: a per-run socket and a timeout.
 
-veRL names it by the Ray job's id, which is 01000000 in every Ray cluster that a run starts for
-itself. Two runs on one host then share a socket: each removes the other's, and an engine waits for
-ever, or takes the other run's weights. Here the cluster's session is part of the name.
+veRL names the socket by the Ray job's id, which is 01000000 in every Ray cluster that a run starts
+for itself. Two runs on one host then share a socket: each removes the other's, and an engine waits
+for ever or takes the other run's weights. Here the cluster's session is part of the name.
 
-veRL's sender waits for ever, too, when the engine dies in the middle. Here it gives up.
+veRL's sender also waits for ever when the engine dies during a transfer. Here it times out.
 """
 
 import hashlib
@@ -16,15 +16,15 @@ import zmq
 from verl.workers.rollout.vllm_rollout import ServerAdapter
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightSender
 
-from vapo_verl.patches.upstream_verl import use_bucket_sender
+from vapo_verl.patches.upstream import use_bucket_sender
 
 _RECEIVER_VARIABLE = "VERL_RAY_JOB_ID"
-"""Which veRL's worker in the engine puts into the socket's name."""
+"""veRL's worker in the engine puts its value into the socket's name."""
 _SESSION_DIGITS = 12
-"""Of the session's digest: a path of a socket holds 107 bytes at most."""
+"""Digits of the session's digest: the path of a socket holds 107 bytes at most."""
 
 TIMEOUT_S = 600.0
-"""How long the engine may take over one bucket of weights."""
+"""Time limit of the engine for one bucket of weights."""
 
 
 def run_id() -> str:
@@ -35,7 +35,7 @@ def run_id() -> str:
 
 
 def name_receiver() -> None:
-    """Name the socket of the engines that this process starts from now on."""
+    """Set the socket name of the engines that this process starts afterwards."""
     os.environ[_RECEIVER_VARIABLE] = run_id()
 
 
@@ -57,16 +57,16 @@ class VapoServerAdapter(ServerAdapter):
 
 
 class BucketSender(BucketedWeightSender):
-    """veRL's transfer, which fails where the engine does not answer for :data:`TIMEOUT_S`."""
+    """veRL's transfer; it fails if the engine does not answer within :data:`TIMEOUT_S`."""
 
     def _init_socket(self) -> None:
         super()._init_socket()
         for option in (zmq.SNDTIMEO, zmq.RCVTIMEO):
             self.socket.setsockopt(option, int(1000 * TIMEOUT_S))
-        self.socket.setsockopt(zmq.LINGER, 0)  # what nobody took does not keep the process alive
+        self.socket.setsockopt(zmq.LINGER, 0)  # unread messages must not keep the process alive
 
     async def async_send_weights(self, weights: Any) -> None:
-        """Send all of them.
+        """Send all weights.
 
         Raises:
             TimeoutError: the engine has not answered in time.
@@ -76,6 +76,6 @@ class BucketSender(BucketedWeightSender):
         except zmq.Again as error:
             raise TimeoutError(
                 f"the vLLM engine has not taken weights within {TIMEOUT_S:g} s "
-                f"({self.zmq_handle}): look above for how it died; if it ran out of memory, lower "
+                f"({self.zmq_handle}): look above for its own error; if it ran out of memory, lower "
                 "actor_rollout_ref.rollout.gpu_memory_utilization"
             ) from error

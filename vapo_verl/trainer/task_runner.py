@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from verl.trainer import main_ppo
 
 from vapo_verl.console import phases
-from vapo_verl.patches.upstream_verl import silence_config_print
+from vapo_verl.patches.upstream import silence_config_print
 from vapo_verl.trainer.stopping import RunStopped
 from vapo_verl.trainer.trackers import prepare_trackers
 
@@ -43,5 +43,5 @@ class VapoTaskRunner(main_ppo.TaskRunnerV1.__ray_metadata__.modified_class):
 
     @ray.method(concurrency_group=STOP_GROUP)
     def request_stop(self) -> bool:
-        """See :meth:`VapoTrainer.request_stop`; False too while there is no trainer yet."""
+        """See :meth:`VapoTrainer.request_stop`; also False before the trainer exists."""
         return self.trainer is not None and self.trainer.request_stop()

@@ -1,4 +1,4 @@
-"""Actor and reference workers: veRL's, without three upstream faults, and on CPU too."""
+"""veRL's actor and reference workers with three upstream faults fixed; they also run on CPU."""
 
 import os
 from typing import Any
@@ -15,11 +15,11 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from vapo_verl.patches import text_only_forward
 from vapo_verl.patches.mrope_nesting import with_ragged_positions
-from vapo_verl.patches.upstream_verl import use_weight_sender
+from vapo_verl.patches.upstream import use_weight_sender
 from vapo_verl.trainer.phase_memory import peak_device_memory
 
 WEIGHT_SENDER = "vapo_verl.rollout.weight_sync.VapoServerAdapter"
-"""As a path: its import is vLLM's, which only the process that sends needs."""
+"""A path, because importing it imports vLLM, which only the sending process needs."""
 
 use_weight_sender(WEIGHT_SENDER)
 text_only_forward.apply()

@@ -1,10 +1,21 @@
-"""Changes of verl 0.9.1. Imports inside: some of them are vLLM's too."""
+"""Small changes of ray 2.60, verl 0.9.1 and vllm 0.24: a function each, with its imports inside."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+
+
+def keep_sigterm_handler() -> None:
+    """Leave SIGTERM to this process: `ray.init` sets no handler of its own.
+
+    Ray's raises SystemExit, which is lost where it interrupts a finalizer, and tears the cluster
+    down at once.
+    """
+    import ray
+
+    ray._private.utils.set_sigterm_handler = lambda _handler: None
 
 
 def silence_config_print() -> None:
@@ -57,3 +68,30 @@ async def server_of(client: Any, session: str, **request: Any) -> AsyncIterator[
         yield server
     finally:
         client._release_server(server_id, request_id=session)
+
+
+def keep_linear_weights() -> None:
+    """Leave `weight` on vLLM's CPU linear layers, so that weights can be updated more than once.
+
+    vLLM packs them for oneDNN and then drops ``layer.weight`` (model_executor/layers/utils.py).
+    """
+    import vllm._custom_ops as ops
+
+    ops._supports_onednn = False
+
+
+def keep_finished_outputs(engine: Any, keep: Callable[[Any], None]) -> None:
+    """Hand every finished `RequestOutput` of an `AsyncLLM` to `keep`, in the task that asked.
+
+    veRL turns vLLM's output into a `TokenOutput` in the middle of its server's `generate`, without
+    the per-token arrays.
+    """
+    generate = engine.generate
+
+    async def generate_and_keep(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        async for output in generate(*args, **kwargs):
+            if output.finished:
+                keep(output)
+            yield output
+
+    engine.generate = generate_and_keep
