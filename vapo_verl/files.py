@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +15,15 @@ from typing import IO
 FOLDER_SYNC_UNSUPPORTED = frozenset(
     {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
 )
-"""What network file systems (CIFS, some FUSE and NFS servers) answer to fsync of a folder."""
+"""Errors of network file systems (CIFS, some FUSE and NFS servers) on fsync of a folder."""
 LOCK_NAME = ".lock"
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path to write; it is moved to `path` on success, and gone after any error.
+    """Yield a temporary path; it is moved to `path` on success and removed after an error.
 
-    It is in the same folder, because a rename is atomic within a file system only.
+    The temporary path is in the same folder, because a rename is atomic within a file system only.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -32,11 +33,24 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill; it becomes ``folder`` on success, and is gone after any error."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's entries to the disk, where its file system can do that.
+    """Sync a folder's entries to the disk, where its file system supports that.
 
     A file system that has no fsync for folders orders their entries itself; the files in them are
-    synced on their own, and their errors are never passed over.
+    synced separately, and their errors are never ignored.
 
     Raises:
         OSError: the sync failed, for instance for a full disk or a lost server.
@@ -56,10 +70,10 @@ class FolderLocked(OSError):
 
 
 class FolderLock:
-    """An advisory lock on a folder; the kernel frees it when its process dies, however it dies.
+    """An advisory lock on a folder; the kernel frees it when the holding process ends.
 
-    The file stays behind, empty of meaning: only the lock on it counts, its text names the holder.
-    Used as a context, which makes the folder where there is none.
+    The file stays: only the lock on it counts, and its text names the holder. Used as a context,
+    which makes the folder if needed.
     """
 
     def __init__(self, folder: Path):
@@ -96,14 +110,14 @@ class FolderLock:
 
 
 def append_line(file: IO[str], line: str) -> None:
-    """On return the line, its end included, is on the disk."""
+    """Append `line` and its line feed; both are on the disk on return."""
     file.write(line + "\n")
     file.flush()
     os.fsync(file.fileno())
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Replace ``path`` so that a reader, or a crash, sees the old text or the new one."""
+    """Replace ``path`` atomically: a reader, or a crash, sees the old text or the new."""
     with atomic_write(path) as temporary, temporary.open("w") as file:
         file.write(text)
         file.flush()

@@ -1,7 +1,6 @@
 """From a run folder to a model folder."""
 
 import os
-import shutil
 import stat
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from vapo_verl.export.card import write_card
 from vapo_verl.export.source import ExportError, find_checkpoint
+from vapo_verl.files import atomic_folder
 
 
 def write_model_folder(run_dir: Path, step: int | None = None, out: Path | None = None) -> Path:
@@ -32,19 +32,6 @@ def write_model_folder(run_dir: Path, step: int | None = None, out: Path | None 
         write_card(run_dir, checkpoint.step, temporary)
         write_model(checkpoint.folder, temporary)
     return out
-
-
-@contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill; it becomes ``folder`` on success, and is gone after any error."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        os.rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_model(checkpoint: Path, out: Path) -> None:

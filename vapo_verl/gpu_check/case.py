@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from vapo_verl.files import atomic_folder
 from vapo_verl.gpu_check.results import CaseResult, Figure, Status
 
 CASES_FILE = "cases.jsonl"
@@ -88,6 +89,19 @@ class Check:
             )
         )
         return status == "passed"
+
+    def random_model(
+        self, size: str, layers: int | None = None, vision_layers: int | None = None
+    ) -> Path:
+        """Folder of a random model (`vapo_verl.digits.model.random_models`); made once a check."""
+        from vapo_verl.digits.model.random_models import make_random_model
+
+        named = "_".join(str(part) for part in (size, layers, vision_layers) if part)
+        folder = self.shared / f"model_{named}"
+        if not folder.is_dir():
+            with atomic_folder(folder) as temporary:
+                make_random_model(temporary, size, layers=layers, vision_layers=vision_layers)
+        return folder
 
     def record(self, result: CaseResult) -> None:
         """Append a case that was run elsewhere, such as in a worker process."""

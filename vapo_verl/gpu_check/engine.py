@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from vapo_verl.gpu_check.case import CaseSkipped, Check, require
-from vapo_verl.gpu_check.models import random_model
 from vapo_verl.gpu_check.parity import (
     ALL_LAYERS,
     PROCESSES,
@@ -191,7 +190,7 @@ def run(check: Check) -> None:
     on_gpu = check.device == "cuda"
     jobs = gpu_jobs(torch.cuda.device_count()) if on_gpu else cpu_jobs()
     judge = Judge(check) if on_gpu else ExactJudge()
-    engines = Engines(check.scratch / "engines", random_model(check, "100m") if on_gpu else None)
+    engines = Engines(check.scratch / "engines", check.random_model("100m") if on_gpu else None)
     with ThreadPoolExecutor(AT_ONCE if on_gpu else 1) as pool:
         runs = {job.name: pool.submit(_run, engines, job, check) for job in jobs}
         for job in jobs:
@@ -251,7 +250,7 @@ class Judge:
 
     @cached_property
     def _models(self) -> tuple[Eager, Eager]:
-        folder, device = random_model(self._check, "100m"), self._check.device
+        folder, device = self._check.random_model("100m"), self._check.device
         return Eager(torch.float32, folder, device), Eager(torch.bfloat16, folder, device)
 
     def __call__(self, samples: Sequence[Sample]) -> Mapping[str, Figure]:

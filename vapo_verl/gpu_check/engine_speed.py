@@ -21,7 +21,6 @@ from PIL import Image
 from vapo_verl.attention import engine_args
 from vapo_verl.attention.settings import Settings
 from vapo_verl.gpu_check.case import Check
-from vapo_verl.gpu_check.models import random_model
 from vapo_verl.gpu_check.results import Figure, significant
 
 WAYS = ("off", "default", "all")
@@ -101,7 +100,7 @@ def start_engine(check: Check, plan: Plan) -> Any:
     from vllm import LLM
 
     on_gpu = check.device == "cuda"
-    model = random_model(check, "7b", 16, 4) if on_gpu else random_model(check, "100m", 4, 1)
+    model = check.random_model("7b", 16, 4) if on_gpu else check.random_model("100m", 4, 1)
     largest = max(plan.batches)
     graphs = {"compilation_config": {"cudagraph_capture_sizes": sorted(plan.batches)}}
     return LLM(

@@ -23,7 +23,6 @@ from vapo_verl.config import AnchorConfig
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.digits.model import model_dir
 from vapo_verl.gpu_check.case import Check, require
-from vapo_verl.gpu_check.models import random_model
 from vapo_verl.gpu_check.parity import VISION_TOKENS
 from vapo_verl.gpu_check.results import Figure, significant
 
@@ -147,7 +146,7 @@ class Bench:
 
         self._plan, self._settings = plan, AnchorConfig(min_gap=1)
         on_gpu = check.device == "cuda"
-        model = random_model(check, "7b", 16, 4) if on_gpu else model_dir()
+        model = check.random_model("7b", 16, 4) if on_gpu else model_dir()
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         self._prompt_ids = self._tokenizer.encode(PROMPT, add_special_tokens=False)
         self._images = [_noise(plan.image_tokens, seed) for seed in range(plan.num_prompts)]

@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 
 from vapo_verl.gpu_check.case import CaseFailed, CaseSkipped, Check, require
-from vapo_verl.gpu_check.models import random_model
 from vapo_verl.gpu_check.results import Figure, significant
 
 CORRELATION = "training/rollout_actor_probs_pearson_corr"
@@ -69,7 +68,7 @@ def run(check: Check) -> None:
 def gpu_job(check: Check) -> Job:
     return Job(
         recipe="smoke_gpu",
-        overrides=[f"actor_rollout_ref.model.path={random_model(check, '100m')}"],
+        overrides=[f"actor_rollout_ref.model.path={check.random_model('100m')}"],
         steps=4,
         least_correlation=0.98,  # both sides round to bfloat16, in different places
         start_s=70,
