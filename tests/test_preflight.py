@@ -152,6 +152,12 @@ def test_10_a_context_without_room_for_a_claim_states_the_room_needed(check):
     [
         ("vapo.advantage.attention_coef=0.3", "vapo.attention.enabled"),
         ("vapo.anchors.placement=middle", "use one of random"),
+        (
+            "algorithm.norm_adv_by_std_in_grpo=false",
+            "algorithm.norm_adv_by_std_in_grpo=False contradicts "
+            "vapo.advantage.normalize_by_std=True, which it follows; leave it out and set "
+            "vapo.advantage.normalize_by_std=false",
+        ),
         ("actor_rollout_ref.rollout.n=1", "rollout.n=1"),
         ("data.train_batch_size=12", "is not a multiple of"),
         ("trainer.n_gpus_per_node=3", "do not split over 3 ranks"),
@@ -226,6 +232,11 @@ def test_no_enlarged_image_is_larger_than_the_check_of_min_pixels_takes_it_to_be
     enlarged = math.prod(smart_resize(height, width, factor, min_pixels, 10**9))
     if width * height < min_pixels:
         assert enlarged <= max(preflight._rounded_up(min_pixels), factor**2 * 200)
+
+
+def test_verls_normalization_follows_ours(check):
+    check("vapo.advantage.normalize_by_std=false")
+    check("vapo.advantage.normalize_by_std=false", "algorithm.norm_adv_by_std_in_grpo=false")
 
 
 def test_a_micro_batch_that_fills_its_budget_exactly_is_accepted(check):

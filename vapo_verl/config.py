@@ -89,6 +89,8 @@ class AdvantageConfig:
     """c in [0, 1): how far visual attention moves credit between a response's tokens. 0 is GRPO."""
     attention_mode: str = "focus"
     normalize_by_std: bool = True
+    """Divide by the standard deviation of the group's rewards, as GRPO; off is Dr.GRPO.
+    ``algorithm.norm_adv_by_std_in_grpo`` follows it, for veRL's own estimators."""
     num_bins: int = 8
     """Bins of relative progress in which a group's mean attention is taken."""
 

@@ -48,6 +48,7 @@ def check_run(config: DictConfig) -> list[str]:
     """
     try:
         settings = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))  # type: ignore[arg-type]
+        check_normalization(config, settings)
         check_attention_kernel(config)
         _check_engine(config)
         _check_batches(config)
@@ -59,6 +60,21 @@ def check_run(config: DictConfig) -> list[str]:
         return list(_check_data(config, settings))
     except (ValueError, OmegaConfBaseException) as error:
         raise InputError(str(error)) from error
+
+
+def check_normalization(config: DictConfig, settings: VapoConfig) -> None:
+    """Refuse two answers to whether advantages are divided by the group's standard deviation.
+
+    Raises:
+        ValueError: veRL's key, which follows ours, was set to something else.
+    """
+    ours, verls = settings.advantage.normalize_by_std, config.algorithm.norm_adv_by_std_in_grpo
+    if ours != verls:
+        raise ValueError(
+            f"algorithm.norm_adv_by_std_in_grpo={verls} contradicts "
+            f"vapo.advantage.normalize_by_std={ours}, which it follows; leave it out and set "
+            f"vapo.advantage.normalize_by_std={str(verls).lower()}"
+        )
 
 
 def lacks_flash_attention(config: DictConfig) -> bool:

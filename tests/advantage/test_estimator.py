@@ -1,6 +1,7 @@
 """The registration, driven by veRL's own `compute_advantage`."""
 
 import importlib
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from verl.trainer.ppo.ray_trainer import compute_advantage
 
 from vapo_verl.advantage import estimator
 from vapo_verl.advantage.vapo import vapo_advantage
+from vapo_verl.config import AdvantageConfig
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
 REWARDS = torch.tensor([2.0, 0.5, 1.0, 0.0])
@@ -37,31 +39,48 @@ def _verl_batch() -> DataProto:
 @pytest.mark.parametrize("as_config", [lambda d: AlgoConfig(**d), OmegaConf.create])
 def test_verl_finds_it_by_name_and_gets_its_own_grpo(normalize_by_std, as_config):
     config = as_config({"norm_adv_by_std_in_grpo": normalize_by_std})
-    ours, grpo = (
-        compute_advantage(
-            _verl_batch(), name, norm_adv_by_std_in_grpo=normalize_by_std, config=config
-        )
-        for name in ("vapo", "grpo")
+    with estimator.batch_inputs(AdvantageConfig(normalize_by_std=normalize_by_std), None):
+        ours = compute_advantage(_verl_batch(), "vapo", config=config)
+    grpo = compute_advantage(
+        _verl_batch(), "grpo", norm_adv_by_std_in_grpo=normalize_by_std, config=config
     )
     for field in ("advantages", "returns"):
         torch.testing.assert_close(ours.batch[field], grpo.batch[field], atol=1e-6, rtol=0)
 
 
-def test_attention_and_settings_reach_the_estimator():
-    settings = {"attention_coef": 0.5, "attention_mode": "grounded", "num_bins": 2}
-    advantages, returns = get_adv_estimator_fn("vapo")(
-        token_level_rewards=TOKEN_REWARDS,
-        response_mask=MASK,
-        index=UIDS,
-        config=AlgoConfig(norm_adv_by_std_in_grpo=True),
-        visual_attention=ATTENTION,
-        normalize_by_std=False,
-        **settings,
+def test_attention_and_settings_reach_the_estimator_and_its_statistics_come_back():
+    settings = AdvantageConfig(
+        attention_coef=0.5, attention_mode="grounded", num_bins=2, normalize_by_std=False
     )
-    expected = vapo_advantage(REWARDS, UIDS, MASK, ATTENTION, normalize_by_std=False, **settings)
+    with estimator.batch_inputs(settings, ATTENTION) as inputs:
+        advantages, returns = get_adv_estimator_fn("vapo")(
+            token_level_rewards=TOKEN_REWARDS,
+            response_mask=MASK,
+            index=UIDS,
+            config=AlgoConfig(norm_adv_by_std_in_grpo=True),
+        )
+    stats = []
+    expected = vapo_advantage(
+        REWARDS, UIDS, MASK, ATTENTION, **asdict(settings), on_stats=stats.append
+    )
     assert torch.equal(advantages, expected)
     assert torch.equal(returns, expected)
+    assert [inputs.stats] == stats
     assert not torch.equal(expected, vapo_advantage(REWARDS, UIDS, MASK, normalize_by_std=False))
+
+
+def test_without_its_inputs_it_names_the_trainer_that_has_them():
+    with estimator.batch_inputs(AdvantageConfig(), None):
+        pass
+    with pytest.raises(RuntimeError, match=r"trainer\.v1\.trainer_mode=vapo"):
+        estimator.compute_vapo_advantage(TOKEN_REWARDS, MASK, UIDS)
+
+
+def test_a_batch_is_estimated_once():
+    with estimator.batch_inputs(AdvantageConfig(), None):
+        estimator.compute_vapo_advantage(TOKEN_REWARDS, MASK, UIDS)
+        with pytest.raises(AssertionError, match="estimated once"):
+            estimator.compute_vapo_advantage(TOKEN_REWARDS, MASK, UIDS)
 
 
 def test_a_mistyped_setting_is_not_dropped():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vapo_verl.advantage.vapo import vapo_advantage, vapo_advantage_with_stats
+from vapo_verl.advantage.vapo import vapo_advantage
 from vapo_verl.config import AdvantageConfig
 
 NAN = math.nan
@@ -30,7 +30,9 @@ GROUNDED = torch.tensor([[1.290101, 0.709899], [-0.709899, -1.290101]])
 
 def _advantage(rewards=REWARDS, groups=GROUP, mask=MASK, attention=ATTENTION, **settings):
     settings = SETTINGS | {"attention_coef": 0.5} | settings
-    return vapo_advantage_with_stats(rewards, groups, mask, attention, **settings)
+    stats = []
+    advantages = vapo_advantage(rewards, groups, mask, attention, **settings, on_stats=stats.append)
+    return advantages, *stats
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("focus", FOCUS), ("grounded", GROUNDED)])

@@ -1,88 +1,162 @@
-"""The path from replay-buffer fields to advantages, with made-up attention."""
+"""From the replay buffer through veRL's `_compute_advantage` to advantages, in memory."""
+
+from dataclasses import asdict
 
 import pytest
 import torch
+import transfer_queue
 from omegaconf import OmegaConf
+from tensordict import NonTensorData, NonTensorStack, TensorDict
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, get_adv_estimator_fn
 
-from vapo_verl.config import AdvantageConfig, RewardConfig, VapoConfig, vapo_config
+from vapo_verl.advantage.vapo import vapo_advantage
+from vapo_verl.config import RewardConfig, VapoConfig, vapo_config
 from vapo_verl.hydra_config import compose_recipe
-from vapo_verl.trainer.advantages import batch_advantages, goes_beyond_upstream, origin_metrics
+from vapo_verl.trainer.advantages import origin_metrics
+from vapo_verl.trainer.trainer import VapoTrainer
+
+nan = float("nan")
+ATTENTION = [[0.6, 0.4, 0.2], [0.1, 0.5]]
+WITH_ATTENTION = ("vapo.attention.enabled=true", "vapo.advantage.attention_coef=0.3")
 
 
 def ragged(*rows):
     return torch.nested.as_nested_tensor([torch.tensor(row) for row in rows], layout=torch.jagged)
 
 
-def batch(attention):
-    """Two responses to one prompt, 3 and 2 tokens long, the first one right; and a padding row."""
-    return {
-        "uid": ["a", "a", "pad"],
-        "response_mask": ragged([1, 1, 1], [1, 1], [0]),
-        "rm_scores": ragged([0.0, 0.0, 1.0], [0.0, 0.0], [0.0]),
-        "visual_attention": attention,
-    }
+class Trainer(VapoTrainer):
+    """Configured and nothing else: no workers, no run folder."""
+
+    def __init__(self, *overrides):
+        self.config = compose_recipe("smoke", overrides)
+        self.vapo = vapo_config(OmegaConf.to_container(self.config.vapo, resolve=True))
 
 
-ATTENTION = [[0.6, 0.4, 0.2], [0.1, 0.5]]
+@pytest.fixture
+def estimate(monkeypatch):
+    """Advantages [rows][tokens] and metrics of two responses to one prompt and a padding row.
+
+    The responses have 3 and 2 tokens, the first one is correct.
+    """
+    calls = []
+    upstream = get_adv_estimator_fn("vapo")
+
+    def counted(**inputs):
+        calls.append(inputs)
+        return upstream(**inputs)
+
+    monkeypatch.setitem(ADV_ESTIMATOR_REGISTRY, "vapo", counted)
+
+    def run(*overrides, attention=(*ATTENTION, [0.1, 0.2, 0.3])):
+        uids = NonTensorStack.from_list([NonTensorData(uid) for uid in ("a", "a", "pad")])
+        columns = {
+            "uid": uids,
+            "response_mask": ragged([1, 1, 1], [1, 1], [0]),
+            "rm_scores": ragged([0.0, 0.0, 1.0], [0.0, 0.0], [0.0]),
+            "visual_attention": ragged(*attention),
+        }
+        batch = KVBatchMeta(keys=["a_0_0", "a_1_0", "pad_0_0"], tags=[{}] * 3, partition_id="p")
+
+        def get(keys, partition_id, select_fields):
+            assert (keys, partition_id) == (batch.keys, batch.partition_id)
+            return TensorDict(
+                {name: columns[name] for name in select_fields if name in columns}, batch_size=3
+            )
+
+        def put(keys, partition_id, fields):
+            assert (keys, partition_id) == (batch.keys, batch.partition_id)
+            columns.update(fields.items())
+            return batch
+
+        monkeypatch.setattr(transfer_queue, "kv_batch_get", get)
+        monkeypatch.setattr(transfer_queue, "kv_batch_put", put)
+        metrics = {}
+        assert Trainer(*overrides)._compute_advantage(batch, metrics) is batch
+        assert [r.tolist() for r in columns["returns"]] == [
+            r.tolist() for r in columns["advantages"]
+        ]
+        return list(columns["advantages"].unbind()), metrics
+
+    run.calls = calls
+    return run
 
 
-@pytest.mark.parametrize(
-    ("overrides", "beyond"),
-    [
-        ((), False),
-        (("algorithm.norm_adv_by_std_in_grpo=false",), False),  # which the other key follows
-        (("vapo.advantage.normalize_by_std=false",), True),
-        (("vapo.advantage.attention_coef=0.3", "vapo.attention.enabled=true"), True),
-        (("vapo.advantage.normalize_by_std=false", "algorithm.adv_estimator=grpo"), False),
-    ],
-)
-def test_the_estimator_is_called_again_for_what_verl_does_not_hand_it(overrides, beyond):
-    config = compose_recipe("smoke", overrides)
-    settings = vapo_config(OmegaConf.to_container(config.vapo, resolve=True)).advantage
-    assert goes_beyond_upstream(settings, config.algorithm) == beyond
+@pytest.mark.parametrize("overrides", [(), WITH_ATTENTION], ids=["plain", "attention"])
+def test_the_estimator_runs_once_a_step(estimate, overrides):
+    _, metrics = estimate(*overrides)
+    assert len(estimate.calls) == 1
+    assert metrics["vapo/advantage/num_groups_of_one"] == 1  # the padding row
 
 
-def test_the_deviation_is_left_out_when_asked():
-    data = batch(ragged(*ATTENTION, [0.1, 0.2, 0.3]))
-    advantages, _ = batch_advantages(data, "rm_scores", AdvantageConfig(normalize_by_std=False))
-    assert advantages.unbind()[0].tolist() == [0.5, 0.5, 0.5]
+def test_another_estimator_is_verls_alone(estimate):
+    advantages, metrics = estimate("algorithm.adv_estimator=grpo", *WITH_ATTENTION)
+    assert estimate.calls == [] and metrics == {}
+    assert advantages[0].tolist() == pytest.approx([0.70711] * 3, abs=1e-4)
 
 
-def test_without_a_coefficient_every_token_has_its_responses_advantage():
-    advantages, stats = batch_advantages(
-        batch(ragged(*ATTENTION, [0.1, 0.2, 0.3])), "rm_scores", AdvantageConfig()
+@pytest.mark.parametrize("padding", [[0.9], [0.1, 0.2, 0.3], [0.9] * 5])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("coef", [0.0, 0.3])
+@pytest.mark.parametrize("mode", ["focus", "grounded"])
+def test_it_is_the_pure_function_to_the_bit(estimate, coef, normalize, mode, padding):
+    """A padding row carries the attention of the row it copies, shorter or longer than any."""
+    overrides = (
+        "vapo.attention.enabled=true",
+        f"vapo.advantage.attention_coef={coef}",
+        f"vapo.advantage.normalize_by_std={normalize}",
+        f"vapo.advantage.attention_mode={mode}",
     )
-    right, wrong, padding = advantages.unbind()
+    advantages, _ = estimate(*overrides, attention=(*ATTENTION, padding))
+    expected = vapo_advantage(
+        torch.tensor([1.0, 0.0, 0.0]),
+        ["a", "a", "pad"],
+        torch.tensor([[1, 1, 1], [1, 1, 0], [0, 0, 0]]),
+        torch.tensor([[0.6, 0.4, 0.2], [0.1, 0.5, nan], [nan] * 3]),
+        **asdict(Trainer(*overrides).vapo.advantage),
+    )
+    assert torch.equal(advantages[0], expected[0])
+    assert torch.equal(advantages[1], expected[1, :2])
+    assert advantages[2].tolist() == [0.0]
+
+
+@pytest.mark.parametrize("estimator", ["vapo", "grpo"])
+def test_the_deviation_is_left_out_when_asked(estimate, estimator):
+    advantages, _ = estimate(
+        "vapo.advantage.normalize_by_std=false", f"algorithm.adv_estimator={estimator}"
+    )
+    assert advantages[0].tolist() == [0.5, 0.5, 0.5]
+
+
+def test_without_a_coefficient_every_token_has_its_responses_advantage(estimate):
+    (right, wrong, padding), metrics = estimate()
     # rewards 1 and 0: mean 0.5, sample std sqrt(0.5) = 0.7071; (1 - 0.5) / 0.7071 = 0.7071
     assert right.tolist() == pytest.approx([0.70711] * 3, abs=1e-4)
     assert wrong.tolist() == pytest.approx([-0.70711] * 2, abs=1e-4)
     assert padding.tolist() == [0.0]
-    assert stats.num_responses_without_attention == 0
+    assert metrics["vapo/advantage/num_responses_without_attention"] == 0
 
 
 @pytest.mark.parametrize("mode", ["focus", "grounded"])
-def test_attention_moves_credit_within_a_response_and_keeps_its_total(mode):
-    settings = AdvantageConfig(attention_coef=0.3, attention_mode=mode, num_bins=1)
-    advantages, stats = batch_advantages(
-        batch(ragged(*ATTENTION, [0.1, 0.2, 0.3])), "rm_scores", settings
+def test_attention_moves_credit_within_a_response_and_keeps_its_total(estimate, mode):
+    (right, wrong, _), metrics = estimate(
+        *WITH_ATTENTION, f"vapo.advantage.attention_mode={mode}", "vapo.advantage.num_bins=1"
     )
-    right, wrong, _ = advantages.unbind()
     assert right[0] > right[1] > right[2] > 0  # looked most: most credit
     assert right.sum().item() == pytest.approx(3 * 0.70711, abs=1e-4)
     assert wrong.sum().item() == pytest.approx(2 * -0.70711, abs=1e-4)
     looked, did_not = wrong[1], wrong[0]
     assert (looked < did_not) == (mode == "focus")  # grounded blames what did not look
-    assert stats.weight_max > 1 > stats.weight_min
+    assert metrics["vapo/advantage/weight_max"] > 1 > metrics["vapo/advantage/weight_min"]
 
 
-def test_missing_attention_changes_nothing_and_is_counted():
-    nan = float("nan")
-    data = batch(ragged([nan] * 3, [nan] * 2, [nan]))
-    weighted, stats = batch_advantages(data, "rm_scores", AdvantageConfig(attention_coef=0.3))
-    plain, _ = batch_advantages(data, "rm_scores", AdvantageConfig())
-    assert torch.equal(weighted.values(), plain.values())
-    assert stats.num_responses_without_attention == 2
-    assert stats.num_nan_attention_tokens == 5
+def test_missing_attention_changes_nothing_and_is_counted(estimate):
+    missing = ([nan] * 3, [nan] * 2, [nan])
+    weighted, metrics = estimate(*WITH_ATTENTION, attention=missing)
+    plain, _ = estimate(attention=missing)
+    assert all(torch.equal(a, b) for a, b in zip(weighted, plain, strict=True))
+    assert metrics["vapo/advantage/num_responses_without_attention"] == 2
+    assert metrics["vapo/advantage/num_nan_attention_tokens"] == 5
 
 
 def record(accuracy: float, perception: float, gamma: float) -> dict:

@@ -1,16 +1,50 @@
-"""veRL registration: `algorithm.adv_estimator=vapo`. Importing this module registers it."""
+"""veRL registration: `algorithm.adv_estimator=vapo`. Importing this module registers it.
 
-from collections.abc import Mapping
+veRL's calling convention has no place for visual attention and `vapo.advantage.*`. The trainer
+hands them over around veRL's call, with :func:`batch_inputs`, and takes the statistics back.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from verl.trainer.config import AlgoConfig
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, register_adv_est
 
-from vapo_verl.advantage.vapo import vapo_advantage
+from vapo_verl.advantage.vapo import AdvantageStats, vapo_advantage
+from vapo_verl.config import AdvantageConfig
 
 NAME = "vapo"
+
+
+@dataclass(slots=True, kw_only=True)
+class BatchInputs:
+    """What veRL does not hand to an estimator, for one batch."""
+
+    settings: AdvantageConfig
+    visual_attention: torch.Tensor | None
+    """[B, T], rows and width those of the response mask; nan where unknown."""
+    stats: AdvantageStats | None = None
+    """What the estimator met; None until veRL has called it."""
+
+
+_batch_inputs: ContextVar[BatchInputs] = ContextVar("vapo_batch_inputs")
+
+
+@contextmanager
+def batch_inputs(
+    settings: AdvantageConfig, visual_attention: torch.Tensor | None
+) -> Iterator[BatchInputs]:
+    """Inputs of the estimator for the one call that veRL makes inside this context."""
+    inputs = BatchInputs(settings=settings, visual_attention=visual_attention)
+    token = _batch_inputs.set(inputs)
+    try:
+        yield inputs
+    finally:
+        _batch_inputs.reset(token)
 
 
 def compute_vapo_advantage(
@@ -18,32 +52,35 @@ def compute_vapo_advantage(
     response_mask: torch.Tensor,
     index: np.ndarray,
     config: Mapping[str, Any] | None = None,
-    norm_adv_by_std_in_grpo: bool | None = None,
-    normalize_by_std: bool | None = None,
-    visual_attention: torch.Tensor | None = None,
     reward_baselines: torch.Tensor | None = None,
-    **settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`vapo_advantage` in veRL's calling convention: (advantages, returns), both [B, T].
 
-    veRL's `compute_advantage` gives the first four arguments (and `reward_baselines` where
-    there are some, not used): that is GRPO on the summed reward. A trainer that has visual
-    attention calls with it and the settings of `vapo.advantage` as keywords; a keyword that
-    is neither raises a TypeError. Division by the std follows `normalize_by_std`, else
-    `norm_adv_by_std_in_grpo`, else `config.norm_adv_by_std_in_grpo`, else veRL's default.
+    The reward of a response is the sum of its token rewards. `config` (veRL's `algorithm.*`) and
+    `reward_baselines` are not used: all settings are those of :func:`batch_inputs`. As with
+    veRL's GRPO there is no value function, and returns are the advantages.
 
-    As with veRL's GRPO there is no value function, and returns are the advantages.
+    Raises:
+        RuntimeError: called outside :func:`batch_inputs`, so by another trainer than ours.
     """
-    if norm_adv_by_std_in_grpo is None:
-        norm_adv_by_std_in_grpo = (config or AlgoConfig()).get("norm_adv_by_std_in_grpo", True)
-    by_std = norm_adv_by_std_in_grpo if normalize_by_std is None else normalize_by_std
+    inputs = _batch_inputs.get(None)
+    if inputs is None:
+        raise RuntimeError(
+            f"algorithm.adv_estimator={NAME} was called without its inputs, which VapoTrainer "
+            "provides; set trainer.v1.trainer_mode=vapo or another estimator"
+        )
+    assert inputs.stats is None, "one batch is estimated once"
+
+    def keep(stats: AdvantageStats) -> None:
+        inputs.stats = stats
+
     advantages = vapo_advantage(
         token_level_rewards.sum(dim=-1),
         index,
         response_mask,
-        visual_attention,
-        normalize_by_std=by_std,
-        **settings,
+        inputs.visual_attention,
+        **asdict(inputs.settings),
+        on_stats=keep,
     )
     return advantages, advantages
 

@@ -1,6 +1,6 @@
 """The VAPO advantage: GRPO on the perception reward, each token's share set by where it looks."""
 
-from collections.abc import Hashable, Sequence, Sized
+from collections.abc import Callable, Hashable, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +50,7 @@ def vapo_advantage(
     normalize_by_std: bool = True,
     num_bins: int = 8,
     epsilon: float = GRPO_EPSILON,
+    on_stats: Callable[[AdvantageStats], None] | None = None,
 ) -> PerToken:
     """A_it = A_i * w_it, with A_i GRPO's advantage and w_it of mean 1 over a response.
 
@@ -69,6 +70,7 @@ def vapo_advantage(
         normalize_by_std: divide A_i by the group's std, as GRPO; off is Dr.GRPO.
         num_bins: progress bins of the mean curve.
         epsilon: added to the std.
+        on_stats: called with what the estimator met in this batch.
 
     Edge cases: a group of one has its reward as advantage, a group of equal rewards 0; a token
     without attention has weight 1 before the rescale; a response or a group without attention,
@@ -78,33 +80,6 @@ def vapo_advantage(
         ValueError: shapes that disagree, a reward that is not finite, an unknown mode, c outside
             [0, 1), no bins.
     """
-    advantages, _ = vapo_advantage_with_stats(
-        rewards,
-        group_ids,
-        response_mask,
-        visual_attention,
-        attention_coef=attention_coef,
-        attention_mode=attention_mode,
-        normalize_by_std=normalize_by_std,
-        num_bins=num_bins,
-        epsilon=epsilon,
-    )
-    return advantages
-
-
-def vapo_advantage_with_stats(
-    rewards: Rewards,
-    group_ids: GroupIds,
-    response_mask: Mask,
-    visual_attention: PerToken | None,
-    *,
-    attention_coef: float,
-    attention_mode: str,
-    normalize_by_std: bool,
-    num_bins: int,
-    epsilon: float = GRPO_EPSILON,
-) -> tuple[PerToken, AdvantageStats]:
-    """`vapo_advantage`, and what it met on the way."""
     check_settings(attention_coef, attention_mode, num_bins)
     check_batch(rewards, group_ids, response_mask, visual_attention)
     valid = response_mask.bool()
@@ -119,8 +94,9 @@ def vapo_advantage_with_stats(
     relative = relative_attention(attention, seen, valid, groups, num_bins)
     direction = outcome.sign() if attention_mode == "grounded" else torch.ones_like(outcome)
     weights = credit_weights(relative, valid, direction, attention_coef)
-    stats = _stats(rewards, groups, valid, seen, weights)
-    return (outcome[:, None] * weights).to(rewards.dtype), stats
+    if on_stats is not None:
+        on_stats(_stats(rewards, groups, valid, seen, weights))
+    return (outcome[:, None] * weights).to(rewards.dtype)
 
 
 def _stats(
@@ -191,7 +167,7 @@ def relative_attention(
     (attention nan, or padded) and for a group without spread.
     """
     group = groups.index[:, None].expand_as(valid)[seen]
-    cell = group * num_bins + progress_bins(valid, num_bins)[seen]
+    cell = group * num_bins + bins_before_token(valid, num_bins)[seen]
     values = attention[seen]
     residual = values - mean_by(cell, values, groups.num_groups * num_bins)[cell]
     spread = mean_by(group, residual**2, groups.num_groups).sqrt()
@@ -201,10 +177,12 @@ def relative_attention(
     return torch.zeros_like(attention).masked_scatter(seen, relative)
 
 
-def progress_bins(valid: TokenMask, num_bins: int) -> Tensor:
+def bins_before_token(valid: TokenMask, num_bins: int) -> Tensor:
     """Bin of u_t = t / T_i [B, T], t = 0.. over the response's T_i valid tokens, in integers.
 
-    The value at a position that is not valid means nothing.
+    u_t is the part of the response before the token. The attention curves and metrics count the
+    token itself, (t + 1) / T: see `vapo_verl.analysis.attention_curves.progress_bins`. The value
+    at a position that is not valid means nothing.
     """
     order = valid.cumsum(dim=1) - 1
     return order * num_bins // valid.sum(dim=1, keepdim=True).clamp(min=1)

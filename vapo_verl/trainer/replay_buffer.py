@@ -3,6 +3,22 @@
 from typing import Any
 
 import torch
+import transfer_queue as tq
+from transfer_queue import KVBatchMeta
+
+
+def read_visual_attention(batch: KVBatchMeta) -> torch.Tensor:
+    """Ratios [B, T] in the order of ``batch.keys``, nan where unknown.
+
+    T is the width of the padded ``response_mask``, with which veRL calls an estimator.
+    """
+    data = tq.kv_batch_get(
+        keys=batch.keys,
+        partition_id=batch.partition_id,
+        select_fields=["response_mask", "visual_attention"],
+    )
+    width = data["response_mask"].to_padded_tensor(0).size(1)
+    return fit_width(data["visual_attention"].to_padded_tensor(float("nan")), width)
 
 
 def column_values(column: Any) -> list[Any]:

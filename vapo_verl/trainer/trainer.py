@@ -5,7 +5,6 @@ import itertools
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,7 +21,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.tracking import Tracking
 from verl.workers.config import HFModelConfig
 
-import vapo_verl.advantage.estimator  # noqa: F401  registers the estimator "vapo"
+from vapo_verl.advantage import estimator
 from vapo_verl.anchors.format_check import FormatCheck
 from vapo_verl.config import vapo_config
 from vapo_verl.console import phases, say
@@ -34,7 +33,7 @@ from vapo_verl.run_folder import checkpoints
 from vapo_verl.run_folder.layout import METRICS_FILE, write_config
 from vapo_verl.run_folder.metrics import MetricsFile
 from vapo_verl.run_folder.rollouts import write_rollouts
-from vapo_verl.trainer.advantages import batch_advantages, goes_beyond_upstream, origin_metrics
+from vapo_verl.trainer.advantages import origin_metrics, stats_metrics
 from vapo_verl.trainer.liveness import Liveness
 from vapo_verl.trainer.metrics import (
     anchor_metrics,
@@ -43,7 +42,7 @@ from vapo_verl.trainer.metrics import (
     verdict_agreement,
 )
 from vapo_verl.trainer.phase_memory import PhaseMemory
-from vapo_verl.trainer.replay_buffer import column_values
+from vapo_verl.trainer.replay_buffer import column_values, read_visual_attention
 from vapo_verl.trainer.rollout_samples import captured_layers, sample_rows
 from vapo_verl.trainer.step_line import StepLine
 from vapo_verl.trainer.stopping import RunStopped
@@ -246,21 +245,15 @@ class VapoTrainer(PPOTrainerSync):
         self._memory.end_phase("update_weights")
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        """veRL's call of the registered estimator, then what it was not told: see credit.py."""
-        batch = super()._compute_advantage(batch, metrics)
-        settings = self.vapo.advantage
-        rewards = "token_level_rewards" if self.config.algorithm.use_kl_in_reward else "rm_scores"
-        data = tq.kv_batch_get(
-            keys=batch.keys,
-            partition_id=batch.partition_id,
-            select_fields=["uid", "response_mask", "visual_attention", rewards],
-        )
-        advantages, stats = batch_advantages(data, rewards, settings)
-        metrics.update({f"vapo/advantage/{name}": value for name, value in asdict(stats).items()})
-        if not goes_beyond_upstream(settings, self.config.algorithm):
-            return batch  # what veRL's call computed stands
-        fields = TensorDict({"advantages": advantages}, batch_size=len(batch))
-        return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+        """veRL's call of the registered estimator, ours with the inputs that veRL has none of."""
+        if self.config.algorithm.adv_estimator != estimator.NAME:
+            return super()._compute_advantage(batch, metrics)
+        attention = read_visual_attention(batch)
+        with estimator.batch_inputs(self.vapo.advantage, attention) as inputs:
+            batch = super()._compute_advantage(batch, metrics)
+        assert inputs.stats is not None, "veRL did not call the estimator"
+        metrics.update(stats_metrics(inputs.stats))
+        return batch
 
     def _compute_metrics(
         self, batch: KVBatchMeta, metrics: dict[str, Any], *args: Any, **kwargs: Any
