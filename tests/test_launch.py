@@ -220,7 +220,7 @@ def test_a_dead_process_is_told_without_the_stack_of_those_who_waited():
 
     died = RayActorError(error_msg="The actor died because its node has died. ip: 10.0.0.2")
     waited = RayTaskError("run", "a traceback\n", died)
-    text = launch.obituary(RayTaskError("fit", "another\n", waited).as_instanceof_cause())
+    text = launch.death_message(RayTaskError("fit", "another\n", waited).as_instanceof_cause())
     assert text.startswith("a process of the run died. The actor died because its node has died")
     assert "10.0.0.2" in text
     assert "traceback" not in text

@@ -1,8 +1,8 @@
 """Terminate a process tree: SIGTERM, then SIGKILL; also when its owner is killed outright.
 
 ``python -m vapo_verl.process_tree`` is the guard of :func:`guarded`: its standard input is a pipe
-from the owner, which sends the leader's process id as a line. The end of the pipe means that the
-owner is gone. (The kernel's PR_SET_PDEATHSIG would reach the leader only, and vLLM's engine core
+from the owner, which sends the leader's process id as a line. The pipe ends when the owner does.
+(The kernel's PR_SET_PDEATHSIG would reach the leader only, and vLLM's engine core
 outlives that.)
 """
 
@@ -17,15 +17,15 @@ from contextlib import contextmanager, suppress
 import psutil
 
 TERM_S = 10.0
-"""Between SIGTERM and SIGKILL. vLLM does not heed SIGTERM while it loads a model."""
+"""Between SIGTERM and SIGKILL. vLLM ignores SIGTERM while it loads a model."""
 _KILL_S = 5.0
 _POLL_S = 0.05
 
 
 def terminate_tree(leader: int) -> None:
-    """Terminate the session leader `leader`, its children and what else is in its session.
+    """Terminate the session leader `leader`, its children and the rest of its session.
 
-    Processes of one session are found after their parents are gone, too: an engine core outlives a
+    A session's processes are found even after their parents are gone: an engine core outlives a
     server that is killed.
     """
     members = process_tree(leader)
@@ -54,7 +54,7 @@ def process_tree(leader: int) -> list[psutil.Process]:
 
 
 def is_alive(member: psutil.Process) -> bool:
-    """A zombie has ended; in a container nobody may ever collect it."""
+    """Whether `member` runs. A zombie has ended; in a container it may never be reaped."""
     try:
         return member.is_running() and member.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -63,13 +63,13 @@ def is_alive(member: psutil.Process) -> bool:
 
 @contextmanager
 def guarded() -> Iterator[Callable[[int], None]]:
-    """Start a guard; the yielded function tells it which session leader to terminate after us."""
+    """Start a guard; the yielded function sets the session leader it terminates after us."""
     guard = subprocess.Popen(
         [sys.executable, "-m", "vapo_verl.process_tree"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # a Ctrl-C at the terminal is not for the guard
+        start_new_session=True,  # a Ctrl-C at the terminal must not reach the guard
     )
     assert guard.stdin is not None
     pipe = guard.stdin

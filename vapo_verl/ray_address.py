@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def address_file(environment: Mapping[str, str] | None = None) -> Path:
-    """Where `ray start` on this machine leaves its address; None: by this process's environment."""
+    """The file in which `ray start` stores its address; None: by this process's environment."""
     environment = os.environ if environment is None else environment
     temporary = environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp"
     return Path(temporary) / "ray" / "ray_current_cluster"
@@ -15,10 +15,10 @@ def address_file(environment: Mapping[str, str] | None = None) -> Path:
 def joined_cluster(
     address: str | None = None, environment: Mapping[str, str] | None = None
 ) -> str | None:
-    """Address of the cluster that ``ray.init(address=address)`` joins; None: it starts one.
+    """Address of the cluster that ``ray.init(address=address)`` joins; None if it starts one.
 
     An explicit address comes first, then ``RAY_ADDRESS``, then a cluster that `ray start` left on
-    this machine. ``local`` at either place asks for a new cluster.
+    this machine. ``local`` in the first two requests a new cluster.
     """
     environment = os.environ if environment is None else environment
     if address in (None, "", "auto"):

@@ -21,7 +21,7 @@ def test_figures():
     assert result.yes_rate == 2 / 4
     # 0.8 0.4 0.3 0.6: mean 0.525, squares of deviations 0.075625 + 0.015625 + 0.050625 + 0.005625
     assert result.p_yes_std == pytest.approx((0.1475 / 4) ** 0.5)
-    assert result.free_share == 1.0
+    assert result.free_fraction == 1.0
     assert "4 probes, accuracy 0.50 (chance 0.50 +- 0.25), yes-rate 0.50" in result.summary()
     assert result.warnings() == []
 

@@ -30,7 +30,7 @@ def make_loop(processor, server):
 async def test_the_shipped_question_passes(processor, server, dataset):
     result = await run_format_check(make_loop(processor, server), [dataset[i] for i in range(4)])
     assert result.num_probes == 4 * 8
-    assert result.free_share == 1.0
+    assert result.free_fraction == 1.0
     assert result.accuracy > 0.6
     assert result.warnings() == []
 

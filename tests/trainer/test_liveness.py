@@ -1,4 +1,4 @@
-"""A dead actor is noticed without waiting, a busy one is not taken for dead."""
+"""A dead actor is detected without blocking; a busy one does not count as dead."""
 
 import time
 
@@ -37,7 +37,7 @@ def test_a_dead_actor_is_an_error_and_a_busy_one_is_not(cluster):
     ray.kill(workers[0])
 
 
-def test_who_looks_for_a_death_waits_for_answers_but_not_for_ever(cluster):
+def test_the_ping_of_all_actors_waits_for_answers_up_to_its_timeout(cluster):
     workers = [Worker.remote() for _ in range(2)]
     ray.get([worker.__ray_ready__.remote() for worker in workers])
     Liveness(workers).look_for_death()  # all answer
@@ -49,11 +49,11 @@ def test_who_looks_for_a_death_waits_for_answers_but_not_for_ever(cluster):
     ray.kill(workers[0])
 
 
-def test_questions_keep_their_interval(cluster, monkeypatch):
-    asked = []
-    monkeypatch.setattr(ray, "wait", lambda questions, **_: (asked.append(questions), ([], []))[1])
+def test_pings_keep_their_interval(cluster, monkeypatch):
+    pings = []
+    monkeypatch.setattr(ray, "wait", lambda refs, **_: (pings.append(refs), ([], []))[1])
     worker = Worker.remote()
     liveness = Liveness([worker], interval_s=3600)
     liveness.check()
     liveness.check()
-    assert len(asked) == 1
+    assert len(pings) == 1

@@ -1,4 +1,4 @@
-"""Anchors: cuts of a finished response at which the policy judges claims about the image."""
+"""Anchors: cuts of a finished response at which the policy is probed about the image."""
 
 from vapo_verl.anchors.plan import SampleKey, plan_anchors
 from vapo_verl.anchors.probe import ProbeReply, probe_anchors

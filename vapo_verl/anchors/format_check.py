@@ -1,4 +1,4 @@
-"""Does the policy answer the anchor question at all, and not always the same way?"""
+"""Check that the policy answers the anchor question, and not always the same way."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 CHANCE = 0.5
-LEAST_FREE_SHARE = 0.5
+MIN_FREE_FRACTION = 0.5
 ONE_WAY = 0.9
 LEAST_SPREAD = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReply:
-    """The policy's answer to one claim right behind a prompt."""
+    """The policy's answer to one claim directly after a prompt."""
 
     label: bool
     p_yes: float
     """Probability of yes, normalised over the two answer tokens."""
     free_token: str
-    """What it says when nothing holds it to the two answers."""
+    """Its greedy token when it is not restricted to the two answers."""
     free_is_answer: bool
-    """Whether that is one of them."""
+    """Whether `free_token` is one of the two answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormatCheck:
-    """What the probes of a few rows say about the question's format, before training."""
+    """Statistics of the probes of a few rows, before training."""
 
     num_probes: int
     accuracy: float
     yes_rate: float
     p_yes_std: float
-    free_share: float
-    """Share of probes whose free answer is one of the two."""
+    free_fraction: float
+    """Fraction of probes whose free answer is one of the two."""
     other_tokens: tuple[str, ...]
     """The most common free answers that are neither, at most 3."""
 
     @classmethod
     def of(cls, replies: Sequence[CheckReply]) -> FormatCheck:
-        """Figures of at least one reply."""
+        """Statistics of at least one reply."""
         others = [reply.free_token for reply in replies if not reply.free_is_answer]
         common = sorted(set(others), key=lambda token: (-others.count(token), token))
         return cls(
@@ -49,7 +49,7 @@ class FormatCheck:
             accuracy=statistics.fmean((r.p_yes >= 0.5) == r.label for r in replies),
             yes_rate=statistics.fmean(r.p_yes >= 0.5 for r in replies),
             p_yes_std=statistics.pstdev(r.p_yes for r in replies),
-            free_share=statistics.fmean(r.free_is_answer for r in replies),
+            free_fraction=statistics.fmean(r.free_is_answer for r in replies),
             other_tokens=tuple(common[:3]),
         )
 
@@ -59,18 +59,18 @@ class FormatCheck:
         return (
             f"anchor format check: {self.num_probes} probes, accuracy {self.accuracy:.2f} "
             f"(chance {CHANCE:.2f} +- {error:.2f}), yes-rate {self.yes_rate:.2f}, "
-            f"p(yes) spread {self.p_yes_std:.3f}, free answers yes or no {self.free_share:.2f}"
+            f"p(yes) spread {self.p_yes_std:.3f}, free answers yes or no {self.free_fraction:.2f}"
         )
 
     def warnings(self) -> list[str]:
-        """What makes the perception reward worth little, each with what to look at."""
+        """Problems that make the perception reward uninformative, each with what to check."""
         found = []
-        if self.free_share < LEAST_FREE_SHARE:
+        if self.free_fraction < MIN_FREE_FRACTION:
             found.append(
-                f"left free, the policy answers {1 - self.free_share:.0%} of the probes with "
+                f"left free, the policy answers {1 - self.free_fraction:.0%} of the probes with "
                 f"something else, mostly {', '.join(map(repr, self.other_tokens))}: the format of "
                 "vapo.anchors.question (a trailing space, a missing colon?) does not lead to yes "
-                "or no, and what it says between the two is noise"
+                "or no, and its choice between the two is noise"
             )
         if not 1 - ONE_WAY <= self.yes_rate <= ONE_WAY:
             way = "yes" if self.yes_rate > ONE_WAY else "no"

@@ -1,7 +1,7 @@
-"""Where a finished response is cut: logical boundaries of its reasoning, and a choice among them.
+"""Choose where to cut a finished response: logical boundaries of its reasoning.
 
 Positions count response tokens before the cut, so a cut is always between two tokens of the
-rollout and ``response_ids[:position]`` is exactly what the policy had written by then.
+rollout and ``response_ids[:position]`` is exactly the text that the policy had written at the cut.
 """
 
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ def reasoning_length(pieces: Sequence[str]) -> int:
 def logical_boundaries(pieces: Sequence[str]) -> list[int]:
     """Positions inside the reasoning right after a token that ends a clause or a line.
 
-    A mark between two digits (``3.14``, ``1,000``) ends nothing. The very end of the reasoning
-    counts when its last token is such a mark.
+    A mark between two digits (``3.14``, ``1,000``) is no boundary. The end of the reasoning
+    is one if its last token is such a mark.
     """
     end = reasoning_length(pieces)
     return [i + 1 for i in range(end) if _ends_clause(pieces[i], "".join(pieces[i + 1 : i + 2]))]
@@ -55,18 +55,18 @@ def place(
     min_gap: int,
     rng: np.random.Generator,
 ) -> list[tuple[int, bool]]:
-    """K cuts in ascending order, each with whether it has a boundary of its own.
+    """K cuts in ascending order, each with a flag: true if it has its own boundary.
 
     Args:
         boundaries: ascending candidate positions.
         num_anchors: K.
-        end: the position used when there is no boundary at all, 1..T.
+        end: the position used when there is no boundary, 1..T.
         placement: ``random``; ``uniform`` (evenly spread over the reasoning); ``front`` or
             ``back`` (the first or the last K).
-        min_gap: smallest distance of two cuts, in tokens.
+        min_gap: minimum distance between two cuts, in tokens.
         rng: draws of ``random``.
 
-    Too few boundaries: the last cut is repeated. None: every anchor sits at ``end``.
+    With too few boundaries the last cut is repeated; without any, every anchor is at ``end``.
     """
     if num_anchors == 0:
         return []
@@ -92,7 +92,7 @@ def _preference(
 
 
 def _evenly(boundaries: Sequence[int], num_anchors: int) -> list[int]:
-    """The boundary nearest to each of K evenly spread targets first, the others after them."""
+    """First the boundaries nearest to K evenly spaced targets, then the others."""
     if not boundaries:
         return []
     targets = np.linspace(boundaries[0], boundaries[-1], num_anchors)

@@ -1,4 +1,4 @@
-"""Which claim is asked at which cut of a response."""
+"""Assign claims to cuts of a response."""
 
 import hashlib
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ def plan_anchors(
         claims: the row's claims; with fewer than ``num_anchors`` all of them are used.
         num_anchors: K.
         placement: see :func:`vapo_verl.anchors.placement.place`.
-        min_gap: smallest distance of two cuts, in tokens.
+        min_gap: minimum distance between two cuts, in tokens.
         rng: source of every draw here; see :class:`vapo_verl.anchors.plan.SampleKey`.
 
     Returns:
-        Anchors by ascending position; none for an empty response or a row without claims.
+        Anchors by ascending position; empty for an empty response or a row without claims.
     """
     count = min(num_anchors, len(claims))
     if not pieces or count == 0:
@@ -64,7 +64,7 @@ class SampleKey:
         return [int.from_bytes(digest[i : i + 4], "little") for i in range(0, 32, 4)]
 
     def generator(self, purpose: str) -> np.random.Generator:
-        """A generator of its own for each purpose of this response."""
+        """A separate generator for each purpose of this response."""
         return np.random.default_rng(self._entropy(purpose))
 
     def sampling_seed(self) -> int:

@@ -1,4 +1,4 @@
-"""Asking the policy about its anchors, through any engine that continues token ids."""
+"""Probe anchors through any engine that continues token ids."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from vapo_verl.anchors.types import Anchor, AnchorResult
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeReply:
-    """One of the two answer tokens, whichever the engine drew, and how likely it was."""
+    """The answer token that the engine sampled, and its log probability."""
 
     token_id: int
     logprob: float
-    """Log probability of that token, normalised over the two answers; at most 0. It tells that of
-    the other one, too, so the greedy answer follows whatever was drawn."""
+    """Log probability of that token, normalised over the two answers; at most 0. It
+    determines that of the other token, so the greedy answer follows from either sample."""
     num_cached_tokens: int = 0
 
 
@@ -30,7 +30,7 @@ async def probe_anchors(
     prompt_ids: Sequence[int],
     response_ids: Sequence[int],
 ) -> list[AnchorResult]:
-    """Ask every anchor of one response at once; results in the order of ``anchors``.
+    """Probe all anchors of one response in one call; results in the order of ``anchors``.
 
     Each probe reads prompt ids + response ids before the cut + ids of the question: the rollout's
     own tokens, so the engine can reuse the keys and values it computed while generating.

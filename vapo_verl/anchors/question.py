@@ -1,4 +1,4 @@
-"""The question asked at an anchor, as token ids, and the two tokens that answer it."""
+"""The question of a probe, as token ids, and the two tokens that answer it."""
 
 import functools
 import math
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Tokenizer(Protocol):
-    """What is used of a Hugging Face tokenizer."""
+    """The part of a Hugging Face tokenizer used here."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
@@ -62,7 +62,7 @@ def bind_question(
     if yes_id == no_id:
         raise ValueError(
             f"vapo.anchors.yes_words={list(yes_words)} and no_words={list(no_words)} name the same "
-            f"token {yes_id}; give two words that the tokenizer tells apart"
+            f"token {yes_id}; give two words with distinct tokens"
         )
     return AnchorQuestion(template=template, tokenizer=tokenizer, yes_id=yes_id, no_id=no_id)
 
@@ -86,6 +86,6 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 @functools.lru_cache(maxsize=65_536)
 def _encoded(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Kept, since every response to a prompt meets the same claims, once to count their tokens
-    and once to ask, and veRL makes an agent loop, and so a question, for each of them."""
+    """Cached: all responses to a prompt use the same claims, once to count tokens and once to
+    probe. veRL makes an agent loop, and so a question, for each response."""
     return tuple(tokenizer.encode(text, add_special_tokens=False))

@@ -1,19 +1,19 @@
-"""What travels between planning, probing and scoring."""
+"""Types shared by planning, probing and scoring."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anchor:
-    """A cut of a response and the claim that is asked there."""
+    """A cut of a response and the claim that is probed there."""
 
     position: int
     """a_k: response tokens before the cut, 1..T."""
     claim: str
     label: bool
-    """Whether the claim is true. It travels with its claim from the data row to the score."""
+    """Whether the claim is true; kept with its claim from the data row to the score."""
     own_boundary: bool
-    """False where the response had no logical boundary left for this anchor."""
+    """False if the response had no logical boundary left for this anchor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class AnchorResult:
     """Probability of yes, normalised over the two answer tokens."""
     num_prompt_tokens: int
     num_cached_tokens: int
-    """Prompt tokens whose keys and values the engine still had."""
+    """Prompt tokens found in the engine's KV cache."""
 
     @property
     def correct(self) -> bool:
@@ -36,5 +36,5 @@ class AnchorResult:
 
     @property
     def p_label(self) -> float:
-        """Probability of the right answer: the soft s_k."""
+        """Probability of the correct answer: the soft s_k."""
         return self.p_yes if self.anchor.label else 1.0 - self.p_yes

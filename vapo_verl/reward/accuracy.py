@@ -20,8 +20,8 @@ def accuracy(response_text: str, ground_truth: str, style: str) -> float:
     r"""1.0 when the answer of the response equals the ground truth, else 0.0.
 
     Args:
-        response_text: the whole decoded response, reasoning included.
-        ground_truth: the right answer, bare or inside `\boxed{}`.
+        response_text: the full decoded response, reasoning included.
+        ground_truth: the correct answer, bare or inside `\boxed{}`.
         style: "exact" (text, integers as integers; for synthetic worlds) or "math" (choice
             letters, words, numbers and LaTeX expressions, compared symbolically if need be).
 
@@ -45,9 +45,9 @@ def answer_of(text: str) -> str | None:
     r"""The content of the last balanced `\boxed{...}`, or None.
 
     Only what follows the last `</think>` counts, when there is one: a box inside the reasoning
-    is a draft. A response that never closes its reasoning is read as a whole, so that models
+    is a draft. A response that never closes its reasoning is read in full, so that models
     which do not think in tags are graded too (`format.py` is what rewards the tags). A box cut
-    off by the length limit has no closing brace and is passed over, a blank one is no answer.
+    off by the length limit has no closing brace and is ignored; a blank one is no answer.
     """
     return last_boxed(text.rpartition(THINK_END)[2])
 

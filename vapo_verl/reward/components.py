@@ -7,16 +7,16 @@ from vapo_verl.config import GATES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardComponents:
-    """A response's reward and what it is made of, before weights: logged apart."""
+    """A response's reward and its parts before weights; logged separately."""
 
     accuracy: float
-    """R_acc, 1.0 for a right answer."""
+    """R_acc, 1.0 for a correct answer."""
     format: float
-    """R_fmt, 1.0 for the asked form."""
+    """R_fmt, 1.0 for the required format."""
     perception: float
-    """R_perc as measured, wrong answers included; what the gate lets through is in `total`."""
+    """R_perc as measured, incorrect answers included; `total` applies the gate."""
     total: float
-    """R, what the advantage is computed from."""
+    """R, the input of the advantage."""
 
 
 def compose_reward(
@@ -41,9 +41,9 @@ def compose_reward(
         accuracy_weight: w_acc.
         format_weight: w_fmt.
         perception_weight: gamma.
-        gate: which responses were probed: "correct" the right ones, "always" all of them, for
-            diagnostics. The reward is the same: perception pays for right answers alone, or a
-            trivially short reasoning would earn it. "relaxed" probes all and pays for all, without
+        gate: which responses were probed: "correct" the correct ones, "always" all, for
+            diagnostics. The reward is the same: only correct answers earn R_perc, or a
+            trivially short reasoning would earn it. "relaxed" probes and rewards all, without
             the factor 1[R_acc = 1].
 
     Raises:

@@ -10,8 +10,8 @@ _THINK_TAG = re.compile(r"</?think>")
 def format_score(text: str) -> float:
     r"""1.0 when the response is one `<think>...</think>` and then a text with `\boxed{...}`.
 
-    White space may stand before the opening tag, any text around the box. What is inside the
-    tags is not judged: Eq. 5 of arXiv 2509.25848 leaves that to accuracy and perception. 0.0
+    White space may precede the opening tag, and any text may surround the box. The text inside
+    the tags is not scored: Eq. 5 of arXiv 2509.25848 leaves that to accuracy and perception. 0.0
     for a second pair of tags, a missing or an unclosed one, a box only inside the reasoning,
     and a box that is blank or cut off. A chat template that puts `<think>` into the prompt
     leaves the response without it: prepend it before scoring.

@@ -1,7 +1,7 @@
 """The math verifier: a child process that compares answers and is killed when it takes too long.
 
 Safe in any thread: a call holds a lock and waits on a pipe, without the interpreter lock. The
-child starts with the first question (seconds) and ends with its parent.
+child starts at the first comparison (seconds) and ends with its parent.
 """
 
 import atexit
@@ -40,18 +40,18 @@ class MathVerifier:
             child = self._running()
             reply = self._ask(child, json.dumps([answer, truth]))
             if not reply:
-                _log.warning("no answer on %.80r against %.80r: counted wrong", answer, truth)
+                _log.warning("no answer on %.80r against %.80r: counted incorrect", answer, truth)
                 self._kill(child)
         return reply == "1"
 
     def close(self) -> None:
-        """End the child; the next question starts another."""
+        """End the child; the next comparison starts another."""
         with self._lock:
             if self._child is not None:
                 self._kill(self._child)
 
     def forget(self) -> None:
-        """Drop the child without ending it: after a fork it is the parent's."""
+        """Drop the child without ending it: after a fork it belongs to the parent."""
         self._lock = threading.Lock()
         self._child: subprocess.Popen[str] | None = None
 
@@ -97,7 +97,7 @@ def _start() -> subprocess.Popen[str]:
 
 
 def _read_line(child: subprocess.Popen[str], limit_s: float) -> str:
-    """The child's next line, or nothing when it ends or the time is up first."""
+    """The child's next line; empty if the child ends or the time limit passes first."""
     assert child.stdout is not None
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)

@@ -3,7 +3,7 @@ r"""Symbolic comparison of two LaTeX answers with math-verify, and the loop of t
 Run as `python -m vapo_verl.reward.math_worker` by `math_verifier.py`. Model text can make sympy
 compute for hours or fill the memory; math-verify's own limit is a signal, which works in the main
 thread only and does not interrupt a computation in C. So its limits are off (None) here, and
-whoever calls this on model text does so in a process that it can kill.
+model text must be compared in a process that can be killed.
 """
 
 import json
@@ -19,7 +19,7 @@ _ROOT_SIGN = re.compile(r"√\s*(?:\(([^()]*)\)|([\w.]+))")
 
 
 def symbolically_equal(answer: str, truth: str) -> bool:
-    """Whether math-verify finds the two expressions equal; what it cannot read is not equal."""
+    """Whether math-verify finds the two expressions equal; unreadable ones are not."""
     from math_verify import parse, verify
 
     try:
@@ -37,7 +37,7 @@ def _as_maths(expression: str) -> str:
 
 
 def serve(questions: IO[str], replies: IO[str]) -> None:
-    """Answer each JSON line `[answer, truth]` with 1 or 0, after a first line that says ready."""
+    """Answer each JSON line `[answer, truth]` with 1 or 0, after a first line `ready`."""
     replies.write("ready\n" if symbolically_equal(r"\frac{1}{2}", "0.5") else "broken\n")
     replies.flush()
     for line in questions:

@@ -1,4 +1,4 @@
-"""Perception reward: how much a response still sees, the late part of it weighing more."""
+"""Perception reward: anchor accuracy along a response, with late anchors weighted more."""
 
 import math
 import operator
@@ -16,7 +16,7 @@ def perception_score(
     late_emphasis: float,
     chance_corrected: bool = False,
 ) -> float:
-    """Weighted share of right anchors (Eq. 4 of arXiv 2509.25848), in [0, 1].
+    """Weighted fraction of correct anchors (Eq. 4 of arXiv 2509.25848), in [0, 1].
 
     R_perc = sum_k w_k s_k / sum_k w_k,  w_k = exp(beta * a_k / T)
 

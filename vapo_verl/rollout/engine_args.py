@@ -1,4 +1,4 @@
-"""Arguments of the engine that follow from other settings, written into veRL's config."""
+"""Derive engine arguments from other settings and write them into veRL's config."""
 
 import json
 from pathlib import Path
@@ -23,15 +23,15 @@ UNSUPPORTED = {
     f"{ENGINE}.enable_return_routed_experts": False,
     f"{ENGINE}.kv_cache_dtype": "auto",
 }
-"""Key -> the only value that visual attention works with, where the key is set at all. The engine
-checks again (`vapo_verl.attention.support`), after the minute it takes to get there."""
+"""Key -> the only value that visual attention supports, if the key is set. The engine checks again
+(`vapo_verl.attention.support`), but only a minute later."""
 
 
 def settle_image_limit(config: DictConfig) -> None:
-    """Make ``mm_processor_kwargs.max_pixels`` a limit that the agent loop keeps, too.
+    """Make ``mm_processor_kwargs.max_pixels`` a limit that the agent loop also keeps.
 
-    At most the processor's own, under which the loop counts tokens; and left out where it is null,
-    as ``data.max_pixels`` is by default, since a processor takes no null.
+    The value is capped at the processor's own limit, with which the loop counts tokens. A null, the
+    default of ``data.max_pixels``, is left out: processors accept none.
     """
     key = f"{ENGINE}.mm_processor_kwargs"
     options = OmegaConf.select(config, key)
@@ -45,7 +45,7 @@ def settle_image_limit(config: DictConfig) -> None:
 
 
 def processor_max_pixels(config: DictConfig) -> int | None:
-    """The limit in a model folder's files; None for a hub name, and where no file states it."""
+    """The limit in a model folder's files; None for a hub name or if no file states it."""
     folder = Path(config.actor_rollout_ref.model.path).expanduser()
     for name in ("processor_config.json", "preprocessor_config.json"):
         if (folder / name).is_file():
@@ -61,7 +61,7 @@ def add_attention(config: DictConfig, attention: AttentionConfig) -> None:
     """Set the engine arguments that export visual attention, when it is enabled.
 
     Raises:
-        ValueError: a setting that it does not work with, or one of the arguments is taken.
+        ValueError: an unsupported setting, or one of the arguments is already set.
     """
     if not attention.enabled:
         return
@@ -85,5 +85,5 @@ def add_attention(config: DictConfig, attention: AttentionConfig) -> None:
             f"{ENGINE}.additional_config={given!r} is text, which visual attention cannot add to; "
             "write it as a mapping: {key: value}"
         )
-    with open_dict(config):  # merge goes into additional_config, which may hold others' settings
+    with open_dict(config):  # merges into additional_config, which may hold other settings
         OmegaConf.update(config, ENGINE, OmegaConf.merge(engine, arguments), force_add=True)

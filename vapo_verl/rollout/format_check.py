@@ -13,9 +13,9 @@ CLAIMS_PER_LABEL = 4
 async def run_format_check(
     loop: VapoAgentLoop, rows: Iterable[Mapping[str, Any]]
 ) -> FormatCheck | None:
-    """Ask up to 4 true and 4 false claims of each row right behind its prompt.
+    """Probe up to 4 true and 4 false claims of each row directly after its prompt.
 
-    None where no row has claims.
+    None if no row has claims.
     """
     replies = [reply for row in rows for reply in await _of_row(loop, row)]
     return FormatCheck.of(replies) if replies else None

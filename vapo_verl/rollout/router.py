@@ -1,7 +1,7 @@
-"""Which rollout server answers for a prompt: all its responses and probes go to one server.
+"""Route all responses and probes of a prompt to one rollout server.
 
-A server preprocesses and encodes an image once and keeps the prompt's keys and values, so each
-further request about the prompt costs it little, and any other server all of it again.
+A server preprocesses and encodes an image once and keeps the prompt's keys and values. Further
+requests about the prompt are cheap there; another server would compute everything again.
 """
 
 from typing import Any
@@ -9,21 +9,21 @@ from typing import Any
 from verl.workers.rollout.router import GlobalRequestLoadBalancer
 
 MAX_SESSIONS = 100_000
-"""Prompts that are remembered. More than a training step or a validation has in flight: a forgotten
-one would go on at another server."""
+"""Prompts whose server is remembered; more than a training step or a validation has in flight. The
+next request of a forgotten prompt may go to another server."""
 
 
 class PromptRouter(GlobalRequestLoadBalancer):
-    """veRL's sticky sessions, where new sessions take the servers in turn.
+    """veRL's sticky sessions, with new sessions assigned round-robin.
 
     A session is a prompt of a step (:class:`vapo_verl.rollout.prober.OneServerClient`). veRL
-    sends a new session to the server with the fewest requests in flight. With several requests to a
-    session that depends on their order: responses of the first prompts make a server look busy, and
-    the others get the remaining prompts. In turn, any N sessions that follow each other are spread
+    sends a new session to the server with the fewest requests in flight. With several requests per
+    session the result depends on their order: responses of the first prompts make a server look
+    busy, and the others get the remaining prompts. Round-robin spreads any N consecutive sessions
     evenly, whatever the order of their requests.
 
-    A session whose server has left the pool (``remove_servers``) takes the next turn. Sessions of
-    a server that comes back under its old id go to the new actor.
+    A session whose server has left the pool (``remove_servers``) gets the next server in turn.
+    Sessions of a server that returns under its old id go to the new actor.
     """
 
     def __init__(self, servers: dict[str, Any], config: dict[str, Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A cap on the probe tokens that are in an engine at once."""
+"""A cap on the probe tokens in flight in an engine."""
 
 import asyncio
 from collections import deque
@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager
 
 
 class TokenBudget:
-    """Lets requests in, first come first served, while their tokens fit under a limit.
+    """Admits requests in arrival order while their tokens fit under a limit.
 
-    A response's probes arrive all at once, and many responses may end at once: without a cap they
-    could take the KV cache of those that still decode.
+    The probes of a response arrive together, and many responses may end at once. Without a cap
+    their probes could take the KV cache of responses that still decode.
 
     Args:
-        limit: most tokens in flight; a request larger than that goes alone. 0: no cap.
+        limit: most tokens in flight; a larger request runs alone. 0: no cap.
     """
 
     def __init__(self, limit: int) -> None:
@@ -23,7 +23,7 @@ class TokenBudget:
 
     @asynccontextmanager
     async def hold(self, num_tokens: int) -> AsyncIterator[None]:
-        """Around a request of so many tokens."""
+        """Context of a request of `num_tokens` tokens."""
         await self._enter(num_tokens)
         try:
             yield
@@ -39,7 +39,7 @@ class TokenBudget:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # let in and cancelled at the same time
+            if turn.done() and not turn.cancelled():  # admitted and cancelled at the same time
                 self._leave(num_tokens)
             raise
 

@@ -57,7 +57,7 @@ class VapoServerAdapter(ServerAdapter):
 
 
 class BucketSender(BucketedWeightSender):
-    """veRL's transfer; it fails if the engine does not answer within :data:`TIMEOUT_S`."""
+    """veRL's transfer, failing if the engine does not answer within :data:`TIMEOUT_S`."""
 
     def _init_socket(self) -> None:
         super()._init_socket()
@@ -76,6 +76,6 @@ class BucketSender(BucketedWeightSender):
         except zmq.Again as error:
             raise TimeoutError(
                 f"the vLLM engine has not taken weights within {TIMEOUT_S:g} s "
-                f"({self.zmq_handle}): look above for its own error; if it ran out of memory, lower "
+                f"({self.zmq_handle}): look above for its error; if it ran out of memory, lower "
                 "actor_rollout_ref.rollout.gpu_memory_utilization"
             ) from error

@@ -1,7 +1,7 @@
-"""Stopping a run on request, with nothing lost: what a preempting scheduler asks for.
+"""Stop a run on request without losing a step, as a preempting scheduler needs.
 
 SIGTERM or SIGUSR1 to the process of ``vapo_verl.main`` ends the run between two steps, after one
-whole checkpoint, with exit code 75. Ray's SIGTERM handler, which would tear the cluster down at
+complete checkpoint, with exit code 75. Ray's SIGTERM handler, which would tear the cluster down at
 once, is replaced.
 """
 
@@ -27,7 +27,7 @@ class RunStopped(Exception):
     """The run stopped on request.
 
     Attributes:
-        step: the last finished step, which is saved; None where this process finished none.
+        step: the last finished step, which is saved; None if this process finished no step.
     """
 
     def __init__(self, step: int | None) -> None:
@@ -38,8 +38,8 @@ class RunStopped(Exception):
 class StopSignals:
     """A context in which each of ``STOP_SIGNALS`` asks the run to stop; only the first counts.
 
-    Until :meth:`forward_to` says who is to be asked there is nothing to save, and the signal ends
-    the process with ``EXIT_STOPPED``.
+    Before :meth:`forward_to` there is nothing to save: the signal ends the process with
+    ``EXIT_STOPPED``.
     """
 
     def __init__(self) -> None:
@@ -62,12 +62,12 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         if isinstance(error, SystemExit) and error.code == signal.SIGTERM and not self._forwarding:
-            _stop_before_the_start(signal.SIGTERM)  # Ray's handler, which stands during ray.init
+            _stop_before_the_start(signal.SIGTERM)  # Ray's handler is active during ray.init
 
     def forward_to(self, ask: Callable[[], None]) -> None:
-        """Call ``ask`` in a thread of its own at the first signal.
+        """Call ``ask`` in a separate thread at the first signal.
 
-        To be called after ``ray.init``, which sets a SIGTERM handler of its own.
+        Call this after ``ray.init``, which sets its own SIGTERM handler.
 
         Raises:
             SystemExit: a signal came before; Python drops an exception that interrupts a finalizer.
@@ -99,7 +99,7 @@ class StopSignals:
 
 
 class AnnouncedActor:
-    """A Ray actor class that tells of the actor made from it, which ``run_ppo`` keeps to itself."""
+    """A Ray actor class that passes each new actor to `announce`; ``run_ppo`` returns none."""
 
     def __init__(self, actor_class: Any, announce: Callable[[Any], None]) -> None:
         self._actor_class = actor_class
@@ -120,5 +120,5 @@ def _stop_before_the_start(number: int) -> None:
 
 
 def _say(number: int, text: str) -> None:
-    """Write to stderr, also from within a print() that the signal interrupted."""
+    """Write to stderr; safe inside a print() that the signal interrupted."""
     os.write(2, f"{mark()}vapo_verl: {signal.Signals(number).name}: {text}\n".encode())

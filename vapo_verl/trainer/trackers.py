@@ -1,4 +1,4 @@
-"""veRL's tracking backends: are they installed, and where in the run folder are their files."""
+"""veRL's tracking backends: check that they are installed, and set the paths of their files."""
 
 import importlib.util
 import netrc
@@ -39,10 +39,9 @@ def check_trackers(loggers: Sequence[str]) -> None:
 
 
 def prepare_trackers(run_dir: Path, loggers: Sequence[str]) -> None:
-    """Set the environment the backends read, before veRL makes them; what is set already stays.
+    """Set the environment that the backends read, before veRL makes them; set variables are kept.
 
-    Weights & Biases runs offline where no key is set: a machine without an account, or a test,
-    must not wait for a login.
+    Without a key, Weights & Biases runs offline instead of waiting for a login.
 
     Raises:
         ValueError: see :func:`check_trackers`.
