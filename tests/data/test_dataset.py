@@ -63,7 +63,9 @@ def test_path_only_structs_are_opened_beside_bytes(load, row, write, tmp_path, p
     by_path = row(images=[{"bytes": None, "path": str(tmp_path / "a.png")}])
     dataset = load(write([by_path, row()]))
     assert len(dataset) == 2  # the length filter opened the images of both
-    assert dataset[0]["raw_prompt"][0]["content"][0]["image"] == str(tmp_path / "a.png")
+    image = dataset[0]["raw_prompt"][0]["content"][0]["image"]
+    assert image.source == str(tmp_path / "a.png")
+    assert image.size == (56, 56) and image.getpixel((0, 0)) == (0, 0, 255)
 
 
 def test_labels_as_text_are_refused_with_the_row(load, row, write):

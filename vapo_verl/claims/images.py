@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vapo_verl.data.errors import BadCell, FileError, RowProblem, shown
-from vapo_verl.data.image_cell import image_source, is_remote, local_path
+from vapo_verl.data.images import image_source, is_remote, local_path
 from vapo_verl.data.parquet_stream import iter_rows, open_parquet, require_columns
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")

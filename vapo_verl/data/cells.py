@@ -3,7 +3,7 @@
 import re
 
 from vapo_verl.data.errors import BadCell, shown
-from vapo_verl.data.image_cell import image_source
+from vapo_verl.data.images import image_source
 
 IMAGE_PLACEHOLDER = "<image>"
 

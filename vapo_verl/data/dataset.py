@@ -17,26 +17,30 @@ validation.
 import contextlib
 import io
 import time
+from typing import Any
 from uuid import uuid4
 
-from datasets import Dataset
+from datasets import Dataset, Image, List
+from PIL import Image as Pixels
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from vapo_verl.data.claims_column import read_claims
 from vapo_verl.data.errors import BadCell, FileError, RowError
-from vapo_verl.data.image_cell import IMAGE_ERRORS, loadable_image
+from vapo_verl.data.images import IMAGE_ERRORS, load_image
 from vapo_verl.data.prompt_length import (
     NotFromHeaders,
     is_supported,
     num_prompt_tokens,
     put_frames,
 )
+from vapo_verl.data.stored_image import StoredImage, stored_images
 
 _UNALIGNED = "can't be aligned"
 """In the ValueError of datasets.concatenate_datasets on columns of different types."""
 _ROW, _LENGTH, _PROBLEM = "row", "length", "problem"
 """Columns of a table of lengths."""
 _PROBLEMS_SHOWN = 5
+_IMAGE_FIELDS = ("bytes", "path", "image")
 
 
 class VapoDataset(RLHFDataset):
@@ -47,8 +51,11 @@ class VapoDataset(RLHFDataset):
     Prompts over `data.max_prompt_length` are found without decoding their images; the rows that are
     left are those of RLHFDataset.
 
-    Files with and without a `claims` column may be mixed. Image structs that hold only a path are
-    opened too, which RLHFDataset does not do.
+    Images stand in the prompt as :class:`StoredImage`: they have the pixels of
+    :func:`vapo_verl.data.images.load_image`, and travel encoded. Every form of entry that it takes
+    is opened, and addresses are downloaded.
+
+    Files with and without a `claims` column may be mixed.
     """
 
     def __getitem__(self, item: int) -> dict:
@@ -57,13 +64,15 @@ class VapoDataset(RLHFDataset):
             claims = read_claims(row.get("claims"))
         except BadCell as problem:
             raise RowError(f"row {item} of {self.data_files}, {problem}") from problem
+        for image in stored_images(row["raw_prompt"]):
+            image.where = f"row {item} of {self.data_files}"
         row["claims"] = [claim.as_dict() for claim in claims]
         row["prompt_uid"] = str(item)  # the same in every run over the same files
         return row
 
     def _build_messages(self, example: dict, key: str) -> list[dict]:
         images = example.get(self.image_key) or []
-        example[self.image_key] = [self._sized(loadable_image(image)) for image in images]
+        example[self.image_key] = [self._as_part(image) for image in images]
         return super()._build_messages(example, key)
 
     def maybe_filter_out_long_prompts(self, dataframe: Dataset | None = None) -> Dataset:
@@ -73,6 +82,7 @@ class VapoDataset(RLHFDataset):
         of a rare format, and what cannot be read, which it leaves out.
         """
         assert dataframe is not None
+        dataframe = _still_encoded(dataframe, self.image_key)
         if not self.filter_overlong_prompts or self.processor is None:
             return super().maybe_filter_out_long_prompts(dataframe)
         if reason := self._why_decode():
@@ -116,6 +126,8 @@ class VapoDataset(RLHFDataset):
             return {_ROW: index, _LENGTH: self.prompt_length(dict(row)), _PROBLEM: ""}
         except NotFromHeaders as reason:
             problem = str(reason)
+        except BadCell as error:
+            problem = str(error)
         except IMAGE_ERRORS as error:
             problem = f"column {self.image_key!r}: {error}"
         except Exception as error:  # veRL's filter takes any for a prompt that is too long
@@ -169,10 +181,23 @@ class VapoDataset(RLHFDataset):
                 f" in each: {error}; give it the same type (for images: import with --embed-images)"
             ) from error
 
-    def _sized(self, image: object) -> object:
-        """The image with the pixel limits of the configuration, as qwen_vl_utils reads them."""
+    def _as_part(self, entry: object) -> dict[str, Any]:
+        """The image as veRL puts it into a message, with the limits of the configuration.
+
+        Options that the row's struct has beside the image stay: qwen_vl_utils reads them.
+        """
+        options = {}
+        if isinstance(entry, dict):
+            options = {name: value for name, value in entry.items() if name not in _IMAGE_FIELDS}
         wanted = {name: self.config.get(name) for name in ("min_pixels", "max_pixels")}
         limits = {name: pixels for name, pixels in wanted.items() if pixels is not None}
-        if not limits:
-            return image
-        return {**(image if isinstance(image, dict) else {"image": image}), **limits}
+        image = load_image(entry) if isinstance(entry, Pixels.Image) else StoredImage(entry)
+        return {**options, **limits, "image": image}
+
+
+def _still_encoded(dataframe: Dataset, column: str) -> Dataset:
+    """The table with its images as they are stored, where it has the type that decodes them."""
+    kind = dataframe.features.get(column)
+    if isinstance(kind, List) and isinstance(kind.feature, Image):
+        return dataframe.cast_column(column, List(Image(decode=False)))
+    return dataframe

@@ -34,7 +34,7 @@ class RowProblem:
         return f"{path} row {self.row}, column '{self.column}': {self.found}; {self.fix}"
 
 
-class BadCell(Exception):
+class BadCell(ValueError):
     """Raised inside a check of one cell; the caller, who knows the row, makes it a RowProblem."""
 
     def __init__(self, column: str, found: str, fix: str):

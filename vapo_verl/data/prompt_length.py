@@ -10,15 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image, ImageFile
+from PIL import Image
 from transformers import Qwen2_5_VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
 
-from vapo_verl.data.image_cell import is_remote, local_path
-
-HEADER_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF")
-"""Formats whose header states the size of the decoded image, as Pillow opens them. An icon, for
-one, may turn out larger when it is decoded. EXIF's orientation plays no part: a rollout does not
-turn images by it. A TIFF's does: Pillow turns those itself, and states the size accordingly."""
+from vapo_verl.data.images import is_remote, read_header
+from vapo_verl.data.stored_image import StoredImage
 
 
 class NotFromHeaders(ValueError):
@@ -61,7 +57,7 @@ def put_frames(messages: Sequence[dict[str, Any]]) -> None:
     """Replace the images of veRL's messages by frames of their size, in place.
 
     Raises:
-        NotFromHeaders: an image is at an address, or of another format than HEADER_FORMATS.
+        NotFromHeaders: an image is at an address, or its header does not tell its size for sure.
         OSError, SyntaxError, ValueError: Pillow finds no image.
     """
     for message in messages:
@@ -73,15 +69,16 @@ def put_frames(messages: Sequence[dict[str, Any]]) -> None:
                 item["image"] = Frame(_stated_size(item["image"]))
 
 
-def _stated_size(image: Any) -> tuple[int, int]:
-    if isinstance(image, str):
-        if is_remote(image):
-            raise NotFromHeaders(f"{image[:80]} is an address")
-        with Image.open(local_path(image)) as opened:
-            return _stated_size(opened)
-    if isinstance(image, ImageFile.ImageFile) and image.format not in HEADER_FORMATS:
-        raise NotFromHeaders(f"the header of a {image.format} image may not state its size")
-    return image.size
+def _stated_size(image: StoredImage | Image.Image) -> tuple[int, int]:
+    """Upright, as the decoded image will be."""
+    if not isinstance(image, StoredImage):
+        return image.size
+    if is_remote(image.source):
+        raise NotFromHeaders(f"{image.source[:80]!r} is an address")
+    header = read_header(image.source)
+    if not header.has_exact_size:
+        raise NotFromHeaders(f"the header of this {header.format} image may not state its size")
+    return header.width, header.height
 
 
 def num_prompt_tokens(processor: Any, text: str, images: Sequence[Image.Image] | None) -> int:

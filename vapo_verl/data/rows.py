@@ -25,7 +25,7 @@ from vapo_verl.data.claims_column import (
     read_claims,
 )
 from vapo_verl.data.errors import BadCell, ProblemLog
-from vapo_verl.data.image_cell import check_image, is_remote
+from vapo_verl.data.images import check_image, is_remote
 from vapo_verl.data.parquet_stream import iter_rows, open_parquet, require_columns
 
 __all__ = ["OPTIONAL_COLUMNS", "REQUIRED_COLUMNS", "CheckReport", "Claim", "check_parquet"]
@@ -46,6 +46,12 @@ class CheckReport:
     num_images: int
     num_images_opened: int
     """Images opened and found readable; remote ones, and those over the limit, are not opened."""
+    images_turned: int
+    """Opened images that their EXIF orientation turns; so are the next two: opened ones."""
+    images_transparent: int
+    """Shown on white."""
+    images_deep: int
+    """With more than 8 bits a channel, scaled to 8."""
     num_claims: int
     num_true_claims: int
     rows_without_images: int
@@ -69,7 +75,15 @@ class CheckReport:
             (self.rows_with_duplicate_claims, "with duplicate claims"),
             (self.rows_with_contradiction, "with a claim labelled both true and false"),
         )
-        return tuple(f"{_rows(count)} {what}" for count, what in counted if count)
+        images = (
+            (self.images_turned, "turned by EXIF"),
+            (self.images_transparent, "transparent, shown on white"),
+            (self.images_deep, "of over 8 bits a channel, scaled to 8"),
+        )
+        return (
+            *(f"{_rows(count)} {what}" for count, what in counted if count),
+            *(f"{_counted(count, 'image')} {what}" for count, what in images if count),
+        )
 
     def __str__(self) -> str:
         share = f" ({self.num_true_claims / self.num_claims:.1%} true)" if self.num_claims else ""
@@ -115,7 +129,11 @@ def check_parquet(
 
 
 def _rows(count: int) -> str:
-    return f"{count} row" if count == 1 else f"{count} rows"
+    return _counted(count, "row")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 class RowTally:
@@ -161,7 +179,10 @@ class RowTally:
         if limit_reached or is_remote(source):
             return
         self._count["num_images_opened"] += 1
-        check_image(source, decode=self._decode)
+        header = check_image(source, decode=self._decode)
+        self._count["images_turned"] += header.is_turned
+        self._count["images_transparent"] += header.is_transparent
+        self._count["images_deep"] += header.is_deep
 
     def _add_claims(self, row: dict[str, object]) -> None:
         claims = read_claims(row["claims"])

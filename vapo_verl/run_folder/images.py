@@ -7,14 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from vapo_verl.data.errors import BadCell
-from vapo_verl.data.image_cell import (
-    IMAGE_ERRORS,
-    image_file,
-    image_source,
-    is_remote,
-    on_white,
-)
+from vapo_verl.data.images import IMAGE_ERRORS, is_remote, load_image
+from vapo_verl.data.stored_image import StoredImage
 
 MAX_IMAGES = 4
 """Images kept of one prompt, the first ones."""
@@ -25,7 +19,7 @@ _JPEG_QUALITY = 85
 
 
 def prompt_images(messages: Iterable[Mapping[str, Any]]) -> list[bytes | None]:
-    """The first images of a prompt in veRL's form, encoded anew by :func:`small_image`.
+    """The first images of a prompt in veRL's form, encoded again by :func:`small_image`.
 
     None stands for one that is at a remote address or cannot be read.
     """
@@ -40,12 +34,11 @@ def prompt_images(messages: Iterable[Mapping[str, Any]]) -> list[bytes | None]:
 
 
 def small_image(image: Image.Image) -> bytes:
-    """PNG or JPEG of at most ``MAX_SIDE`` pixels a side, on white where it is transparent.
+    """PNG or JPEG of at most ``MAX_SIDE`` pixels a side, of the pixels that the model sees.
 
-    It holds the pixels alone: neither metadata, by which a viewer would turn the image though the
-    model saw it as it is, nor anything else the file had.
+    It holds the pixels alone, and no metadata: a viewer has nothing to turn them by.
     """
-    pixels = on_white(image)
+    pixels = load_image(image)
     pixels.thumbnail((MAX_SIDE, MAX_SIDE))
     kind = "PNG" if max(pixels.size) <= _LOSSLESS_SIDE else "JPEG"
     buffer = io.BytesIO()
@@ -53,27 +46,23 @@ def small_image(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _encoded(entry: dict[str, Any]) -> bytes | None:
+def _encoded(part: dict[str, Any]) -> bytes | None:
+    image = part.get("image")
+    if isinstance(image, StoredImage) and is_remote(image.source):
+        return None  # the trainer downloads nothing for a picture in the report
     try:
-        if isinstance(entry.get("image"), Image.Image):
-            return small_image(entry["image"])
-        source = image_source(entry)
-        if is_remote(source):
-            return None
-        with Image.open(image_file(source)) as image:
-            return small_image(image)
-    except (BadCell, *IMAGE_ERRORS):
+        return small_image(load_image(part))
+    except IMAGE_ERRORS:
         return None
 
 
 def image_uri(data: bytes) -> str:
-    """``data:`` address of the image, decoded and encoded anew; empty where it cannot be read.
+    """``data:`` address of the image, decoded and encoded again; empty where it cannot be read.
 
     Only pixels get into the page: what else the bytes hold stays behind.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            encoded = small_image(image)
+        encoded = small_image(load_image(data))
     except IMAGE_ERRORS:
         return ""
     kind = "png" if encoded.startswith(b"\x89PNG") else "jpeg"

@@ -9,7 +9,7 @@ from vapo_verl.claims.attach.attach_options import AttachOptions
 from vapo_verl.claims.attach.index import ClaimIndex
 from vapo_verl.claims.images import cell_bytes, image_key
 from vapo_verl.data.claims_column import Claim, read_claims
-from vapo_verl.data.image_cell import image_source, is_remote
+from vapo_verl.data.images import image_source, is_remote
 
 _NUM_SHOWN = 5
 _WORKING_DIRECTORY = Path()

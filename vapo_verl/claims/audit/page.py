@@ -19,7 +19,7 @@ from PIL import Image
 
 from vapo_verl.claims.audit.sample import AuditImage
 from vapo_verl.data.errors import BadCell, FileError
-from vapo_verl.data.image_cell import IMAGE_ERRORS, on_white
+from vapo_verl.data.images import load_image
 from vapo_verl.files import atomic_write
 from vapo_verl.plots.html import inert_json, policy_hash
 
@@ -30,6 +30,8 @@ MAX_SIDE = 1280
 """Longer sides are scaled down to this many pixels: small print stays legible."""
 _MAX_LOSSLESS_BYTES = 300_000
 _JPEG_QUALITY = 88
+_JPEG = b"\xff\xd8\xff"
+"""How a JPEG file begins."""
 
 
 def write_page(out: Path, images: Sequence[AuditImage], *, seed: int) -> None:
@@ -101,21 +103,19 @@ class PageImage:
 
 
 def page_image(data: bytes) -> PageImage:
-    """`data` encoded anew, at most MAX_SIDE pixels long.
+    """`data` encoded again, at most MAX_SIDE pixels long, with the pixels that the model saw.
 
-    Its metadata is left behind: a browser would turn the image by it, and the model did not. What
-    is transparent is shown on white.
+    Its metadata is left behind: a browser would turn the image by it once more.
 
     Raises:
         BadCell: not an image, or a damaged one.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            lossless = image.format != "JPEG"
-            pixels = on_white(image)
-    except IMAGE_ERRORS as error:
-        found = f"cannot decode an image: {error}"
-        raise BadCell("images", found, "replace the image, or delete its claims") from error
+        pixels = load_image(data)
+    except BadCell as bad:
+        fix = "replace the image, or delete its claims"
+        raise BadCell("images", f"cannot decode an image: {bad.found}", fix) from bad
+    lossless = not data.startswith(_JPEG)
     pixels.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     encoded, kind = b"", "png"
     if lossless:

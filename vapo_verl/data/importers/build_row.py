@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from vapo_verl.data.errors import BadCell
-from vapo_verl.data.image_cell import image_source, is_remote, local_path
+from vapo_verl.data.images import image_source, is_remote, local_path
 from vapo_verl.data.importers.import_options import ImportOptions
 from vapo_verl.data.importers.source_row import SourceRow
 from vapo_verl.data.schema import build_prompt
@@ -73,6 +73,8 @@ def as_written(entry: object, *, image_root: Path, embed: bool) -> object:
         BadCell: the file is missing, the entry names no image, or an address is to be embedded.
     """
     source = image_source(entry)
+    if isinstance(entry, str) and isinstance(source, bytes) and not embed:
+        return entry  # a data URI
     if isinstance(source, bytes):
         path = entry.get("path") if isinstance(entry, dict) else None
         return {"bytes": source, "path": path}

@@ -1,6 +1,5 @@
 """What the model can do on rows of the digits world: format, answers and claims."""
 
-import io
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -9,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Bool
-from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
+from vapo_verl.data.images import load_image
 from vapo_verl.digits.model.batch import collate
 from vapo_verl.digits.model.samples import Sample, encode, make_probe, prompt_ids, verdict_ids
 from vapo_verl.digits.scene import parse_grid
@@ -193,7 +192,7 @@ def _prompt(processor: Qwen2_5_VLProcessor, row: dict) -> Sample:
     rows, cols = parse_grid(row["extra_info"]["grid"])
     question = row["extra_info"]["question"]
     return Sample(
-        pixels=np.array(Image.open(io.BytesIO(row["images"][0]["bytes"]))),
+        pixels=np.array(load_image(row["images"][0])),
         rows=rows,
         cols=cols,
         prompt_ids=prompt_ids(processor.tokenizer, question, rows * cols),

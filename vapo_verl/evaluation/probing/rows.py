@@ -11,7 +11,7 @@ from PIL import Image
 from vapo_verl.data.cells import check_answer, check_images_match, check_prompt
 from vapo_verl.data.claims_column import Claim, read_claims
 from vapo_verl.data.errors import BadCell, FileError, RowError
-from vapo_verl.data.image_cell import IMAGE_ERRORS, image_file, is_remote
+from vapo_verl.data.images import IMAGE_ERRORS, is_remote, load_image, read_header
 from vapo_verl.data.parquet_stream import iter_rows, open_parquet, require_columns
 from vapo_verl.data.rows import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
 
@@ -75,21 +75,16 @@ def draw_rows(total: int, num_rows: int | None, seed: int) -> list[int]:
     return sorted(np.random.default_rng(seed).permutation(total)[:num_rows].tolist())
 
 
-def open_image(source: bytes | str) -> Image.Image | str:
-    """The image; an address stays one.
+def open_image(source: bytes | str) -> Image.Image:
+    """The image, as training shows it; one at an address is downloaded.
 
     Raises:
         FileError: it cannot be read.
     """
-    if is_remote(source):
-        assert isinstance(source, str)
-        return source
     try:
-        with Image.open(image_file(source)) as image:
-            image.load()
-            return image
-    except IMAGE_ERRORS as error:
-        raise _unreadable(error) from error
+        return load_image(source, fetch=True)
+    except BadCell as error:
+        raise FileError(f"{KEY}: {error}") from error
 
 
 def image_size(source: bytes | str) -> tuple[int, int]:
@@ -101,14 +96,10 @@ def image_size(source: bytes | str) -> tuple[int, int]:
     if is_remote(source):
         return 0, 0
     try:
-        with Image.open(image_file(source)) as image:
-            return image.size
+        header = read_header(source)
+        return (header.width, header.height) if header.has_exact_size else load_image(source).size
     except IMAGE_ERRORS as error:
-        raise _unreadable(error) from error
-
-
-def _unreadable(error: Exception) -> FileError:
-    return FileError(f"{KEY}: an image cannot be read ({error}); replace it or drop the row")
+        raise FileError(f"{KEY}: an image cannot be read: {error}; drop the row") from error
 
 
 def _row(path: Path, number: int, row: Mapping[str, Any], answer_style: str) -> Row:
