@@ -35,13 +35,13 @@ test-slow: setup ## the slow tests: engine starts, whole training runs
 	$(PYTEST) -m "slow and not gpu and not multinode" --timeout 1800 $(ARGS)
 
 test-core: setup ## of test-cluster one Slurm run over two nodes and one compose run
-	tests/slurm/install.sh
-	tests/docker/install.sh
+	tests/system/slurm/install.sh
+	tests/system/docker/install.sh
 	$(PYTEST) -m "multinode and core" --timeout 1800 $(ARGS)
 
 test-cluster: setup ## real Slurm, Docker and Ray over several simulated nodes; root on Debian, installs what they need
-	tests/slurm/install.sh
-	tests/docker/install.sh
+	tests/system/slurm/install.sh
+	tests/system/docker/install.sh
 	$(PYTEST) -m multinode --timeout 1800 $(ARGS)
 
 test-gpu: setup ## the tests that need a GPU, in an environment of EXTRA=gpu

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.docker.conftest import ROOT
-from tests.docker.engine import why_not
 from tests.docker.train import train
+from tests.paths import ROOT
+from tests.system.docker.engine import why_not
 
 DOCKER = ROOT / "docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()

@@ -12,8 +12,8 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.docker.conftest import ROOT
 from tests.docker.rayjob_schema import RAY_JOB, VOLUME_CLAIM
+from tests.paths import ROOT
 from vapo_verl.hydra_config import compose_recipe
 
 MANIFEST = ROOT / "docker/kubernetes/rayjob.yaml"

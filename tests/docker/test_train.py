@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from tests.docker.conftest import ROOT
 from tests.docker.train import train
+from tests.paths import ROOT
 
 
 def node(name: str, *, gpus: int = 8, alive: bool = True, port: int = 0):

@@ -4,7 +4,7 @@ import importlib.util
 import sys
 from types import ModuleType
 
-from tests.docker.conftest import ROOT
+from tests.paths import ROOT
 
 
 def _load() -> ModuleType:

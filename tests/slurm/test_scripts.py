@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.paths import ROOT
 from vapo_verl import preflight
 from vapo_verl.hydra_config import compose_recipe, recipe_names
 
-SLURM = Path(__file__).parents[2] / "slurm"
+SLURM = ROOT / "slurm"
 SCRIPTS = sorted(path.name for path in SLURM.glob("*.sh") if "#SBATCH" in path.read_text())
 SHELLCHECK = Path(sys.prefix) / "bin" / "shellcheck"
 
@@ -33,7 +34,7 @@ def test_there_is_a_script_for_each_size_of_machine():
 
 @pytest.mark.skipif(not SHELLCHECK.exists(), reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing():
-    files = [*SLURM.glob("*.sh"), *Path(__file__).parent.glob("*.sh")]
+    files = [*SLURM.glob("*.sh"), *ROOT.glob("tests/system/slurm/*.sh")]
     found = subprocess.run(
         [SHELLCHECK, "-x", *files], cwd=SLURM.parent, capture_output=True, text=True
     )

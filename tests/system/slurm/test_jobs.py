@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from tests.end_to_end.conftest import metrics
-from tests.slurm.lab import ROOT, SlurmLab, wait_for
+from tests.paths import ROOT
+from tests.system.slurm.lab import SlurmLab, wait_for
+from tests.system.smoke import metrics
 from vapo_verl.run_folder.checkpoints import latest_complete
 
 pytestmark = [pytest.mark.multinode, pytest.mark.timeout(1800)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import Smoke, metrics, rollouts
+from tests.system.smoke import Smoke, metrics, rollouts
 from vapo_verl.run_folder.checkpoints import MARKER, checkpoint_folder, complete_steps
 from vapo_verl.trainer.stopping import EXIT_STOPPED
 

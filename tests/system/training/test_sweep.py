@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.end_to_end.conftest import metrics
+from tests.system.smoke import metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

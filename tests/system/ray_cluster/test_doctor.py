@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulated_nodes import simulated_nodes, why_not
+from tests.system.simulated_nodes import simulated_nodes, why_not
 
 pytestmark = [
     pytest.mark.multinode,

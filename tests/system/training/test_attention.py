@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from tests.end_to_end.conftest import metrics, rollouts
+from tests.system.smoke import metrics, rollouts
 from vapo_verl.data.dataset import VapoDataset
 from vapo_verl.digits.model import model_dir
 from vapo_verl.hydra_config import compose_recipe

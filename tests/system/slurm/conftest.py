@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.slurm.lab import SlurmLab, slurm_lab, why_not
+from tests.system.slurm.lab import SlurmLab, slurm_lab, why_not
 from vapo_verl.digits.build import DigitsConfig, write_dataset
 
 

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.docker.conftest import SECRET
+from tests.system.docker.conftest import SECRET
 
 pytestmark = [pytest.mark.multinode, pytest.mark.timeout(1800)]
 

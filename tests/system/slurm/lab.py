@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.simulated_nodes import SimulatedNode, simulated_nodes
-from tests.simulated_nodes import why_not as why_no_nodes
+from tests.system.simulated_nodes import SimulatedNode, simulated_nodes
+from tests.system.simulated_nodes import why_not as why_no_nodes
 
-ROOT = Path(__file__).parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 GPUS_PER_NODE = 8
 
@@ -53,7 +52,7 @@ def why_not() -> str:
     """Why this machine cannot run the lab; empty where it can."""
     missing = [program for program in PROGRAMS if not shutil.which(program)]
     if missing:
-        return f"{', '.join(missing)}: not installed (tests/slurm/install.sh)"
+        return f"{', '.join(missing)}: not installed (tests/system/slurm/install.sh)"
     return why_no_nodes()
 
 

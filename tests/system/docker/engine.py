@@ -19,12 +19,12 @@ def why_not() -> str:
     """Why there can be no engine here; empty where there can."""
     missing = [program for program in PROGRAMS if not shutil.which(program)]
     if missing:
-        return f"{', '.join(missing)}: not installed (tests/docker/install.sh)"
+        return f"{', '.join(missing)}: not installed (tests/system/docker/install.sh)"
     if os.geteuid() != 0:
         return "a Docker engine needs root"
     for plugin in ("compose", "buildx"):
         if subprocess.run(["docker", plugin, "version"], capture_output=True).returncode:
-            return f"docker {plugin}: not installed (tests/docker/install.sh)"
+            return f"docker {plugin}: not installed (tests/system/docker/install.sh)"
     return ""
 
 

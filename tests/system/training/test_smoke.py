@@ -4,7 +4,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.end_to_end.conftest import metrics, rollouts
+from tests.system.smoke import metrics, rollouts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.docker.engine import Compose, Engine, import_base_image, running_engine, why_not
+from tests.paths import ROOT
+from tests.system.docker.engine import Compose, Engine, import_base_image, running_engine, why_not
 
-ROOT = Path(__file__).parents[2]
 BASE_IMAGE, IMAGE = "localhost/vapo-base:test", "localhost/vapo-verl:test"
 IN_CONTEXT = ("docker", "recipes", "requirements", "vapo_verl")
 FILES_IN_CONTEXT = (".dockerignore", "pyproject.toml", "setup.py")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tests.end_to_end.conftest import Smoke, metrics
+from tests.system.smoke import Smoke, metrics
 from vapo_verl.data.dataset import VapoDataset
 from vapo_verl.hydra_config import compose_recipe
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import metrics
-from tests.simulated_nodes import SimulatedNode, simulated_nodes, why_not
+from tests.paths import ROOT
+from tests.system.simulated_nodes import SimulatedNode, simulated_nodes, why_not
+from tests.system.smoke import metrics
 from vapo_verl.digits.build import DigitsConfig, write_dataset
 
 pytestmark = [
@@ -27,7 +28,6 @@ pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=why_not()),
 ]
 
-ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "ray_cluster.md").read_text()
 DIES_WITHIN_S = 240
 

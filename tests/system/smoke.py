@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import pytest
 
 from vapo_verl.digits.build import DigitsConfig, write_dataset
 
@@ -68,8 +67,3 @@ def metrics(run_dir: Path) -> dict[int, dict[str, Any]]:
 
 def rollouts(run_dir: Path, step: int) -> list[dict[str, Any]]:
     return pq.read_table(run_dir / "rollouts" / f"step_{step:06d}.parquet").to_pylist()
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory) -> Smoke:
-    return Smoke(tmp_path_factory.mktemp("smoke"))
