@@ -13,6 +13,8 @@ from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, get_adv_estimato
 from vapo_verl.advantage.vapo import vapo_advantage
 from vapo_verl.config import RewardConfig, VapoConfig, vapo_config
 from vapo_verl.hydra_config import compose_recipe
+from vapo_verl.reward.components import RewardComponents
+from vapo_verl.rollout.sample import SampleRecord, SampleTimes
 from vapo_verl.trainer.advantages import origin_metrics
 from vapo_verl.trainer.trainer import VapoTrainer
 
@@ -159,11 +161,18 @@ def test_missing_attention_changes_nothing_and_is_counted(estimate):
     assert metrics["vapo/advantage/num_nan_attention_tokens"] == 5
 
 
-def record(accuracy: float, perception: float, gamma: float) -> dict:
+def record(accuracy: float, perception: float, gamma: float) -> SampleRecord:
     total = accuracy + 1.0 + gamma * (perception if accuracy == 1 else 0.0)
-    return {
-        "reward": {"accuracy": accuracy, "format": 1.0, "perception": perception, "total": total}
-    }
+    return SampleRecord(
+        reward=RewardComponents(accuracy=accuracy, format=1.0, perception=perception, total=total),
+        anchors=(),
+        response_length=3,
+        num_claims=0,
+        num_claims_skipped=0,
+        times=SampleTimes(started_at=0.0, generated_at=0.0, asked_at=0.0, probed_at=0.0),
+        image_end=0,
+        num_images=0,
+    )
 
 
 def test_metrics_tell_which_groups_perception_alone_decides():

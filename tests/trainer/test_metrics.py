@@ -5,6 +5,9 @@ import math
 import pytest
 import torch
 
+from vapo_verl.anchors import Anchor, AnchorResult
+from vapo_verl.reward.components import RewardComponents
+from vapo_verl.rollout.sample import SampleRecord, SampleTimes
 from vapo_verl.trainer.metrics import (
     anchor_metrics,
     attention_metrics,
@@ -13,33 +16,38 @@ from vapo_verl.trainer.metrics import (
 )
 
 
-def anchor(position, correct, answer=True, own_boundary=True, prompt=100, cached=96):
-    return {
-        "position": position,
-        "correct": correct,
-        "answer": answer,
-        "own_boundary": own_boundary,
-        "num_prompt_tokens": prompt,
-        "num_cached_tokens": cached,
-    }
+def anchor(position, correct, answer=True, own_boundary=True, prompt=100, cached=96, claim="red"):
+    label = answer if correct else not answer
+    return AnchorResult(
+        anchor=Anchor(position=position, claim=claim, label=label, own_boundary=own_boundary),
+        answer=answer,
+        p_yes=float(answer),
+        num_prompt_tokens=prompt,
+        num_cached_tokens=cached,
+    )
 
 
 def record(anchors=(), total=1.0, length=30, num_claims=20, times=(0, 0, 0, 0)):
-    reward = {"accuracy": 1.0, "format": 0.5, "perception": 0.25, "total": total}
-    return {
-        "reward": reward,
-        "anchors": list(anchors),
-        "response_length": length,
-        "num_claims": num_claims,
-        "num_claims_skipped": 1,
-        **dict(zip(("started_at", "generated_at", "asked_at", "probed_at"), times, strict=True)),
-        "image_end": 64,
-        "num_images": 2,
-    }
+    started_at, generated_at, asked_at, probed_at = times
+    return SampleRecord(
+        reward=RewardComponents(accuracy=1.0, format=0.5, perception=0.25, total=total),
+        anchors=tuple(anchors),
+        response_length=length,
+        num_claims=num_claims,
+        num_claims_skipped=1,
+        times=SampleTimes(
+            started_at=started_at,
+            generated_at=generated_at,
+            asked_at=asked_at,
+            probed_at=probed_at,
+        ),
+        image_end=64,
+        num_images=2,
+    )
 
 
 def judged(**verdicts):
-    return {"anchors": [{"claim": claim, "correct": right} for claim, right in verdicts.items()]}
+    return record([anchor(1, right, claim=claim) for claim, right in verdicts.items()])
 
 
 def test_agreement_is_of_pairs_that_judge_the_same_claim_of_the_same_prompt():

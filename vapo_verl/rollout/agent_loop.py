@@ -29,10 +29,10 @@ from vapo_verl.reward.format import format_score
 from vapo_verl.reward.perception import attention_perception_score
 from vapo_verl.rollout.prober import OneServerClient, Prober, prompt_session
 from vapo_verl.rollout.sample import (
-    SampleOutcome,
+    RECORD_FIELD,
+    SampleRecord,
     SampleTimes,
     anchored_perception,
-    reward_extra_info,
 )
 
 
@@ -114,9 +114,9 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         results = await self._probe(output, claims, key) if self._is_probed(right) else []
         probed_at = time.time() if results else asked_at
         image_end, num_images = self._images_in(output)
-        outcome = SampleOutcome(
+        record = SampleRecord(
             reward=self._reward(right, format_score(text), results, output),
-            anchors=results,
+            anchors=tuple(results),
             response_length=len(output.response_ids),
             num_claims=len(claims),
             num_claims_skipped=skipped,
@@ -129,10 +129,9 @@ class VapoAgentLoop(SingleTurnAgentLoop):
             image_end=image_end,
             num_images=num_images,
         )
-        record = outcome.record()
-        output.reward_score = outcome.reward.total
-        output.extra_fields["vapo"] = record
-        output.extra_fields["reward_extra_info"] = reward_extra_info(record)
+        output.reward_score = record.reward.total
+        output.extra_fields[RECORD_FIELD] = record.to_plain()
+        output.extra_fields["reward_extra_info"] = record.reward_extra_info()
 
     async def _accuracy(self, text: str, reference: dict[str, Any]) -> float:
         style = reference.get("style")

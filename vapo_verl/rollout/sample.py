@@ -1,16 +1,20 @@
-"""What the rollout knows of one finished response beyond its tokens."""
+"""The record of one finished response: its reward, anchors and times.
+
+It travels from the agent loop to the trainer through the replay buffer, as plain values.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
 
-from vapo_verl.anchors.types import AnchorResult
+from vapo_verl.anchors.types import Anchor, AnchorResult
 from vapo_verl.config import RewardConfig
 from vapo_verl.reward.components import RewardComponents
 from vapo_verl.reward.perception import perception_score
 
-Record = dict[str, Any]
-"""Plain values only: it crosses process borders inside veRL's ``extra_fields``."""
+RECORD_FIELD = "vapo"
+"""Key of the plain record in veRL's ``extra_fields``."""
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,17 +25,17 @@ class SampleTimes:
     generated_at: float
     """The response was complete."""
     asked_at: float
-    """Its accuracy was known; its probes, if any, went out."""
+    """Its accuracy was known; its probes, if any, were sent."""
     probed_at: float
-    """The last probe's answer was there; without probes the same as asked_at."""
+    """The last probe's answer arrived; without probes the same as asked_at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SampleOutcome:
+class SampleRecord:
     """Rewards and anchors of one response."""
 
     reward: RewardComponents
-    anchors: Sequence[AnchorResult]
+    anchors: tuple[AnchorResult, ...]
     response_length: int
     num_claims: int
     """Claims of the row that fit the context budget."""
@@ -42,29 +46,43 @@ class SampleOutcome:
     """Prompt tokens up to the end of the last image; 0 without one."""
     num_images: int
 
-    def record(self) -> Record:
-        """This outcome as plain values, one mapping per anchor."""
-        plain = {name: getattr(self, name) for name in ("response_length", "num_claims")}
-        return {
-            **plain,
-            "num_claims_skipped": self.num_claims_skipped,
-            **asdict(self.times),
-            "image_end": self.image_end,
-            "num_images": self.num_images,
-            "reward": asdict(self.reward),
-            "anchors": [_anchor_record(result) for result in self.anchors],
-        }
+    def to_plain(self) -> dict[str, Any]:
+        """Mappings, lists and numbers only; times and anchors are flat."""
+        plain = asdict(self)
+        times = plain.pop("times")
+        anchors = [
+            {**anchor.pop("anchor"), **anchor, "correct": result.correct}
+            for anchor, result in zip(plain["anchors"], self.anchors, strict=True)
+        ]
+        return {**plain, **times, "anchors": anchors}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "SampleRecord":
+        """The inverse of :meth:`to_plain`."""
+        return _part(
+            cls,
+            plain,
+            reward=_part(RewardComponents, plain["reward"]),
+            anchors=tuple(
+                _part(AnchorResult, anchor, anchor=_part(Anchor, anchor))
+                for anchor in plain["anchors"]
+            ),
+            times=_part(SampleTimes, plain),
+        )
+
+    def reward_extra_info(self) -> dict[str, float]:
+        """Parts of the reward under veRL's names, for its validation metrics and group filters.
+
+        Without probes perception is left out, so that its mean is that of probed responses.
+        """
+        info = {"acc": self.reward.accuracy, "format": self.reward.format}
+        return {**info, "perception": self.reward.perception} if self.anchors else info
 
 
-def _anchor_record(result: AnchorResult) -> Record:
-    return {
-        **asdict(result.anchor),
-        "answer": result.answer,
-        "correct": result.correct,
-        "p_yes": result.p_yes,
-        "num_prompt_tokens": result.num_prompt_tokens,
-        "num_cached_tokens": result.num_cached_tokens,
-    }
+def _part(cls: type[Part], plain: Mapping[str, Any], **typed: Any) -> Part:
+    """A dataclass from the plain values of its fields, but for those that are `typed`."""
+    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    return cls(**{name: typed[name] if name in typed else plain[name] for name in names})
 
 
 def anchored_perception(
@@ -78,13 +96,3 @@ def anchored_perception(
         settings.late_emphasis,
         settings.chance_corrected,
     )
-
-
-def reward_extra_info(record: Mapping[str, Any]) -> dict[str, float]:
-    """The parts of the reward under veRL's names, for its validation metrics and group filters.
-
-    Perception is left out where nothing was probed, so that its mean is that of probed responses.
-    """
-    reward = record["reward"]
-    info = {"acc": reward["accuracy"], "format": reward["format"]}
-    return {**info, "perception": reward["perception"]} if record["anchors"] else info

@@ -1,14 +1,14 @@
 """The ``vapo/advantage/*`` metrics of a step."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import torch
 
 from vapo_verl.advantage.origin import advantage_origin
 from vapo_verl.advantage.vapo import AdvantageStats
 from vapo_verl.config import VapoConfig
+from vapo_verl.rollout.sample import SampleRecord
 
 
 def stats_metrics(stats: AdvantageStats) -> dict[str, float]:
@@ -17,22 +17,22 @@ def stats_metrics(stats: AdvantageStats) -> dict[str, float]:
 
 
 def origin_metrics(
-    records: Sequence[Mapping[str, Any]], group_ids: Sequence[Hashable], settings: VapoConfig
+    records: Sequence[SampleRecord], group_ids: Sequence[Hashable], settings: VapoConfig
 ) -> dict[str, float]:
     """What a step's advantages come from, from the records of its responses.
 
     A KL in the reward is left out here.
     """
     weights = settings.reward
-    parts = [record["reward"] for record in records]
+    parts = [record.reward for record in records]
     plain = [
-        weights.accuracy_weight * part["accuracy"] + weights.format_weight * part["format"]
+        weights.accuracy_weight * part.accuracy + weights.format_weight * part.format
         for part in parts
     ]
     origin = advantage_origin(
-        torch.tensor([part["total"] for part in parts]),
+        torch.tensor([part.total for part in parts]),
         torch.tensor(plain),
-        torch.tensor([part["accuracy"] for part in parts]),
+        torch.tensor([part.accuracy for part in parts]),
         group_ids,
         normalize_by_std=settings.advantage.normalize_by_std,
     )

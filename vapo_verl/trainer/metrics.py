@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from vapo_verl.analysis.attention_curves import EARLY, LATE
+from vapo_verl.rollout.sample import SampleRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-Record = Mapping[str, Any]
-
-
-def reward_metrics(records: Sequence[Record]) -> dict[str, float]:
+def reward_metrics(records: Sequence[SampleRecord]) -> dict[str, float]:
     """Means of the reward's parts, before their weights, and of the total."""
     parts = ("accuracy", "format", "perception", "total")
-    return {f"vapo/reward/{part}": mean(r["reward"][part] for r in records) for part in parts}
+    return {f"vapo/reward/{part}": mean(getattr(r.reward, part) for r in records) for part in parts}
 
 
-def anchor_metrics(records: Sequence[Record]) -> dict[str, float]:
+def anchor_metrics(records: Sequence[SampleRecord]) -> dict[str, float]:
     """What the probes say and what they cost.
 
     ``accuracy_early`` and ``accuracy_late`` are those of anchors in the first and in the last third
@@ -33,32 +31,32 @@ def anchor_metrics(records: Sequence[Record]) -> dict[str, float]:
     ``prefix_hit_rate`` the share of probe prompt tokens the engine still had; ``probe_s`` the mean
     wall time a probed response waited for its answers. Token counts are vLLM's own.
     """
-    probed = [record for record in records if record["anchors"]]
-    anchors = [(a, a["position"] / r["response_length"]) for r in probed for a in r["anchors"]]
+    probed = [record for record in records if record.anchors]
+    anchors = [(a, a.anchor.position / r.response_length) for r in probed for a in r.anchors]
     asked = [anchor for anchor, _ in anchors]
-    prompt_tokens = sum(a["num_prompt_tokens"] for a in asked)
-    cached_tokens = sum(a["num_cached_tokens"] for a in asked)
+    prompt_tokens = sum(a.num_prompt_tokens for a in asked)
+    cached_tokens = sum(a.num_cached_tokens for a in asked)
     values = {
-        "accuracy": mean(a["correct"] for a in asked),
-        "accuracy_early": mean(a["correct"] for a, progress in anchors if progress <= EARLY),
-        "accuracy_late": mean(a["correct"] for a, progress in anchors if progress >= LATE),
-        "yes_rate": mean(a["answer"] for a in asked),
+        "accuracy": mean(a.correct for a in asked),
+        "accuracy_early": mean(a.correct for a, progress in anchors if progress <= EARLY),
+        "accuracy_late": mean(a.correct for a, progress in anchors if progress >= LATE),
+        "yes_rate": mean(a.answer for a in asked),
         "probed_fraction": len(probed) / len(records) if records else math.nan,
-        "fallback_rate": mean(not a["own_boundary"] for a in asked),
+        "fallback_rate": mean(not a.anchor.own_boundary for a in asked),
         "prefix_hit_rate": cached_tokens / prompt_tokens if prompt_tokens else math.nan,
-        "probe_s": mean(r["probed_at"] - r["asked_at"] for r in probed),
+        "probe_s": mean(r.times.probed_at - r.times.asked_at for r in probed),
         "prefill_tokens": float(prompt_tokens - cached_tokens),
         "reused_tokens": float(cached_tokens),
         "encoder_runs_saved": float(sum(map(_encoder_runs_saved, probed))),
         **_added_time(records),
         "num_probes": float(len(asked)),
-        "rows_without_claims": mean(r["num_claims"] == 0 for r in records),
-        "claims_skipped": float(sum(r["num_claims_skipped"] for r in records)),
+        "rows_without_claims": mean(r.num_claims == 0 for r in records),
+        "claims_skipped": float(sum(r.num_claims_skipped for r in records)),
     }
     return {f"vapo/anchors/{name}": value for name, value in values.items()}
 
 
-def verdict_agreement(records: Sequence[Record], group_ids: Sequence[Hashable]) -> float:
+def verdict_agreement(records: Sequence[SampleRecord], group_ids: Sequence[Hashable]) -> float:
     """How often two responses to one prompt judge the same claim alike.
 
     Over all pairs of anchors with the same claim, in the responses of a group: the share whose
@@ -68,9 +66,9 @@ def verdict_agreement(records: Sequence[Record], group_ids: Sequence[Hashable]) 
     """
     num_right, num_asked = Counter[Hashable](), Counter[Hashable]()
     for record, group in zip(records, group_ids, strict=True):
-        for anchor in record["anchors"]:
-            num_right[group, anchor["claim"]] += anchor["correct"]
-            num_asked[group, anchor["claim"]] += 1
+        for result in record.anchors:
+            num_right[group, result.anchor.claim] += result.correct
+            num_asked[group, result.anchor.claim] += 1
     pairs = sum(math.comb(n, 2) for n in num_asked.values())
     alike = sum(
         math.comb(num_right[claim], 2) + math.comb(n - num_right[claim], 2)
@@ -79,28 +77,28 @@ def verdict_agreement(records: Sequence[Record], group_ids: Sequence[Hashable]) 
     return alike / pairs if pairs else math.nan
 
 
-def _encoder_runs_saved(record: Record) -> int:
+def _encoder_runs_saved(record: SampleRecord) -> int:
     """Images of the record's probes whose tokens were all in the KV cache: not encoded again."""
-    whole = sum(a["num_cached_tokens"] >= record["image_end"] for a in record["anchors"])
-    return whole * record["num_images"]
+    complete = sum(a.num_cached_tokens >= record.image_end for a in record.anchors)
+    return complete * record.num_images
 
 
-def _added_time(records: Sequence[Record]) -> dict[str, float]:
+def _added_time(records: Sequence[SampleRecord]) -> dict[str, float]:
     """How long probes ran, and how much of it came on top of the rollout.
 
     ``busy_s``: time in which some response waited for its probes. ``tail_s``: from the end of the
     last response to the last answer, which is all that an idle engine tail did not hide.
     ``tail_share``: of the whole rollout's wall time.
     """
-    intervals = sorted((r["asked_at"], r["probed_at"]) for r in records if r["anchors"])
+    intervals = sorted((r.times.asked_at, r.times.probed_at) for r in records if r.anchors)
     if not intervals:
         return {"busy_s": 0.0, "tail_s": 0.0, "tail_share": 0.0}
     busy, reached = 0.0, -math.inf
     for start, end in intervals:
         busy += max(end - max(start, reached), 0.0)
         reached = max(reached, end)
-    tail = max(reached - max(r["asked_at"] for r in records), 0.0)
-    rollout = reached - min(r["started_at"] for r in records)
+    tail = max(reached - max(r.times.asked_at for r in records), 0.0)
+    rollout = reached - min(r.times.started_at for r in records)
     return {"busy_s": busy, "tail_s": tail, "tail_share": tail / rollout if rollout else 0.0}
 
 

@@ -1,12 +1,15 @@
 """Rows of the sampled-rollout files, read from the replay buffer."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import transfer_queue as tq
 from transformers import PretrainedConfig
 
+from vapo_verl.anchors import AnchorResult
 from vapo_verl.attention.settings import Settings, as_layers
+from vapo_verl.rollout.sample import RECORD_FIELD, SampleRecord
 from vapo_verl.run_folder.images import prompt_images
 from vapo_verl.trainer.replay_buffer import column_values
 
@@ -23,7 +26,6 @@ FIELDS = [
     "data_source",
     "index",
 ]
-ANCHOR_COLUMNS = ("position", "claim", "label", "answer", "correct", "p_yes")
 WHOLE_CONTEXT = ("full_attention", "sliding_attention")
 """Kinds of decoder layers that visual attention is captured from."""
 
@@ -67,7 +69,7 @@ def _uid(key: str) -> str:
 
 def _row(key: str, step: int, tokenizer: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     uid, sample, _ = key.rsplit("_", 2)
-    record = row["extra_fields"]["vapo"]
+    record = SampleRecord.from_plain(row["extra_fields"][RECORD_FIELD])
     layers = row["extra_fields"].get("visual_attention_layers")
     prompt_ids, response_ids = row["prompts"].tolist(), row["responses"].tolist()
     return {
@@ -87,8 +89,17 @@ def _row(key: str, step: int, tokenizer: Any, row: Mapping[str, Any]) -> dict[st
         "rollout_log_probs": row["rollout_log_probs"].tolist(),
         "old_log_probs": row["old_log_probs"].tolist(),
         "ground_truth": str(row["reward_model"]["ground_truth"]),
-        "reward": record["reward"],
-        "anchors": [
-            {name: anchor[name] for name in ANCHOR_COLUMNS} for anchor in record["anchors"]
-        ],
+        "reward": asdict(record.reward),
+        "anchors": [_anchor(result) for result in record.anchors],
+    }
+
+
+def _anchor(result: AnchorResult) -> dict[str, Any]:
+    return {
+        "position": result.anchor.position,
+        "claim": result.anchor.claim,
+        "label": result.anchor.label,
+        "answer": result.answer,
+        "correct": result.correct,
+        "p_yes": result.p_yes,
     }

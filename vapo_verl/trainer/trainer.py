@@ -29,6 +29,7 @@ from vapo_verl.report.live import KeyPictures, write_final_report
 from vapo_verl.rollout import server as rollout_server
 from vapo_verl.rollout.agent_loop import VapoAgentLoop
 from vapo_verl.rollout.format_check import run_format_check
+from vapo_verl.rollout.sample import RECORD_FIELD, SampleRecord
 from vapo_verl.run_folder import checkpoints
 from vapo_verl.run_folder.layout import METRICS_FILE, write_config
 from vapo_verl.run_folder.metrics import MetricsFile
@@ -269,7 +270,10 @@ class VapoTrainer(PPOTrainerSync):
             partition_id=batch.partition_id,
             select_fields=["uid", "extra_fields", "visual_attention", "response_mask"],
         )
-        records = [fields["vapo"] for fields in column_values(data["extra_fields"])]
+        records = [
+            SampleRecord.from_plain(fields[RECORD_FIELD])
+            for fields in column_values(data["extra_fields"])
+        ]
         metrics.update(reward_metrics(records))
         group_ids = column_values(data["uid"])
         metrics.update(origin_metrics(records, group_ids, self.vapo))
