@@ -1,10 +1,18 @@
-"""Which layers the samples keep apart, named as the model counts them."""
+"""Rows of the sampled rollouts, and which layers they keep apart."""
 
+import numpy as np
+import pyarrow as pa
 import pytest
-from transformers import AutoConfig, Qwen2_5_VLConfig
+import torch
+import transfer_queue
+from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLConfig
 
+from vapo_verl.anchors import Anchor, AnchorResult
 from vapo_verl.digits.model import model_dir
-from vapo_verl.trainer.rollout_samples import captured_layers
+from vapo_verl.reward.components import RewardComponents
+from vapo_verl.rollout.sample import SampleRecord, SampleTimes
+from vapo_verl.run_folder.rollouts import ROLLOUT_SCHEMA
+from vapo_verl.trainer.rollout_samples import captured_layers, sample_rows
 
 
 def test_layers_are_counted_as_the_model_counts_them():
@@ -26,3 +34,57 @@ def test_layers_of_another_kind_are_not_captured(kinds, found):
     model.text_config.num_hidden_layers = 4
     model.text_config.layer_types = kinds
     assert captured_layers("all", model) == found
+
+
+def test_a_row_fills_every_column_of_the_schema(monkeypatch):
+    record = SampleRecord(
+        reward=RewardComponents(accuracy=1.0, format=1.0, perception=0.5, total=2.05),
+        anchors=(
+            AnchorResult(
+                anchor=Anchor(position=1, claim="3 is red", label=True, own_boundary=True),
+                answer=False,
+                p_yes=0.25,
+                num_prompt_tokens=9,
+                num_cached_tokens=8,
+            ),
+        ),
+        response_length=2,
+        num_claims=1,
+        num_claims_skipped=0,
+        times=SampleTimes(started_at=0.0, generated_at=1.0, asked_at=1.0, probed_at=2.0),
+        image_end=0,
+        num_images=0,
+    )
+    extra = {"vapo": record.to_plain(), "visual_attention_layers": np.full((2, 1), 0.5)}
+    floats = ("visual_attention", "advantages", "rollout_log_probs", "old_log_probs")
+    columns = {
+        **{name: torch.tensor([[1, 2]]) for name in ("prompts", "responses", "response_mask")},
+        **{name: torch.tensor([[0.5, 0.25]]) for name in floats},
+        "extra_fields": [extra],
+        "reward_model": [{"ground_truth": 7}],
+        "data_source": ["digits"],
+        "index": [3],
+        "raw_prompt": [[{"role": "user", "content": "How many?"}]],
+    }
+
+    def get(keys, partition_id, select_fields):
+        assert (keys, partition_id) == (["000004-00000_1_0"], "train")
+        return {name: columns[name] for name in select_fields}
+
+    monkeypatch.setattr(transfer_queue, "kv_batch_get", get)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir())
+    [row] = sample_rows(["000004-00000_1_0"], "train", tokenizer, step=4)
+    assert row.keys() == set(ROLLOUT_SCHEMA.names)
+    [stored] = pa.Table.from_pylist([row], schema=ROLLOUT_SCHEMA).to_pylist()
+    assert (stored["uid"], stored["sample"], stored["ground_truth"]) == ("000004-00000", 1, "7")
+    assert stored["reward"] == {"accuracy": 1.0, "format": 1.0, "perception": 0.5, "total": 2.05}
+    assert stored["anchors"] == [
+        {
+            "position": 1,
+            "claim": "3 is red",
+            "label": True,
+            "answer": False,
+            "correct": False,
+            "p_yes": 0.25,
+        }
+    ]

@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import transfer_queue as tq
 from transformers import PretrainedConfig
 
 from vapo_verl.anchors import AnchorResult
 from vapo_verl.attention.settings import Settings, as_layers
 from vapo_verl.rollout.sample import RECORD_FIELD, SampleRecord
 from vapo_verl.run_folder.images import prompt_images
-from vapo_verl.trainer.replay_buffer import column_values
+from vapo_verl.trainer.replay_buffer import read_columns
 
 FIELDS = [
     "prompts",
@@ -34,8 +33,7 @@ def sample_rows(
     keys: Sequence[str], partition_id: str, tokenizer: Any, step: int
 ) -> list[dict[str, Any]]:
     """One row of ``ROLLOUT_SCHEMA`` per key (``{uid}_{sample}_{output}``)."""
-    data = tq.kv_batch_get(keys=list(keys), partition_id=partition_id, select_fields=FIELDS)
-    columns = {name: column_values(data[name]) for name in FIELDS}
+    columns = read_columns(keys, partition_id, FIELDS)
     images = _images_by_uid(keys, partition_id)
     return [
         {
@@ -57,10 +55,8 @@ def captured_layers(layers: str | Sequence[int] | None, model: PretrainedConfig)
 def _images_by_uid(keys: Sequence[str], partition_id: str) -> dict[str, list[bytes | None]]:
     """Images of each prompt, fetched once however many of its responses are among the keys."""
     first = {_uid(key): key for key in reversed(keys)}
-    data = tq.kv_batch_get(
-        keys=list(first.values()), partition_id=partition_id, select_fields=["raw_prompt"]
-    )
-    return dict(zip(first, map(prompt_images, column_values(data["raw_prompt"])), strict=True))
+    [prompts] = read_columns(list(first.values()), partition_id, ["raw_prompt"]).values()
+    return dict(zip(first, map(prompt_images, prompts), strict=True))
 
 
 def _uid(key: str) -> str:

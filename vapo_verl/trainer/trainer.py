@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import ray
-import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import NonTensorData, NonTensorStack, TensorDict
-from transfer_queue import KVBatchMeta
 from verl.experimental.agent_loop.agent_loop import DictConfigWrap
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
@@ -29,7 +27,6 @@ from vapo_verl.report.live import KeyPictures, write_final_report
 from vapo_verl.rollout import server as rollout_server
 from vapo_verl.rollout.agent_loop import VapoAgentLoop
 from vapo_verl.rollout.format_check import run_format_check
-from vapo_verl.rollout.sample import RECORD_FIELD, SampleRecord
 from vapo_verl.run_folder import checkpoints
 from vapo_verl.run_folder.layout import METRICS_FILE, write_config
 from vapo_verl.run_folder.metrics import MetricsFile
@@ -43,7 +40,11 @@ from vapo_verl.trainer.metrics import (
     verdict_agreement,
 )
 from vapo_verl.trainer.phase_memory import PhaseMemory
-from vapo_verl.trainer.replay_buffer import column_values, read_visual_attention
+from vapo_verl.trainer.replay_buffer import (
+    KVBatchMeta,
+    read_responses,
+    read_visual_attention,
+)
 from vapo_verl.trainer.rollout_samples import captured_layers, sample_rows
 from vapo_verl.trainer.step_line import StepLine
 from vapo_verl.trainer.stopping import RunStopped
@@ -260,36 +261,17 @@ class VapoTrainer(PPOTrainerSync):
         self, batch: KVBatchMeta, metrics: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         super()._compute_metrics(batch, metrics, *args, **kwargs)
-        real = [
-            key
-            for key, tag in zip(batch.keys, batch.tags, strict=True)
-            if not tag.get("is_padding")
-        ]
-        data = tq.kv_batch_get(
-            keys=real,
-            partition_id=batch.partition_id,
-            select_fields=["uid", "extra_fields", "visual_attention", "response_mask"],
-        )
-        records = [
-            SampleRecord.from_plain(fields[RECORD_FIELD])
-            for fields in column_values(data["extra_fields"])
-        ]
-        metrics.update(reward_metrics(records))
-        group_ids = column_values(data["uid"])
-        metrics.update(origin_metrics(records, group_ids, self.vapo))
-        metrics.update(anchor_metrics(records))
-        metrics["vapo/anchors/agreement"] = verdict_agreement(records, group_ids)
+        step = read_responses(batch)
+        metrics.update(reward_metrics(step.records))
+        metrics.update(origin_metrics(step.records, step.group_ids, self.vapo))
+        metrics.update(anchor_metrics(step.records))
+        metrics["vapo/anchors/agreement"] = verdict_agreement(step.records, step.group_ids)
         metrics["vapo/anchors/step_share"] = (
             metrics["vapo/anchors/tail_s"] / metrics["timing_s/step"]
         )
-        metrics.update(
-            attention_metrics(
-                data["visual_attention"].to_padded_tensor(float("nan")),
-                data["response_mask"].to_padded_tensor(0),
-            )
-        )
+        metrics.update(attention_metrics(step.visual_attention, step.response_mask))
         metrics.update(self._memory.metrics())
-        self._write_rollouts(real, batch.partition_id)
+        self._write_rollouts(step.keys, batch.partition_id)
 
     def _write_rollouts(self, keys: list[str], partition_id: str) -> None:
         settings = self.vapo.logging
