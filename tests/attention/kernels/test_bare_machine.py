@@ -42,7 +42,7 @@ sys.exit(pytest.main(sys.argv[1:]))
 """pytest where of the installed packages only those five and what they require can be imported."""
 
 
-@pytest.mark.parametrize("name", ["test_cuda_gpu.py", "cases_cuda.py"])
+@pytest.mark.parametrize("name", ["test_cuda_gpu.py", "interpreter_cases_cuda.py"])
 def test_kernel_tests_are_collected_before_anything_is_installed(name):
     options = "-q -c /dev/null --rootdir . --import-mode=importlib -p no:cacheprovider"
     file = f"tests/attention/kernels/{name}"

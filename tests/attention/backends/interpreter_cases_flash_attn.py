@@ -1,7 +1,7 @@
 """The recording FlashAttention backend around a stand-in for the CUDA function of vLLM.
 
 Everything but that function is real, vLLM's `FlashAttentionImpl.forward` included; the Triton
-kernels run in Triton's interpreter. Run by test_flash_attn.py.
+kernels run in Triton's interpreter. Run by tests/attention/test_interpreter.py.
 """
 
 import ast

@@ -1,7 +1,7 @@
 """The recording backends that walk the whole context, kernels in Triton's interpreter.
 
 vLLM's `forward` methods are real; the CUDA functions they call are replaced, and so is the package
-flashinfer, which has no build without CUDA. Run by test_full_context.py.
+flashinfer, which has no build without CUDA. Run by tests/attention/test_interpreter.py.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter; run by test_cuda_interpreter.py."""
+"""The Triton kernels in Triton's interpreter; run by tests/attention/test_interpreter.py."""
 
 import pytest
 import torch
