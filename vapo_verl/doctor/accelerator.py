@@ -1,4 +1,4 @@
-"""Driver, CUDA, number of GPUs and flash-attn, against what a recipe asks for."""
+"""Check driver, CUDA, number of GPUs and flash-attn against a recipe."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _count(config: DictConfig, cuda: TorchCuda) -> Finding:
 
 
 def flash_attention(config: DictConfig) -> Finding:
-    """Missing, it is the error with which a run would end, unless ``vapo.allow_sdpa``."""
+    """If flash-attn is missing: the error that a run would raise, unless ``vapo.allow_sdpa``."""
     try:
         check_attention_kernel(config)
     except ValueError as problem:
@@ -109,7 +109,7 @@ def flash_attention(config: DictConfig) -> Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One device by the driver's account."""
+    """One device as the driver reports it."""
 
     driver: str
     name: str
@@ -118,7 +118,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchCuda:
-    """What torch says."""
+    """CUDA as torch reports it."""
 
     count: int
     cuda: str | None
@@ -131,7 +131,7 @@ def driver_gpus() -> list[Gpu]:
     """The driver's devices; empty without a driver.
 
     Raises:
-        ValueError: nvidia-smi is there, but fails or hangs.
+        ValueError: nvidia-smi exists, but fails or hangs.
     """
     command = shutil.which("nvidia-smi")
     if command is None:

@@ -1,4 +1,4 @@
-"""What a recipe promises about lengths, batches, pixels and answers, against model and data."""
+"""Check a recipe's lengths, batches, pixels and answer tokens against model and data."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,7 +15,7 @@ CHECK = "recipe"
 
 
 def check_recipe(config: DictConfig) -> Iterator[Finding]:
-    """The checks a run makes at its start; all of them, where a run stops at the first problem."""
+    """Make all checks of a run's start; a run itself stops at the first problem."""
     settings = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))  # type: ignore[arg-type]
     steps: tuple[tuple[str, str, Callable[[], object]], ...] = (
         (CHECK, "engine settings", lambda: preflight._check_engine(config)),
@@ -28,14 +28,14 @@ def check_recipe(config: DictConfig) -> Iterator[Finding]:
         ("model", config.actor_rollout_ref.model.path, lambda: _model(config, settings)),
     )
     for check, what, look in steps:
-        yield from examine(check, _told, check, what, look)
+        yield from examine(check, _passed, check, what, look)
     yield from examine("data", _data, config, settings)
     yield from examine("pixels", check_pixels, config)
     if settings.probes_claims:
         yield from examine("answers", check_answers, config, settings)
 
 
-def _told(check: str, what: str, look: Callable[[], object]) -> Iterator[Finding]:
+def _passed(check: str, what: str, look: Callable[[], object]) -> Iterator[Finding]:
     look()
     yield ok(check, what)
 
@@ -55,7 +55,7 @@ def _context(config: DictConfig, settings: VapoConfig) -> None:
 
 
 def _model(config: DictConfig, settings: VapoConfig) -> None:
-    """The model's folder; its answer tokens are a check of their own."""
+    """Check the model's folder; `answers` checks its answer tokens."""
     preflight._check_model(config, settings_without_probes(settings))
 
 
@@ -69,7 +69,7 @@ def _data(config: DictConfig, settings: VapoConfig) -> Iterator[Finding]:
 
 
 def check_pixels(config: DictConfig) -> Iterator[Finding]:
-    """Tokens of the largest and the smallest image the limits allow, against the prompt's room."""
+    """Compare the tokens of the largest and smallest allowed images with the prompt length."""
     data, cut = config.data, vision_tokens(model_folder(config))
     room, side = data.max_prompt_length, round(cut.pixels_per_token**0.5)
     most = (data.max_pixels or cut.max_pixels or 0) // cut.pixels_per_token

@@ -1,4 +1,4 @@
-"""All checks in their order: the machine first, then the recipe."""
+"""Run all checks in order: the machine first, then the recipe."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,21 +11,21 @@ from vapo_verl.doctor.findings import Finding, examine
 def diagnose(
     config: DictConfig | None, recipe: str | None = None, overrides: Sequence[str] = ()
 ) -> Iterator[Finding]:
-    """Every finding, in order. Without a config only the machine is looked at.
+    """Every finding, in order. Without a config only the machine is checked.
 
-    ``recipe`` and ``overrides`` say what the config was composed of: a child process does it again.
+    A child process composes the config again from ``recipe`` and ``overrides``.
     """
     from vapo_verl.doctor.child import check_imports
 
     on_cpu = config is None or config.trainer.device == "cpu"
-    with ThreadPoolExecutor(1) as beside:  # its imports take as long as all the rest
+    with ThreadPoolExecutor(1) as beside:  # its imports take as long as the other checks
         child = beside.submit(lambda: list(check_imports(recipe, overrides, on_cpu=on_cpu)))
         yield from light_findings(config)
         yield from child.result()
 
 
 def light_findings(config: DictConfig | None) -> Iterator[Finding]:
-    """The checks that are made in this process: all but the imports and the rows."""
+    """The checks made in this process: all except imports and rows."""
     from vapo_verl.doctor.accelerator import check_accelerator
     from vapo_verl.doctor.compile_caches import check_compile_caches
     from vapo_verl.doctor.compiler import check_compiler

@@ -1,7 +1,7 @@
-"""The checks that import what a run imports, in a process of its own with a time limit.
+"""Checks that import what a run imports, in a separate process with a time limit.
 
 `python -m vapo_verl.doctor.child OUT` reads {"recipe", "overrides"} from stdin and appends one JSON
-line a finding to OUT, so that a crash or a hang keeps what came before it.
+line a finding to OUT, so that a crash or a hang keeps earlier findings.
 """
 
 import json
@@ -28,7 +28,7 @@ def check_imports(
     command: Sequence[str] = COMMAND,
     timeout_s: float = TIMEOUT_S,
 ) -> Iterator[Finding]:
-    """Run the child; its findings, and one more where it did not come to its end."""
+    """Run the child; yield its findings, and one more if it did not finish."""
     request = json.dumps({"recipe": recipe, "overrides": list(overrides)})
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "findings.jsonl"
@@ -46,7 +46,7 @@ def check_imports(
                 last = " | ".join(done.stderr.strip().splitlines()[-3:])
                 problem = f"ended with {done.returncode}: {last}"
         except subprocess.TimeoutExpired:
-            problem = f"was not done after {timeout_s:.0f} s"
+            problem = f"was not finished after {timeout_s:.0f} s"
         lines = out.read_text().splitlines() if out.is_file() else []
         yield from (Finding(**json.loads(line)) for line in lines)
     if problem:
@@ -59,7 +59,7 @@ def check_imports(
 
 
 def child_environment(scratch: str, *, on_cpu: bool) -> dict[str, str]:
-    """Ours, with no network and the data sets' cache in a folder that is deleted."""
+    """This environment without network, and with the data sets' cache in a temporary folder."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": scratch}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     return environment | CPU_ENVIRONMENT if on_cpu else environment
@@ -80,7 +80,7 @@ def _run(recipe: str | None, overrides: Sequence[str]) -> Iterator[list[Finding]
 
     config = None if recipe is None else composed(recipe, overrides)
     for look in (
-        r.check_platform,  # first: whether veRL found it itself, before our modules are imported
+        r.check_platform,  # first: did veRL find it before our modules are imported?
         r.check_estimator,
         r.check_trainer,
         r.check_agent_loop,

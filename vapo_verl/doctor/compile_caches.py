@@ -1,4 +1,4 @@
-"""Folders of compiled kernels: on a network file system all nodes write the same files."""
+"""Check that no folder of compiled kernels is on a file system that nodes share."""
 
 import os
 import tempfile
@@ -37,7 +37,7 @@ class Mount:
 
 
 def check_compile_caches(config: DictConfig | None, mounts: Path = MOUNTS) -> Iterator[Finding]:
-    """Of a run on GPUs, or of several nodes."""
+    """Only for runs on GPUs or on several nodes."""
     if config is None or (config.trainer.device == "cpu" and config.trainer.nnodes == 1):
         return
     known = read_mounts(mounts)
@@ -60,7 +60,7 @@ def check_compile_caches(config: DictConfig | None, mounts: Path = MOUNTS) -> It
 
 
 def cache_folders(environment: Mapping[str, str]) -> dict[str, Path]:
-    """Where Triton, Inductor and vLLM keep what they compile, by the variable that moves it."""
+    """Caches of Triton, Inductor and vLLM, by the variable that sets each."""
     home = environment.get("HOME") or str(Path.home())
     triton = Path(environment.get("TRITON_HOME") or home) / ".triton" / "cache"
     inductor = Path(tempfile.gettempdir()) / "torchinductor_USER"
@@ -74,7 +74,7 @@ def cache_folders(environment: Mapping[str, str]) -> dict[str, Path]:
 
 
 def read_mounts(file: Path) -> list[Mount]:
-    """Empty where there is no such file."""
+    """All mounts; empty if the file does not exist."""
     lines = file.read_text().splitlines() if file.is_file() else []
     fields = [line.split() for line in lines]
     return [
@@ -85,7 +85,7 @@ def read_mounts(file: Path) -> list[Mount]:
 
 
 def mount_of(folder: Path, mounts: list[Mount]) -> Mount | None:
-    """The mount that a folder is in, or will be; the last of those mounted at one place."""
+    """The mount of an existing or future folder; the last one if several share a path."""
     folder = Path(os.path.realpath(folder))
     above = [mount for mount in mounts if folder.is_relative_to(mount.folder)]
     return max(reversed(above), key=lambda mount: len(mount.folder.parts), default=None)

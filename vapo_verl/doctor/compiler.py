@@ -1,4 +1,4 @@
-"""C compiler and Python headers: Triton and Inductor build launchers of kernels at run time.
+"""Check C compiler and Python headers: Triton and Inductor compile kernel launchers at run time.
 
 Triton 3.6 compiles with ``$CC``, else gcc, else clang, and includes `Python.h`
 (`triton/runtime/build.py`). Compute nodes often have neither.
@@ -21,7 +21,7 @@ FIX = "{}, on every node, or the image of docker/Dockerfile, which has both"
 
 
 def check_compiler(config: DictConfig | None) -> Iterator[Finding]:
-    """On every node with GPUs: without a compiler the first kernel ends the run."""
+    """For GPU runs: without a compiler the first kernel ends the run."""
     if config is None or config.trainer.device == "cpu":
         return
     compiler = find_compiler()
@@ -50,14 +50,14 @@ def check_compiler(config: DictConfig | None) -> Iterator[Finding]:
 
 
 def header_folder() -> Path:
-    """Of this Python; Debian's default scheme names a folder below /usr/local that holds none."""
+    """Headers of this Python; Debian's default scheme names an empty folder below /usr/local."""
     scheme = sysconfig.get_default_scheme()
     scheme = "posix_prefix" if scheme == "posix_local" else scheme
     return Path(sysconfig.get_paths(scheme=scheme)["include"])
 
 
 def find_compiler() -> str | None:
-    """The program that Triton would take."""
+    """The compiler that Triton would use."""
     given = os.environ.get("CC")
     if given is not None:
         words = shlex.split(given)

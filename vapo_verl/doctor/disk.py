@@ -1,4 +1,4 @@
-"""Room and right to write for checkpoints and temporary files.
+"""Check space and write permission for checkpoints and temporary files.
 
 A checkpoint holds, with P parameters of b bytes each (`actor.fsdp_config.model_dtype`),
 
@@ -26,7 +26,7 @@ RAY_REFUSES_BEYOND = 0.95
 """Ray stops spilling objects on a file system that is fuller (local_fs_capacity_threshold)."""
 RESUME_CHECK = "resume"
 SHARD = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
-"""As veRL's FSDP checkpoint manager names them."""
+"""Shard names of veRL's FSDP checkpoint manager."""
 
 
 def check_disk(config: DictConfig | None) -> Iterator[Finding]:
@@ -46,14 +46,14 @@ def check_disk(config: DictConfig | None) -> Iterator[Finding]:
 
 
 def check_temporary(folder: Path) -> Finding:
-    """Ray's session folder, its spilled objects and its sockets live there."""
+    """Check the folder of Ray's session, spilled objects and sockets."""
     problem = unwritable(folder)
     if problem:
         fix = "export TMPDIR=PATH, a folder that you may write"
         return error(CHECK, f"temporary folder {folder} cannot be written: {problem}", fix)
     usage = shutil.disk_usage(folder)
     found = f"temporary folder {folder}: {gib(usage.free)} free of {gib(usage.total)}"
-    fix = "free some, or another place: TMPDIR and +ray_kwargs.ray_init._temp_dir=PATH"
+    fix = "free some, or another folder: TMPDIR and +ray_kwargs.ray_init._temp_dir=PATH"
     if usage.free < LEAST_TEMPORARY:
         return error(CHECK, f"{found}; Ray needs at least {gib(LEAST_TEMPORARY)}", fix)
     if usage.free < ENOUGH_TEMPORARY or usage.used > RAY_REFUSES_BEYOND * usage.total:
@@ -90,12 +90,12 @@ def checkpoint_bytes(config: DictConfig, num_parameters: float) -> float:
 
 
 def num_checkpoints(config: DictConfig) -> int | None:
-    """How many lie there at most; None where that depends on the length of the data."""
+    """The most checkpoints kept at once; None if that depends on the length of the data."""
     trainer = config.trainer
     if trainer.save_freq <= 0:
         return 0
     kept = trainer.max_actor_ckpt_to_keep
-    kept = kept and max(kept, 2)  # the last one stays until the next is whole
+    kept = kept and max(kept, 2)  # the last one stays until the next is complete
     if trainer.total_training_steps is None:
         return kept
     saves = math.ceil(trainer.total_training_steps / trainer.save_freq)
@@ -103,7 +103,7 @@ def num_checkpoints(config: DictConfig) -> int | None:
 
 
 def unwritable(folder: Path) -> str:
-    """Why nothing can be written in a folder, or made where it will be; empty if it can."""
+    """Why a folder, or its nearest existing parent, cannot be written; empty if it can."""
     try:
         with tempfile.TemporaryFile(dir=_existing(folder)):
             return ""
@@ -112,14 +112,14 @@ def unwritable(folder: Path) -> str:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there; a file in the way is returned too."""
+    """The folder or its nearest existing parent, which may be a file."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder
 
 
 def check_resume(config: DictConfig) -> Iterator[Finding]:
-    """The newest whole checkpoint's shards, against the ranks of this run."""
+    """Compare the shards of the newest complete checkpoint with the ranks of this run."""
     trainer, run_dir = config.trainer, Path(config.trainer.default_local_dir).expanduser()
     step = latest_complete(run_dir)
     if trainer.resume_mode != "auto" or step is None:
@@ -132,13 +132,13 @@ def check_resume(config: DictConfig) -> Iterator[Finding]:
             RESUME_CHECK,
             f"{folder} was written by {max(sizes)} ranks, but this run has {ranks} "
             "(trainer.n_gpus_per_node * trainer.nnodes)",
-            f"resume on {max(sizes)} ranks, or start anew: another trainer.default_local_dir",
+            f"resume on {max(sizes)} ranks, or start again: another trainer.default_local_dir",
         )
     elif len(shards) < ranks:
         yield error(
             RESUME_CHECK,
-            f"{folder} holds {len(shards)} of {ranks} shards; the others lie elsewhere",
+            f"{folder} holds {len(shards)} of {ranks} shards; the others are elsewhere",
             "copy them there, and put trainer.default_local_dir on a file system all nodes share",
         )
     else:
-        yield ok(RESUME_CHECK, f"{folder}: the run goes on after step {step}")
+        yield ok(RESUME_CHECK, f"{folder}: the run resumes after step {step}")

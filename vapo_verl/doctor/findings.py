@@ -1,4 +1,4 @@
-"""What a check says, and the one place where a check's own failure becomes a finding."""
+"""Findings of checks; `examine` turns a failure of a check into a finding."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -10,16 +10,16 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing a check found."""
+    """One result of a check."""
 
     check: str
     """Name of the check, as in docs/doctor.md."""
     status: Status
     """``error``: a run cannot work or will die. ``warning``: it may, or will be slower."""
     found: str
-    """What was seen: the key and the value where there is one."""
+    """The observation, with key and value if there are any."""
     fix: str = ""
-    """What to do; empty when there is nothing to mend."""
+    """What to do; empty when there is nothing to fix."""
 
     def __str__(self) -> str:
         line = f"{self.status:<8} {self.check}: {self.found}"
@@ -42,10 +42,10 @@ def error(check: str, found: str, fix: str) -> Finding:
 
 
 def examine(check: str, look: Callable[..., Iterable[Finding]], *arguments: Any) -> list[Finding]:
-    """The findings of one check; what it raises is its last finding.
+    """The findings of one check; an exception becomes its last finding.
 
-    A ``ValueError`` is written for the person (key, value and fix in its text). Anything else says
-    that the check itself could not be made, which proves nothing good either.
+    The text of a ``ValueError`` is written for users: key, value and fix. Any other exception means
+    that the check itself failed, which is also an error.
     """
     found: list[Finding] = []
     try:
@@ -57,22 +57,22 @@ def examine(check: str, look: Callable[..., Iterable[Finding]], *arguments: Any)
             error(
                 check,
                 f"this could not be checked: {type(problem).__name__}: {problem}",
-                "mend what the message names; if the machine is right, report the check",
+                "fix what the message names; if the machine is fine, report the check",
             )
         )
     return found
 
 
 def _from_message(check: str, message: str) -> Finding:
-    """The fix stands behind the last semicolon of a message in one line."""
+    """Split a one-line message at its last semicolon, which precedes the fix."""
     what, _, fix = message.rpartition("; ")
     if not what or "\n" in message:
-        what, fix = message, "mend what the message names"
+        what, fix = message, "fix what the message names"
     return error(check, what, fix)
 
 
 def gib(num_bytes: float) -> str:
-    """Bytes for a person: `12.3 GiB`, small ones as `45 MiB`."""
+    """Format bytes as `12.3 GiB`, or below 1 GiB as `45 MiB`."""
     if num_bytes < GIB:
         return f"{num_bytes / 2**20:.0f} MiB"
     return f"{num_bytes / GIB:.1f} GiB"

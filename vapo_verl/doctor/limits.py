@@ -1,4 +1,4 @@
-"""What the operating system lets one user have: open files, processes, locked memory."""
+"""Check the user's limits: open files, processes, locked memory."""
 
 import resource
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from vapo_verl.doctor.findings import Finding, error, gib, ok, warning
 
 CHECK = "limits"
 LEAST_FILES, ENOUGH_FILES = 1024, 8192
-"""Each Ray worker holds some fifty sockets and files, and vLLM's shards and data come on top."""
+"""Each Ray worker holds about 50 sockets and files; vLLM's shards and data add to that."""
 LEAST_PROCESSES, ENOUGH_PROCESSES = 1024, 8192
-"""Threads count: a process that imports torch and vLLM has 50 to 100 of them."""
+"""Threads count: a process that imports torch and vLLM has 50 to 100."""
 
 
 def check_limits(config: DictConfig | None) -> Iterator[Finding]:
-    """Soft limits of this shell; Ray's processes inherit them."""
+    """Check the soft limits of this shell, which Ray's processes inherit."""
     yield _judged(
         "open files",
         resource.getrlimit(resource.RLIMIT_NOFILE),
@@ -47,7 +47,7 @@ def _judged(what: str, limits: tuple[int, int], least: int, enough: int, fix: st
 
 
 def _process_group() -> Iterator[Finding]:
-    """`docker --pids-limit`, TasksMax of a service: they count threads of all its processes."""
+    """Check `docker --pids-limit` or TasksMax of a service; both count all threads."""
     for group in group_limits("pids", "pids.max", "pids.current"):
         left = group.limit - group.used
         if left < ENOUGH_PROCESSES:
@@ -61,7 +61,7 @@ def _process_group() -> Iterator[Finding]:
 
 
 def _locked_memory() -> Iterator[Finding]:
-    """NCCL over InfiniBand registers its buffers as locked memory."""
+    """Check locked memory, as which NCCL over InfiniBand registers its buffers."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if soft == resource.RLIM_INFINITY:
         yield ok(CHECK, "locked memory: unlimited")

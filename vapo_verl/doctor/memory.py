@@ -1,4 +1,4 @@
-"""GPU and host memory of a run, phase by phase, against what is there."""
+"""Check GPU and host memory of a run, phase by phase."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -14,9 +14,9 @@ from vapo_verl.doctor.model_size import model_shape, model_size
 
 GPU, HOST = "gpu memory", "host memory"
 ASSUMED_DEVICE_BYTES = 79.6 * GIB
-"""Of an H100 or A100 of 80 GB, where no GPU is here to ask."""
+"""An H100 or A100 of 80 GB; used when this machine has no GPU."""
 GPU_MARGIN_BYTES = 8 * GIB
-"""For fragmentation, kernels' workspaces and what the formulas leave out."""
+"""For fragmentation, kernels' workspaces and everything else outside the formulas."""
 SHOWN_PARTS = 3
 GPU_FIXES: Mapping[str, str] = {
     "rollout": "lower actor_rollout_ref.rollout.gpu_memory_utilization, "
@@ -42,7 +42,7 @@ IMAGES_FIX = "lower data.max_pixels or data.train_batch_size if Ray kills worker
 
 
 def check_memory(config: DictConfig) -> Iterator[Finding]:
-    """The table of all phases, then what does not fit."""
+    """The table of all phases, then the phases that do not fit."""
     shape, size = model_shape(config), model_size(config)
     if shape is None or size is None:
         name = config.actor_rollout_ref.model.path
@@ -77,7 +77,7 @@ def judge_gpu(phases: Sequence[Phase], *, device_bytes: float, assumed: bool) ->
     """A finding for each phase that does not fit, or one for the largest.
 
     Args:
-        assumed: no GPU is here: what does not fit one of 80 GB is a warning.
+        assumed: this machine has no GPU; a phase over 80 GB is a warning.
     """
     device = f"the GPU has {gib(device_bytes)}"
     if assumed:
@@ -101,7 +101,7 @@ def judge_gpu(phases: Sequence[Phase], *, device_bytes: float, assumed: bool) ->
 def judge_engine(
     shape: ModelShape, settings: MemorySettings, device_bytes: float, num_parameters: float
 ) -> Iterator[Finding]:
-    """vLLM refuses to start where its KV cache does not hold one sequence of max_model_len."""
+    """Check the KV cache: vLLM needs room for one sequence of max_model_len."""
     left = kv_cache_bytes(shape, settings, device_bytes=device_bytes, num_parameters=num_parameters)
     num_tokens = max(int(left / kv_token_bytes(shape, settings)), 0)
     weights = num_parameters * settings.engine_bytes / settings.tensor_parallel
@@ -125,7 +125,7 @@ def judge_engine(
 
 
 def judge_host(phases: Sequence[Phase]) -> Iterator[Finding]:
-    """The node's memory, or its control group's, against the phase that takes most of it."""
+    """Compare the memory of the node or its control group with the largest phase."""
     have = available_memory()
     least = max(phases, key=lambda phase: phase.least_host_bytes)
     most = max(phases, key=lambda phase: phase.host_bytes)
@@ -145,6 +145,6 @@ def judge_host(phases: Sequence[Phase]) -> Iterator[Finding]:
 
 
 def largest(parts: Mapping[str, float]) -> str:
-    """The parts that take most."""
+    """The largest parts, formatted."""
     order = sorted(parts.items(), key=lambda part: -part[1])
     return ", ".join(f"{name} {gib(size)}" for name, size in order[:SHOWN_PARTS])

@@ -6,9 +6,9 @@ S ranks that share a copy, p and r bytes in which layers compute and gradients a
 
     state       weights P*b/S, gradients T*b/S, Adam 2*T*b/S. `param_offload` and
                 `optimizer_offload` hold theirs on the host between the phases that use them, in
-                pinned blocks of 2^k bytes; `offload_policy` holds all of it there for good. The
+                pinned blocks of 2^k bytes; `offload_policy` holds all of it there always. The
                 reference is always on the host (veRL forces CPU off-load on a forward-only model)
-    units       FSDP gathers two layers at a time, and the root for good: p*(root + pair) and a copy
+    units       FSDP gathers two layers at a time, and keeps the root: p*(root + pair) and a copy
                 of the larger; backward adds p*pair gradients and r*pair to be reduced.
                 `use_no_sync_for_gradient_accumulation` keeps r*T more until the last micro-batch
     activations of N tokens, with gradient checkpointing: the input of every layer, p*H*N*layers
@@ -16,7 +16,7 @@ S ranks that share a copy, p and r bytes in which layers compute and gradients a
                 the logits, one text layer and one vision block, each with its gradients
     logits      N*V times the bytes of :func:`logit_bytes`
     engine      gpu_memory_utilization of the device; asleep, CUDA graphs and context remain
-    sync        the bucket, and two full tensors of the largest kind on their way into it
+    sync        the bucket, and two full tensors of the largest kind being copied into it
     load        the first rank of each shard group reads all P*b to the host, with tied embeddings
                 every rank (`get_init_weight_context_manager`: no meta device for tied weights)
     replay      per response 24 bytes a pixel (`pixel_values`: float32, 3 channels, each frame
@@ -32,19 +32,19 @@ from vapo_verl.doctor.memory_settings import MemorySettings, MicroBatch
 from vapo_verl.doctor.model_shape import ModelShape
 
 GPU_CONTEXT_BYTES = 1.0 * GIB
-"""CUDA context, NCCL and cuBLAS of one process; trainer and engine have one each. Assumed."""
+"""CUDA context, NCCL and cuBLAS of one process, for trainer and engine each. Assumed."""
 CUDA_GRAPH_BYTES = 2.0 * GIB
 """The engine's captured graphs, which its sleep does not free. Assumed."""
 GPU_PROCESS_BYTES, PROCESS_BYTES = 4.0 * GIB, 0.8 * GIB
 """Host memory of a process that holds a GPU (assumed), and of one that imports torch and vLLM
 (measured: the smoke recipe's 11 took 8.9 GiB)."""
 PIXEL_VALUE_BYTES, DECODED_BYTES, ENCODED_BYTES = 24, 3, 1
-"""Of a pixel in the replay buffer: as the model takes it, as PIL holds it, as a file has it."""
+"""Bytes of a pixel in the replay buffer: as model input, decoded by PIL, and as a file."""
 REPLAY, FETCHED = "replay buffer", "fetched from it"
 PIXELS, WIDEST = "pixels", "logits or a layer"
 CHECKPOINTED, ALL_LAYERS = "checkpointed activations", "activations of all layers"
 AT_MOST = frozenset({REPLAY, FETCHED, PIXELS, WIDEST, CHECKPOINTED, ALL_LAYERS})
-"""Parts that follow the longest sequences and the largest images that the limits allow."""
+"""Parts that depend on the longest sequences and largest images that the limits allow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +53,9 @@ class Phase:
 
     name: str
     gpu: Mapping[str, float]
-    """Bytes on one GPU, by what holds them; empty on CPU."""
+    """Part -> bytes on one GPU; empty on CPU."""
     host: Mapping[str, float]
-    """Bytes on one node."""
+    """Part -> bytes on one node."""
 
     @property
     def gpu_bytes(self) -> float:
@@ -67,7 +67,7 @@ class Phase:
 
     @property
     def least_host_bytes(self) -> float:
-        """Without what only the longest sequences and the largest images take."""
+        """Host bytes without the parts in `AT_MOST`."""
         return sum(size for part, size in self.host.items() if part not in AT_MOST)
 
 
@@ -78,11 +78,11 @@ def memory_phases(
     device_bytes: float,
     num_parameters: float | None = None,
 ) -> tuple[Phase, ...]:
-    """Every phase of a run in its order.
+    """Every phase of a run, in order.
 
     Args:
         device_bytes: memory of a GPU, of which the engine takes its fraction.
-        num_parameters: where the model has another number than ``shape``.
+        num_parameters: if it differs from that of ``shape``.
     """
     run = _Run(shape=shape, s=settings, device_bytes=device_bytes, total=num_parameters)
     phases = [run.load(), run.rollout()]
@@ -124,7 +124,7 @@ def logit_bytes(settings: MemorySettings, *, gradients: bool, entropy: bool) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Run:
-    """The formulas' common parts. ``s`` is short for settings: it stands in every line."""
+    """Common parts of the formulas. ``s``: settings."""
 
     shape: ModelShape
     s: MemorySettings
@@ -139,7 +139,7 @@ class _Run:
 
     @property
     def trained(self) -> float:
-        """Parameters that have gradients: all, or those of LoRA's adapters."""
+        """Parameters that have gradients: all, or LoRA's adapters."""
         if not self.s.lora_rank:
             return self.parameters
         matrices = (kind for kind in self.shape.tensors() if kind.columns > 1)
@@ -177,7 +177,7 @@ class _Run:
         return sum(blocks) * self.parameters / self.shape.num_parameters
 
     def state_on_gpu(self, *, weights: bool = False, adam: bool = False) -> dict[str, float]:
-        """What lies there in a phase; true: the phase brings it back from the host."""
+        """State on the GPU in a phase; true: the phase loads it from the host."""
         s, parts = self.s, {}
         if not s.offload_policy:
             parts["weights"] = self.weights if weights or not s.param_offload else 0.0
@@ -185,7 +185,7 @@ class _Run:
         return {name: size for name, size in parts.items() if size}
 
     def state_on_host(self) -> dict[str, float]:
-        """Of one node, outside of loading; blocks that were pinned once stay with the process."""
+        """State on one node, except during loading; a process keeps blocks it has pinned."""
         s, ranks, pinned = self.s, self.s.ranks_per_node, self.pinned(self.s.parameter_bytes)
         fraction = self.trained / self.parameters
         parts = {}
@@ -198,10 +198,10 @@ class _Run:
             parts["Adam"] = ranks * 2 * pinned * fraction * s.optimizer_offload
         return {name: size for name, size in parts.items() if size}
 
-    # --- what stands beside the state
+    # --- beside the state
 
     def asleep(self) -> dict[str, float]:
-        """Trainer's context, and what the engine holds while others work."""
+        """CUDA contexts, and the memory of a sleeping engine."""
         s = self.s
         contexts = {
             "contexts": 2 * GPU_CONTEXT_BYTES,
@@ -302,7 +302,7 @@ class _Run:
     # --- phases
 
     def load(self) -> Phase:
-        """The actor, after the reference: the engines come later."""
+        """Load the actor, after the reference and before the engines."""
         s, shape = self.s, self.shape
         loaders = -(-s.ranks_per_node // s.shard_ranks)
         if shape.tie_word_embeddings:
@@ -316,14 +316,14 @@ class _Run:
         gpu = {
             "contexts": GPU_CONTEXT_BYTES,
             "weights": self.weights,
-            "tensors on their way": 2.0 * s.parameter_bytes * unit,
+            "tensors in transfer": 2.0 * s.parameter_bytes * unit,
         }
         return Phase(name="load", gpu=gpu, host=host)
 
     def rollout(self) -> Phase:
         s = self.s
         gpu = {
-            "contexts": GPU_CONTEXT_BYTES,  # the engine's own is in its fraction
+            "contexts": GPU_CONTEXT_BYTES,  # the engine's is in its fraction
             "CUDA graphs": CUDA_GRAPH_BYTES * s.cuda_graphs,
             "engine": self.engine,
             **self.state_on_gpu(),
@@ -351,7 +351,7 @@ class _Run:
         return Phase(name="ref log prob", gpu=gpu, host=host)
 
     def update(self) -> Phase:
-        """The larger of the last backward and of Adam's step, which has a temporary copy."""
+        """The larger of the last backward and Adam's step, which makes a temporary copy."""
         s = self.s
         state = {**self.asleep(), **self.state_on_gpu(weights=True, adam=True)}
         if not s.offload_policy:
@@ -375,7 +375,7 @@ class _Run:
             **self.state_on_gpu(),
             **engine,
             "bucket": float(s.bucket_bytes),
-            "tensors on their way": 2.0 * s.parameter_bytes * shape.embedding_parameters,
+            "tensors in transfer": 2.0 * s.parameter_bytes * shape.embedding_parameters,
         }
         return Phase(name="weight sync", gpu=gpu, host=self.host(images=self.replay()))
 
@@ -388,12 +388,12 @@ class _Run:
         if s.saves_hf_model:
             saved += self.parameters * s.parameter_bytes
         if saved:
-            host["copies that are written"] = saved
+            host["copies to be written"] = saved
         gpu = {**self.asleep(), **self.state_on_gpu(weights=True)}
         return Phase(name="checkpoint", gpu=gpu, host=host)
 
     def resume(self) -> Phase:
-        """torch.load puts a shard where it was saved from, then it is copied into the state."""
+        """torch.load puts a shard on the device it was saved from; then it is copied."""
         s, host = self.s, self.host()
         state = self.state_on_gpu(weights=True)
         gpu = {**self.asleep(), **state}
@@ -404,7 +404,7 @@ class _Run:
         return Phase(name="resume", gpu=gpu, host=host)
 
     def on_host(self, phase: Phase) -> Phase:
-        """Without accelerators, what would lie on a rank's device lies in its node's memory."""
+        """Move a rank's device memory to its node, for runs without accelerators."""
         device = {
             part: self.s.ranks_per_node * size
             for part, size in phase.gpu.items()
@@ -423,7 +423,7 @@ def kv_cache_bytes(
     device_bytes: float,
     num_parameters: float | None = None,
 ) -> float:
-    """What the engine's fraction of the device leaves for its KV cache; negative: nothing.
+    """Memory left for the KV cache in the engine's fraction of the device; may be negative.
 
     fraction - weights - the forward pass of ``max_num_batched_tokens`` that vLLM profiles - float32
     logits and a copy of them for ``max_num_seqs`` sequences.

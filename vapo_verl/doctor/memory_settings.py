@@ -1,4 +1,4 @@
-"""What decides the memory of a run, read out of its config: one place that knows the keys."""
+"""Read from a config everything that decides the memory of a run."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ STORAGE_UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """The largest one that a pass makes on a rank."""
+    """The largest micro-batch of a pass on a rank."""
 
     rows: int
     tokens: int
-    """With padding, where sequences are padded."""
+    """Includes padding if sequences are padded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,33 +39,33 @@ class MemorySettings:
     ranks_per_node: int
     num_nodes: int
     shard_ranks: int
-    """Ranks that share one copy of the state (``fsdp_size``; all, where it is -1)."""
+    """Ranks that share one copy of the state (``fsdp_size``; all if it is -1)."""
     fsdp1: bool
 
     parameter_bytes: int
     """Of a parameter as FSDP holds it; gradient and Adam's moments have its type."""
     compute_bytes: int
-    """Of a parameter as layers see it, and of an activation."""
+    """Of a parameter in a layer's computation, and of an activation."""
     reduce_bytes: int
-    """Of a gradient on its way between ranks, and of one whose reduction is deferred."""
+    """Of a gradient during its reduction, or while that is deferred."""
     lora_rank: int
     offload_policy: bool
-    """State lives on the host, layers fetch it and Adam runs there (FSDP 2)."""
+    """State is on the host, layers fetch it and Adam runs there (FSDP 2)."""
     param_offload: bool
     optimizer_offload: bool
     deferred_sync: bool
     reference_bytes: int
-    """Of a parameter of the reference model; 0 where no KL term needs one."""
+    """Of a parameter of the reference model; 0 if no KL term needs one."""
 
     packed: bool
     fused_logits: bool
-    """``use_fused_kernels``: logits are computed in chunks and never lie there as a whole."""
+    """``use_fused_kernels``: logits are computed in chunks and never exist in full."""
     scaled_logits: bool
     """A temperature other than 1 copies the logits."""
     gradient_checkpointing: bool
     compiled_entropy: bool
     entropy_chunk: int
-    """Tokens at a time; 0: all at once."""
+    """Tokens per chunk; 0: no chunks."""
     entropy_in_update: bool
     recompute_old: bool
     update: MicroBatch
@@ -79,7 +79,7 @@ class MemorySettings:
     utilization: float
     """The engine's fraction of the device."""
     sleeps: bool
-    """``free_cache_engine``: engine and training take turns."""
+    """``free_cache_engine``: the engine frees its memory during training."""
     cuda_graphs: bool
     max_model_len: int
     max_batched_tokens: int
@@ -91,13 +91,13 @@ class MemorySettings:
     saves_optimizer: bool
     saves_hf_model: bool
     worker_processes: int
-    """On a node, beside three for each rank."""
+    """On a node, in addition to three for each rank."""
     responses: float
     """Of a step, on a node."""
     pixels: int
     """Of an image at most, as the processor resizes it to fit the prompt."""
     original_pixels: int
-    """Of an image as it is stored; taken as large as ``data.max_pixels`` lets it be used."""
+    """Of an image as stored; assumed to be at most ``data.max_pixels``."""
 
     @property
     def ranks(self) -> int:

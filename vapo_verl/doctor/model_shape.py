@@ -1,7 +1,7 @@
-"""The shape of a Qwen2.5-VL model: its tensors, counted exactly, and the parts FSDP gathers whole.
+"""The shape of a Qwen2.5-VL model: exact tensor sizes, and the units that FSDP gathers.
 
 Shapes come from the model's config.json, and for the two models of the recipes from a table, so
-that a recipe can be judged before its model is downloaded.
+that a recipe can be checked before its model is downloaded.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorKind:
-    """Equal tensors of a model."""
+    """Tensors of a model with the same shape."""
 
     number: int
     rows: int
@@ -60,20 +60,20 @@ class ModelShape:
 
     @property
     def embedding_parameters(self) -> int:
-        """Of the token embedding, and of the output layer where the two are not tied."""
+        """Of the token embedding, and of the output layer if the two are not tied."""
         return self.vocab_size * self.hidden_size
 
     @property
     def root_parameters(self) -> int:
-        """What FSDP gathers with the root and keeps until the step's end.
+        """Parameters that FSDP gathers with the root and keeps until the step's end.
 
-        Tied embeddings are no unit of their own (`_select_fsdp2_wrap_targets` in veRL 0.9.1).
+        Tied embeddings are not a separate unit (`_select_fsdp2_wrap_targets` in veRL 0.9.1).
         """
         rest = sum(kind.number * kind.elements for kind in (*self._merger(), *self._patches()))
         return rest + (self.embedding_parameters if self.tie_word_embeddings else 0)
 
     def tensors(self) -> Iterator[TensorKind]:
-        """All parameters, as `Qwen2_5_VLForConditionalGeneration` of transformers has them."""
+        """All parameters of transformers' `Qwen2_5_VLForConditionalGeneration`."""
         yield TensorKind(
             number=1 if self.tie_word_embeddings else 2,
             rows=self.vocab_size,
@@ -139,7 +139,7 @@ KNOWN_SHAPES: Mapping[str, ModelShape] = {
 
 
 def shape_from_folder(folder: Path) -> ModelShape | None:
-    """By a folder's config.json; None where it has none, or one of another kind."""
+    """Read a folder's config.json; None if it has none or one of another kind."""
     file = folder / "config.json"
     if not file.is_file():
         return None
@@ -166,5 +166,5 @@ def shape_from_folder(folder: Path) -> ModelShape | None:
 
 
 def nearest_shape(num_parameters: float) -> ModelShape:
-    """The known model nearest in size: its proportions stand in where only a size is known."""
+    """The known model nearest in size, as an approximation if only the size is known."""
     return min(KNOWN_SHAPES.values(), key=lambda shape: abs(shape.num_parameters - num_parameters))

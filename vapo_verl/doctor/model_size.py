@@ -1,4 +1,4 @@
-"""How large a model is and how it cuts images, from its files alone: no weights are read."""
+"""A model's size and vision tokens, read from its files without loading weights."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from vapo_verl.doctor.model_shape import (
 
 BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1}
 NAME_FACTOR = 1.2
-"""A name counts the decoder's parameters; the vision tower and the embeddings come on top."""
+"""A name counts the decoder's parameters; the vision tower and the embeddings add to that."""
 DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
 
 
@@ -28,7 +28,7 @@ class ModelSize:
 
     num_parameters: float
     source: str
-    """Where the number comes from, for the messages."""
+    """The source of the number, for messages."""
 
     def __str__(self) -> str:
         return f"{self.num_parameters / 1e6:,.1f} million parameters ({self.source})"
@@ -36,12 +36,12 @@ class ModelSize:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionTokenGeometry:
-    """How an image becomes tokens."""
+    """Conversion of pixels to image tokens."""
 
     pixels_per_token: int
     """(patch_size * merge_size)^2: 28^2 for Qwen2-VL and Qwen2.5-VL, 32^2 for Qwen3-VL."""
     max_pixels: int | None
-    """The processor's own limit, where no setting overrides it."""
+    """The processor's limit if no setting overrides it."""
 
 
 def model_folder(config: DictConfig) -> Path | None:
@@ -57,7 +57,7 @@ def model_folder(config: DictConfig) -> Path | None:
 
 
 def model_size(config: DictConfig) -> ModelSize | None:
-    """Parameters by the safetensors headers, else by the shape, else by the name; None: unknown."""
+    """Parameters from the safetensors headers, else the shape, else the name; None: unknown."""
     folder, name = model_folder(config), config.actor_rollout_ref.model.path
     files = sorted(folder.glob("*.safetensors")) if folder else []
     if files:
@@ -74,9 +74,9 @@ def model_size(config: DictConfig) -> ModelSize | None:
 
 
 def model_shape(config: DictConfig) -> ModelShape | None:
-    """By config.json, by the table of known models, else that of the nearest known one.
+    """The shape from config.json, else from the table, else of the known model nearest in size.
 
-    None where not even the model's size is known.
+    None if the model's size is unknown.
     """
     folder = model_folder(config)
     shape = shape_from_folder(folder) if folder else None
@@ -88,7 +88,7 @@ def model_shape(config: DictConfig) -> ModelShape | None:
 
 
 def _parameters_in(file: Path) -> int:
-    """Elements of all tensors, by the header: 8 bytes of length, then JSON."""
+    """Elements of all tensors, from the header: 8 bytes of length, then JSON."""
     with file.open("rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     header.pop("__metadata__", None)
@@ -99,7 +99,7 @@ def _parameters_in(file: Path) -> int:
 
 
 def vision_tokens(folder: Path | None) -> VisionTokenGeometry:
-    """From the processor's file; Qwen2.5-VL's values where there is none."""
+    """Read the processor's file; Qwen2.5-VL's values if there is none."""
     values = _processor_values(folder)
     patch, merge = values.get("patch_size", 14), values.get("merge_size", 2)
     limit = values.get("max_pixels") or (values.get("size") or {}).get("longest_edge")
@@ -117,7 +117,7 @@ def _processor_values(folder: Path | None) -> dict[str, Any]:
 
 
 def dtype_bytes(name: object) -> int:
-    """Bytes of an element; of a name not known here (auto, half, ...) the larger guess, 4."""
+    """Bytes of an element; 4, the larger guess, for an unknown name (auto, half, ...)."""
     return DTYPE_BYTES.get(str(name), 4)
 
 

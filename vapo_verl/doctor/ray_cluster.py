@@ -1,4 +1,4 @@
-"""The Ray cluster a run would join, or the room for the one it would start."""
+"""Check the Ray cluster that a run would join, or the resources to start one."""
 
 import os
 import shutil
@@ -16,17 +16,17 @@ from vapo_verl.doctor.findings import Finding, error, gib, ok, warning
 
 CHECK = "ray"
 PORTS = {6379: "GCS, --port", 10001: "Ray client, --ray-client-server-port"}
-"""What `ray start --head` takes unless told otherwise. A run that starts Ray itself takes free
-ports, but a stranger on these ones is often another cluster."""
+"""Default ports of `ray start --head`. A run that starts Ray itself takes free ports, but these
+ports in use often mean another cluster."""
 CONNECT_TIMEOUT_S = 3.0
-OBJECT_STORE_SHARE, OBJECT_STORE_MOST = 0.3, 200e9
-"""Ray's default object store: this share of the memory, at most so many bytes, in /dev/shm."""
+OBJECT_STORE_FRACTION, OBJECT_STORE_MOST = 0.3, 200e9
+"""Ray's default object store: this fraction of the memory in /dev/shm, up to a number of bytes."""
 
 
 def check_ray(
     config: DictConfig | None, environment: Mapping[str, str] | None = None
 ) -> Iterator[Finding]:
-    """The cluster answers; without one the ports are free and several nodes are not expected."""
+    """Check that the cluster answers; without one, check ports, nodes and shared memory."""
     environment = os.environ if environment is None else environment
     address = cluster_of(config, environment)
     if address is not None:
@@ -51,7 +51,7 @@ def check_ray(
 def cluster_of(
     config: DictConfig | None, environment: Mapping[str, str] | None = None
 ) -> str | None:
-    """Address of the cluster a run would join; None where it would start one."""
+    """Address of the cluster that a run would join; None if it would start one."""
     return ray_address.joined_cluster(_given(config), environment)
 
 
@@ -60,7 +60,7 @@ def _given(config: DictConfig | None) -> str | None:
 
 
 def check_address(address: str, name: str = "RAY_ADDRESS") -> Finding:
-    """Whether something listens at `HOST:PORT` or `ray://HOST:PORT`; ``name``: who says so."""
+    """Whether something listens at `HOST:PORT` or `ray://HOST:PORT`; ``name``: its source."""
     if address == "auto":
         fix = f"ray start --head, or unset {name}"
         return error(CHECK, f"{name}=auto, but no Ray was started here", fix)
@@ -72,7 +72,7 @@ def check_address(address: str, name: str = "RAY_ADDRESS") -> Finding:
             f"{name}={address!r} is no address",
             f"{name}=HOST:PORT, as `ray start --head` printed it",
         )
-    problem = silence(host, port)
+    problem = connection_problem(host, port)
     if problem:
         return error(
             CHECK,
@@ -84,10 +84,10 @@ def check_address(address: str, name: str = "RAY_ADDRESS") -> Finding:
 
 
 def check_left_behind(address: str, file: Path) -> Finding:
-    """A cluster that nobody named: `ray start` left its address on this machine."""
-    problem = silence(*host_and_port(address))
+    """Check a cluster whose address `ray start` stored on this machine."""
+    problem = connection_problem(*host_and_port(address))
     found = f"{file} names the cluster {address}"
-    fix = "ray stop, or RAY_ADDRESS=local for a cluster of the run's own"
+    fix = "ray stop, or RAY_ADDRESS=local for a separate cluster of this run"
     if problem:
         return error(CHECK, f"{found}, which does not answer: {problem}", fix)
     return warning(CHECK, f"{found}; a run without RAY_ADDRESS joins it", fix)
@@ -97,7 +97,7 @@ def host_and_port(address: str) -> tuple[str, int]:
     """Parts of `HOST:PORT` or `SCHEME://HOST:PORT`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the address has another form.
     """
     parts = urlsplit(address if "://" in address else f"gcs://{address}")
     host, port = parts.hostname, parts.port
@@ -106,8 +106,8 @@ def host_and_port(address: str) -> tuple[str, int]:
     return host, port
 
 
-def silence(host: str, port: int) -> str:
-    """Why nobody answers there; empty if somebody does."""
+def connection_problem(host: str, port: int) -> str:
+    """The error of a connection to the port; empty if it succeeds."""
     try:
         socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()
     except OSError as problem:
@@ -139,8 +139,8 @@ def _is_free(port: int) -> bool:
 
 
 def check_shared_memory(folder: str = "/dev/shm") -> Finding:
-    """Room for the object store Ray would make; without it Ray uses the disk instead."""
-    wanted = min(OBJECT_STORE_SHARE * psutil.virtual_memory().total, OBJECT_STORE_MOST)
+    """Check space for Ray's object store; without it Ray uses the disk."""
+    wanted = min(OBJECT_STORE_FRACTION * psutil.virtual_memory().total, OBJECT_STORE_MOST)
     free = shutil.disk_usage(folder).free
     if free >= wanted:
         return ok(CHECK, f"{folder}: {gib(free)} free for an object store of {gib(wanted)}")
@@ -154,7 +154,7 @@ def check_shared_memory(folder: str = "/dev/shm") -> Finding:
 
 
 def check_nodes(config: DictConfig | None) -> Iterator[Finding]:
-    """Join as a run does, count, and leave. An address that is wrong or silent is `check_ray`'s."""
+    """Join the cluster as a run does and count its nodes; `check_ray` reports a bad address."""
     address = cluster_of(config)
     if address is None or "://" in address or check_address(address).status != "ok":
         return
@@ -180,7 +180,7 @@ def check_nodes(config: DictConfig | None) -> Iterator[Finding]:
 def judge_nodes(
     config: DictConfig | None, nodes: Sequence[Mapping[str, Any]], free_slots: float
 ) -> Finding:
-    """What ``ray.nodes()`` says, against trainer.nnodes and trainer.n_gpus_per_node."""
+    """Compare ``ray.nodes()`` with trainer.nnodes and trainer.n_gpus_per_node."""
     slots = [
         (node["NodeManagerHostname"], int(node["Resources"].get("GPU", 0)))
         for node in nodes
@@ -200,6 +200,6 @@ def judge_nodes(
             "a smaller trainer.nnodes or trainer.n_gpus_per_node",
         )
     if free_slots < wanted * each:
-        fix = "end the other run, or wait for it: `ray status` tells what is in use"
+        fix = "end the other run, or wait for it: `ray status` lists what is in use"
         return error(CHECK, f"{asked}, but another run holds slots: {found}", fix)
     return ok(CHECK, f"{asked}; {found}")

