@@ -9,11 +9,13 @@ import vapo_verl
 
 LAYERS = (
     (
+        "cli_options",
         "config",
         "console",
         "files",
         "patches",
         "process_tree",
+        "progress",
         "ray_address",
         "version",
     ),
@@ -28,7 +30,7 @@ LAYERS = (
 )
 """Folders and files of vapo_verl/, lowest first. Those in one line do not import each other."""
 PURE = {
-    *("config", "files", "hydra_config", "preflight"),
+    *("cli_options", "config", "files", "hydra_config", "preflight", "progress"),
     *("advantage", "analysis", "anchors", "claims", "data", "digits", "export", "plots"),
     *("report", "reward", "run_folder"),
 }

@@ -16,40 +16,38 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-from vapo_verl.claims.arguments import (
-    CHECK_MAX_TOKENS,
-    CHECK_TEMPERATURE,
-    add_check_arguments,
-    add_endpoint_arguments,
-    add_make_arguments,
-    add_run_arguments,
+from vapo_verl.claims.options import (
+    CheckOptions,
+    EndpointOptions,
+    MakeOptions,
+    RunOptions,
+    ServeOptions,
 )
+from vapo_verl.cli_options import add_options
 from vapo_verl.data.errors import DataError
 
 BAD_INPUT, INTERRUPTED = 2, 130
+_CHECK_DEFAULTS = {
+    "temperature": 0.7,  # votes of a greedy model would all be the same
+    "max_tokens": 1024,  # one word is asked for; thinking models spend the rest on thoughts
+}
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="name of the model (VAPO_CLAIMS_MODEL)")
-    add_run_arguments(parser)
-    add_make_arguments(parser)
-    add_endpoint_arguments(parser)
+    for options in (RunOptions, MakeOptions, EndpointOptions):
+        add_options(parser, options)
 
 
 def _add_self(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--model", required=True, help="path or name, as `vllm serve` takes it")
-    add("--vllm-args", default="", help='for `vllm serve`: --vllm-args="--dtype float32"')
-    add("--start-timeout-s", type=float, default=1800.0, help="until it answers (%(default)s)")
-    add_run_arguments(parser)
-    add_make_arguments(parser)
-    add_endpoint_arguments(parser)
+    for options in (ServeOptions, RunOptions, MakeOptions, EndpointOptions):
+        add_options(parser, options)
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="name of the judging model (VAPO_CLAIMS_MODEL)")
-    add_check_arguments(parser)
-    add_endpoint_arguments(parser, max_tokens=CHECK_MAX_TOKENS, temperature=CHECK_TEMPERATURE)
+    for options in (CheckOptions, RunOptions, EndpointOptions):
+        add_options(parser, options, _CHECK_DEFAULTS)
 
 
 def _add_from(module: str) -> Callable[[argparse.ArgumentParser], None]:

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from vapo_verl.claims.arguments import check_options, endpoint_fields, run_options
 from vapo_verl.claims.images import ImageItem, OnProblem
 from vapo_verl.claims.job import Job, Make, image_tokens, run_job, source_images, text_tokens
 from vapo_verl.claims.making.judge import ClaimJudge
@@ -19,6 +18,7 @@ from vapo_verl.claims.requests.retry import PatientAsker
 from vapo_verl.claims.shards.record import Usage, Verdict
 from vapo_verl.claims.shards.store import RecordIndex, read_records
 from vapo_verl.claims.tally import RunTally
+from vapo_verl.cli_options import options_from
 from vapo_verl.data.claims_column import is_balanced
 from vapo_verl.data.errors import FileError
 
@@ -31,10 +31,11 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         FileError: CLAIMS_DIR has no records, or --out is the same folder.
     """
-    options, checking = run_options(arguments), check_options(arguments)
+    options = options_from(RunOptions, arguments)
+    checking = options_from(CheckOptions, arguments)
     if checking.claims.resolve() == options.out.resolve():
         raise FileError(f"--out: {options.out} is also CLAIMS_DIR; give another folder")
-    endpoint = endpoint_from(os.environ, arguments.model, **endpoint_fields(arguments))
+    endpoint = endpoint_from(os.environ, arguments)
     records = RecordIndex(checking.claims)
     job = check_job(endpoint.model, options, checking, records)
     return run_job(job, options, lambda: nullcontext(endpoint))

@@ -5,7 +5,6 @@ import os
 from contextlib import nullcontext
 from pathlib import Path
 
-from vapo_verl.claims.arguments import endpoint_fields, make_options, run_options
 from vapo_verl.claims.images import ImageItem
 from vapo_verl.claims.job import Job, Make, image_tokens, run_job, source_images, text_tokens
 from vapo_verl.claims.making.maker import ClaimMaker
@@ -16,6 +15,7 @@ from vapo_verl.claims.requests.retry import PatientAsker
 from vapo_verl.claims.shards.record import Usage
 from vapo_verl.claims.shards.store import read_records
 from vapo_verl.claims.tally import RunTally
+from vapo_verl.cli_options import options_from
 
 _TOKENS_PER_CLAIM = 30
 """Of an answer's line: twelve words and the JSON around them."""
@@ -23,9 +23,9 @@ _TOKENS_PER_CLAIM = 30
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; the exit code is `job.run_job`'s."""
-    options = run_options(arguments)
-    endpoint = endpoint_from(os.environ, arguments.model, **endpoint_fields(arguments))
-    job = make_job(endpoint.model, options, make_options(arguments))
+    options = options_from(RunOptions, arguments)
+    endpoint = endpoint_from(os.environ, arguments)
+    job = make_job(endpoint.model, options, options_from(MakeOptions, arguments))
     return run_job(job, options, lambda: nullcontext(endpoint))
 
 

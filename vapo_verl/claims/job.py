@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 from vapo_verl.claims.images import ImageItem, OnProblem, iter_images
 from vapo_verl.claims.options import EndpointOptions, RunOptions
 from vapo_verl.claims.report import Figures, describe_run, run_figures, write_report
@@ -23,6 +21,7 @@ from vapo_verl.claims.shards.record import ClaimRecord, Usage
 from vapo_verl.claims.shards.store import ShardWriter, read_records
 from vapo_verl.claims.tally import RunTally
 from vapo_verl.data.errors import BadCell, RowProblem
+from vapo_verl.progress import progress_bar
 
 DONE, SOME_FAILED, STOPPED, INTERRUPTED = 0, 1, 2, 130
 """Exit codes. 2 is also that of bad input."""
@@ -139,11 +138,9 @@ def _work(
 ) -> Callable[[int], Coroutine[None, None, None]]:
     async def work(num_to_do: int) -> None:
         to_do = (item for item in job.images(_passed_over) if item.key not in stored)
-        # a bar that redraws itself is for terminals; in a log file a line now and then will do
-        interval_s = 0.2 if sys.stderr.isatty() else 30.0
         async with Endpoint(endpoint_options) as endpoint:
             asker = PatientAsker(endpoint, pacer, options.retry, tally)
-            with tqdm(total=num_to_do, unit="image", mininterval=interval_s) as progress:
+            with progress_bar(num_to_do, unit="image") as progress:
                 await run_images(
                     to_do,
                     job.maker(asker, tally),

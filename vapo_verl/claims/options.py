@@ -1,10 +1,12 @@
-"""What a run is asked to do. The defaults of the command line are the ones here."""
+"""What a run is asked to do: the arguments of `generate`, `self` and `check` are these fields."""
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vapo_verl.claims.making.rules import ClaimRules
+from vapo_verl.cli_options import cli, options_from
 
 OPENAI_URL = "https://api.openai.com/v1"
 NO_KEY = "none"
@@ -12,22 +14,30 @@ NO_KEY = "none"
 TOKEN_LIMIT_NAMES = ("max_completion_tokens", "max_tokens")
 
 
+def temperature(text: str) -> float | None:
+    """A number, or `server` for the endpoint's own: None."""
+    return None if text == "server" else float(text)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointOptions:
     """Where the model is, and how it samples."""
 
-    model: str
-    base_url: str = OPENAI_URL
-    api_key: str = field(default=NO_KEY, repr=False)
+    model: str = field(metadata=cli(hidden=True))
+    base_url: str = field(default=OPENAI_URL, metadata=cli(hidden=True))
+    api_key: str = field(default=NO_KEY, repr=False, metadata=cli(hidden=True))
     """Only ever from the environment; never stored or printed."""
     timeout_s: float = 120.0
-    """For one request, from its start to its last byte."""
+    """Of one request, from its start to its last byte."""
     max_tokens: int = 4096
-    """Of one answer, thinking included."""
-    token_limit_name: str = TOKEN_LIMIT_NAMES[0]
+    """Limit of one answer, thinking included."""
+    token_limit_name: str = field(
+        default=TOKEN_LIMIT_NAMES[0], metadata=cli(choices=TOKEN_LIMIT_NAMES)
+    )
     """What the endpoint calls that limit; older servers know only the second name."""
-    temperature: float | None = None
-    """None leaves it to the server; some models accept no other."""
+    temperature: float | None = field(default=None, metadata=cli(parse=temperature))
+    """A number, or `server`: the server's own, and the default of generate and self; some models
+    accept no other."""
 
     def __post_init__(self) -> None:
         require_positive("--timeout-s", self.timeout_s)
@@ -44,7 +54,7 @@ class RetryOptions:
     """Further tries of one request after transient faults; then its image has failed."""
     backoff_s: float = 1.0
     """Wait after the first fault; it doubles with each."""
-    max_backoff_s: float = 60.0
+    max_backoff_s: float = field(default=60.0, metadata=cli(hidden=True))
 
     def __post_init__(self) -> None:
         if self.max_retries < 0 or self.backoff_s < 0:
@@ -56,9 +66,12 @@ class RetryOptions:
 class RunOptions:
     """The images, the folder, and the pace."""
 
-    source: Path
+    source: Path = field(metadata=cli(positional="SOURCE"))
+    """Parquet file, or folder of parquet or images."""
     out: Path
+    """Folder for the shards; goes on where one stopped."""
     column: str = "images"
+    """Images' column of parquet rows."""
     image_root: Path = Path()
     """Where relative image paths in parquet rows start."""
     limit: int | None = None
@@ -66,15 +79,17 @@ class RunOptions:
     max_concurrency: int = 32
     """Images in work at once, each with one request on its way."""
     requests_per_minute: float | None = None
+    """Start no more than these; None: no limit."""
     stop_after_failures: int = 100
     """Stop when so many images fail one after another: the endpoint is down, or refuses all."""
     max_pixels: int | None = None
     """Larger images are shrunk before they are sent."""
     price_table: Path | None = None
-    """None: the table that ships with the package."""
+    """YAML of model: {input, output}, USD per million tokens; the package's own without it."""
     seed: int = 0
     """Of the jitter of waits, and of the order of the claims in a record."""
     dry_run: bool = False
+    """Count images, estimate tokens and price; ask nothing."""
     retry: RetryOptions = field(default_factory=RetryOptions)
 
     def __post_init__(self) -> None:
@@ -103,8 +118,8 @@ class MakeOptions:
 class CheckOptions:
     """How claims are checked."""
 
-    claims: Path
-    """Folder of the records to check."""
+    claims: Path = field(metadata=cli(positional="CLAIMS_DIR"))
+    """Folder that generate or self wrote."""
     votes: int = 3
     """Answers per claim; an even number may tie, and a tied claim is dropped."""
     separate_votes: bool = False
@@ -114,16 +129,26 @@ class CheckOptions:
         require_positive("--votes", self.votes)
 
 
-def endpoint_from(
-    environment: Mapping[str, str], model: str | None, **given: object
-) -> EndpointOptions:
-    """Endpoint options from OPENAI_BASE_URL, OPENAI_API_KEY and, without `model`,
-    VAPO_CLAIMS_MODEL.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """The model that `self` serves."""
+
+    model: str
+    """Path or name, as `vllm serve` takes it."""
+    vllm_args: str = ""
+    """For `vllm serve`: --vllm-args="--dtype float32"."""
+    start_timeout_s: float = 1800.0
+    """Until it answers."""
+
+
+def endpoint_from(environment: Mapping[str, str], arguments: argparse.Namespace) -> EndpointOptions:
+    """Endpoint options from the command line, OPENAI_BASE_URL, OPENAI_API_KEY and, without
+    `--model`, VAPO_CLAIMS_MODEL.
 
     Raises:
         ValueError: no model is named, or OpenAI itself is meant and there is no key.
     """
-    model = model or environment.get("VAPO_CLAIMS_MODEL")
+    model = arguments.model or environment.get("VAPO_CLAIMS_MODEL")
     if not model:
         raise ValueError("--model: not given; give it, or set VAPO_CLAIMS_MODEL")
     base_url = environment.get("OPENAI_BASE_URL") or OPENAI_URL
@@ -132,7 +157,7 @@ def endpoint_from(
         raise ValueError(
             "OPENAI_API_KEY: not set; set it, or set OPENAI_BASE_URL to a server that needs none"
         )
-    return EndpointOptions(model=model, base_url=base_url, api_key=api_key, **given)  # type: ignore[arg-type]
+    return options_from(EndpointOptions, arguments, model=model, base_url=base_url, api_key=api_key)
 
 
 def require_positive(name: str, value: float) -> None:

@@ -5,13 +5,14 @@ import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 
-from vapo_verl.claims.arguments import endpoint_fields, make_options, run_options
 from vapo_verl.claims.generate import make_job
 from vapo_verl.claims.job import run_job
-from vapo_verl.claims.options import EndpointOptions
+from vapo_verl.claims.options import EndpointOptions, MakeOptions, RunOptions, ServeOptions
 from vapo_verl.claims.serve import vllm_server
+from vapo_verl.cli_options import options_from
 
 LOG_NAME = "vllm-serve.log"
 
@@ -22,27 +23,23 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ServerError: the server does not come up.
     """
-    options = run_options(arguments)
-    fields = endpoint_fields(arguments)
-    EndpointOptions(model=arguments.model, **fields)  # refuse bad values before the model loads
+    options, served = options_from(RunOptions, arguments), options_from(ServeOptions, arguments)
+    # before the model loads: it refuses bad values
+    sampling = options_from(EndpointOptions, arguments, model=served.model)
 
     @contextmanager
     def endpoint() -> Iterator[EndpointOptions]:
         server = vllm_server(
-            arguments.model,
-            shlex.split(arguments.vllm_args),
+            served.model,
+            shlex.split(served.vllm_args),
             log=options.out / LOG_NAME,
-            start_timeout_s=arguments.start_timeout_s,
+            start_timeout_s=served.start_timeout_s,
         )
         with _terminated_like_interrupted(), server as running:
-            yield EndpointOptions(
-                model=arguments.model,
-                base_url=running.base_url,
-                api_key=running.api_key,
-                **fields,
-            )
+            yield replace(sampling, base_url=running.base_url, api_key=running.api_key)
 
-    return run_job(make_job(arguments.model, options, make_options(arguments)), options, endpoint)
+    making = options_from(MakeOptions, arguments)
+    return run_job(make_job(served.model, options, making), options, endpoint)
 
 
 @contextmanager

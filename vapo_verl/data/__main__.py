@@ -6,11 +6,11 @@ python -m vapo_verl.data import-plain SRC... --out OUT --data-source NAME [--ima
 """
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vapo_verl.cli_options import add_options, options_from
 from vapo_verl.data.claims_column import CLAIMS_PER_IMAGE
 from vapo_verl.data.errors import DataError
 from vapo_verl.data.importers.import_options import ImportOptions
@@ -43,6 +43,7 @@ def _check(options: argparse.Namespace) -> int:
                 min_claims=options.min_claims,
                 max_images_checked=options.max_images_checked,
                 decode_images=options.decode_images,
+                show_progress=True,
             )
             print(report)
         except DataError as error:
@@ -52,9 +53,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    names = {field.name for field in dataclasses.fields(ImportOptions)}
-    given = {name: value for name, value in vars(options).items() if name in names}
-    print(import_rows(options.sources, _READERS[options.command], ImportOptions(**given)))
+    importing = options_from(ImportOptions, options)
+    print(import_rows(options.sources, _READERS[options.command], importing))
     return 0
 
 
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     thinker = commands.add_parser("import-vapo-thinker", help="VAPO-Thinker-train36k, with claims")
     _add_import(thinker, data_source="vapo_thinker")
     plain = commands.add_parser("import-plain", help="ViRL39K, geometry3k and the like, no claims")
-    _add_import(plain, data_source=None)
+    _add_import(plain)
     return parser
 
 
@@ -83,22 +83,9 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     add("--decode-images", action="store_true", help="read all pixels: slow, finds cut-off files")
 
 
-def _add_import(parser: argparse.ArgumentParser, *, data_source: str | None) -> None:
-    add, default = (
-        parser.add_argument,
-        {f.name: f.default for f in dataclasses.fields(ImportOptions)},
-    )
-    add("sources", nargs="+", type=Path, metavar="SRC")
-    add("--out", type=Path, required=True)
-    add("--data-source", default=data_source, required=data_source is None)
-    add("--split", default=default["split"], help="for extra_info.split")
-    add("--image-root", type=Path, default=default["image_root"], help="start of relative paths")
-    add("--embed-images", action="store_true", help="write bytes instead of absolute paths")
-    add("--limit", type=int, help="read at most this many source rows")
-    add("--val-out", type=Path, help="file for held-out rows")
-    add("--val-fraction", type=float, default=default["val_fraction"])
-    add("--seed", type=int, default=default["seed"], help="draws the held-out rows")
-    add("--skip-bad-rows", action="store_true", help="leave out and count unusable rows")
+def _add_import(parser: argparse.ArgumentParser, **defaults: str) -> None:
+    parser.add_argument("sources", nargs="+", type=Path, metavar="SRC")
+    add_options(parser, ImportOptions, defaults)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ A row is veRL's (`RLHFDataset`) plus `claims`:
 """
 
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from vapo_verl.data.claims_column import (
 from vapo_verl.data.errors import BadCell, ProblemLog
 from vapo_verl.data.images import check_image, is_remote
 from vapo_verl.data.parquet_stream import iter_rows, open_parquet, require_columns
+from vapo_verl.progress import progress_bar
 
 __all__ = ["OPTIONAL_COLUMNS", "REQUIRED_COLUMNS", "CheckReport", "Claim", "check_parquet"]
 
@@ -102,6 +104,7 @@ def check_parquet(
     max_images_checked: int | None = None,
     decode_images: bool = False,
     shown_per_kind: int = 5,
+    show_progress: bool = False,
 ) -> CheckReport:
     """Stream a data file and check every row; problems are reported together, not one at a time.
 
@@ -111,6 +114,7 @@ def check_parquet(
         max_images_checked: open at most this many images; None opens all of them.
         decode_images: read all pixels: slower, and finds cut-off JPEG data too.
         shown_per_kind: lines per kind of problem in the message; the others are counted.
+        show_progress: draw a bar on a terminal.
 
     Raises:
         FileError: missing, not parquet, empty, or without a required column.
@@ -121,9 +125,14 @@ def check_parquet(
     columns = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
     with open_parquet(path, key=key) as parquet:
         require_columns(parquet, REQUIRED_COLUMNS, path=str(path), fix=_IMPORT_FIRST)
-        for number, row in iter_rows(parquet, columns, path=path, key=key):
-            for bad_cell in tally.add(row):
-                log.add(bad_cell.at(number), str(path))
+        num_rows = parquet.metadata.num_rows
+        bar = progress_bar(num_rows, unit="row") if show_progress else nullcontext()
+        with bar as progress:
+            for number, row in iter_rows(parquet, columns, path=path, key=key):
+                for bad_cell in tally.add(row):
+                    log.add(bad_cell.at(number), str(path))
+                if progress is not None:
+                    progress.update()
     log.raise_if_any()
     return tally.report(str(path))
 

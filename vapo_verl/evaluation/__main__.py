@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from vapo_verl.cli_options import OptionError
 from vapo_verl.data.errors import DataError
 from vapo_verl.run_folder import RunError
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser(arguments).parse_args(arguments)
     try:
         return _module(options.command).run(options)
-    except (RunError, DataError, OSError) as error:
+    except (RunError, DataError, OptionError, OSError) as error:
         print(error, file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:

@@ -4,22 +4,36 @@ python -m vapo_verl.export RUN_DIR [--step N] [--out DIR]
 
 writes a Hugging Face folder (RUN_DIR/model_step_N) that transformers and vLLM load: weights,
 tokenizer, processor, generation config and a model card. Needs no GPU. Exit codes: 0 written,
-2 nothing to export or a place that cannot be written.
+2 nothing to export or an output that cannot be written.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from vapo_verl.cli_options import add_options, cli, options_from
 from vapo_verl.export.source import ExportError
 
 BAD_INPUT, INTERRUPTED = 2, 130
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """Which checkpoint, and where to."""
+
+    run_dir: Path = field(metadata=cli(positional="RUN_DIR"))
+    """A run's trainer.default_local_dir."""
+    step: int | None = field(default=None, metadata=cli(metavar="N"))
+    """Which checkpoint (the newest complete one)."""
+    out: Path | None = field(default=None, metadata=cli(metavar="DIR"))
+    """Folder to make (RUN_DIR/model_step_N)."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Export; returns 2, with the message on stderr, for what a person has to mend."""
-    options = _parser().parse_args(arguments)
+    """Export; returns 2, with the message on stderr, for errors that a user has to fix."""
+    options = options_from(ExportOptions, _parser().parse_args(arguments))
     from vapo_verl.export.model_folder import write_model_folder  # not for --help
 
     try:
@@ -36,10 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vapo_verl.export", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add = parser.add_argument
-    add("run_dir", type=Path, metavar="RUN_DIR", help="a run's trainer.default_local_dir")
-    add("--step", type=int, metavar="N", help="which checkpoint (the newest whole one)")
-    add("--out", type=Path, metavar="DIR", help="folder to make (RUN_DIR/model_step_N)")
+    add_options(parser, ExportOptions)
     return parser
 
 

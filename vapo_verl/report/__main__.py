@@ -2,27 +2,47 @@
 
 python -m vapo_verl.report RUN_DIR [--compare OTHER_RUN] [--out FILE]
 
-It opens without a network (RUN_DIR/report.html), and can be made while the run trains. Exit codes:
-0 done, 2 bad input or a place that cannot be written, 130 interrupted.
+RUN_DIR/report.html opens without a network; it can be made while the run trains. Exit codes:
+0 done, 2 bad input or an output that cannot be written, 130 interrupted.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from vapo_verl.cli_options import OptionError, add_options, check_bounds, cli, options_from
 from vapo_verl.run_folder import RunError
 
 BAD_INPUT, INTERRUPTED = 2, 130
-NUM_SAMPLES = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportOptions:
+    """Of which run, and where to."""
+
+    run_dir: Path = field(metadata=cli(positional="RUN_DIR"))
+    """A run's trainer.default_local_dir."""
+    compare: Path | None = field(default=None, metadata=cli(metavar="OTHER_RUN"))
+    """A second run, drawn dashed."""
+    out: Path | None = field(default=None, metadata=cli(metavar="FILE"))
+    """Where to write (RUN_DIR/report.html)."""
+    num_samples: int = field(default=120, metadata=cli(low=0))
+    """Responses shown in full, of each run."""
+    seed: int = 0
+    """Draws those responses."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the report; returns 2, with the message on stderr, for what a user has to fix."""
-    options = _parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    given = _parser().parse_args(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _report(options)
-    except (RunError, OSError) as error:
+        return _report(options_from(ReportOptions, given))
+    except (RunError, OptionError, OSError) as error:
         print(error, file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
@@ -33,24 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vapo_verl.report", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add = parser.add_argument
-    add("run_dir", type=Path, metavar="RUN_DIR", help="a run's trainer.default_local_dir")
-    add("--compare", type=Path, metavar="OTHER_RUN", help="a second run, drawn dashed")
-    add("--out", type=Path, metavar="FILE", help="where to write (RUN_DIR/report.html)")
-    add(
-        "--num-samples",
-        type=int,
-        default=NUM_SAMPLES,
-        help="responses shown in full, of each run (%(default)s)",
-    )
-    add("--seed", type=int, default=0, help="draws those responses (%(default)s)")
+    add_options(parser, ReportOptions)
     return parser
 
 
-def _report(options: argparse.Namespace) -> int:
+def _report(options: ReportOptions) -> int:
     out = options.out or options.run_dir / "report.html"
-    if options.num_samples < 0:
-        raise RunError(f"--num-samples {options.num_samples}: give 0 or more")
     if options.run_dir.is_dir() and (out.is_dir() or not out.parent.is_dir()):
         raise RunError(f"--out {out}: give a file in a folder that exists")
     from vapo_verl.report.page import write_report  # seconds of imports
@@ -64,13 +72,13 @@ def _report(options: argparse.Namespace) -> int:
     try:
         write_report(out, runs)
     except OSError as error:
-        raise RunError(f"cannot write {out}: {error}; give another place with --out") from error
+        raise RunError(f"cannot write {out}: {error}; give another path with --out") from error
     print(out)
     return 0
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
-    """The folders' names; whole paths where two are the same."""
+    """The folders' names; full paths if two are the same."""
     names = [folder.resolve().name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 

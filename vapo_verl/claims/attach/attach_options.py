@@ -1,8 +1,9 @@
 """What a person can ask of `attach`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from vapo_verl.cli_options import cli
 from vapo_verl.data.errors import FileError
 
 
@@ -10,17 +11,19 @@ from vapo_verl.data.errors import FileError
 class AttachOptions:
     """One run: its files, and which rows get claims."""
 
-    claims_dir: Path
-    train: Path
-    out: Path
+    claims_dir: Path = field(metadata=cli(positional="CLAIMS_DIR"))
+    """Left by generate or check."""
+    train: Path = field(metadata=cli(positional="TRAIN"))
+    """Parquet file with images."""
+    out: Path = field(metadata=cli(metavar="OUT.parquet"))
     column: str = "images"
     """Of the images, a list of them a row, or one."""
-    min_claims: int = 1
+    min_claims: int = field(default=1, metadata=cli(metavar="N"))
     """An image with fewer claims counts as one without."""
     drop_uncovered: bool = False
     """Leave out the rows that end without claims."""
     single_image_only: bool = False
-    """Rows of several images get no claims."""
+    """Rows of several images get no claims; else they say 'In image 2, ...'."""
     replace: bool = False
     """Rows that have claims get the new ones; those that are not covered keep theirs."""
 

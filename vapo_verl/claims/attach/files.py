@@ -16,6 +16,7 @@ from vapo_verl.data.errors import BadCell, FileError, ProblemLog
 from vapo_verl.data.parquet_stream import open_parquet, require_columns
 from vapo_verl.data.schema import row_schema
 from vapo_verl.files import atomic_write
+from vapo_verl.progress import progress_bar
 
 _ROWS_PER_BATCH = 32
 _NAME_COLUMN = "name the images' column with --column"
@@ -48,8 +49,10 @@ def attach_claims(options: AttachOptions) -> AttachReport:
         log = ProblemLog()
         schema, codec = with_claims(parquet.schema_arrow), _compression(parquet)
         with atomic_tables(options.out, schema, codec) as groups:
-            for table in _joined(parquet, join, options, log):
-                groups.add(table)
+            with progress_bar(parquet.metadata.num_rows, unit="row") as progress:
+                for table in _joined(parquet, join, options, log):
+                    groups.add(table)
+                    progress.update(join.num_rows - progress.n)
             log.raise_if_any()
             if not join.num_rows_joined:
                 found = f"TRAIN: no row of {train} has its images in {options.claims_dir}"

@@ -108,6 +108,11 @@ class ClaimJoin:
         self._fewest, self._most = 0, 0
 
     @property
+    def num_rows(self) -> int:
+        """Rows read so far."""
+        return self._count["num_rows"]
+
+    @property
     def num_rows_joined(self) -> int:
         return self._count["num_rows_joined"]
 

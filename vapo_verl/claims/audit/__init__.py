@@ -8,24 +8,47 @@ The first writes one page that works without a network; the second reads what th
 
 import argparse
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from vapo_verl.cli_options import add_options, cli, options_from
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditOptions:
+    """The page to write, or the verdicts to sum up."""
+
+    claims_dir: Path | None = field(default=None, metadata=cli(positional="CLAIMS_DIR"))
+    """Left by generate or check."""
+    source: Path | None = field(default=None, metadata=cli(positional="SOURCE"))
+    """Parquet file or folder of images."""
+    out: Path | None = field(default=None, metadata=cli(metavar="audit.html"))
+    """The page to write."""
+    column: str = "images"
+    """Where a parquet SOURCE has its images."""
+    num_images: int = field(default=50, metadata=cli(metavar="N"))
+    """Size of the sample."""
+    seed: int = 0
+    """Another seed, another sample."""
+    summary: tuple[Path, ...] | None = field(default=None, metadata=cli(metavar="VERDICTS.json"))
+    """Print what exported verdicts say, and how far people agree; writes no page."""
+
+    def __post_init__(self) -> None:
+        wanted = ("claims_dir", "source", "out")
+        given = [name for name in wanted if getattr(self, name) is not None]
+        if self.summary and given:
+            left_out = ", ".join(given)
+            raise ValueError(f"--summary reads exported verdicts only; leave out {left_out}")
+        if not self.summary and len(given) < len(wanted):
+            raise ValueError(
+                "give CLAIMS_DIR, SOURCE and --out for a page, or --summary VERDICTS.json"
+            )
+        if self.num_images < 1:
+            raise ValueError(f"--num-images is {self.num_images}, want at least 1")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("claims_dir", type=Path, nargs="?", metavar="CLAIMS_DIR", help="left by generate or check")
-    add("source", type=Path, nargs="?", metavar="SOURCE", help="parquet file or folder of images")
-    add("--out", type=Path, metavar="audit.html", help="the page to write")
-    add("--column", default="images", help="where a parquet SOURCE has its images (%(default)s)")
-    add("--num-images", type=int, default=50, metavar="N", help="size of the sample (%(default)s)")
-    add("--seed", type=int, default=0, help="another seed, another sample (%(default)s)")
-    add(
-        "--summary",
-        type=Path,
-        nargs="+",
-        metavar="VERDICTS.json",
-        help="print what exported verdicts say, and how far people agree; writes no page",
-    )
+    add_options(parser, AuditOptions)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -34,38 +57,28 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ValueError: arguments that do not fit together, or files that cannot be used.
     """
-    _check(arguments)
-    if arguments.summary:
+    options = options_from(AuditOptions, arguments)
+    if options.summary:
         from vapo_verl.claims.audit.summary import summarise
 
-        print(summarise(arguments.summary))
+        print(summarise(options.summary))
         return 0
     # pyarrow and pillow are slow to import
     from vapo_verl.claims.audit.page import write_page
     from vapo_verl.claims.audit.sample import draw_sample
 
+    assert options.claims_dir and options.source and options.out
     images = draw_sample(
-        arguments.claims_dir,
-        arguments.source,
-        column=arguments.column,
-        num_images=arguments.num_images,
-        seed=arguments.seed,
+        options.claims_dir,
+        options.source,
+        column=options.column,
+        num_images=options.num_images,
+        seed=options.seed,
     )
-    if len(images) < arguments.num_images:
-        found = f"only {len(images)} images of {arguments.source} have claims"
-        print(f"--num-images is {arguments.num_images}, but {found}: all taken", file=sys.stderr)
-    write_page(arguments.out, images, seed=arguments.seed)
+    if len(images) < options.num_images:
+        found = f"only {len(images)} images of {options.source} have claims"
+        print(f"--num-images is {options.num_images}, but {found}: all taken", file=sys.stderr)
+    write_page(options.out, images, seed=options.seed)
     num_claims = sum(len(image.claims) for image in images)
-    print(f"{arguments.out}: {len(images)} images, {num_claims} claims; open it in a browser")
+    print(f"{options.out}: {len(images)} images, {num_claims} claims; open it in a browser")
     return 0
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    wanted = ("claims_dir", "source", "out")
-    given = [name for name in wanted if getattr(arguments, name) is not None]
-    if arguments.summary and given:
-        raise ValueError(f"--summary reads exported verdicts only; leave out {', '.join(given)}")
-    if not arguments.summary and len(given) < len(wanted):
-        raise ValueError("give CLAIMS_DIR, SOURCE and --out for a page, or --summary VERDICTS.json")
-    if arguments.num_images < 1:
-        raise ValueError(f"--num-images is {arguments.num_images}, want at least 1")

@@ -8,10 +8,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import zip_longest
 
+from vapo_verl.cli_options import cli
 from vapo_verl.data.claims_column import BALANCED_SHARE, CLAIMS_PER_IMAGE, Claim
 
 MIN_WORDS = 3
@@ -131,11 +132,11 @@ class ClaimRules:
     """What the claims of one image must be together."""
 
     num_claims: int = CLAIMS_PER_IMAGE
-    """Half of them true; of an odd number one more is false."""
-    max_words: int = MAX_WORDS
-    max_low_level_share: float = 0.4
+    """Claims per image, half of them true; of an odd number one more is false."""
+    max_words: int = field(default=MAX_WORDS, metadata=cli(hidden=True))
+    max_low_level_share: float = field(default=0.4, metadata=cli(flag="--max-low-level"))
     """Largest share of claims about bare colours and counts. The paper caps them, at no number."""
-    max_similarity: float = MAX_SIMILARITY
+    max_similarity: float = field(default=MAX_SIMILARITY, metadata=cli(hidden=True))
 
     def __post_init__(self) -> None:
         if self.num_claims < 2:

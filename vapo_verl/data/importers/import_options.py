@@ -13,6 +13,7 @@ class ImportOptions:
     out: Path
     """Parquet file to write; it appears only when the import is complete."""
     data_source: str
+    """Name of the data set; metrics are split by it."""
     split: str = "train"
     """Recorded in extra_info.split; rows held out get "val"."""
     image_root: Path = Path()
@@ -22,6 +23,7 @@ class ImportOptions:
     limit: int | None = None
     """Read at most this many source rows."""
     val_out: Path | None = None
+    """File for held-out rows."""
     val_fraction: float = 0.0
     """Share of rows held out into `val_out`; rows with the same first image stay together."""
     seed: int = 0

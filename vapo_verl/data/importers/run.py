@@ -1,5 +1,6 @@
 """Runs an import: source files through a reader into our row format, a few rows at a time."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from vapo_verl.data.errors import BadCell, FileError, ProblemLog
 from vapo_verl.data.importers.build_row import build_row, holds_paths
@@ -18,6 +20,7 @@ from vapo_verl.data.importers.source_row import RowReader
 from vapo_verl.data.parquet_stream import iter_rows, open_parquet, require_columns
 from vapo_verl.data.schema import row_schema
 from vapo_verl.files import atomic_write
+from vapo_verl.progress import progress_bar
 
 _ROWS_PER_GROUP = 64
 """Rows held in memory before they are written: with images, some ten megabytes."""
@@ -44,7 +47,10 @@ def import_rows(
     sources = [open_source(path, make_reader) for path in paths]
     embed = options.embed_images or not all(source.holds_paths for source in sources)
     count: Counter[str] = Counter()
-    _write(_converted(sources, embed, options, count), embed, options, count)
+    num_rows = min(sum(source.num_rows for source in sources), options.limit or sys.maxsize)
+    with progress_bar(num_rows, unit="row") as progress:
+        rows = _converted(sources, embed, options, count, progress)
+        _write(rows, embed, options, count)
     return ImportReport(
         out=options.out,
         num_rows=count["train"],
@@ -60,19 +66,25 @@ class Source:
     """One source file and how to read it."""
 
     path: Path
+    num_rows: int
     reader: RowReader
     holds_paths: bool
     """Its images are paths, not structs with bytes."""
 
 
 def _converted(
-    sources: Sequence[Source], embed: bool, options: ImportOptions, count: Counter[str]
+    sources: Sequence[Source],
+    embed: bool,
+    options: ImportOptions,
+    count: Counter[str],
+    progress: "tqdm[Any]",
 ) -> Iterator[dict[str, object]]:
     """Yield the usable rows; after the last one, raise RowError for the others if asked to."""
     log = ProblemLog()
     raw_rows = islice(iter_sources(sources), options.limit)
     for index, (source, number, raw) in enumerate(raw_rows):
         place = f"{source.path.stem}:{number}"
+        progress.update()
         try:
             row = source.reader.read(raw)
             built = build_row(row, index=index, place=place, embed=embed, options=options)
@@ -140,7 +152,8 @@ def open_source(path: Path, make_reader: ReaderFactory) -> Source:
         reader = make_reader(path, schema.names)
         require_columns(parquet, reader.columns, path=str(path), fix=_FIX)
         images = schema.field(reader.image_column).type
-    return Source(path=path, reader=reader, holds_paths=holds_paths(images))
+        num_rows = parquet.metadata.num_rows
+    return Source(path=path, num_rows=num_rows, reader=reader, holds_paths=holds_paths(images))
 
 
 def iter_sources(sources: Sequence[Source]) -> Iterator[tuple[Source, int, dict[str, object]]]:

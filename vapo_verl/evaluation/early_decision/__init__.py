@@ -28,9 +28,9 @@ At target 0 the model answers at once; at 1 its whole reasoning stands before th
 This module and what it exports import neither vllm nor torch.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
+from vapo_verl.cli_options import check_bounds, cli
 from vapo_verl.evaluation.early_decision.decision_summary import (
     accuracy_by_cut,
     drop_from_peak,
@@ -66,19 +66,20 @@ __all__ = [
 class EarlyOptions:
     """How an answer is forced."""
 
-    num_cuts: int = 21
+    num_cuts: int = field(default=21, metadata=cli(low=2))
     """From 0 to 100 %, evenly."""
     time_up: str = "\nTime is up. I have to answer now.\n"
-    """Put behind the cut."""
+    """Text behind a cut."""
     end_of_thinking: str = "</think>"
+    """Closing tag."""
     answer_start: str = "\n\\boxed{"
     """Begins the answer, so that few tokens are enough for it."""
-    answer_tokens: int = 32
+    answer_tokens: int = field(default=32, metadata=cli(low=1))
+    """Of a forced answer."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     @property
     def suffix(self) -> str:
         return self.time_up + self.end_of_thinking + self.answer_start
-
-    def settings(self) -> dict[str, Any]:
-        """By the names of their options."""
-        return {f"--{name.replace('_', '-')}": value for name, value in asdict(self).items()}

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from vapo_verl.cli_options import add_options, options_from, settings_of
 from vapo_verl.evaluation.early_decision import EarlyOptions
 from vapo_verl.evaluation.early_decision.decision_summary import summarise
 from vapo_verl.evaluation.early_decision.records import COMMAND, EarlyDecision, load_early_decision
@@ -11,7 +12,6 @@ from vapo_verl.evaluation.probing.probe_options import (
     ProbeOptions,
     add_probe_arguments,
     probe_options,
-    require_at_least,
 )
 from vapo_verl.plots.html import Table
 from vapo_verl.plots.panel import Panel, Series, numbers
@@ -24,39 +24,16 @@ _UPPER_BOUND = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of every probing command, and how an answer is forced."""
-    default = EarlyOptions()
     add_probe_arguments(parser, attention=False)
-    add = parser.add_argument_group("forced answers").add_argument
-    add("--num-cuts", type=int, default=default.num_cuts, help="from 0 to 100 %% (%(default)s)")
-    for name, text in (
-        ("time_up", "text behind a cut"),
-        ("end_of_thinking", "closing tag"),
-        ("answer_start", "begins the answer"),
-    ):
-        flag = f"--{name.replace('_', '-')}"
-        add(flag, default=getattr(default, name), help=f"{text} (%(default)r)")
-    add(
-        "--answer-tokens",
-        type=int,
-        default=default.answer_tokens,
-        help="of a forced answer (%(default)s)",
-    )
+    add_options(parser.add_argument_group("forced answers"), EarlyOptions)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The command."""
     options = probe_options(arguments, COMMAND)
-    require_at_least(arguments, "num_cuts", 2)
-    require_at_least(arguments, "answer_tokens", 1)
+    early = options_from(EarlyOptions, arguments)
     from vapo_verl.evaluation.probing.result_page import write_page
 
-    early = EarlyOptions(
-        num_cuts=arguments.num_cuts,
-        time_up=arguments.time_up,
-        end_of_thinking=arguments.end_of_thinking,
-        answer_start=arguments.answer_start,
-        answer_tokens=arguments.answer_tokens,
-    )
     summary = measure_early_decision(options, early)
     page = write_page(
         options.out, "Early decision", _UPPER_BOUND, [_panel(summary)], [_table(summary)]
@@ -73,7 +50,7 @@ def measure_early_decision(options: ProbeOptions, early: EarlyOptions) -> dict[s
     return measure(
         chosen_rows(options),
         options,
-        early.settings(),
+        settings_of(early),
         lambda engine, rows: decide_early(engine, rows, options, early),
         lambda _: summarise(_loaded(options.out)),
     )

@@ -35,9 +35,10 @@ on single attention weights.
 - `settings.json`, `page.html`, and `summary.json`: see `summary.summarise`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from vapo_verl.cli_options import check_bounds, cli, settings_of
 from vapo_verl.config import AnchorConfig
 
 COMMAND = "image-swap"
@@ -48,15 +49,14 @@ EXCHANGES = ("swap", "blank")
 class ImageSwapOptions:
     """Options of the command."""
 
-    num_cuts: int = 11
+    num_cuts: int = field(default=11, metadata=cli(low=2))
     """From 0 to 100 % of the reasoning."""
-    claims_per_cut: int = 1
+    claims_per_cut: int = field(default=1, metadata=cli(low=0))
     """Claims asked at each cut, with the right image and with the exchanged ones; 0 asks none."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     def settings(self) -> dict[str, Any]:
         """What results depend on."""
-        return {
-            "--num-cuts": self.num_cuts,
-            "--claims-per-cut": self.claims_per_cut,
-            "question": AnchorConfig().question,
-        }
+        return {**settings_of(self), "question": AnchorConfig().question}

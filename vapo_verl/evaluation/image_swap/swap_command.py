@@ -4,12 +4,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from vapo_verl.cli_options import add_options, options_from
 from vapo_verl.evaluation.image_swap import COMMAND, ImageSwapOptions
 from vapo_verl.evaluation.probing.probe_options import (
     ProbeOptions,
     add_probe_arguments,
     probe_options,
-    require_at_least,
 )
 from vapo_verl.plots.panel import Panel, Series, numbers
 from vapo_verl.run_folder import RunError
@@ -17,24 +17,14 @@ from vapo_verl.run_folder import RunError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of every probing command, and where the image is exchanged."""
-    default = ImageSwapOptions()
     add_probe_arguments(parser, attention=True)
-    add = parser.add_argument_group("cuts").add_argument
-    add("--num-cuts", type=int, default=default.num_cuts, help="from 0 to 100 %% (%(default)s)")
-    add(
-        "--claims-per-cut",
-        type=int,
-        default=default.claims_per_cut,
-        help="asked at each cut, 0 for none (%(default)s)",
-    )
+    add_options(parser.add_argument_group("cuts"), ImageSwapOptions)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The command."""
     options = probe_options(arguments, COMMAND)
-    require_at_least(arguments, "num_cuts", 2)
-    require_at_least(arguments, "claims_per_cut", 0)
-    swap = ImageSwapOptions(num_cuts=arguments.num_cuts, claims_per_cut=arguments.claims_per_cut)
+    swap = options_from(ImageSwapOptions, arguments)
     summary = measure_image_swap(options, swap)
     agreement = ", ".join(
         f"{name} {cuts[0]['agreement']['share']:.3f} to {cuts[-1]['agreement']['share']:.3f}"

@@ -27,8 +27,9 @@ there on the response is another one. Where the reasoning ends earlier, the rest
 - `settings.json`, `page.html`, and `summary.json`: see `summary.summarise`.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, field
+
+from vapo_verl.cli_options import OptionError, check_bounds, cli
 
 COMMAND = "interventions"
 PLAIN = "plain"
@@ -39,13 +40,16 @@ INTERVENTIONS = ("replay", "focus")
 class InterventionOptions:
     """Options of the command."""
 
-    num_insertions: int = 4
+    num_insertions: int = field(default=4, metadata=cli(low=1))
+    """In one response."""
     replay_scale: float = 0.5
     """Of both sides of the replayed image. The model's image processor has its own lower limit."""
     replay_text: str = "Here is the image again. Go on."
     """Of the user turn, behind the image."""
     focus_text: str = " Let me look at the image again."
+    """In the model's text."""
 
-    def settings(self) -> dict[str, Any]:
-        """By the names of their options."""
-        return {f"--{name.replace('_', '-')}": value for name, value in asdict(self).items()}
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if not 0 < self.replay_scale <= 1:
+            raise OptionError(f"--replay-scale {self.replay_scale}: give more than 0, at most 1")

@@ -4,49 +4,25 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from vapo_verl.cli_options import add_options, options_from, settings_of
 from vapo_verl.evaluation.interventions import COMMAND, InterventionOptions
 from vapo_verl.evaluation.probing.probe_options import (
     ProbeOptions,
     add_probe_arguments,
     probe_options,
-    require_at_least,
 )
-from vapo_verl.run_folder import RunError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of every probing command, and what is inserted."""
-    default = InterventionOptions()
     add_probe_arguments(parser, attention=True)
-    add = parser.add_argument_group("insertions").add_argument
-    add(
-        "--num-insertions",
-        type=int,
-        default=default.num_insertions,
-        help="in one response (%(default)s)",
-    )
-    add(
-        "--replay-scale",
-        type=float,
-        default=default.replay_scale,
-        help="of the sides of the replayed image (%(default)s)",
-    )
-    add("--replay-text", default=default.replay_text, help="behind it (%(default)r)")
-    add("--focus-text", default=default.focus_text, help="in the model's text (%(default)r)")
+    add_options(parser.add_argument_group("insertions"), InterventionOptions)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The command."""
     options = probe_options(arguments, COMMAND)
-    require_at_least(arguments, "num_insertions", 1)
-    if not 0 < arguments.replay_scale <= 1:
-        raise RunError(f"--replay-scale {arguments.replay_scale}: give more than 0, at most 1")
-    interventions = InterventionOptions(
-        num_insertions=arguments.num_insertions,
-        replay_scale=arguments.replay_scale,
-        replay_text=arguments.replay_text,
-        focus_text=arguments.focus_text,
-    )
+    interventions = options_from(InterventionOptions, arguments)
     summary = measure_interventions(options, interventions)
     shares = ", ".join(
         f"{name} {of['accuracy']['share']:.3f}" for name, of in summary["responses"].items()
@@ -67,7 +43,7 @@ def measure_interventions(
     return measure(
         chosen_rows(options),
         options,
-        interventions.settings(),
+        settings_of(interventions),
         lambda engine, rows: apply_interventions(engine, rows, options, interventions),
         summarise,
         images_per_row=1 + interventions.num_insertions,

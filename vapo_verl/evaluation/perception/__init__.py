@@ -23,9 +23,10 @@ model's verdicts on the rows' claims at cuts along them, whether the response is
 - `settings.json`, `page.html`, and `summary.json`: see `summary.summarise`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from vapo_verl.cli_options import check_bounds, cli, settings_of
 from vapo_verl.config import AnchorConfig
 
 COMMAND = "perception"
@@ -35,15 +36,14 @@ COMMAND = "perception"
 class PerceptionOptions:
     """Options of the command."""
 
-    num_cuts: int = 20
+    num_cuts: int = field(default=20, metadata=cli(low=1))
     """K, at logical boundaries evenly spread over the reasoning; fewer where it has fewer."""
-    claims_per_cut: int = 1
+    claims_per_cut: int = field(default=1, metadata=cli(low=1))
     """Claims asked at each cut; the cuts of a response go round all claims of its row."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     def settings(self) -> dict[str, Any]:
         """What results depend on."""
-        return {
-            "--num-cuts": self.num_cuts,
-            "--claims-per-cut": self.claims_per_cut,
-            "question": AnchorConfig().question,
-        }
+        return {**settings_of(self), "question": AnchorConfig().question}

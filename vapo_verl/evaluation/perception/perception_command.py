@@ -3,38 +3,26 @@
 import argparse
 from typing import Any
 
+from vapo_verl.cli_options import add_options, options_from
 from vapo_verl.evaluation.perception import COMMAND, PerceptionOptions
 from vapo_verl.evaluation.probing.probe_options import (
     ProbeOptions,
     add_probe_arguments,
     probe_options,
-    require_at_least,
 )
 from vapo_verl.plots.panel import Panel, Series, numbers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of every probing command, and how claims are asked."""
-    default = PerceptionOptions()
     add_probe_arguments(parser, attention=True)
-    add = parser.add_argument_group("claims").add_argument
-    add("--num-cuts", type=int, default=default.num_cuts, help="along a response (%(default)s)")
-    add(
-        "--claims-per-cut",
-        type=int,
-        default=default.claims_per_cut,
-        help="asked at each cut and behind the prompt (%(default)s)",
-    )
+    add_options(parser.add_argument_group("claims"), PerceptionOptions)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The command."""
     options = probe_options(arguments, COMMAND)
-    require_at_least(arguments, "num_cuts", 1)
-    require_at_least(arguments, "claims_per_cut", 1)
-    perception = PerceptionOptions(
-        num_cuts=arguments.num_cuts, claims_per_cut=arguments.claims_per_cut
-    )
+    perception = options_from(PerceptionOptions, arguments)
     summary = measure_perception(options, perception)
     claims = summary["claims"]
     parts = ", ".join(

@@ -1,15 +1,13 @@
 """What all commands do: open the folder, ask about the rows that are not done, sum up."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-from tqdm import tqdm
 
 from vapo_verl.evaluation.probing.engine import Engine
 from vapo_verl.evaluation.probing.journal import Journal, read_records, write_summary
 from vapo_verl.evaluation.probing.probe_options import ProbeOptions
 from vapo_verl.evaluation.probing.rows import Row, batches, read_rows
+from vapo_verl.progress import progress_bar
 
 Work = Callable[[Engine, Sequence[Row]], list[dict[str, Any]]]
 """Asks about some rows at once; a record for each, JSON without nan, with its `row`."""
@@ -72,16 +70,9 @@ def finish_rows(
         if not to_do:
             return
         most_images = images_per_row * max(len(row.images) for row in rows)
-        # a bar that redraws itself is for terminals; in a log file a line now and then will do
-        interval_s = 0.2 if sys.stderr.isatty() else 30.0
         with (
             Engine(options.engine, images_per_prompt=most_images, attention=attention) as engine,
-            tqdm(
-                total=len(rows),
-                initial=len(rows) - len(to_do),
-                unit="row",
-                mininterval=interval_s,
-            ) as progress,
+            progress_bar(len(rows), unit="row", done=len(rows) - len(to_do)) as progress,
         ):
             for some in batches(to_do, options.batch):
                 for record in work(engine, some):
