@@ -29,7 +29,7 @@ class RunFolder:
         ]
         (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    def save(self, step: int, *, whole: bool = True) -> Path:
+    def save(self, step: int, *, complete: bool = True) -> Path:
         """The actor's folder of a new checkpoint."""
         actor = checkpoint_folder(self.path, step) / "actor"
         hf = actor / "huggingface"
@@ -39,7 +39,7 @@ class RunFolder:
                 shutil.copy(file, hf)
         torch.save(load_file(Path(model_dir()) / "model.safetensors"), actor / SHARD)
         (actor / "fsdp_config.json").write_text('{"FSDP_version": 2, "world_size": 1}')
-        if whole:
+        if complete:
             mark_complete(self.path, step)
         return actor
 

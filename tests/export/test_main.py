@@ -34,4 +34,4 @@ def test_the_folder_is_printed(run, monkeypatch, capsys):
 
 def test_bad_input_is_a_message(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
-    assert "holds no whole checkpoint" in capsys.readouterr().err
+    assert "holds no complete checkpoint" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A model folder appears whole, is what was trained, and holds no more."""
+"""A model folder appears complete, holds the trained weights, and nothing else."""
 
 import pickle
 

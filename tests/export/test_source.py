@@ -5,9 +5,9 @@ import pytest
 from vapo_verl.export.source import ExportError, find_checkpoint
 
 
-def test_the_newest_whole_checkpoint_is_the_default(run):
-    for step, whole in ((2, True), (10, True), (12, False)):
-        run.save(step, whole=whole)
+def test_the_newest_complete_checkpoint_is_the_default(run):
+    for step, complete in ((2, True), (10, True), (12, False)):
+        run.save(step, complete=complete)
     assert find_checkpoint(run.path).step == 10
     assert find_checkpoint(run.path, 2).folder == run.path / "global_step_2" / "actor"
 
@@ -23,7 +23,7 @@ def test_no_checkpoint(run):
 
 
 def test_only_an_unfinished_checkpoint(run):
-    run.save(2, whole=False)
+    run.save(2, complete=False)
     with pytest.raises(ExportError, match=r"only unfinished ones \(global_step_2\)"):
         find_checkpoint(run.path)
 
@@ -31,8 +31,8 @@ def test_only_an_unfinished_checkpoint(run):
 @pytest.mark.parametrize(("step", "problem"), [(3, "does not exist"), (4, "was never finished")])
 def test_another_step_names_those_there_are(run, step, problem):
     run.save(2)
-    run.save(4, whole=False)
-    with pytest.raises(ExportError, match=rf"--step {step}: .* {problem}; whole ones are 2"):
+    run.save(4, complete=False)
+    with pytest.raises(ExportError, match=rf"--step {step}: .* {problem}; complete ones are 2"):
         find_checkpoint(run.path, step)
 
 

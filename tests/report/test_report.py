@@ -1,4 +1,4 @@
-"""The report of whole run folders: complete ones, broken ones, and what they lack."""
+"""The report of run folders: complete ones, broken ones, and missing data."""
 
 import base64
 import gc
@@ -131,7 +131,7 @@ def test_a_run_that_writes_and_one_that_crashed(make_run, rollout_row):
     (run / "rollouts" / "step_000002.parquet").write_bytes(b"PAR1 cut short")
     (run / "rollouts" / "step_000003.partial").write_bytes(b"PAR1")
     page = report(run)
-    assert "metrics.jsonl: 1 line(s) that are not whole" in visible(page)
+    assert "metrics.jsonl: 1 incomplete line(s)" in visible(page)
     assert "step_000002.parquet cannot be read and is left out" in visible(page)
     assert panel(page, "Reward")["series"][0]["x"] == [1]
     assert len(data_of(page)["samples"]) == 1
@@ -159,7 +159,7 @@ def test_what_a_model_wrote_stays_text(make_run, rollout_row, anchor):
     assert "<b>evil" not in page
     data = page.split('id="data">')[1].split("</script>")[0]
     assert "<" not in data
-    assert data_of(page)["samples"][0]["tokens"][0] == EVIL  # and whole
+    assert data_of(page)["samples"][0]["tokens"][0] == EVIL  # and in full
     assert page.count("<script") - page.split("<script>")[1].count("<script") == 3
 
 
@@ -253,9 +253,9 @@ def test_early_decision_of_two_runs_is_paired_by_row(make_run, rollout_row, earl
     early_decision(b, ["--+", "-++", "-+-", "+++"])
     text = visible(report(a, "--compare", str(b)))
     # rows 0, 1, 2: with all reasoning 1 0 0 and 1 1 0, at an earlier cut 1 1 0 and 0 1 1
-    assert "right with all reasoning</th><td>3</td><td>0.333</td><td>0.667</td>" in text
-    assert "right at any earlier cut</th><td>3</td><td>0.667</td><td>0.667</td>" in text
-    assert "right with no reasoning</th><td>3</td><td>0.333</td><td>0</td>" in text
+    assert "correct with all reasoning</th><td>3</td><td>0.333</td><td>0.667</td>" in text
+    assert "correct at any earlier cut</th><td>3</td><td>0.667</td><td>0.667</td>" in text
+    assert "correct with no reasoning</th><td>3</td><td>0.333</td><td>0</td>" in text
 
 
 def test_a_thousand_steps_in_bounded_memory(make_run, rollout_row):

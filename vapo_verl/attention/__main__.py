@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument(
         "--layers", nargs="+", metavar="LAYER", help="layer indices, or all; one in 8 if unset"
     )
-    parser.add_argument("--per-layer", action="store_true", help="keep the layers apart")
+    parser.add_argument("--per-layer", action="store_true", help="one value per layer")
     parser.add_argument(
         "--always", action="store_true", help="for every request, not only for those that ask"
     )
@@ -30,7 +30,7 @@ def main() -> None:
         parser.error(str(error))
     words = []
     for name, value in arguments.items():
-        # Without spaces: the shell splits what $( ) gives at them, and keeps the quotes.
+        # No spaces: the shell splits the output of $( ) at them, and keeps the quotes.
         text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
         words += [f"--{name.replace('_', '-')}", text]
     print(*words)

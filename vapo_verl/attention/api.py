@@ -1,4 +1,4 @@
-"""How a user turns capture on and reads its values; imports nothing heavy."""
+"""Enable the capture and read its values; imports no heavy library."""
 
 import base64
 import io
@@ -28,7 +28,7 @@ def engine_args(
     Args:
         layers: decoder layers to watch: a list of indices, ``all``, or None for one in 8, evenly
             spaced. The cost grows with their number.
-        per_layer: keep the layers apart: [T, layers], ascending, in place of their mean [T].
+        per_layer: return each layer: [T, layers], ascending, in place of their mean [T].
         on_request: only for requests with
             ``SamplingParams(extra_args={"visual_attention": True})``.
         max_spans: runs of visual tokens a prompt may have before its values are nan.
@@ -49,7 +49,7 @@ def engine_args(
 def visual_attention(completion_output: Any) -> Values:
     """Visual attention ratio of every token of a finished vLLM `CompletionOutput`.
 
-    Value t is the share, in [0, 1], of softmax attention which the query that produced token t
+    Value t is the fraction, in [0, 1], of softmax attention which the query that produced token t
     puts on the prompt's image and video tokens, averaged over heads and the chosen layers
     (appendix A.4 of arXiv 2509.25848). That query is the token before token t: the prompt's last
     one for t = 0. 0 throughout for a prompt without images, nan for one with more than `max_spans`
@@ -59,7 +59,7 @@ def visual_attention(completion_output: Any) -> Values:
         float32 [T], or [T, layers] with `per_layer`.
 
     Raises:
-        ValueError: the output carries none: unfinished, not asked for, or an engine that was
+        ValueError: the output carries no values: unfinished, not requested, or an engine
             started without `engine_args()`.
     """
     length = len(completion_output.token_ids)

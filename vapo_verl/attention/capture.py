@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("vllm.vapo_verl.attention")
 
 _NO_SPANS_KNOWN = np.full((1, 2), -1, dtype=np.int32)
-"""In place of a request's spans: kernels answer nan for a row with a negative span."""
+"""In place of a request's spans: kernels return nan for a row with a negative span."""
 NUM_STEPS = 32
-"""Decode steps that are timed; after them nothing is."""
+"""Number of decode steps that are timed."""
 MODALITIES = ("image", "video")
 
 
@@ -61,7 +61,7 @@ class Capture:
         self.settings = settings
         if not layers:
             raise ValueError(
-                "the model has no decoder layer of plain softmax attention over its whole context: "
+                "the model has no decoder layer of plain softmax attention over its full context: "
                 "visual attention cannot be captured; leave it off"
             )
         self.layer_indices = settings.select(list(layers))
@@ -102,7 +102,7 @@ class Capture:
             builder.capture = self
 
     def begin_step(self, scheduled: SchedulerOutput) -> None:
-        """Take in new requests, forget finished ones."""
+        """Add new requests and drop finished ones."""
         for request_id in scheduled.finished_req_ids:
             self._requests.pop(request_id, None)
         for request in scheduled.scheduled_new_reqs:
@@ -111,7 +111,7 @@ class Capture:
         self._live = scheduled.total_num_scheduled_tokens > 0
 
     def begin_forward(self) -> None:
-        """Lay out the spans in the order of the rows; nothing to do while that has not changed."""
+        """Lay out the spans in the order of the rows, if that has changed."""
         if not self._live:  # a dummy run: profiling, or the capture of a CUDA graph
             return
         rows = self._row_ids()
@@ -122,7 +122,7 @@ class Capture:
                 spans = self._requests.get(request_id, _NO_SPANS_KNOWN)
                 host[row, : len(spans)] = spans
             if self.spans is not self._spans_host:
-                # the runner's synchronize_input_prep saw to it that the last copy has ended
+                # the runner's synchronize_input_prep has waited for the last copy
                 self.spans.copy_(self._spans_host, non_blocking=True)
             self._shown = list(rows)
         self._num_rows = len(rows)
@@ -147,7 +147,7 @@ class Capture:
         if self.num_without_answer == 1:
             logger.warning(
                 "A prompt has %d runs of visual tokens, more than max_spans=%d: its visual "
-                "attention is nan. Raise max_spans to capture it. (Said once.)",
+                "attention is nan. Raise max_spans to capture it. (Shown once.)",
                 len(spans),
                 self.settings.max_spans,
             )
@@ -160,7 +160,7 @@ class OverheadMeter:
     Only where a kernel has ended when its call returns, that is on CPU.
 
     Args:
-        report: told the share, from 0 up, of recording time in the rest of the timed steps.
+        report: called with the ratio, 0 or more, of recording time to the rest of the timed steps.
     """
 
     def __init__(self, report: Callable[[float], None]) -> None:

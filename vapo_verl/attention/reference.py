@@ -1,4 +1,4 @@
-"""The visual attention ratio in plain PyTorch: what every kernel here must agree with."""
+"""The visual attention ratio in plain PyTorch: the definition that all kernels must match."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,7 +20,7 @@ def visual_ratio(
     scale: float,
     window: int | None = None,
 ) -> Rows:
-    """Share of softmax attention on visual keys, averaged over heads, for one query a row.
+    """Fraction of softmax attention on visual keys, averaged over heads, for one query a row.
 
     ratio_r = 1/H * sum_h sum_{j visual} softmax_j(scale * q_rh . k_rj), j < seq_lens[r]
 
@@ -55,7 +55,7 @@ def gather_keys(
     block_table: Int[Tensor, "rows max_blocks"],
     context: int,
 ) -> Keys:
-    """The first `context` keys of each row out of a paged cache; what lies past its end is junk."""
+    """The first `context` keys of each row out of a paged cache; the rest is undefined."""
     block_size = key_cache.shape[1]
     blocks = block_table[:, : -(-context // block_size)].long()
     return key_cache[blocks].flatten(1, 2)[:, :context].transpose(1, 2)

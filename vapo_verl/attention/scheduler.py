@@ -1,4 +1,4 @@
-"""vLLM scheduler that passes visual attention on: ``scheduler_cls``.
+"""vLLM scheduler that forwards visual attention: ``scheduler_cls``.
 
 The worker's values reach the client in `routed_experts`, the one per-token array that vLLM carries
 from the engine to `CompletionOutput` for every kind of caller, n > 1 and aborted requests included.
@@ -35,7 +35,7 @@ class _PassesVisualAttention:
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         values = getattr(model_runner_output, KEY, None)
-        # Asked before the update: it drops the requests that finish.
+        # Read before the update, which drops finished requests.
         row = {} if values is None else self._wanted_rows(model_runner_output.req_ids)
         outputs = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
         if values is None:
@@ -67,7 +67,7 @@ class AsyncVisualAttentionScheduler(_PassesVisualAttention, AsyncScheduler):
 
 
 def make_scheduler(*, vllm_config: VllmConfig, **kwargs: Any) -> Scheduler:
-    """What vLLM calls as the scheduler's class: the one that fits its own choice of scheduling."""
+    """The factory that vLLM calls as its scheduler class; sync or async, as vLLM is configured."""
     is_async = vllm_config.scheduler_config.async_scheduling
     cls = AsyncVisualAttentionScheduler if is_async else VisualAttentionScheduler
     return cls(vllm_config=vllm_config, **kwargs)

@@ -1,4 +1,4 @@
-"""What to capture: the part of vLLM's `additional_config` that belongs to visual attention."""
+"""Settings of the capture: the visual-attention part of vLLM's `additional_config`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 KEY = "visual_attention"
-"""Name under vLLM's `additional_config`, and of the request argument that asks for the values."""
+"""Key in vLLM's `additional_config`, and name of the request argument."""
 
 DEFAULT_MAX_SPANS = 32
 SPREAD_EVERY = 8
-"""The default subset has one of so many layers, at least 2: what capture costs grows with them."""
+"""The default subset has one of this many layers, at least 2: the cost grows with their number."""
 
 Layers = Literal["spread", "all"] | tuple[int, ...]
 

@@ -1,4 +1,4 @@
-"""Engine configurations that visual attention cannot be captured under, refused at start."""
+"""Refuse, at start, engine configurations that do not support visual attention."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLAIN_CACHE_DTYPES = ("auto", "float32", "bfloat16", "float16", "half", "float")
 
 
 def check_supported(config: VllmConfig) -> None:
-    """Refuse what would give wrong values or none.
+    """Refuse settings that would give incorrect values or none.
 
     Raises:
         ValueError: the first unsupported setting, its value and the fix.

@@ -61,7 +61,7 @@ class VisualAttentionWorker(PlatformWorker):
         super().load_model(**kwargs)
         config = self.vllm_config
         context = config.compilation_config.static_forward_context
-        # Its subclasses (chunked, cross, encoder attention) do not see a request's whole context.
+        # Its subclasses (chunked, cross, encoder attention) do not see a request's full context.
         layers = {
             extract_layer_index(name): layer.impl
             for name, layer in context.items()
@@ -102,7 +102,7 @@ class VisualAttentionWorker(PlatformWorker):
         if scheduler_output.total_num_scheduled_tokens == 0:
             return output
         values = _OnTheWay(self._over_ranks(capture.end_forward()))
-        if output is None:  # sampling comes as a call of its own
+        if output is None:  # sampling is a separate call
             self._pending = values
             return None
         return _attach(output, values)
@@ -122,7 +122,7 @@ class VisualAttentionWorker(PlatformWorker):
 
 
 class _OnTheWay:
-    """Values of one step on their way to the host; the next forward may overwrite their source."""
+    """Values of one step being copied to the host; the next forward may overwrite their source."""
 
     def __init__(self, ratio: torch.Tensor) -> None:
         self._event = None
@@ -141,7 +141,7 @@ class _OnTheWay:
 
 
 class _AsyncOutput(AsyncModelRunnerOutput):
-    """Leaves the wait for the values to whoever waits for the sampled tokens."""
+    """Waits for the values together with the sampled tokens."""
 
     def __init__(self, output: AsyncModelRunnerOutput, values: _OnTheWay) -> None:
         self._output, self._values = output, values

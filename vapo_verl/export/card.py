@@ -1,4 +1,4 @@
-"""The model card: what was trained from what, how long, and how well."""
+"""The model card: base model, settings and metrics of a checkpoint."""
 
 import re
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ SETTINGS = {
     "vapo.anchors.gate": "responses that are probed",
     "vapo.reward.late_emphasis": "late emphasis (beta)",
     "vapo.reward.perception_weight": "perception weight (gamma)",
-    "vapo.advantage.attention_coef": "weight of visual attention in the credit",
+    "vapo.advantage.attention_coef": "weight of visual attention in the advantage",
     "actor_rollout_ref.rollout.n": "responses per prompt",
     "data.train_batch_size": "prompts per step",
     "actor_rollout_ref.actor.ppo_mini_batch_size": "prompts per mini-batch",
@@ -32,7 +32,7 @@ SETTINGS = {
     "data.max_response_length": "response tokens at most",
     "vapo.seed": "seed",
 }
-"""Settings that the card states. A list of what is told, so that nothing else of a config is."""
+"""Settings that the card states. An explicit list, so that no other setting is published."""
 
 LEFT_OUT = "val-aux/num_turns"
 METRIC_PREFIXES = ("val-core/", "val-aux/", "vapo/reward/", "vapo/anchors/accuracy")
@@ -59,14 +59,14 @@ def write_card(run_dir: Path, step: int, out: Path) -> None:
     """
     file = run_dir / CONFIG_FILE
     if not file.is_file():
-        raise ExportError(f"{file} is missing, and the model card is made of it")
+        raise ExportError(f"{file} is missing, and the model card is made from it")
     config = OmegaConf.load(file)
     assert isinstance(config, DictConfig)
     (out / "README.md").write_text(card(config, read_metrics(run_dir / METRICS_FILE), step))
 
 
 def card(config: DictConfig, metrics: Metrics, step: int) -> str:
-    """The card's text. Of a path it holds the end only."""
+    """The card's text. It holds only the last parts of a path."""
     base = config.actor_rollout_ref.model.path
     name = config.trainer.experiment_name
     recipe = OmegaConf.select(config, "vapo.recipe") or name
@@ -92,7 +92,7 @@ def card(config: DictConfig, metrics: Metrics, step: int) -> str:
 
 
 def public_name(model: str) -> str:
-    """A hub name as it is; of a local folder its name, without where it lies."""
+    """A hub name unchanged; a local folder by its name, without its path."""
     cached = _HUB_CACHE.search(model)
     if cached:
         return f"{cached[1]}/{cached[2]}"
@@ -125,7 +125,7 @@ def _settings(config: DictConfig) -> list[tuple[str, str]]:
 
 
 def _metrics(metrics: Metrics, step: int) -> list[tuple[str, str, str]]:
-    """Of each metric the last value that is not of a later step."""
+    """The last value of each metric up to that step."""
     rows = []
     for prefix in METRIC_PREFIXES:
         for name in metrics.names(prefix):

@@ -1,4 +1,4 @@
-"""From a run folder to a model folder."""
+"""Convert a checkpoint in a run folder to a model folder."""
 
 import os
 import stat
@@ -17,7 +17,7 @@ def write_model_folder(run_dir: Path, step: int | None = None, out: Path | None 
 
     Args:
         run_dir: a run's ``trainer.default_local_dir``.
-        step: which checkpoint; the newest whole one by default.
+        step: which checkpoint; the newest complete one by default.
         out: the folder to make; ``RUN_DIR/model_step_N`` by default.
 
     Raises:
@@ -27,7 +27,7 @@ def write_model_folder(run_dir: Path, step: int | None = None, out: Path | None 
     checkpoint = find_checkpoint(run_dir, step)
     out = out or run_dir / f"model_step_{checkpoint.step}"
     if out.exists():
-        raise ExportError(f"{out} exists already; remove it, or name another place with --out")
+        raise ExportError(f"{out} exists already; remove it, or name another folder with --out")
     with atomic_folder(out) as temporary:
         write_card(run_dir, checkpoint.step, temporary)
         write_model(checkpoint.folder, temporary)
@@ -49,7 +49,7 @@ def write_model(checkpoint: Path, out: Path) -> None:
         hf_model_config_path=str(checkpoint / "huggingface"),
         target_dir=str(out),
     )
-    with _tensors_only(), redirect_stdout(sys.stderr):  # stdout is for the path alone
+    with _tensors_only(), redirect_stdout(sys.stderr):  # stdout is for the path only
         FSDPModelMerger(config).merge_and_save()
     for file in out.iterdir():
         file.chmod(file.stat().st_mode | stat.S_IRGRP | stat.S_IROTH)  # safetensors: owner only

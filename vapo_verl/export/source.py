@@ -1,4 +1,4 @@
-"""Which checkpoint of a run is exported, and whether all of it is there."""
+"""Find a checkpoint of a run to export, and check that it is complete."""
 
 import json
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from vapo_verl.run_folder.checkpoints import checkpoint_folder, complete_steps, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A whole FSDP checkpoint of a run's actor."""
+    """A complete FSDP checkpoint of a run's actor."""
 
     step: int
     folder: Path
@@ -20,7 +20,7 @@ def find_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
     """The checkpoint of ``step``, or the newest one.
 
     Raises:
-        ExportError: there is none, it is not whole, or it is of a kind that cannot be exported.
+        ExportError: it is missing, incomplete, or of a kind that cannot be exported.
     """
     if not run_dir.is_dir():
         raise ExportError(f"{run_dir} is no folder; give a run's trainer.default_local_dir")
@@ -28,10 +28,10 @@ def find_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
     if not steps:
         raise ExportError(_without_any(run_dir))
     if step is not None and step not in steps:
-        whole = ", ".join(map(str, steps))
+        complete = ", ".join(map(str, steps))
         unfinished = checkpoint_folder(run_dir, step) in incomplete(run_dir)
         problem = "was never finished" if unfinished else "does not exist"
-        raise ExportError(f"--step {step}: that checkpoint {problem}; whole ones are {whole}")
+        raise ExportError(f"--step {step}: that checkpoint {problem}; complete ones are {complete}")
     step = steps[-1] if step is None else step
     folder = checkpoint_folder(run_dir, step) / "actor"
     _check_files(folder)
@@ -42,8 +42,8 @@ def _without_any(run_dir: Path) -> str:
     unfinished = ", ".join(folder.name for folder in incomplete(run_dir))
     found = f"only unfinished ones ({unfinished})" if unfinished else "no global_step_N"
     return (
-        f"{run_dir} holds no whole checkpoint, {found}; run on until trainer.save_freq is reached, "
-        "or stop the run with SIGTERM, which saves one"
+        f"{run_dir} holds no complete checkpoint, {found}; run on until trainer.save_freq is "
+        "reached, or stop the run with SIGTERM, which saves one"
     )
 
 
@@ -62,10 +62,10 @@ def _check_files(folder: Path) -> None:
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         raise ExportError(
-            f"{folder} lacks {', '.join(missing)}; copy the checkpoint whole, or export another "
+            f"{folder} lacks {', '.join(missing)}; copy the complete checkpoint, or export another "
             "with --step"
         )
 
 
 class ExportError(ValueError):
-    """No such run or checkpoint, or a place that is taken; the message names path and fix."""
+    """No such run or checkpoint, or an existing output; the message names path and fix."""

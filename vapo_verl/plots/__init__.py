@@ -1,1 +1,1 @@
-"""Drawing that report and evaluation share: panels, parts of HTML pages, pictures."""
+"""Plots shared by report and evaluation: panels, parts of HTML pages, pictures."""

@@ -18,7 +18,7 @@ NONE = "–"
 
 
 def figures_html(panels: Sequence[Panel], first: int) -> str:
-    """One box per panel; the page's script draws panel `data-panel` into it when it is seen."""
+    """One box per panel; the page's script draws panel `data-panel` when the box is visible."""
     parts = []
     for place, panel in enumerate(panels, start=first):
         drawn = panel.series or panel.heat
@@ -46,8 +46,8 @@ def table_html(table: Table) -> str:
 
 
 def content_policy(*scripts: str) -> str:
-    """What the page may do: its own scripts by their hash, styles written in place (plotly sets
-    them), images from within, and nothing else."""
+    """Allow the page's scripts by their hash, inline styles (plotly sets them) and embedded
+    images, and nothing else."""
     allowed = " ".join(map(policy_hash, scripts))
     return (
         "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline';"
@@ -56,7 +56,7 @@ def content_policy(*scripts: str) -> str:
 
 
 def plotly_script() -> str:
-    """plotly.js, which a page carries to draw its figures.
+    """plotly.js, embedded in a page to draw its figures.
 
     Raises:
         MissingPackage: plotly is not installed.
@@ -74,13 +74,13 @@ def resource_text(name: str, package: str = "vapo_verl.plots") -> str:
 
 
 def inert_json(value: object) -> str:
-    """JSON that cannot end the script element it stands in, nor begin a comment or an entity."""
+    """JSON that cannot end its script element, nor begin a comment or an entity."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
 
 
 def policy_hash(text: str) -> str:
-    """Source expression that lets a Content-Security-Policy pass this very script or style."""
+    """Source expression that allows this script or style in a Content-Security-Policy."""
     digest = hashlib.sha256(text.encode("utf-8")).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 
@@ -96,7 +96,7 @@ class Table:
 
 
 def shown(value: float, digits: int = 3) -> str:
-    """`digits` significant digits, and all before the point; a dash for what is not finite."""
+    """`digits` significant digits, and all before the point; a dash for non-finite values."""
     if not math.isfinite(value):
         return NONE
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.{digits}g}"

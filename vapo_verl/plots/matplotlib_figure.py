@@ -1,4 +1,4 @@
-"""A panel as a picture, drawn without a browser: for trackers while a run trains, and for docs."""
+"""Draw a panel with matplotlib: for trackers while a run trains, and for docs."""
 
 import io
 
@@ -54,5 +54,5 @@ def _draw(axes: Axes, series: Series, color: str) -> None:
 
 
 def _floats(values: Numbers) -> np.ndarray:
-    """nan where there is no value: a gap in a line."""
+    """nan for a missing value: a gap in the line."""
     return np.array(values, dtype=float)

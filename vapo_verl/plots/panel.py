@@ -1,4 +1,4 @@
-"""What is drawn, apart from how: a panel is some lines over one axis, or one heat map."""
+"""Panels, independent of a renderer: some lines over one axis, or one heat map."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -18,11 +18,11 @@ class Series:
     low: Numbers = field(default_factory=list)
     high: Numbers = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-    """Said of each point when it is pointed at."""
+    """Hover text of each point."""
     run: int = 0
-    """Place of its run; the lines of the second run are dashed."""
+    """Index of its run; the lines of the second run are dashed."""
     color: int = 0
-    """Place in the page's palette: the same quantity has the same colour in both runs."""
+    """Index in the page's palette: a quantity has the same colour in both runs."""
     bars: bool = False
     """Error bars instead of a band."""
 
@@ -52,12 +52,12 @@ class Panel:
     """The line y = x."""
     note: str = ""
     missing: str = ""
-    """What is not drawn, of all runs or of one, and which setting provides it."""
+    """Missing data of all runs or of one, and the setting that provides it."""
     y_range: tuple[float, float] | None = None
 
 
 def missing_from(names: Sequence[str], series: Sequence[Series], text: str) -> str:
-    """`text` where no run has a line; behind the name of the one that has none; else nothing."""
+    """`text` if no run has a line; after its name if one run has none; else empty."""
     without = [name for run, name in enumerate(names) if all(line.run != run for line in series)]
     return text if len(without) == len(names) else " ".join(f"{name}: {text}" for name in without)
 

@@ -11,12 +11,12 @@ from vapo_verl.report.training_panels import CHANCE
 
 _NO_ANCHORS = (
     "The sampled rollouts hold no anchors. vapo.anchors.num_anchors > 0 and a claims column in the"
-    " data provide them; vapo.anchors.gate=always asks those of wrong answers too."
+    " data provide them; vapo.anchors.gate=always probes incorrect answers too."
 )
 
 
 def anchor_panels(runs: Sequence[RunSummary]) -> list[Panel]:
-    """Accuracy by position, and what p(yes) is worth."""
+    """Accuracy by position, and calibration of p(yes)."""
     return [_accuracy_by_position(runs), _calibration(runs)]
 
 
@@ -76,10 +76,10 @@ def _calibration(runs: Sequence[RunSummary]) -> Panel:
     return Panel(
         title="Calibration of p(yes)",
         x_title=f"mean p(yes) in each of {NUM_PROBABILITY_BINS} bins",
-        y_title="share of true claims",
+        y_title="fraction of true claims",
         series=series,
         diagonal=True,
-        note="On the diagonal p(yes) means what it says. 95 % Wilson intervals.",
+        note="On the diagonal p(yes) is calibrated. 95 % Wilson intervals.",
         missing=missing_from([run.name for run in runs], series, _NO_ANCHORS),
         y_range=(0.0, 1.0),
     )

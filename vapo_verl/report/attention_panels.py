@@ -16,13 +16,13 @@ _NO_ATTENTION = (
     "The sampled rollouts hold no visual attention. vapo.attention.enabled=true provides it."
 )
 _NO_LAYERS = (
-    "The sampled rollouts hold no values of single layers. vapo.attention.per_layer=true, with"
+    "The sampled rollouts hold no values per layer. vapo.attention.per_layer=true, with"
     " vapo.attention.enabled=true, provides them."
 )
 
 
 def attention_panels(runs: Sequence[RunSummary]) -> list[Panel]:
-    """The ratio by progress and by token, and a heat map of the layers of each run."""
+    """The ratio by progress and by token, and a heat map of each run's layers."""
     return [
         _by_progress(runs),
         _by_token(runs),

@@ -11,7 +11,7 @@ from vapo_verl.report.prompt_means import QUANTITIES
 from vapo_verl.report.run_summary import RunSummary
 
 SMALLEST_P = 1e-6
-"""Smaller ones are not told apart: the tests' assumptions do not carry so far."""
+"""Smaller p are shown as a bound: the tests' assumptions do not hold that far."""
 COMPARED_METRICS = (
     "vapo/reward/total",
     "vapo/reward/accuracy",
@@ -68,7 +68,7 @@ def _early_decision(a: RunSummary, b: RunSummary) -> list[Table]:
         paired_difference(name, early_rows(first, name), early_rows(second, name))
         for name in EARLY_QUANTITIES
     ]
-    note = "A pair is the same row of the data; both runs have to be asked about the same file."
+    note = "A pair is the same row of the data; both runs need early decisions on the same file."
     return [_differences("Common early-decision rows", "row", found, note)]
 
 

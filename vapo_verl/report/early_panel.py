@@ -1,4 +1,4 @@
-"""Early decision of a run: answers forced where a response's reasoning is cut off."""
+"""Early decision of a run: answers forced after cuts of a response's reasoning."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ NO_EARLY_DECISION = (
 )
 _ROWS = (
     "responses",
-    "right with all reasoning",
-    "right with no reasoning",
+    "correct with all reasoning",
+    "correct with no reasoning",
     "peak",
     "last cut − peak",
     "recoverable by any cut, of errors",
@@ -23,11 +23,15 @@ _ROWS = (
     "recoverable by a single cut, of errors",
     "recoverable by a single cut, of all",
 )
-QUANTITIES = ("right with no reasoning", "right at any earlier cut", "right with all reasoning")
+QUANTITIES = (
+    "correct with no reasoning",
+    "correct at any earlier cut",
+    "correct with all reasoning",
+)
 
 
 def early_panel(runs: Sequence[RunSummary]) -> Panel:
-    """Share of right answers by the share of the reasoning that stands before a forced answer."""
+    """Accuracy of forced answers by the fraction of the reasoning before them."""
     series = [
         _curve(run.early_decision, place)
         for place, run in enumerate(runs)
@@ -35,17 +39,17 @@ def early_panel(runs: Sequence[RunSummary]) -> Panel:
     ]
     return Panel(
         title="Early decision",
-        x_title="share of the reasoning kept",
-        y_title="share right",
+        x_title="fraction of the reasoning kept",
+        y_title="accuracy",
         series=series,
-        note="An answer is forced behind each cut of the same responses. 95 % Wilson intervals.",
+        note="An answer is forced after each cut of the same responses. 95 % Wilson intervals.",
         missing=missing_from([run.name for run in runs], series, NO_EARLY_DECISION),
         y_range=(0.0, 1.0),
     )
 
 
 def early_table(runs: Sequence[RunSummary]) -> Table | None:
-    """Peak, drop and recoverable rows of the runs that have them; None where none has."""
+    """Peak, drop and recoverable rows of the runs; None if no run has early decisions."""
     if all(run.early_decision is None for run in runs):
         return None
     columns = [_column(run) for run in runs]
@@ -53,20 +57,20 @@ def early_table(runs: Sequence[RunSummary]) -> Table | None:
         title="Early decision in numbers",
         header=["", *[run.name for run in runs]],
         rows=[[name, *[column.get(name, NONE) for column in columns]] for name in _ROWS],
-        note="Recoverable: wrong with all reasoning, right at an earlier cut. Over any cut it is an"
-        " upper bound, as nobody knows the cut beforehand; the single cut is the one that recovers"
-        " most. The peak is the best of all cuts in these very rows, so that the drop is somewhat"
+        note="Recoverable: incorrect with all reasoning, correct at an earlier cut. Over any cut it"
+        " is an upper bound, as the cut is not known beforehand; the single cut is the one that"
+        " recovers most. The peak is the best of all cuts on the same rows, so the drop is somewhat"
         " too large. 95 % intervals.",
     )
 
 
 def early_rows(decision: EarlyDecision, quantity: str) -> dict[str, float]:
-    """Row of the data -> 1 where `quantity` holds of its response, else 0."""
+    """Row of the data -> 1 if `quantity` holds for its response, else 0."""
     right = decision.right()
     values = {
-        "right with no reasoning": right[:, 0],
-        "right at any earlier cut": right[:, :-1].max(axis=1),
-        "right with all reasoning": right[:, -1],
+        "correct with no reasoning": right[:, 0],
+        "correct at any earlier cut": right[:, :-1].max(axis=1),
+        "correct with all reasoning": right[:, -1],
     }[quantity]
     names = (f"{row.data_source}\t{row.row}" for row in decision.rows)
     return dict(zip(names, values.astype(float).tolist(), strict=True))
@@ -106,7 +110,7 @@ def _curve(decision: EarlyDecision, run: int) -> Series:
     cuts = accuracy_by_cut(decision)
     shares = [cut["share"] for cut in cuts]
     return Series(
-        name="share right",
+        name="accuracy",
         x=numbers(cut["target"] for cut in cuts),
         y=numbers(share["share"] for share in shares),
         low=numbers(share["low"] for share in shares),

@@ -77,19 +77,19 @@ function fillAnchors(sample) {
     const row = document.createElement("tr");
     const cells = [i + 1, anchor.position ?? "–", anchor.claim ?? "", anchor.label ? "true" : "false", answer(anchor.answer), number(anchor.p_yes)];
     row.append(...cells.map(cell => element("td", cell)));
-    row.append(element("td", anchor.correct ? "✓ right" : "✗ wrong", anchor.correct ? "right" : "wrong"));
+    row.append(element("td", anchor.correct ? "✓ correct" : "✗ incorrect", anchor.correct ? "right" : "wrong"));
     [...row.cells].forEach((cell, at) => { cell.dataset.name = names[at]; });
     return row;
   });
   document.querySelector("#anchors tbody").replaceChildren(...rows);
   $("anchors").hidden = rows.length === 0;
   $("no-anchors").textContent = rows.length ? "" :
-    "None were asked of this response: vapo.anchors.num_anchors > 0 asks them, vapo.anchors.gate=always of wrong answers too.";
+    "This response was not probed: vapo.anchors.num_anchors > 0 probes correct ones, vapo.anchors.gate=always all.";
 }
 
 function facts(sample) {
   const rewards = Object.entries(sample.reward).map(([part, value]) => `${part} ${number(value)}`).join(", ");
-  const right = sample.right === null ? "not judged" : sample.right ? "✓ right" : "✗ wrong";
+  const right = sample.right === null ? "not scored" : sample.right ? "✓ correct" : "✗ incorrect";
   const run = DATA.runs.length > 1 ? `${DATA.runs[sample.run]}, ` : "";
   return `${run}step ${sample.step ?? "–"}, ${sample.data_source} ${sample.index ?? ""}, sample ${sample.sample ?? "–"}: ${right}; ` +
     `expected answer ${sample.ground_truth}; ${sample.num_tokens} tokens; ${rewards}`;

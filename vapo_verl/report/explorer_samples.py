@@ -19,7 +19,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownResponse:
-    """One response, as the page holds it. All texts are what a model or a data set wrote."""
+    """One response, as the page holds it. All texts are untrusted."""
 
     step: int | None
     uid: str
@@ -29,9 +29,9 @@ class ShownResponse:
     prompt: str
     tokens: list[str]
     num_tokens: int
-    """Of the whole response; more than `tokens` holds where it was cut."""
+    """Of the full response; more than `tokens` holds if it was cut."""
     attention: list[float | None]
-    """One per shown token; empty where none was exported."""
+    """One per shown token; empty if not exported."""
     ground_truth: str
     right: bool | None
     reward: dict[str, float | None]
@@ -41,7 +41,7 @@ class ShownResponse:
 
 
 class ExplorerSamples:
-    """At most `size` responses of a run, half of them right, drawn by `seed`."""
+    """At most `size` responses of a run, half of them correct, drawn by `seed`."""
 
     def __init__(self, size: int, seed: int) -> None:
         sizes = {True: size // 2, False: size - size // 2}
@@ -67,7 +67,7 @@ class ExplorerSamples:
 
 
 def shown_response(rollout: Rollout) -> ShownResponse:
-    """What the page shows of one row; a column that the file lacks stays empty."""
+    """The page's view of one row; a missing column stays empty."""
     tokens = rollout.cell("tokens") or [rollout.cell("response") or ""]
     attention = rollout.attention()
     known = len(attention) == len(tokens) and any(map(math.isfinite, attention))
@@ -104,9 +104,9 @@ def _rounded(value: float | None) -> float | None:
 class BoundedSample(Generic[Value]):
     """Keeps the values of the `size` keys whose hash is smallest.
 
-    Every key has the same chance, whatever its place in the stream. Two samples with the same seed
-    prefer the same keys, so what two runs have in common stays in common. A key that was turned out
-    is never let in again: a value that several additions make up is whole or absent.
+    Every key has the same chance, whatever its position in the stream. Two samples with the same
+    seed prefer the same keys, so common keys of two runs stay common. An evicted key is never
+    readmitted, so a multi-part value is either complete or missing.
     """
 
     def __init__(self, size: int, seed: int = 0) -> None:
@@ -121,13 +121,13 @@ class BoundedSample(Generic[Value]):
         return self._values.get(key)
 
     def admits(self, key: str) -> bool:
-        """Whether `put` would keep the key; asked first where making the value costs something."""
+        """Whether `put` would keep the key; call it first if the value is expensive."""
         if key in self._values or len(self._values) < self._size:
             return True
         return self._size > 0 and self._rank(key) < -self._largest_first[0][0]
 
     def put(self, key: str, value: Value) -> None:
-        """Keep `value`, or drop it, or drop another for it."""
+        """Keep `value`, drop it, or evict another for it."""
         if not self.admits(key):
             return
         if key not in self._values:

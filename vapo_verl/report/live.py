@@ -1,4 +1,4 @@
-"""What a run shows of itself while it trains and when it ends; a fault here never ends a run."""
+"""Figures of a run for trackers, and its final report; an error here never ends the run."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -42,7 +42,7 @@ class KeyPictures:
         self._warned = False
 
     def log(self, data: Mapping[str, Any], step: int) -> None:
-        """Called by veRL once a step, after `metrics.jsonl` has got its line."""
+        """Called by veRL once a step, after the line in `metrics.jsonl`."""
         if not (self._sends and self._is_due(step)):
             return
         try:
@@ -75,14 +75,14 @@ class KeyPictures:
 
 
 def write_final_report(run_dir: Path) -> None:
-    """`report.html` of a run that has ended; it says so where that is impossible."""
+    """Write `report.html` at the end of a run; failures are logged, never raised."""
     try:
         run = summarise_run(run_dir, name=run_dir.name, num_samples=NUM_SAMPLES, seed=0)
         write_report(run_dir / REPORT_FILE, [run])
     except MissingPackage as error:
         command = f"python -m vapo_verl.report {run_dir}"
         say(f"WARNING: no {REPORT_FILE}: {error}, then `{command}`")
-    except Exception as error:  # the run is done, and all that the report reads is safe
+    except Exception as error:  # the run is done, and its files are on the disk
         say(f"WARNING: no {REPORT_FILE}: {error!r}")
 
 

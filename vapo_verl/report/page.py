@@ -34,7 +34,7 @@ _SCRIPTS = (("plots.js", "vapo_verl.plots"), ("explorer.js", _PACKAGE))
 
 
 def write_report(out: Path, runs: Sequence[RunSummary]) -> None:
-    """Write the report on one run, or on two compared, whole or not at all."""
+    """Write the report on one run, or on two compared, atomically."""
     page = render_report(runs)
     with atomic_write(out) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
@@ -80,7 +80,7 @@ def render_report(runs: Sequence[RunSummary]) -> str:
 
 
 def _once_each(samples: Sequence[dict[str, Any]]) -> list[str]:
-    """All images, each once; those of the samples become places in this list."""
+    """All images, each once; samples refer to them by index."""
     places: dict[str, int] = {}
     for sample in samples:
         sample["images"] = [places.setdefault(uri, len(places)) for uri in sample["images"]]
@@ -98,8 +98,8 @@ def _comparison(runs: Sequence[RunSummary]) -> str:
 def _drawn(runs: Sequence[RunSummary]) -> str:
     parts = [
         f"{run.name}: {len(run.explorer.responses())} of {run.num_responses} sampled responses,"
-        f" drawn by a fixed seed, right and wrong ones apart"
-        f" ({run.explorer.num_seen[True]} were right)."
+        f" drawn by a fixed seed, correct and incorrect ones separately"
+        f" ({run.explorer.num_seen[True]} were correct)."
         for run in runs
         if run.num_responses
     ]

@@ -1,4 +1,4 @@
-"""Means over the sampled responses to one prompt at one step: what two runs are paired by."""
+"""Means over the sampled responses to one prompt at one step, for paired comparisons."""
 
 import math
 from typing import Any
@@ -18,7 +18,7 @@ QUANTITIES = (
     "attention slope",
     "attention late / early",
 )
-"""Per response; each nan where the response has none."""
+"""Per response; each nan if the response has none."""
 
 
 class PromptMeans:

@@ -1,4 +1,4 @@
-"""All that the report says about one run, gathered in one pass over its files."""
+"""The report's data of one run, collected in one pass over its files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,19 +27,19 @@ class RunSummary:
     prompts: PromptMeans
     explorer: ExplorerSamples
     early_decision: EarlyDecision | None
-    """None where the command has not been run on it."""
+    """None if the command has not been run."""
     num_files: int
     num_responses: int
     problems: list[str]
-    """What could not be read, a sentence each."""
+    """One sentence for each unreadable file or line."""
 
 
 def summarise_run(
     run_dir: Path, *, name: str, num_samples: int, seed: int, rollouts_of: range | None = None
 ) -> RunSummary:
-    """Read a run folder; a run that is under way or was cut short is one like any other.
+    """Read a run folder, also of an unfinished or interrupted run.
 
-    Memory does not grow with the number of rollout files, but for one path each.
+    Memory does not grow with the number of rollout files, except for one path each.
 
     Args:
         num_samples: responses kept for the explorer, drawn by `seed`.
@@ -54,13 +54,13 @@ def summarise_run(
     if not files and not (run_dir / METRICS_FILE).exists():
         raise RunError(
             f"{run_dir} has neither {METRICS_FILE} nor rollouts/step_*.parquet: it is no run"
-            " folder, or its first step has not ended; give a run's trainer.default_local_dir"
+            " folder, or its first step has not finished; give a run's trainer.default_local_dir"
         )
     problems: list[str] = []
     metrics = read_metrics(run_dir / METRICS_FILE)
     if metrics.num_broken_lines:
         problems.append(
-            f"{METRICS_FILE}: {metrics.num_broken_lines} line(s) that are not whole are left out;"
+            f"{METRICS_FILE}: {metrics.num_broken_lines} incomplete line(s) are left out;"
             " the run is writing, or was killed while it wrote."
         )
     summary = RunSummary(

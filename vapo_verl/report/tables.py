@@ -1,4 +1,4 @@
-"""The numbers of the report: what stands beside the figures."""
+"""Tables of the report."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from vapo_verl.report.run_summary import RunSummary
 
 
 def overview(runs: Sequence[RunSummary]) -> Table:
-    """What each run holds, and its last values."""
+    """Contents of each run, and its last values."""
     return Table(
         title="Overview",
         header=["", *[run.name for run in runs]],
@@ -34,7 +34,7 @@ def overview(runs: Sequence[RunSummary]) -> Table:
 
 
 def forgetting(runs: Sequence[RunSummary]) -> Table:
-    """Slope, ratio and half-lives of attention, and the anchors as a whole."""
+    """Slope, ratio and half-lives of attention, and statistics of all anchors."""
     columns = [_forgetting_column(run) for run in runs]
     names = [name for name, _ in columns[0]]
     rows = [[name, *[column[i][1] for column in columns]] for i, name in enumerate(names)]
@@ -44,7 +44,7 @@ def forgetting(runs: Sequence[RunSummary]) -> Table:
         rows=rows,
         note="Slope and late / early: median (quartiles) over prompts, each with the mean of its"
         " responses. Half-life: from the first point of the median curve to where it has fallen to"
-        " half; – where it never does.",
+        " half; – if it never does.",
     )
 
 
@@ -56,7 +56,7 @@ def _forgetting_column(run: RunSummary) -> list[tuple[str, str]]:
         ("responses with attention", str(curves.num_responses)),
         ("slope over a response", _quartiles(run, "attention slope")),
         ("late third / early third", _quartiles(run, "attention late / early")),
-        ("half-life, share of a response", shown(half_life(progress_centres(), by_progress))),
+        ("half-life, fraction of a response", shown(half_life(progress_centres(), by_progress))),
         ("half-life, tokens", shown(half_life(token_centres(curves.token_width), by_token))),
         ("anchors", str(anchors.num_anchors)),
         ("anchor accuracy", shown(anchors.accuracy())),

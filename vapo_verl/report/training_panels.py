@@ -9,9 +9,9 @@ from vapo_verl.plots.panel import Panel, Series, missing_from, numbers
 from vapo_verl.report.run_summary import RunSummary
 
 CHANCE = 0.5
-"""A guess at a claim that is true or false."""
+"""Accuracy of guessing true or false."""
 _NO_ANCHORS = (
-    "No anchors were asked. vapo.anchors.num_anchors > 0 and a claims column in the data provide"
+    "No anchors were probed. vapo.anchors.num_anchors > 0 and a claims column in the data provide"
     " them."
 )
 _NO_ATTENTION = "No visual attention was exported. vapo.attention.enabled=true provides it."
@@ -27,7 +27,7 @@ def training_panels(runs: Sequence[RunSummary]) -> list[Panel]:
             title="Time per phase",
             y_title="seconds",
             metrics=phases,
-            note="step is the whole; a phase may hold others.",
+            note="step is the total; a phase may include others.",
             missing=NOT_LOGGED,
         ),
         Plan(
@@ -97,20 +97,20 @@ PLANS = (
         metrics=tuple(
             (f"vapo/reward/{part}", part) for part in ("total", "accuracy", "format", "perception")
         ),
-        note="Parts stand before their weights.",
+        note="Parts before their weights.",
         missing=NOT_LOGGED,
     ),
     Plan(
         title="Gate rate",
-        y_title="share of responses",
+        y_title="fraction of responses",
         metrics=(("vapo/anchors/probed_fraction", "probed"),),
-        note="Share of responses whose anchors were asked.",
+        note="Fraction of responses whose anchors were probed.",
         missing=_NO_ANCHORS,
         share=True,
     ),
     Plan(
         title="Anchor accuracy",
-        y_title="share right",
+        y_title="accuracy",
         metrics=(
             ("vapo/anchors/accuracy", "all"),
             ("vapo/anchors/accuracy_early", "early third"),
@@ -124,23 +124,23 @@ PLANS = (
     ),
     Plan(
         title="Groups",
-        y_title="share",
+        y_title="fraction",
         metrics=(
-            ("vapo/advantage/groups_right", "all right"),
-            ("vapo/advantage/groups_mixed", "right in part"),
-            ("vapo/advantage/groups_wrong", "never right"),
-            ("vapo/advantage/perception_only", "of advantage: perception alone"),
+            ("vapo/advantage/groups_right", "all correct"),
+            ("vapo/advantage/groups_mixed", "mixed"),
+            ("vapo/advantage/groups_wrong", "none correct"),
+            ("vapo/advantage/perception_only", "of advantage: perception only"),
         ),
-        note="Shares of prompts by their answers, and the share of the sum of absolute advantages "
-        "in groups that differ in nothing but perception.",
+        note="Fractions of prompts by their answers, and the fraction of the sum of absolute "
+        "advantages in groups whose rewards differ only in perception.",
         missing=NOT_LOGGED,
         share=True,
     ),
     Plan(
         title="Yes-rate",
-        y_title="share of yes",
+        y_title="rate of yes",
         metrics=(("vapo/anchors/yes_rate", "yes"),),
-        note="Far from one half the policy answers without looking.",
+        note="Far from one half, the policy answers without reading the image.",
         missing=_NO_ANCHORS,
         level=0.5,
         level_name="half",
@@ -179,7 +179,7 @@ PLANS = (
     ),
     Plan(
         title="Clip fraction",
-        y_title="share of tokens",
+        y_title="fraction of tokens",
         metrics=(("actor/pg_clipfrac", "clipped"), ("actor/pg_clipfrac_lower", "lower bound")),
         missing=NOT_LOGGED,
     ),
@@ -197,7 +197,7 @@ PLANS = (
     ),
     Plan(
         title="Cut responses",
-        y_title="share of responses",
+        y_title="fraction of responses",
         metrics=(("response_length/clip_ratio", "at the token limit"),),
         note="data.max_response_length is the limit.",
         missing=NOT_LOGGED,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class RecordingFlashAttentionImpl(FullContextImpl, FlashAttentionImpl):
     """Reads visual keys only, given the LSE of the attention call that the layer makes anyway.
 
-    Where none comes out, as from cascade attention, it walks the whole context.
+    Without an LSE, as in cascade attention, it reads the full context.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

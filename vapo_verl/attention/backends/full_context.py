@@ -1,4 +1,4 @@
-"""Recording on CUDA under a backend that tells nothing of its softmax."""
+"""Recording on CUDA with a backend that does not return its log-sum-exp."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vapo_verl.attention.support import PLAIN_CACHE_DTYPES
 
 
 class FullContextImpl(RecordingImpl):
-    """Mixin for FLASH_ATTN, TRITON_ATTN and FLASHINFER: the kernel over a row's whole context."""
+    """Mixin for FLASH_ATTN, TRITON_ATTN and FLASHINFER: the kernel over a row's full context."""
 
     kv_cache_dtype: str
     scale: float

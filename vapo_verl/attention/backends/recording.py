@@ -1,6 +1,6 @@
-"""Mixins that make a vLLM attention backend record where its queries look.
+"""Mixins that make a vLLM attention backend record the visual attention of its queries.
 
-They sit on the two classes a backend is made of. The metadata builder is the last place before the
+They extend the two classes of a backend. The metadata builder is the last place before the
 forward where the batch's rows are final; the implementation's `forward` is the only place where a
 layer's queries and its KV cache meet.
 """
@@ -29,13 +29,13 @@ class Batch:
 
 
 class Clock(Protocol):
-    """What is used of `OverheadMeter`."""
+    """The part of `OverheadMeter` used here."""
 
     def recording(self) -> AbstractContextManager[None]: ...
 
 
 class Recorder(Protocol):
-    """What is used of `Capture`."""
+    """The part of `Capture` used here."""
 
     ratio: Tensor
     """[captured layers, rows]"""

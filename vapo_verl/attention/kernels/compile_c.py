@@ -1,4 +1,4 @@
-"""Compiles one C file of this package for this machine, once, into the user's cache."""
+"""Compile one C file of this package for this machine, once, into the user's cache."""
 
 import ctypes
 import hashlib
@@ -9,8 +9,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-# Not -ffast-math: linking with it makes the whole process flush denormals, which would change
-# the model's own arithmetic.
+# Not -ffast-math: linking with it makes the process flush denormals, which would change
+# the model's arithmetic.
 FLAGS = (
     *("-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
@@ -19,13 +19,13 @@ TIMEOUT_S = 120.0
 
 
 class CannotCompileError(RuntimeError):
-    """No usable C compiler; the message says what was tried."""
+    """No usable C compiler; the message lists the attempts."""
 
 
 def load_library(source: Path) -> ctypes.CDLL:
-    """The shared library of `source`, compiled when the cache has none for this CPU and compiler.
+    """The shared library of `source`, compiled if the cache has none for this CPU and compiler.
 
-    OpenMP comes from whichever runtime the process holds already (torch's): one thread pool.
+    OpenMP comes from the runtime that the process has loaded (torch's): one thread pool.
 
     Raises:
         CannotCompileError: there is no compiler, or it fails.
@@ -84,7 +84,7 @@ def _temporary_folder() -> Path:
 
 
 def _cpu() -> str:
-    """What -march=native depends on: a home folder may be shared by different machines."""
+    """The CPU features behind -march=native: different machines may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

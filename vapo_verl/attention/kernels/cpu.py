@@ -93,7 +93,7 @@ def visual_ratio_torch(
     scale: float,
     window: int | None = None,
 ) -> Rows:
-    """The same by gathering every key of every row: slower, and without a compiler."""
+    """The same without a compiler, by gathering every key of every row: slower."""
     blocks, kv_heads, block_size, twice_dim = kv_cache.shape
     context = int(seq_lens.max())
     used = block_table[:, : -(-context // block_size)].long()

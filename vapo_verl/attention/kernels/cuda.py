@@ -1,6 +1,6 @@
 """The visual attention ratio over a paged KV cache on CUDA, in Triton.
 
-One program walks some keys of one row for the query heads of one KV head; a second kernel adds up
+One program reads some keys of one row for the query heads of one KV head; a second kernel adds up
 the programs' parts and averages over heads, so that no atomics are needed and the result is
 deterministic. The grid depends on shapes alone, and all that changes from step to step lies in
 device memory: a CUDA graph may capture both launches.
@@ -19,11 +19,11 @@ from torch import Tensor
 
 LOG2E = tl.constexpr(1.4426950408889634)
 TILE = 64
-"""Keys a program reads at a time."""
+"""Keys that a program reads at a time."""
 MAX_SPLITS = 32
 """The most programs that share a row's keys."""
 PROGRAMS_PER_MULTIPROCESSOR = 4
-"""What registers and shared memory admit at head size 128 in 16 bits."""
+"""The limit of registers and shared memory at head size 128 in 16 bits."""
 NO_WINDOW = 2**31 - 1
 INTERPRETED = triton.knobs.runtime.interpret
 
@@ -62,7 +62,7 @@ def walk_kernel(
 
     With LSE n = 1, the visual probability mass; without n = 3, the sums of visual and of all
     weights and the running maximum of the logits that both are relative to, as in FlashAttention.
-    Splits take the tiles in turn, so that all have work whatever the row's length.
+    Splits take the tiles in turn, so that all have work at any row length.
     """
     row = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1).to(tl.int64)
@@ -88,7 +88,7 @@ def walk_kernel(
     index = tl.arange(0, SPANS_PAD)
     lower = tl.load(spans + 2 * index, mask=index < MAX_SPANS, other=0)
     upper = tl.load(spans + 2 * index + 1, mask=index < MAX_SPANS, other=0)
-    num_spans = tl.max(tl.where(upper > lower, index + 1, 0), 0)  # empty ones behind: not visited
+    num_spans = tl.max(tl.where(upper > lower, index + 1, 0), 0)  # empty ones follow: not visited
 
     heads = tl.num_programs(1) * GROUP
     part = parts_ptr + (row * heads + head) * num_splits + split
@@ -98,7 +98,7 @@ def walk_kernel(
         for s in range(num_spans):
             start = tl.maximum(tl.load(spans + 2 * s), first)
             end = tl.minimum(tl.load(spans + 2 * s + 1), seq_len)
-            # another split begins in each span, or else the first would do all short ones
+            # each span starts at another split, or the first would do all short ones
             for tile in range(start + (split + s) % num_splits * TILE, end, num_splits * TILE):
                 position = tile + tl.arange(0, TILE)
                 inside = position < end
@@ -181,14 +181,14 @@ def visual_ratio(
     window: int | None = None,
     num_splits: int | None = None,
 ) -> None:
-    """Write to out[r] the share of attention that row r's last query puts on visual keys.
+    """Write to out[r] the fraction of attention that row r's last query puts on visual keys.
 
     As `reference.visual_ratio`: ratio_r = 1/H * sum_h sum_{j visual} softmax_j(scale * q_rh . k_rj)
     over the keys j < seq_lens[r], the last `window` of them where a window is given. Row r's query
-    is number query_start_loc[r + 1] - 1. Two ways of getting there:
+    is number query_start_loc[r + 1] - 1. Two methods:
 
     with `lse`: only visual keys are read; the mass of a head is sum_{visual} exp(logit - LSE).
-    without: the whole context is read once, and nothing is needed of the attention kernel.
+    without: the full context is read once, and the attention kernel provides nothing.
 
     Nothing is read back to the host, and reruns give the same bits.
 
@@ -269,7 +269,7 @@ def _check(
     out: Tensor,
     lse: Tensor | None,
 ) -> None:
-    """Assert what the kernels rely on: they would read wrong memory in silence."""
+    """Assert what the kernels rely on: otherwise they would silently read other memory."""
     rows, heads, dim, kv_heads = seq_lens.shape[0], *query.shape[1:], key_cache.shape[2]
     assert query.dtype in (torch.float32, torch.bfloat16, torch.float16), f"query: {query.dtype}"
     assert key_cache.dtype == query.dtype, f"keys {key_cache.dtype}, queries {query.dtype}"

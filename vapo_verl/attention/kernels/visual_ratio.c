@@ -131,8 +131,8 @@ static inline float sum_of(f32v x) {
   return sum;
 }
 
-// Share of softmax(scale * scores[start:end]) on the row's spans. Works on whole lanes: what they
-// hold outside of [start, end) is overwritten.
+// Fraction of softmax(scale * scores[start:end]) on the row's spans. Works on full lanes: values
+// outside of [start, end) are overwritten.
 static float visual_share(float *scores, int64_t start, int64_t end, float scale,
                           const int32_t *spans, int max_spans) {
   const int64_t first = start / LANES * LANES, last = (end + LANES - 1) / LANES * LANES;
