@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,10 +32,10 @@ DIES_WITHIN_S = 240
 
 
 def commands(heading: str, number: int = 0) -> str:
-    """An indented block of the page."""
+    """A fenced block of the page."""
     section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    blocks = re.findall(r"(?:^    .*\n)+", section, re.MULTILINE)
-    return textwrap.dedent(blocks[number])
+    blocks = re.findall(r"^```bash\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    return blocks[number]
 
 
 class Cluster:
@@ -163,7 +162,7 @@ def test_a_dead_node_ends_the_run_and_is_named(cluster, killed):
 
 
 def test_the_same_command_resumes_once_the_node_is_back(cluster, resumed):
-    assert "the run goes on after step 2" in resumed  # the doctor, before the run
+    assert "the run resumes after step 2" in resumed  # the doctor, before the run
     assert [f"step {step}/4 |" in resumed for step in range(1, 5)] == [False, False, True, True]
     steps = metrics(cluster.run_dir)
     assert sorted(steps) == [1, 2, 3, 4]
