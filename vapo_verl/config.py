@@ -14,6 +14,7 @@ GATES = ("correct", "always", "relaxed")
 PERCEPTION_SOURCES = ("claims", "attention", "none")
 ATTENTION_MODES = ("focus", "grounded")
 ANSWER_STYLES = ("exact", "math")
+"""How an answer is compared: see :func:`vapo_verl.reward.accuracy.accuracy`."""
 CONSOLES = ("short", "full")
 
 

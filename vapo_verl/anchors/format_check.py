@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-CHANCE = 0.5
+from vapo_verl.reward.perception import CHANCE
+
 MIN_FREE_FRACTION = 0.5
 ONE_WAY = 0.9
 LEAST_SPREAD = 0.02

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vapo_verl.reward.tags import BOX, THINK_END
+
 BOUNDARY_CHARACTERS = frozenset(",.!?;:\n，。！？；：")
 """Ends of clauses and sentences, in ASCII and full width."""
-REASONING_END = "</think>"
-ANSWER_START = "\\boxed"
 
 
 def reasoning_length(pieces: Sequence[str]) -> int:
@@ -22,9 +22,9 @@ def reasoning_length(pieces: Sequence[str]) -> int:
             a replacement character; the two markers are ASCII and stay readable.
     """
     text = "".join(pieces)
-    end = text.find(REASONING_END)
+    end = text.find(THINK_END)
     if end < 0:
-        end = text.rfind(ANSWER_START)
+        end = text.rfind(BOX)
     if end < 0:
         return len(pieces)
     starts = np.cumsum([0, *map(len, pieces)])

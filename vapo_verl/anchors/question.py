@@ -6,6 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+ANSWER_BIAS = 100.0
+"""Added to the logits of yes and no in a probe, the most vLLM takes: no other token keeps any
+probability. Not ``allowed_token_ids``: vLLM 0.24 leaks its mask to other requests of the batch
+(``InputBatch.swap_states`` swaps tensor rows in place, ``condense`` leaves the moved row behind),
+and responses that still decode then say yes and no in mid-sentence.
+"""
+
 
 class Tokenizer(Protocol):
     """The part of a Hugging Face tokenizer used here."""

@@ -7,6 +7,7 @@ from vapo_verl.digits.long_questions import LONG_KINDS, PARTS_KINDS
 from vapo_verl.digits.scene import Scene
 from vapo_verl.digits.solutions import Maker
 from vapo_verl.digits.standard_questions import STANDARD_KINDS
+from vapo_verl.reward.tags import BOX, THINK_END, THINK_START
 
 QUESTION_SETS: dict[str, dict[str, Maker]] = {
     "standard": STANDARD_KINDS,
@@ -41,7 +42,7 @@ class Question:
         return self._answered(self.hasty_steps or self.steps)
 
     def _answered(self, steps: tuple[str, ...]) -> str:
-        return f"<think>{' '.join(steps)}</think>\\boxed{{{self.answer}}}"
+        return f"{THINK_START}{' '.join(steps)}{THINK_END}{BOX}{{{self.answer}}}"
 
 
 def sample_question(rng: random.Random, scene: Scene, question_set: str = "standard") -> Question:

@@ -3,8 +3,9 @@ r"""Format reward: reasoning inside <think> </think>, then the answer inside \bo
 import re
 
 from vapo_verl.reward.accuracy import answer_of
+from vapo_verl.reward.tags import THINK_END, THINK_START
 
-_THINK_TAG = re.compile(r"</?think>")
+_THINK_TAG = re.compile(f"{THINK_START}|{THINK_END}")
 
 
 def format_score(text: str) -> float:
@@ -16,6 +17,6 @@ def format_score(text: str) -> float:
     and a box that is blank or cut off. A chat template that puts `<think>` into the prompt
     leaves the response without it: prepend it before scoring.
     """
-    tags_in_order = _THINK_TAG.findall(text) == ["<think>", "</think>"]
-    starts_with_tag = text.lstrip().startswith("<think>")
+    tags_in_order = _THINK_TAG.findall(text) == [THINK_START, THINK_END]
+    starts_with_tag = text.lstrip().startswith(THINK_START)
     return float(tags_in_order and starts_with_tag and answer_of(text) is not None)

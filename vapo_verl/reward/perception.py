@@ -6,7 +6,8 @@ from collections.abc import Collection
 
 import numpy as np
 
-CHANCE = 0.5  # of a yes/no question
+CHANCE = 0.5
+"""Expected accuracy of guessing yes or no."""
 
 
 def perception_score(

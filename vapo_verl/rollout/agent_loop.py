@@ -21,7 +21,7 @@ from vapo_verl.anchors import (
     plan_anchors,
     probe_anchors,
 )
-from vapo_verl.config import VapoConfig, vapo_config
+from vapo_verl.config import ANSWER_STYLES, VapoConfig, vapo_config
 from vapo_verl.data.claims_column import Claim, read_claims
 from vapo_verl.reward.accuracy import accuracy
 from vapo_verl.reward.components import RewardComponents, compose_reward
@@ -135,7 +135,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
 
     async def _accuracy(self, text: str, reference: dict[str, Any]) -> float:
         style = reference.get("style")
-        style = style if style in ("exact", "math") else self.vapo.reward.answer_style
+        style = style if style in ANSWER_STYLES else self.vapo.reward.answer_style
         return await self.loop.run_in_executor(
             None, accuracy, text, str(reference["ground_truth"]), style
         )

@@ -12,15 +12,10 @@ from verl.workers.rollout.replica import TokenOutput
 
 from vapo_verl.anchors import AnchorQuestion, ProbeReply
 from vapo_verl.anchors.probe import Ask
+from vapo_verl.anchors.question import ANSWER_BIAS
 from vapo_verl.patches.upstream import server_of
 from vapo_verl.rollout.token_budget import TokenBudget
 
-ANSWER_BIAS = 100.0
-"""Added to the logits of yes and no in a probe, the most vLLM takes: no other token keeps any
-probability. Not ``allowed_token_ids``: vLLM 0.24 leaks its mask to other requests of the batch
-(``InputBatch.swap_states`` swaps tensor rows in place, ``condense`` leaves the moved row behind),
-and responses that still decode then say yes and no in mid-sentence.
-"""
 PROBE_PRIORITY = -1
 """Ahead of responses that have not begun (vLLM serves low numbers first) where the engine schedules
 by priority: they would push the prefix of a probe that waits out of the KV cache. A response that

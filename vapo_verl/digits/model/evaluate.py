@@ -14,8 +14,9 @@ from vapo_verl.data.images import load_image
 from vapo_verl.digits.model.batch import collate
 from vapo_verl.digits.model.samples import Sample, encode, make_probe, prompt_ids, verdict_ids
 from vapo_verl.digits.scene import parse_grid
+from vapo_verl.reward.tags import BOX, THINK_END, THINK_START
 
-_FORMAT = re.compile(r"<think>.+</think>\\boxed\{(\w+)\}", re.DOTALL)
+_FORMAT = re.compile(rf"{THINK_START}.+{THINK_END}{re.escape(BOX)}\{{(\w+)\}}", re.DOTALL)
 _MAX_NEW_TOKENS = 160
 _ROWS_A_PASS = 16
 GROUP_SIZE = 5
@@ -171,7 +172,7 @@ def judge(
 
 
 def _probed(processor: Qwen2_5_VLProcessor, sample: Sample, claims: Sequence[dict]) -> Sample:
-    (end_of_reasoning,) = encode(processor.tokenizer, "</think>")
+    (end_of_reasoning,) = encode(processor.tokenizer, THINK_END)
     ids = sample.response_ids
     end = ids.index(end_of_reasoning) if end_of_reasoning in ids else len(ids) - 1
     probes = [

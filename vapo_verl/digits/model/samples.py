@@ -16,6 +16,7 @@ from vapo_verl.digits.scans import ScanPool
 from vapo_verl.digits.scene import Scene, sample_scene
 from vapo_verl.digits.selection import sample_claims
 from vapo_verl.digits.solutions import read
+from vapo_verl.reward.tags import THINK_END, THINK_START
 
 IGNORED = -100
 """Label of a token at which nothing is learnt."""
@@ -79,7 +80,7 @@ class SampleMaker:
         """Draw a sample whose response reads every cell, in random order."""
         scene = sample_scene(rng, self.pool, rows, cols)
         places = rng.sample(list(scene.places), rows * cols)
-        response = f"<think>{' '.join(read(scene, place) for place in places)}</think>"
+        response = f"{THINK_START}{' '.join(read(scene, place) for place in places)}{THINK_END}"
         return self._sample(rng, scene, READ_PROMPT, response)
 
     def question(self, rng: random.Random, rows: int, cols: int) -> Sample:

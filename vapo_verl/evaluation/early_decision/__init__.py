@@ -46,6 +46,7 @@ from vapo_verl.evaluation.early_decision.records import (
     EarlyRow,
     load_early_decision,
 )
+from vapo_verl.reward.tags import BOX, THINK_END
 
 __all__ = [
     "COMMAND",
@@ -70,9 +71,9 @@ class EarlyOptions:
     """From 0 to 100 %, evenly."""
     time_up: str = "\nTime is up. I have to answer now.\n"
     """Text behind a cut."""
-    end_of_thinking: str = "</think>"
+    end_of_thinking: str = THINK_END
     """Closing tag."""
-    answer_start: str = "\n\\boxed{"
+    answer_start: str = f"\n{BOX}{{"
     """Begins the answer, so that few tokens are enough for it."""
     answer_tokens: int = field(default=32, metadata=cli(low=1))
     """Of a forced answer."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vapo_verl.anchors.placement import ANSWER_START, REASONING_END, logical_boundaries
+from vapo_verl.anchors.placement import logical_boundaries
 from vapo_verl.evaluation.interventions import INTERVENTIONS, PLAIN, InterventionOptions
 from vapo_verl.evaluation.probing.attention_summary import ratios
 from vapo_verl.evaluation.probing.cuts import Reasoning
@@ -18,6 +18,7 @@ from vapo_verl.evaluation.probing.engine import Completion, Context, Engine
 from vapo_verl.evaluation.probing.probe_options import ProbeOptions
 from vapo_verl.evaluation.probing.respond import Response, grade, respond, seeds
 from vapo_verl.evaluation.probing.rows import Row
+from vapo_verl.reward.tags import BOX, THINK_END
 
 LONGEST_STEP = 1.5
 """Of the distance of insertions: so much is written in search of a boundary."""
@@ -239,6 +240,6 @@ def next_insertion(pieces: Sequence[str], distance: int) -> int | None:
         distance: tokens wanted.
     """
     text = "".join(pieces)
-    if REASONING_END in text or ANSWER_START in text:
+    if THINK_END in text or BOX in text:
         return None
     return min(logical_boundaries(pieces), key=lambda b: abs(b - distance), default=None)

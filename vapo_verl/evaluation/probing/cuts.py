@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vapo_verl.anchors.placement import logical_boundaries, reasoning_length
-
-REASONING_START = "<think>"
+from vapo_verl.reward.tags import THINK_START
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +55,8 @@ def _opening_length(pieces: Sequence[str]) -> int:
     for number, piece in enumerate(pieces, start=1):
         text += piece
         opening = text.lstrip()
-        if opening.startswith(REASONING_START):
+        if opening.startswith(THINK_START):
             return number
-        if not REASONING_START.startswith(opening):
+        if not THINK_START.startswith(opening):
             return 0
     return 0

@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vapo_verl.anchors.question import AnchorQuestion
+from vapo_verl.anchors.question import ANSWER_BIAS, AnchorQuestion
 from vapo_verl.attention import engine_args, visual_attention
 from vapo_verl.data.cells import IMAGE_PLACEHOLDER
 from vapo_verl.evaluation.probing.probe_options import EngineOptions
 from vapo_verl.evaluation.probing.rows import Row, open_image
 from vapo_verl.run_folder import RunError
 
-ANSWER_BIAS = 100.0
-"""On the logits of yes and no, the most vLLM takes: no other token keeps any probability."""
 LONGEST_CONTEXT = 16_384
 """Tokens of a context where no --max-model-len is given and the model would take more."""
 TOP_LOGPROBS = 20

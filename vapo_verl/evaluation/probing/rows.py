@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vapo_verl.config import ANSWER_STYLES
 from vapo_verl.data.cells import check_answer, check_images_match, check_prompt
 from vapo_verl.data.claims_column import Claim, read_claims
 from vapo_verl.data.errors import BadCell, FileError, RowError
@@ -17,7 +18,6 @@ from vapo_verl.data.rows import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
 
 KEY = "DATA"
 _IMPORT_FIRST = "run `python -m vapo_verl.data import-plain` on it"
-_ANSWER_STYLES = ("exact", "math")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +118,7 @@ def _row(path: Path, number: int, row: Mapping[str, Any], answer_style: str) -> 
         messages=tuple(row["prompt"]),
         images=tuple(images),
         ground_truth=str(row["reward_model"]["ground_truth"]),
-        style=style if style in _ANSWER_STYLES else answer_style,
+        style=style if style in ANSWER_STYLES else answer_style,
         claims=claims,
     )
 
