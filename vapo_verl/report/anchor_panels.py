@@ -7,7 +7,7 @@ import numpy as np
 from vapo_verl.analysis.anchor_accuracy import NUM_POSITION_BINS, NUM_PROBABILITY_BINS, wilson
 from vapo_verl.plots.panel import Panel, Series, missing_from, numbers
 from vapo_verl.report.run_summary import RunSummary
-from vapo_verl.report.training_panels import CHANCE
+from vapo_verl.reward.perception import CHANCE
 
 _NO_ANCHORS = (
     "The sampled rollouts hold no anchors. vapo.anchors.num_anchors > 0 and a claims column in the"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from vapo_verl.plots.panel import Panel, Series, missing_from, numbers
 from vapo_verl.report.run_summary import RunSummary
+from vapo_verl.reward.perception import CHANCE
 
-CHANCE = 0.5
 """Accuracy of guessing true or false."""
 _NO_ANCHORS = (
     "No anchors were probed. vapo.anchors.num_anchors > 0 and a claims column in the data provide"
