@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import base64
+import contextlib
 import io
 import pickle
 import struct
@@ -25,6 +26,7 @@ from vapo_verl.claims.requests.picture import prepare
 from vapo_verl.data.dataset import VapoDataset
 from vapo_verl.data.errors import BadCell, RowError
 from vapo_verl.data.images import check_image, load_image, read_header
+from vapo_verl.data.prompt_length import NotFromHeaders
 from vapo_verl.data.rows import check_parquet
 from vapo_verl.data.stored_image import StoredImage
 from vapo_verl.digits.model import model_dir
@@ -140,6 +142,10 @@ FILES = {
             (7, rgb().transpose(Image.Transpose.TRANSVERSE)),
         )
     },
+    "turned by XMP": (
+        saved(rgb(), "WEBP", lossless=True, xmp=b'<x tiff:Orientation="6"/>'),
+        np.asarray(rgb().rotate(-90, expand=True)),
+    ),
     "turned behind its pixels": (late_exif(), np.asarray(rgb().rotate(-90, expand=True))),
 }
 
@@ -357,6 +363,31 @@ def test_what_is_no_image_is_refused(entry, found):
 def test_an_unreadable_orientation_is_none():
     data = saved(rgb(), "JPEG", exif=b"Exif\0\0rubbish that is no TIFF header")
     assert load_image(data).size == (WIDTH, HEIGHT)
+
+
+def test_a_header_that_does_not_tell_the_size_says_so(policy):
+    """The overlong filter decodes such a row."""
+    row = {
+        "prompt": [{"role": "user", "content": "<image>What?"}],
+        "images": [{"bytes": FILES["turned behind its pixels"][0], "path": None}],
+    }
+    with pytest.raises(NotFromHeaders, match="PNG"):
+        policy.prompt_length(row)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_damaged_files_are_refused_and_nothing_else_happens(seed):
+    rng = np.random.default_rng(seed)
+    for data, _ in FILES.values():
+        damaged = np.frombuffer(data, np.uint8).copy()
+        places = rng.integers(0, len(damaged), size=4)
+        damaged[places] = rng.integers(0, 256, size=4)
+        for part in (damaged.tobytes(), data[: rng.integers(1, len(data))]):
+            with contextlib.suppress(BadCell):
+                load_image(part)
+            with contextlib.suppress(BadCell):
+                prepare(part, "image/png")
+            image_uri(part)
 
 
 def test_a_damaged_image_is_told_with_file_and_row_in_a_run(processor, row, write):

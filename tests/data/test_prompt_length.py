@@ -80,7 +80,7 @@ sizes = st.tuples(side, side) | st.sampled_from([(1, 1), (27, 29), (2, 401), (1,
 pictures = st.tuples(
     sizes,
     st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]),
-    st.sampled_from([None, None, TURNED]),
+    st.sampled_from([None, None, 2, 3, 5, TURNED, 8]),
 )
 LIMITS = [(None, None), (784, 3136), (20_000, 50_000), (None, 30_000), (9_000, None)]
 
