@@ -4,38 +4,18 @@ import json
 
 import pytest
 
-from vapo_verl.anchors import Anchor, AnchorResult
-from vapo_verl.reward.components import RewardComponents
-from vapo_verl.rollout.sample import SampleRecord, SampleTimes
+from tests.sample_records import anchor_result, sample_record
+from vapo_verl.rollout.sample import SampleRecord
+
+PROBED = sample_record(
+    anchor_result(4, answer=True, label=True),
+    anchor_result(9, answer=False, label=True, p_yes=0.25),
+    times=(1.5, 2.5, 3.5, 4.5),
+    reward={"format": 0.5, "perception": 0.25, "total": 1.525},
+)
 
 
-def result(position, *, answer, label):
-    return AnchorResult(
-        anchor=Anchor(position=position, claim="3 is red", label=label, own_boundary=True),
-        answer=answer,
-        p_yes=0.75 if answer else 0.25,
-        num_prompt_tokens=100,
-        num_cached_tokens=96,
-    )
-
-
-def record(*anchors):
-    return SampleRecord(
-        reward=RewardComponents(accuracy=1.0, format=0.5, perception=0.25, total=1.525),
-        anchors=anchors,
-        response_length=30,
-        num_claims=20,
-        num_claims_skipped=1,
-        times=SampleTimes(started_at=1.5, generated_at=2.5, asked_at=3.5, probed_at=4.5),
-        image_end=64,
-        num_images=1,
-    )
-
-
-PROBED = record(result(4, answer=True, label=True), result(9, answer=False, label=True))
-
-
-@pytest.mark.parametrize("sample", [record(), PROBED])
+@pytest.mark.parametrize("sample", [sample_record(), PROBED])
 def test_it_comes_back_as_it_went(sample):
     plain = json.loads(json.dumps(sample.to_plain()))  # plain values only
     assert SampleRecord.from_plain(plain) == sample
@@ -68,4 +48,4 @@ def test_a_missing_value_is_named():
 
 def test_verl_gets_perception_only_where_it_was_probed():
     assert PROBED.reward_extra_info() == {"acc": 1.0, "format": 0.5, "perception": 0.25}
-    assert record().reward_extra_info() == {"acc": 1.0, "format": 0.5}
+    assert sample_record().reward_extra_info() == {"acc": 1.0, "format": 1.0}

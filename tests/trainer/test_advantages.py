@@ -10,11 +10,11 @@ from tensordict import NonTensorData, NonTensorStack, TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, get_adv_estimator_fn
 
+from tests.sample_records import sample_record
 from vapo_verl.advantage.vapo import vapo_advantage
 from vapo_verl.config import RewardConfig, VapoConfig, vapo_config
 from vapo_verl.hydra_config import compose_recipe
-from vapo_verl.reward.components import RewardComponents
-from vapo_verl.rollout.sample import SampleRecord, SampleTimes
+from vapo_verl.rollout.sample import SampleRecord
 from vapo_verl.trainer.advantages import origin_metrics
 from vapo_verl.trainer.trainer import VapoTrainer
 
@@ -163,16 +163,7 @@ def test_missing_attention_changes_nothing_and_is_counted(estimate):
 
 def record(accuracy: float, perception: float, gamma: float) -> SampleRecord:
     total = accuracy + 1.0 + gamma * (perception if accuracy == 1 else 0.0)
-    return SampleRecord(
-        reward=RewardComponents(accuracy=accuracy, format=1.0, perception=perception, total=total),
-        anchors=(),
-        response_length=3,
-        num_claims=0,
-        num_claims_skipped=0,
-        times=SampleTimes(started_at=0.0, generated_at=0.0, asked_at=0.0, probed_at=0.0),
-        image_end=0,
-        num_images=0,
-    )
+    return sample_record(reward={"accuracy": accuracy, "perception": perception, "total": total})
 
 
 def test_metrics_tell_which_groups_perception_alone_decides():

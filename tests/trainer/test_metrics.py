@@ -5,9 +5,7 @@ import math
 import pytest
 import torch
 
-from vapo_verl.anchors import Anchor, AnchorResult
-from vapo_verl.reward.components import RewardComponents
-from vapo_verl.rollout.sample import SampleRecord, SampleTimes
+from tests.sample_records import anchor_result, sample_record
 from vapo_verl.trainer.metrics import (
     anchor_metrics,
     attention_metrics,
@@ -16,32 +14,24 @@ from vapo_verl.trainer.metrics import (
 )
 
 
-def anchor(position, correct, answer=True, own_boundary=True, prompt=100, cached=96, claim="red"):
-    label = answer if correct else not answer
-    return AnchorResult(
-        anchor=Anchor(position=position, claim=claim, label=label, own_boundary=own_boundary),
+def anchor(position, correct, answer=True, prompt=100, cached=96, **values):
+    return anchor_result(
+        position,
         answer=answer,
-        p_yes=float(answer),
+        label=answer == correct,
         num_prompt_tokens=prompt,
         num_cached_tokens=cached,
+        **values,
     )
 
 
-def record(anchors=(), total=1.0, length=30, num_claims=20, times=(0, 0, 0, 0)):
-    started_at, generated_at, asked_at, probed_at = times
-    return SampleRecord(
-        reward=RewardComponents(accuracy=1.0, format=0.5, perception=0.25, total=total),
-        anchors=tuple(anchors),
-        response_length=length,
+def record(anchors=(), total=1.0, num_claims=20, times=(0, 0, 0, 0)):
+    return sample_record(
+        *anchors,
+        reward={"format": 0.5, "total": total},
         num_claims=num_claims,
         num_claims_skipped=1,
-        times=SampleTimes(
-            started_at=started_at,
-            generated_at=generated_at,
-            asked_at=asked_at,
-            probed_at=probed_at,
-        ),
-        image_end=64,
+        times=times,
         num_images=2,
     )
 

@@ -10,20 +10,10 @@ from tensordict import NonTensorData, NonTensorStack
 from transfer_queue import KVBatchMeta
 
 import vapo_verl
-from vapo_verl.reward.components import RewardComponents
-from vapo_verl.rollout.sample import SampleRecord, SampleTimes
+from tests.sample_records import sample_record
 from vapo_verl.trainer.replay_buffer import column_values, fit_width, read_columns, read_responses
 
-RECORD = SampleRecord(
-    reward=RewardComponents(accuracy=1.0, format=1.0, perception=0.5, total=2.05),
-    anchors=(),
-    response_length=2,
-    num_claims=0,
-    num_claims_skipped=0,
-    times=SampleTimes(started_at=0.0, generated_at=1.0, asked_at=1.0, probed_at=1.0),
-    image_end=0,
-    num_images=0,
-)
+RECORD = sample_record()
 
 
 def ragged(*rows):

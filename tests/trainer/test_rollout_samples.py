@@ -7,10 +7,8 @@ import torch
 import transfer_queue
 from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLConfig
 
-from vapo_verl.anchors import Anchor, AnchorResult
+from tests.sample_records import anchor_result, sample_record
 from vapo_verl.digits.model import model_dir
-from vapo_verl.reward.components import RewardComponents
-from vapo_verl.rollout.sample import SampleRecord, SampleTimes
 from vapo_verl.run_folder.rollouts import ROLLOUT_SCHEMA
 from vapo_verl.trainer.rollout_samples import captured_layers, sample_rows
 
@@ -37,24 +35,7 @@ def test_layers_of_another_kind_are_not_captured(kinds, found):
 
 
 def test_a_row_fills_every_column_of_the_schema(monkeypatch):
-    record = SampleRecord(
-        reward=RewardComponents(accuracy=1.0, format=1.0, perception=0.5, total=2.05),
-        anchors=(
-            AnchorResult(
-                anchor=Anchor(position=1, claim="3 is red", label=True, own_boundary=True),
-                answer=False,
-                p_yes=0.25,
-                num_prompt_tokens=9,
-                num_cached_tokens=8,
-            ),
-        ),
-        response_length=2,
-        num_claims=1,
-        num_claims_skipped=0,
-        times=SampleTimes(started_at=0.0, generated_at=1.0, asked_at=1.0, probed_at=2.0),
-        image_end=0,
-        num_images=0,
-    )
+    record = sample_record(anchor_result(1, label=True, answer=False, p_yes=0.25))
     extra = {"vapo": record.to_plain(), "visual_attention_layers": np.full((2, 1), 0.5)}
     floats = ("visual_attention", "advantages", "rollout_log_probs", "old_log_probs")
     columns = {
