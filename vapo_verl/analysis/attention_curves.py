@@ -120,7 +120,11 @@ def half_life(where: np.ndarray, values: np.ndarray) -> float:
 
 
 def progress_bins(num_tokens: int, num_bins: int) -> np.ndarray:
-    """The bin of each token [tokens]: bin b holds progress in (b / bins, (b + 1) / bins]."""
+    """The bin of each token [tokens]: bin b holds progress in (b / bins, (b + 1) / bins].
+
+    Progress counts the token itself, (t + 1) / T. The estimator counts the tokens before it,
+    t / T: see `vapo_verl.advantage.vapo.bins_before_token`.
+    """
     position = np.arange(1, num_tokens + 1)
     return np.minimum((position * num_bins - 1) // max(num_tokens, 1), num_bins - 1)
 
