@@ -77,7 +77,7 @@ _COMMANDS: dict[str, _Command] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns 2, with the message on stderr, for what a person has to mend."""
+    """Run one command; returns 2, with the message on stderr, for what a user has to fix."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser(arguments).parse_args(arguments)
     try:

@@ -56,7 +56,7 @@ def run_job(
         endpoint: opened only when there is something to ask, closed always.
 
     Raises:
-        DataError, OSError, ValueError: a source, folder or table that a person has to mend.
+        DataError, OSError, ValueError: a source, folder or table that a user has to fix.
     """
     price = price_of(job.model, load_prices(options.price_table))
     pacer = Pacer(options.requests_per_minute)

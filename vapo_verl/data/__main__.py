@@ -23,7 +23,7 @@ _READERS = {"import-vapo-thinker": vapo_thinker_reader, "import-plain": plain_re
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns 1, with the message on stderr, for what a person has to mend."""
+    """Run one command; returns 1, with the message on stderr, for what a user has to fix."""
     options = _parser().parse_args(arguments)
     try:
         return _check(options) if options.command == "check" else _import(options)

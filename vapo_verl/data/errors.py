@@ -1,4 +1,4 @@
-"""What can be wrong with a data file or with its rows, told so that a person can mend it."""
+"""Errors in a data file or in its rows; the messages name the place and the fix."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ _SHOWN_CHARACTERS = 60
 
 
 class DataError(ValueError):
-    """A data file that a person has to mend; the message names the file and the fix."""
+    """A data file that a user has to fix; the message names the file and the fix."""
 
 
 class FileError(DataError):

@@ -2,7 +2,7 @@
 
 The claims of a folder go into the `claims` column of a copy of TRAIN; all other columns stay as
 they are. An image is known by the SHA-256 of its stored file: a renamed file keeps its claims, an
-image that was encoded anew loses them.
+image that was encoded again loses them.
 """
 
 import argparse

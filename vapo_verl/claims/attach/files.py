@@ -22,7 +22,7 @@ _ROWS_PER_BATCH = 32
 _NAME_COLUMN = "name the images' column with --column"
 _OTHER_IMAGES = (
     "claims belong to an image file byte for byte: make them from this file, or from one whose"
-    " images were not encoded anew"
+    " images were not encoded again"
 )
 CLAIMS = "claims"
 _FIELD = row_schema(embedded_images=True).field(CLAIMS)

@@ -46,4 +46,4 @@ class ImageFailed(Exception):
 
 
 class FatalFault(Exception):
-    """Would befall every image: the run stops. The message says what to mend."""
+    """Would befall every image: the run stops. The message says what to fix."""

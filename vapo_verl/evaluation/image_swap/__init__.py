@@ -8,7 +8,7 @@ own tokens before the cut are kept, and the model goes on greedily from there. T
 - `swap`: another row's image of the same size, so that all positions stay as they are;
 - `blank`: the image's own mean colour all over.
 
-The prefix is computed anew with the exchanged image: its tokens are those that the model wrote
+The prefix is computed again with the exchanged image: its tokens are those that the model wrote
 seeing the right one, its keys and values are not. So this is an intervention on the input, and not
 on single attention weights.
 

@@ -81,7 +81,7 @@ class Engine:
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
             if options.tensor_parallel_size == 1:
                 # Here, not in a process each for scheduler and worker: both would import torch and
-                # vLLM anew, and each spins on a core while it waits for the other.
+                # vLLM again, and each spins on a core while it waits for the other.
                 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         from transformers import AutoConfig, AutoProcessor
         from vllm import LLM
@@ -208,7 +208,7 @@ class Engine:
     def read(self, contexts: Sequence[Context], lengths: Sequence[int]) -> list[list[TopLogprobs]]:
         """Log probabilities that the model gives at each of the last `lengths` tokens of a context.
 
-        vLLM computes such a context anew, without its prefix cache.
+        vLLM computes such a context again, without its prefix cache.
         """
         sampling = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": TOP_LOGPROBS}
         outputs = self._generate(contexts, [sampling] * len(contexts))
