@@ -73,7 +73,7 @@ def test_sdpa_where_it_is_allowed_pads_two_sequences_and_says_so(recipe, flash_a
     assert micro_batches(config) == [(False, size or 2) for size in given]
     assert "vapo.allow_sdpa=true: training with sdpa" in capsys.readouterr().out
     preflight.check_attention_kernel(config)
-    preflight._check_micro_batches(config)
+    preflight.check_micro_batches(config)
     preflight.check_padding(config)
     launch.validate_as_verl_does(config)
 

@@ -231,7 +231,7 @@ def test_no_enlarged_image_is_larger_than_the_check_of_min_pixels_takes_it_to_be
     height = max(1, int(width * ratio))
     enlarged = math.prod(smart_resize(height, width, factor, min_pixels, 10**9))
     if width * height < min_pixels:
-        assert enlarged <= max(preflight._rounded_up(min_pixels), factor**2 * 200)
+        assert enlarged <= max(preflight.max_enlarged_pixels(min_pixels), factor**2 * 200)
 
 
 def test_verls_normalization_follows_ours(check):

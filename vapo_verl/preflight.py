@@ -7,8 +7,9 @@ trace out of one of them into one line that names the key, the value and the fix
 import importlib.util
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -47,28 +48,27 @@ def check_run(config: DictConfig) -> list[str]:
         InputError: the first thing found that cannot work.
     """
     try:
-        settings = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))  # type: ignore[arg-type]
-        check_normalization(config, settings)
-        check_attention_kernel(config)
-        _check_engine(config)
-        _check_batches(config)
-        _check_micro_batches(config)
-        check_padding(config)
-        check_engine_images(config)
-        _check_context(config, settings)
-        _check_model(config, settings)
-        return list(_check_data(config, settings))
+        for check in CHECKS:
+            check.run(config)
+        check_model(config)
+        check_answer_words(config)
+        return list(check_data(config))
     except (ValueError, OmegaConfBaseException) as error:
         raise InputError(str(error)) from error
 
 
-def check_normalization(config: DictConfig, settings: VapoConfig) -> None:
+def _settings(config: DictConfig) -> VapoConfig:
+    return vapo_config(OmegaConf.to_container(config.vapo, resolve=True))  # type: ignore[arg-type]
+
+
+def check_normalization(config: DictConfig) -> None:
     """Refuse two answers to whether advantages are divided by the group's standard deviation.
 
     Raises:
         ValueError: veRL's key, which follows ours, was set to something else.
     """
-    ours, verls = settings.advantage.normalize_by_std, config.algorithm.norm_adv_by_std_in_grpo
+    ours = _settings(config).advantage.normalize_by_std
+    verls = config.algorithm.norm_adv_by_std_in_grpo
     if ours != verls:
         raise ValueError(
             f"algorithm.norm_adv_by_std_in_grpo={verls} contradicts "
@@ -167,7 +167,7 @@ def check_engine_images(config: DictConfig) -> None:
             f"{key}.max_pixels={limit} is below data.max_pixels={data.max_pixels}: the engine "
             f"would shrink images that the agent loop did not; set data.max_pixels={limit} or less"
         )
-    largest = _rounded_up(data.min_pixels or 0)
+    largest = max_enlarged_pixels(data.min_pixels or 0)
     if largest > limit:
         raise ValueError(
             f"data.min_pixels={data.min_pixels} is too close to {key}.max_pixels={limit}: enlarged "
@@ -176,14 +176,19 @@ def check_engine_images(config: DictConfig) -> None:
         )
 
 
-def _rounded_up(min_pixels: int) -> int:
+def max_enlarged_pixels(min_pixels: int) -> int:
     """Most pixels of an image that was enlarged to ``min_pixels``: each side is rounded up to whole
     image tokens of at most 32 pixels, and one is at most 200 times the other."""
     side, long = 32, math.sqrt(200 * min_pixels)
     return math.floor((long + side) * (min_pixels / long + side)) if min_pixels else 0
 
 
-def _check_engine(config: DictConfig) -> None:
+def check_engine(config: DictConfig) -> None:
+    """Refuse engine settings that anchors, or checkpoints, cannot work with.
+
+    Raises:
+        ValueError: the first such setting.
+    """
     rollout = config.actor_rollout_ref.rollout
     if rollout.name != "vllm":
         raise ValueError(
@@ -206,7 +211,12 @@ def _check_engine(config: DictConfig) -> None:
         )
 
 
-def _check_batches(config: DictConfig) -> None:
+def check_batches(config: DictConfig) -> None:
+    """Refuse batches that do not split into mini-batches, or over the ranks.
+
+    Raises:
+        ValueError: the first number that does not divide, or too few responses to compare.
+    """
     actor, trainer = config.actor_rollout_ref.actor, config.trainer
     prompts, mini, n = (
         config.data.train_batch_size,
@@ -232,8 +242,12 @@ def _check_batches(config: DictConfig) -> None:
         )
 
 
-def _check_micro_batches(config: DictConfig) -> None:
-    """veRL cuts what a rank holds into equal micro-batches; where it cannot, a run fails midway."""
+def check_micro_batches(config: DictConfig) -> None:
+    """Refuse micro-batches that do not divide what a rank holds: a run would fail midway.
+
+    Raises:
+        ValueError: the first size that is no divisor.
+    """
     policy, trainer = config.actor_rollout_ref, config.trainer
     if policy.actor.use_dynamic_bsz:
         return
@@ -252,7 +266,13 @@ def _check_micro_batches(config: DictConfig) -> None:
             )
 
 
-def _check_context(config: DictConfig, settings: VapoConfig) -> None:
+def check_context(config: DictConfig) -> None:
+    """Refuse a context without room for prompt, response, and claim with its answer.
+
+    Raises:
+        ValueError: ``max_model_len`` is too small.
+    """
+    settings = _settings(config)
     room = config.actor_rollout_ref.rollout.max_model_len
     question = settings.anchors.max_claim_tokens + 1 if settings.probes_claims else 0
     needed = config.data.max_prompt_length + config.data.max_response_length + question
@@ -264,7 +284,34 @@ def _check_context(config: DictConfig, settings: VapoConfig) -> None:
         )
 
 
-def _check_model(config: DictConfig, settings: VapoConfig) -> None:
+class Check(NamedTuple):
+    """One check of a composed config by itself, without the files it names."""
+
+    name: str
+    """What it is about, as the doctor lists it."""
+    run: Callable[[DictConfig], None]
+    """Raises ValueError with the key, the value and the fix."""
+
+
+CHECKS: tuple[Check, ...] = (
+    Check("normalization", check_normalization),
+    Check("attention kernel", check_attention_kernel),
+    Check("engine settings", check_engine),
+    Check("batches", check_batches),
+    Check("micro-batches", check_micro_batches),
+    Check("padding", check_padding),
+    Check("images of the engine", check_engine_images),
+    Check("context", check_context),
+)
+"""In the order of a run's start, which stops at the first problem; the doctor reports all."""
+
+
+def check_model(config: DictConfig) -> None:
+    """Refuse a model folder that is absent or holds another kind of model; trust a hub name.
+
+    Raises:
+        ValueError: what is wrong with ``actor_rollout_ref.model.path``.
+    """
     name = config.actor_rollout_ref.model.path
     path = Path(name).expanduser()
     if not path.exists():
@@ -285,11 +332,17 @@ def _check_model(config: DictConfig, settings: VapoConfig) -> None:
             f"actor_rollout_ref.model.path={path} is a {kind!r} model; "
             f"use one of {', '.join(ANCHORED_MODELS)}"
         )
-    if settings.probes_claims:
-        _check_answer_tokens(path, settings)
 
 
-def _check_answer_tokens(path: Path, settings: VapoConfig) -> None:
+def check_answer_words(config: DictConfig) -> None:
+    """Refuse answer words of several tokens, where anchors are asked and the tokenizer is here.
+
+    Raises:
+        ValueError: the words, and what to set.
+    """
+    settings, path = _settings(config), Path(config.actor_rollout_ref.model.path).expanduser()
+    if not settings.probes_claims or not path.exists():
+        return
     from transformers import AutoTokenizer
 
     from vapo_verl.anchors import bind_question
@@ -300,9 +353,15 @@ def _check_answer_tokens(path: Path, settings: VapoConfig) -> None:
     )
 
 
-def _check_data(config: DictConfig, settings: VapoConfig) -> Iterator[str]:
+def check_data(config: DictConfig) -> Iterator[str]:
+    """Read the data files; a line about each.
+
+    Raises:
+        ValueError: the first row or file that is wrong.
+    """
     from vapo_verl.data.rows import check_parquet
 
+    settings = _settings(config)
     for key in ("train_files", "val_files"):
         files = config.data[key]
         for file in [files] if isinstance(files, str) else files:

@@ -40,12 +40,11 @@ def settled(recipe, *overrides):
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
-def test_composes_and_passes_our_checks(recipe):
-    config, settings = settled(recipe)
-    preflight._check_engine(config)
-    preflight._check_batches(config)
-    preflight._check_micro_batches(config)
-    preflight._check_context(config, settings)
+def test_composes_and_passes_our_checks(recipe, monkeypatch):
+    monkeypatch.setattr(preflight, "lacks_flash_attention", lambda _: False)
+    config, _ = settled(recipe)
+    for check in preflight.CHECKS:
+        check.run(config)
     assert config.trainer.experiment_name == SWEEPS.get(recipe, ("", recipe))[1]
 
 
@@ -57,7 +56,7 @@ def test_passes_verls_validation_on_one_and_two_of_its_nodes(recipe, num_nodes):
 
     config, _ = settled(recipe, f"trainer.nnodes={num_nodes}")
     assert config.trainer.n_gpus_per_node == GPUS_PER_NODE.get(recipe, 8)
-    preflight._check_batches(config)
+    preflight.check_batches(config)
     validate_config(config, need_reference_policy(config), need_critic(config))
 
 

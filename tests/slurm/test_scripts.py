@@ -46,8 +46,8 @@ def test_a_script_asks_for_what_its_recipe_trains_on(script):
     lines, recipe = sbatch_lines(script), recipe_of(script)
     assert recipe in recipe_names()
     config = compose_recipe(recipe, [f"trainer.nnodes={lines['nodes']}"])
-    preflight._check_batches(config)
-    preflight._check_micro_batches(config)
+    preflight.check_batches(config)
+    preflight.check_micro_batches(config)
     if config.trainer.device == "cpu":
         assert "gpus-per-node" not in lines
     else:

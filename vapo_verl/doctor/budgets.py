@@ -1,7 +1,7 @@
 """Check a recipe's lengths, batches, pixels and answer tokens against model and data."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from functools import partial
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,24 +12,22 @@ from vapo_verl.doctor.model_size import model_folder, vision_tokens
 from vapo_verl.launch import export_attention
 
 CHECK = "recipe"
+REPORTED_APART = ("attention kernel", "context")
+"""Checks of a run's start with a finding of their own: in accelerator.py, and below."""
 
 
 def check_recipe(config: DictConfig) -> Iterator[Finding]:
     """Make all checks of a run's start; a run itself stops at the first problem."""
     settings = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))  # type: ignore[arg-type]
-    steps: tuple[tuple[str, str, Callable[[], object]], ...] = (
-        (CHECK, "engine settings", lambda: preflight._check_engine(config)),
-        (CHECK, "visual attention", lambda: export_attention(config)),
-        (CHECK, "batches", lambda: preflight._check_batches(config)),
-        (CHECK, "micro-batches", lambda: preflight._check_micro_batches(config)),
-        (CHECK, "padding", lambda: preflight.check_padding(config)),
-        (CHECK, "images of the engine", lambda: preflight.check_engine_images(config)),
-        ("context", "room for prompt, response and claim", lambda: _context(config, settings)),
-        ("model", config.actor_rollout_ref.model.path, lambda: _model(config, settings)),
+    steps: tuple[tuple[str, str, Callable[[DictConfig], object]], ...] = (
+        *((CHECK, name, run) for name, run in preflight.CHECKS if name not in REPORTED_APART),
+        (CHECK, "visual attention", export_attention),
+        ("context", "room for prompt, response and claim", _context),
+        ("model", config.actor_rollout_ref.model.path, preflight.check_model),
     )
     for check, what, look in steps:
-        yield from examine(check, _passed, check, what, look)
-    yield from examine("data", _data, config, settings)
+        yield from examine(check, _passed, check, what, partial(look, config))
+    yield from examine("data", _data, config)
     yield from examine("pixels", check_pixels, config)
     if settings.probes_claims:
         yield from examine("answers", check_answers, config, settings)
@@ -40,8 +38,8 @@ def _passed(check: str, what: str, look: Callable[[], object]) -> Iterator[Findi
     yield ok(check, what)
 
 
-def _context(config: DictConfig, settings: VapoConfig) -> None:
-    preflight._check_context(config, settings)
+def _context(config: DictConfig) -> None:
+    preflight.check_context(config)
     rollout = config.actor_rollout_ref.rollout
     if (
         not rollout.enable_chunked_prefill
@@ -54,17 +52,8 @@ def _context(config: DictConfig, settings: VapoConfig) -> None:
         )
 
 
-def _model(config: DictConfig, settings: VapoConfig) -> None:
-    """Check the model's folder; `answers` checks its answer tokens."""
-    preflight._check_model(config, settings_without_probes(settings))
-
-
-def settings_without_probes(settings: VapoConfig) -> VapoConfig:
-    return replace(settings, anchors=replace(settings.anchors, num_anchors=0))
-
-
-def _data(config: DictConfig, settings: VapoConfig) -> Iterator[Finding]:
-    for report in preflight._check_data(config, settings):
+def _data(config: DictConfig) -> Iterator[Finding]:
+    for report in preflight.check_data(config):
         yield ok("data", report)
 
 
