@@ -2,12 +2,11 @@
 
 import asyncio
 import itertools
-import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import ray
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -46,6 +45,7 @@ from vapo_verl.trainer.replay_buffer import (
     read_visual_attention,
 )
 from vapo_verl.trainer.rollout_samples import captured_layers, sample_rows
+from vapo_verl.trainer.safe_stop import SafeStop
 from vapo_verl.trainer.step_line import StepLine
 from vapo_verl.trainer.stopping import RunStopped
 from vapo_verl.trainer.worker import VapoWorker
@@ -72,12 +72,9 @@ class VapoTrainer(PPOTrainerSync):
         self.replay_buffer.poll_interval = self.vapo.replay_poll_s
         self._look_while_polling()
         self._places: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
-        self._stop_requested = threading.Event()
-        self._training = False
-        self._saved_step = 0
         self.stopped_at: int | None = None  # the last finished step of a run that was asked to stop
         write_config(self.run_dir, config)
-        self._num_checkpoints = config.trainer.max_actor_ckpt_to_keep
+        self._safe_stop = SafeStop(self.run_dir, config.trainer.max_actor_ckpt_to_keep)
         config.trainer.max_actor_ckpt_to_keep = None  # veRL forgets, on resume, what it saved
         config.trainer.max_critic_ckpt_to_keep = None  # before, and leaves parts of a checkpoint
 
@@ -156,28 +153,22 @@ class VapoTrainer(PPOTrainerSync):
             raise
 
     def request_stop(self) -> bool:
-        """Ask, from another thread, for the run's end after the current step and its checkpoint.
-
-        Returns:
-            False before the first step: nothing is to be saved, the process may be ended at once.
-        """
-        self._stop_requested.set()
-        return self._training
+        """See :meth:`SafeStop.request`."""
+        return self._safe_stop.request()
 
     def on_step_begin(self) -> None:
         super().on_step_begin()
-        self._training = True
-        if self._stop_requested.is_set():
-            self._stop()
+        self._safe_stop.begin_step(
+            self.global_steps,
+            sleep=self.checkpoint_manager.sleep_replicas,
+            save_step=self._save_step,
+        )
         self._step_line.at("rollout")
 
-    def _stop(self) -> NoReturn:
-        """Save the step that has just been logged, unless it is saved already."""
-        self.global_steps -= 1
-        if self.global_steps > self._saved_step:
-            self.checkpoint_manager.sleep_replicas()  # as during training: memory for the actor
-            self._save_checkpoint()
-        raise RunStopped(self.global_steps)
+    def _save_step(self, step: int) -> None:
+        """Save a step that has been logged, though veRL counts the next one already."""
+        self.global_steps = step
+        self._save_checkpoint()
 
     def _fetch_one_gen_batch(self) -> TensorDict:
         """veRL's batch under ids that name step and place instead of random ones."""
@@ -292,11 +283,8 @@ class VapoTrainer(PPOTrainerSync):
 
     def _save_checkpoint(self) -> None:
         """veRL's checkpoint, whole only once everything of it is on disk."""
-        phases.begin(f"checkpoint of step {self.global_steps}")
-        with checkpoints.saving(self.run_dir, self.global_steps, self._num_checkpoints):
+        with self._safe_stop.saving(self.global_steps):
             super()._save_checkpoint()
-        phases.end()
-        self._saved_step = self.global_steps
 
     def _load_checkpoint(self) -> None:
         """Resume from the newest whole checkpoint; one that a kill cut short is left alone."""
@@ -308,6 +296,6 @@ class VapoTrainer(PPOTrainerSync):
             if step is not None:
                 phases.begin(f"checkpoint of step {step}")
         super()._load_checkpoint()
-        self._saved_step = self.global_steps
+        self._safe_stop.resumed(self.global_steps)
         if self.global_steps:
             say(f"resuming from step {self.global_steps}")
