@@ -30,8 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--grids", type=_grids, help="comma-separated grid shapes, such as 2x2,2x3")
     parser.add_argument(
         "--questions",
-        help="standard (the default); long: about whole grids, best of 3x3; parts: those of the "
-        "long ones that ask for several things",
+        help="standard (the default); long: about whole grids, best of 3x3; parts: the "
+        "long ones with several parts",
     )
     return parser
 

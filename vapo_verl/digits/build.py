@@ -1,4 +1,4 @@
-"""Writing the digits world as parquet files in veRL's row layout."""
+"""Write the digits world as parquet files in veRL's row layout."""
 
 import json
 import random
@@ -20,7 +20,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DigitsConfig:
-    """What a digits data set is made of."""
+    """Settings of a digits data set."""
 
     train: int = 512
     """Rows of train.parquet."""
@@ -31,7 +31,7 @@ class DigitsConfig:
     grids: tuple[str, ...] = ("2x2", "2x3")
     """Grid shapes as ROWSxCOLS, taken in turn."""
     questions: str = "standard"
-    """Which of `questions.QUESTION_SETS` is asked."""
+    """A key of `questions.QUESTION_SETS`."""
 
     def __post_init__(self) -> None:
         for split in SPLITS:
@@ -47,7 +47,7 @@ class DigitsConfig:
 def write_dataset(out_dir: str | Path, config: DigitsConfig) -> dict[str, Path]:
     """Write {train,val,test}.parquet and `digits.json`, and return the parquet paths by split.
 
-    Files of the same configuration are left as they are; files of another are replaced.
+    Files of the same configuration are kept; files of another are replaced.
     """
     out_dir = Path(out_dir)
     paths = {split: out_dir / f"{split}.parquet" for split in SPLITS}

@@ -1,4 +1,4 @@
-"""Claims about a scene: structured, so that their truth is computed and never guessed."""
+"""Claims about a scene, structured so that their truth is computed."""
 
 from dataclasses import dataclass
 from itertools import combinations
@@ -11,7 +11,7 @@ class Claim(Protocol):
     """One checkable statement about an image."""
 
     kind: ClassVar[str]
-    """identity, colour, relation or position: what is misread when the claim is false."""
+    """identity, colour, relation or position: the kind of error when the claim is false."""
 
     @property
     def text(self) -> str:
@@ -19,7 +19,7 @@ class Claim(Protocol):
 
     @property
     def topic(self) -> tuple:
-        """What the claim is about; two claims of one topic decide each other."""
+        """Subject of the claim; two claims of one topic determine each other."""
 
     def holds(self, scene: Scene) -> bool:
         """Whether the claim is true of the scene."""
@@ -27,7 +27,7 @@ class Claim(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DigitClaim:
-    """Which digit stands in a place."""
+    """The digit at a position."""
 
     kind: ClassVar[str] = "identity"
     place: str
@@ -47,7 +47,7 @@ class DigitClaim:
 
 @dataclass(frozen=True, slots=True)
 class ColorClaim:
-    """Which colour the digit of a place has."""
+    """The colour of the digit at a position."""
 
     kind: ClassVar[str] = "color"
     place: str
@@ -67,7 +67,7 @@ class ColorClaim:
 
 @dataclass(frozen=True, slots=True)
 class LargerClaim:
-    """That one digit is larger than another, strictly."""
+    """One digit is strictly larger than another."""
 
     kind: ClassVar[str] = "relation"
     place: str
@@ -87,7 +87,7 @@ class LargerClaim:
 
 @dataclass(frozen=True, slots=True)
 class PresenceClaim:
-    """That a row or column holds a certain coloured digit."""
+    """A row or column holds a certain coloured digit."""
 
     kind: ClassVar[str] = "position"
     line: str
@@ -108,9 +108,9 @@ class PresenceClaim:
 
 
 def all_claims(scene: Scene) -> list[Claim]:
-    """Every claim worth asking of a scene, true and false, in a fixed order and without repeats.
+    """All useful claims about a scene, true and false, in a fixed order and without repeats.
 
-    False ones are plausible: a place with another digit or colour, a comparison turned round, and a
+    False ones are plausible: a position with another digit or colour, a reversed comparison, and a
     coloured digit of the scene in the wrong line or with one attribute changed. Equal digits are
     never compared.
     """

@@ -1,13 +1,12 @@
-"""Questions about a whole grid, whose solutions go on reading cells until they end.
+"""Questions about a whole grid, whose solutions read cells until they end.
 
-Most have several parts, and the later ones look at cells a second time: what is seen late matters
-as much as what is seen first. There is no arithmetic to get wrong, only what is where and what is
-larger. An answer is written part behind part: the digits 3 and 7 and the largest, 7, are 377. The
+Most have several parts, and the later ones read cells a second time, so late reads matter as much
+as early ones. There is no arithmetic, only positions and comparisons. The parts of an answer are
+concatenated: the digits 3 and 7 and the largest, 7, are 377. The
 texts use the standard questions' words.
 
-A hasty solver lists digits as asked, but says what is largest at a glance, without another look at
-the cells. That is often wrong: looking again pays, and a policy that has learnt both ways can find
-out that it does.
+A hasty solution lists the digits, but guesses the largest without re-reading the cells. The guess
+is often incorrect, so a policy that has learnt both solutions can find that re-reading pays.
 """
 
 import random

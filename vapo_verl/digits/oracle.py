@@ -1,4 +1,4 @@
-"""A judge that reads a claim's text and looks at the scene: a model of perfect eyesight."""
+"""An oracle that checks a claim's text against the scene."""
 
 import re
 
@@ -18,7 +18,7 @@ def judge(claim: str, scene: Scene) -> bool:
     Shares no code with `claims`, so that either can be checked by the other.
 
     Raises:
-        ValueError: the text is not a claim of the digits world, or names a place the grid lacks.
+        ValueError: the text is not a claim of the digits world, or its position is missing.
     """
     if match := _DIGIT.fullmatch(claim):
         return _cell(scene, match[1]).digit == int(match[2])

@@ -29,7 +29,7 @@ class Question:
     steps: tuple[str, ...]
     """The solution in sentences, each ending in a full stop; for supervised warm-up only."""
     hasty_steps: tuple[str, ...] = ()
-    """The same of a solver who does not look again; none where there is nothing to skip."""
+    """The same without re-reading cells; empty if there is no read to skip."""
 
     @property
     def response(self) -> str:
@@ -38,7 +38,7 @@ class Question:
 
     @property
     def hasty_response(self) -> str:
-        """The hasty solution in that format; `response` where there is none."""
+        """The hasty solution in that format; `response` if there is none."""
         return self._answered(self.hasty_steps or self.steps)
 
     def _answered(self, steps: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""What an image shows: a grid of coloured digits, and the names of its places and lines."""
+"""The content of an image: a grid of coloured digits, with names of its positions and lines."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Scene:
 
     @property
     def places(self) -> dict[str, Cell]:
-        """Cells by the name of their place, row-major: "top left", "top right", ..."""
+        """Cells by the name of their position, row-major: "top left", "top right", ..."""
         return dict(zip(_place_names(self.rows, self.cols), self.cells, strict=True))
 
     @property
     def lines(self) -> Mapping[str, tuple[str, ...]]:
-        """Place names of every row and column by its name: "top row", ..., "right column"."""
+        """Position names of every row and column by its name: "top row", ..., "right column"."""
         return _lines(self.rows, self.cols)
 
     def to_json(self) -> str:

@@ -1,4 +1,4 @@
-"""Choosing a row's claims: half true and half false, spread over kinds and topics."""
+"""Choose a row's claims: half true and half false, spread over kinds and topics."""
 
 import random
 from collections.abc import Collection, Iterable
@@ -26,8 +26,8 @@ def sample_claims(
 ) -> tuple[LabeledClaim, ...]:
     """Draw distinct claims about a scene in random order, half of them true.
 
-    True and false claims are drawn in turn, going round the four kinds, and a topic is used again
-    only when nothing else is left: "top left is 3" and "top left is 5" hardly ever meet.
+    True and false claims are drawn in turn, cycling through the four kinds. A topic is used
+    again only when no other is left: "top left is 3" and "top left is 5" rarely occur together.
 
     Args:
         rng: source of randomness.

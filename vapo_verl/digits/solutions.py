@@ -1,4 +1,4 @@
-"""What makers of questions share: the form of a solved question, and reading a cell."""
+"""Shared by the makers of questions: the form of a solved question, and reads of cells."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -15,11 +15,11 @@ class Drawn(NamedTuple):
     steps: Sequence[str]
     """The solution's sentences."""
     hasty_steps: Sequence[str] = ()
-    """Those of a solver who does not look again; none where there is nothing to skip."""
+    """The same without re-reading cells; empty if there is no read to skip."""
 
 
 Maker = Callable[[random.Random, Scene], Drawn | None]
-"""Draws a question of one kind about a scene; None where it has no single answer."""
+"""Draws a question of one kind about a scene; None if it has no single answer."""
 
 
 def read(scene: Scene, place: str) -> str:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vapo_verl.digits.model.batch import IGNORED, by_length, collate, tree_mask, trunk_positions
-from vapo_verl.digits.model.samples import SampleMaker, verdict_ids
+from vapo_verl.digits.model.samples import SampleMaker, answer_ids
 from vapo_verl.digits.scans import scan_pool
 
 
@@ -65,7 +65,7 @@ def test_a_branch_has_the_logits_of_a_sequence_of_its_own(packaged, samples):
 
 def test_responses_verdicts_and_the_words_of_true_claims_are_learnt(packaged, samples):
     tokenizer = packaged[1].tokenizer
-    yes, _ = verdict_ids(tokenizer)
+    yes, _ = answer_ids(tokenizer)
     labels = collate(samples, packaged[1])["labels"]
     for row, sample in zip(labels.tolist(), samples, strict=True):
         learnt = [token for token in row if token != IGNORED]
@@ -82,7 +82,7 @@ def test_probes_cut_behind_the_prompt_or_at_a_boundary(tokenizer, samples):
         for probe in sample.probes:
             before = tokenizer.decode(sample.response_ids[: probe.cut])
             assert before == "" or before.endswith(".")
-            assert probe.ids[-1] in verdict_ids(tokenizer)
+            assert probe.ids[-1] in answer_ids(tokenizer)
 
 
 def test_batches_by_length_keep_every_sample(samples):

@@ -22,7 +22,7 @@ def mean_length(maker):
     return sum(len(sample.response_ids) for sample in samples) / NUM_SAMPLES
 
 
-def test_a_share_of_the_solutions_is_hasty(maker):
+def test_a_fraction_of_the_solutions_is_hasty(maker):
     careful, half, hasty = (mean_length(replace(maker, hasty=h)) for h in (0.0, 0.5, 1.0))
     assert hasty < half < careful
     assert half == pytest.approx((careful + hasty) / 2, rel=0.2)

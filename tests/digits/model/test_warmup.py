@@ -10,15 +10,15 @@ from vapo_verl.digits.model.recipe import PRESETS, first_losses
 from vapo_verl.digits.model.warmup import losses
 
 
-def test_losses_are_means_over_responses_and_over_verdicts_by_hand():
+def test_losses_are_means_over_responses_and_over_answers_by_hand():
     # uniform logits over 4 ids cost log 4; the last prediction is made certain and costs nothing
     logits = torch.zeros(1, 5, 4)
     logits[0, 3, 2] = 100.0
     labels = torch.tensor([[IGNORED, 0, 1, 3, 2]])
-    response, verdict = losses(logits, labels, verdicts=torch.tensor([2, 3]))
-    # response ids 0 and 1: log 4 each; verdicts 3 and 2: log 4 and 0
+    response, answer = losses(logits, labels, answers=torch.tensor([2, 3]))
+    # response ids 0 and 1: log 4 each; answers 3 and 2: log 4 and 0
     assert response.item() == pytest.approx(1.3863, abs=1e-4)
-    assert verdict.item() == pytest.approx(1.3863 / 2, abs=1e-4)
+    assert answer.item() == pytest.approx(1.3863 / 2, abs=1e-4)
 
 
 def check_losses(ours, recorded):

@@ -1,8 +1,8 @@
 """Small Qwen2.5-VL models that can read grids of digits, and the recipes that made them.
 
-Their weights stand here (`model_dir`), so that the demo, the end-to-end tests and the
-study start from a model that answers in the right format, is right now and then, and judges claims
-better than chance.
+Their weights are here (`model_dir`), so that the demo, the end-to-end tests and the
+study start from a model that answers in the right format, is sometimes correct, and judges
+claims better than chance.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ def model_dir(name: str = "digits") -> Path:
     Args:
         name: `digits`, which answers short questions; `long_digits`, the same, taught the long
             ones, in a source checkout only; or `hasty_digits`: `long_digits` fine-tuned on data of
-            which half answers without looking again. Their cards (README.md) have the figures.
+            which half answers without re-reading the image. Their cards (README.md) have figures.
 
     Raises:
         FileNotFoundError: it is not here; the message says how to make it.

@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         default="digits",
         help="which packaged model to make again: digits (the default), from random weights; "
         "long_digits: the packaged digits model, taught the long questions; hasty_digits: that "
-        "one, taught to look again in half of its solutions",
+        "one, fine-tuned to re-read the image in half of its solutions",
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights, samples and evaluation")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
@@ -134,7 +134,7 @@ def _add_random(parser: argparse.ArgumentParser) -> None:
         "--size",
         default="100m",
         choices=["100m", "7b"],
-        help="100m: a whole model of 99 million parameters, heads of 64; 7b: the shapes of "
+        help="100m: a complete model of 99 million parameters, heads of 64; 7b: the shapes of "
         "Qwen2.5-VL-7B with 8 decoder layers, without weights",
     )
     parser.add_argument("--layers", type=int, help="decoder layers; 28 make 7b complete")

@@ -1,4 +1,4 @@
-"""Shape of the small model: a Qwen2.5-VL with everything but its sizes as in the original."""
+"""Shape of the small model: the original Qwen2.5-VL except for its sizes."""
 
 import copy
 import json
@@ -55,7 +55,7 @@ def qwen_config(
 
 
 def _text_config(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    # head_dim is 32, the least that vLLM's CPU attention takes. The rotary base leaves half of the
+    # head_dim is 32, the minimum of vLLM's CPU attention. The rotary base leaves half of the
     # frequencies nearly still over a hundred tokens: looking up a cell by its content needs them.
     rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e4}
     return {
@@ -98,11 +98,11 @@ def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLForConditionalG
 
 @torch.no_grad()
 def _match_attention(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Start every attention head as a look-up of what is similar or near, which it copies.
+    """Initialise every attention head as a look-up that copies similar or near tokens.
 
     Query weights equal key weights, and output weights are the transpose of value weights. Biases
     on the fastest rotary frequencies make the last group of heads prefer near tokens. Reading a
-    cell takes both: what place do the last words name, and which cell is like it.
+    cell takes both: the position in the last words, then the cell that matches it.
     """
     text = model.config.text_config
     shape = (text.num_key_value_heads, -1, text.hidden_size)
@@ -139,7 +139,7 @@ def build_processor(
 def save_model(
     model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, folder: Path
 ) -> None:
-    """Write all that loading needs, weights rounded to bfloat16; the model itself stays as is."""
+    """Write all files for loading, with weights rounded to bfloat16; the model is unchanged."""
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
     processor.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)

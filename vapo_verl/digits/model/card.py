@@ -20,13 +20,13 @@ Training saw the train scans only (UCI handwritten digits as shipped with scikit
 
 ## Figures on unseen test scans
 {num_rows} rows of each grid, weights loaded in float32, 10 claims a row. `claims_at_start` is
-judged right behind the prompt, `claims_at_end` behind the reasoning. "Other image" swaps images
-between rows: what text alone can do.
+the accuracy on claims directly after the prompt, `claims_at_end` after the reasoning. "Other image"
+swaps images between rows, a control for text alone.
 
 {table}
 
 "Chance" gives each kind of question its most common answer. "Mixed groups" are the rows of which
-{group_size} samples at temperature 1 are neither all right nor all wrong.
+{group_size} samples at temperature 1 are neither all correct nor all incorrect.
 
 | grid | chance | mixed groups |
 |---|---|---|
@@ -34,7 +34,7 @@ between rows: what text alone can do.
 
 ## Losses of a rehearsal
 {tower}Two steps of every part of the warm-up, response / verdict: {warm_up}.
-`first_steps.json` holds them in full; making them again tells whether the recipe is still the same.
+`first_steps.json` holds them in full; rerun them to check that the recipe is unchanged.
 """
 
 

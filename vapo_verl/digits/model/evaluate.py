@@ -1,4 +1,4 @@
-"""What the model can do on rows of the digits world: format, answers and claims."""
+"""Evaluate the model on rows of the digits world: format, answers and claims."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from vapo_verl.data.images import load_image
 from vapo_verl.digits.model.batch import collate
-from vapo_verl.digits.model.samples import Sample, encode, make_probe, prompt_ids, verdict_ids
+from vapo_verl.digits.model.samples import Sample, answer_ids, encode, make_probe, prompt_ids
 from vapo_verl.digits.scene import parse_grid
 from vapo_verl.reward.tags import BOX, THINK_END, THINK_START
 
@@ -25,18 +25,18 @@ GROUP_SIZE = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """Shares in 0..1 over the rows of an evaluation, and the lengths of the responses."""
+    """Rates in 0..1 over the rows of an evaluation, and the lengths of the responses."""
 
     format_rate: float
     """Responses of the form `<think>...</think>\\boxed{...}`."""
     accuracy: float
-    """Responses of that form with the right answer."""
+    """Responses of that form with the correct answer."""
     claims_at_start: float
-    """Claims judged right behind the prompt, before any reasoning."""
+    """Accuracy on claims directly after the prompt, before any reasoning."""
     claims_at_end: float
-    """Claims judged right behind the whole reasoning."""
+    """Accuracy on claims after all reasoning."""
     yes_rate: float
-    """Claims judged true, over both places; half of them are."""
+    """Rate of yes, over both positions; half of the claims are true."""
     mean_tokens: float
     """Of a response, its end included."""
     p10_tokens: float
@@ -55,7 +55,7 @@ def evaluate(
 
     Args:
         rows: as `vapo_verl.digits.build.build_split` makes them.
-        temperature: of the responses; 0 is greedy. Claims get the likelier verdict in any case.
+        temperature: of the responses; 0 is greedy. Predictions on claims are always greedy.
     """
     was_training = model.training
     model.eval()
@@ -83,9 +83,9 @@ def mixed_groups(
     processor: Qwen2_5_VLProcessor,
     rows: Sequence[dict],
 ) -> float:
-    """Return the share of rows whose `GROUP_SIZE` samples are neither all right nor all wrong.
+    """Return the fraction of rows whose `GROUP_SIZE` samples are mixed.
 
-    Only such a group says anything to an advantage that compares the samples of one prompt.
+    Only mixed groups give an advantage that compares the samples of one prompt.
     """
     prompts = [_prompt(processor, row) for row in rows]
     samplings = [respond(model, processor, prompts, temperature=1.0) for _ in range(GROUP_SIZE)]
@@ -103,7 +103,7 @@ def chance(rows: Sequence[dict]) -> float:
 
 
 def swap_images(rows: Sequence[dict]) -> list[dict]:
-    """Give every row another row's image of the same grid: a control, passed by text alone."""
+    """Give every row another row's image of the same grid: a control for text alone."""
     swapped = list(rows)
     for grid in {row["extra_info"]["grid"] for row in rows}:
         places = [i for i, row in enumerate(rows) if row["extra_info"]["grid"] == grid]
@@ -154,21 +154,21 @@ def judge(
     samples: Sequence[Sample],
     claims: Sequence[Sequence[dict]],
 ) -> Bool[np.ndarray, "rows 2 claims"]:
-    """Return the model's verdicts on every row's claims, before and after the row's reasoning."""
-    yes, no = verdict_ids(processor.tokenizer)
+    """Return the model's predictions on every row's claims, before and after its reasoning."""
+    yes, no = answer_ids(processor.tokenizer)
     probed = [
         _probed(processor, sample, of_row) for sample, of_row in zip(samples, claims, strict=True)
     ]
-    verdicts = []
+    predictions = []
     for first in range(0, len(probed), _ROWS_A_PASS):
         some = probed[first : first + _ROWS_A_PASS]
         batch = collate(some, processor)
         batch.pop("labels")
         logits = model(**batch).logits
         for row, sample in enumerate(some):
-            at = _verdict_positions(sample)
-            verdicts.append((logits[row, at, yes] > logits[row, at, no]).numpy().reshape(2, -1))
-    return np.stack(verdicts)
+            at = _answer_positions(sample)
+            predictions.append((logits[row, at, yes] > logits[row, at, no]).numpy().reshape(2, -1))
+    return np.stack(predictions)
 
 
 def _probed(processor: Qwen2_5_VLProcessor, sample: Sample, claims: Sequence[dict]) -> Sample:
@@ -183,7 +183,7 @@ def _probed(processor: Qwen2_5_VLProcessor, sample: Sample, claims: Sequence[dic
     return replace(sample, probes=tuple(probes))
 
 
-def _verdict_positions(sample: Sample) -> list[int]:
+def _answer_positions(sample: Sample) -> list[int]:
     start = len(sample.prompt_ids) + len(sample.response_ids)
     ends = start + np.cumsum([len(probe.ids) for probe in sample.probes])
     return (ends - 2).tolist()

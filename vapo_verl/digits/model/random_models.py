@@ -35,7 +35,7 @@ _SILENT_NORM = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """Sizes of a model's language half and vision tower."""
+    """Sizes of a model's language model and vision tower."""
 
     hidden_size: int
     intermediate_size: int
@@ -50,13 +50,13 @@ class Shape:
     tied: bool
     """Whether input embedding and output layer are one matrix."""
     has_weights: bool
-    """Whether weights are written to disk unless asked otherwise."""
+    """Whether weights are written to disk by default."""
     vision_layers: int
     vision_hidden_size: int
     vision_intermediate_size: int
     vision_heads: int
     vision_period: int
-    """Every so many vision layers, one attends to the whole image and not only to its windows."""
+    """One vision layer in this many attends to the full image, the others to windows."""
 
 
 SHAPES = {
@@ -97,7 +97,7 @@ SHAPES = {
         vision_period=8,
     ),
 }
-"""By name: a whole small model, and the shapes of Qwen2.5-VL-7B."""
+"""By name: a complete small model, and the shapes of Qwen2.5-VL-7B."""
 
 
 def make_random_model(
@@ -195,7 +195,7 @@ def random_config(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_V
         "max_position_embeddings": shape.max_positions,
         "max_window_layers": shape.num_layers,
         "rms_norm_eps": 1e-6,
-        # Attention logits get a standard deviation of hidden_size * initializer_range ** 2 = 2.56:
+        # Attention logits have a standard deviation of hidden_size * initializer_range ** 2 = 2.56:
         # peaked enough for a wrong key or span to show, far from one-hot.
         "initializer_range": 1.6 * shape.hidden_size**-0.5,
         "rope_parameters": {
@@ -241,13 +241,13 @@ def build_random_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=dtype)
-    _silence(model, sorted({*tokenizer.all_special_ids} - {tokenizer.eos_token_id}))
+    _suppress(model, sorted({*tokenizer.all_special_ids} - {tokenizer.eos_token_id}))
     model.generation_config = _generation_config(config)
     return model.eval()
 
 
 def describe(config: Qwen2_5_VLConfig) -> str:
-    """Return one line on a configuration's sizes, for a person."""
+    """Return a configuration's sizes as one readable line."""
     text, vision = config.text_config, config.vision_config
     with torch.device("meta"):
         number = Qwen2_5_VLForConditionalGeneration(config).num_parameters()
@@ -260,7 +260,7 @@ def describe(config: Qwen2_5_VLConfig) -> str:
 
 
 @torch.no_grad()
-def _silence(model: Qwen2_5_VLForConditionalGeneration, ids: list[int]) -> None:
+def _suppress(model: Qwen2_5_VLForConditionalGeneration, ids: list[int]) -> None:
     """Give these ids logits far below all others, whatever the input.
 
     The value bias of the last layer's attention adds the same vector to every token's residual
@@ -280,7 +280,7 @@ def _silence(model: Qwen2_5_VLForConditionalGeneration, ids: list[int]) -> None:
 
 
 def _generation_config(config: Qwen2_5_VLConfig) -> GenerationConfig:
-    """As the packaged model's: an end of sequence, which a run of responses needs."""
+    """As in the packaged model: an end of sequence, which rollouts need."""
     text = config.text_config
     return GenerationConfig(eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id)
 

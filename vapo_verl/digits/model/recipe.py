@@ -1,4 +1,4 @@
-"""The recipes: tokenizer, tower, warm-up, and an end while there is much left to learn."""
+"""The recipes: tokenizer, tower, and a warm-up that stops early, to leave room for RL."""
 
 import logging
 from dataclasses import asdict, dataclass, field, replace
@@ -26,16 +26,16 @@ _STEPS_A_PART = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecipeConfig:
-    """Everything that decides what the model becomes."""
+    """All settings that determine the model."""
 
     seed: int = 0
     start: str | None = None
-    """The packaged model to go on from; None begins with a tokenizer and random weights."""
+    """The packaged model to start from; None: a new tokenizer and random weights."""
     tower: TowerConfig | None = field(default_factory=TowerConfig)
-    """None leaves the tower as it is."""
+    """None leaves the tower unchanged."""
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     check_every: int = 200
-    """Steps between looks at validation rows, once questions are learnt."""
+    """Steps between validations, once questions are trained."""
     check_rows: int = 96
     stop_accuracy: float | None = 0.4
     """Greedy accuracy on validation rows at which the warm-up ends: RL needs room to improve. None
@@ -140,7 +140,7 @@ def _warm_up_until(
         if step > warmup.steps_before_questions and step % config.check_every == 0:
             figures = evaluate(model, processor, rows)
             _log_figures(step, figures)
-            save_model(model, processor, out)  # so that a run cut short has left something
+            save_model(model, processor, out)  # so that an interrupted run leaves a model
             if config.stop_accuracy is not None and figures.accuracy >= config.stop_accuracy:
                 return
 
@@ -157,7 +157,7 @@ def _log_figures(step: int, figures: Figures) -> None:
 def first_losses(config: RecipeConfig, num_tower_steps: int = 4) -> dict[str, list]:
     """Return the losses of the first tower steps, then of two steps of every warm-up part.
 
-    The tower's are those of the full recipe; the rest start from a tower that is hardly trained.
+    The tower's are those of the full recipe; the others start from this barely trained tower.
     """
     model, processor = starting_model(config)
     pool = scan_pool("train")

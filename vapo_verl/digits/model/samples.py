@@ -1,4 +1,4 @@
-"""Supervised samples: a prompt, a response, and anchor questions about cuts of that response."""
+"""Supervised samples: a prompt, a response, and anchor questions at cuts of that response."""
 
 import random
 from dataclasses import dataclass
@@ -19,31 +19,31 @@ from vapo_verl.digits.solutions import read
 from vapo_verl.reward.tags import THINK_END, THINK_START
 
 IGNORED = -100
-"""Label of a token at which nothing is learnt."""
+"""Label of a token without a loss."""
 READ_PROMPT = "Read all digits."
-"""Asks for every cell in any order; an exercise that is no question of the data set."""
+"""An exercise outside the data set: read every cell in any order."""
 ANCHOR_TEXT = AnchorConfig().question
-"""Put after a cut of the response, as in training."""
-VERDICTS = {True: AnchorConfig().yes_words[0], False: AnchorConfig().no_words[0]}
+"""Appended after a cut of the response, as in training."""
+ANSWERS = {True: AnchorConfig().yes_words[0], False: AnchorConfig().no_words[0]}
 """The answer token by the claim's truth, with the space that natural text has after a colon."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """An anchor question behind the first `cut` response tokens."""
+    """An anchor question after the first `cut` response tokens."""
 
     cut: int
     ids: tuple[int, ...]
-    """Token ids of the question, and last the id of its verdict."""
+    """Token ids of the question, and last the id of its answer."""
     labels: tuple[int, ...]
-    """What is learnt at each of them, `IGNORED` for nothing: the verdict at the end, and also
-    right behind the claim, where judging is learnt before passing it on. Of a true claim its
-    words, too: who can say what the top left digit is has only to compare to judge a claim."""
+    """Target at each id, or `IGNORED`: the answer at the end, and also directly after the claim, so
+    that the claim is judged before the answer position. The words of a true claim are targets,
+    too: a model that predicts the top left digit only has to compare to judge a claim."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One image with all that is learnt from it."""
+    """One image with all its training targets."""
 
     pixels: np.ndarray
     """uint8 [28 * rows, 28 * cols, 3]"""
@@ -51,7 +51,7 @@ class Sample:
     cols: int
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
-    """Ends with the end-of-turn id; every one is learnt."""
+    """Ends with the end-of-turn id; all have a loss."""
     probes: tuple[Probe, ...]
 
     @property
@@ -68,13 +68,13 @@ class SampleMaker:
     tokenizer: PreTrainedTokenizerBase
     pool: ScanPool
     questions: str = "standard"
-    """Which of `vapo_verl.digits.questions.QUESTION_SETS` is asked."""
+    """A key of `vapo_verl.digits.questions.QUESTION_SETS`."""
     hasty: float = 0.0
-    """Share of questions that are solved without looking again."""
+    """Fraction of questions that are solved without re-reading cells."""
     num_probes: int = 0
-    """Claims asked of every sample; even."""
+    """Claims per sample; even."""
     kinds: tuple[str, ...] | None = None
-    """Kinds of claims asked; all by default."""
+    """Kinds of claims; all by default."""
 
     def reading(self, rng: random.Random, rows: int, cols: int) -> Sample:
         """Draw a sample whose response reads every cell, in random order."""
@@ -85,7 +85,7 @@ class SampleMaker:
 
     def question(self, rng: random.Random, rows: int, cols: int) -> Sample:
         """Draw a sample whose response solves a question of the data set."""
-        # Without a draw where none is hasty: other recipes keep their samples.
+        # No draw at 0, so that other recipes keep their samples.
         hasty = self.hasty > 0 and rng.random() < self.hasty
         scene = sample_scene(rng, self.pool, rows, cols)
         question = sample_question(rng, scene, self.questions)
@@ -128,9 +128,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     return tuple(tokenizer.encode(text, add_special_tokens=False))
 
 
-def verdict_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Return the ids of the verdicts (true, false); each is a single token."""
-    (yes,), (no,) = (encode(tokenizer, VERDICTS[label]) for label in (True, False))
+def answer_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """Return the ids of the answers (true, false); each is a single token."""
+    (yes,), (no,) = (encode(tokenizer, ANSWERS[label]) for label in (True, False))
     return yes, no
 
 
@@ -148,20 +148,20 @@ def prompt_ids(
 
 @cache
 def make_probe(tokenizer: PreTrainedTokenizerBase, cut: int, claim: str, label: bool) -> Probe:
-    """Return the anchor question about a claim with the right verdict."""
+    """Return the anchor question about a claim with the correct answer."""
     before, _, after = ANCHOR_TEXT.partition("{claim}")
-    words, verdict = encode(tokenizer, claim), encode(tokenizer, VERDICTS[label])
+    words, answer = encode(tokenizer, claim), encode(tokenizer, ANSWERS[label])
     before_ids, after_ids = encode(tokenizer, before), encode(tokenizer, after)
-    ids = (*before_ids, *words, *after_ids, *verdict)
+    ids = (*before_ids, *words, *after_ids, *answer)
     assert ids[:-1] == encode(tokenizer, before + claim + after)
     learnt_words = words if label else (IGNORED,) * len(words)
     ignored = (IGNORED,) * (len(after_ids) - 1)
-    labels = ((IGNORED,) * len(before_ids), learnt_words, verdict, ignored, verdict)
+    labels = ((IGNORED,) * len(before_ids), learnt_words, answer, ignored, answer)
     return Probe(cut=cut, ids=ids, labels=tuple(chain.from_iterable(labels)))
 
 
 def cut_positions(pieces: list[str]) -> list[int]:
-    """Return where a response may be cut: 0, and its logical boundaries.
+    """Return the possible cuts of a response: 0, and its logical boundaries.
 
     Args:
         pieces: the decoded text of every response token.

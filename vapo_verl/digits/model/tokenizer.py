@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from vapo_verl.digits.model.samples import ANCHOR_TEXT, READ_PROMPT, VERDICTS
+from vapo_verl.digits.model.samples import ANCHOR_TEXT, ANSWERS, READ_PROMPT
 from vapo_verl.digits.questions import sample_question
 from vapo_verl.digits.scans import scan_pool
 from vapo_verl.digits.scene import parse_grid, sample_scene
@@ -29,7 +29,7 @@ SPECIAL_TOKENS = (
 )
 """Qwen's special tokens; they take the first ids."""
 
-# Tags are ordinary words here, so that decoding with skip_special_tokens=True keeps them.
+# Tags are ordinary words, so that decoding with skip_special_tokens=True keeps them.
 _WORDS = r"</?think>|<anchor>|\\boxed| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]|\s"
 _VOCAB_LIMIT = 4096
 
@@ -83,8 +83,8 @@ def corpus(num_scenes: int = 600) -> Iterator[str]:
     """Yield questions, responses and anchor texts of seeded scenes, and the words around them."""
     yield _ROLES
     yield READ_PROMPT
-    yield from VERDICTS.values()
-    yield from (word.strip() for word in VERDICTS.values())
+    yield from ANSWERS.values()
+    yield from (word.strip() for word in ANSWERS.values())
     for index in range(num_scenes):
         rng = random.Random(f"corpus/{index}")
         rows, cols = parse_grid(GRIDS[index % len(GRIDS)])

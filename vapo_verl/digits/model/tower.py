@@ -1,8 +1,8 @@
-"""Stage 1: the vision tower alone learns to describe each merged token by digit, colour and place.
+"""Stage 1: train the vision tower to describe each merged token by digit, colour and position.
 
-Joint training from nothing stays at chance, as reading and looking each wait for the other. A
+Joint training from scratch stays at chance, as vision and text each need the other first. A
 merged token is described by its dot products with the (tied) embeddings of the words themselves, so
-that vision and vocabulary share a space, and what is left to learn is mostly where to look.
+that vision and vocabulary share a space, and mainly the look-up of cells remains to be learnt.
 """
 
 import random
@@ -36,7 +36,7 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TowerConfig:
-    """How the tower is trained."""
+    """Training settings of the tower."""
 
     steps: int = 400
     grids: tuple[str, ...] = ("2x2", "2x3", "3x3")
@@ -82,7 +82,7 @@ def tower_accuracy(
     processor: Qwen2_5_VLProcessor,
     scenes: list[Scene],
 ) -> dict[str, float]:
-    """Return the share of cells described right, by group of words."""
+    """Return the fraction of cells described correctly, by group of words."""
     scores = describe(model, processor, scenes, random.Random(0))
     labels = cell_labels(scenes)
     return {k: (scores[k].argmax(-1) == labels[k]).float().mean().item() for k in _WORDS}
@@ -112,7 +112,7 @@ def describe(
 
 
 def cell_labels(scenes: list[Scene]) -> dict[str, Tensor]:
-    """Return class numbers of every cell, by what is read."""
+    """Return class numbers of every cell, by group of words."""
     places = [place.split() for scene in scenes for place in scene.places]
     cells = [cell for scene in scenes for cell in scene.cells]
     digits = [cell.digit for cell in cells]

@@ -1,4 +1,4 @@
-"""Stage 2: the whole model learns to read cells, then to answer, and all along to judge claims."""
+"""Stage 2: train the full model to read cells, then to answer, and throughout to judge claims."""
 
 import itertools
 import random
@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from vapo_verl.digits.model.batch import by_length, collate
-from vapo_verl.digits.model.samples import IGNORED, Sample, SampleMaker, verdict_ids
+from vapo_verl.digits.model.samples import IGNORED, Sample, SampleMaker, answer_ids
 from vapo_verl.digits.scene import parse_grid
 
 _BATCHES_A_GRID = 4
@@ -21,7 +21,7 @@ _BATCHES_A_GRID = 4
 
 
 Draw = Callable[[random.Random, int, int], Sample]
-"""Draws a sample of a grid of so many rows and columns."""
+"""Draws a sample of a grid of the given rows and columns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,29 +32,29 @@ class Part:
     """The exercise that reads every cell, or questions of the data set."""
     steps: int
     num_probes: int
-    """Claims asked of every sample; even."""
+    """Claims per sample; even."""
     kinds: tuple[str, ...] | None = None
-    """Kinds of claims asked; all by default."""
+    """Kinds of claims; all by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmupConfig:
-    """How the whole model is trained."""
+    """Training settings of the full model."""
 
     parts: tuple[Part, ...] = (
         Part(kind="reading", steps=600, num_probes=8, kinds=("identity", "color")),
         Part(kind="question", steps=2400, num_probes=6),
     )
-    """In turn: claims about one cell come first, those that compare and search later."""
+    """In order: claims about one cell first, comparisons and searches later."""
     questions: str = "standard"
-    """Which of `vapo_verl.digits.questions.QUESTION_SETS` is asked."""
+    """A key of `vapo_verl.digits.questions.QUESTION_SETS`."""
     hasty: float = 0.0
-    """Share of questions that are solved without looking again."""
+    """Fraction of questions that are solved without re-reading cells."""
     grids: tuple[str, ...] = ("2x2", "2x3")
     batch_size: int = 16
     learning_rate: float = 1.5e-3
     rise: float = 0.04
-    """Share of all steps over which the learning rate rises; then it falls as a cosine."""
+    """Fraction of all steps over which the learning rate rises; then it falls as a cosine."""
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     seed: int = 0
@@ -87,8 +87,8 @@ def warm_up(
     maker: SampleMaker,
     config: WarmupConfig,
 ) -> Iterator[StepLoss]:
-    """Train the model in place, responses and verdicts weighing the same; yield every loss."""
-    # Left free, the tower unlearns the digits before the text layers have learnt to ask for them.
+    """Train the model in place, responses and predictions weighted equally; yield each loss."""
+    # Trained from the start, the tower loses the digits before the text layers use them.
     model.model.visual.requires_grad_(False)
     optimizer = torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
@@ -99,12 +99,12 @@ def warm_up(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.learning_rate, total_steps=config.steps + 1, pct_start=config.rise
     )
-    verdicts = torch.tensor(verdict_ids(processor.tokenizer))
+    answers = torch.tensor(answer_ids(processor.tokenizer))
     model.train()
     for samples in draw_batches(maker, config):
         batch = collate(samples, processor)
         labels = batch.pop("labels")
-        response, verdict = losses(model(**batch).logits, labels, verdicts)
+        response, verdict = losses(model(**batch).logits, labels, answers)
         optimizer.zero_grad()
         (response + verdict).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
@@ -116,22 +116,22 @@ def warm_up(
 def losses(
     logits: Float[Tensor, "batch length vocab"],
     labels: Int[Tensor, "batch length"],
-    verdicts: Int[Tensor, " verdicts"],
+    answers: Int[Tensor, " answers"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Return the mean cross entropies of response tokens and of verdicts.
+    """Return the mean cross entropies of response tokens and of predictions.
 
     Args:
         logits: entry t predicts label t + 1.
-        labels: `IGNORED` where nothing is learnt.
-        verdicts: the ids that are verdicts; responses never hold them.
+        labels: `IGNORED` for tokens without a loss.
+        answers: the ids of yes and no; responses never hold them.
     """
     targets = labels[:, 1:].flatten()
-    is_verdict = torch.isin(targets, verdicts)
+    is_answer = torch.isin(targets, answers)
     each = cross_entropy(
         logits[:, :-1].flatten(0, 1), targets, ignore_index=IGNORED, reduction="none"
     )
-    is_response = (targets != IGNORED) & ~is_verdict
-    return _mean(each, is_response), _mean(each, is_verdict)
+    is_response = (targets != IGNORED) & ~is_answer
+    return _mean(each, is_response), _mean(each, is_answer)
 
 
 def _mean(values: Float[Tensor, " tokens"], chosen: Bool[Tensor, " tokens"]) -> Float[Tensor, ""]:
