@@ -1,23 +1,23 @@
-"""What probing K anchors in every response costs, three ways, in real vLLM engines.
+"""Cost of probing K anchors in every response, in four ways, in real vLLM engines.
 
     python benchmarks/anchors.py [--quick] [--lengths 64 1024] [--num-anchors 1 20] [--scale 8]
 
-The same responses, cuts and claims are asked in each way:
+Each way probes the same claims at the same cuts of the same responses:
 
     ours      the rollout's own tokens up to the cut, then the question; prefix and processor cache
     shared    ours, and the probes of a response share the processed image of its prompt
     text      decoded, cut in characters, tokenised again after the rollout; both caches on
-    released  the same text, both caches off: each probe is prefilled whole, image and all
+    released  the same text, both caches off: each probe is prefilled in full, image included
 
-Part 1 asks all probes of finished responses at once, and nothing else runs. The responses are
-replayed into the cache first, untimed, which leaves the blocks that decoding them leaves. Tokens
-prefilled are prompt tokens less vLLM's own `num_cached_tokens`. Part 2 times rollouts in which
+Part 1 sends all probes of finished responses at once, and nothing else runs. The responses are
+replayed into the cache first, untimed, which leaves the same blocks as decoding. Tokens prefilled
+are prompt tokens less vLLM's `num_cached_tokens`. Part 2 times rollouts in which
 responses end at different times and are probed at once, against the same rollouts without probes.
 Part 3 issues the probes of a response in three orders, with the response in the cache and without.
-Part 4 has the time of a probe by process, and what cheaper requests save.
+Part 4 has the time of a probe by process, and the savings of cheaper requests.
 
 Ways take turns within a round; times are medians over rounds. CPU seconds are those of all
-processes, where other work on the machine shows less. Prints tables and one JSON line.
+processes, which other work on the machine affects less. Prints tables and one JSON line.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Times:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """Of probes that were asked together."""
+    """Of probes that were sent together."""
 
     probes: int
     prompt_tokens: int
@@ -381,7 +381,7 @@ class Bench:
     async def ask(
         self, engine: Engine, way: str, rollouts: Any, plans: Any, processed: Any, **more: Any
     ) -> list[Any]:
-        """Write all probes and ask them at once, in the order of the plans."""
+        """Write all probes and send them at once, in the order of the plans."""
         prompts = [
             self.probe(engine, way, rollout, prompt, cut, claim)
             for rollout, plan, prompt in zip(rollouts, plans, processed, strict=True)
@@ -398,7 +398,7 @@ class Bench:
         cold: bool = False,
         **more: Any,
     ) -> Cost:
-        """Replay the rollouts, then ask their probes; `cold`: without what the replay cached."""
+        """Replay the rollouts, then send their probes; `cold`: with empty caches."""
         processed = await engine.replay(rollouts, named=way == "image id")
         if cold:
             await engine.forget()

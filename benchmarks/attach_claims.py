@@ -3,7 +3,7 @@
     python benchmarks/attach_claims.py [--num-rows 9000 36000] [--num-records 36000]
 
 The images are random bytes of 20 to 30 KB each: joining hashes them and never decodes. Each join
-runs in a process of its own, whose peak resident memory tells whether memory grows with the rows.
+runs in a separate process, whose peak resident memory shows whether memory grows with the rows.
 Prints a table and one JSON line.
 """
 

@@ -1,17 +1,17 @@
-"""What the capture of visual attention costs a decode step of a real vLLM engine.
+"""Cost of the capture of visual attention per decode step of a real vLLM engine.
 
     python benchmarks/attention.py [--batch 8] [--images 3] [--image-tokens 64] [--tokens 96]
     python benchmarks/attention.py --size 7b --dtype bfloat16 --cuda-graphs --batch 128 --images 1 \
         --image-tokens 1024 --kv-cache-gib 8 --out attention.json
 
 One engine in this process; the ways take turns from step to step of the same responses, so that
-context, batch and the machine's mood are shared. Ways:
+context, batch and load of the machine are shared. Ways:
 
     off       no layer captured
     default   the default layers, one in 8
     all       every layer
-    naive     every layer, by softmax(QK) over the whole gathered context after vLLM's attention;
-              not with --cuda-graphs, which cannot hold it
+    naive     every layer, by softmax(QK) over the full gathered context after vLLM's attention;
+              not with --cuda-graphs, which cannot capture it
 
 and transformers' eager generation of as many tokens from the same prompts, with and without
 `output_attentions`. Models are random ones of `vapo_verl.digits.model.random_models`, or --model.

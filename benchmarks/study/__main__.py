@@ -29,7 +29,7 @@ CLAIMS_CSV, VARIANTS_CSV = "claims.csv", "variants.csv"
 NO_SEED = -1
 """Of the warm start."""
 Task = tuple[str, Callable[[int], None]]
-"""A name, and what is done with a number of threads."""
+"""A name, and a function of the number of threads."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,14 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fault(options: argparse.Namespace) -> str | None:
-    """What the options ask for that cannot be."""
+    """The first impossible combination of options; None if there is none."""
     partial_study = bool(options.quick or options.arms or options.seeds)
     if options.arms and BASELINE not in options.arms:
-        return f"--arms {' '.join(options.arms)}: add {BASELINE}, which the others are held against"
+        return f"--arms {' '.join(options.arms)}: add {BASELINE}, the arm of comparison"
     if options.variants and (options.arms or options.seeds):
-        return "--variants has arms and a seed of its own: leave --arms and --seeds out"
+        return "--variants has its own arms and seed: leave --arms and --seeds out"
     if options.document and partial_study:
-        return "--document is for the whole study: leave --quick, --arms and --seeds out"
+        return "--document is for the full study: leave --quick, --arms and --seeds out"
     return None
 
 
@@ -101,7 +101,7 @@ def _do_all(tasks: Sequence[Task], jobs: int) -> None:
     """Every task, `jobs` at a time.
 
     Raises:
-        StudyError: some failed, of which it tells; the others have been finished.
+        StudyError: some failed, as listed; the others have finished.
     """
     threads = max(2 // jobs, 1)
     failures: list[str] = []
@@ -117,7 +117,7 @@ def _do_all(tasks: Sequence[Task], jobs: int) -> None:
 
 
 def all_runs(plan: Plan) -> list[Run]:
-    """Seed by seed, so that a study cut short still has pairs."""
+    """Seed by seed, so that an interrupted study still has pairs."""
     return [Run(arm=arm, seed=seed) for seed in plan.seeds for arm in plan.arms]
 
 
@@ -184,9 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=main.__doc__)
     add = parser.add_argument
     size = parser.add_mutually_exclusive_group()
-    size.add_argument(
-        "--quick", action="store_true", help="2 arms, 1 seed, fewer steps: does it work?"
-    )
+    size.add_argument("--quick", action="store_true", help="2 arms, 1 seed, fewer steps: a test")
     size.add_argument(
         "--variants", action="store_true", help="VAPO with other settings, next to the study's runs"
     )

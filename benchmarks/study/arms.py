@@ -1,4 +1,4 @@
-"""What is compared, and with how much of everything."""
+"""Arms, variants and sizes of the study."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _NO_CLAIMS = ("vapo.anchors.num_anchors=0",)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One way of training: the recipe `study` with some overrides."""
+    """The recipe `study` with some overrides."""
 
     name: str
     title: str
@@ -27,12 +27,12 @@ ARMS = {
         Arm(name="vapo", title="VAPO", overrides=()),
         Arm(
             name="vapo_focus",
-            title="VAPO, credit by attention (focus)",
+            title="VAPO, attention-weighted advantage (focus)",
             overrides=("vapo.advantage.attention_coef=0.3", "vapo.advantage.attention_mode=focus"),
         ),
         Arm(
             name="vapo_grounded",
-            title="VAPO, credit by attention (grounded)",
+            title="VAPO, attention-weighted advantage (grounded)",
             overrides=(
                 "vapo.advantage.attention_coef=0.3",
                 "vapo.advantage.attention_mode=grounded",
@@ -48,7 +48,7 @@ ARMS = {
 
 
 def _with_grpo(name: str, title: str, override: str) -> tuple[Arm, Arm]:
-    """Both with a setting that GRPO has, too."""
+    """GRPO and VAPO with a setting that both have."""
     grpo = Arm(name=f"grpo_{name}", title=f"GRPO, {title}", overrides=(*_GRPO, override))
     vapo = Arm(
         name=f"vapo_{name}", title=f"VAPO, {title}", overrides=(override,), against=grpo.name
@@ -66,7 +66,7 @@ VARIANTS = {
         ),
         Arm(
             name="no_gate",
-            title="VAPO, wrong answers earn it, too",
+            title="VAPO, incorrect answers earn it, too",
             overrides=("vapo.anchors.gate=relaxed",),
         ),
         *_with_grpo("lr_1e-4", "learning rate 1e-4", "actor_rollout_ref.actor.optim.lr=1e-4"),
@@ -76,7 +76,7 @@ VARIANTS = {
         *_with_grpo("no_std", "not divided by deviations", "vapo.advantage.normalize_by_std=false"),
     )
 }
-"""VAPO under other settings than the study's, and GRPO where they concern it, too."""
+"""VAPO with other settings than the study's, and GRPO if it has the setting."""
 ALL_ARMS = ARMS | VARIANTS
 
 

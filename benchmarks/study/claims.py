@@ -1,4 +1,4 @@
-"""Which claims are hard: verdicts on held-out rows by kind of claim and place in the response."""
+"""Accuracy on claims of held-out rows, by kind of claim and position in the response."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PARTS = ("early", "late")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimKinds:
-    """Share of claims judged right in the first and in the last third of responses, by kind."""
+    """Accuracy on claims in the first and in the last third of responses, by kind."""
 
     arm: str
     seed: int
@@ -37,7 +37,7 @@ class ClaimKinds:
 
 
 def read_claim_kinds(work: Workspace, name: str, arm: str, seed: int) -> ClaimKinds:
-    """What `measure` left of a checkpoint."""
+    """Read the results of `measure` for a checkpoint."""
     records = read_records(work.folder(name) / "diagnostics" / "perception")
     shares = shares_by_kind(records, read_scenes(work.data / TEST))
     return ClaimKinds(arm=arm, seed=seed, **shares)
@@ -46,14 +46,15 @@ def read_claim_kinds(work: Workspace, name: str, arm: str, seed: int) -> ClaimKi
 def shares_by_kind(
     records: Sequence[Mapping[str, Any]], scenes: Mapping[int, Scene]
 ) -> dict[str, float]:
-    """KIND_PART -> share of right verdicts; nan where none was asked."""
-    verdicts: defaultdict[str, list[bool]] = defaultdict(list)
+    """KIND_PART -> fraction of correct predictions; nan without claims."""
+    predictions: defaultdict[str, list[bool]] = defaultdict(list)
     for record in records:
         kinds = {claim.text: claim.kind for claim in all_claims(scenes[record["index"]])}
         for anchor in record["anchors"]:
             part = part_of(anchor["position"], record["num_tokens"])
-            verdicts[f"{kinds[anchor['claim']]}_{part}"].append(anchor["correct"])
+            predictions[f"{kinds[anchor['claim']]}_{part}"].append(anchor["correct"])
     names = [f"{kind}_{part}" for kind in KINDS for part in PARTS]
     return {
-        name: float(np.mean(verdicts[name])) if verdicts[name] else float("nan") for name in names
+        name: float(np.mean(predictions[name])) if predictions[name] else float("nan")
+        for name in names
     }

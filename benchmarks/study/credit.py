@@ -1,4 +1,4 @@
-"""What the runs learnt, and from what: means of training metrics over steps."""
+"""Means of training metrics over the steps of each run."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ _QUARTER = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credit:
-    """Of one run; nan where no step has the metric."""
+    """Metrics of one run; nan if no step has the metric."""
 
     arm: str
     seed: int
     accuracy_first: float
     """Of the rollouts of the first quarter of all steps, at temperature 1."""
     accuracy_last: float
-    """Of those of the last quarter; prompts are met once, so these, too, are new ones."""
+    """Of those of the last quarter; each prompt is used once, so these are also new ones."""
     probed: float
-    """Share of responses behind the gate."""
+    """Fraction of responses that pass the gate."""
     claims: float
-    """Share of anchors judged right."""
+    """Fraction of correct anchors."""
     agreement: float
-    """Of two responses to one prompt, how often they judge the same claim alike."""
+    """Rate of equal predictions on a claim by two responses to one prompt."""
     spread: float
     """Of R_perc among a prompt's probed responses, a standard deviation."""
     spread_flat: float
-    """The same without late emphasis: what is left where no place weighs more than another."""
+    """The same without late emphasis, with equal weights at all positions."""
     perception: float
-    """R_perc over all responses, 0 where the gate is shut."""
+    """R_perc over all responses, 0 if the gate is closed."""
     groups_right: float
     groups_mixed: float
-    """Shares of prompts of which all, or some and not all, responses are right."""
+    """Fractions of prompts whose responses are all correct, or mixed."""
     perception_only: float
     """Of sum |A_i|, what stands in groups that differ in nothing but perception."""
     kl: float

@@ -32,7 +32,7 @@ def make_data(work: Workspace, plan: Plan) -> None:
 
 
 def with_other_images(rows: pa.Table) -> pa.Table:
-    """Every row with the next row's image: what text alone can do is right of these."""
+    """Every row with the next row's image, a control for text alone."""
     places = [*range(1, rows.num_rows), 0]
     images = rows.column("images").take(pa.array(places))
     return rows.set_column(rows.schema.get_field_index("images"), rows.field("images"), images)

@@ -1,4 +1,4 @@
-"""The figures of each run, and what every run did with each held-out row."""
+"""Results of each run, in total and per held-out row."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """One checkpoint on the held-out rows; shares in 0..1."""
+    """One checkpoint on the held-out rows; rates in 0..1."""
 
     arm: str
     seed: int
     accuracy: float
     format: float
     claims_start: float
-    """Claims judged right behind the prompt; then those in each third of the response."""
+    """Accuracy on claims directly after the prompt; then in each third of the response."""
     claims_early: float
     claims_middle: float
     claims_late: float
@@ -45,23 +45,23 @@ class Figures:
     """Best accuracy over the early-decision cuts, and where it is."""
     peak_at: float
     recoverable: float
-    """Rows wrong at 100 % of the reasoning and right at some earlier cut."""
+    """Rows incorrect at 100 % of the reasoning and correct at some earlier cut."""
     reads: float
-    """Cells a response says it sees, each as often as it says so."""
+    """Statements about cells in a response, repetitions included."""
     reads_early: float
-    """Of what the response says it sees, the share that is so, in its first and last third."""
+    """Fraction of correct statements, in the first and last third of the response."""
     reads_late: float
     wrong_but_seen: float
-    """Of the wrong responses, those that say nothing wrong of the image."""
+    """Of the incorrect responses, those whose statements about the image are all correct."""
     accuracy_other_image: float
-    """With another row's image: what text alone can do."""
+    """With another row's image: a control for text alone."""
 
 
 MEASURES = tuple(field.name for field in fields(Figures) if field.type == "float")
 
 
 def read_figures(work: Workspace, name: str, arm: str, seed: int) -> Figures:
-    """What `measure` left of a checkpoint."""
+    """Read the results of `measure` for a checkpoint."""
     diagnostics = work.folder(name) / "diagnostics"
     records = read_records(diagnostics / "perception")
     perception = summarise_perception(records)
@@ -95,13 +95,13 @@ def read_figures(work: Workspace, name: str, arm: str, seed: int) -> Figures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemOutcome:
-    """What a run did with one held-out row."""
+    """Results of a run on one held-out row."""
 
     row: int
     run: str
     right: int
     claims_late: float | None
-    """Share of its late claims judged right; None where none was asked."""
+    """Accuracy on its late claims; None without late claims."""
 
 
 def read_outcomes(work: Workspace, run: Run, folder: str = "perception") -> list[ItemOutcome]:
@@ -139,12 +139,12 @@ def _figures(line: dict[str, str]) -> Figures:
 
 
 def _late(record: dict[str, Any]) -> float | None:
-    verdicts = [
+    predictions = [
         anchor["correct"]
         for anchor in record["anchors"]
         if part_of(anchor["position"], record["num_tokens"]) == "late"
     ]
-    return float(np.mean(verdicts)) if verdicts else None
+    return float(np.mean(predictions)) if predictions else None
 
 
 def _cell(value: Any) -> Any:

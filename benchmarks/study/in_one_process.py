@@ -15,7 +15,7 @@ Command = tuple[str, ...]
 
 
 def to_argument(commands: Sequence[Command]) -> str:
-    """What :func:`main` reads."""
+    """Input of :func:`main`."""
     return json.dumps(commands)
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint does on held-out rows, with the project's own diagnostics."""
+"""Measure a checkpoint on held-out rows with the project's evaluation."""
 
 from __future__ import annotations
 

@@ -34,21 +34,21 @@ _TABLE = (
     ("peak", "peak"),
     ("recoverable", "recoverable"),
     ("reads", "reads"),
-    ("reads right early", "reads_early"),
-    ("reads right late", "reads_late"),
-    ("wrong, all reads right", "wrong_but_seen"),
+    ("reads correct early", "reads_early"),
+    ("reads correct late", "reads_late"),
+    ("incorrect, all reads correct", "wrong_but_seen"),
     ("other image", "accuracy_other_image"),
 )
 """Column and measure."""
 
 
 def marks(part: str) -> tuple[str, str]:
-    """Lines of the document around a part of it."""
+    """Marker lines around a part of the document."""
     return f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
 
 
 def write_tables(document: Path, part: str, text: str) -> None:
-    """Put `text` between a part's marks; the rest of the document stays.
+    """Put `text` between a part's marks; the rest of the document is unchanged.
 
     Raises:
         ValueError: the document lacks the marks.
@@ -62,7 +62,7 @@ def write_tables(document: Path, part: str, text: str) -> None:
 
 
 def figures_table(rows: Sequence[Figures]) -> str:
-    """What each arm does on held-out rows, as mean ± standard deviation over seeds."""
+    """Results of each arm on held-out rows, mean ± standard deviation over seeds."""
     return _table(_TABLE, rows)
 
 
@@ -110,11 +110,11 @@ _CREDIT_TABLE = (
     ("accuracy, first quarter", "accuracy_first"),
     ("last quarter", "accuracy_last"),
     ("responses probed", "probed"),
-    ("claims right", "claims"),
-    ("verdicts alike", "agreement"),
+    ("claims correct", "claims"),
+    ("predictions alike", "agreement"),
     ("spread of R_perc", "spread"),
     ("without late emphasis", "spread_flat"),
-    ("groups all right", "groups_right"),
+    ("groups all correct", "groups_right"),
     ("mixed", "groups_mixed"),
     ("advantage by perception alone", "perception_only"),
     ("KL", "kl"),
@@ -122,7 +122,7 @@ _CREDIT_TABLE = (
 
 
 def credit_table(rows: Sequence[Credit]) -> str:
-    """What each arm learnt in training, and from what: mean ± standard deviation over seeds."""
+    """Training metrics of each arm, mean ± standard deviation over seeds."""
     return _table(_CREDIT_TABLE, rows)
 
 
@@ -130,7 +130,7 @@ _KINDS_TABLE = tuple((f"{kind}, {part}", f"{kind}_{part}") for kind in KINDS for
 
 
 def kinds_table(rows: Sequence[ClaimKinds]) -> str:
-    """Claims judged right by kind, early and late in the response."""
+    """Accuracy on claims by kind, early and late in the response."""
     return _table(_KINDS_TABLE, rows)
 
 
@@ -140,7 +140,7 @@ _VARIANTS_TABLE = (
     ("reads", "reads"),
     ("tokens", "tokens"),
     ("training, last quarter", "accuracy_last"),
-    ("verdicts alike", "agreement"),
+    ("predictions alike", "agreement"),
     ("spread of R_perc", "spread"),
     ("mixed groups", "groups_mixed"),
     ("advantage by perception alone", "perception_only"),
@@ -149,7 +149,7 @@ _VARIANTS_TABLE = (
 
 
 def variants_table(rows: Sequence[Variant]) -> str:
-    """What each run does on validation rows, and what it learnt from."""
+    """Results of each run on validation rows, with its training metrics."""
     return _table(_VARIANTS_TABLE, rows)
 
 
@@ -176,9 +176,12 @@ def _mean_and_sd(values: Sequence[float]) -> str:
 def write_plots(work: Workspace, plan: Plan, out: Path) -> None:
     """PNG files of claims, attention and forced answers along the response, and of training."""
     for name, panel in (
-        ("claims", _along(work, plan, "Claims judged right", "perception", _claims)),
+        ("claims", _along(work, plan, "Claims judged correctly", "perception", _claims)),
         ("attention", _along(work, plan, "Visual attention ratio", "perception", _attention)),
-        ("early_decision", _along(work, plan, "Answers right", "early-decision", _cuts)),
+        (
+            "early_decision",
+            _along(work, plan, "Forced answers correct", "early-decision", _cuts),
+        ),
         ("training", _training(work, plan)),
     ):
         picture(panel).save(out / f"{name}.png", optimize=True)
@@ -248,7 +251,7 @@ def _line(arm: str, place: int, x: Sequence[float], y: Sequence[float]) -> Serie
 
 
 def agreement(ours: Sequence[Figures], committed: Sequence[Figures]) -> str:
-    """How far an arm's means are from earlier ones, next to the error bars of both.
+    """The distance of an arm's means from earlier ones, with the error bars of both.
 
     The error bar of a mean is its 95 % interval by Student's t over the seeds; that of a difference
     of two means, the root of the sum of their squares.
@@ -274,7 +277,7 @@ def agreement(ours: Sequence[Figures], committed: Sequence[Figures]) -> str:
 def _difference(
     ours: Sequence[Figures], committed: Sequence[Figures], name: str
 ) -> tuple[float, float]:
-    """Of the means, and its error bar."""
+    """Difference of the means, and its error bar."""
     values = [np.array([getattr(row, name) for row in rows]) for rows in (ours, committed)]
     off = abs(float(values[0].mean() - values[1].mean()))
     return off, float(np.hypot(*map(_error_bar, values)))

@@ -1,4 +1,4 @@
-"""What a response says it sees: sentences as "top left is red 3.", held against the image."""
+"""Statements of a response such as "top left is red 3.", compared with the image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _READ = re.compile(rf"((?:top|middle|bottom) (?:left|center|right)) is ({'|'.joi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reads:
-    """Shares of reads with the right colour and digit; nan where nothing is read."""
+    """Fractions of reads with the correct colour and digit; nan without reads."""
 
     number: float
     """Of a response."""
@@ -27,11 +27,11 @@ class Reads:
     """In the first third of a response's text."""
     late: float
     wrong_but_seen: float
-    """Of the wrong responses, those whose every read is right: another step failed."""
+    """Of the incorrect responses, those whose reads are all correct: another step failed."""
 
 
 def reads_of(response: str, scene: Scene) -> Iterator[tuple[float, bool]]:
-    """Progress along the text, and whether it is so, of every read of a place that there is."""
+    """Progress along the text and correctness of every read of an existing cell."""
     for match in _READ.finditer(response):
         place, color, digit = match.groups()
         cell = scene.places.get(place)

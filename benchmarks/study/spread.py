@@ -1,8 +1,8 @@
-"""How far the perception reward tells responses to one prompt apart, and how much of it is chance.
+"""Spread of the perception reward among responses to one prompt, with and without late emphasis.
 
-Where the responses to a prompt judge the same claims alike, R_perc differs between them only
-because claims stand at other places and late places weigh more. Without late emphasis that part is
-gone: what is left is what the responses changed.
+If the responses to a prompt have equal predictions on the same claims, R_perc differs only because
+their claims are at other positions and late ones weigh more. Without late emphasis that part
+vanishes, and the rest is due to the responses.
 """
 
 from __future__ import annotations

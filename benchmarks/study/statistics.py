@@ -26,9 +26,9 @@ class Comparison:
     arm: str
     measure: str
     over_rows: PairedDifference
-    """Pairs are rows, each the mean over seeds: would it hold for other rows, with these runs?"""
+    """Pairs are rows, each the mean over seeds: generalises to other rows of these runs."""
     over_seeds: PairedDifference
-    """Pairs are runs with the same seed: would it hold for other runs? With 3 seeds t must pass
+    """Pairs are runs with the same seed: generalises to other runs. With 3 seeds t must pass
     4.3 to be significant, and Wilcoxon's p cannot be below 0.25."""
 
 

@@ -1,4 +1,4 @@
-"""One run of one arm, with the project's own entry point."""
+"""One run of one arm, with the project's entry point."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from benchmarks.study.workspace import VALIDATION, Run, Workspace
 
 
 def train(work: Workspace, plan: Plan, run: Run, threads: int) -> None:
-    """Train to the last step; a run that was stopped goes on, one that ended does nothing."""
+    """Train to the last step; a stopped run resumes, a finished one does nothing."""
     overrides = (
         f"trainer.default_local_dir={work.folder(run.name)}",
         f"trainer.total_training_steps={plan.num_steps}",

@@ -1,4 +1,4 @@
-"""Why VAPO does not differ: the study with other settings, one seed each, on validation rows.
+"""The study with other settings, one seed each, on validation rows.
 
 Test rows are left alone: who reads a better setting off these figures may still use them.
 """
@@ -21,7 +21,7 @@ from vapo_verl.evaluation.probing.journal import read_records
 
 _SEED = 0
 _STUDIED = (BASELINE, "vapo")
-"""Arms of the study: its own runs of all seeds, which show how far a seed alone moves a figure."""
+"""Arms of the study, with its runs of all seeds, which show the spread between seeds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class Variant:
     """Of greedy responses to the validation rows, as the next three."""
     claims_late: float
     reads: float
-    """Cells a response says it sees."""
+    """Statements about cells in a response."""
     tokens: float
     accuracy_last: float
     """In training, last quarter."""
@@ -72,7 +72,7 @@ def read_variant(work: Workspace, run: Run) -> Variant:
 def compare_variants(work: Workspace) -> dict[str, dict[str, PairedDifference]]:
     """By arm and measure: each but GRPO minus the arm it is compared with, over its own seeds.
 
-    Pairs are rows. One seed tells about other rows, but not about other runs.
+    Pairs are rows. One seed generalises to other rows, but not to other runs.
     """
     runs = all_runs()
     outcomes = [item for run in runs for item in read_outcomes(work, run, VALIDATION_FOLDER)]

@@ -1,4 +1,4 @@
-"""Where a study's files lie, and the commands that make them."""
+"""Paths of a study's files, and the commands that make them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEST, OTHER_IMAGE = "test.parquet", "test_other_image.parquet"
 
 
 class StudyError(Exception):
-    """A part of the study that cannot go on; says which, and where its output is."""
+    """A failed part of the study; the message names it and its log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ class Workspace:
         return self.root / "runs" / name
 
     def claim(self, plan: Plan) -> None:
-        """Make the folder this plan's.
+        """Assign the folder to this plan.
 
         Raises:
             StudyError: it holds a study of another plan.

@@ -83,7 +83,7 @@ def leave(folder: Path, records: list[dict], summary: dict | None = None) -> Non
 
 
 def measured(work: Workspace, name: str, share: float, seed: int) -> None:
-    """A checkpoint that is right, and judges late claims right, in about `share` of the rows."""
+    """A checkpoint that is correct, also on late claims, in about a `share` of the rows."""
     rng = np.random.default_rng(seed)
     right = rng.random(PLAN.num_test_rows) < share
     records = [perception(row, bool(r), bool(r)) for row, r in enumerate(right)]
@@ -159,7 +159,7 @@ def test_results_are_written_and_read_back(work, tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def with_variants(work) -> Workspace:
-    """GRPO is right in no row, VAPO's variants in every row, the rest in the even ones."""
+    """GRPO is correct in no row, VAPO's variants in every row, the rest in the even ones."""
     for run in variants.all_runs():
         rights = {"grpo": 0, "gamma_1": 1}
         shutil.rmtree(work.folder(run.name), ignore_errors=True)
@@ -232,7 +232,7 @@ def test_reads_are_held_against_the_image():
         {"index": 7, "response": unseen, "right": False},
     ]
     reads = summarise_reads(records, scenes)
-    # early: "top left", right and wrong; late: "top right", twice right; between: "bottom right"
+    # early: "top left", correct and not; late: "top right", twice correct; between: "bottom right"
     assert (reads.early, reads.late, reads.wrong_but_seen) == (0.5, 1.0, 0.5)
     assert reads.number == 3.0
     assert np.isnan(summarise_reads([{**records[0], "response": ""}], scenes).early)
@@ -268,9 +268,9 @@ def test_what_runs_learnt_from_is_a_mean_over_steps(work):
     )
 
 
-def rollout(uid: str, *verdicts: bool) -> dict:
+def rollout(uid: str, *predictions: bool) -> dict:
     """A response of four tokens, with an anchor behind each."""
-    anchors = [{"position": k, "correct": right} for k, right in enumerate(verdicts, start=1)]
+    anchors = [{"position": k, "correct": right} for k, right in enumerate(predictions, start=1)]
     return {"uid": uid, "response_ids": [0] * 4, "anchors": anchors}
 
 
