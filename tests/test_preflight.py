@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vapo_verl import preflight
-from vapo_verl.digits.build import DigitsConfig, write_dataset
 from vapo_verl.digits.model import model_dir
 from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.launch import settle
@@ -26,9 +25,8 @@ from vapo_verl.preflight import InputError, check_run
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    config = DigitsConfig(train=3, val=2, test=0)
-    return write_dataset(tmp_path_factory.mktemp("digits"), config)
+def digits(digits_data):
+    return digits_data(train=3, val=2)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from vapo_verl.digits.build import DigitsConfig, write_dataset
 from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.launch import settle
 
@@ -16,9 +15,8 @@ composed_once = cache(compose_recipe)
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    config = DigitsConfig(train=3, val=2, test=0)
-    return write_dataset(tmp_path_factory.mktemp("digits"), config)
+def digits(digits_data) -> dict[str, Path]:
+    return digits_data(train=3, val=2)
 
 
 @pytest.fixture

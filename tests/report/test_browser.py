@@ -2,25 +2,17 @@
 
 import io
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.browser import TIMEOUT_S, needs_browser
-from tests.report.report_browser import ReportBrowser, quiet_browser
 from vapo_verl.report.__main__ import main
 
 EVIL = "</script><script>evil = 1</script><img src=x onerror='evil = 1'>"
 
 pytestmark = needs_browser
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[ReportBrowser]:
-    with quiet_browser(tmp_path / "profile") as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import torch
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from vapo_verl.data.dataset import VapoDataset
-from vapo_verl.digits.build import DigitsConfig, write_dataset
 from vapo_verl.digits.model import model_dir
 from vapo_verl.hydra_config import compose_recipe
 
@@ -86,8 +85,8 @@ def server(processor):
 
 
 @pytest.fixture(scope="session")
-def dataset(tmp_path_factory, processor):
-    paths = write_dataset(tmp_path_factory.mktemp("digits"), DigitsConfig(train=8, val=4, test=0))
+def dataset(digits_data, processor):
+    paths = digits_data(train=8, val=4)
     config = compose_recipe("smoke").data
     return VapoDataset(str(paths["train"]), processor.tokenizer, config, processor)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from vapo_verl.digits.build import DigitsConfig, write_dataset
 from vapo_verl.platform import CPU_ENVIRONMENT
 
 SCRIPT = Path(__file__).with_name("two_servers.py")
@@ -16,10 +15,10 @@ SCRIPT = Path(__file__).with_name("two_servers.py")
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_eight_prompts_with_four_responses_each_put_four_images_on_each_server(tmp_path):
-    paths = write_dataset(tmp_path, DigitsConfig(train=8, val=2, test=0))
+def test_eight_prompts_with_four_responses_each_put_four_images_on_each_server(digits_data):
+    data = digits_data(train=8, val=4)["train"]
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(paths["train"])],
+        [sys.executable, str(SCRIPT), str(data)],
         env={**os.environ, **CPU_ENVIRONMENT},
         capture_output=True,
         text=True,

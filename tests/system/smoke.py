@@ -13,15 +13,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from vapo_verl.digits.build import DigitsConfig, write_dataset
-
 
 class Smoke:
     """Starts the smoke recipe and reads what it leaves behind."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        write_dataset(root / "data" / "digits", DigitsConfig(train=128, val=16, test=0))
+    def __init__(self, root: Path, data: dict[str, Path]) -> None:
+        self.root, self.data = root, data
 
     def start(self, name: str, *overrides: str) -> subprocess.Popen[str]:
         """A run in a process group of its own, so that it can be killed whole."""
@@ -33,7 +30,7 @@ class Smoke:
             return subprocess.Popen(
                 [*command, run_dir, *overrides],
                 cwd=self.root,
-                env={**os.environ, "VAPO_DATA_DIR": str(self.root / "data")},
+                env={**os.environ, "VAPO_DATA_DIR": str(self.data["train"].parents[1])},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 text=True,

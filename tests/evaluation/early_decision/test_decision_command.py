@@ -6,7 +6,6 @@ import time
 import pytest
 
 from tests.evaluation.probing_commands import command_line, run, start
-from vapo_verl.digits.build import DigitsConfig, write_dataset
 from vapo_verl.evaluation.early_decision import load_early_decision
 from vapo_verl.evaluation.probing.journal import ROWS_FILE
 
@@ -15,8 +14,8 @@ NUM_ROWS = 60
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_forces_answers(tmp_path):
-    data = write_dataset(tmp_path / "data", DigitsConfig(train=0, val=0, test=NUM_ROWS))["test"]
+def test_a_killed_run_goes_on_and_forces_answers(digits_data, tmp_path):
+    data = digits_data(test=NUM_ROWS)["test"]
     out, options = tmp_path / "out", ("--batch", "4", *TEXTS)
     process = start("early-decision", data, out, *options)
     while not (out / ROWS_FILE).exists() or not (out / ROWS_FILE).stat().st_size:

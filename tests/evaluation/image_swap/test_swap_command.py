@@ -3,12 +3,11 @@
 import pytest
 
 from tests.evaluation.probing_commands import run
-from vapo_verl.digits.build import DigitsConfig, write_dataset
 
 
 @pytest.mark.slow
-def test_the_image_matters_at_the_start_and_not_behind_the_reasoning(tmp_path):
-    data = write_dataset(tmp_path / "data", DigitsConfig(train=0, val=0, test=96))["test"]
+def test_the_image_matters_at_the_start_and_not_behind_the_reasoning(digits_data, tmp_path):
+    data = digits_data(test=96)["test"]
     options = ("--num-cuts", "5", "--claims-per-cut", "4", "--batch", "32")
     records, summary = run("image-swap", data, tmp_path / "out", *options)
     assert all(record["same_size"] for record in records)

@@ -3,14 +3,13 @@
 import pytest
 
 from tests.evaluation.probing_commands import run
-from vapo_verl.digits.build import DigitsConfig, write_dataset
 
 FOCUS = " look at the image again."
 
 
 @pytest.mark.slow
-def test_responses_with_insertions(tmp_path):
-    data = write_dataset(tmp_path / "data", DigitsConfig(train=0, val=0, test=12))["test"]
+def test_responses_with_insertions(digits_data, tmp_path):
+    data = digits_data(test=12)["test"]
     texts = ("--focus-text", FOCUS, "--replay-scale", "1")
     records, summary = run("interventions", data, tmp_path / "out", *texts)
     for record in records:

@@ -3,12 +3,11 @@
 import pytest
 
 from tests.evaluation.probing_commands import run
-from vapo_verl.digits.build import DigitsConfig, write_dataset
 
 
 @pytest.mark.slow
-def test_responses_attention_and_claims(tmp_path):
-    data = write_dataset(tmp_path / "data", DigitsConfig(train=0, val=0, test=24))["test"]
+def test_responses_attention_and_claims(digits_data, tmp_path):
+    data = digits_data(test=24)["test"]
     options = ("--num-rows", "20", "--num-cuts", "4", "--claims-per-cut", "20")
     records, summary = run("perception", data, tmp_path / "out", *options)
     assert len(records) == 20

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from vapo_verl.digits.build import DigitsConfig, write_dataset
 from vapo_verl.digits.model import model_dir
 from vapo_verl.evaluation.probing.engine import Engine
 from vapo_verl.evaluation.probing.probe_options import EngineOptions
@@ -18,9 +17,8 @@ BLOCK = 16
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    paths = write_dataset(tmp_path_factory.mktemp("data"), DigitsConfig(train=0, val=0, test=6))
-    return read_rows(paths["test"], num_rows=None, seed=0, answer_style="exact")
+def rows(digits_data):
+    return read_rows(digits_data(test=6)["test"], num_rows=None, seed=0, answer_style="exact")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ import pytest
 from tests.paths import ROOT
 from tests.system.simulated_nodes import SimulatedNode, simulated_nodes, why_not
 from tests.system.smoke import metrics
-from vapo_verl.digits.build import DigitsConfig, write_dataset
 
 pytestmark = [
     pytest.mark.multinode,
@@ -41,13 +40,13 @@ def commands(heading: str, number: int = 0) -> str:
 class Cluster:
     """Two nodes, used as the page says."""
 
-    def __init__(self, root: Path, nodes: list[SimulatedNode]) -> None:
+    def __init__(self, root: Path, nodes: list[SimulatedNode], data_dir: Path) -> None:
         self.root, self.nodes, self.run_dir = root, nodes, root / "run"
         self.env = {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOME": str(root / "home"),
-            "VAPO_DATA_DIR": str(root / "data"),
+            "VAPO_DATA_DIR": str(data_dir),
             "RAY_raylet_start_wait_time_s": "240",  # a loaded machine
         }
         for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
@@ -59,7 +58,6 @@ class Cluster:
 
     def up(self) -> None:
         (self.root / "home").mkdir()
-        write_dataset(self.root / "data" / "digits", DigitsConfig(train=128, val=16, test=0))
         head, worker = self.nodes
         self.do(head, commands("A token"))
         self.start(head, commands("Start", 0))
@@ -86,10 +84,11 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory, digits_data) -> Iterator[Cluster]:
     root = tmp_path_factory.mktemp("plain")
+    data_dir = digits_data(train=128, val=16)["train"].parents[1]
     with simulated_nodes(root / "lab", 2) as nodes:
-        cluster = Cluster(root, nodes)
+        cluster = Cluster(root, nodes, data_dir)
         cluster.up()
         yield cluster
 

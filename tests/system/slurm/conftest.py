@@ -5,14 +5,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.system.slurm.lab import SlurmLab, slurm_lab, why_not
-from vapo_verl.digits.build import DigitsConfig, write_dataset
 
 
 @pytest.fixture(scope="session")
-def lab() -> Iterator[SlurmLab]:
+def lab(digits_data) -> Iterator[SlurmLab]:
     """Two nodes, and the data of the smoke recipe."""
     if why_not():
         pytest.skip(why_not())
     with slurm_lab(num_nodes=2) as lab:
-        write_dataset(lab.folder / "data" / "digits", DigitsConfig(train=128, val=16, test=0))
+        (lab.folder / "data").symlink_to(digits_data(train=128, val=16)["train"].parents[1])
         yield lab

@@ -6,5 +6,5 @@ from tests.system.smoke import Smoke
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory) -> Smoke:
-    return Smoke(tmp_path_factory.mktemp("smoke"))
+def smoke(tmp_path_factory, digits_data) -> Smoke:
+    return Smoke(tmp_path_factory.mktemp("smoke"), digits_data(train=128, val=16))

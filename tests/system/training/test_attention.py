@@ -103,7 +103,7 @@ def test_credit_moves_within_a_response_and_keeps_its_total(credited, off):
 
 def _train_set(smoke):
     processor = AutoProcessor.from_pretrained(model_dir())
-    path = smoke.root / "data" / "digits" / "train.parquet"
+    path = smoke.data["train"]
     return VapoDataset(str(path), processor.tokenizer, compose_recipe("smoke").data, processor)
 
 

@@ -3,15 +3,12 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 
 from tests.browser import needs_browser
 from tests.evaluation.probing_commands import ENVIRONMENT, SMALL
-from tests.report.report_browser import ReportBrowser, quiet_browser
 from vapo_verl.digits.model import model_dir
 from vapo_verl.report.live import KEY_PANELS
 
@@ -36,18 +33,12 @@ def run_module(module: str, *arguments: str) -> None:
     subprocess.run(command, env=os.environ | ENVIRONMENT, check=True, timeout=600)
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[ReportBrowser]:
-    with quiet_browser(tmp_path / "profile") as browser:
-        yield browser
-
-
 @pytest.fixture(scope="module")
 def whole(smoke):
     """A run with all that a report can show; its report from the end of training is kept."""
     run = smoke.run("whole", *SHORT, *WHOLE)
     (run / "report.html").rename(run / "left.html")
-    data = smoke.root / "data" / "digits" / "val.parquet"
+    data = smoke.data["val"]
     few = ("--num-rows", "4", "--num-cuts", "5")
     run_module(
         "vapo_verl.evaluation",
