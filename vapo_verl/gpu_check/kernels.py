@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as NotDone
 from dataclasses import dataclass
@@ -31,6 +31,9 @@ LAYOUTS = (("NHD", 16), ("HND", 32), ("interleaved", 48))
 """Layout of the cache, and a block size to go with it."""
 WINDOWS = (None, 40)
 MAX_WORKERS = 8
+
+Ratio = Callable[..., Tensor]
+"""Called as `kernel_ratio`: the ratios of a batch's rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,16 +93,20 @@ def _prepare(device: str) -> None:
         os.environ["TRITON_INTERPRET"] = "1"
 
 
-def measure(case: Geometry) -> dict[str, Figure]:
+def measure(case: Geometry, ratio: Ratio | None = None) -> dict[str, Figure]:
     """Run one case in this process.
+
+    Args:
+        ratio: computes the ratios that are checked; `kernel_ratio` unless given.
 
     Raises:
         CaseFailed: a ratio is off by more than `TOLERANCE`, or something else does not hold.
     """
-    return {"agreement": agreement, "graph": graph, "splits": splits}[case.kind](case)
+    run_kind = {"agreement": agreement, "graph": graph, "splits": splits}[case.kind]
+    return run_kind(case, ratio or kernel_ratio)
 
 
-def agreement(case: Geometry) -> dict[str, Figure]:
+def agreement(case: Geometry, ratio: Ratio) -> dict[str, Figure]:
     """GQA groups, layouts, block sizes and windows; odd spans, padded and marked rows in each."""
     worst, number = 0.0, 0
     for heads, kv_heads in GROUPS.values():
@@ -107,7 +114,7 @@ def agreement(case: Geometry) -> dict[str, Figure]:
             batch = _batch(
                 case, heads=heads, kv_heads=kv_heads, layout=layout, block_size=block_size
             )
-            got, expected = _ratio(batch, case, window), batch.expected(window)
+            got, expected = ratio(batch, case, window), batch.expected(window)
             where = f"{heads} heads, {kv_heads} KV heads, {layout}, window {window}"
             worst = max(worst, _error(got, expected, where))
             shifted = _error_of_shifted_spans(batch, got, window)
@@ -116,7 +123,7 @@ def agreement(case: Geometry) -> dict[str, Figure]:
     return {"combinations": number, "largest_error": significant(worst)}
 
 
-def splits(case: Geometry) -> dict[str, Figure]:
+def splits(case: Geometry, ratio: Ratio) -> dict[str, Figure]:
     """A long row shared by many programs; repeated, it gives the same bits."""
     heads, kv_heads = GROUPS[7]
     short = case.device == "cpu"
@@ -132,14 +139,14 @@ def splits(case: Geometry) -> dict[str, Figure]:
     )
     expected, worst = batch.expected(), 0.0
     for number in (None, 1, 5, 32):
-        first = _ratio(batch, case, num_splits=number)
+        first = ratio(batch, case, num_splits=number)
         worst = max(worst, _error(first, expected, f"num_splits={number}"))
-        again = _ratio(batch, case, num_splits=number)
+        again = ratio(batch, case, num_splits=number)
         require(torch.equal(first, again), f"num_splits={number}: a rerun gives other bits")
     return {"largest_error": significant(worst)}
 
 
-def graph(case: Geometry) -> dict[str, Figure]:
+def graph(case: Geometry, ratio: Ratio) -> dict[str, Figure]:
     """A captured CUDA graph follows its inputs: other rows, blocks and spans of the same shapes."""
     from vapo_verl.attention.kernels.cuda import visual_ratio
 
@@ -163,7 +170,7 @@ def graph(case: Geometry) -> dict[str, Figure]:
                 (),
             ),
         )
-        eager = [_ratio(batch, case) for batch in (other, same)]  # compiles before the capture
+        eager = [ratio(batch, case) for batch in (other, same)]  # compiles before the capture
         lse = captured.lse() if case.with_lse else None
         out = torch.zeros(captured.rows, device=case.device)
         recorded = torch.cuda.CUDAGraph()
@@ -187,9 +194,14 @@ def _batch(case: Geometry, **shape: Any) -> PagedBatch:
     return PagedBatch(**shape, dim=case.dim, dtype=getattr(torch, case.dtype), device=case.device)
 
 
-def _ratio(
+def kernel_ratio(
     batch: PagedBatch, case: Geometry, window: int | None = None, num_splits: int | None = None
 ) -> Tensor:
+    """The Triton kernel's ratios of a batch.
+
+    Raises:
+        CaseFailed: it wrote behind the batch's rows.
+    """
     from vapo_verl.attention.kernels.cuda import visual_ratio  # after `_prepare`
 
     out = torch.full((batch.rows + 2,), 7.0, device=case.device)
