@@ -1,12 +1,4 @@
-"""Ten ways to spoil a run's input; each ends before Ray starts, in one line a user can act on.
-
- 1 data file missing                      6 ground truth blank
- 2 data file is not parquet               7 prompt without a question
- 3 image file missing                     8 model folder missing, or not a vision-language model
- 4 image unreadable                       9 answer words the tokenizer cannot tell
- 5 claim label of the wrong type         10 context too short for the anchors
-and settings that contradict each other or the machine.
-"""
+"""Spoiled input and contradictory settings end before Ray starts, in one line a user can act on."""
 
 import json
 import math
@@ -68,13 +60,13 @@ def test_good_input_is_described(check):
     assert "val.parquet: 2 rows" in val
 
 
-def test_1_a_missing_data_file_is_named_with_its_key(check):
+def test_a_missing_data_file_is_named_with_its_key(check):
     message = refused(check, "data.val_files=/absent/val.parquet")
     assert "data.val_files" in message
     assert "/absent/val.parquet" in message
 
 
-def test_2_a_file_that_is_not_parquet_is_named(check, tmp_path):
+def test_a_file_that_is_not_parquet_is_named(check, tmp_path):
     path = tmp_path / "train.parquet"
     path.write_text("id,question\n")
     message = refused(check, f"data.train_files={path}")
@@ -82,7 +74,7 @@ def test_2_a_file_that_is_not_parquet_is_named(check, tmp_path):
     assert "parquet" in message
 
 
-def test_3_a_missing_image_names_row_column_and_path(check, spoiled):
+def test_a_missing_image_names_row_column_and_path(check, spoiled):
     def change(row):
         row["images"] = [{"bytes": None, "path": "/absent/7.png"}]
 
@@ -91,14 +83,14 @@ def test_3_a_missing_image_names_row_column_and_path(check, spoiled):
     assert "/absent/7.png" in message
 
 
-def test_4_an_unreadable_image_names_its_row(check, spoiled):
+def test_an_unreadable_image_names_its_row(check, spoiled):
     def change(row):
         row["images"] = [{"bytes": b"not an image", "path": None}]
 
     assert "row 1, column 'images'" in refused(check, spoiled(change))
 
 
-def test_5_a_label_that_is_no_truth_value_names_the_importer(check, digits, tmp_path):
+def test_a_label_that_is_no_truth_value_names_the_importer(check, digits, tmp_path):
     rows = pq.read_table(digits["train"]).to_pylist()
     for row in rows:
         row["claims"] = [{"text": c["text"], "label": "CORRECT"} for c in row["claims"]]
@@ -109,21 +101,21 @@ def test_5_a_label_that_is_no_truth_value_names_the_importer(check, digits, tmp_
     assert "import-vapo-thinker" in message
 
 
-def test_6_a_blank_answer_names_its_row(check, spoiled):
+def test_a_blank_answer_names_its_row(check, spoiled):
     def change(row):
         row["reward_model"] = {"style": "rule", "ground_truth": " "}
 
     assert "row 1, column 'reward_model'" in refused(check, spoiled(change))
 
 
-def test_7_a_prompt_without_a_question_names_its_row(check, spoiled):
+def test_a_prompt_without_a_question_names_its_row(check, spoiled):
     def change(row):
         row["prompt"] = []
 
     assert "row 1, column 'prompt'" in refused(check, spoiled(change))
 
 
-def test_8_a_missing_model_and_one_without_eyes_are_named(check, tmp_path):
+def test_a_missing_model_and_one_without_eyes_are_named(check, tmp_path):
     assert "/absent/model does not exist" in refused(
         check, "actor_rollout_ref.model.path=/absent/model"
     )
@@ -133,12 +125,12 @@ def test_8_a_missing_model_and_one_without_eyes_are_named(check, tmp_path):
     assert "qwen2_5_vl" in message
 
 
-def test_9_answer_words_of_several_tokens_are_refused(check):
+def test_answer_words_of_several_tokens_are_refused(check):
     message = refused(check, "vapo.anchors.yes_words=[Quite right]")
     assert "vapo.anchors.yes_words=['Quite right']" in message
 
 
-def test_10_a_context_without_room_for_a_claim_states_the_room_needed(check):
+def test_a_context_without_room_for_a_claim_states_the_room_needed(check):
     message = refused(check, "actor_rollout_ref.rollout.max_model_len=256")
     # smoke: 96 prompt + 160 response + 64 claim + 1 answer
     assert "max_model_len=256" in message
