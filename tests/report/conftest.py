@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import run_folders
+from tests.report import run_folders
 
 
 @pytest.fixture

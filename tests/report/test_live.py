@@ -7,7 +7,7 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 
-from tests.run_folders import rollout_row, write_run
+from tests.report.run_folders import rollout_row, write_run
 from vapo_verl.report.__main__ import main as report_command
 from vapo_verl.report.live import KEY_PANELS, KeyPictures, write_final_report
 
