@@ -308,8 +308,8 @@ def test_one_process_runs_commands_until_one_fails(tmp_path, capsys):
     [
         (["--arms", "vapo"], "add grpo"),
         (["--variants", "--seeds", "3"], "leave --arms and --seeds out"),
-        (["--quick", "--document"], "whole study"),
-        (["--seeds", "3", "--document"], "whole study"),
+        (["--quick", "--document"], "full study"),
+        (["--seeds", "3", "--document"], "full study"),
         (["--quick", "--variants"], "not allowed with"),
     ],
 )
