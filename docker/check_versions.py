@@ -1,4 +1,4 @@
-"""End with an error where an installed package does not fit the pins of setup.py and the lock."""
+"""Fail if an installed package does not match the pins of setup.py and the lock."""
 
 import sys
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# head | worker | train: this container's part in the cluster, see docs/docker.md.
-# Anything else is run as it stands.
+# head | worker | train: the role of this container, see docs/docker.md.
+# Any other command is run unchanged.
 set -euo pipefail
 
 [[ -n ${RAY_AUTH_TOKEN:-} ]] || unset RAY_AUTH_TOKEN # set but empty, it would hide the token file
@@ -25,7 +25,7 @@ case ${1:-} in
     exec ray start --address="$RAY_ADDRESS" "${node_resources[@]}" "${ray_args[@]}" --block
     ;;
   train)
-    # The driver needs a Ray node beside it; this one offers nothing, so that nothing else is placed here.
+    # The driver needs a local Ray node; this one offers no resources, so that only the driver runs here.
     ray start --address="$RAY_ADDRESS" --num-gpus=0 --num-cpus=0 "${ray_args[@]}"
     exec python /opt/vapo_verl/docker/train.py
     ;;

@@ -1,8 +1,8 @@
-"""What a pod does before it ends: have the run write a checkpoint, and wait for that.
+"""Hook of a pod before it ends: stop the run with a checkpoint, and wait for that.
 
-The driver of each running job gets SIGTERM, whichever node it is on: it ends after the current step
-with a whole checkpoint and exit code 75. Every pod of a cluster that is deleted does so; only the
-first signal counts. With no job running this ends at once.
+The driver of each running job gets SIGTERM, whatever its node. It ends after the current step with
+a complete checkpoint and exit code 75. Every pod of a deleted cluster runs this; only the first
+signal counts. Without a running job this ends at once.
 """
 
 from __future__ import annotations

@@ -20,16 +20,16 @@ from typing import Any
 
 RUNS = "/runs"
 BAD_INPUT, STOPPED = 2, 75
-"""Exit codes of `vapo_verl.main` that are no fault of the cluster: its message says it all."""
+"""Exit codes of `vapo_verl.main` without a cluster failure: its message is sufficient."""
 STORAGE_BESIDE_GPUS = "++transfer_queue.backend.SimpleStorage.required_node_resource=GPU"
-"""TransferQueue spreads its storage over all nodes; the driver's own has no room for it."""
+"""TransferQueue spreads its storage over all nodes; the driver's node has no space for it."""
 CONNECT_TIMEOUT_S = 5.0
 POLL_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the environment asks for."""
+    """Settings from the environment."""
 
     recipe: str
     run: str
@@ -41,7 +41,7 @@ class Settings:
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
-        """Raises: ValueError: a number is none; the message names the variable."""
+        """Raises: ValueError: a value is not a number; the message names the variable."""
 
         def number(name: str, default: int) -> int:
             text = environment.get(name, "").strip()
@@ -60,7 +60,7 @@ class Settings:
         )
 
     def command(self) -> list[str]:
-        """The driver; VAPO_ARGS come last and win."""
+        """The driver's command; VAPO_ARGS come last and override."""
         return [
             *(sys.executable, "-m", "vapo_verl.main", f"+recipe={self.recipe}"),
             f"trainer.nnodes={self.nodes}",
@@ -80,7 +80,7 @@ class Node:
     """The container's short id, unless it was given a name."""
     address: str
     port: int
-    """Of the node manager: while it listens, the node is there."""
+    """Of the node manager, which listens while the node is up."""
     gpus: int
     alive: bool
 
@@ -101,38 +101,40 @@ class Node:
 
 
 class NodesMissingError(RuntimeError):
-    """The cluster did not become whole in time."""
+    """The cluster was not complete in time."""
 
 
 def wait_for_nodes(
     list_nodes: Callable[[], Iterable[Node]], settings: Settings, poll_s: float = POLL_S
 ) -> list[Node]:
-    """The nodes to train on, as soon as all are there.
+    """Wait for all nodes to join; return them.
 
     Raises:
-        NodesMissingError: fewer came in ``settings.join_timeout_s``; names how many are missing.
+        NodesMissingError: fewer joined within ``settings.join_timeout_s``; with the number.
     """
     deadline = time.monotonic() + settings.join_timeout_s
     seen = None
     while True:
         with_gpus = [node for node in list_nodes() if node.alive and node.gpus]
-        whole = [node for node in with_gpus if node.gpus >= settings.gpus_per_node]
-        if len(whole) >= settings.nodes:
-            return whole
-        if len(whole) != seen:
-            seen = len(whole)
-            say(f"{seen} of {settings.nodes} nodes are there, waiting for {settings.nodes - seen}")
+        complete = [node for node in with_gpus if node.gpus >= settings.gpus_per_node]
+        if len(complete) >= settings.nodes:
+            return complete
+        if len(complete) != seen:
+            seen = len(complete)
+            say(
+                f"{seen} of {settings.nodes} nodes have joined, waiting for {settings.nodes - seen}"
+            )
         if time.monotonic() >= deadline:
-            raise NodesMissingError(missing_nodes(with_gpus, whole, settings))
+            raise NodesMissingError(missing_nodes(with_gpus, complete, settings))
         time.sleep(poll_s)
 
 
-def missing_nodes(with_gpus: Sequence[Node], whole: Sequence[Node], settings: Settings) -> str:
-    missing = settings.nodes - len(whole)
-    small = [str(node) for node in with_gpus if node not in whole]
+def missing_nodes(with_gpus: Sequence[Node], complete: Sequence[Node], settings: Settings) -> str:
+    missing = settings.nodes - len(complete)
+    small = [str(node) for node in with_gpus if node not in complete]
     return (
         f"{missing} of {settings.nodes} nodes missing after {settings.join_timeout_s:.0f} s. "
-        f"Joined: {', '.join(map(str, whole)) or 'none'}. "
+        f"Joined: {', '.join(map(str, complete)) or 'none'}. "
         + (
             f"With fewer GPUs than VAPO_GPUS_PER_NODE={settings.gpus_per_node}: "
             f"{', '.join(small)}. "
@@ -145,7 +147,7 @@ def missing_nodes(with_gpus: Sequence[Node], whole: Sequence[Node], settings: Se
 
 
 def lost_nodes(before: Sequence[Node], now: Iterable[Node]) -> list[Node]:
-    """Those of ``before`` that are dead, or do not answer: Ray itself knows a while later."""
+    """Nodes of ``before`` that are dead or do not answer; Ray detects that later."""
     alive = {node.id for node in now if node.alive}
     return [
         node
@@ -156,7 +158,7 @@ def lost_nodes(before: Sequence[Node], now: Iterable[Node]) -> list[Node]:
 
 @contextmanager
 def joined_cluster() -> Iterator[Callable[[], list[Node]]]:
-    """Lists the nodes of the cluster at RAY_ADDRESS, dead ones too."""
+    """Yield a function that lists the nodes at RAY_ADDRESS, dead ones included."""
     import ray
 
     ray.init(log_to_driver=False, logging_level="ERROR")
@@ -167,7 +169,7 @@ def joined_cluster() -> Iterator[Callable[[], list[Node]]]:
 
 
 def run_driver(command: Sequence[str]) -> int:
-    """Run the driver to its end and hand on SIGTERM and SIGINT; its exit code."""
+    """Run the driver, forward SIGTERM and SIGINT, and return its exit code."""
     driver = subprocess.Popen(command)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _: driver.send_signal(received))
@@ -176,7 +178,7 @@ def run_driver(command: Sequence[str]) -> int:
 
 
 def answers(address: str) -> bool:
-    """Whether something listens at HOST:PORT; without it Ray's client ends the whole process."""
+    """Whether something listens at HOST:PORT; otherwise Ray's client would end this process."""
     host, port = address.rsplit(":", 1)
     try:
         socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
@@ -186,14 +188,14 @@ def answers(address: str) -> bool:
 
 
 def explain(before: Sequence[Node], head: str, run_dir: str) -> str:
-    """Whether a failed run had lost a part of its cluster, in a user's words."""
-    resume = f"the same command goes on from the last checkpoint in {run_dir}"
+    """Explain to the user whether a failed run lost a part of its cluster."""
+    resume = f"the same command resumes from the last checkpoint in {run_dir}"
     if not answers(head):
         return f"lost during the run: the head at {head}; see its log. Then {resume}"
     with joined_cluster() as list_nodes:
         lost = lost_nodes(before, list_nodes())
     if not lost:
-        return "all nodes are still there: the reason stands above"
+        return "all nodes are still up: see the error above"
     return (
         f"lost during the run: {', '.join(map(str, lost))}. A container that was killed, or is out "
         f"of memory, takes the run with it: see docker inspect {lost[0].hostname}. Then {resume}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs a recipe on the nodes of a Slurm job: Ray on all of them, the driver on the first one. The job
-# ends with the driver's exit code, or starts again where a checkpoint or a lost node calls for it.
+# ends with the driver's exit code, or is requeued after a stop with a checkpoint or a lost node.
 # usage: ray_cluster.sh RECIPE [key=value ...], as the batch script of a job
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -53,7 +53,7 @@ choose_container() {
     pyxis) # the steps of a node share one container: the driver wants Ray's sockets
       steps+=(--container-image="$VAPO_CONTAINER_IMAGE" --container-name="vapo_$SLURM_JOB_ID"
         --container-mounts="$mounts" --container-workdir="$PWD"
-        # what stands here wins over what the image sets
+        # these variables override those of the image
         --container-env="$caches,HF_HOME,PYTHONPATH,VAPO_DATA_DIR")
       ;;
     apptainer)
@@ -66,10 +66,10 @@ choose_container() {
   on_head=(srun "${steps[@]}" --nodes=1 --ntasks=1 --nodelist="$head" "${inside[@]}")
 }
 
-# What each node offers to Ray: the recipe's logical sizes, or else what Slurm gave.
+# Resources of each node for Ray: the recipe's logical sizes, or else the allocation.
 size_nodes() {
   local config
-  # here a typing error in a recipe or an override ends the job
+  # a typing error in a recipe or an override ends the job here
   config=$("${on_head[@]}" "${driver[@]}" --cfg job --resolve --package ray_kwargs.ray_init </dev/null)
   of_recipe() { sed -n "s/^$1: //p" <<<"$config" | grep -v null || true; }
   num_gpus=$(of_recipe num_gpus)
@@ -79,7 +79,7 @@ size_nodes() {
   dashboard=$(of_recipe include_dashboard)
 }
 
-# Address of this node, the head, that the others reach.
+# Address of this node, the head, as the others reach it.
 own_address() {
   local candidates address
   if [[ -n $VAPO_INTERFACE ]]; then
@@ -127,20 +127,20 @@ run_on_cluster() {
     fi
     if [[ -n $stop_requested && -z $signalled ]]; then
       say "asked to stop by SIG$stop_requested"
-      kill -USR1 "$step" # srun hands it to the command, and to nothing else
+      kill -USR1 "$step" # srun passes it to the command only
       signalled=1
     fi
     if [[ -n $stop_requested ]] && out_of_time; then return "$EXIT_STOPPED"; fi
     sleep 1 &
-    wait $! || true # ends at once where a signal comes
+    wait $! || true # ends at once on a signal
   done
   wait "$step" || code=$?
-  # it came before the command could take it
+  # it came before the command could handle it
   if [[ -n $signalled ]] && ((code == 128 + $(kill -l USR1))); then code=$EXIT_STOPPED; fi
   return "$code"
 }
 
-# Where a checkpoint takes longer than the warning before the time limit, the last one has to do.
+# If a checkpoint takes longer than the warning before the time limit, the last one is used.
 out_of_time() {
   [[ -n $ends_at ]] && (($(date +%s) > ends_at - 30)) &&
     say "no checkpoint in time; allow more time for it: --signal=B:USR1@SECONDS" >&2
@@ -149,7 +149,7 @@ out_of_time() {
 stop_cluster() {
   running "$cluster" || return 0
   local waited step
-  # not through srun, which takes SIGTERM for SIGKILL
+  # not through srun, which turns SIGTERM into SIGKILL
   step=$(squeue -h --steps -j "$SLURM_JOB_ID" -o '%i %j' | awk '$2 == "ray" { print $1 }')
   scancel --signal=TERM "$step"
   for ((waited = 0; waited < VAPO_STOP_TIMEOUT_S; waited++)); do
@@ -169,9 +169,9 @@ lost_nodes() {
   wait
 }
 
-# requeue REASON CODE: CODE is the job's where it cannot start again.
+# requeue REASON CODE: CODE is the job's exit code if it cannot be requeued.
 requeue() {
-  # not after scancel, which ends steps and nodes' answers too
+  # not after scancel, which also ends steps
   [[ $(squeue -h -j "$SLURM_JOB_ID" -o %T) == RUNNING ]] || exit "$2"
   ((restarts < VAPO_MAX_REQUEUES)) ||
     die "$1; VAPO_MAX_REQUEUES=$VAPO_MAX_REQUEUES is reached: submit again to go on" "$2"
@@ -180,7 +180,7 @@ requeue() {
   exit "$2"
 }
 
-# finish CODE: stop all, then end the job with the driver's exit code or start it again.
+# finish CODE: stop all, then end the job with the driver's exit code or requeue it.
 finish() {
   local code=$1 lost=()
   trap : USR1 TERM
@@ -188,7 +188,7 @@ finish() {
     mapfile -t lost < <(lost_nodes)
   fi
   if ((${#lost[@]})); then
-    # or else it waits for the lost node, then cancels a step that the next start has under the same id
+    # otherwise it waits for the lost node, then cancels the next start's step of the same id
     kill -KILL "$cluster" 2>/dev/null || true
   else
     stop_cluster

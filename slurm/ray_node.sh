@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Ray on one node of a job: started there by ray_cluster.sh, ended by SIGTERM, leaves no process behind.
+# Ray on one node of a job: started by ray_cluster.sh, stopped by SIGTERM, leaves no process.
 # usage: ray_node.sh HEAD_NODE HEAD_IP FIRST_PORT DASHBOARD RAY_START_OPTION...
 set -euo pipefail
 head_node=$1 head_ip=$2 port=$3 dashboard=$4
@@ -8,7 +8,7 @@ shift 4
 export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # there is no Ray Serve to drain
 export RAY_raylet_start_wait_time_s=120        # on a loaded node
 
-mark=VAPO_RAY_NODE=$SLURM_JOB_ID.$SLURM_STEP_ID # in the environment of all that Ray starts here
+mark=VAPO_RAY_NODE=$SLURM_JOB_ID.$SLURM_STEP_ID # in the environment of all processes of Ray here
 temp=$VAPO_NODE_TMP/ray_$SLURM_JOB_ID ray=
 rm -rf "$temp"
 mkdir -p "$VAPO_NODE_TMP"
@@ -37,7 +37,7 @@ if [[ $SLURMD_NODENAME == "$head_node" ]]; then
   export AUTOSCALER_METRIC_PORT=$((port + 9)) DASHBOARD_METRIC_PORT=$((port + 10))
   role=(--head --port="$port" --node-ip-address="$head_ip"
     --include-dashboard="$dashboard" --dashboard-port=$((port + 1)) --ray-client-server-port=$((port + 2)))
-  # for people who attach: the token is nowhere else, and this file is theirs alone
+  # for users who attach: only this file, readable by its owner, has the token
   (umask 077 && printf 'export RAY_ADDRESS=%q RAY_AUTH_MODE=token RAY_AUTH_TOKEN=%q\n' \
     "$RAY_ADDRESS" "$RAY_AUTH_TOKEN" >"$temp/cluster.env")
 else

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The smoke recipe on two nodes without GPUs: shows within minutes whether this cluster runs the system.
+# The smoke recipe on two nodes without GPUs: a test of this cluster that takes minutes.
 #SBATCH --job-name=smoke
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -12,7 +12,7 @@
 #SBATCH --dependency=singleton
 #SBATCH --output=%x-%j.out
 set -euo pipefail
-# Slurm runs a copy of this file; the project is where it was submitted from.
+# Slurm runs a copy of this file; the project is the folder it was submitted from.
 job=$(scontrol show job "${SLURM_JOB_ID:?submit this file: sbatch slurm/smoke.sh}")
 home=${VAPO_HOME:-$(sed -n 's|^ *Command=\(.*\)/slurm/smoke.sh.*|\1|p' <<<"$job")}
 if [[ ! -x $home/slurm/ray_cluster.sh ]]; then

@@ -13,7 +13,7 @@
 #SBATCH --dependency=singleton
 #SBATCH --output=%x-%j.out
 set -euo pipefail
-# Slurm runs a copy of this file; the project is where it was submitted from.
+# Slurm runs a copy of this file; the project is the folder it was submitted from.
 job=$(scontrol show job "${SLURM_JOB_ID:?submit this file: sbatch slurm/vapo_7b.sh}")
 home=${VAPO_HOME:-$(sed -n 's|^ *Command=\(.*\)/slurm/vapo_7b.sh.*|\1|p' <<<"$job")}
 if [[ ! -x $home/slurm/ray_cluster.sh ]]; then

@@ -12,7 +12,7 @@ import ray
 
 
 def joined() -> set[str]:
-    """Names of the nodes that are up; none as long as the head itself does not answer."""
+    """Names of the nodes that are up; none until the head answers."""
     if not ray.is_initialized():
         try:
             ray.init(log_to_driver=False, logging_level="ERROR")

@@ -71,7 +71,7 @@ class Browser:
         return json.loads(message)
 
     def load(self, method: str, **params: object) -> None:
-        """A command that ends with a page loaded anew."""
+        """A command that ends with the page loaded again."""
         seen = len(self.events)
         self.send(method, **params)
         while not any(e.get("method") == "Page.loadEventFired" for e in self.events[seen:]):

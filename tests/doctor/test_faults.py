@@ -386,7 +386,7 @@ def test_a_checkpoint_of_other_ranks_cannot_be_resumed(config):
     shards = checkpoint_folder(run, 3) / "actor"
     shards.mkdir(parents=True)
     (shards / "model_world_size_2_rank_0.pt").touch()
-    assert list(check_resume(two_ranks)) == []  # not whole
+    assert list(check_resume(two_ranks)) == []  # not complete
     mark_complete(run, 3)
     apart = only(check_resume(two_ranks))
     assert apart.found == f"{shards} holds 1 of 2 shards; the others are elsewhere"

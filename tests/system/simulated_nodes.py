@@ -30,7 +30,7 @@ while :; do sleep 1000 & wait $!; done
 
 
 def why_not() -> str:
-    """Why this machine cannot pretend; empty where it can."""
+    """Why this machine cannot simulate nodes; empty if it can."""
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
     if missing:
         return f"{', '.join(missing)}: not installed (apt install iproute2 util-linux)"
