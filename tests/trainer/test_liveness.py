@@ -42,10 +42,10 @@ def test_the_ping_of_all_actors_waits_for_answers_up_to_its_timeout(cluster):
     ray.get([worker.__ray_ready__.remote() for worker in workers])
     Liveness(workers).look_for_death()  # all answer
     workers[0].busy.remote(600)
-    Liveness(workers).look_for_death(patience_s=1)
+    Liveness(workers).look_for_death(timeout_s=1)
     ray.kill(workers[1])
     with pytest.raises(ray.exceptions.RayActorError):
-        Liveness(workers).look_for_death(patience_s=30)
+        Liveness(workers).look_for_death(timeout_s=30)
     ray.kill(workers[0])
 
 

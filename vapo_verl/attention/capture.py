@@ -133,11 +133,11 @@ class Capture:
         ratio = self.ratio[:, : self._num_rows]
         return ratio.t() if self.settings.per_layer else ratio.mean(0)
 
-    def _report_overhead(self, share: float) -> None:
+    def _report_overhead(self, ratio: float) -> None:
         """On stdout: a training run keeps vLLM's own log at warnings."""
         say(
             f"Visual attention of layers {self.layer_indices} of {self._num_layers}: "
-            f"{100 * share:+.1f} % of decode time"
+            f"{100 * ratio:+.1f} % of decode time"
         )
 
     def _checked(self, spans: NDArray[np.int32]) -> NDArray[np.int32]:

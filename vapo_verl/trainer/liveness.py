@@ -41,16 +41,16 @@ class Liveness:
         self._next = time.monotonic() + self._interval_s
         self._ping(timeout_s=0)
 
-    def look_for_death(self, patience_s: float = TIMEOUT_S) -> None:
+    def look_for_death(self, timeout_s: float = TIMEOUT_S) -> None:
         """Ping all actors and wait; a failure may be a consequence of another actor's death.
 
         Args:
-            patience_s: an actor that has not answered by then counts as busy.
+            timeout_s: an actor that has not answered by then counts as busy.
 
         Raises:
             ray.exceptions.RayActorError: an actor is dead, alone or with its node.
         """
-        end = time.monotonic() + patience_s
+        end = time.monotonic() + timeout_s
         while (self._ping(timeout_s=1) or self._pending) and time.monotonic() < end:
             time.sleep(0.5)
 
