@@ -69,11 +69,18 @@ def test_attention_and_settings_reach_the_estimator_and_its_statistics_come_back
     assert not torch.equal(expected, vapo_advantage(REWARDS, UIDS, MASK, normalize_by_std=False))
 
 
-def test_without_its_inputs_it_names_the_trainer_that_has_them():
-    with estimator.batch_inputs(AdvantageConfig(), None):
-        pass
-    with pytest.raises(RuntimeError, match=r"trainer\.v1\.trainer_mode=vapo"):
-        estimator.compute_vapo_advantage(TOKEN_REWARDS, MASK, UIDS)
+@pytest.mark.parametrize("normalize_by_std", [True, False])
+@pytest.mark.parametrize("as_config", [lambda d: AlgoConfig(**d), OmegaConf.create])
+def test_in_another_trainer_it_is_verls_own_grpo(normalize_by_std, as_config):
+    config = as_config({"norm_adv_by_std_in_grpo": normalize_by_std})
+    ours, grpo = (
+        compute_advantage(
+            _verl_batch(), name, norm_adv_by_std_in_grpo=normalize_by_std, config=config
+        )
+        for name in ("vapo", "grpo")
+    )
+    for field in ("advantages", "returns"):
+        torch.testing.assert_close(ours.batch[field], grpo.batch[field], atol=1e-6, rtol=0)
 
 
 def test_a_batch_is_estimated_once():

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from verl.trainer.config import AlgoConfig
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, register_adv_est
 
 from vapo_verl.advantage.vapo import AdvantageStats, vapo_advantage
@@ -56,18 +57,16 @@ def compute_vapo_advantage(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`vapo_advantage` in veRL's calling convention: (advantages, returns), both [B, T].
 
-    The reward of a response is the sum of its token rewards. `config` (veRL's `algorithm.*`) and
-    `reward_baselines` are not used: all settings are those of :func:`batch_inputs`. As with
-    veRL's GRPO there is no value function, and returns are the advantages.
-
-    Raises:
-        RuntimeError: called outside :func:`batch_inputs`, so by another trainer than ours.
+    The reward of a response is the sum of its token rewards. Settings are those of
+    :func:`batch_inputs`. Outside of it, so in another trainer than ours, this is GRPO on the
+    reward, over the std if `config` (veRL's `algorithm.*`) says so. As with veRL's GRPO there is
+    no value function, and returns are the advantages. `reward_baselines` are not used.
     """
     inputs = _batch_inputs.get(None)
     if inputs is None:
-        raise RuntimeError(
-            f"algorithm.adv_estimator={NAME} was called without its inputs, which VapoTrainer "
-            "provides; set trainer.v1.trainer_mode=vapo or another estimator"
+        by_std = (config or AlgoConfig()).get("norm_adv_by_std_in_grpo", True)
+        inputs = BatchInputs(
+            settings=AdvantageConfig(normalize_by_std=by_std), visual_attention=None
         )
     assert inputs.stats is None, "one batch is estimated once"
 
