@@ -13,7 +13,7 @@ from benchmarks.study.reads import read_scenes
 from benchmarks.study.workspace import TEST, Workspace
 from vapo_verl.digits.claims import all_claims
 from vapo_verl.digits.scene import Scene
-from vapo_verl.evaluation.perception.perception_summary import part_of
+from vapo_verl.evaluation.perception.perception_command import part_of
 from vapo_verl.evaluation.probing.journal import read_records
 
 KINDS = ("identity", "color", "relation", "position")

@@ -14,8 +14,8 @@ from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
 from benchmarks.study.reads import read_scenes, summarise_reads
 from benchmarks.study.workspace import TEST, Run, Workspace
 from vapo_verl.evaluation.early_decision import load_early_decision, summarise
-from vapo_verl.evaluation.perception.perception_summary import PARTS, part_of
-from vapo_verl.evaluation.perception.perception_summary import summarise as summarise_perception
+from vapo_verl.evaluation.perception.perception_command import PARTS, part_of
+from vapo_verl.evaluation.perception.perception_command import summarise as summarise_perception
 from vapo_verl.evaluation.probing.journal import read_records
 
 if TYPE_CHECKING:

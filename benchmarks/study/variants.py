@@ -16,7 +16,7 @@ from benchmarks.study.reads import read_scenes, summarise_reads
 from benchmarks.study.statistics import ITEM_MEASURES, over_rows
 from benchmarks.study.workspace import VALIDATION, Run, Workspace
 from vapo_verl.analysis.statistics import PairedDifference
-from vapo_verl.evaluation.perception.perception_summary import summarise
+from vapo_verl.evaluation.perception.perception_command import summarise
 from vapo_verl.evaluation.probing.journal import read_records
 
 _SEED = 0

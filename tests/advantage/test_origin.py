@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vapo_verl.advantage.origin import advantage_origin
+from vapo_verl.advantage.grpo import advantage_origin
 
 
 def origin(rewards, plain, accuracy, groups, normalize_by_std=True):

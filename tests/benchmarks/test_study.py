@@ -23,7 +23,7 @@ from benchmarks.study.workspace import WARM_START, Run, StudyError, Workspace
 from vapo_verl.digits.scene import Cell, Scene
 from vapo_verl.evaluation.early_decision import load_early_decision
 from vapo_verl.evaluation.early_decision import summarise as summarise_early
-from vapo_verl.evaluation.perception.perception_summary import summarise
+from vapo_verl.evaluation.perception.perception_command import summarise
 
 PLAN = replace(arms.FULL, arms=("grpo", "vapo"), num_steps=2, num_train_rows=4, num_test_rows=40)
 TARGETS = (0.0, 0.5, 1.0)

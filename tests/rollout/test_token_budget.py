@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from vapo_verl.rollout.token_budget import TokenBudget
+from vapo_verl.rollout.prober import TokenBudget
 
 
 class Engine:

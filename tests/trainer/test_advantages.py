@@ -15,7 +15,7 @@ from vapo_verl.advantage.vapo import vapo_advantage
 from vapo_verl.config import RewardConfig, VapoConfig, vapo_config
 from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.rollout.sample import SampleRecord
-from vapo_verl.trainer.advantages import origin_metrics
+from vapo_verl.trainer.metrics import origin_metrics
 from vapo_verl.trainer.trainer import VapoTrainer
 
 nan = float("nan")

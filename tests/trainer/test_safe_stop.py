@@ -3,8 +3,7 @@
 import pytest
 
 from vapo_verl.run_folder import checkpoints
-from vapo_verl.trainer.safe_stop import SafeStop
-from vapo_verl.trainer.stopping import RunStopped
+from vapo_verl.trainer.stopping import RunStopped, SafeStop
 
 
 class Run:

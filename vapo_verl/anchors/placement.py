@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vapo_verl.reward.tags import BOX, THINK_END
+from vapo_verl.reward import BOX, THINK_END
 
 BOUNDARY_CHARACTERS = frozenset(",.!?;:\n，。！？；：")
 """Ends of clauses and sentences, in ASCII and full width."""

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from vapo_verl.claims.images import ImageItem, OnProblem, iter_images
 from vapo_verl.claims.options import EndpointOptions, RunOptions
@@ -14,9 +15,8 @@ from vapo_verl.claims.report import Figures, describe_run, run_figures, write_re
 from vapo_verl.claims.requests.endpoint import Endpoint
 from vapo_verl.claims.requests.picture import num_pixels
 from vapo_verl.claims.requests.prices import describe_cost, load_prices, price_of
-from vapo_verl.claims.requests.reply import FatalFault
+from vapo_verl.claims.requests.reply import FatalFault, ImageFailed
 from vapo_verl.claims.requests.retry import Pacer, PatientAsker
-from vapo_verl.claims.runner import run_images
 from vapo_verl.claims.shards.record import ClaimRecord, Usage
 from vapo_verl.claims.shards.store import ShardWriter, read_records
 from vapo_verl.claims.tally import RunTally
@@ -31,6 +31,7 @@ PIXELS_PER_TOKEN = 28 * 28
 """Of Qwen2.5-VL, one merged vision token. Other models count otherwise, by up to a few times."""
 CHARACTERS_PER_TOKEN = 4
 _UNKNOWN_PIXELS = 512 * 512
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,3 +189,70 @@ def image_tokens(item: ImageItem, max_pixels: int | None) -> int:
 
 def text_tokens(text: str) -> int:
     return len(text) // CHARACTERS_PER_TOKEN
+
+
+class Progress(Protocol):
+    """What is used of a tqdm bar."""
+
+    def update(self, n: int = 1) -> object: ...
+
+
+async def run_images(
+    items: Iterator[ImageItem],
+    make: Callable[[ImageItem], Awaitable[ClaimRecord]],
+    writer: ShardWriter,
+    tally: RunTally,
+    progress: Progress,
+    *,
+    concurrency: int,
+    stop_after_failures: int,
+) -> None:
+    """Store the record of every image that `make` can make.
+
+    Raises:
+        FatalFault: from `make`, or because `stop_after_failures` images failed one after another.
+    """
+
+    async def work(item: ImageItem) -> None:
+        try:
+            record = await make(item)
+        except ImageFailed as failed:
+            tally.add_failure(item.source, item.key, failed.reason, str(failed))
+            if tally.num_failed_in_a_row >= stop_after_failures:
+                raise FatalFault(
+                    f"{tally.num_failed_in_a_row} images failed one after another, the last with: "
+                    f"{failed}; look after the endpoint, or raise --stop-after-failures"
+                ) from failed
+        else:
+            # not in a thread: a record is either not begun or on the disk when a run is stopped
+            writer.write(record)
+            tally.add_record(record)
+        progress.update()
+
+    await run_pool(items, work, concurrency=concurrency)
+
+
+async def run_pool(
+    items: Iterator[T], work: Callable[[T], Awaitable[None]], *, concurrency: int
+) -> None:
+    """Run `work` on every item, on up to `concurrency` at once; an item is read only when one of
+    them is free for it. The first exception of `work` or of `items` cancels the rest and is raised.
+    """
+    reading, end = asyncio.Lock(), object()
+
+    async def worker() -> None:
+        while True:
+            async with reading:
+                # in a thread: reading a file must not hold up the requests
+                item = await asyncio.to_thread(next, items, end)
+            if item is end:
+                return
+            await work(item)  # type: ignore[arg-type]
+
+    workers = [asyncio.create_task(worker()) for _ in range(concurrency)]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for task in workers:
+            task.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)

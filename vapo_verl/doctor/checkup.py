@@ -27,8 +27,7 @@ def diagnose(
 def light_findings(config: DictConfig | None) -> Iterator[Finding]:
     """The checks made in this process: all except imports and rows."""
     from vapo_verl.doctor.accelerator import check_accelerator
-    from vapo_verl.doctor.compile_caches import check_compile_caches
-    from vapo_verl.doctor.compiler import check_compiler
+    from vapo_verl.doctor.compilation import check_compile_caches, check_compiler
     from vapo_verl.doctor.disk import check_disk
     from vapo_verl.doctor.limits import check_limits
     from vapo_verl.doctor.ray_cluster import check_ray

@@ -6,7 +6,7 @@ value and differs in writing (`\frac{1}{2}` and `0.5`) goes to the math verifier
 
 import re
 
-from vapo_verl.reward.tags import THINK_END
+from vapo_verl.reward import THINK_END
 
 _BRACE = re.compile(r"(?P<box>\\boxed\s*\{)|\\[{}]|(?P<open>\{)|(?P<close>\})")
 _INTEGER = re.compile(r"([+-]?)0*(\d+)", re.ASCII)

@@ -2,8 +2,8 @@ r"""Format reward: reasoning inside <think> </think>, then the answer inside \bo
 
 import re
 
+from vapo_verl.reward import THINK_END, THINK_START
 from vapo_verl.reward.accuracy import answer_of
-from vapo_verl.reward.tags import THINK_END, THINK_START
 
 _THINK_TAG = re.compile(f"{THINK_START}|{THINK_END}")
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -14,7 +17,6 @@ from vapo_verl.anchors import AnchorQuestion, ProbeReply
 from vapo_verl.anchors.probe import Ask
 from vapo_verl.anchors.question import ANSWER_BIAS
 from vapo_verl.patches.upstream import server_of
-from vapo_verl.rollout.token_budget import TokenBudget
 
 PROBE_PRIORITY = -1
 """Ahead of responses that have not begun (vLLM serves low numbers first) where the engine schedules
@@ -22,9 +24,6 @@ by priority: they would push the prefix of a probe that waits out of the KV cach
 decodes goes on either way: vLLM gives a step's tokens to running requests first."""
 
 _ONE_TOKEN = {"max_tokens": 1, "logprobs": True, "detokenize": False}
-
-shared_budget = functools.cache(TokenBudget)
-"""One budget per limit in a process: veRL makes an agent loop for every response."""
 
 
 class Prober:
@@ -143,3 +142,60 @@ class OneServerClient:
         where = {"prompt_ids": prompts[0], **request}
         async with server_of(self._client, self._session, **where) as server:
             return await server.generate_many.remote(prompts=list(prompts), **request)
+
+
+class TokenBudget:
+    """Admits requests in arrival order while their tokens fit under a limit.
+
+    The probes of a response arrive together, and many responses may end at once. Without a cap
+    their probes could take the KV cache of responses that still decode.
+
+    Args:
+        limit: most tokens in flight; a larger request runs alone. 0: no cap.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._in_flight = 0
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def hold(self, num_tokens: int) -> AsyncIterator[None]:
+        """Context of a request of `num_tokens` tokens."""
+        await self._enter(num_tokens)
+        try:
+            yield
+        finally:
+            self._leave(num_tokens)
+
+    async def _enter(self, num_tokens: int) -> None:
+        if not self._waiting and self._fits(num_tokens):
+            self._in_flight += num_tokens
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((num_tokens, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # admitted and cancelled at the same time
+                self._leave(num_tokens)
+            raise
+
+    def _leave(self, num_tokens: int) -> None:
+        self._in_flight -= num_tokens
+        while self._waiting:
+            wanted, turn = self._waiting[0]
+            if not turn.cancelled():
+                if not self._fits(wanted):
+                    return
+                self._in_flight += wanted
+                turn.set_result(None)
+            self._waiting.popleft()
+
+    def _fits(self, num_tokens: int) -> bool:
+        free = self._limit - self._in_flight
+        return self._limit == 0 or self._in_flight == 0 or num_tokens <= free
+
+
+shared_budget = functools.cache(TokenBudget)
+"""One budget per limit in a process: veRL makes an agent loop for every response."""

@@ -8,9 +8,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+import torch
+
+from vapo_verl.advantage.grpo import advantage_origin
+from vapo_verl.advantage.vapo import AdvantageStats
 from vapo_verl.analysis.attention_curves import EARLY, LATE
+from vapo_verl.config import VapoConfig
 from vapo_verl.rollout.sample import SampleRecord
 
 if TYPE_CHECKING:
@@ -135,3 +141,31 @@ def _slope(x: Tensor, y: Tensor) -> float:
     centred = x - x.mean()
     spread = centred.square().sum()
     return float((centred * y).sum() / spread) if spread > 0 else math.nan
+
+
+def stats_metrics(stats: AdvantageStats) -> dict[str, float]:
+    """What the estimator met in a step."""
+    return {f"vapo/advantage/{name}": value for name, value in asdict(stats).items()}
+
+
+def origin_metrics(
+    records: Sequence[SampleRecord], group_ids: Sequence[Hashable], settings: VapoConfig
+) -> dict[str, float]:
+    """What a step's advantages come from, from the records of its responses.
+
+    A KL in the reward is left out here.
+    """
+    weights = settings.reward
+    parts = [record.reward for record in records]
+    plain = [
+        weights.accuracy_weight * part.accuracy + weights.format_weight * part.format
+        for part in parts
+    ]
+    origin = advantage_origin(
+        torch.tensor([part.total for part in parts]),
+        torch.tensor(plain),
+        torch.tensor([part.accuracy for part in parts]),
+        group_ids,
+        normalize_by_std=settings.advantage.normalize_by_std,
+    )
+    return {f"vapo/advantage/{name}": value for name, value in asdict(origin).items()}

@@ -30,12 +30,13 @@ from vapo_verl.run_folder import checkpoints
 from vapo_verl.run_folder.layout import METRICS_FILE, write_config
 from vapo_verl.run_folder.metrics import MetricsFile
 from vapo_verl.run_folder.rollouts import write_rollouts
-from vapo_verl.trainer.advantages import origin_metrics, stats_metrics
 from vapo_verl.trainer.liveness import Liveness
 from vapo_verl.trainer.metrics import (
     anchor_metrics,
     attention_metrics,
+    origin_metrics,
     reward_metrics,
+    stats_metrics,
     verdict_agreement,
 )
 from vapo_verl.trainer.phase_memory import PhaseMemory
@@ -45,9 +46,8 @@ from vapo_verl.trainer.replay_buffer import (
     read_visual_attention,
 )
 from vapo_verl.trainer.rollout_samples import captured_layers, sample_rows
-from vapo_verl.trainer.safe_stop import SafeStop
 from vapo_verl.trainer.step_line import StepLine
-from vapo_verl.trainer.stopping import RunStopped
+from vapo_verl.trainer.stopping import RunStopped, SafeStop
 from vapo_verl.trainer.worker import VapoWorker
 
 WORKER_ROLES = (Role.ActorRolloutRef, Role.ActorRollout, Role.Actor, Role.RefPolicy)

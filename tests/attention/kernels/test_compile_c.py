@@ -2,8 +2,8 @@
 
 import pytest
 
-from vapo_verl.attention.kernels import compile_c
-from vapo_verl.attention.kernels.compile_c import CannotCompileError, load_library
+from vapo_verl.attention.kernels import cpu
+from vapo_verl.attention.kernels.cpu import CannotCompileError, load_library
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def built(tmp_path):
 def test_it_is_compiled_once_and_again_when_the_source_changes(source, tmp_path, monkeypatch):
     assert load_library(source).answer() == 42
     [first] = built(tmp_path)
-    monkeypatch.setattr(compile_c, "_compile", None)  # a second compilation would fail
+    monkeypatch.setattr(cpu, "_compile", None)  # a second compilation would fail
     assert load_library(source).answer() == 42
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -40,7 +40,7 @@ def test_what_the_compiler_says_is_passed_on_and_nothing_is_left(source, tmp_pat
 def test_a_folder_that_cannot_be_written_is_passed_over(source, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(compile_c.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(cpu.tempfile, "tempdir", str(tmp_path))
     assert load_library(source).answer() == 42
 
 
@@ -49,6 +49,6 @@ def test_a_user_without_a_home(source, tmp_path, monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(compile_c.Path, "home", no_home)
-    monkeypatch.setattr(compile_c.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(cpu.Path, "home", no_home)
+    monkeypatch.setattr(cpu.tempfile, "tempdir", str(tmp_path))
     assert load_library(source).answer() == 42

@@ -5,11 +5,11 @@ from random import Random
 
 import pytest
 
+from vapo_verl.claims.job import run_pool
 from vapo_verl.claims.options import RetryOptions
 from vapo_verl.claims.requests.endpoint import retry_after_s
 from vapo_verl.claims.requests.reply import TransientFault
 from vapo_verl.claims.requests.retry import Pacer, backoff_s
-from vapo_verl.claims.runner import run_pool
 
 
 class Clock:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vapo_verl.evaluation.image_swap import EXCHANGES
-from vapo_verl.evaluation.image_swap.swap_summary import summarise
+from vapo_verl.evaluation.image_swap.swap_command import summarise
 
 
 def exchanged(answers, truth, kl, claim_answers):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vapo_verl.evaluation.interventions.intervention_summary import summarise
+from vapo_verl.evaluation.interventions.intervention_command import summarise
 
 
 def response(right, num_tokens, insertions=()):

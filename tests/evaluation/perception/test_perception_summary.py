@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vapo_verl.data.claims_column import Claim
-from vapo_verl.evaluation.perception.perception_summary import PARTS, part_of, summarise
+from vapo_verl.evaluation.perception.perception_command import PARTS, part_of, summarise
 from vapo_verl.evaluation.probing.respond import cycle_claims
 
 

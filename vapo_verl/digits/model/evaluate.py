@@ -14,7 +14,7 @@ from vapo_verl.data.images import load_image
 from vapo_verl.digits.model.batch import collate
 from vapo_verl.digits.model.samples import Sample, answer_ids, encode, make_probe, prompt_ids
 from vapo_verl.digits.scene import parse_grid
-from vapo_verl.reward.tags import BOX, THINK_END, THINK_START
+from vapo_verl.reward import BOX, THINK_END, THINK_START
 
 _FORMAT = re.compile(rf"{THINK_START}.+{THINK_END}{re.escape(BOX)}\{{(\w+)\}}", re.DOTALL)
 _MAX_NEW_TOKENS = 160

@@ -16,7 +16,7 @@ from vapo_verl.digits.scans import ScanPool
 from vapo_verl.digits.scene import Scene, sample_scene
 from vapo_verl.digits.selection import sample_claims
 from vapo_verl.digits.solutions import read
-from vapo_verl.reward.tags import THINK_END, THINK_START
+from vapo_verl.reward import THINK_END, THINK_START
 
 IGNORED = -100
 """Label of a token without a loss."""

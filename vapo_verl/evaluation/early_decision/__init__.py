@@ -46,7 +46,7 @@ from vapo_verl.evaluation.early_decision.records import (
     EarlyRow,
     load_early_decision,
 )
-from vapo_verl.reward.tags import BOX, THINK_END
+from vapo_verl.reward import BOX, THINK_END
 
 __all__ = [
     "COMMAND",

@@ -1,11 +1,16 @@
 """`image-swap`: responses that go on with another image from cuts along them."""
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from vapo_verl.analysis.statistics import paired_shares, share_of
 from vapo_verl.cli_options import add_options, options_from
-from vapo_verl.evaluation.image_swap import COMMAND, ImageSwapOptions
+from vapo_verl.evaluation.image_swap import COMMAND, EXCHANGES, ImageSwapOptions
+from vapo_verl.evaluation.probing.attention_summary import attention_summary
 from vapo_verl.evaluation.probing.probe_options import (
     ProbeOptions,
     add_probe_arguments,
@@ -13,6 +18,8 @@ from vapo_verl.evaluation.probing.probe_options import (
 )
 from vapo_verl.plots.panel import Panel, Series, numbers
 from vapo_verl.run_folder import RunError
+
+Record = Mapping[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +58,6 @@ def measure_image_swap(options: ProbeOptions, swap: ImageSwapOptions) -> dict[st
             " ones differ anyway; leave it out"
         )
     from vapo_verl.evaluation.image_swap.swap_probe import ImageSwap
-    from vapo_verl.evaluation.image_swap.swap_summary import summarise
     from vapo_verl.evaluation.probing.job import chosen_rows, measure
 
     rows = chosen_rows(options)
@@ -180,3 +186,78 @@ def _table(name: str, cuts: list[dict[str, Any]]) -> Any:
 
 def _percent(cuts: list[dict[str, Any]]) -> Any:
     return numbers(100 * cut["target"] for cut in cuts)
+
+
+def summarise(records: Sequence[Record]) -> dict[str, Any]:
+    """What `summary.json` holds; of at least one record.
+
+    For each exchange and cut: `accuracy` of the responses that go on with the exchanged image,
+    `drop` the paired difference from the untouched responses, `agreement` the share that keeps the
+    untouched answer, and means over responses of what is left of them behind the cut: `kl` and
+    `logprob_drop` in nats a token, and `attention`, that of the untouched response. `claims` are
+    those asked at the cut: right with the own image and with the exchanged one.
+    """
+    return {
+        "num_rows": len(records),
+        "accuracy": share_of([record["right"] for record in records]),
+        "truncated": share_of([record["finish"] == "length" for record in records]),
+        "same_size": share_of([record["same_size"] for record in records]),
+        "mean_tokens": float(np.mean([record["num_tokens"] for record in records])),
+        "exchanges": {
+            exchange: [
+                _at_cut(records, exchange, number)
+                for number in range(len(records[0]["exchanges"][exchange]["cuts"]))
+            ]
+            for exchange in EXCHANGES
+        },
+        "attention": attention_summary(record["attention"] for record in records),
+    }
+
+
+def _at_cut(records: Sequence[Record], exchange: str, number: int) -> dict[str, Any]:
+    exchanged = [record["exchanges"][exchange] for record in records]
+    cuts = [each["cuts"][number] for each in exchanged]
+    positions = [cut["position"] for cut in cuts]
+    own = np.array([record["right"] for record in records])
+    now = np.array([cut["right"] for cut in cuts])
+    pairs = list(zip(records, cuts, strict=True))
+    return {
+        "target": cuts[0]["target"],
+        "accuracy": share_of(now),
+        "drop": paired_shares(own, now),
+        "agreement": share_of([record["answer"] == cut["answer"] for record, cut in pairs]),
+        "kl": _mean_behind([each["kl"] for each in exchanged], positions),
+        "logprob_drop": _mean_behind([each["logprob_drop"] for each in exchanged], positions),
+        "attention": _mean_behind([record["attention"] for record in records], positions),
+        "claims": _claim_summary(records, exchange, positions),
+    }
+
+
+def _claim_summary(
+    records: Sequence[Record], exchange: str, positions: Sequence[int]
+) -> dict[str, Any]:
+    pairs = [
+        (own, other)
+        for record, position in zip(records, positions, strict=True)
+        for own, other in zip(
+            record["claims"], record["exchanges"][exchange]["claims"], strict=True
+        )
+        if own["position"] == position
+    ]
+    return {
+        "own": share_of([own["correct"] for own, _ in pairs]),
+        "exchanged": share_of([other["correct"] for _, other in pairs]),
+        "agreement": share_of([own["answer"] == other["answer"] for own, other in pairs]),
+    }
+
+
+def _mean_behind(
+    values: Sequence[Sequence[float | None]], positions: Sequence[int]
+) -> float | None:
+    """Mean over responses of the mean over their tokens from a position on; None of none."""
+    means = []
+    for of_response, position in zip(values, positions, strict=True):
+        behind = [value for value in of_response[position:] if value is not None]
+        if behind:
+            means.append(float(np.mean(behind)))
+    return float(np.mean(means)) if means else None

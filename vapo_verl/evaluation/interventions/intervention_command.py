@@ -1,16 +1,24 @@
 """`interventions`: responses with the image shown again or with a reminder, against plain ones."""
 
 import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from vapo_verl.analysis.statistics import finite, paired_difference, paired_shares, share_of
 from vapo_verl.cli_options import add_options, options_from, settings_of
-from vapo_verl.evaluation.interventions import COMMAND, InterventionOptions
+from vapo_verl.evaluation.interventions import COMMAND, INTERVENTIONS, PLAIN, InterventionOptions
+from vapo_verl.evaluation.probing.attention_summary import attention_summary
 from vapo_verl.evaluation.probing.probe_options import (
     ProbeOptions,
     add_probe_arguments,
     probe_options,
 )
+
+Record = Mapping[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +45,6 @@ def measure_interventions(
 ) -> dict[str, Any]:
     """Do the rows that are not done, and write and return the summary."""
     from vapo_verl.evaluation.interventions.intervention_probe import apply_interventions
-    from vapo_verl.evaluation.interventions.intervention_summary import summarise
     from vapo_verl.evaluation.probing.job import chosen_rows, measure
 
     return measure(
@@ -107,3 +114,48 @@ def _paired(against_plain: dict[str, Any]) -> Any:
         ],
         note="95 % intervals; p: McNemar's exact test of accuracy, Student's for pairs of tokens.",
     )
+
+
+def summarise(records: Sequence[Record]) -> dict[str, Any]:
+    """What `summary.json` holds; of at least one record.
+
+    `responses` has each kind alone. `against_plain` has, for each intervention, `accuracy`: the
+    paired difference and McNemar's test, and `num_tokens`: the paired difference in tokens the
+    model wrote.
+    """
+    return {
+        "num_rows": len(records),
+        "responses": {name: _of(records, name) for name in (PLAIN, *INTERVENTIONS)},
+        "against_plain": {
+            name: {
+                "accuracy": paired_shares(_right(records, PLAIN), _right(records, name)),
+                "num_tokens": finite(
+                    asdict(
+                        paired_difference(
+                            "num_tokens", _lengths(records, PLAIN), _lengths(records, name)
+                        )
+                    )
+                ),
+            }
+            for name in INTERVENTIONS
+        },
+    }
+
+
+def _of(records: Sequence[Record], name: str) -> dict[str, Any]:
+    responses = [record["responses"][name] for record in records]
+    return {
+        "accuracy": share_of([response["right"] for response in responses]),
+        "truncated": share_of([response["finish"] == "length" for response in responses]),
+        "mean_tokens": float(np.mean([response["num_tokens"] for response in responses])),
+        "mean_insertions": float(np.mean([len(response["insertions"]) for response in responses])),
+        "attention": attention_summary(response["attention"] for response in responses),
+    }
+
+
+def _right(records: Sequence[Record], name: str) -> np.ndarray:
+    return np.array([record["responses"][name]["right"] for record in records], dtype=bool)
+
+
+def _lengths(records: Sequence[Record], name: str) -> dict[int, float]:
+    return {record["row"]: float(record["responses"][name]["num_tokens"]) for record in records}

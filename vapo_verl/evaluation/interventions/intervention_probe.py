@@ -18,7 +18,7 @@ from vapo_verl.evaluation.probing.engine import Completion, Context, Engine
 from vapo_verl.evaluation.probing.probe_options import ProbeOptions
 from vapo_verl.evaluation.probing.respond import Response, grade, respond, seeds
 from vapo_verl.evaluation.probing.rows import Row
-from vapo_verl.reward.tags import BOX, THINK_END
+from vapo_verl.reward import BOX, THINK_END
 
 LONGEST_STEP = 1.5
 """Of the distance of insertions: so much is written in search of a boundary."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vapo_verl.anchors.placement import logical_boundaries, reasoning_length
-from vapo_verl.reward.tags import THINK_START
+from vapo_verl.reward import THINK_START
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
