@@ -58,9 +58,12 @@ class Stops:
 
 
 def _processes_of(group: int) -> list[str]:
-    """Command lines of the processes of a group; a run has one of its own."""
+    """Command lines of the living processes of a group; a run has one of its own.
+
+    A zombie has ended, and init collects it a moment later.
+    """
     found = subprocess.run(["pgrep", "-ag", str(group)], capture_output=True, text=True)
-    return found.stdout.splitlines()
+    return [line for line in found.stdout.splitlines() if not line.endswith("<defunct>")]
 
 
 def _check_stop(run_dir: Path, said: str) -> int:
