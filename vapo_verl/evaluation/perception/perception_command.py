@@ -9,29 +9,15 @@ import numpy as np
 
 from vapo_verl.analysis.attention_curves import EARLY, LATE
 from vapo_verl.analysis.statistics import finite, paired_difference, share, share_of
-from vapo_verl.anchors.placement import place
 from vapo_verl.cli_options import add_options, options_from
 from vapo_verl.evaluation.perception import COMMAND, PerceptionOptions
-from vapo_verl.evaluation.probing.attention_summary import attention_summary, ratios
-from vapo_verl.evaluation.probing.engine import Engine, Verdict
+from vapo_verl.evaluation.probing.attention_summary import attention_summary
 from vapo_verl.evaluation.probing.probe_options import (
     ProbeOptions,
     add_probe_arguments,
     probe_options,
 )
-from vapo_verl.evaluation.probing.respond import (
-    Asked,
-    Response,
-    anchor_record,
-    cycle_claims,
-    judge_claims,
-    project_question,
-    respond,
-    row_key,
-)
-from vapo_verl.evaluation.probing.rows import Row
 from vapo_verl.plots.panel import Panel, Series, numbers
-from vapo_verl.reward.format import format_score
 
 Record = Mapping[str, Any]
 PARTS = ("start", "early", "middle", "late")
@@ -63,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def measure_perception(options: ProbeOptions, perception: PerceptionOptions) -> dict[str, Any]:
     """Do the rows that are not done, and write and return the summary."""
+    from vapo_verl.evaluation.perception.perception_probe import perceive
     from vapo_verl.evaluation.probing.job import chosen_rows, measure
 
     return measure(
@@ -129,56 +116,6 @@ def _claims_panel(claims: dict[str, Any]) -> Panel:
         note="The first point is behind the prompt. 95 % intervals of Wilson.",
         missing="" if claims["start"]["of"] else "The rows hold no claims.",
     )
-
-
-def perceive(
-    engine: Engine, rows: Sequence[Row], options: ProbeOptions, perception: PerceptionOptions
-) -> list[dict[str, Any]]:
-    """A record for each row; the engine has to export attention."""
-    responses = respond(engine, rows, options)
-    plans = [_plan(response, options, perception) for response in responses]
-    pairs = [
-        (response.before(asked.position), asked)
-        for response, plan in zip(responses, plans, strict=True)
-        for asked in plan
-    ]
-    verdicts = iter(judge_claims(engine, pairs, project_question(engine)))
-    return [
-        _record(response, plan, [next(verdicts) for _ in plan])
-        for response, plan in zip(responses, plans, strict=True)
-    ]
-
-
-def _plan(response: Response, options: ProbeOptions, perception: PerceptionOptions) -> list[Asked]:
-    rng = row_key(response.row, options).generator("claims")
-    cuts = place(
-        [position for position in response.reasoning.boundaries if position > 0],
-        perception.num_cuts,
-        end=response.reasoning.end,
-        placement="uniform",
-        min_gap=1,
-        rng=rng,
-    )
-    positions = [0, *(position for position, own_boundary in cuts if own_boundary)]
-    return cycle_claims(positions, response.row.claims, perception.claims_per_cut, rng)
-
-
-def _record(
-    response: Response, plan: Sequence[Asked], verdicts: Sequence[Verdict]
-) -> dict[str, Any]:
-    return {
-        **response.row.identity(),
-        "response": response.text,
-        "num_tokens": response.num_tokens,
-        "reasoning": [response.reasoning.start, response.reasoning.end],
-        "finish": response.completion.finish,
-        **asdict(response.grade),
-        "format": format_score(response.text),
-        "attention": ratios(response.completion.attention),
-        "anchors": [anchor_record(*pair) for pair in zip(plan, verdicts, strict=True)],
-        "probe_tokens": sum(verdict.num_prompt_tokens for verdict in verdicts),
-        "cached_tokens": sum(verdict.num_cached_tokens for verdict in verdicts),
-    }
 
 
 def summarise(records: Sequence[Record]) -> dict[str, Any]:
