@@ -22,6 +22,7 @@ from vapo_verl.advantage import estimator
 from vapo_verl.anchors.format_check import FormatCheck
 from vapo_verl.config import vapo_config
 from vapo_verl.console import phases, say
+from vapo_verl.patches.upstream import look_while_polling
 from vapo_verl.report.live import KeyPictures, write_final_report
 from vapo_verl.rollout import server as rollout_server
 from vapo_verl.rollout.agent_loop import VapoAgentLoop
@@ -69,8 +70,8 @@ class VapoTrainer(PPOTrainerSync):
         super().__init__(config)
         self.vapo = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))  # type: ignore[arg-type]
         self.run_dir = Path(config.trainer.default_local_dir)
-        self.replay_buffer.poll_interval = self.vapo.replay_poll_s
-        self._look_while_polling()
+        self._liveness: Liveness | None = None  # until `fit`
+        look_while_polling(self.replay_buffer, self.vapo.replay_poll_s, self._check_liveness)
         self._places: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
         self.stopped_at: int | None = None  # the last finished step of a run that was asked to stop
         write_config(self.run_dir, config)
@@ -78,17 +79,9 @@ class VapoTrainer(PPOTrainerSync):
         config.trainer.max_actor_ckpt_to_keep = None  # veRL forgets, on resume, what it saved
         config.trainer.max_critic_ckpt_to_keep = None  # before, and leaves parts of a checkpoint
 
-    def _look_while_polling(self) -> None:
-        """Between two looks into the replay buffer, see whether its writers are alive."""
-        self._liveness: Liveness | None = None  # until `fit`
-        wait = self.replay_buffer._wait_for_next_poll
-
-        def look_and_wait(*args: Any, **kwargs: Any) -> Any:
-            if self._liveness is not None:
-                self._liveness.check()
-            return wait(*args, **kwargs)
-
-        self.replay_buffer._wait_for_next_poll = look_and_wait
+    def _check_liveness(self) -> None:
+        if self._liveness is not None:
+            self._liveness.check()
 
     def _init_dataloader(self) -> None:
         phases.begin("data")
