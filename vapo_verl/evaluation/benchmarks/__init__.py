@@ -1,0 +1,86 @@
+"""Benchmarks: their rows, and rules that say whether an answer to a row is correct.
+
+A rule is a set of pure functions of a row and of the text that a model answered. Neither needs an
+engine, a judge or a network, so answers of any model, stored by any tool, are graded alike.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from vapo_verl.data.errors import DataError
+
+
+class BenchmarkError(DataError):
+    """A benchmark or prediction file to fix; the message names row, column and fix."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkRow:
+    """One question of a benchmark, with its images still encoded."""
+
+    number: int
+    """Row of its file, from 0, headers aside."""
+    index: int | str
+    """The file's own name of the row, unique in it; int where all of the file's are."""
+    question: str
+    answer: str
+    """Ground truth as the file has it: a letter, a list, a number, LaTeX; may be blank."""
+    images: tuple[bytes | str, ...] = ()
+    """Encoded images or their paths, as :class:`vapo_verl.data.stored_image.StoredImage` takes."""
+    choices: Mapping[str, str] = field(default_factory=dict)
+    """Letter -> option text, in order; of columns `A` .. `Z`, or of a `choices` list."""
+    hint: str = ""
+    category: str = ""
+    l2_category: str = ""
+    split: str = ""
+    messages: tuple[Mapping[str, str], ...] = ()
+    """The chat of a row of our parquet format, asked as it stands; empty for a TSV row."""
+    style: str = ""
+    """`reward_model.style` of a row of our parquet format."""
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """All other columns that are not blank, as text: `ID`, `key`, `question_type`, ..."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grade:
+    """What a rule finds in one answer."""
+
+    correct: bool | None
+    """None: no answer can be read from the text; counted incorrect in every score."""
+    extracted: str | None
+    """The answer that was compared; None where there is none."""
+    rule: str
+    """Name of the rule."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A user turn: text with one `<image>` per image, in the order in which they are shown."""
+
+    text: str
+    images: tuple[bytes | str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A benchmark's protocol. All functions are pure and need no engine."""
+
+    name: str
+    grade: Callable[[BenchmarkRow, str], Grade]
+    """(row, text that the model answered) -> grade. Raises BenchmarkError for an unusable row."""
+    prompt: Callable[[BenchmarkRow], Prompt]
+    """The question as VLMEvalKit asks it, without suffix."""
+    scores: Callable[[Sequence[BenchmarkRow], Sequence[Grade]], dict[str, float]]
+    """The benchmark's own scores, name -> fraction (0 .. 1), beside accuracy; nan of no rows."""
+    cluster: Callable[[BenchmarkRow], str]
+    """Rows of equal keys depend on each other (image, figure, chain): resample them together."""
+    needs: tuple[str, ...] = ()
+    """Columns that the rule reads beside index, question, answer and prediction."""
+    judge_only: bool = False
+    """No rule can decide: every grade is None until a judge decides."""
+
+
+def rate(flags: Sequence[bool]) -> float:
+    """Fraction of true ones; nan of none."""
+    return sum(flags) / len(flags) if flags else math.nan
