@@ -1,11 +1,11 @@
-"""Command line: what a checkpoint does when held-out rows are probed.
+"""Command line: probe a checkpoint on held-out rows.
 
 python -m vapo_verl.evaluation early-decision MODEL DATA --run RUN_DIR
 python -m vapo_verl.evaluation interventions MODEL DATA --run RUN_DIR
 python -m vapo_verl.evaluation image-swap MODEL DATA --run RUN_DIR
 python -m vapo_verl.evaluation perception MODEL DATA --run RUN_DIR
 
-run in vLLM, and resume where they were stopped. Exit codes: 0 done, 2 bad input or a place that
+run in vLLM, and resume where they were stopped. Exit codes: 0 done, 2 bad input or a folder that
 cannot be written, 130 interrupted.
 """
 
@@ -30,7 +30,7 @@ PROBING = {
         "vapo_verl.evaluation.interventions.intervention_command",
     ),
     "image-swap": (
-        "responses that go on with another image",
+        "responses continued with another image",
         "vapo_verl.evaluation.image_swap.swap_command",
     ),
     "perception": (

@@ -1,4 +1,4 @@
-"""The engine against itself: continued prefixes, verdicts and read log probabilities."""
+"""The engine against itself: continued prefixes, predictions and read log probabilities."""
 
 import math
 
@@ -65,10 +65,10 @@ def test_read_log_probabilities_are_those_of_the_greedy_tokens(engine, responses
 def test_verdicts_tell_true_claims_from_false_ones(engine, rows):
     question = project_question(engine)
     asked = [(engine.prompt(row), claim) for row in rows for claim in row.claims]
-    verdicts = engine.judge(
+    predictions = engine.predict(
         [prompt.then(question.token_ids(claim.text)) for prompt, claim in asked], question
     )
-    p_yes = np.array([verdict.p_yes for verdict in verdicts])
+    p_yes = np.array([prediction.p_yes for prediction in predictions])
     labels = np.array([claim.label for _, claim in asked])
     assert p_yes[labels].mean() > p_yes[~labels].mean() + 0.1
     assert ((p_yes >= 0) & (p_yes <= 1)).all()

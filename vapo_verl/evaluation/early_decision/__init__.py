@@ -3,8 +3,8 @@ r"""Early decision: what a response's answer would be if its reasoning stopped e
 `python -m vapo_verl.evaluation early-decision MODEL DATA --run RUN_DIR` writes
 `RUN_DIR/diagnostics/early-decision/`:
 
-- `settings.json`: what was asked for.
-- `rows.jsonl`: a line for each row, in the order they were finished. A run that goes on appends.
+- `settings.json`: options of the run.
+- `rows.jsonl`: a line for each row, in the order they were finished. A resumed run appends.
 
       row           int, its number in DATA, from 0
       data_source   string
@@ -16,15 +16,15 @@ r"""Early decision: what a response's answer would be if its reasoning stopped e
       finish        "stop" or "length"
       answer        string or null: the answer the response itself gives
       right         bool: whether that is the ground truth
-      cuts          list, by rising target, one for each of the 21 (--num-cuts) shares:
-          target    float in 0..1: the share of the reasoning that was asked for
+      cuts          list, by rising target, one for each of the 21 (--num-cuts) fractions:
+          target    float in 0..1: the requested fraction of the reasoning
           position  int: tokens of the response before the cut
-          answer    string or null: the answer forced behind the cut
+          answer    string or null: the answer forced after the cut
           right     bool
 
 - `summary.json`: :func:`summarise` of them; `page.html`: the same as a figure.
 
-At target 0 the model answers at once; at 1 its whole reasoning stands before the forced answer.
+At target 0 the model answers at once; at 1 the forced answer follows its complete reasoning.
 This module and what it exports import neither vllm nor torch.
 """
 
@@ -70,7 +70,7 @@ class EarlyOptions:
     num_cuts: int = field(default=21, metadata=cli(low=2))
     """From 0 to 100 %, evenly."""
     time_up: str = "\nTime is up. I have to answer now.\n"
-    """Text behind a cut."""
+    """Text after a cut."""
     end_of_thinking: str = THINK_END
     """Closing tag."""
     answer_start: str = f"\n{BOX}{{"

@@ -1,4 +1,4 @@
-"""`early-decision`: responses cut at shares of their reasoning, each cut with a forced answer."""
+"""`early-decision`: responses cut at fractions of their reasoning, with an answer at each cut."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vapo_verl.cli_options import add_options, options_from, settings_of
+from vapo_verl.cli_options import settings_of
 from vapo_verl.evaluation.early_decision import EarlyOptions
 from vapo_verl.evaluation.early_decision.decision_summary import summarise
 from vapo_verl.evaluation.early_decision.records import (
@@ -19,30 +19,28 @@ from vapo_verl.evaluation.probing.cuts import cut_positions, even_targets
 from vapo_verl.evaluation.probing.engine import Engine
 from vapo_verl.evaluation.probing.probe_options import (
     ProbeOptions,
-    add_probe_arguments,
-    probe_options,
+    add_command_arguments,
+    read_command_options,
 )
-from vapo_verl.evaluation.probing.respond import Response, grade, respond
+from vapo_verl.evaluation.probing.respond import grade, respond
 from vapo_verl.evaluation.probing.rows import Row
 from vapo_verl.plots.html import Table
 from vapo_verl.plots.panel import Panel, Series, numbers
 
 _UPPER_BOUND = (
-    "The peak is chosen in these very rows and the recoverable share takes the best of many cuts:"
-    " both are upper bounds."
+    "The peak is chosen in these same rows. The recoverable fraction takes the best of many cuts."
+    " Both are upper bounds."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of every probing command, and how an answer is forced."""
-    add_probe_arguments(parser, attention=False)
-    add_options(parser.add_argument_group("forced answers"), EarlyOptions)
+    """The arguments of every probing command, and how an answer is forced."""
+    add_command_arguments(parser, EarlyOptions, "forced answers", attention=False)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The command."""
-    options = probe_options(arguments, COMMAND)
-    early = options_from(EarlyOptions, arguments)
+    options, early = read_command_options(arguments, COMMAND, EarlyOptions)
     from vapo_verl.evaluation.probing.result_page import write_page
 
     summary = measure_early_decision(options, early)
@@ -54,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def measure_early_decision(options: ProbeOptions, early: EarlyOptions) -> dict[str, Any]:
-    """Do the rows that are not done, and write and return the summary."""
+    """Probe the rows that are not done; write and return the summary."""
     from vapo_verl.evaluation.probing.job import chosen_rows, measure
 
     return measure(
@@ -75,8 +73,9 @@ def _loaded(folder: Path) -> EarlyDecision:
 def _headline(summary: dict[str, Any]) -> str:
     last, peak = summary["cuts"][-1]["share"]["share"], summary["peak"]
     return (
-        f"{summary['num_rows']} rows: right {summary['response_accuracy']['share']:.3f}, forced at "
-        f"100 % {last:.3f}, at the peak ({peak['target']:.0%}) {peak['share']['share']:.3f}"
+        f"{summary['num_rows']} rows: correct {summary['response_accuracy']['share']:.3f}, "
+        f"forced at 100 % {last:.3f}, "
+        f"at the peak ({peak['target']:.0%}) {peak['share']['share']:.3f}"
     )
 
 
@@ -91,8 +90,8 @@ def _panel(summary: dict[str, Any]) -> Panel:
     )
     return Panel(
         title="Accuracy by cut",
-        x_title="share of the reasoning before the forced answer, %",
-        y_title="share right",
+        x_title="fraction of the reasoning before the forced answer, %",
+        y_title="fraction correct",
         series=[line],
         level=summary["response_accuracy"]["share"],
         level_name="the responses themselves",
@@ -101,23 +100,23 @@ def _panel(summary: dict[str, Any]) -> Panel:
 
 
 def _table(summary: dict[str, Any]) -> Table:
-    from vapo_verl.evaluation.probing.result_page import shown_paired, shown_share
+    from vapo_verl.evaluation.probing.result_page import shown_paired, shown_rate
 
     peak, single = summary["peak"], summary["recoverable_single"]
     return Table(
         title="Early decision in numbers",
         header=["", "value"],
         rows=[
-            ["responses right", shown_share(summary["response_accuracy"])],
-            ["responses cut off by --max-tokens", shown_share(summary["truncated"])],
+            ["responses correct", shown_rate(summary["response_accuracy"])],
+            ["responses cut off by --max-tokens", shown_rate(summary["truncated"])],
             [
                 "forced answer at 100 % is the response's own",
-                shown_share(summary["forced_agrees_with_response"]),
+                shown_rate(summary["forced_agrees_with_response"]),
             ],
-            [f"peak, at {peak['target']:.0%}", shown_share(peak["share"])],
+            [f"peak, at {peak['target']:.0%}", shown_rate(peak["share"])],
             ["100 % less the peak", shown_paired(summary["drop_from_peak"])],
-            ["errors right at any cut", shown_share(summary["recoverable_any"]["of_errors"])],
-            [f"errors right at {single['target']:.0%}", shown_share(single["of_errors"])],
+            ["errors correct at any cut", shown_rate(summary["recoverable_any"]["of_errors"])],
+            [f"errors correct at {single['target']:.0%}", shown_rate(single["of_errors"])],
         ],
         note=_UPPER_BOUND,
     )
@@ -128,43 +127,31 @@ def decide_early(
 ) -> list[dict[str, Any]]:
     """A record for each row: its response, and the answer at every cut.
 
-    Cuts that fall on one position are asked once. Each context is the prompt, the response's own
-    tokens before the cut, and the suffix: all but the last block of it is in the KV cache.
+    Cuts at one position are forced once. A context is the prompt, the response's own tokens before
+    the cut, and the suffix: all but its last block is in the KV cache.
     """
     responses = respond(engine, rows, options)
     targets, suffix = even_targets(early.num_cuts), engine.encode(early.suffix)
-    places = [cut_positions(response.reasoning, targets) for response in responses]
-    asked = [
+    cuts = [cut_positions(response.reasoning, targets) for response in responses]
+    forced_at = [
         (number, position)
-        for number, positions in enumerate(places)
+        for number, positions in enumerate(cuts)
         for position in dict.fromkeys(positions)
     ]
     completions = engine.complete(
-        [responses[number].before(position).then(suffix) for number, position in asked],
+        [responses[number].before(position).then(suffix) for number, position in forced_at],
         early.answer_tokens,
     )
     forced = {}
-    for (number, position), completion in zip(asked, completions, strict=True):
+    for (number, position), completion in zip(forced_at, completions, strict=True):
         response = responses[number]
         ids = (*response.completion.ids[:position], *suffix, *completion.ids)
         forced[number, position] = grade(engine.decode(ids), response.row)
     records = []
-    for number, (response, positions) in enumerate(zip(responses, places, strict=True)):
-        cuts = [
+    for number, (response, positions) in enumerate(zip(responses, cuts, strict=True)):
+        of_row = [
             Cut(target=target, position=position, **asdict(forced[number, position]))
             for target, position in zip(targets, positions, strict=True)
         ]
-        records.append(_record(response, cuts))
+        records.append({**response.record(), "cuts": [asdict(cut) for cut in of_row]})
     return records
-
-
-def _record(response: Response, cuts: Sequence[Cut]) -> dict[str, Any]:
-    return {
-        **response.row.identity(),
-        "response": response.text,
-        "num_tokens": response.num_tokens,
-        "reasoning": [response.reasoning.start, response.reasoning.end],
-        "finish": response.completion.finish,
-        **asdict(response.grade),
-        "cuts": [asdict(cut) for cut in cuts],
-    }

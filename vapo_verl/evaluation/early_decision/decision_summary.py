@@ -1,4 +1,4 @@
-"""What the answers forced at the cuts say together (pure)."""
+"""Statistics of the answers forced at the cuts (pure)."""
 
 from typing import Any, TypedDict
 
@@ -8,55 +8,55 @@ from vapo_verl.analysis.statistics import PairedShares, Share, paired_shares, sh
 from vapo_verl.evaluation.early_decision.records import EarlyDecision
 
 
-class CutShare(TypedDict):
-    """A cut and what share of something it has."""
+class CutRate(TypedDict):
+    """A cut and a rate of rows at it."""
 
     target: float
     share: Share
 
 
 class Recoverable(TypedDict):
-    """Rows wrong at 100 % and right at some earlier cut."""
+    """Rows incorrect at 100 % and correct at some earlier cut."""
 
     of_errors: Share
-    """Of the rows wrong at 100 %."""
+    """Of the rows incorrect at 100 %."""
     of_rows: Share
 
 
 class RecoverableAtCut(Recoverable):
-    """The same for one cut that all rows share."""
+    """The same for one cut, common to all rows."""
 
     target: float
 
 
-def accuracy_by_cut(decision: EarlyDecision) -> list[CutShare]:
-    """Share of right answers at each cut."""
+def accuracy_by_cut(decision: EarlyDecision) -> list[CutRate]:
+    """Fraction of correct answers at each cut."""
     columns = decision.right().T
     return [
-        CutShare(target=target, share=share_of(column))
+        CutRate(target=target, share=share_of(column))
         for target, column in zip(decision.targets, columns, strict=True)
     ]
 
 
-def peak(decision: EarlyDecision) -> CutShare:
-    """The cut with the most right answers, the earliest of several."""
+def peak(decision: EarlyDecision) -> CutRate:
+    """The cut with the most correct answers, the earliest of several."""
     return accuracy_by_cut(decision)[_peak(decision)]
 
 
 def drop_from_peak(decision: EarlyDecision) -> PairedShares:
     """The last cut against the peak over the same rows: `difference` is at most 0.
 
-    The peak is the best of many cuts, found in these very rows, so that the drop is somewhat too
-    large, and its interval and p take no account of the choice.
+    The peak is the best of many cuts, found in these same rows. So the drop is
+    somewhat too large, and its interval and p take no account of the choice.
     """
     right = decision.right()
     return paired_shares(right[:, _peak(decision)], right[:, -1])
 
 
 def recoverable_any(decision: EarlyDecision) -> Recoverable:
-    """Rows wrong at 100 % that are right at any earlier cut.
+    """Rows incorrect at 100 % that are correct at any earlier cut.
 
-    An upper bound: with many cuts some row is right by luck, and nobody knows the cut beforehand.
+    An upper bound: with many cuts some row is correct by luck, and the cut is not known beforehand.
     """
     right = decision.right()
     return _recoverable(right, np.any(right[:, :-1], axis=1))
@@ -71,7 +71,7 @@ def recoverable_single(decision: EarlyDecision) -> RecoverableAtCut:
 
 
 def summarise(decision: EarlyDecision) -> dict[str, Any]:
-    """All of the above, as it stands in `summary.json`."""
+    """All of the above: the content of `summary.json`."""
     rows = decision.rows
     return {
         "num_rows": len(rows),

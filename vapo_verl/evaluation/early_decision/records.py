@@ -18,7 +18,7 @@ class Cut:
     """The answer forced at one cut."""
 
     target: float
-    """Share of the reasoning that was asked for."""
+    """Requested fraction of the reasoning."""
     position: int
     """Tokens of the response before the cut."""
     answer: str | None
@@ -71,7 +71,7 @@ def load_early_decision(folder: Path) -> EarlyDecision | None:
         rows = tuple(map(_row, records))
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(
-            f"{folder / ROWS_FILE}: a row lacks or has wrong {error}; it is not from `{COMMAND}` "
+            f"{folder / ROWS_FILE}: a row lacks or has a bad {error}; it is not from `{COMMAND}` "
             "of this version: delete the folder and run it again"
         ) from error
     decision = EarlyDecision(rows=rows)

@@ -1,16 +1,15 @@
-"""Image swap: does the image still matter to what is left of a response? A causal check of
-attention.
+"""Image swap: does the image still matter to the rest of a response? A causal check of attention.
 
 `python -m vapo_verl.evaluation image-swap MODEL DATA --run RUN_DIR` writes
 `RUN_DIR/diagnostics/image-swap/`. At cuts along a response the image is exchanged, the response's
-own tokens before the cut are kept, and the model goes on greedily from there. Two exchanges:
+own tokens before the cut are kept, and the model continues greedily from there. Two exchanges:
 
 - `swap`: another row's image of the same size, so that all positions stay as they are;
 - `blank`: the image's own mean colour all over.
 
 The prefix is computed again with the exchanged image: its tokens are those that the model wrote
-seeing the right one, its keys and values are not. So this is an intervention on the input, and not
-on single attention weights.
+seeing the original one, its keys and values are not. So this is an intervention on the input,
+and not on single attention weights.
 
 - `rows.jsonl`: a line for each row:
 
@@ -19,15 +18,15 @@ on single attention weights.
       attention         list of float or null, one for each token of the response
       swapped_with      int: number of the row that the swapped image is from
       same_size         bool: false where it had to be resized
-      claims            list, at the cuts, of claims seen with the right image:
+      claims            list, at the cuts, of claims probed with the original image:
         position, claim, label, answer, correct, p_yes
                         as in :mod:`vapo_verl.evaluation.perception`
       exchanges         {swap: .., blank: ..}, each with
         cuts            list, by rising target: {target, position, answer, right}: of the response
-                        that goes on from there
+                        continued from there
         claims          as above and in the same order, with the exchanged image
         kl              list of float, one for each token: KL divergence in nats of the next-token
-                        distribution with the exchanged image from that with the right one, the
+                        distribution with the exchanged image from that with the original one, the
                         response's tokens before it given to both. A lower bound: see
                         :func:`vapo_verl.evaluation.image_swap.swap_probe.divergence`
         logprob_drop    list of float, one for each token: how much less likely it is, in nats
@@ -52,11 +51,11 @@ class ImageSwapOptions:
     num_cuts: int = field(default=11, metadata=cli(low=2))
     """From 0 to 100 % of the reasoning."""
     claims_per_cut: int = field(default=1, metadata=cli(low=0))
-    """Claims asked at each cut, with the right image and with the exchanged ones; 0 asks none."""
+    """Claims probed at each cut, with the original image and the exchanged ones; 0 for none."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
 
     def settings(self) -> dict[str, Any]:
-        """What results depend on."""
+        """Options that results depend on."""
         return {**settings_of(self), "question": AnchorConfig().question}

@@ -1,4 +1,4 @@
-"""`image-swap`: responses that go on with another image from cuts along them."""
+"""`image-swap`: responses continued from cuts along them with another image."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from vapo_verl.analysis.statistics import paired_shares, share_of
-from vapo_verl.cli_options import add_options, options_from
 from vapo_verl.evaluation.image_swap import COMMAND, EXCHANGES, ImageSwapOptions
 from vapo_verl.evaluation.probing.attention_summary import attention_summary
 from vapo_verl.evaluation.probing.probe_options import (
     ProbeOptions,
-    add_probe_arguments,
-    probe_options,
+    add_command_arguments,
+    read_command_options,
 )
 from vapo_verl.plots.panel import Panel, Series, numbers
 from vapo_verl.run_folder import RunError
@@ -23,22 +22,20 @@ Record = Mapping[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of every probing command, and where the image is exchanged."""
-    add_probe_arguments(parser, attention=True)
-    add_options(parser.add_argument_group("cuts"), ImageSwapOptions)
+    """The arguments of every probing command, and where the image is exchanged."""
+    add_command_arguments(parser, ImageSwapOptions, "cuts", attention=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The command."""
-    options = probe_options(arguments, COMMAND)
-    swap = options_from(ImageSwapOptions, arguments)
+    options, swap = read_command_options(arguments, COMMAND, ImageSwapOptions)
     summary = measure_image_swap(options, swap)
     agreement = ", ".join(
         f"{name} {cuts[0]['agreement']['share']:.3f} to {cuts[-1]['agreement']['share']:.3f}"
         for name, cuts in summary["exchanges"].items()
     )
     print(
-        f"{summary['num_rows']} rows: right {summary['accuracy']['share']:.3f}; same answer with"
+        f"{summary['num_rows']} rows: correct {summary['accuracy']['share']:.3f}; same answer with"
         f" another image from 0 % and from 100 % on: {agreement}"
     )
     print(_page(options.out, summary))
@@ -46,16 +43,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def measure_image_swap(options: ProbeOptions, swap: ImageSwapOptions) -> dict[str, Any]:
-    """Do the rows that are not done, and write and return the summary. Rows need images.
+    """Probe the rows that are not done; write and return the summary. Rows need images.
 
     Raises:
-        RunError: sampled responses are asked for, one row only, or a row without an image.
+        RunError: a temperature above 0, one row only, or a row without an image.
     """
     if options.temperature:
         raise RunError(
             f"--temperature {options.temperature}: image-swap compares greedy responses, since "
-            f"sampled"
-            " ones differ anyway; leave it out"
+            "sampled ones differ anyway; leave it out"
         )
     from vapo_verl.evaluation.image_swap.swap_probe import ImageSwap
     from vapo_verl.evaluation.probing.job import chosen_rows, measure
@@ -73,8 +69,8 @@ def _page(folder: Path, summary: dict[str, Any]) -> Path:
 
     exchanges = summary["exchanges"]
     panels = [
-        _shares(exchanges, "agreement", "Same answer"),
-        _shares(exchanges, "accuracy", "Accuracy", summary["accuracy"]["share"]),
+        _rates(exchanges, "agreement", "Same answer"),
+        _rates(exchanges, "accuracy", "Accuracy", summary["accuracy"]["share"]),
         _claims(exchanges),
         _means(exchanges, "kl", "KL divergence of what is left", "nats a token, at least"),
         _means(exchanges, "logprob_drop", "Log probability lost", "nats a token"),
@@ -82,24 +78,24 @@ def _page(folder: Path, summary: dict[str, Any]) -> Path:
         *attention_panels({"responses": summary["attention"]}),
     ]
     note = (
-        "From each cut on the response goes on greedily with another row's image (swap) or with the"
+        "From each cut the response continues greedily with another row's image (swap) or with the"
         " mean colour of its own (blank); its own tokens before the cut are kept."
     )
     tables = [_table(name, cuts) for name, cuts in exchanges.items()]
     return write_page(folder, "Image swap", note, panels, tables)
 
 
-def _shares(
+def _rates(
     exchanges: dict[str, Any], quantity: str, title: str, level: float | None = None
 ) -> Panel:
     series = [
-        _line(name, place, cuts, [cut[quantity] for cut in cuts])
-        for place, (name, cuts) in enumerate(exchanges.items())
+        _line(name, color, cuts, [cut[quantity] for cut in cuts])
+        for color, (name, cuts) in enumerate(exchanges.items())
     ]
     return Panel(
         title=title,
         x_title="cut, % of the reasoning",
-        y_title="share",
+        y_title="fraction",
         series=series,
         level=level,
         level_name="" if level is None else "untouched",
@@ -110,39 +106,39 @@ def _shares(
 
 def _claims(exchanges: dict[str, Any]) -> Panel:
     cuts = exchanges["swap"]
-    asked = bool(cuts[0]["claims"]["own"]["of"])
+    probed = bool(cuts[0]["claims"]["own"]["of"])
     series = [_line("own image", 0, cuts, [cut["claims"]["own"] for cut in cuts])] + [
-        _line(name, place, each, [cut["claims"]["exchanged"] for cut in each])
-        for place, (name, each) in enumerate(exchanges.items(), start=1)
+        _line(name, color, each, [cut["claims"]["exchanged"] for cut in each])
+        for color, (name, each) in enumerate(exchanges.items(), start=1)
     ]
     return Panel(
-        title="Claims judged right",
+        title="Claims answered correctly",
         x_title="cut, % of the reasoning",
-        y_title="share",
-        series=series if asked else [],
+        y_title="fraction",
+        series=series if probed else [],
         level=0.5,
         level_name="chance",
         note="95 % intervals of Wilson.",
         y_range=(0.0, 1.0),
-        missing="" if asked else "No claims were asked.",
+        missing="" if probed else "No claims were probed.",
     )
 
 
-def _line(name: str, color: int, cuts: list[dict[str, Any]], shares: list[Any]) -> Series:
+def _line(name: str, color: int, cuts: list[dict[str, Any]], rates: list[Any]) -> Series:
     return Series(
         name=name,
         color=color,
         x=_percent(cuts),
-        y=numbers(share["share"] for share in shares),
-        low=numbers(share["low"] for share in shares),
-        high=numbers(share["high"] for share in shares),
+        y=numbers(rate["share"] for rate in rates),
+        low=numbers(rate["low"] for rate in rates),
+        high=numbers(rate["high"] for rate in rates),
     )
 
 
 def _means(exchanges: dict[str, Any], quantity: str, title: str, y_title: str) -> Panel:
     series = [
-        Series(name=name, color=place, x=_percent(cuts), y=numbers(c[quantity] for c in cuts))
-        for place, (name, cuts) in enumerate(exchanges.items())
+        Series(name=name, color=color, x=_percent(cuts), y=numbers(c[quantity] for c in cuts))
+        for color, (name, cuts) in enumerate(exchanges.items())
     ]
     note = "Mean over responses of the mean over their tokens behind the cut, teacher-forced."
     return Panel(
@@ -163,17 +159,17 @@ def _attention_left(exchanges: dict[str, Any]) -> Panel:
 
 
 def _table(name: str, cuts: list[dict[str, Any]]) -> Any:
-    from vapo_verl.evaluation.probing.result_page import shown_number, shown_paired, shown_share
+    from vapo_verl.evaluation.probing.result_page import shown_number, shown_paired, shown_rate
     from vapo_verl.plots.html import Table
 
     return Table(
         title=f"Exchange: {name}",
-        header=["cut", "same answer", "right", "change", "KL", "attention left"],
+        header=["cut", "same answer", "correct", "change", "KL", "attention left"],
         rows=[
             [
                 f"{cut['target']:.0%}",
-                shown_share(cut["agreement"]),
-                shown_share(cut["accuracy"]),
+                shown_rate(cut["agreement"]),
+                shown_rate(cut["accuracy"]),
                 shown_paired(cut["drop"]),
                 shown_number(cut["kl"]),
                 shown_number(cut["attention"]),
@@ -189,13 +185,13 @@ def _percent(cuts: list[dict[str, Any]]) -> Any:
 
 
 def summarise(records: Sequence[Record]) -> dict[str, Any]:
-    """What `summary.json` holds; of at least one record.
+    """The content of `summary.json`, from at least one record.
 
-    For each exchange and cut: `accuracy` of the responses that go on with the exchanged image,
-    `drop` the paired difference from the untouched responses, `agreement` the share that keeps the
+    For each exchange and cut: `accuracy` of the responses continued with the exchanged image,
+    `drop` the paired difference from the untouched responses, `agreement` the fraction with the
     untouched answer, and means over responses of what is left of them behind the cut: `kl` and
     `logprob_drop` in nats a token, and `attention`, that of the untouched response. `claims` are
-    those asked at the cut: right with the own image and with the exchanged one.
+    those probed at the cut: correct with the own image and with the exchanged one.
     """
     return {
         "num_rows": len(records),
@@ -254,7 +250,7 @@ def _claim_summary(
 def _mean_behind(
     values: Sequence[Sequence[float | None]], positions: Sequence[int]
 ) -> float | None:
-    """Mean over responses of the mean over their tokens from a position on; None of none."""
+    """Mean over responses of the mean over their tokens from a position on; None without one."""
     means = []
     for of_response, position in zip(values, positions, strict=True):
         behind = [value for value in of_response[position:] if value is not None]

@@ -1,4 +1,4 @@
-"""Goes on from cuts of a response with another image."""
+"""Continues responses from cuts along them with another image."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ from vapo_verl.evaluation.probing.cuts import cut_positions, even_targets
 from vapo_verl.evaluation.probing.engine import Context, Engine, TopLogprobs
 from vapo_verl.evaluation.probing.probe_options import ProbeOptions
 from vapo_verl.evaluation.probing.respond import (
-    Asked,
+    ClaimProbe,
     Grade,
     Response,
     anchor_record,
     cycle_claims,
     grade,
-    judge_claims,
+    predict_claims,
     project_question,
     respond,
     row_key,
@@ -31,9 +31,9 @@ from vapo_verl.plots.panel import Numbers, numbers
 from vapo_verl.run_folder import RunError
 
 OWN = "own"
-"""The right image, beside `EXCHANGES`."""
+"""The original image, beside `EXCHANGES`."""
 CASES_READ_AT_ONCE = 8
-"""vLLM hands back the likeliest tokens of a whole context, images included."""
+"""vLLM returns the likeliest tokens of a complete context, images included."""
 Exchanged = Mapping[str, tuple[Image.Image, ...]]
 _SMALLEST = 1e-9
 Sizes = tuple[tuple[int, int], ...]
@@ -42,16 +42,16 @@ Sizes = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A response with all that is asked about it."""
+    """A response, its cuts, its images and its claim probes."""
 
     response: Response
-    giver: Row
+    donor: Row
     """The row that the swapped images are from."""
     same_size: bool
     images: Exchanged
     positions: tuple[int, ...]
     """Of the cuts, by rising target."""
-    asked: tuple[Asked, ...]
+    probes: tuple[ClaimProbe, ...]
 
     def before(self, position: int, images: str) -> Context:
         """The response up to a cut, behind the prompt with these images."""
@@ -60,21 +60,21 @@ class Case:
 
 
 class ImageSwap:
-    """Asks about batches of rows; which row gives its images to which is fixed for all of them."""
+    """Probes batches of rows; the donor of every row is drawn once, over all rows."""
 
     def __init__(self, options: ProbeOptions, swap: ImageSwapOptions, rows: Sequence[Row]) -> None:
         """Raises RunError when there is one row only."""
         self._options, self._swap = options, swap
         sizes = [tuple(map(image_size, row.images)) for row in rows]
         donors = draw_donors(sizes, options.seed)
-        self._givers = {row.number: rows[place] for row, place in zip(rows, donors, strict=True)}
+        self._donors = {row.number: rows[index] for row, index in zip(rows, donors, strict=True)}
         self._targets = even_targets(swap.num_cuts)
 
     def __call__(self, engine: Engine, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """A record for each row; the engine has to export attention."""
         cases = [self._case(engine, response) for response in respond(engine, rows, self._options)]
-        grades = self._go_on(engine, cases)
-        claims = _judge(engine, cases)
+        grades = self._continue(engine, cases)
+        claims = _predict(engine, cases)
         readings = [
             reading
             for first in range(0, len(cases), CASES_READ_AT_ONCE)
@@ -87,23 +87,25 @@ class ImageSwap:
 
     def _case(self, engine: Engine, response: Response) -> Case:
         row = response.row
-        giver = self._givers[row.number]
-        own, others = response.prompt.images, tuple(map(engine.image, giver.images))
+        donor = self._donors[row.number]
+        own, others = response.prompt.images, tuple(map(engine.image, donor.images))
         positions = cut_positions(response.reasoning, self._targets)
         rng = row_key(row, self._options).generator("claims")
         per_cut = self._swap.claims_per_cut
-        places = list(dict.fromkeys(positions))
+        distinct = list(dict.fromkeys(positions))
         return Case(
             response=response,
-            giver=giver,
+            donor=donor,
             same_size=[image.size for image in own] == [image.size for image in others],
             images={OWN: own, "swap": swapped(own, others), "blank": tuple(map(blank, own))},
             positions=tuple(positions),
-            asked=tuple(cycle_claims(places, row.claims, per_cut, rng)) if per_cut else (),
+            probes=tuple(cycle_claims(distinct, row.claims, per_cut, rng)) if per_cut else (),
         )
 
-    def _go_on(self, engine: Engine, cases: Sequence[Case]) -> list[dict[tuple[str, int], Grade]]:
-        """(exchange, position) -> grade of the response that goes on from there."""
+    def _continue(
+        self, engine: Engine, cases: Sequence[Case]
+    ) -> list[dict[tuple[str, int], Grade]]:
+        """(exchange, position) -> grade of the response continued from there."""
         wanted = [
             (number, exchange, position)
             for number, case in enumerate(cases)
@@ -131,14 +133,9 @@ class ImageSwap:
         response = case.response
         cuts = list(zip(self._targets, case.positions, strict=True))
         return {
-            **response.row.identity(),
-            "response": response.text,
-            "num_tokens": response.num_tokens,
-            "reasoning": [response.reasoning.start, response.reasoning.end],
-            "finish": response.completion.finish,
-            **asdict(response.grade),
+            **response.record(),
             "attention": ratios(response.completion.attention),
-            "swapped_with": case.giver.number,
+            "swapped_with": case.donor.number,
             "same_size": case.same_size,
             "claims": claims[OWN],
             "exchanges": {
@@ -155,18 +152,21 @@ class ImageSwap:
         }
 
 
-def _judge(engine: Engine, cases: Sequence[Case]) -> list[dict[str, list[dict[str, Any]]]]:
-    """Images -> verdicts on the claims of each case."""
+def _predict(engine: Engine, cases: Sequence[Case]) -> list[dict[str, list[dict[str, Any]]]]:
+    """Images -> predictions on the claims of each case."""
     kinds = (OWN, *EXCHANGES)
     pairs = [
-        (case.before(asked.position, images), asked)
+        (case.before(probe.position, images), probe)
         for case in cases
         for images in kinds
-        for asked in case.asked
+        for probe in case.probes
     ]
-    verdicts = iter(judge_claims(engine, pairs, project_question(engine)))
+    predictions = iter(predict_claims(engine, pairs, project_question(engine)))
     return [
-        {images: [anchor_record(asked, next(verdicts)) for asked in case.asked] for images in kinds}
+        {
+            images: [anchor_record(probe, next(predictions)) for probe in case.probes]
+            for images in kinds
+        }
         for case in cases
     ]
 
@@ -194,7 +194,7 @@ def _distances(
 def divergence(p: Mapping[int, float], q: Mapping[int, float]) -> float:
     """KL(p || q) in nats over the tokens that both lists hold, all others as one outcome.
 
-    Joining outcomes never enlarges a KL divergence, so this is a lower bound of that over the whole
+    Joining outcomes never enlarges a KL divergence, so this is a lower bound of that over the full
     vocabulary, and equal to it where the others have no probability.
 
     Args:
@@ -210,12 +210,12 @@ def divergence(p: Mapping[int, float], q: Mapping[int, float]) -> float:
 
 
 def draw_donors(sizes: Sequence[Sizes], seed: int) -> list[int]:
-    """For each row another one, of the same number and sizes of images where there is one.
+    """For each row a donor, another row with the same number and sizes of images where possible.
 
     Rows of equal sizes exchange in a drawn circle; one alone with its sizes gets any other.
 
     Returns:
-        The place of that other row in `sizes`, for each.
+        For each row, the index of its donor in `sizes`.
 
     Raises:
         RunError: there is one row only.
@@ -224,8 +224,8 @@ def draw_donors(sizes: Sequence[Sizes], seed: int) -> list[int]:
         raise RunError("image-swap takes the images of another row: give --num-rows 2 or more")
     rng = np.random.default_rng(seed)
     groups: dict[Sizes, list[int]] = {}
-    for place, of_row in enumerate(sizes):
-        groups.setdefault(of_row, []).append(place)
+    for index, of_row in enumerate(sizes):
+        groups.setdefault(of_row, []).append(index)
     donors: dict[int, int] = {}
     for group in groups.values():
         circle = [group[i] for i in rng.permutation(len(group))]
@@ -233,19 +233,19 @@ def draw_donors(sizes: Sequence[Sizes], seed: int) -> list[int]:
             donors[circle[0]] = (circle[0] + int(rng.integers(1, len(sizes)))) % len(sizes)
         else:
             donors |= zip(circle, circle[1:] + circle[:1], strict=True)
-    return [donors[place] for place in range(len(sizes))]
+    return [donors[index] for index in range(len(sizes))]
 
 
 def swapped(
     images: Sequence[Image.Image], others: Sequence[Image.Image]
 ) -> tuple[Image.Image, ...]:
-    """The other images at the sizes of `images`; they come round where there are fewer."""
+    """Donor images resized to match, cycled if there are fewer."""
     return tuple(
         others[number % len(others)].resize(image.size) for number, image in enumerate(images)
     )
 
 
 def blank(image: Image.Image) -> Image.Image:
-    """The image's mean colour all over."""
+    """An image of one colour, the mean of `image`."""
     red, green, blue = np.asarray(image.convert("RGB"), dtype=float).mean(axis=(0, 1)).round()
     return Image.new("RGB", image.size, (int(red), int(green), int(blue)))

@@ -5,11 +5,11 @@
 
 - `plain`: as it is;
 - `replay`: at 4 logical boundaries a user turn shows the image again, down-sampled;
-- `focus`: at the same places a sentence is put into the model's own text.
+- `focus`: at the same positions a sentence is inserted into the model's own text.
 
-The first insertion stands where the plain response has its boundary nearest to a fifth of its
-reasoning; each later one behind a boundary about as many tokens after the one before, since from
-there on the response is another one. Where the reasoning ends earlier, the rest is left out.
+The first insertion is at the boundary of the plain response nearest to a fifth of its reasoning.
+Each later one follows about as many tokens after the one before, at a boundary of the new response.
+Insertions past the end of the reasoning are left out.
 
 - `rows.jsonl`: a line for each row:
 

@@ -1,4 +1,4 @@
-"""`interventions`: responses with the image shown again or with a reminder, against plain ones."""
+"""`interventions`: responses with the image shown again or a reminder, against plain ones."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -9,33 +9,31 @@ from typing import Any
 import numpy as np
 
 from vapo_verl.analysis.statistics import finite, paired_difference, paired_shares, share_of
-from vapo_verl.cli_options import add_options, options_from, settings_of
+from vapo_verl.cli_options import settings_of
 from vapo_verl.evaluation.interventions import COMMAND, INTERVENTIONS, PLAIN, InterventionOptions
 from vapo_verl.evaluation.probing.attention_summary import attention_summary
 from vapo_verl.evaluation.probing.probe_options import (
     ProbeOptions,
-    add_probe_arguments,
-    probe_options,
+    add_command_arguments,
+    read_command_options,
 )
 
 Record = Mapping[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of every probing command, and what is inserted."""
-    add_probe_arguments(parser, attention=True)
-    add_options(parser.add_argument_group("insertions"), InterventionOptions)
+    """The arguments of every probing command, and what is inserted."""
+    add_command_arguments(parser, InterventionOptions, "insertions", attention=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The command."""
-    options = probe_options(arguments, COMMAND)
-    interventions = options_from(InterventionOptions, arguments)
+    options, interventions = read_command_options(arguments, COMMAND, InterventionOptions)
     summary = measure_interventions(options, interventions)
-    shares = ", ".join(
+    rates = ", ".join(
         f"{name} {of['accuracy']['share']:.3f}" for name, of in summary["responses"].items()
     )
-    print(f"{summary['num_rows']} rows, right: {shares}")
+    print(f"{summary['num_rows']} rows, correct: {rates}")
     print(_page(options.out, summary))
     return 0
 
@@ -43,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 def measure_interventions(
     options: ProbeOptions, interventions: InterventionOptions
 ) -> dict[str, Any]:
-    """Do the rows that are not done, and write and return the summary."""
+    """Probe the rows that are not done; write and return the summary."""
     from vapo_verl.evaluation.interventions.intervention_probe import apply_interventions
     from vapo_verl.evaluation.probing.job import chosen_rows, measure
 
@@ -66,24 +64,24 @@ def _page(folder: Path, summary: dict[str, Any]) -> Path:
     panels = attention_panels({name: of["attention"] for name, of in responses.items()})
     note = (
         f"{summary['num_rows']} rows, each answered plainly, with the image shown again at even"
-        " places (replay), and with a reminder to look there (focus)."
+        " positions (replay), and with a reminder to look there (focus)."
     )
     tables = [_each(responses), _paired(summary["against_plain"])]
     return write_page(folder, "Interventions", note, panels, tables)
 
 
 def _each(responses: dict[str, Any]) -> Any:
-    from vapo_verl.evaluation.probing.result_page import shown_number, shown_share
+    from vapo_verl.evaluation.probing.result_page import shown_number, shown_rate
     from vapo_verl.plots.html import Table
 
     return Table(
         title="Responses",
-        header=["", "right", "cut off", "tokens", "insertions", "attention", "late / early"],
+        header=["", "correct", "cut off", "tokens", "insertions", "attention", "late / early"],
         rows=[
             [
                 name,
-                shown_share(of["accuracy"]),
-                shown_share(of["truncated"]),
+                shown_rate(of["accuracy"]),
+                shown_rate(of["truncated"]),
                 f"{of['mean_tokens']:.1f}",
                 f"{of['mean_insertions']:.2f}",
                 shown_number(of["attention"]["mean"]),
@@ -117,7 +115,7 @@ def _paired(against_plain: dict[str, Any]) -> Any:
 
 
 def summarise(records: Sequence[Record]) -> dict[str, Any]:
-    """What `summary.json` holds; of at least one record.
+    """The content of `summary.json`, from at least one record.
 
     `responses` has each kind alone. `against_plain` has, for each intervention, `accuracy`: the
     paired difference and McNemar's test, and `num_tokens`: the paired difference in tokens the

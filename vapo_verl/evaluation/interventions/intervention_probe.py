@@ -21,12 +21,12 @@ from vapo_verl.evaluation.probing.rows import Row
 from vapo_verl.reward import BOX, THINK_END
 
 LONGEST_STEP = 1.5
-"""Of the distance of insertions: so much is written in search of a boundary."""
+"""Of the distance of insertions: at most this much is generated to find a boundary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Insertion:
-    """What an intervention puts into a response."""
+    """Tokens and images that an intervention inserts into a response."""
 
     ids: tuple[int, ...]
     images: tuple[Image.Image, ...]
@@ -35,21 +35,21 @@ class Insertion:
 
 
 @dataclass(slots=True, kw_only=True)
-class Treated:
+class SteppedResponse:
     """A response that is written in steps, with insertions between them."""
 
     plain: Response
     insertion: Insertion
     plan: Plan
     context: Context
-    """All up to now, insertions too."""
+    """Everything so far, with insertions."""
     ids: list[int] = field(default_factory=list)
     """Tokens the model wrote."""
     attention: list[float] = field(default_factory=list)
     """Of each of them."""
     text_ids: list[int] = field(default_factory=list)
     """Tokens of the response's text."""
-    places: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
     """Tokens the model had written before each insertion."""
     takes_more: bool = True
     """Whether something may still be inserted."""
@@ -57,7 +57,7 @@ class Treated:
     """None while it is being written."""
 
     def write(self, completion: Completion, length: int | None = None) -> None:
-        """Take up the first `length` tokens of what the model wrote."""
+        """Append the first `length` tokens of what the model wrote."""
         ids = completion.ids[:length]
         self.context = self.context.then(ids)
         self.ids += ids
@@ -65,14 +65,14 @@ class Treated:
         self.text_ids += ids
 
     def insert(self) -> None:
-        """Put the insertion here."""
+        """Insert here."""
         self.context = self.context.then(self.insertion.ids, *self.insertion.images)
-        self.places.append(len(self.ids))
+        self.positions.append(len(self.ids))
         if self.insertion.in_text:
             self.text_ids += self.insertion.ids
 
     def end(self, finish: str | None) -> None:
-        """Insert nothing any more; None: the model still writes to its end."""
+        """Stop inserting; None: the model still writes to its end."""
         self.takes_more, self.finish = False, finish
 
 
@@ -81,7 +81,7 @@ def apply_interventions(
 ) -> list[dict[str, Any]]:
     """A record for each row; the engine has to export attention."""
     responses = respond(engine, rows, options)
-    treated = {
+    stepped = {
         name: _respond_with(
             engine,
             responses,
@@ -96,7 +96,7 @@ def apply_interventions(
             **response.row.identity(),
             "responses": {
                 PLAIN: _plain_record(response),
-                **{name: _record(engine, treated[name][number]) for name in INTERVENTIONS},
+                **{name: _record(engine, stepped[name][number]) for name in INTERVENTIONS},
             },
         }
         for number, response in enumerate(responses)
@@ -124,63 +124,67 @@ def _respond_with(
     insertions: Sequence[Insertion],
     options: ProbeOptions,
     interventions: InterventionOptions,
-) -> list[Treated]:
+) -> list[SteppedResponse]:
     """Write all responses together: a step of each, an insertion, and so on, then the rest."""
-    all_treated = [
+    all_stepped = [
         _begin(response, insertion, interventions)
         for response, insertion in zip(responses, insertions, strict=True)
     ]
     for _ in range(interventions.num_insertions - 1):
-        some = [treated for treated in all_treated if treated.takes_more]
-        steps = [min(treated.plan.step, _left(treated, options)) for treated in some]
-        for treated, completion in zip(some, _write(engine, some, steps, options), strict=True):
-            _take_step(engine, treated, completion)
-            if treated.finish is None and _left(treated, options) == 0:
-                treated.end("length")
-    some = [treated for treated in all_treated if treated.finish is None]
-    steps = [_left(treated, options) for treated in some]
-    for treated, completion in zip(some, _write(engine, some, steps, options), strict=True):
-        treated.write(completion)
-        treated.end(completion.finish)
-    return all_treated
+        some = [stepped for stepped in all_stepped if stepped.takes_more]
+        steps = [min(stepped.plan.step, _left(stepped, options)) for stepped in some]
+        for stepped, completion in zip(some, _write(engine, some, steps, options), strict=True):
+            _take_step(engine, stepped, completion)
+            if stepped.finish is None and _left(stepped, options) == 0:
+                stepped.end("length")
+    some = [stepped for stepped in all_stepped if stepped.finish is None]
+    steps = [_left(stepped, options) for stepped in some]
+    for stepped, completion in zip(some, _write(engine, some, steps, options), strict=True):
+        stepped.write(completion)
+        stepped.end(completion.finish)
+    return all_stepped
 
 
-def _begin(response: Response, insertion: Insertion, interventions: InterventionOptions) -> Treated:
+def _begin(
+    response: Response, insertion: Insertion, interventions: InterventionOptions
+) -> SteppedResponse:
     """The plain response up to the first insertion; all of it where nothing can be inserted."""
     plan = plan_insertions(response.reasoning, interventions.num_insertions)
-    treated = Treated(plain=response, insertion=insertion, plan=plan, context=response.prompt)
-    treated.write(response.completion, plan.first)
+    stepped = SteppedResponse(
+        plain=response, insertion=insertion, plan=plan, context=response.prompt
+    )
+    stepped.write(response.completion, plan.first)
     if plan.first is None:
-        treated.end(response.completion.finish)
+        stepped.end(response.completion.finish)
     else:
-        treated.insert()
-    return treated
+        stepped.insert()
+    return stepped
 
 
-def _take_step(engine: Engine, treated: Treated, completion: Completion) -> None:
+def _take_step(engine: Engine, stepped: SteppedResponse, completion: Completion) -> None:
     """Cut what was written at the next boundary and insert there, or let the response end."""
-    place = next_insertion(engine.pieces(completion.ids), treated.plan.distance)
-    if completion.finish == "stop" or place is None:
-        treated.write(completion)
-        treated.end("stop" if completion.finish == "stop" else None)
+    position = next_insertion(engine.pieces(completion.ids), stepped.plan.distance)
+    if completion.finish == "stop" or position is None:
+        stepped.write(completion)
+        stepped.end("stop" if completion.finish == "stop" else None)
     else:
-        treated.write(completion, place)
-        treated.insert()
+        stepped.write(completion, position)
+        stepped.insert()
 
 
-def _left(treated: Treated, options: ProbeOptions) -> int:
+def _left(stepped: SteppedResponse, options: ProbeOptions) -> int:
     """Tokens that the model may still write."""
-    return options.max_tokens - len(treated.ids)
+    return options.max_tokens - len(stepped.ids)
 
 
 def _write(
-    engine: Engine, some: Sequence[Treated], lengths: Sequence[int], options: ProbeOptions
+    engine: Engine, some: Sequence[SteppedResponse], lengths: Sequence[int], options: ProbeOptions
 ) -> list[Completion]:
     return engine.complete(
-        [treated.context for treated in some],
+        [stepped.context for stepped in some],
         lengths,
         temperature=options.temperature,
-        seeds=seeds([treated.plain.row for treated in some], options),
+        seeds=seeds([stepped.plain.row for stepped in some], options),
     )
 
 
@@ -195,21 +199,21 @@ def _plain_record(response: Response) -> dict[str, Any]:
     }
 
 
-def _record(engine: Engine, treated: Treated) -> dict[str, Any]:
-    text = engine.decode(treated.text_ids)
+def _record(engine: Engine, stepped: SteppedResponse) -> dict[str, Any]:
+    text = engine.decode(stepped.text_ids)
     return {
         "response": text,
-        "num_tokens": len(treated.ids),
-        "insertions": treated.places,
-        "finish": treated.finish,
-        **asdict(grade(text, treated.plain.row)),
-        "attention": ratios(np.array(treated.attention)),
+        "num_tokens": len(stepped.ids),
+        "insertions": stepped.positions,
+        "finish": stepped.finish,
+        **asdict(grade(text, stepped.plain.row)),
+        "attention": ratios(np.array(stepped.attention)),
     }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Where insertions go."""
+    """Positions of the insertions."""
 
     first: int | None
     """Tokens before the first; None where the reasoning has no boundary inside it."""
@@ -218,12 +222,12 @@ class Plan:
 
     @property
     def step(self) -> int:
-        """Tokens that are written to find the place of the next insertion."""
+        """Tokens that are written to find the position of the next insertion."""
         return math.ceil(LONGEST_STEP * self.distance)
 
 
 def plan_insertions(reasoning: Reasoning, num_insertions: int) -> Plan:
-    """Even places in the reasoning of the plain response, of which the first is taken."""
+    """Evenly spaced positions in the reasoning of the plain response; only the first is fixed."""
     length = reasoning.end - reasoning.start
     distance = length / (num_insertions + 1)
     inside = [b for b in reasoning.boundaries if reasoning.start < b < reasoning.end]

@@ -1,8 +1,8 @@
-"""Perception: what a checkpoint still sees along its responses to held-out rows.
+"""Perception: how much of the image a checkpoint uses along its responses to held-out rows.
 
 `python -m vapo_verl.evaluation perception MODEL DATA --run RUN_DIR` writes
 `RUN_DIR/diagnostics/perception/`: responses, the visual attention of each of their tokens, and the
-model's verdicts on the rows' claims at cuts along them, whether the response is right or not.
+model's predictions on the rows' claims at cuts along them, whether the response is correct or not.
 
 - `rows.jsonl`: a line for each row:
 
@@ -10,7 +10,7 @@ model's verdicts on the rows' claims at cuts along them, whether the response is
                       as in :mod:`vapo_verl.evaluation.early_decision`
       format          float: the format reward of the response
       attention       list of float or null, one for each token of the response
-      anchors         list, by rising position; the first ones stand behind the prompt, at 0:
+      anchors         list, by rising position; the first are directly after the prompt, at 0:
         position      int: tokens of the response before the question
         claim         string
         label         bool: whether it is true
@@ -18,7 +18,7 @@ model's verdicts on the rows' claims at cuts along them, whether the response is
         correct       bool
         p_yes         float: normalised over yes and no
       probe_tokens    int: prompt tokens of all questions
-      cached_tokens   int: those of them that were in the KV cache
+      cached_tokens   int: of these, tokens found in the KV cache
 
 - `settings.json`, `page.html`, and `summary.json`: see `summary.summarise`.
 """
@@ -39,11 +39,11 @@ class PerceptionOptions:
     num_cuts: int = field(default=20, metadata=cli(low=1))
     """K, at logical boundaries evenly spread over the reasoning; fewer where it has fewer."""
     claims_per_cut: int = field(default=1, metadata=cli(low=1))
-    """Claims asked at each cut; the cuts of a response go round all claims of its row."""
+    """Claims probed at each cut; the cuts of a response cycle through all claims of its row."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
 
     def settings(self) -> dict[str, Any]:
-        """What results depend on."""
+        """Options that results depend on."""
         return {**settings_of(self), "question": AnchorConfig().question}

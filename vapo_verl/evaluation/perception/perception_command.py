@@ -1,4 +1,4 @@
-"""`perception`: what a checkpoint sees along its responses, in claims and in attention."""
+"""`perception`: claims and attention along the responses of a checkpoint."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -9,32 +9,29 @@ import numpy as np
 
 from vapo_verl.analysis.attention_curves import EARLY, LATE
 from vapo_verl.analysis.statistics import finite, paired_difference, share, share_of
-from vapo_verl.cli_options import add_options, options_from
 from vapo_verl.evaluation.perception import COMMAND, PerceptionOptions
 from vapo_verl.evaluation.probing.attention_summary import attention_summary
 from vapo_verl.evaluation.probing.probe_options import (
     ProbeOptions,
-    add_probe_arguments,
-    probe_options,
+    add_command_arguments,
+    read_command_options,
 )
 from vapo_verl.plots.panel import Panel, Series, numbers
 
 Record = Mapping[str, Any]
 PARTS = ("start", "early", "middle", "late")
-"""Behind the prompt, and the thirds of a response by position / num_tokens."""
+"""After the prompt, and the thirds of a response by position / num_tokens."""
 NUM_BINS = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of every probing command, and how claims are asked."""
-    add_probe_arguments(parser, attention=True)
-    add_options(parser.add_argument_group("claims"), PerceptionOptions)
+    """The arguments of every probing command, and how claims are probed."""
+    add_command_arguments(parser, PerceptionOptions, "claims", attention=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The command."""
-    options = probe_options(arguments, COMMAND)
-    perception = options_from(PerceptionOptions, arguments)
+    options, perception = read_command_options(arguments, COMMAND, PerceptionOptions)
     summary = measure_perception(options, perception)
     claims = summary["claims"]
     parts = ", ".join(
@@ -42,13 +39,13 @@ def run(arguments: argparse.Namespace) -> int:
         for part in ("start", "early", "middle", "late")
         if claims[part]["share"] is not None
     )
-    print(f"{summary['num_rows']} rows: right {summary['accuracy']['share']:.3f}; claims {parts}")
+    print(f"{summary['num_rows']} rows: correct {summary['accuracy']['share']:.3f}; claims {parts}")
     print(_page(options, summary))
     return 0
 
 
 def measure_perception(options: ProbeOptions, perception: PerceptionOptions) -> dict[str, Any]:
-    """Do the rows that are not done, and write and return the summary."""
+    """Probe the rows that are not done; write and return the summary."""
     from vapo_verl.evaluation.perception.perception_probe import perceive
     from vapo_verl.evaluation.probing.job import chosen_rows, measure
 
@@ -67,7 +64,7 @@ def _page(options: ProbeOptions, summary: dict[str, Any]) -> Any:
     from vapo_verl.evaluation.probing.result_page import (
         shown_difference,
         shown_number,
-        shown_share,
+        shown_rate,
         write_page,
     )
     from vapo_verl.plots.html import Table, shown
@@ -75,14 +72,14 @@ def _page(options: ProbeOptions, summary: dict[str, Any]) -> Any:
     claims, attention = summary["claims"], summary["attention"]
     late = claims["late_minus_early"]
     rows = [
-        ["responses right", shown_share(summary["accuracy"])],
-        ["responses cut off by --max-tokens", shown_share(summary["truncated"])],
+        ["responses correct", shown_rate(summary["accuracy"])],
+        ["responses cut off by --max-tokens", shown_rate(summary["truncated"])],
         *[
-            [f"claims judged right, {name}", shown_share(claims[name])]
+            [f"claims answered correctly, {name}", shown_rate(claims[name])]
             for name in ("all", "start", "early", "middle", "late")
         ],
-        ["claims answered yes", shown_share(claims["yes_rate"])],
-        ["claims true", shown_share(claims["label_rate"])],
+        ["claims answered yes", shown_rate(claims["yes_rate"])],
+        ["claims true", shown_rate(claims["label_rate"])],
         [f"late less early, over {late['n']} responses", shown_difference(late)],
         ["visual attention, mean", shown_number(attention["mean"])],
         ["slope over a response", shown_number(attention["slope"])],
@@ -90,41 +87,41 @@ def _page(options: ProbeOptions, summary: dict[str, Any]) -> Any:
     ]
     table = Table(title="Perception in numbers", header=["", "value"], rows=rows)
     panels = [_claims_panel(claims), *attention_panels({"responses": attention})]
-    note = f"{summary['num_rows']} responses, {shown(claims['all']['of'])} verdicts on claims."
+    note = f"{summary['num_rows']} responses, {shown(claims['all']['of'])} predictions on claims."
     return write_page(options.out, "Perception", note, panels, [table])
 
 
 def _claims_panel(claims: dict[str, Any]) -> Panel:
     bins = [each for each in claims["by_progress"] if each["share"]["share"] is not None]
-    places = [0.0, *((each["from"] + each["to"]) / 2 for each in bins)]
-    shares = [claims["start"], *(each["share"] for each in bins)]
+    progress = [0.0, *((each["from"] + each["to"]) / 2 for each in bins)]
+    rates = [claims["start"], *(each["share"] for each in bins)]
     line = Series(
-        name="claims judged right",
-        x=numbers(places),
-        y=numbers(each["share"] for each in shares),
-        low=numbers(each["low"] for each in shares),
-        high=numbers(each["high"] for each in shares),
+        name="claims answered correctly",
+        x=numbers(progress),
+        y=numbers(each["share"] for each in rates),
+        low=numbers(each["low"] for each in rates),
+        high=numbers(each["high"] for each in rates),
         bars=True,
     )
     return Panel(
         title="Claims by position",
         x_title="position / tokens of the response",
-        y_title="share judged right",
+        y_title="fraction correct",
         series=[line] if claims["start"]["of"] else [],
         level=0.5,
         level_name="chance",
-        note="The first point is behind the prompt. 95 % intervals of Wilson.",
+        note="The first point is directly after the prompt. 95 % intervals of Wilson.",
         missing="" if claims["start"]["of"] else "The rows hold no claims.",
     )
 
 
 def summarise(records: Sequence[Record]) -> dict[str, Any]:
-    """What `summary.json` holds; of at least one record.
+    """The content of `summary.json`, from at least one record.
 
-    `claims` has the share of right verdicts in all, by part and by tenth of the response, the
-    yes-rate, and `late_minus_early`: the paired difference over responses, each with the mean of
-    its own claims. Verdicts within a response depend on each other, so that the intervals of the
-    shares are somewhat too narrow; that of the paired difference is not.
+    `claims` has the fraction of correct predictions in all, by part and by tenth of the response,
+    the yes-rate, and `late_minus_early`: the paired difference over responses, each with the mean
+    of its own claims. Predictions within a response depend on each other, so the intervals of the
+    fractions are somewhat too narrow; that of the paired difference is not.
     """
     anchors = [anchor for record in records for anchor in record["anchors"]]
     early, late = (_of_responses(records, part) for part in ("early", "late"))
@@ -176,7 +173,7 @@ def _of_responses(records: Sequence[Record], part: str) -> dict[int, float]:
 
 
 def _by_progress(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Tenths of the response; what stands behind the prompt is in none of them."""
+    """Tenths of the response; claims directly after the prompt are in none of them."""
     bins: list[list[bool]] = [[] for _ in range(NUM_BINS)]
     for record in records:
         for anchor in record["anchors"]:

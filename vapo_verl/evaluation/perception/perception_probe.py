@@ -1,20 +1,19 @@
-"""Responses with their attention, and verdicts on claims along them."""
+"""Responses with their attention, and predictions on claims along them."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from vapo_verl.anchors.placement import place
 from vapo_verl.evaluation.perception import PerceptionOptions
 from vapo_verl.evaluation.probing.attention_summary import ratios
-from vapo_verl.evaluation.probing.engine import Engine, Verdict
+from vapo_verl.evaluation.probing.engine import Engine, Prediction
 from vapo_verl.evaluation.probing.probe_options import ProbeOptions
 from vapo_verl.evaluation.probing.respond import (
-    Asked,
+    ClaimProbe,
     Response,
     anchor_record,
     cycle_claims,
-    judge_claims,
+    predict_claims,
     project_question,
     respond,
     row_key,
@@ -29,19 +28,21 @@ def perceive(
     """A record for each row; the engine has to export attention."""
     responses = respond(engine, rows, options)
     plans = [_plan(response, options, perception) for response in responses]
-    pairs = [
-        (response.before(asked.position), asked)
+    probes = [
+        (response.before(probe.position), probe)
         for response, plan in zip(responses, plans, strict=True)
-        for asked in plan
+        for probe in plan
     ]
-    verdicts = iter(judge_claims(engine, pairs, project_question(engine)))
+    predictions = iter(predict_claims(engine, probes, project_question(engine)))
     return [
-        _record(response, plan, [next(verdicts) for _ in plan])
+        _record(response, plan, [next(predictions) for _ in plan])
         for response, plan in zip(responses, plans, strict=True)
     ]
 
 
-def _plan(response: Response, options: ProbeOptions, perception: PerceptionOptions) -> list[Asked]:
+def _plan(
+    response: Response, options: ProbeOptions, perception: PerceptionOptions
+) -> list[ClaimProbe]:
     rng = row_key(response.row, options).generator("claims")
     cuts = place(
         [position for position in response.reasoning.boundaries if position > 0],
@@ -56,18 +57,13 @@ def _plan(response: Response, options: ProbeOptions, perception: PerceptionOptio
 
 
 def _record(
-    response: Response, plan: Sequence[Asked], verdicts: Sequence[Verdict]
+    response: Response, plan: Sequence[ClaimProbe], predictions: Sequence[Prediction]
 ) -> dict[str, Any]:
     return {
-        **response.row.identity(),
-        "response": response.text,
-        "num_tokens": response.num_tokens,
-        "reasoning": [response.reasoning.start, response.reasoning.end],
-        "finish": response.completion.finish,
-        **asdict(response.grade),
+        **response.record(),
         "format": format_score(response.text),
         "attention": ratios(response.completion.attention),
-        "anchors": [anchor_record(*pair) for pair in zip(plan, verdicts, strict=True)],
-        "probe_tokens": sum(verdict.num_prompt_tokens for verdict in verdicts),
-        "cached_tokens": sum(verdict.num_cached_tokens for verdict in verdicts),
+        "anchors": [anchor_record(*pair) for pair in zip(plan, predictions, strict=True)],
+        "probe_tokens": sum(prediction.num_prompt_tokens for prediction in predictions),
+        "cached_tokens": sum(prediction.num_cached_tokens for prediction in predictions),
     }

@@ -1,1 +1,1 @@
-"""Asking a checkpoint about held-out rows: rows, engine, responses, cuts, and results on disk."""
+"""Probing a checkpoint on held-out rows: rows, engine, responses, cuts, and results on disk."""

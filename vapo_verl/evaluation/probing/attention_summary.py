@@ -50,8 +50,8 @@ def attention_panels(summaries: dict[str, dict[str, Any]]) -> list[Panel]:
             x_title=x_title,
             y_title="visual attention ratio",
             series=[
-                Series(name=name, color=place, **summary[axis])
-                for place, (name, summary) in enumerate(summaries.items())
+                Series(name=name, color=color, **summary[axis])
+                for color, (name, summary) in enumerate(summaries.items())
             ],
             note="Median and quartiles over responses.",
         )

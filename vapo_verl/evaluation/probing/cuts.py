@@ -1,4 +1,4 @@
-"""Where a response is cut: the logical boundaries nearest to given shares of its reasoning."""
+"""Cuts of a response: the logical boundaries nearest to given fractions of its reasoning."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ class Reasoning:
     """The reasoning of a response as token positions, counted as tokens before them."""
 
     start: int
-    """Behind the opening tag; 0 without one."""
+    """After the opening tag; 0 without one."""
     end: int
     """Before the closing tag, see :func:`vapo_verl.anchors.placement.reasoning_length`."""
     boundaries: tuple[int, ...]
@@ -32,10 +32,10 @@ def find_reasoning(pieces: Sequence[str]) -> Reasoning:
 
 
 def cut_positions(reasoning: Reasoning, targets: Sequence[float]) -> list[int]:
-    """The boundary nearest to each share of the reasoning, the earlier one of two; they may repeat.
+    """The boundary nearest to each fraction of the reasoning, the earlier of two; they may repeat.
 
     Args:
-        targets: shares in 0..1; 0 is the start of the reasoning and 1 its end.
+        targets: fractions in 0..1; 0 is the start of the reasoning and 1 its end.
     """
     length = reasoning.end - reasoning.start
     return [
@@ -45,7 +45,7 @@ def cut_positions(reasoning: Reasoning, targets: Sequence[float]) -> list[int]:
 
 
 def even_targets(num_cuts: int) -> tuple[float, ...]:
-    """`num_cuts` >= 2 shares from 0 to 1, evenly spaced: 21 of them are 0, 0.05, .. 1."""
+    """`num_cuts` >= 2 fractions from 0 to 1, evenly spaced: 21 of them are 0, 0.05, .. 1."""
     return tuple(round(i / (num_cuts - 1), 6) for i in range(num_cuts))
 
 

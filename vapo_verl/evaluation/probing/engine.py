@@ -1,5 +1,5 @@
-"""vLLM asked with token ids: every request continues the very tokens of an earlier one, so that
-its prefix is found in the KV cache, image included."""
+"""A vLLM engine that takes token ids: a request continues the exact tokens of an earlier one, and
+its prefix is in the KV cache, image included."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Context:
     images: tuple[Image.Image, ...]
 
     def then(self, ids: Sequence[int], *images: Image.Image) -> Context:
-        """This context, and more behind it."""
+        """This context with tokens, and perhaps images, appended."""
         return Context(ids=(*self.ids, *ids), images=(*self.images, *images))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What the model wrote behind a context."""
+    """Tokens that the model generated after a context."""
 
     ids: tuple[int, ...]
     """Without the end-of-turn token."""
@@ -55,8 +55,8 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """The model's judgement of a claim."""
+class Prediction:
+    """The model's answer to a claim."""
 
     p_yes: float
     num_prompt_tokens: int
@@ -97,7 +97,7 @@ class Engine:
             max_model_len=options.max_model_len or _context_length(config),
             limit_mm_per_prompt={"image": max(images_per_prompt, 1), "video": 0},
             max_logprobs=TOP_LOGPROBS,
-            logprobs_mode="processed_logprobs",  # a verdict's are normalised over yes and no
+            logprobs_mode="processed_logprobs",  # predictions are normalised over yes and no
             enable_prefix_caching=True,
             disable_log_stats=False,
             **_memory(options, on_cpu),
@@ -140,10 +140,8 @@ class Engine:
             {"role": "assistant", "content": [{"type": "text", "text": mark}]},
             {"role": "user", "content": turn},
         ]
-        whole = self._processor.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=True
-        )
-        return self.encode(whole.partition(mark)[2])
+        text = self._processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return self.encode(text.partition(mark)[2])
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a text, nothing added."""
@@ -184,26 +182,26 @@ class Engine:
         ]
         return [self._completion(output) for output in self._generate(contexts, sampling)]
 
-    def judge(self, contexts: Sequence[Context], question: AnchorQuestion) -> list[Verdict]:
-        """Answer yes or no behind every context, which ends with the question about a claim."""
+    def predict(self, contexts: Sequence[Context], question: AnchorQuestion) -> list[Prediction]:
+        """Answer yes or no after every context, which ends with the question about a claim."""
         sampling = {
             "max_tokens": 1,
             "temperature": 0.0,
             "logprobs": 0,
             "logit_bias": dict.fromkeys(question.answer_ids, ANSWER_BIAS),
         }
-        verdicts = []
+        predictions = []
         for output in self._generate(contexts, [sampling] * len(contexts)):
             (token_id,) = output.outputs[0].token_ids
             logprob = output.outputs[0].logprobs[0][token_id].logprob
-            verdicts.append(
-                Verdict(
+            predictions.append(
+                Prediction(
                     p_yes=question.p_yes(token_id, logprob),
                     num_prompt_tokens=len(output.prompt_token_ids),
                     num_cached_tokens=output.num_cached_tokens or 0,
                 )
             )
-        return verdicts
+        return predictions
 
     def read(self, contexts: Sequence[Context], lengths: Sequence[int]) -> list[list[TopLogprobs]]:
         """Log probabilities that the model gives at each of the last `lengths` tokens of a context.

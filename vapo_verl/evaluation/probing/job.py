@@ -1,4 +1,4 @@
-"""What all commands do: open the folder, ask about the rows that are not done, sum up."""
+"""The work of every command: open the folder, probe the rows that are not done, summarise."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from vapo_verl.evaluation.probing.rows import Row, batches, read_rows
 from vapo_verl.progress import progress_bar
 
 Work = Callable[[Engine, Sequence[Row]], list[dict[str, Any]]]
-"""Asks about some rows at once; a record for each, JSON without nan, with its `row`."""
+"""Probes some rows at once; a record for each, JSON without nan, with its `row`."""
 Summarise = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
@@ -56,7 +56,7 @@ def finish_rows(
 
     Args:
         settings: what the command adds to :meth:`ProbeOptions.settings`.
-        images_per_row: contexts hold at most so many times the images of a row.
+        images_per_row: contexts hold at most this many times the images of a row.
         attention: whether completions carry visual attention.
 
     Raises:

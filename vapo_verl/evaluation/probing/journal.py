@@ -1,4 +1,4 @@
-"""Results of one command in one folder: what it was asked, and one line for each finished row."""
+"""Results of one command in one folder: its settings, and one line for each finished row."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Journal:
         self._open.close()
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Store one row for good: on return its line is on the disk."""
+        """Store one row; on return its line is on the disk."""
         assert self._file is not None
         append_line(self._file, json.dumps(record, ensure_ascii=False, allow_nan=False))
 
@@ -70,7 +70,7 @@ class Journal:
         if differences:
             raise RunError(
                 f"{self.folder} was begun with other settings: {'; '.join(differences)}. Give the "
-                "earlier ones to go on, another --out, or delete the folder"
+                "earlier ones to resume, another --out, or delete the folder"
             )
 
 
@@ -100,7 +100,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write `summary.json`, whole or not at all."""
+    """Write `summary.json` atomically."""
     with atomic_write(folder / SUMMARY_FILE) as temporary:
         temporary.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
@@ -109,7 +109,7 @@ def _drop_unfinished_line(path: Path) -> None:
     if not path.exists():
         return
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
+    complete = content.rfind(b"\n") + 1
+    if complete < len(content):
         with path.open("r+b") as file:
-            file.truncate(whole)
+            file.truncate(complete)

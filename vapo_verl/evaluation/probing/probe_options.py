@@ -1,15 +1,16 @@
-"""Options that all probing commands share, and fingerprints of model and data."""
+"""Options of all probing commands, and fingerprints of model and data."""
 
 import argparse
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vapo_verl.cli_options import add_options, check_bounds, cli, options_from, settings_of
 from vapo_verl.config import ANSWER_STYLES
 from vapo_verl.run_folder import RunError
 
+T = TypeVar("T")
 FOLDER = "diagnostics"
 """Of all results inside a run folder."""
 _END_BYTES = 2**20
@@ -56,7 +57,7 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeOptions:
-    """What is asked, and where the results go."""
+    """Rows, sampling, and where the results go."""
 
     engine: EngineOptions = field(metadata=cli(group="engine"))
     data: Path = field(metadata=cli(positional="DATA"))
@@ -65,7 +66,7 @@ class ProbeOptions:
     num_rows: int | None = field(default=256, metadata=cli(parse=rows_or_all, low=0))
     """Rows drawn, 0 for all."""
     batch: int = field(default=64, metadata=cli(low=1, setting=False))
-    """Rows in work at once: a killed run loses at most so many."""
+    """Rows in work at once: a killed run loses at most this many."""
     max_tokens: int = field(default=1024, metadata=cli(low=1))
     """Of one response."""
     temperature: float = field(default=0.0, metadata=cli(low=0))
@@ -79,7 +80,7 @@ class ProbeOptions:
         check_bounds(self)
 
     def settings(self) -> dict[str, Any]:
-        """All that results depend on, but for rounding: a folder keeps to it."""
+        """All that results depend on, except rounding; fixed for a folder of results."""
         return {
             **settings_of(self),
             "MODEL": model_fingerprint(self.engine.model),
@@ -87,28 +88,40 @@ class ProbeOptions:
         }
 
 
-def add_probe_arguments(parser: argparse.ArgumentParser, *, attention: bool) -> None:
-    """Arguments of every command; `attention` adds the one that chooses layers."""
+def add_command_arguments(
+    parser: argparse.ArgumentParser, command_options: type, group: str, *, attention: bool
+) -> None:
+    """Add the arguments of every probing command, then those of one command.
+
+    Args:
+        command_options: dataclass of the command's own options.
+        group: heading of these in the help.
+        attention: whether the command exports visual attention, so that layers can be chosen.
+    """
     add = parser.add_argument
     add("--run", type=Path, metavar="RUN_DIR", help="results go to RUN_DIR/diagnostics/COMMAND")
     add("--out", type=Path, metavar="DIR", help="results go there")
     if attention:
         add("--attention-layers", help="`all`, or indices as 3,10 (one layer in 8)")
     add_options(parser, ProbeOptions)
+    add_options(parser.add_argument_group(group), command_options)
 
 
-def probe_options(arguments: argparse.Namespace, command: str) -> ProbeOptions:
-    """Read the arguments of :func:`add_probe_arguments`.
+def read_command_options(
+    arguments: argparse.Namespace, command: str, command_options: type[T]
+) -> tuple[ProbeOptions, T]:
+    """The options of every probing command, and those of `command`.
 
     Raises:
         OptionError: a value out of its range.
-        RunError: no place for results, or no such data file.
+        RunError: no folder for results, or no such data file.
     """
     layers = _layers(getattr(arguments, "attention_layers", None))
     engine = options_from(EngineOptions, arguments, attention_layers=layers, seed=arguments.seed)
     if not arguments.data.is_file():
         raise RunError(f"DATA: {arguments.data} does not exist; give the path of a parquet file")
-    return options_from(ProbeOptions, arguments, engine=engine, out=_out(arguments, command))
+    options = options_from(ProbeOptions, arguments, engine=engine, out=_out(arguments, command))
+    return options, options_from(command_options, arguments)
 
 
 def _out(arguments: argparse.Namespace, command: str) -> Path:

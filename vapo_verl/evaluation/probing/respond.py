@@ -1,7 +1,7 @@
 """Responses of a checkpoint to rows, and claims probed along them as anchors are."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from vapo_verl.anchors.question import AnchorQuestion, bind_question
 from vapo_verl.config import AnchorConfig
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.evaluation.probing.cuts import Reasoning, find_reasoning
-from vapo_verl.evaluation.probing.engine import Completion, Context, Engine, Verdict
+from vapo_verl.evaluation.probing.engine import Completion, Context, Engine, Prediction
 from vapo_verl.evaluation.probing.probe_options import ProbeOptions
 from vapo_verl.evaluation.probing.rows import Row
 from vapo_verl.reward.accuracy import accuracy, answer_of
@@ -19,7 +19,7 @@ from vapo_verl.reward.accuracy import accuracy, answer_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grade:
-    """What a text answers."""
+    """The answer in a text, and whether it is correct."""
 
     answer: str | None
     right: bool
@@ -44,6 +44,17 @@ class Response:
     def num_tokens(self) -> int:
         return len(self.completion.ids)
 
+    def record(self) -> dict[str, Any]:
+        """The row, the response and its grade, as every `rows.jsonl` holds them."""
+        return {
+            **self.row.identity(),
+            "response": self.text,
+            "num_tokens": self.num_tokens,
+            "reasoning": [self.reasoning.start, self.reasoning.end],
+            "finish": self.completion.finish,
+            **asdict(self.grade),
+        }
+
 
 def respond(engine: Engine, rows: Sequence[Row], options: ProbeOptions) -> list[Response]:
     """One response to each row, as the options say it is sampled."""
@@ -63,12 +74,12 @@ def seeds(rows: Sequence[Row], options: ProbeOptions) -> list[int]:
 
 
 def row_key(row: Row, options: ProbeOptions) -> SampleKey:
-    """Names the row's draws."""
+    """Key of the row's random draws."""
     return SampleKey(seed=options.seed, step=0, prompt_uid=str(row.number), sample=0)
 
 
 def grade(text: str, row: Row) -> Grade:
-    """The answer of a response's whole text, by the project's reward."""
+    """The answer in the text of a response, compared by the project's reward."""
     return Grade(answer=answer_of(text), right=accuracy(text, row.ground_truth, row.style) == 1.0)
 
 
@@ -85,53 +96,53 @@ def _response(engine: Engine, row: Row, prompt: Context, completion: Completion)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """A claim behind the first `position` tokens of a response."""
+class ClaimProbe:
+    """A claim probed after the first `position` tokens of a response."""
 
     position: int
     claim: Claim
 
 
 def project_question(engine: Engine) -> AnchorQuestion:
-    """The question that training asks by default, in the tokens of this model."""
+    """The default question of training, in the tokens of this model."""
     config = AnchorConfig()
     return bind_question(engine.tokenizer, config.question, config.yes_words, config.no_words)
 
 
 def cycle_claims(
     positions: Sequence[int], claims: Sequence[Claim], per_cut: int, rng: np.random.Generator
-) -> list[Asked]:
-    """Ask `per_cut` claims at every position, going round all of them in a drawn order.
+) -> list[ClaimProbe]:
+    """Probe `per_cut` claims at every position, cycling through all of them in a drawn order.
 
-    With as many a cut as there are claims, every claim is asked everywhere. None of no claims.
+    With `per_cut` >= the number of claims, every claim is probed everywhere. Empty without claims.
     """
     if not claims:
         return []
     order = [claims[i] for i in rng.permutation(len(claims))]
     count = min(per_cut, len(claims))
     return [
-        Asked(position=position, claim=order[(place * count + number) % len(order)])
-        for place, position in enumerate(positions)
+        ClaimProbe(position=position, claim=order[(cut * count + number) % len(order)])
+        for cut, position in enumerate(positions)
         for number in range(count)
     ]
 
 
-def judge_claims(
-    engine: Engine, asked: Sequence[tuple[Context, Asked]], question: AnchorQuestion
-) -> list[Verdict]:
-    """The model's verdict on each claim, behind its context."""
-    probes = [context.then(question.token_ids(each.claim.text)) for context, each in asked]
-    return engine.judge(probes, question)
+def predict_claims(
+    engine: Engine, probes: Sequence[tuple[Context, ClaimProbe]], question: AnchorQuestion
+) -> list[Prediction]:
+    """The model's prediction on each claim, after its context."""
+    contexts = [context.then(question.token_ids(probe.claim.text)) for context, probe in probes]
+    return engine.predict(contexts, question)
 
 
-def anchor_record(asked: Asked, verdict: Verdict) -> dict[str, Any]:
+def anchor_record(probe: ClaimProbe, prediction: Prediction) -> dict[str, Any]:
     """As the rollout files of a run hold an anchor."""
-    answer = verdict.p_yes >= 0.5
+    answer = prediction.p_yes >= 0.5
     return {
-        "position": asked.position,
-        "claim": asked.claim.text,
-        "label": asked.claim.label,
+        "position": probe.position,
+        "claim": probe.claim.text,
+        "label": probe.claim.label,
         "answer": answer,
-        "correct": answer == asked.claim.label,
-        "p_yes": float(f"{verdict.p_yes:.6g}"),
+        "correct": answer == probe.claim.label,
+        "p_yes": float(f"{prediction.p_yes:.6g}"),
     }

@@ -27,7 +27,7 @@ from vapo_verl.plots.panel import Panel
 def write_page(
     folder: Path, title: str, note: str, panels: Sequence[Panel], tables: Sequence[Table]
 ) -> Path:
-    """Write `page.html`, whole or not at all, and return its path."""
+    """Write `page.html` atomically and return its path."""
     plotly, script = plotly_script(), resource_text("plots.js")
     template = (files("vapo_verl.evaluation.probing") / "result.html").read_text(encoding="utf-8")
     page = Template(template).substitute(
@@ -47,16 +47,16 @@ def write_page(
     return path
 
 
-def shown_share(share: Share) -> str:
-    """A share with its interval and counts, for a cell of a table."""
-    if share["share"] is None:
+def shown_rate(rate: Share) -> str:
+    """A rate with its interval and counts, for a cell of a table."""
+    if rate["share"] is None:
         return NONE
-    interval = f"{share['low']:.3f} to {share['high']:.3f}"
-    return f"{share['share']:.3f} ({interval}), {share['num']} of {share['of']}"
+    interval = f"{rate['low']:.3f} to {rate['high']:.3f}"
+    return f"{rate['share']:.3f} ({interval}), {rate['num']} of {rate['of']}"
 
 
 def shown_paired(found: PairedShares) -> str:
-    """A paired difference of shares with its interval and McNemar's p."""
+    """A paired difference of rates with its interval and McNemar's p."""
     interval = f"{shown_number(found['low'])} to {shown_number(found['high'])}"
     return f"{shown_number(found['difference'])} ({interval}), p {found['p']:.2g}"
 

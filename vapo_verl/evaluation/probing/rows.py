@@ -1,4 +1,4 @@
-"""The rows that a checkpoint is asked about, out of a data file of our row format."""
+"""Rows that a checkpoint is probed on, from a data file of our row format."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Row:
     """One question with its images, still encoded."""
 
     number: int
-    """Place in its file, from 0: the row's key in all results."""
+    """Index in its file, from 0: the row's key in all results."""
     data_source: str
     index: int | None
     """`extra_info.index`."""
@@ -39,7 +39,7 @@ class Row:
     claims: tuple[Claim, ...]
 
     def identity(self) -> dict[str, Any]:
-        """What every result says about its row."""
+        """Fields of the row in every result."""
         return {
             "row": self.number,
             "data_source": self.data_source,
@@ -57,7 +57,7 @@ def read_rows(path: Path, *, num_rows: int | None, seed: int, answer_style: str)
 
     Raises:
         FileError: no such file, not parquet, or without a required column.
-        RowError: a drawn row cannot be asked.
+        RowError: a drawn row cannot be used.
     """
     with open_parquet(path, key=KEY) as parquet:
         require_columns(parquet, REQUIRED_COLUMNS, path=str(path), fix=_IMPORT_FIRST)
@@ -88,7 +88,7 @@ def open_image(source: bytes | str) -> Image.Image:
 
 
 def image_size(source: bytes | str) -> tuple[int, int]:
-    """Width and height in pixels, from the file's header; (0, 0) of what lies at an address.
+    """Width and height in pixels, from the file's header; (0, 0) for an image at an address.
 
     Raises:
         FileError: it cannot be read.
