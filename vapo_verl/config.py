@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-PLACEMENTS = ("random", "uniform", "front", "back")
+PLACEMENTS = ("random", "relative", "uniform", "front", "back")
+PAIRINGS = ("independent", "group")
 GATES = ("correct", "always", "relaxed")
 PERCEPTION_SOURCES = ("claims", "attention", "none")
 ATTENTION_MODES = ("focus", "grounded")
@@ -25,7 +26,12 @@ class AnchorConfig:
     num_anchors: int = 20
     """K, the anchors per response. 0 turns the probes off: plain GRPO."""
     placement: str = "random"
-    """How the cuts are chosen among the logical boundaries: random, uniform, front or back."""
+    """How the cuts are chosen among the logical boundaries: ``random``; ``relative`` (at random
+    fractions of the reasoning); ``uniform``; ``front`` or ``back``."""
+    pairing: str = "independent"
+    """``independent``: every response draws its own claims and cuts, as in the paper. ``group``:
+    the responses to one prompt get the same claims at the same fractions of their reasoning, so
+    that R_perc differs by what they wrote."""
     min_gap: int = 4
     """Smallest distance of two cuts, in tokens. The paper does not give one."""
     gate: str = "correct"
@@ -201,6 +207,7 @@ def _items(value: Any, path: str, *, optional: bool) -> tuple[Any, ...] | None:
 def _check(config: VapoConfig) -> None:
     anchors, reward, advantage = config.anchors, config.reward, config.advantage
     _one_of("vapo.anchors.placement", anchors.placement, PLACEMENTS)
+    _one_of("vapo.anchors.pairing", anchors.pairing, PAIRINGS)
     _one_of("vapo.anchors.gate", anchors.gate, GATES)
     _one_of("vapo.reward.perception_source", reward.perception_source, PERCEPTION_SOURCES)
     _one_of("vapo.reward.answer_style", reward.answer_style, ANSWER_STYLES)

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from tests.sample_records import anchor_result, sample_record
+from vapo_verl.config import VapoConfig
 from vapo_verl.trainer.metrics import (
     anchor_metrics,
     attention_metrics,
     reward_metrics,
-    verdict_agreement,
+    signal_metrics,
 )
 
 
@@ -40,11 +41,15 @@ def judged(**verdicts):
     return record([anchor(1, right, claim=claim) for claim, right in verdicts.items()])
 
 
+def agreement(records, group_ids):
+    return signal_metrics(records, group_ids, VapoConfig())["vapo/anchors/agreement"]
+
+
 def test_agreement_is_of_pairs_that_judge_the_same_claim_of_the_same_prompt():
     records = [judged(red=True, large=True), judged(red=True, large=False), judged(red=False)]
     # red: 1 of 3 pairs agrees, large: 0 of 1; another prompt's claim of the same words is alone
-    assert verdict_agreement([*records, judged(red=False)], ["a", "a", "a", "b"]) == 1 / 4
-    assert math.isnan(verdict_agreement(records, ["a", "b", "c"]))
+    assert agreement([*records, judged(red=False)], ["a", "a", "a", "b"]) == 1 / 4
+    assert math.isnan(agreement(records, ["a", "b", "c"]))
 
 
 def test_reward_parts_are_means():

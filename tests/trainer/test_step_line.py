@@ -42,3 +42,27 @@ def test_time_left_follows_the_steps_that_were_done(monkeypatch, capsys):
 def test_no_time_is_left_after_the_last_step(capsys):
     StepLine(total_steps=1).log({"timing_s/step": 1.0}, 1)
     assert capsys.readouterr().out == "[vapo] step 1/1 | step 1.0s\n"
+
+
+def test_a_run_without_signal_is_warned_once_after_the_first_steps(monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(module, "say", said.append)
+    line = StepLine(total_steps=20)
+    figures = {"vapo/anchors/agreement": 0.97, "vapo/anchors/spread": 0.03}
+    for step in range(1, 12):
+        line.log(figures, step)
+        warnings = [text for text in said if text.startswith("WARNING")]
+        assert len(warnings) == (step >= 5)
+    assert "agree on 97.0% of their claims" in warnings[0]
+
+
+def test_a_run_with_signal_or_without_anchors_is_not_warned(monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(module, "say", said.append)
+    line = StepLine(total_steps=20)
+    for step in range(1, 8):
+        line.log({"vapo/anchors/agreement": 0.8, "vapo/anchors/spread": 0.03}, step)
+    line = StepLine(total_steps=20)
+    for step in range(1, 8):
+        line.log({"vapo/reward/total": 1.0}, step)
+    assert not any(text.startswith("WARNING") for text in said)

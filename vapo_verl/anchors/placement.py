@@ -4,6 +4,7 @@ Positions count response tokens before the cut, so a cut is always between two t
 rollout and ``response_ids[:position]`` is exactly the text that the policy had written at the cut.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -61,18 +62,23 @@ def place(
         boundaries: ascending candidate positions.
         num_anchors: K.
         end: the position used when there is no boundary, 1..T.
-        placement: ``random``; ``uniform`` (evenly spread over the reasoning); ``front`` or
+        placement: ``random``; ``relative`` (K random fractions of the reasoning, each at the
+            nearest free boundary); ``uniform`` (evenly spread over the reasoning); ``front`` or
             ``back`` (the first or the last K).
         min_gap: minimum distance between two cuts, in tokens.
-        rng: draws of ``random``.
+        rng: draws of ``random`` and ``relative``; the number of draws of ``relative`` does not
+            depend on the response, so that siblings with equal generators get equal fractions.
 
     With too few boundaries the last cut is repeated; without any, every anchor is at ``end``.
     """
     if num_anchors == 0:
         return []
-    chosen = sorted(
-        _spaced(_preference(boundaries, num_anchors, placement, rng), num_anchors, min_gap)
-    )
+    if placement == "relative":
+        chosen = sorted(_at_fractions(boundaries, rng.random(num_anchors), end, min_gap))
+    else:
+        chosen = sorted(
+            _spaced(_preference(boundaries, num_anchors, placement, rng), num_anchors, min_gap)
+        )
     last = chosen[-1] if chosen else end
     missing = num_anchors - len(chosen)
     return [(position, True) for position in chosen] + [(last, False)] * missing
@@ -89,6 +95,19 @@ def _preference(
     if placement == "random":
         return [boundaries[i] for i in rng.permutation(len(boundaries))]
     return _evenly(boundaries, num_anchors)
+
+
+def _at_fractions(
+    boundaries: Sequence[int], fractions: np.ndarray, end: int, min_gap: int
+) -> list[int]:
+    """For each fraction of ``end`` the nearest boundary that is free, if there is one."""
+    candidates = np.asarray(boundaries, dtype=np.int64)
+    chosen: list[int] = []
+    for target in np.sort(fractions) * end:
+        nearest = candidates[np.argsort(abs(candidates - target), kind="stable")].tolist()
+        free = (b for b in nearest if all(abs(b - other) >= min_gap for other in chosen))
+        chosen.extend(itertools.islice(free, 1))
+    return chosen
 
 
 def _evenly(boundaries: Sequence[int], num_anchors: int) -> list[int]:

@@ -19,6 +19,7 @@ def plan_anchors(
     placement: str,
     min_gap: int,
     rng: np.random.Generator,
+    paired: bool = False,
 ) -> list[Anchor]:
     """Pair K claims, drawn without replacement, with K cuts of one response.
 
@@ -29,6 +30,9 @@ def plan_anchors(
         placement: see :func:`vapo_verl.anchors.placement.place`.
         min_gap: minimum distance between two cuts, in tokens.
         rng: source of every draw here; see :class:`vapo_verl.anchors.plan.SampleKey`.
+        paired: the siblings' generators are equal (:meth:`SampleKey.group_generator`), so that they
+            get the same claims in the same order; ``random`` then cuts all of them at the same
+            fractions of their reasoning, as ``relative``.
 
     Returns:
         Anchors by ascending position; empty for an empty response or a row without claims.
@@ -38,6 +42,8 @@ def plan_anchors(
         return []
     drawn = [claims[i] for i in rng.choice(len(claims), size=count, replace=False)]
     end = reasoning_length(pieces) or len(pieces)
+    if paired and placement == "random":
+        placement = "relative"
     cuts = place(
         logical_boundaries(pieces), count, end=end, placement=placement, min_gap=min_gap, rng=rng
     )
@@ -58,15 +64,23 @@ class SampleKey:
     sample: int
     """Index of the response within its group."""
 
-    def _entropy(self, purpose: str) -> list[int]:
-        text = f"{self.seed}/{self.step}/{self.prompt_uid}/{self.sample}/{purpose}"
-        digest = hashlib.sha256(text.encode()).digest()
-        return [int.from_bytes(digest[i : i + 4], "little") for i in range(0, 32, 4)]
-
     def generator(self, purpose: str) -> np.random.Generator:
         """A separate generator for each purpose of this response."""
-        return np.random.default_rng(self._entropy(purpose))
+        return np.random.default_rng(_entropy(self._prompt, self.sample, purpose))
+
+    def group_generator(self, purpose: str) -> np.random.Generator:
+        """The same generator for all responses to this prompt in this step."""
+        return np.random.default_rng(_entropy(self._prompt, "group", purpose))
 
     def sampling_seed(self) -> int:
         """Seed of the engine's token sampling, below 2**31."""
-        return self._entropy("sampling")[0] % 2**31
+        return _entropy(self._prompt, self.sample, "sampling")[0] % 2**31
+
+    @property
+    def _prompt(self) -> str:
+        return f"{self.seed}/{self.step}/{self.prompt_uid}"
+
+
+def _entropy(*parts: object) -> list[int]:
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return [int.from_bytes(digest[i : i + 4], "little") for i in range(0, 32, 4)]

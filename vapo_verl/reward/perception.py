@@ -64,16 +64,27 @@ def attention_perception_score(visual_attention: Collection[float], late_emphasi
 def _late_mean(
     values: Collection[float], positions: Collection[int], length: int, late_emphasis: float
 ) -> float:
-    """Mean under weights exp(beta * a / T); taken relative to the largest, so none overflows."""
+    """Mean under the weights of Eq. 4."""
     if not math.isfinite(late_emphasis):
         raise ValueError(f"late_emphasis={late_emphasis}: give a finite number, 1.5 in the paper")
     if len(values) == 0:
         return 0.0
     scores = np.asarray(values, dtype=np.float64)
-    exponents = late_emphasis * (np.asarray(positions, dtype=np.float64) / length)
-    weights = np.exp(exponents - exponents.max())
+    weights = late_weights(positions, length, late_emphasis)
     mean = scores @ weights / weights.sum()
     return float(np.clip(mean, scores.min(), scores.max()))  # rounding may step over an end
+
+
+def late_weights(positions: Collection[int], length: int, late_emphasis: float) -> np.ndarray:
+    """w_k = exp(beta * a_k / T) of Eq. 4, divided by the largest so that none overflows: [K].
+
+    Args:
+        positions: a_k [K], 1..length; at least one.
+        length: T, tokens of the response.
+        late_emphasis: beta.
+    """
+    exponents = late_emphasis * (np.asarray(positions, dtype=np.float64) / length)
+    return np.exp(exponents - exponents.max())
 
 
 def _check_anchors(correct: Collection[float], positions: Collection[int], length: int) -> None:

@@ -153,13 +153,15 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         self, output: VapoAgentLoopOutput, claims: Sequence[Claim], key: SampleKey
     ) -> list[AnchorResult]:
         settings = self.vapo.anchors
+        paired = settings.pairing == "group"
         anchors = plan_anchors(
             self._pieces(output.response_ids),
             claims,
             num_anchors=settings.num_anchors,
             placement=settings.placement,
             min_gap=settings.min_gap,
-            rng=key.generator("anchors"),
+            rng=key.group_generator("anchors") if paired else key.generator("anchors"),
+            paired=paired,
         )
         media = output.multi_modal_data or {}
         seed = key.sampling_seed() if self.vapo.seeded_sampling else None

@@ -6,7 +6,6 @@ A mean over nothing is nan, not 0: a step that probed no response has no anchor 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -16,6 +15,13 @@ import torch
 from vapo_verl.advantage.grpo import advantage_origin
 from vapo_verl.advantage.vapo import AdvantageStats
 from vapo_verl.analysis.attention_curves import EARLY, LATE
+from vapo_verl.anchors.signal import (
+    AGREEMENT,
+    SPREAD,
+    ProbedResponse,
+    claim_agreement,
+    perception_spread,
+)
 from vapo_verl.config import VapoConfig
 from vapo_verl.rollout.sample import SampleRecord
 
@@ -62,25 +68,27 @@ def anchor_metrics(records: Sequence[SampleRecord]) -> dict[str, float]:
     return {f"vapo/anchors/{name}": value for name, value in values.items()}
 
 
-def verdict_agreement(records: Sequence[SampleRecord], group_ids: Sequence[Hashable]) -> float:
-    """How often two responses to one prompt judge the same claim alike.
-
-    Over all pairs of anchors with the same claim, in the responses of a group: the share whose
-    ``correct`` is equal. At 1 a verdict depends on claim and image alone: the perception reward
-    then tells responses apart by nothing but the places at which their claims were put. nan
-    where no claim was put to two responses of a group.
-    """
-    num_right, num_asked = Counter[Hashable](), Counter[Hashable]()
-    for record, group in zip(records, group_ids, strict=True):
-        for result in record.anchors:
-            num_right[group, result.anchor.claim] += result.correct
-            num_asked[group, result.anchor.claim] += 1
-    pairs = sum(math.comb(n, 2) for n in num_asked.values())
-    alike = sum(
-        math.comb(num_right[claim], 2) + math.comb(n - num_right[claim], 2)
-        for claim, n in num_asked.items()
+def signal_metrics(
+    records: Sequence[SampleRecord], group_ids: Sequence[Hashable], settings: VapoConfig
+) -> dict[str, float]:
+    """Whether perception distinguishes siblings: see :mod:`vapo_verl.anchors.signal`."""
+    responses = [
+        ProbedResponse(
+            group_id=group,
+            results=record.anchors,
+            length=record.response_length,
+            num_claims=record.num_claims,
+        )
+        for record, group in zip(records, group_ids, strict=True)
+    ]
+    found = perception_spread(
+        responses, settings.reward.late_emphasis, paired=settings.anchors.pairing == "group"
     )
-    return alike / pairs if pairs else math.nan
+    return {
+        AGREEMENT: claim_agreement(responses),
+        SPREAD: found.spread,
+        "vapo/anchors/draw_fraction": found.draw_fraction,
+    }
 
 
 def _encoder_runs_saved(record: SampleRecord) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
+from vapo_verl.anchors.signal import AGREEMENT, NUM_FIRST_STEPS, SPREAD, no_signal
 from vapo_verl.console import progress, say
 
 COLUMNS = (
@@ -40,6 +41,7 @@ class StepLine:
         self._total, self._done = total_steps, first_step
         self._since = time.monotonic()
         self._seconds: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._signals: list[tuple[float, float]] = []
 
     def log(self, data: Mapping[str, Any], step: int) -> None:
         """Called by veRL once a step, and for a validation before the first one."""
@@ -50,6 +52,17 @@ class StepLine:
         self._since = now
         left = self._left()
         say(step_line(data, step, self._total) + (f" | {left} left" if left else ""))
+        self._warn_without_signal(data)
+
+    def _warn_without_signal(self, data: Mapping[str, Any]) -> None:
+        """Once, after the first steps of this process."""
+        if AGREEMENT not in data or len(self._signals) == NUM_FIRST_STEPS:
+            return
+        self._signals.append((data[AGREEMENT], data[SPREAD]))
+        if len(self._signals) == NUM_FIRST_STEPS:
+            agreements, spreads = zip(*self._signals, strict=True)
+            if reason := no_signal(agreements, spreads):
+                say(f"WARNING: {reason}")
 
     def at(self, phase: str) -> None:
         """Tell which phase of the step has begun."""

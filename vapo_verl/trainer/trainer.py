@@ -37,8 +37,8 @@ from vapo_verl.trainer.metrics import (
     attention_metrics,
     origin_metrics,
     reward_metrics,
+    signal_metrics,
     stats_metrics,
-    verdict_agreement,
 )
 from vapo_verl.trainer.phase_memory import PhaseMemory
 from vapo_verl.trainer.replay_buffer import (
@@ -249,7 +249,7 @@ class VapoTrainer(PPOTrainerSync):
         metrics.update(reward_metrics(step.records))
         metrics.update(origin_metrics(step.records, step.group_ids, self.vapo))
         metrics.update(anchor_metrics(step.records))
-        metrics["vapo/anchors/agreement"] = verdict_agreement(step.records, step.group_ids)
+        metrics.update(signal_metrics(step.records, step.group_ids, self.vapo))
         metrics["vapo/anchors/step_share"] = (
             metrics["vapo/anchors/tail_s"] / metrics["timing_s/step"]
         )

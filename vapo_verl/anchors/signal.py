@@ -1,0 +1,182 @@
+"""Whether the perception reward distinguishes the responses to one prompt, and by what (pure).
+
+Within a group R_perc differs for two reasons: what the responses wrote, and which claims were
+drawn and where. Only the first is a signal to the policy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vapo_verl.anchors.types import AnchorResult
+from vapo_verl.reward.perception import late_weights
+
+AGREEMENT, SPREAD = "vapo/anchors/agreement", "vapo/anchors/spread"
+"""The metrics that :func:`no_signal` reads."""
+NUM_FIRST_STEPS = 5
+"""Steps after which a run says whether its perception reward carries a signal."""
+HIGH_AGREEMENT = 0.95
+LEAST_SPREAD = 1e-3
+"""Standard deviation of R_perc within a group below which siblings earn the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbedResponse:
+    """The anchors of one response."""
+
+    group_id: Hashable
+    """The prompt that its siblings share."""
+    results: Sequence[AnchorResult]
+    length: int
+    """T, tokens of the response."""
+    num_claims: int
+    """N, the claims from which those of the anchors were drawn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerceptionSpread:
+    """How R_perc (Eq. 4, hard scores) varies between the responses to one prompt."""
+
+    spread: float
+    """Standard deviation within a group, pooled over groups; nan without a group of two."""
+    draw_fraction: float
+    """Fraction of that variance, 0 to 1, that is due to the draw of claims and positions. The rest
+    is due to the responses. nan where it cannot be estimated."""
+
+
+def claim_agreement(responses: Sequence[ProbedResponse]) -> float:
+    """Fraction of pairs of responses to one prompt with the same prediction on a claim.
+
+    Over all pairs of anchors with the same claim in two responses of a group. At 1 a prediction
+    depends on claim and image alone: the perception reward then differs between siblings by the
+    drawn claims and positions only. nan where no claim was probed in two responses of a group.
+    """
+    pairs, differing = _pairs(responses)
+    return 1 - differing / pairs if pairs else math.nan
+
+
+def perception_spread(
+    responses: Sequence[ProbedResponse], late_emphasis: float, *, paired: bool
+) -> PerceptionSpread:
+    """Split the variance of R_perc within groups into responses and draws.
+
+    The score of claim j in response i is modelled as s_ij = r_i + c_j + e_ij. With w_k the weights
+    of Eq. 4 normalised to sum to 1, K of N claims drawn, and means over responses or groups::
+
+        S = Var_i(R_i)                      = Var(r) + h (f Var(c) + Var(e))
+        V = Var_k(s_ik) within a response   =              Var(c) + Var(e)
+        A = (s_ij - s_i'j)^2 / 2, siblings  = Var(r) + Var(e)
+        h = sum_k w_k^2,   f = (N - K) / (N - 1), or 0 where siblings get the same claims
+
+    solved for Var(e) by the method of moments; the draw's part of S is h (f Var(c) + Var(e)).
+
+    Args:
+        responses: those that were probed, in any order.
+        late_emphasis: beta of Eq. 4.
+        paired: whether siblings get the same claims (``vapo.anchors.pairing=group``).
+    """
+    groups = defaultdict(list)
+    for response in responses:
+        if response.results:
+            groups[response.group_id].append(response)
+    groups = {name: group for name, group in groups.items() if len(group) > 1}
+    if not groups:
+        return PerceptionSpread(spread=math.nan, draw_fraction=math.nan)
+    moments = {
+        name: [_moments(response, late_emphasis) for response in group]
+        for name, group in groups.items()
+    }
+    freedom = sum(len(group) - 1 for group in groups.values())
+    total = (
+        sum(np.var([m.score for m in group]) * len(group) for group in moments.values()) / freedom
+    )
+    probed = [response for group in groups.values() for response in group]
+    pairs, differing = _pairs(probed)
+    within = [m.variance for group in moments.values() for m in group if not math.isnan(m.variance)]
+    if total <= 0 or not pairs or not within:
+        return PerceptionSpread(spread=math.sqrt(total), draw_fraction=math.nan)
+    h = float(np.mean([m.weight for group in moments.values() for m in group]))
+    f = 0.0 if paired else float(np.mean([_left_out(response) for response in probed]))
+    a, v = differing / pairs / 2, float(np.mean(within))
+    unexplained = min(max((a + h * f * v - total) / (1 + h * f - h), 0.0), a, v) if h < 1 else a
+    drawn = h * (f * (v - unexplained) + unexplained)
+    return PerceptionSpread(spread=math.sqrt(total), draw_fraction=min(drawn / total, 1.0))
+
+
+def no_signal(agreements: Sequence[float], spreads: Sequence[float]) -> str | None:
+    """Why the perception reward carries no signal, and what to try; None where it does.
+
+    Args:
+        agreements: :func:`claim_agreement` of the first steps; nan where a step had none.
+        spreads: ``PerceptionSpread.spread`` of the same steps.
+    """
+    spread = _mean(spreads)
+    if spread is not None and spread < LEAST_SPREAD:
+        return (
+            f"R_perc does not differ between the responses to one prompt (spread {spread:.4f} over "
+            "the first steps): the perception reward carries no signal. " + _ADVICE
+        )
+    agreement = _mean(agreements)
+    if agreement is not None and agreement > HIGH_AGREEMENT:
+        return (
+            f"the responses to one prompt agree on {agreement:.1%} of their claims (over the first "
+            "steps): predictions depend on the image and not on the response, so that the "
+            "perception reward carries little signal. " + _ADVICE
+        )
+    return None
+
+
+_ADVICE = (
+    "Try claims that are harder for this policy, vapo.anchors.pairing=group, longer responses, or "
+    "vapo.reward.soft=true; docs/anchors.md explains."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Moments:
+    score: float
+    """R_i"""
+    variance: float
+    """Of s_k within the response, unbiased; nan for one anchor."""
+    weight: float
+    """sum_k w_k^2"""
+
+
+def _moments(response: ProbedResponse, late_emphasis: float) -> _Moments:
+    scores = np.array([result.correct for result in response.results], dtype=np.float64)
+    positions = [result.anchor.position for result in response.results]
+    weights = late_weights(positions, response.length, late_emphasis)
+    weights = weights / weights.sum()
+    score, weight = float(weights @ scores), float(weights @ weights)
+    variance = float(weights @ (scores - score) ** 2) / (1 - weight) if weight < 1 else math.nan
+    return _Moments(score, variance, weight)
+
+
+def _left_out(response: ProbedResponse) -> float:
+    """f, the correction for draws without replacement."""
+    drawn, pool = len(response.results), max(response.num_claims, len(response.results))
+    return (pool - drawn) / (pool - 1) if pool > 1 else 0.0
+
+
+def _pairs(responses: Sequence[ProbedResponse]) -> tuple[int, int]:
+    """Pairs of anchors with the same claim in siblings, and those that differ in correctness."""
+    num_correct, num_probed = Counter[Hashable](), Counter[Hashable]()
+    for response in responses:
+        for result in response.results:
+            num_correct[response.group_id, result.anchor.claim] += result.correct
+            num_probed[response.group_id, result.anchor.claim] += 1
+    pairs = sum(math.comb(n, 2) for n in num_probed.values())
+    differing = sum(
+        num_correct[claim] * (n - num_correct[claim]) for claim, n in num_probed.items()
+    )
+    return pairs, differing
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    known = [value for value in values if math.isfinite(value)]
+    return math.fsum(known) / len(known) if known else None
