@@ -1,5 +1,7 @@
 """Settings: defaults, types, limits, and errors that name key, value and fix."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +38,12 @@ def test_whole_numbers_and_lists_are_accepted_where_floats_and_tuples_stand():
         ({"advantage": {"attention_coef": 0.3}}, r"vapo\.attention\.enabled=False"),
         ({"reward": {"perception_source": "attention"}}, r"vapo\.attention\.enabled=False"),
         ({"replay_poll_s": 0.0}, r"replay_poll_s=0.0"),
+        ({"rollout": {"timeout_s": 5.0}}, r"timeout_s=5.0: set 10 or more seconds"),
+        ({"rollout": {"timeout_s": math.nan}}, r"timeout_s=nan: set 10 or more"),
+        ({"rollout": {"timeout_s": math.inf}}, r"timeout_s=inf: set 10 or more"),
+        ({"rollout": {"max_failed_fraction": 1.5}}, r"max_failed_fraction=1.5 is outside \[0, 1\]"),
+        ({"rollout": {"max_failed_fraction": math.nan}}, r"max_failed_fraction=nan is outside"),
+        ({"rollout": {"restart_servers": True}}, r"restart_servers=True is not supported"),
     ],
 )
 def test_what_cannot_work_is_refused(node, message):

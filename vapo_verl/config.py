@@ -5,6 +5,7 @@ dataclasses and refuses what cannot work, naming the key, the value and the fix.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -119,6 +120,19 @@ class LoggingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutConfig:
+    """What a run does about responses that fail and processes that hang or die."""
+
+    timeout_s: float = 300.0
+    """The run ends when a phase makes no progress for this long, and names the process."""
+    max_failed_fraction: float = 0.1
+    """The run ends when more than this fraction of a step's responses fail for reasons of their
+    rows: an image that cannot be read, a prompt that is too long, an error of the reward."""
+    restart_servers: bool = False
+    """Restart a dead rollout server within the run and ask the missing responses again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VapoConfig:
     """All of ``vapo.*``."""
 
@@ -137,6 +151,7 @@ class VapoConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     @property
@@ -224,6 +239,21 @@ def _check(config: VapoConfig) -> None:
     _at_least("vapo.logging.report_freq", config.logging.report_freq, 0)
     if config.replay_poll_s <= 0:
         raise ValueError(f"vapo.replay_poll_s={config.replay_poll_s}: set seconds above 0")
+    if not 10 <= config.rollout.timeout_s < math.inf:
+        raise ValueError(
+            f"vapo.rollout.timeout_s={config.rollout.timeout_s}: set 10 or more seconds; the first "
+            "tokens and micro-batches of a run take some"
+        )
+    if config.rollout.restart_servers:
+        raise ValueError(
+            "vapo.rollout.restart_servers=True is not supported: a dead server ends the run, and "
+            "the same command resumes it from the newest complete checkpoint; set false"
+        )
+    if not 0 <= config.rollout.max_failed_fraction <= 1:
+        raise ValueError(
+            f"vapo.rollout.max_failed_fraction={config.rollout.max_failed_fraction} is outside "
+            "[0, 1]: set the fraction of a step's responses that may fail"
+        )
     for name in ("accuracy_weight", "format_weight", "perception_weight"):
         _at_least(f"vapo.reward.{name}", getattr(reward, name), 0.0)
     if not 0 <= advantage.attention_coef < 1:
