@@ -112,7 +112,7 @@ def make_files(folder: Path, num_rows: int, num_records: int) -> None:
 
 def record(number: int, data: bytes) -> str:
     from vapo_verl.claims.images import image_key
-    from vapo_verl.claims.shards.store import ClaimRecord
+    from vapo_verl.claims.shards import ClaimRecord
     from vapo_verl.data.claims_column import Claim
 
     claims = tuple(

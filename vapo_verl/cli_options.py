@@ -15,6 +15,7 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -149,12 +150,23 @@ def _add(parser: _Target, name: str, kind: Any, default: Any, how: Argument, tex
         more = {"required": required, "metavar": how.metavar, **more}
     parser.add_argument(
         *names,
-        type=how.parse or kind,
+        type=how.parse or (finite if kind is float else kind),
         default=None if required else default,
         nargs=nargs,
         help=_escaped(text) + _shown_default(default),
         **more,
     )
+
+
+def finite(text: str) -> float:
+    """The number; ArgumentTypeError for anything else, nan and infinity among it."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no finite number")
+    return value
 
 
 def _value_type(kind: Any) -> tuple[Any, bool]:

@@ -56,7 +56,7 @@ class Scripted:
     headers: dict[str, str] = field(default_factory=dict)
     finish_reason: str = "stop"
     delay_s: float = 0.0
-    body: str | None = None
+    body: str | bytes | None = None
     """Sent as it is, in place of a completion."""
 
 
@@ -164,7 +164,8 @@ class ScriptedServer:
         finally:
             self._in_flight -= 1
         if scripted.body is not None:
-            return web.Response(text=scripted.body, status=scripted.status)
+            body = scripted.body.encode() if isinstance(scripted.body, str) else scripted.body
+            return web.Response(body=body, status=scripted.status, headers=scripted.headers)
         if scripted.status != 200:
             error = {"error": {"message": "scripted", "code": scripted.headers.get("code")}}
             return web.json_response(error, status=scripted.status, headers=scripted.headers)

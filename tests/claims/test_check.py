@@ -6,8 +6,7 @@ import pytest
 
 from vapo_verl.claims.images import image_key
 from vapo_verl.claims.making.judge import measure_agreement, read_vote, vote_entropy
-from vapo_verl.claims.shards.record import ClaimRecord, Verdict
-from vapo_verl.claims.shards.store import ShardWriter, read_records
+from vapo_verl.claims.shards import ClaimRecord, ShardWriter, Verdict, read_records
 from vapo_verl.data.claims_column import Claim
 
 

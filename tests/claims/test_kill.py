@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vapo_verl.claims.images import image_key
-from vapo_verl.claims.shards.store import read_records
+from vapo_verl.claims.shards import read_records
 
 NUM_IMAGES = 60
 NUM_KILLS = 5

@@ -43,12 +43,44 @@ def test_every_command_has_help(command, capsys):
         (("--temperature", "-1"), "--temperature: -1"),
         (("--requests-per-minute", "0"), "--requests-per-minute: 0"),
         (("--column", "picture"), "--column"),
-        (("--price-table", "absent.yaml"), "absent.yaml"),
+        (("--max-wait-s", "0"), "--max-wait-s: 0"),
     ],
 )
 def test_bad_values_name_the_option(claims, parquet, tmp_path, capsys, extra, message):
     assert claims("generate", parquet(1), "--out", tmp_path / "out", *extra) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999", "many"])
+@pytest.mark.parametrize(
+    "option", ["--timeout-s", "--requests-per-minute", "--max-wait-s", "--temperature"]
+)
+def test_a_number_that_is_not_finite_names_the_option(claims, tmp_path, capsys, option, value):
+    with pytest.raises(SystemExit) as stopped:
+        claims("generate", tmp_path, "--out", tmp_path / "out", f"{option}={value}")
+    assert stopped.value.code == 2
+    assert f"argument {option}: '{value}' is no finite number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OPENAI_BASE_URL", "127.0.0.1:8000/v1"),
+        ("OPENAI_BASE_URL", "ftp://host/v1"),
+        ("OPENAI_BASE_URL", "http://user:word@host/v1"),
+        ("OPENAI_BASE_URL", "http://host:port/v1"),
+        ("OPENAI_BASE_URL", "http://[host/v1"),
+        ("OPENAI_BASE_URL", "http:///v1"),
+        ("OPENAI_API_KEY", "sk-1\n"),
+        ("OPENAI_API_KEY", "sk-\u201c1\u201d"),
+    ],
+)
+def test_an_address_or_a_key_that_cannot_be_one(
+    claims, parquet, tmp_path, monkeypatch, capsys, name, value
+):
+    monkeypatch.setenv(name, value)
+    assert claims("generate", parquet(1), "--out", tmp_path / "out") == 2
+    assert capsys.readouterr().err.startswith(f"{name}: ")
 
 
 def test_a_source_that_is_not_there(claims, tmp_path, capsys):

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import vapo_verl
-from vapo_verl.claims import self_made
+from vapo_verl.claims import serve
 from vapo_verl.process_tree import is_alive
 
 MODEL = Path(vapo_verl.__file__).parent / "digits" / "model" / "digits"
@@ -95,7 +95,7 @@ def test_nothing_to_do_starts_no_server(claims, parquet, tmp_path, monkeypatch, 
     def refuse(*arguments, **named):
         raise AssertionError("the server was started")
 
-    monkeypatch.setattr(self_made, "vllm_server", refuse)
+    monkeypatch.setattr(serve, "vllm_server", refuse)
     source, out = parquet(2), tmp_path / "out"
     assert claims("generate", source, "--out", out) == 0
     assert claims("self", source, "--out", out, "--model", "any") == 0

@@ -60,7 +60,7 @@ def _add_from(module: str) -> Callable[[argparse.ArgumentParser], None]:
 _Command = tuple[str, str, Callable[[argparse.ArgumentParser], None]]
 _COMMANDS: dict[str, _Command] = {
     "generate": ("make claims with an endpoint", "vapo_verl.claims.generate", _add_generate),
-    "self": ("make claims with a model served here", "vapo_verl.claims.self_made", _add_self),
+    "self": ("make claims with a model served here", "vapo_verl.claims.serve", _add_self),
     "check": ("have labels voted on", "vapo_verl.claims.check", _add_check),
     "audit": (
         "have a sample judged by people",

@@ -12,11 +12,9 @@ from vapo_verl.claims.job import Job, Make, image_tokens, run_job, source_images
 from vapo_verl.claims.making.judge import Agreement, ClaimJudge, measure_agreement
 from vapo_verl.claims.making.prompt import question_text
 from vapo_verl.claims.options import CheckOptions, RunOptions, endpoint_from
-from vapo_verl.claims.report import Figures, describe_folder, folder_figures
+from vapo_verl.claims.report import Figures, RunCounts, describe_folder, folder_figures
 from vapo_verl.claims.requests.retry import PatientAsker
-from vapo_verl.claims.shards.record import Usage, Verdict
-from vapo_verl.claims.shards.store import RecordIndex, read_records
-from vapo_verl.claims.tally import RunTally
+from vapo_verl.claims.shards import RecordIndex, Usage, Verdict, read_records
 from vapo_verl.cli_options import options_from
 from vapo_verl.data.claims_column import is_balanced
 from vapo_verl.data.errors import FileError
@@ -46,7 +44,7 @@ def check_job(model: str, options: RunOptions, checking: CheckOptions, records: 
     def images(on_problem: OnProblem) -> Iterator[ImageItem]:
         return (item for item in source_images(options, on_problem) if item.key in records)
 
-    def maker(asker: PatientAsker, tally: RunTally) -> Make:
+    def maker(asker: PatientAsker, counts: RunCounts) -> Make:
         return ClaimJudge(
             asker,
             checking,

@@ -10,11 +10,9 @@ from vapo_verl.claims.job import Job, Make, image_tokens, run_job, source_images
 from vapo_verl.claims.making.maker import ClaimMaker
 from vapo_verl.claims.making.prompt import task_text
 from vapo_verl.claims.options import MakeOptions, RunOptions, endpoint_from
-from vapo_verl.claims.report import Figures, describe_folder, folder_figures
+from vapo_verl.claims.report import Figures, RunCounts, describe_folder, folder_figures
 from vapo_verl.claims.requests.retry import PatientAsker
-from vapo_verl.claims.shards.record import Usage
-from vapo_verl.claims.shards.store import read_records
-from vapo_verl.claims.tally import RunTally
+from vapo_verl.claims.shards import Usage, read_records
 from vapo_verl.cli_options import options_from
 
 _TOKENS_PER_CLAIM = 30
@@ -32,11 +30,11 @@ def run(arguments: argparse.Namespace) -> int:
 def make_job(model: str, options: RunOptions, making: MakeOptions) -> Job:
     """The job of making claims with `model`."""
 
-    def maker(asker: PatientAsker, tally: RunTally) -> Make:
+    def maker(asker: PatientAsker, counts: RunCounts) -> Make:
         return ClaimMaker(
             asker,
             making,
-            tally,
+            counts,
             model=model,
             seed=options.seed,
             max_pixels=options.max_pixels,

@@ -11,15 +11,19 @@ from typing import Protocol, TypeVar
 
 from vapo_verl.claims.images import ImageItem, OnProblem, iter_images
 from vapo_verl.claims.options import EndpointOptions, RunOptions
-from vapo_verl.claims.report import Figures, describe_run, run_figures, write_report
+from vapo_verl.claims.report import (
+    Figures,
+    RunCounts,
+    describe_run,
+    describe_usage,
+    run_figures,
+    write_report,
+)
 from vapo_verl.claims.requests.endpoint import Endpoint
 from vapo_verl.claims.requests.picture import num_pixels
-from vapo_verl.claims.requests.prices import describe_cost, load_prices, price_of
 from vapo_verl.claims.requests.reply import FatalFault, ImageFailed
 from vapo_verl.claims.requests.retry import Pacer, PatientAsker
-from vapo_verl.claims.shards.record import ClaimRecord, Usage
-from vapo_verl.claims.shards.store import ShardWriter, read_records
-from vapo_verl.claims.tally import RunTally
+from vapo_verl.claims.shards import ClaimRecord, ShardWriter, Usage, read_records
 from vapo_verl.data.errors import BadCell, RowProblem
 from vapo_verl.progress import progress_bar
 
@@ -43,7 +47,7 @@ class Job:
     """All images that get a record in the end. Called twice: to plan, and to work."""
     cost: Callable[[ImageItem], Usage]
     """An estimate of one image, for the plan."""
-    maker: Callable[[PatientAsker, RunTally], Make]
+    maker: Callable[[PatientAsker, RunCounts], Make]
     totals: Callable[[Path], tuple[Figures, str]]
     """Figures over all records of the folder, for report.json and for a person."""
 
@@ -59,30 +63,29 @@ def run_job(
     Raises:
         DataError, OSError, ValueError: a source, folder or table that a user has to fix.
     """
-    price = price_of(job.model, load_prices(options.price_table))
     pacer = Pacer(options.requests_per_minute)
-    tally, why_stopped, code = RunTally(), "", DONE
+    counts, why_stopped, code = RunCounts(), "", DONE
     if options.dry_run:
-        survey = _plan(job, stored_keys(options.out), tally)
-        print(f"estimate: {describe_cost(survey.estimate, job.model, price)}")
+        survey = _plan(job, stored_keys(options.out), counts)
+        print(f"estimate: {describe_usage(survey.estimate)}")
         return DONE
     with ShardWriter(options.out) as writer:
         stored = stored_keys(options.out)
-        survey = _plan(job, stored, tally)
+        survey = _plan(job, stored, counts)
         try:
             if survey.num_to_do:
                 with endpoint() as endpoint_options:
-                    work = _work(job, options, endpoint_options, pacer, writer, tally, stored)
+                    work = _work(job, options, endpoint_options, pacer, writer, counts, stored)
                     asyncio.run(work(survey.num_to_do))
-            code = SOME_FAILED if tally.num_failed else DONE
+            code = SOME_FAILED if counts.num_failed else DONE
         except FatalFault as fault:
             why_stopped, code = str(fault), STOPPED
         except KeyboardInterrupt:
             why_stopped, code = "interrupted; run the same command again to go on", INTERRUPTED
         figures, text = job.totals(options.out)
-        run = run_figures(tally, job.model, price, why_stopped)
+        run = run_figures(counts, job.model, why_stopped)
         write_report(options.out, {"run": run, "folder": figures})
-    print(f"{describe_run(tally, job.model, price)}\n{text}")
+    print(f"{describe_run(counts)}\n{text}")
     if why_stopped:
         print(f"stopped: {why_stopped}", file=sys.stderr)
     return code
@@ -108,17 +111,17 @@ class Survey:
         return self.num_images - self.num_stored
 
 
-def _plan(job: Job, stored: frozenset[str], tally: RunTally) -> Survey:
-    """Print what there is to do; images that cannot be read go to the tally as failed."""
+def _plan(job: Job, stored: frozenset[str], counts: RunCounts) -> Survey:
+    """Print what there is to do; images that cannot be read go to the counts as failed."""
 
     def note(problem: RowProblem, path: str) -> None:
         place, what = f"{path} row {problem.row}", problem.describe(path)
-        tally.add_unreadable(place, "", "unreadable image", what)
+        counts.add_unreadable(place, "", "unreadable image", what)
 
     survey = take_survey(job.images(note), stored, job.cost)
     print(
         f"{survey.num_images:,} images, {survey.num_stored:,} stored before, "
-        f"{survey.num_to_do:,} to do, {tally.num_failed:,} unreadable",
+        f"{survey.num_to_do:,} to do, {counts.num_failed:,} unreadable",
         flush=True,
     )
     return survey
@@ -134,19 +137,19 @@ def _work(
     endpoint_options: EndpointOptions,
     pacer: Pacer,
     writer: ShardWriter,
-    tally: RunTally,
+    counts: RunCounts,
     stored: frozenset[str],
 ) -> Callable[[int], Coroutine[None, None, None]]:
     async def work(num_to_do: int) -> None:
         to_do = (item for item in job.images(_passed_over) if item.key not in stored)
         async with Endpoint(endpoint_options) as endpoint:
-            asker = PatientAsker(endpoint, pacer, options.retry, tally)
+            asker = PatientAsker(endpoint, pacer, options.retry, counts)
             with progress_bar(num_to_do, unit="image") as progress:
                 await run_images(
                     to_do,
-                    job.maker(asker, tally),
+                    job.maker(asker, counts),
                     writer,
-                    tally,
+                    counts,
                     progress,
                     concurrency=options.max_concurrency,
                     stop_after_failures=options.stop_after_failures,
@@ -201,7 +204,7 @@ async def run_images(
     items: Iterator[ImageItem],
     make: Callable[[ImageItem], Awaitable[ClaimRecord]],
     writer: ShardWriter,
-    tally: RunTally,
+    counts: RunCounts,
     progress: Progress,
     *,
     concurrency: int,
@@ -217,16 +220,16 @@ async def run_images(
         try:
             record = await make(item)
         except ImageFailed as failed:
-            tally.add_failure(item.source, item.key, failed.reason, str(failed))
-            if tally.num_failed_in_a_row >= stop_after_failures:
+            counts.add_failure(item.source, item.key, failed.reason, str(failed))
+            if counts.num_failed_in_a_row >= stop_after_failures:
                 raise FatalFault(
-                    f"{tally.num_failed_in_a_row} images failed one after another, the last with: "
+                    f"{counts.num_failed_in_a_row} images failed one after another, the last with: "
                     f"{failed}; look after the endpoint, or raise --stop-after-failures"
                 ) from failed
         else:
             # not in a thread: a record is either not begun or on the disk when a run is stopped
             writer.write(record)
-            tally.add_record(record)
+            counts.add_record(record)
         progress.update()
 
     await run_pool(items, work, concurrency=concurrency)

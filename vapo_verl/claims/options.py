@@ -1,12 +1,14 @@
 """What a run is asked to do: the arguments of `generate`, `self` and `check` are these fields."""
 
 import argparse
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from vapo_verl.claims.making.rules import ClaimRules
-from vapo_verl.cli_options import cli, options_from
+from vapo_verl.cli_options import cli, finite, options_from
 
 OPENAI_URL = "https://api.openai.com/v1"
 NO_KEY = "none"
@@ -16,7 +18,7 @@ TOKEN_LIMIT_NAMES = ("max_completion_tokens", "max_tokens")
 
 def temperature(text: str) -> float | None:
     """A number, or `server` for the endpoint's own: None."""
-    return None if text == "server" else float(text)
+    return None if text == "server" else finite(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +44,14 @@ class EndpointOptions:
     def __post_init__(self) -> None:
         require_positive("--timeout-s", self.timeout_s)
         require_positive("--max-tokens", self.max_tokens)
-        if self.temperature is not None and self.temperature < 0:
+        if self.temperature is not None and not 0 <= self.temperature < math.inf:
             raise ValueError(f"--temperature: {self.temperature}; give 0 or more, or `server`")
+        _require_address(self.base_url)
+        if not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise ValueError(
+                "OPENAI_API_KEY: holds a line break or another character that no key has; "
+                "copy the key again"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +63,14 @@ class RetryOptions:
     backoff_s: float = 1.0
     """Wait after the first fault; it doubles with each."""
     max_backoff_s: float = field(default=60.0, metadata=cli(hidden=True))
+    max_wait_s: float = 300.0
+    """Longest wait that the endpoint's Retry-After can ask for; a longer one is cut to it."""
 
     def __post_init__(self) -> None:
-        if self.max_retries < 0 or self.backoff_s < 0:
+        if self.max_retries < 0 or not 0 <= self.backoff_s < math.inf:
             given = f"{self.max_retries} and {self.backoff_s}"
             raise ValueError(f"--max-retries and --backoff-s: {given}; give 0 or more")
+        require_positive("--max-wait-s", self.max_wait_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +95,10 @@ class RunOptions:
     """Stop when so many images fail one after another: the endpoint is down, or refuses all."""
     max_pixels: int | None = None
     """Larger images are shrunk before they are sent."""
-    price_table: Path | None = None
-    """YAML of model: {input, output}, USD per million tokens; the package's own without it."""
     seed: int = 0
     """Of the jitter of waits, and of the order of the claims in a record."""
     dry_run: bool = False
-    """Count images, estimate tokens and price; ask nothing."""
+    """Count images, estimate tokens; ask nothing."""
     retry: RetryOptions = field(default_factory=RetryOptions)
 
     def __post_init__(self) -> None:
@@ -160,6 +169,20 @@ def endpoint_from(environment: Mapping[str, str], arguments: argparse.Namespace)
     return options_from(EndpointOptions, arguments, model=model, base_url=base_url, api_key=api_key)
 
 
+def _require_address(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.username is None
+        _ = parts.port  # raises ValueError for one that is no number
+    except ValueError:
+        good = False
+    if not good or not url.isprintable():
+        raise ValueError(
+            f"OPENAI_BASE_URL: {url!r} is no address; write it as https://HOST:PORT/v1, and a key "
+            "into OPENAI_API_KEY"
+        )
+
+
 def require_positive(name: str, value: float) -> None:
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise ValueError(f"{name}: {value}; give more than 0")

@@ -1,36 +1,76 @@
-"""The figures of a run and of a folder: `report.json`, and a few lines for a person."""
+"""Counts of a run and of a folder: `report.json`, and a few lines for a person."""
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vapo_verl.claims.making.rules import is_low_level
-from vapo_verl.claims.requests.prices import Price, describe_cost
-from vapo_verl.claims.shards.record import ClaimRecord, Usage
-from vapo_verl.claims.tally import RunTally
+from vapo_verl.claims.shards import ClaimRecord, Usage
 from vapo_verl.files import atomic_write
 
 REPORT_NAME = "report.json"
 _NUM_SHOWN = 5
+_MAX_LISTED = 1000
 
 Figures = dict[str, object]
 
 
-def run_figures(tally: RunTally, model: str, price: Price | None, why_stopped: str) -> Figures:
+@dataclass(slots=True, kw_only=True)
+class RunCounts:
+    """What happened since this process began; the folder's totals are counted from its shards."""
+
+    num_finished: int = 0
+    """Images stored, short ones among them."""
+    num_short: int = 0
+    num_failed: int = 0
+    num_failed_in_a_row: int = 0
+    """Since the last image that was stored: a high number means the endpoint is down."""
+    failure_reasons: Counter[str] = field(default_factory=Counter)
+    failures: list[dict[str, str]] = field(default_factory=list)
+    """The first of them in full: source, key, what happened."""
+    retries: Counter[str] = field(default_factory=Counter)
+    """Requests tried again, by reason."""
+    attempts: Counter[int] = field(default_factory=Counter)
+    """Images stored, by the number of answers they took."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Candidates turned down, by reason, failed images' too."""
+    usage: Usage = field(default_factory=Usage)
+    """All tokens of this run, also those spent on images that then failed."""
+
+    def add_record(self, record: ClaimRecord) -> None:
+        self.num_finished += 1
+        self.num_short += record.status == "short"
+        self.num_failed_in_a_row = 0
+        self.attempts[record.attempts] += 1
+
+    def add_failure(self, source: str, key: str, reason: str, detail: str) -> None:
+        """An image that gets no record: what the endpoint did."""
+        self.num_failed_in_a_row += 1
+        self.add_unreadable(source, key, reason, detail)
+
+    def add_unreadable(self, source: str, key: str, reason: str, detail: str) -> None:
+        """An image that gets no record, through no fault of the endpoint."""
+        self.num_failed += 1
+        self.failure_reasons[reason] += 1
+        if len(self.failures) < _MAX_LISTED:
+            self.failures.append({"source": source, "key": key, "what": detail})
+
+
+def run_figures(counts: RunCounts, model: str, why_stopped: str) -> Figures:
     """What this process did."""
     return {
         "model": model,
-        "finished": tally.num_finished,
-        "short": tally.num_short,
-        "failed": tally.num_failed,
-        "failure_reasons": dict(tally.failure_reasons.most_common()),
-        "failures": tally.failures,
-        "retries": dict(tally.retries.most_common()),
-        "images_by_attempts": dict(sorted(tally.attempts.items())),
-        "rejected": dict(tally.rejected.most_common()),
-        "usage": _usage(tally.usage),
-        "price_usd": price and price.of(tally.usage),
+        "finished": counts.num_finished,
+        "short": counts.num_short,
+        "failed": counts.num_failed,
+        "failure_reasons": dict(counts.failure_reasons.most_common()),
+        "failures": counts.failures,
+        "retries": dict(counts.retries.most_common()),
+        "images_by_attempts": dict(sorted(counts.attempts.items())),
+        "rejected": dict(counts.rejected.most_common()),
+        "usage": _usage(counts.usage),
         "stopped": why_stopped or None,
     }
 
@@ -63,23 +103,23 @@ def folder_figures(records: Iterable[ClaimRecord]) -> Figures:
     }
 
 
-def describe_run(tally: RunTally, model: str, price: Price | None) -> str:
+def describe_run(counts: RunCounts) -> str:
     """The run in a few lines."""
     lines = [
-        f"this run: {tally.num_finished:,} images finished, {tally.num_short:,} of them short, "
-        f"{tally.num_failed:,} failed",
-        f"cost: {describe_cost(tally.usage, model, price)}",
+        f"this run: {counts.num_finished:,} images finished, {counts.num_short:,} of them short, "
+        f"{counts.num_failed:,} failed",
+        f"tokens: {describe_usage(counts.usage)}",
     ]
     counted: dict[str, Mapping[str, int] | Mapping[int, int]] = {
-        "answers per image": tally.attempts,
-        "requests tried again": tally.retries,
-        "candidates rejected": tally.rejected,
-        "failures": tally.failure_reasons,
+        "answers per image": counts.attempts,
+        "requests tried again": counts.retries,
+        "candidates rejected": counts.rejected,
+        "failures": counts.failure_reasons,
     }
-    lines += [f"{name}: {listed(counts)}" for name, counts in counted.items() if counts]
-    for failure in tally.failures[:_NUM_SHOWN]:
+    lines += [f"{name}: {listed(reasons)}" for name, reasons in counted.items() if reasons]
+    for failure in counts.failures[:_NUM_SHOWN]:
         lines.append(f"  {failure['source']}: {failure['what']}")
-    if tally.num_failed > _NUM_SHOWN:
+    if counts.num_failed > _NUM_SHOWN:
         lines.append(f"  more of them in {REPORT_NAME}")
     return "\n".join(lines)
 
@@ -91,6 +131,14 @@ def describe_folder(figures: Figures) -> str:
     return (
         f"in the folder: {figures['images']} images, {figures['short']} of them short,"
         f" {figures['claims']} claims{true}"
+    )
+
+
+def describe_usage(usage: Usage) -> str:
+    """`1,200 prompt + 300 completion tokens in 4 requests`."""
+    return (
+        f"{usage.prompt_tokens:,} prompt + {usage.completion_tokens:,} completion tokens "
+        f"in {usage.num_requests:,} requests"
     )
 
 

@@ -1,5 +1,7 @@
 """The `claims` column: true or false statements about a row's image."""
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +15,14 @@ BALANCED_SHARE = (0.3, 0.7)
 
 RUN_IMPORTER = "run `python -m vapo_verl.data import-vapo-thinker`"
 _WRITE_STRUCTS = "write claims as a list of {text: string, label: bool}"
+_DROP = "drop the claim, its label with it, or correct its text"
 _DROP_BLANK = "drop the claim, its label with it"
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]"
+)
+"""Control characters but tab and line breaks, halves of surrogate pairs, changes of direction."""
+_INVISIBLE = str.maketrans("", "", "\u00ad\u200b\u2060\ufeff")
+"""Soft hyphen, zero-width space, word joiner, byte-order mark."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +38,27 @@ class Claim:
         return {"text": self.text, "label": self.label}
 
 
+def normalized_text(text: str) -> str:
+    """A claim as it is stored: Unicode NFC, white space as single spaces, nothing invisible."""
+    return " ".join(unicodedata.normalize("NFC", text.translate(_INVISIBLE)).split())
+
+
+def control_character(text: str) -> str | None:
+    """The first character that no claim may hold, as `U+0007`; None for a good text.
+
+    These are control characters other than tab and line breaks, halves of surrogate pairs, which
+    no file can hold, and characters that change the direction of writing.
+    """
+    found = _CONTROL.search(text)
+    return f"U+{ord(found[0]):04X}" if found else None
+
+
 def read_claims(cell: object) -> tuple[Claim, ...]:
     """The claims of one row, from parquet, pandas, numpy or pyarrow; null and empty give ().
 
     Raises:
-        BadCell: not a list of {text, label}, a blank text, or a label that is not a bool.
+        BadCell: not a list of {text, label}, a blank text, one with a control character, or a label
+            that is not a bool.
     """
     cell = _plain(cell)
     if cell is None:
@@ -49,8 +74,12 @@ def _read_claim(claim: object) -> Claim:
     text, label = _plain(claim["text"]), _plain(claim["label"])
     if not isinstance(text, str):
         raise BadCell("claims", f"text is {shown(text)}, want a string", _WRITE_STRUCTS)
-    if not text.strip():
+    if not normalized_text(text):
         raise BadCell("claims", f"text is blank: {shown(text)}", _DROP_BLANK)
+    if character := control_character(text):
+        raise BadCell(
+            "claims", f"text {shown(text)} holds the control character {character}", _DROP
+        )
     if not isinstance(label, bool):
         fix = RUN_IMPORTER if isinstance(label, str) else _WRITE_STRUCTS
         raise BadCell("claims", f"label is {shown(label)}, want true/false", fix)

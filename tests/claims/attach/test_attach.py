@@ -10,7 +10,7 @@ import pytest
 
 from vapo_verl.claims import attach
 from vapo_verl.claims.images import image_key
-from vapo_verl.claims.shards.store import ClaimRecord, ShardWriter
+from vapo_verl.claims.shards import ClaimRecord, ShardWriter
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.errors import DataError, FileError
 from vapo_verl.data.schema import row_schema

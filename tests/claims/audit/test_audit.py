@@ -20,7 +20,7 @@ from vapo_verl.claims import audit
 from vapo_verl.claims.audit.page import MAX_SIDE, page_id, page_image
 from vapo_verl.claims.audit.sample import draw_sample
 from vapo_verl.claims.images import image_key
-from vapo_verl.claims.shards.store import ClaimRecord, ShardWriter
+from vapo_verl.claims.shards import ClaimRecord, ShardWriter
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.errors import FileError
 from vapo_verl.data.schema import row_schema

@@ -43,6 +43,15 @@ def test_accepted_forms(text):
         ('{"claim": "The cat sleeps.", "label": 1}', "bad_label"),
         ('{"claim": "The cat sleeps."}', "bad_label"),
         ("[" * 100_000, "malformed"),
+        (r'{"claim": "The cat\u0007 sleeps.", "label": true}', "control_character"),
+        (r'{"claim": "The cat\u001c sleeps.", "label": true}', "control_character"),
+        (r'{"claim": "The cat\u0000 sleeps.", "label": true}', "control_character"),
+        (r'{"claim": "The cat\u001b[31m sleeps.", "label": true}', "control_character"),
+        (r'{"claim": "The cat\u0085 sleeps.", "label": true}', "control_character"),
+        (r'{"claim": "The cat \ud83d sleeps.", "label": true}', "control_character"),
+        (r'{"claim": "The cat \udc00 sleeps.", "label": true}', "control_character"),
+        (r'{"claim": "The \u202etac sleeps.", "label": true}', "control_character"),
+        (r'{"claim": "\u200b\ufeff ", "label": true}', "malformed"),
     ],
 )
 def test_anything_else_is_counted(text, reason):
@@ -66,3 +75,18 @@ def test_only_the_last_line_is_cut_off():
 def test_white_space_is_single_spaces():
     (claim,) = parse_answer('{"claim": " The\\n cat  sleeps. ", "label": true}').claims
     assert claim.text == "The cat sleeps."
+
+
+@pytest.mark.parametrize(
+    ("written", "stored"),
+    [
+        (r"The cafe\u0301 is open.", "The caf\u00e9 is open."),
+        (r"The\u00a0cat\u2003 sleeps.", "The cat sleeps."),
+        (r"The\tcat\r\n sleeps.", "The cat sleeps."),
+        (r"\ufeffThe cat\u200b sleeps.", "The cat sleeps."),
+        (r"The \ud83d\ude00 smiles.", "The \U0001f600 smiles."),
+    ],
+)
+def test_texts_are_normalised(written, stored):
+    (claim,) = parse_answer(f'{{"claim": "{written}", "label": true}}').claims
+    assert claim.text == stored

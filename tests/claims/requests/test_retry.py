@@ -1,15 +1,18 @@
 """Waits: the rate limit, backoff, Retry-After, and the pool, on a clock of our own."""
 
 import asyncio
+import math
 from random import Random
 
 import pytest
 
 from vapo_verl.claims.job import run_pool
 from vapo_verl.claims.options import RetryOptions
+from vapo_verl.claims.report import RunCounts
 from vapo_verl.claims.requests.endpoint import retry_after_s
-from vapo_verl.claims.requests.reply import TransientFault
-from vapo_verl.claims.requests.retry import Pacer, backoff_s
+from vapo_verl.claims.requests.reply import Choice, Reply, TransientFault
+from vapo_verl.claims.requests.retry import Pacer, PatientAsker, backoff_s
+from vapo_verl.claims.shards import Usage
 
 
 class Clock:
@@ -47,7 +50,7 @@ async def test_a_hold_delays_everybody_and_a_shorter_one_changes_nothing():
     assert await starts(pacer, clock, 2) == [5, 5]
 
 
-@pytest.mark.parametrize("rate", [0, -1])
+@pytest.mark.parametrize("rate", [0, -1, math.inf, math.nan])
 def test_a_rate_must_be_positive(rate):
     with pytest.raises(ValueError, match="--requests-per-minute"):
         Pacer(rate)
@@ -66,6 +69,36 @@ def test_the_wait_is_never_less_than_the_server_says():
     assert min(waits) >= 90 and max(waits) <= 91
 
 
+@pytest.mark.parametrize("asked", [99_999_999.0, math.inf])
+async def test_a_wait_is_cut_to_the_cap_and_printed_once(asked, capsys):
+    """Three requests fail by one limit: all wait, and one line says how long."""
+    clock, options = Clock(), RetryOptions(max_wait_s=120, backoff_s=0)
+    pacer = Pacer(clock=clock, sleep=clock.sleep)
+
+    class Limited:
+        num_asked = 0
+
+        async def ask(self, messages, num_choices=1):
+            self.num_asked += 1
+            number = self.num_asked
+            await asyncio.sleep(0)  # all three are on their way before the first is answered
+            if number <= 3:
+                raise TransientFault("status 429", asked)
+            return Reply(choices=(Choice(text="Yes", cut_off=False),), usage=Usage(num_requests=1))
+
+    async def wait(seconds):
+        await asyncio.sleep(0)
+        clock.now = max(clock.now, 100 + seconds)
+
+    counts = RunCounts()
+    asker = PatientAsker(Limited(), pacer, options, counts, sleep=wait)
+    await asyncio.gather(*(asker.ask([], Random(0)) for _ in range(3)))
+    assert 219 <= clock.now <= 221
+    said = capsys.readouterr().err
+    assert said.count("waiting 120 s with all requests: the endpoint asks to wait") == 1
+    assert "(status 429)" in said
+
+
 def test_one_seed_gives_one_wait():
     waits = {backoff_s(2, TransientFault("x"), RetryOptions(), Random("0:key")) for _ in range(5)}
     assert len(waits) == 1
@@ -81,6 +114,20 @@ def test_one_seed_gives_one_wait():
         ({"retry-after-ms": "250", "retry-after": "7"}, 0.25),
         ({"retry-after": "Thu, 01 Jan 1970 00:01:40 GMT"}, 40),
         ({"retry-after": "Thu, 01 Jan 1970 00:00:10 GMT"}, 0),
+        ({"retry-after": "99999999"}, 99999999),
+        ({"retry-after": "9" * 400}, math.inf),
+        ({"retry-after": "0"}, 0),
+        ({"retry-after": "-5"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "1e9"}, None),
+        ({"retry-after": "\u0667"}, None),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, 253402300799 - 60),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 -0000"}, 253402300799 - 60),
+        ({"retry-after": "Fri, 31 Dec 99999 23:59:59 GMT"}, None),
+        ({"retry-after": "Fri, 99 Dec 1970 23:59:59 GMT"}, None),
+        ({"retry-after-ms": "inf", "retry-after": "7"}, 7),
+        ({"retry-after-ms": "-250"}, None),
     ],
 )
 def test_forms_of_retry_after(headers, seconds):

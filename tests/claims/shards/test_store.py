@@ -8,8 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from vapo_verl.claims.shards.record import ClaimRecord, Usage, Verdict
-from vapo_verl.claims.shards.store import ShardWriter, read_records, shard_paths
+from vapo_verl.claims.__main__ import main
+from vapo_verl.claims.images import image_key
+from vapo_verl.claims.shards import (
+    ClaimRecord,
+    ShardWriter,
+    Usage,
+    Verdict,
+    read_records,
+    shard_paths,
+)
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.errors import FileError
 from vapo_verl.files import FolderLocked
@@ -90,7 +98,7 @@ def test_a_killed_writer_leaves_no_lock(tmp_path):
     code = """
         import os, signal, sys
         from pathlib import Path
-        from vapo_verl.claims.shards.store import ShardWriter
+        from vapo_verl.claims.shards import ShardWriter
         with ShardWriter(Path(sys.argv[1])):
             os.kill(os.getpid(), signal.SIGKILL)
     """
@@ -108,3 +116,23 @@ def test_the_majority_of_a_true_claim(votes, majority, kept):
     num_yes, num_no, num_unclear = votes
     verdict = Verdict(text="x", label=True, num_yes=num_yes, num_no=num_no, num_unclear=num_unclear)
     assert (verdict.majority, verdict.kept) == (majority, kept)
+
+
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [(r"The \ud83d sleeps.", "U+D83D"), (r"The \u0007 sleeps.", "U+0007"), ("  ", "blank")],
+)
+@pytest.mark.parametrize("command", ["attach", "check", "audit"])
+def test_a_stored_claim_that_no_row_can_hold_is_named_with_its_image(
+    tmp_path, parquet, claims, server, png, capsys, command, written, named
+):
+    folder, key = tmp_path / "claims", image_key(png(0))
+    write(folder, make(key))
+    (path,) = shard_paths(folder)
+    path.write_text(path.read_text().replace("The dog sleeps.", written))
+    out = tmp_path / {"attach": "out.parquet", "check": "out", "audit": "out.html"}[command]
+    run = claims if command == "check" else lambda *words: main([str(word) for word in words])
+    assert run(command, folder, parquet(1), "--out", out) == 2
+    said = capsys.readouterr().err
+    assert f"{path.name}:1" in said and f"image {key}" in said and named in said
+    assert not server.seen and not out.is_file()

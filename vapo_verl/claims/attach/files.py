@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vapo_verl.claims.attach.attach_options import AttachOptions
+from vapo_verl.claims.attach import AttachOptions
 from vapo_verl.claims.attach.index import read_index
 from vapo_verl.claims.attach.join import AttachReport, ClaimJoin
 from vapo_verl.data.claims_column import Claim

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import msgspec
 
-from vapo_verl.claims.shards.store import ClaimRecord, read_records
-from vapo_verl.data.claims_column import Claim, read_claims
-from vapo_verl.data.errors import BadCell, FileError
+from vapo_verl.claims.shards import ClaimRecord, read_records
+from vapo_verl.data.claims_column import Claim, normalized_text
+from vapo_verl.data.errors import FileError
 
-_REMAKE = "delete this image's line from the folder, and generate its claims again"
 _decode = msgspec.msgpack.Decoder(list[tuple[str, bool]]).decode
 
 
@@ -22,7 +21,7 @@ class ClaimIndex:
     """
 
     def __init__(self, records: Iterable[ClaimRecord], *, min_claims: int = 1):
-        """Raises FileError when a record's claims are no claims (a blank text, say).
+        """Pack the claims of all records.
 
         Args:
             min_claims: images with fewer claims are left out, and counted in `num_short`.
@@ -30,11 +29,11 @@ class ClaimIndex:
         self.num_short = 0
         self._packed: dict[str, bytes] = {}
         for record in records:
-            claims = _checked(record)
+            claims = record.claims
             if len(claims) < max(min_claims, 1):
                 self.num_short += 1
             else:
-                pairs = [(claim.text, claim.label) for claim in claims]
+                pairs = [(normalized_text(claim.text), claim.label) for claim in claims]
                 self._packed[record.image_key] = msgspec.msgpack.encode(pairs)
 
     def __len__(self) -> int:
@@ -57,10 +56,3 @@ def read_index(folder: Path, *, min_claims: int) -> ClaimIndex:
     if not index:
         raise FileError(f"CLAIMS_DIR: {folder} has no claims; run `generate` with this --out first")
     return index
-
-
-def _checked(record: ClaimRecord) -> tuple[Claim, ...]:
-    try:
-        return read_claims([claim.as_dict() for claim in record.claims])
-    except BadCell as bad:
-        raise FileError(f"CLAIMS_DIR: image {record.image_key}: {bad.found}; {_REMAKE}") from bad

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vapo_verl.claims.attach.attach_options import AttachOptions
+from vapo_verl.claims.attach import AttachOptions
 from vapo_verl.claims.attach.index import ClaimIndex
 from vapo_verl.claims.images import cell_bytes, image_key
 from vapo_verl.data.claims_column import Claim, read_claims

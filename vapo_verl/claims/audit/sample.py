@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vapo_verl.claims.images import ImageItem, iter_images
-from vapo_verl.claims.shards.store import ClaimRecord, read_records
+from vapo_verl.claims.shards import ClaimRecord, read_records
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.errors import FileError
 

@@ -11,12 +11,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from vapo_verl.data.claims_column import Claim
+from vapo_verl.data.claims_column import Claim, control_character, normalized_text
 
 MALFORMED = "malformed"
 """Not a JSON object with a text under `claim`."""
 BAD_LABEL = "bad_label"
 """`label` is absent or not true/false; the string "true" is no label."""
+CONTROL = "control_character"
+"""The text holds a character that :func:`~vapo_verl.data.claims_column.control_character` names."""
 CUT_OFF = "cut_off"
 """The unfinished last line of an answer that ran into its token limit."""
 EMPTY = "empty"
@@ -32,7 +34,7 @@ class ParsedAnswer:
     """What was read of one answer."""
 
     claims: tuple[Claim, ...]
-    """In the answer's order; white space inside a text is single spaces."""
+    """In the answer's order, each text normalised."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Lines or entries that were not read, by reason."""
 
@@ -86,7 +88,9 @@ def _read_entry(entry: object) -> Claim | str:
     """The claim, or the reason why there is none."""
     if not isinstance(entry, dict) or not isinstance(entry.get("claim"), str):
         return MALFORMED
-    text = " ".join(entry["claim"].split())
+    if control_character(entry["claim"]):
+        return CONTROL
+    text = normalized_text(entry["claim"])
     if not text:
         return MALFORMED
     return Claim(text, entry["label"]) if isinstance(entry.get("label"), bool) else BAD_LABEL

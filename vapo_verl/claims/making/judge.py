@@ -15,8 +15,7 @@ from vapo_verl.claims.making.prompt import verdict_messages
 from vapo_verl.claims.options import CheckOptions
 from vapo_verl.claims.requests.picture import Picture
 from vapo_verl.claims.requests.retry import PatientAsker
-from vapo_verl.claims.shards.record import ClaimRecord, Usage, Verdict
-from vapo_verl.claims.shards.store import RecordIndex
+from vapo_verl.claims.shards import ClaimRecord, RecordIndex, Usage, Verdict
 from vapo_verl.data.claims_column import Claim
 
 _FIRST_WORD = re.compile(r"[^\W_]+")

@@ -9,29 +9,29 @@ from vapo_verl.claims.making.answer import parse_answer
 from vapo_verl.claims.making.prompt import claims_messages
 from vapo_verl.claims.making.rules import add_candidates, balanced
 from vapo_verl.claims.options import MakeOptions
+from vapo_verl.claims.report import RunCounts
 from vapo_verl.claims.requests.picture import Picture, prepare
 from vapo_verl.claims.requests.reply import ImageFailed
 from vapo_verl.claims.requests.retry import PatientAsker
-from vapo_verl.claims.shards.record import ClaimRecord, Usage
-from vapo_verl.claims.tally import RunTally
+from vapo_verl.claims.shards import ClaimRecord, Usage
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.errors import BadCell
 
 
 class ClaimMaker:
-    """Turns images into records; what is turned down on the way is counted in the tally."""
+    """Turns images into records; what is turned down on the way is counted in the counts."""
 
     def __init__(
         self,
         asker: PatientAsker,
         options: MakeOptions,
-        tally: RunTally,
+        counts: RunCounts,
         *,
         model: str,
         seed: int,
         max_pixels: int | None = None,
     ):
-        self._asker, self._options, self._tally = asker, options, tally
+        self._asker, self._options, self._counts = asker, options, counts
         self._model, self._seed, self._max_pixels = model, seed, max_pixels
 
     async def make(self, item: ImageItem) -> ClaimRecord:
@@ -50,7 +50,7 @@ class ClaimMaker:
             choice = reply.choices[0]
             answer = parse_answer(choice.text, cut_off=choice.cut_off)
             kept, turned_down = add_candidates(kept, answer.claims, rules)
-            self._tally.rejected.update(answer.rejected + turned_down)
+            self._counts.rejected.update(answer.rejected + turned_down)
             rejected += answer.rejected + turned_down
             usage += reply.usage
             attempts += 1

@@ -1,1 +1,1 @@
-"""Requests to an OpenAI-compatible endpoint: faults, retries, pace, price."""
+"""Requests to an OpenAI-compatible endpoint: faults, retries, pace."""

@@ -1,25 +1,34 @@
-"""One request to an OpenAI-compatible endpoint: the only place that knows the openai package."""
+"""One request to an OpenAI-compatible endpoint, as plain HTTP: ``POST BASE_URL/chat/completions``.
+
+A client library would read the reply by itself, and everything that is no completion its own way.
+"""
 
 import asyncio
 import email.utils
+import json
+import re
 import time
+import urllib.request
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
-import openai
+import aiohttp
 
 from vapo_verl.claims.options import NO_KEY, EndpointOptions
 from vapo_verl.claims.requests.reply import (
-    Choice,
+    UNREADABLE,
     FatalFault,
     ImageFailed,
     Message,
     Reply,
     TransientFault,
+    read_reply,
 )
-from vapo_verl.claims.shards.record import Usage
 
+MAX_REPLY_BYTES = 32 << 20
+"""A larger body is no answer of a language model; no more of it is held."""
 _FATAL = {
     401: "the endpoint refuses the key; correct OPENAI_API_KEY",
     402: "the account cannot pay; top it up",
@@ -27,6 +36,8 @@ _FATAL = {
 }
 _MAX_SAID = 300
 _TRANSIENT_STATUS = (408, 409, 425, 429)
+_CHUNK_BYTES = 1 << 16
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?")
 
 
 class Endpoint:
@@ -34,14 +45,15 @@ class Endpoint:
 
     def __init__(self, options: EndpointOptions):
         self._options = options
-        self._client = openai.AsyncOpenAI(
-            base_url=options.base_url,
-            api_key=options.api_key,
-            max_retries=0,
-            timeout=options.timeout_s,
-        )
+        self._url = f"{options.base_url.rstrip('/')}/chat/completions"
+        self._proxy = _proxy_for(self._url)
 
     async def __aenter__(self) -> "Endpoint":
+        self._session = aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {self._options.api_key}"},
+            timeout=aiohttp.ClientTimeout(total=self._options.timeout_s),
+            connector=aiohttp.TCPConnector(limit=0),  # --max-concurrency is the limit
+        )
         return self
 
     async def __aexit__(
@@ -50,7 +62,7 @@ class Endpoint:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._client.close()
+        await self._session.close()
 
     async def ask(self, messages: Sequence[Message], num_choices: int = 1) -> Reply:
         """Send one request.
@@ -60,73 +72,102 @@ class Endpoint:
             ImageFailed: the endpoint refuses this one.
             FatalFault: it would refuse all.
         """
-        call = self._client.chat.completions.create(
-            model=self._options.model,
-            messages=messages,  # type: ignore[arg-type]
-            **self._sampling(num_choices),
-        )
         try:
-            # the client's own timeout starts again with every byte that arrives
-            completion = await asyncio.wait_for(call, self._options.timeout_s)
-        except (asyncio.TimeoutError, openai.APITimeoutError) as error:
+            return await self._ask(self._fields(messages, num_choices))
+        except asyncio.TimeoutError as error:
             raise TransientFault("timeout") from error
-        except openai.APIStatusError as error:
-            raise self._fault(error) from error
-        except openai.APIConnectionError as error:
-            raise TransientFault("no connection") from error
-        except (openai.APIError, ValueError) as error:  # a body that is not JSON
-            raise TransientFault("unreadable response") from error
-        return _reply(completion)
+        except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
+            raise TransientFault(UNREADABLE, detail=self._printable(str(error))) from error
+        except aiohttp.ClientError as error:
+            raise TransientFault("no connection", detail=self._printable(str(error))) from error
 
-    def _sampling(self, num_choices: int) -> dict[str, Any]:
+    async def _ask(self, fields: Mapping[str, Any]) -> Reply:
+        # redirects are not followed: images and key are for this address alone
+        async with self._session.post(
+            self._url, json=fields, proxy=self._proxy, allow_redirects=False
+        ) as response:
+            body = await _read(response)
+            if 200 <= response.status < 300:
+                return read_reply(body)
+            raise self._fault(response.status, response.headers, body)
+
+    def _fields(self, messages: Sequence[Message], num_choices: int) -> dict[str, Any]:
         options = self._options
-        fields = {options.token_limit_name: options.max_tokens, "temperature": options.temperature}
+        fields = {"model": options.model, "messages": list(messages)}
+        fields |= {options.token_limit_name: options.max_tokens, "temperature": options.temperature}
         fields |= {"n": num_choices if num_choices > 1 else None}
         return {name: value for name, value in fields.items() if value is not None}
 
-    def _fault(self, error: openai.APIStatusError) -> Exception:
-        status, said = error.status_code, self._redacted(error.message)
-        if status in _FATAL or error.code == "insufficient_quota":
+    def _fault(self, status: int, headers: Mapping[str, str], body: bytes) -> Exception:
+        text, code = _error_in(body)
+        said = self._printable(text)
+        if status in _FATAL or code == "insufficient_quota":
             fix = _FATAL.get(status, _FATAL[402])
             return FatalFault(f"the endpoint answers {status}: {said}; {fix}")
         if status in _TRANSIENT_STATUS or status >= 500:
-            return TransientFault(f"status {status}", retry_after_s(error.response.headers))
+            return TransientFault(f"status {status}", retry_after_s(headers), said)
+        if 300 <= status < 400:
+            place = self._printable(headers.get("location", "nowhere"))
+            detail = f"to {place}; if that is the endpoint, set OPENAI_BASE_URL to it"
+            return TransientFault(f"redirect with status {status}", detail=detail)
         return ImageFailed(f"refused with status {status}", said)
 
-    def _redacted(self, text: str) -> str:
-        """Some servers repeat the key they were given; it must not reach a log."""
+    def _printable(self, text: str) -> str:
+        """The start of a server's text, without control characters and without the key: some
+        servers repeat the key that they were given, and it must not reach a log."""
         key = self._options.api_key
-        return (text if key == NO_KEY else text.replace(key, "***"))[:_MAX_SAID]
+        text = text if key == NO_KEY else text.replace(key, "***")
+        return "".join(c if c.isprintable() else " " for c in text[:_MAX_SAID])
+
+
+def _proxy_for(url: str) -> str | None:
+    """The proxy of HTTPS_PROXY, HTTP_PROXY and NO_PROXY. aiohttp would read ~/.netrc with them, and
+    refuse a request whose key stands in both places."""
+    parts = urlsplit(url)
+    if urllib.request.proxy_bypass(parts.netloc):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The body, decompressed.
+
+    Raises:
+        TransientFault: it is larger than ``MAX_REPLY_BYTES``; the rest is not read.
+    """
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+        body += chunk
+        if len(body) > MAX_REPLY_BYTES:
+            response.close()
+            detail = f"it is larger than {MAX_REPLY_BYTES >> 20} MiB"
+            raise TransientFault(UNREADABLE, detail=detail)
+    return bytes(body)
+
+
+def _error_in(body: bytes) -> tuple[str, object]:
+    """Message and code of an error's body; the body itself where it has another form."""
+    text = body.decode("utf-8", "replace")
+    try:
+        error = json.loads(text)["error"]
+        return str(error["message"]), error.get("code")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return text, None
 
 
 def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Seconds to wait by `retry-after-ms` or `Retry-After` (seconds or a date); None without."""
+    """Seconds to wait by `retry-after-ms` or `Retry-After` (seconds or a date); None without.
+
+    The number may be infinite: `retry.PatientAsker` caps it. What is neither a number from 0 on nor
+    a date is no wait.
+    """
+    milliseconds, seconds = headers.get("retry-after-ms", ""), headers.get("retry-after", "")
+    if _NUMBER.fullmatch(milliseconds.strip()):
+        return float(milliseconds) / 1000
+    if _NUMBER.fullmatch(seconds.strip()):
+        return float(seconds)
     try:
-        if "retry-after-ms" in headers:
-            return max(float(headers["retry-after-ms"]) / 1000, 0.0)
-        value = headers.get("retry-after", "")
-        if value.replace(".", "", 1).isdigit():
-            return float(value)
-        date = email.utils.parsedate_to_datetime(value)
-        return max(date.timestamp() - (time.time() if now is None else now), 0.0)
-    except (ValueError, TypeError):  # TypeError: what Python 3.10 raises for no date
+        date = email.utils.parsedate_to_datetime(seconds).timestamp()
+    except (ValueError, TypeError, OverflowError, IndexError):  # no date, or one no clock shows
         return None
-
-
-def _reply(completion: Any) -> Reply:
-    """Raises TransientFault for a response that is no completion: a proxy's page, an error body."""
-    choices = getattr(completion, "choices", None)
-    if not choices:
-        raise TransientFault("response without choices")
-    usage = completion.usage
-    return Reply(
-        choices=tuple(
-            Choice(text=choice.message.content or "", cut_off=choice.finish_reason == "length")
-            for choice in choices
-        ),
-        usage=Usage(
-            num_requests=1,
-            prompt_tokens=(usage and usage.prompt_tokens) or 0,
-            completion_tokens=(usage and usage.completion_tokens) or 0,
-        ),
-    )
+    return max(date - (time.time() if now is None else now), 0.0)

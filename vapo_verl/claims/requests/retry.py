@@ -1,17 +1,23 @@
 """Sends requests at the allowed pace, and again after transient faults.
 
-The wait is an exponential backoff with jitter, or what the server asks for.
+The wait is an exponential backoff with jitter, or what the server asks for, up to a cap; a long one
+is printed.
 """
 
 import asyncio
+import math
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import Protocol
 
 from vapo_verl.claims.options import RetryOptions
+from vapo_verl.claims.report import RunCounts
 from vapo_verl.claims.requests.reply import ImageFailed, Message, Reply, TransientFault
-from vapo_verl.claims.tally import RunTally
+
+LONG_WAIT_S = 10.0
+"""From here on a wait of all requests is printed."""
 
 
 class Asks(Protocol):
@@ -30,7 +36,7 @@ class Pacer:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ):
-        if requests_per_minute is not None and requests_per_minute <= 0:
+        if requests_per_minute is not None and not 0 < requests_per_minute < math.inf:
             raise ValueError(
                 f"--requests-per-minute: {requests_per_minute}; give more than 0, or leave it out"
             )
@@ -46,9 +52,16 @@ class Pacer:
         while (wait_s := max(start, self._held_until) - self._clock()) > 0:
             await self._sleep(wait_s)
 
-    def hold(self, seconds: float) -> None:
-        """Let no request start for `seconds`: the limit one of them met is everybody's."""
-        self._held_until = max(self._held_until, self._clock() + seconds)
+    def hold(self, seconds: float) -> bool:
+        """Let no request start for `seconds`: the limit one of them met is everybody's.
+
+        Returns:
+            Whether requests could start until now: of many that fail together, the first says so.
+        """
+        now = self._clock()
+        is_new = self._held_until <= now
+        self._held_until = max(self._held_until, now + seconds)
+        return is_new
 
 
 class PatientAsker:
@@ -59,10 +72,10 @@ class PatientAsker:
         endpoint: Asks,
         pacer: Pacer,
         options: RetryOptions,
-        tally: RunTally,
+        counts: RunCounts,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ):
-        self._endpoint, self._pacer, self._options, self._tally = endpoint, pacer, options, tally
+        self._endpoint, self._pacer, self._options, self._counts = endpoint, pacer, options, counts
         self._sleep = sleep
 
     async def ask(self, messages: Sequence[Message], rng: Random, num_choices: int = 1) -> Reply:
@@ -81,21 +94,35 @@ class PatientAsker:
                 reply = await self._endpoint.ask(messages, num_choices)
             except TransientFault as fault:
                 if num_failed == self._options.max_retries:
-                    raise ImageFailed(fault.reason, f"{num_failed + 1} tries") from fault
-                self._tally.retries[fault.reason] += 1
-                if fault.retry_after_s is not None:
-                    self._pacer.hold(fault.retry_after_s)
+                    last = f", the last: {fault.detail}" if fault.detail else ""
+                    raise ImageFailed(fault.reason, f"{num_failed + 1} tries{last}") from fault
+                self._counts.retries[fault.reason] += 1
+                self._hold_all(fault)
                 await self._sleep(backoff_s(num_failed, fault, self._options, rng))
             else:
-                self._tally.usage += reply.usage
+                self._counts.usage += reply.usage
                 return reply
         raise AssertionError("unreachable: the last try returns or raises")
+
+    def _hold_all(self, fault: TransientFault) -> None:
+        if fault.retry_after_s is None:
+            return
+        wait_s = min(fault.retry_after_s, self._options.max_wait_s)
+        if self._pacer.hold(wait_s) and wait_s >= LONG_WAIT_S:
+            capped = fault.retry_after_s > wait_s
+            asked = f"asks to wait {fault.retry_after_s:.0f} s" if capped else "asks for it"
+            print(
+                f"waiting {wait_s:.0f} s with all requests: the endpoint {asked} ({fault.reason})",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def backoff_s(num_failed: int, fault: TransientFault, options: RetryOptions, rng: Random) -> float:
     """Seconds to wait after failure number `num_failed` (from 0): base * 2^n up to the cap, times
-    0.5..1; where the server names a time, that time and up to one base on top, never less."""
+    0.5..1; where the server names a time, that time and up to one base on top, never less but for
+    the cap of `max_wait_s`."""
     if fault.retry_after_s is not None:
-        return fault.retry_after_s + rng.uniform(0, options.backoff_s)
-    full_s = min(options.backoff_s * 2**num_failed, options.max_backoff_s)
+        return min(fault.retry_after_s, options.max_wait_s) + rng.uniform(0, options.backoff_s)
+    full_s = min(options.backoff_s * 2.0 ** min(num_failed, 64), options.max_backoff_s)
     return full_s * rng.uniform(0.5, 1)

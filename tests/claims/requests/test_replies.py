@@ -1,0 +1,231 @@
+"""Replies that are no completion: each is one bad reply, and the other images go on."""
+
+import gzip
+import json
+
+import pytest
+
+from vapo_verl.claims.images import image_key
+from vapo_verl.claims.requests import endpoint
+from vapo_verl.claims.requests.reply import UNREADABLE, TransientFault, read_reply
+from vapo_verl.claims.shards import read_records
+
+
+def completion(**fields) -> dict:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "Yes"}, "finish_reason": None}
+    return {"id": "1", "object": "chat.completion", "choices": [choice], **fields}
+
+
+def message(**fields) -> dict:
+    return completion(choices=[{"message": {"role": "assistant", **fields}}])
+
+
+TOKENS = b'{"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": %s}}'
+MALFORMED = {
+    "empty": b"",
+    "no JSON": b"busy",
+    "a page": b"<!doctype html><html><body>502 Bad Gateway</body></html>",
+    "cut off": json.dumps(completion()).encode()[:-9],
+    "two objects": json.dumps(completion()).encode() * 2,
+    "a list": b"[]",
+    "a number": b"7",
+    "null": b"null",
+    "a text": b'"Yes"',
+    "nested": b"[" * 100_000,
+    "UTF-16": json.dumps(completion()).encode("utf-16"),
+    "Latin-1": json.dumps(message(content="un caf\xe9"), ensure_ascii=False).encode("latin-1"),
+    "raw surrogate": b'{"choices": [{"message": {"content": "\xed\xa0\x80"}}]}',
+    "an error": {"error": {"message": "overloaded", "code": 503}},
+    "no choices": {"id": "1"},
+    "choices null": completion(choices=None),
+    "choices empty": completion(choices=[]),
+    "choices a text": completion(choices="Yes"),
+    "choices a number": completion(choices=3),
+    "choices a mapping": completion(choices={"0": {"message": {"content": "Yes"}}}),
+    "choices of texts": completion(choices=["Yes"]),
+    "choices of null": completion(choices=[None]),
+    "no message": completion(choices=[{"index": 0, "text": "Yes"}]),
+    "message null": completion(choices=[{"message": None}]),
+    "message a text": completion(choices=[{"message": "Yes"}]),
+    "message a list": completion(choices=[{"message": [{"content": "Yes"}]}]),
+    "no content": message(),
+    "content null": message(content=None),
+    "content parts": message(content=[{"type": "text", "text": "Yes"}]),
+    "content a number": message(content=1),
+    "content a bool": message(content=True),
+    "content a mapping": message(content={"text": "Yes"}),
+    "lone surrogate": message(content="Yes \ud83d"),
+    "usage a text": completion(usage="many"),
+    "usage a list": completion(usage=[1, 2]),
+    "usage of texts": completion(usage={"prompt_tokens": "100", "completion_tokens": "40"}),
+    "usage of fractions": completion(usage={"prompt_tokens": 1.5}),
+    "usage of bools": completion(usage={"prompt_tokens": True}),
+    "usage below 0": completion(usage={"completion_tokens": -1}),
+    "usage infinite": TOKENS % b"Infinity",
+    "usage huge": completion(usage={"prompt_tokens": 10**400}),
+    "usage of 5,000 digits": TOKENS % (b"1" + b"0" * 5000),
+    "one good and one bad": completion(choices=[*completion()["choices"], {"message": None}]),
+}
+
+
+def body(name: str) -> bytes:
+    given = MALFORMED[name]
+    return given if isinstance(given, bytes) else json.dumps(given).encode()
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_anything_but_a_completion_is_a_transient_fault(name):
+    with pytest.raises(TransientFault) as fault:
+        read_reply(body(name))
+    assert fault.value.reason == UNREADABLE
+    assert 0 < len(fault.value.detail) < 200
+    fault.value.detail.encode()  # may stand in a report
+
+
+@pytest.mark.parametrize(
+    ("usage", "counts"),
+    [
+        (None, (0, 0)),
+        ({}, (0, 0)),
+        ({"prompt_tokens": None, "completion_tokens": 4}, (0, 4)),
+        ({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": "7"}, (3, 4)),
+    ],
+)
+def test_token_counts_may_be_absent(usage, counts):
+    usage = read_reply(json.dumps(completion(usage=usage)).encode()).usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == counts
+
+
+def test_an_answer_that_ended_while_thinking_is_an_empty_text():
+    given = completion(choices=[{"message": {"content": None}, "finish_reason": "length"}])
+    (choice,) = read_reply(json.dumps(given).encode()).choices
+    assert (choice.text, choice.cut_off) == ("", True)
+
+
+def test_a_mark_of_the_byte_order_and_pairs_of_surrogates_are_read():
+    given = json.dumps(message(content="\U0001f600")).encode("utf-8-sig")  # as \ud83d\ude00
+    assert read_reply(given).choices[0].text == "\U0001f600"
+
+
+def test_each_malformed_reply_is_asked_again_and_other_images_go_on(
+    claims, server, scripted, parquet, png, tmp_path, capsys
+):
+    """One image gets every malformed reply before a good one, its neighbours good ones."""
+    out, names, unlucky = tmp_path / "out", list(MALFORMED), image_key(png(1))
+
+    def script(seen, num_before):
+        if seen.image_key == unlucky and num_before < len(names):
+            return scripted.Answer(body=body(names[num_before]))
+        return scripted.obedient(seen, 0)
+
+    server.script = script
+    tries = ("--max-retries", len(names), "--backoff-s", 0)
+    assert claims("generate", parquet(3), "--out", out, *tries) == 0
+    assert len(list(read_records(out))) == 3
+    run = json.loads((out / "report.json").read_text())["run"]
+    assert run["retries"] == {UNREADABLE: len(names)}
+    assert f"{UNREADABLE} x {len(names)}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["message null", "content parts", "usage of texts", "a page"])
+def test_an_image_whose_replies_stay_malformed_fails_alone(
+    claims, server, scripted, parquet, png, tmp_path, name
+):
+    out, unlucky = tmp_path / "out", image_key(png(1))
+
+    def script(seen, num_before):
+        bad = seen.image_key == unlucky
+        return scripted.Answer(body=body(name)) if bad else scripted.obedient(seen, 0)
+
+    server.script = script
+    assert claims("generate", parquet(3), "--out", out, "--max-retries", 2) == 1
+    assert len(list(read_records(out))) == 2
+    run = json.loads((out / "report.json").read_text())["run"]
+    assert run["failure_reasons"] == {UNREADABLE: 1}
+    (failure,) = run["failures"]
+    assert failure["what"].startswith(f"{UNREADABLE}: 3 tries, the last: ")
+
+
+def once(scripted, *answers):
+    """Each image gets `answers` first, then good ones."""
+    return lambda seen, n: answers[n] if n < len(answers) else scripted.obedient(seen, 0)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_and_asked_again(
+    claims, server, scripted, parquet, tmp_path, status
+):
+    elsewhere = {"Location": f"{server.url}/login?x=\x1b[31m".replace("\x1b", "%1b")}
+    server.script = once(scripted, scripted.Answer(status=status, headers=elsewhere))
+    assert claims("generate", parquet(2), "--out", tmp_path / "out") == 0
+    assert len(server.seen) == 4
+    run = json.loads((tmp_path / "out" / "report.json").read_text())["run"]
+    assert run["retries"] == {f"redirect with status {status}": 2}
+
+
+def test_a_lasting_redirect_says_which_address_to_set(
+    claims, server, scripted, parquet, tmp_path, capsys
+):
+    headers = {"Location": "https://other.example/v1/chat/completions"}
+    server.script = lambda seen, n: scripted.Answer(status=308, headers=headers)
+    assert claims("generate", parquet(1), "--out", tmp_path / "out", "--max-retries", 1) == 1
+    said = capsys.readouterr().out
+    assert (
+        "to https://other.example/v1/chat/completions; if that is the endpoint, set OPENAI" in said
+    )
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"status": 204, "body": b""},
+        {"status": 206, "body": b'{"choices": ['},
+        {"headers": {"Content-Encoding": "gzip"}, "body": b"no gzip"},
+        {"headers": {"Content-Type": "text/event-stream"}, "body": b"data: [DONE]\n\n"},
+        {"body": b" " * (1 << 16)},
+        {"body": gzip.compress(b" " * (1 << 20)), "headers": {"Content-Encoding": "gzip"}},
+    ],
+    ids=["204", "206", "no gzip", "event stream", "large", "compressed"],
+)
+def test_statuses_encodings_and_sizes(
+    claims, server, scripted, parquet, tmp_path, monkeypatch, answer
+):
+    monkeypatch.setattr(endpoint, "MAX_REPLY_BYTES", 1 << 15)
+    server.script = once(scripted, scripted.Answer(**answer))
+    assert claims("generate", parquet(2), "--out", tmp_path / "out") == 0
+    run = json.loads((tmp_path / "out" / "report.json").read_text())["run"]
+    assert run["retries"] == {UNREADABLE: 2}
+
+
+def test_a_huge_error_page_is_not_read_to_its_end(
+    claims, server, scripted, parquet, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(endpoint, "MAX_REPLY_BYTES", 1 << 12)
+    server.script = once(scripted, scripted.Answer(status=500, body=b"<p>" * (1 << 14)))
+    assert claims("generate", parquet(1), "--out", tmp_path / "out") == 0
+    run = json.loads((tmp_path / "out" / "report.json").read_text())["run"]
+    assert sum(run["retries"].values()) == 1
+
+
+def test_an_error_with_half_a_surrogate_and_control_characters_can_be_reported(
+    claims, server, scripted, parquet, tmp_path, capsys
+):
+    said = json.dumps({"error": {"message": "no \ud800 \u001b[31m"}})
+    server.script = lambda seen, n: scripted.Answer(status=400, body=said)
+    assert claims("generate", parquet(1), "--out", tmp_path / "out") == 1
+    assert "refused with status 400" in capsys.readouterr().out
+    assert "\x1b" not in (tmp_path / "out" / "report.json").read_text()
+
+
+def test_a_claim_with_a_control_character_is_turned_down_and_the_others_stay(
+    claims, server, scripted, parquet, tmp_path
+):
+    """Both in JSON inside of JSON, so that the reply itself is sound."""
+    lines = scripted.claim_lines(10, 10).splitlines()
+    lines[0] = lines[0].replace("The ", r"The \ud83d ")
+    lines[1] = lines[1].replace("The ", r"The \u001b[31m ")
+    server.script = once(scripted, scripted.Answer(texts=("\n".join(lines),)))
+    assert claims("generate", parquet(1), "--out", tmp_path / "out") == 0
+    (record,) = read_records(tmp_path / "out")
+    assert record.rejected["control_character"] == 2
+    assert len(record.claims) == 20
