@@ -58,6 +58,7 @@ INSTALL_REQUIRES = [
     "tqdm",
     "uvicorn",
     "wandb",
+    "xxhash",
 ]
 
 EXTRAS_REQUIRE = {

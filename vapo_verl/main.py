@@ -29,14 +29,14 @@ def main(config: DictConfig) -> None:
     from vapo_verl.console import LOG_FILE
     from vapo_verl.launch import ProcessDied, launch
     from vapo_verl.preflight import InputError
-    from vapo_verl.run_folder.checkpoints import CheckpointError
+    from vapo_verl.run_folder import RunFolderError
     from vapo_verl.trainer.stopping import EXIT_STOPPED, RunStopped
 
     try:
         launch(config)
     except InputError as error:
         fail(str(error))
-    except CheckpointError as error:
+    except RunFolderError as error:
         fail(error.message, exit_code=1)
     except ProcessDied as error:
         log = Path(config.trainer.default_local_dir) / LOG_FILE

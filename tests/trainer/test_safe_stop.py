@@ -49,10 +49,20 @@ def test_the_step_before_is_saved_with_the_engine_asleep(run, tmp_path):
 def test_a_step_that_has_just_been_saved_is_not_saved_again(run):
     run.begin(1)
     run.save_step(1)
+    run.stop.declare_saved()
     run.stop.request()
     with pytest.raises(RunStopped):
         run.begin(2)
     assert run.events == ["save 1"]
+
+
+def test_a_written_checkpoint_is_complete_only_once_the_step_is_logged(run, tmp_path):
+    run.begin(1)
+    run.save_step(1)
+    assert checkpoints.latest_complete(tmp_path) is None
+    run.stop.declare_saved()
+    run.stop.declare_saved()
+    assert checkpoints.latest_complete(tmp_path) == 1
 
 
 def test_before_the_first_step_nothing_is_to_be_saved(run):

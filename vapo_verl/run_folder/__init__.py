@@ -7,3 +7,11 @@ class RunError(ValueError):
 
 class MissingPackage(RunError):
     """A page needs a package that is not installed; the message names it and the fix."""
+
+
+class RunFolderError(RuntimeError):
+    """A training run cannot write or read its folder; `message` says what, and the fix."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message

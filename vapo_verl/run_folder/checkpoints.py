@@ -1,31 +1,80 @@
-"""Which checkpoints of a run folder are whole.
+"""Checkpoints of a run folder: which are complete, and whether their files are as written.
 
-A checkpoint ``global_step_N`` is whole once ``complete.json`` stands in it, written after all its
-files are on the disk. A run resumes from the newest whole one, and so does veRL's pointer
-``latest_checkpointed_iteration.txt``: a process killed at any moment leaves the older one usable.
+A checkpoint ``global_step_N`` is complete once it holds ``complete.json``, which is written after
+all its files, the step's line in ``metrics.jsonl`` and its sampled rollouts are on the disk::
+
+    {"step": N, "algorithm": "xxh3_128", "files": {"actor/x.pt": {"size": .., "checksum": ".."}}}
+
+A run resumes from the newest complete checkpoint whose files still have these sizes and checksums.
+veRL's pointer ``latest_checkpointed_iteration.txt`` follows. A process killed at any moment leaves
+the older checkpoint usable. Older releases wrote the step only: such a checkpoint is accepted
+unverified.
 """
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import xxhash
 
 from vapo_verl.files import atomic_write_text, sync_folder
+from vapo_verl.run_folder import RunFolderError
 
 MARKER = "complete.json"
+DAMAGED_MARKER = "damaged.json"
+"""Name of the marker of a checkpoint that failed its verification: it is no longer complete."""
 POINTER = "latest_checkpointed_iteration.txt"
+ALGORITHM = "xxh3_128"
+"""Non-cryptographic, some GB/s a core: it detects damage, not an attack."""
+NUM_THREADS = 8
+BLOCK_BYTES = 4 << 20
 _FOLDER = re.compile(r"global_step_(\d+)")
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written; the message says where, what stands, and what to do."""
+class CheckpointError(RunFolderError):
+    """A checkpoint cannot be written or none can be read; the message says where and what to do."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """A file as it was written."""
+
+    size: int
+    """Bytes."""
+    checksum: str
+    """By :data:`ALGORITHM`, in hexadecimal digits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A file of a checkpoint that is not as it was written."""
+
+    path: str
+    """Relative to the checkpoint's folder."""
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: expected {self.expected}, found {self.found}"
+
+
+@dataclass(frozen=True, slots=True)
+class ResumePoint:
+    """Where a run resumes."""
+
+    step: int | None
+    """Of the newest intact checkpoint; None where there is no complete checkpoint at all."""
+    verified: bool = True
+    """False where its marker, of an older release, holds no checksums."""
+    damaged: Mapping[int, list[Problem]] = field(default_factory=dict)
+    """Newer complete checkpoints that failed their verification, by step."""
 
 
 def checkpoint_folder(run_dir: Path, step: int) -> Path:
@@ -33,12 +82,12 @@ def checkpoint_folder(run_dir: Path, step: int) -> Path:
 
 
 def latest_complete(run_dir: Path) -> int | None:
-    """Step of the newest whole checkpoint; None when there is none."""
+    """Step of the newest complete checkpoint; None when there is none."""
     return max(complete_steps(run_dir), default=None)
 
 
 def complete_steps(run_dir: Path) -> list[int]:
-    """Steps of all whole checkpoints, oldest first."""
+    """Steps of all complete checkpoints, oldest first."""
     return sorted(step for step in _steps(run_dir) if _is_complete(run_dir, step))
 
 
@@ -48,89 +97,310 @@ def incomplete(run_dir: Path) -> list[Path]:
     return [checkpoint_folder(run_dir, step) for step in steps]
 
 
-def discard_incomplete(run_dir: Path, step: int) -> None:
-    """Remove a half-written checkpoint of ``step`` before the same step is saved anew."""
-    if not _is_complete(run_dir, step):
-        shutil.rmtree(checkpoint_folder(run_dir, step), ignore_errors=True)
+def verify_checkpoint(folder: Path, *, sizes_only: bool = False) -> list[Problem]:
+    """Compare the files of a complete checkpoint with its marker, in parallel.
+
+    Files that the marker does not name are ignored. A marker of an older release names none, and
+    has no problems (:func:`has_checksums`).
+
+    Args:
+        sizes_only: skip the checksums: no file is read.
+
+    Returns:
+        One problem per file that is missing, unreadable, or has another size or content; empty
+        where the checkpoint is intact.
+    """
+    try:
+        files = _recorded_files(folder)
+    except (OSError, ValueError) as error:
+        return [Problem(MARKER, "the marker of this checkpoint", str(error))]
+
+    def check(item: tuple[str, FileRecord]) -> Problem | None:
+        return _check_file(folder, *item, sizes_only=sizes_only)
+
+    by_size = sorted(files.items(), key=lambda item: -item[1].size)  # the longest first
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        problems = [problem for problem in pool.map(check, by_size) if problem is not None]
+    return sorted(problems, key=lambda problem: problem.path)
 
 
-def mark_complete(run_dir: Path, step: int) -> None:
-    """Bring the checkpoint of ``step`` to the disk, declare it whole, then point to it."""
+def has_checksums(folder: Path) -> bool:
+    """Whether the marker of a complete checkpoint names files; those of older releases do not."""
+    try:
+        return bool(_recorded_files(folder))
+    except (OSError, ValueError):
+        return True  # damaged: `verify_checkpoint` says so
+
+
+def resume_point(run_dir: Path) -> ResumePoint:
+    """The newest complete checkpoint that is intact.
+
+    Raises:
+        CheckpointError: there are complete checkpoints, and all of them are damaged.
+    """
+    damaged: dict[int, list[Problem]] = {}
+    for step in reversed(complete_steps(run_dir)):
+        folder = checkpoint_folder(run_dir, step)
+        problems = verify_checkpoint(folder)
+        if not problems:
+            return ResumePoint(step, verified=has_checksums(folder), damaged=damaged)
+        damaged[step] = problems
+    if damaged:
+        raise CheckpointError(
+            "\n".join(
+                damage_message(checkpoint_folder(run_dir, step), problems)
+                for step, problems in damaged.items()
+            )
+            + "\nNo intact checkpoint is left. Restore these files from a copy, or start again: "
+            "trainer.default_local_dir=ANOTHER_FOLDER."
+        )
+    return ResumePoint(None)
+
+
+def require_intact(folder: Path) -> None:
+    """Verify a checkpoint that a person chose; one without a marker, of other programs, passes.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if (folder / MARKER).exists() and (problems := verify_checkpoint(folder)):
+        raise CheckpointError(
+            f"{damage_message(folder, problems)}. Restore it from a copy, or choose another one."
+        )
+
+
+def damage_message(folder: Path, problems: Iterable[Problem]) -> str:
+    """What is wrong with a checkpoint, in a line."""
+    return f"{folder} is damaged: {'; '.join(map(str, problems))}"
+
+
+def set_aside(run_dir: Path, step: int) -> None:
+    """Make a damaged checkpoint incomplete: retention does not count it, no run resumes from it."""
     folder = checkpoint_folder(run_dir, step)
-    for path in folder.rglob("*"):
-        _sync(path)
-    atomic_write_text(folder / MARKER, json.dumps({"step": step}))
-    sync_folder(folder)
-    sync_folder(run_dir)  # the name of a new folder is an entry of the one above it
-    point_to(run_dir, step)
+    with suppress(FileNotFoundError):
+        os.replace(folder / MARKER, folder / DAMAGED_MARKER)
+
+
+def file_records(
+    folder: Path, chosen: Callable[[str], bool] = lambda name: True
+) -> dict[str, FileRecord]:
+    """Sync the files of `folder` to the disk and record them, in parallel.
+
+    Call it in the process that wrote them: it reads them back from the page cache.
+
+    Args:
+        chosen: of the paths relative to `folder`.
+
+    Returns:
+        Records by path relative to `folder`.
+    """
+    names = [name for path in _files(folder) if chosen(name := _relative(path, folder))]
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        return dict(zip(names, pool.map(lambda name: _record(folder / name), names), strict=True))
+
+
+def discard(run_dir: Path, step: int) -> None:
+    """Remove the checkpoint of `step`, complete or not; its marker goes first."""
+    folder = checkpoint_folder(run_dir, step)
+    (folder / MARKER).unlink(missing_ok=True)  # a kill from here on leaves an incomplete one
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def saving(run_dir: Path, step: int, keep: int | None = None) -> Iterator[None]:
-    """Save the checkpoint of ``step`` within: it is whole afterwards, or nothing of it is left.
+def writing(run_dir: Path, step: int, keep: int | None = None) -> Iterator[dict[str, FileRecord]]:
+    """Write the files of the checkpoint of `step` within; :func:`declare_complete` follows.
 
-    Old checkpoints go first, to make room, but the newest only once this one is whole.
+    The folder of an earlier attempt is removed first. Old checkpoints go before the write, to make
+    room, but the newest one only in :func:`declare_complete`.
 
     Args:
-        keep: whole checkpoints to leave, this one among them; all, where it is None.
+        keep: complete checkpoints to leave, this one among them; all, where it is None.
+
+    Yields:
+        Records by path relative to the checkpoint. The caller may add those that the writing
+        processes made; afterwards it holds all files, synced to the disk.
 
     Raises:
         CheckpointError: it could not be written; older checkpoints are as they were.
     """
-    discard_incomplete(run_dir, step)
+    records: dict[str, FileRecord] = {}
+    discard(run_dir, step)
     if keep != 1:
         remove_old(run_dir, step, keep)
-    try:
-        yield
-        mark_complete(run_dir, step)
-    except (OSError, RuntimeError) as error:  # torch.save has RuntimeError for a full disk
-        free = shutil.disk_usage(run_dir).free / 2**30
-        discard_incomplete(run_dir, step)
-        newest = latest_complete(run_dir)
-        with suppress(OSError):
-            point_to(run_dir, newest)
-        reason = str(getattr(error, "cause", error)).partition("\n")[0]  # not Ray's traceback
-        kept = "There is no older one" if newest is None else f"That of step {newest} is whole"
-        raise CheckpointError(
-            f"could not write the checkpoint {checkpoint_folder(run_dir, step)}: {reason} "
-            f"(free space there: {free:.2f} GiB). {kept}. If the disk is full, free some space or "
-            "keep fewer checkpoints (trainer.max_actor_ckpt_to_keep=1); the same command resumes."
-        ) from error
+    with _named_failure(run_dir, step):
+        yield records
+        folder = checkpoint_folder(run_dir, step)
+        sizes = {_relative(path, folder): path.stat().st_size for path in _files(folder)}
+        for name in records.keys() - sizes:  # on a disk of another node: not known here
+            del records[name]
+        for name, record in records.items():
+            if record.size != sizes[name]:
+                raise OSError(f"{name} has {sizes[name]} bytes, and its rank wrote {record.size}")
+        records.update(file_records(folder, lambda name: name not in records))
+        point_to(run_dir, latest_complete(run_dir))  # veRL points to the new one already
+
+
+def declare_complete(
+    run_dir: Path, step: int, files: Mapping[str, FileRecord], keep: int | None = None
+) -> None:
+    """Declare a checkpoint complete whose `files` are written, point to it, then remove old ones.
+
+    Raises:
+        CheckpointError: the marker could not be written; older checkpoints are as they were.
+    """
+    with _named_failure(run_dir, step):
+        _write_marker(run_dir, step, files)
     remove_old(run_dir, step, keep)
 
 
-def remove_old(run_dir: Path, step: int, keep: int | None) -> None:
-    """Leave ``keep`` whole checkpoints, that of ``step`` and those before it, and no remains.
+def mark_complete(run_dir: Path, step: int) -> None:
+    """Record the files of a checkpoint that is on the disk, and declare it complete."""
+    _write_marker(run_dir, step, file_records(checkpoint_folder(run_dir, step)))
 
-    Does nothing where ``keep`` is None or no positive number.
+
+def remove_old(run_dir: Path, step: int, keep: int | None) -> None:
+    """Leave `keep` complete checkpoints, that of `step` and those before it, and no remains.
+
+    One whose files do not have the recorded sizes does not count as complete here. Where no other
+    is left, nothing is removed. Does nothing where `keep` is None or not positive, either.
     """
     if keep is None or keep < 1:
         return
-    older = {other for other in _steps(run_dir) if other < step}
-    whole = [other for other in complete_steps(run_dir) if other < step]
-    for other in older - set(whole[::-1][: keep - 1]):
-        folder = checkpoint_folder(run_dir, other)
-        (folder / MARKER).unlink(missing_ok=True)  # first: a kill from here on leaves remains only
-        shutil.rmtree(folder, ignore_errors=True)
+    complete = [other for other in complete_steps(run_dir) if other <= step]
+    good = [
+        other
+        for other in complete
+        if not verify_checkpoint(checkpoint_folder(run_dir, other), sizes_only=True)
+    ]
+    if complete and not good:
+        return
+    room = keep if step in complete else keep - 1  # the one that is about to be written
+    kept = {step, *good[len(good) - min(room, len(good)) :]}
+    for other in set(_steps(run_dir)) - kept:
+        if other < step:
+            discard(run_dir, other)
 
 
 def point_to(run_dir: Path, step: int | None) -> None:
-    """Make veRL resume from ``step``, or from scratch when it is None."""
+    """Make veRL resume from `step`, or from scratch when it is None."""
     if step is None:
         (run_dir / POINTER).unlink(missing_ok=True)
     else:
         atomic_write_text(run_dir / POINTER, str(step))
 
 
-def _sync(path: Path) -> None:
-    if path.is_dir():
+@contextmanager
+def _named_failure(run_dir: Path, step: int) -> Iterator[None]:
+    """Turn a failure to write the checkpoint of `step` into one message, and remove its files."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch.save has RuntimeError for a full disk
+        free = shutil.disk_usage(run_dir).free / 2**30
+        discard(run_dir, step)
+        newest = latest_complete(run_dir)
+        with suppress(OSError):
+            point_to(run_dir, newest)
+        reason = str(getattr(error, "cause", error)).partition("\n")[0]  # not Ray's traceback
+        kept = "There is no older one" if newest is None else f"That of step {newest} is complete"
+        raise CheckpointError(
+            f"could not write the checkpoint {checkpoint_folder(run_dir, step)}: {reason} "
+            f"(free space there: {free:.2f} GiB). {kept}. If the disk is full, free some space or "
+            "keep fewer checkpoints (trainer.max_actor_ckpt_to_keep=1); the same command resumes."
+        ) from error
+
+
+def _write_marker(run_dir: Path, step: int, records: Mapping[str, FileRecord]) -> None:
+    folder = checkpoint_folder(run_dir, step)
+    for path in filter(Path.is_dir, folder.rglob("*")):
         sync_folder(path)
-        return
+    files = {name: asdict(record) for name, record in sorted(records.items())}
+    content = {"step": step, "algorithm": ALGORITHM, "files": files}
+    (folder / DAMAGED_MARKER).unlink(missing_ok=True)
+    atomic_write_text(folder / MARKER, json.dumps(content, indent=1) + "\n")
+    sync_folder(folder)
+    sync_folder(run_dir)  # the name of a new folder is an entry of the one above it
+    point_to(run_dir, step)
+
+
+def _recorded_files(folder: Path) -> dict[str, FileRecord]:
+    """Files that the marker names, by relative path; empty for a marker of an older release.
+
+    Raises:
+        ValueError: it is not the marker of this checkpoint; the message says how it differs.
+    """
+    try:
+        content = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("step"), int):
+        raise ValueError("no step")
+    if (named := _FOLDER.fullmatch(folder.name)) and int(named[1]) != content["step"]:
+        raise ValueError(f"that of step {content['step']}")
+    files = content.get("files", {})
+    if not isinstance(files, dict):
+        raise ValueError("no table of files")
+    if not files:
+        return {}
+    if content.get("algorithm") != ALGORITHM:
+        raise ValueError(f"checksums by {content.get('algorithm')!r}, not by {ALGORITHM}")
+    return {name: _as_record(name, entry) for name, entry in files.items()}
+
+
+def _as_record(name: str, entry: Any) -> FileRecord:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"the path {name!r}, which leaves the checkpoint")
+    match entry:
+        case {"size": int(size), "checksum": str(checksum)}:
+            return FileRecord(size, checksum)
+    raise ValueError(f"no size and checksum of {name}")
+
+
+def _check_file(folder: Path, name: str, record: FileRecord, *, sizes_only: bool) -> Problem | None:
+    path, expected = folder / name, f"{record.size} bytes"
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            return Problem(name, expected, "no regular file")
+        if size != record.size:
+            return Problem(name, expected, f"{size} bytes")
+        if sizes_only or (checksum := _checksum(path)) == record.checksum:
+            return None
+    except FileNotFoundError:
+        return Problem(name, expected, "no file")
+    except OSError as error:
+        return Problem(name, expected, str(error))
+    return Problem(name, f"{ALGORITHM} {record.checksum}", checksum)
+
+
+def _record(path: Path) -> FileRecord:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+        return FileRecord(os.fstat(descriptor).st_size, _checksum(path))
     finally:
         os.close(descriptor)
+
+
+def _checksum(path: Path) -> str:
+    digest, block = xxhash.xxh3_128(), memoryview(bytearray(BLOCK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while num_read := file.readinto(block):
+            digest.update(block[:num_read])
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files of a checkpoint but its marker."""
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path not in (folder / MARKER, folder / DAMAGED_MARKER)
+    ]
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
 
 
 def _steps(run_dir: Path) -> list[int]:

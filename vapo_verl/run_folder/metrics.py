@@ -6,13 +6,15 @@ The reader skips an incomplete line: the run may still write.
 import json
 import math
 import numbers
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vapo_verl.files import atomic_write_text
+from vapo_verl.files import append_line, atomic_write_text
+from vapo_verl.run_folder.layout import named_failure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,28 +80,54 @@ class MetricsFile:
     """``metrics.jsonl``: one ``{"step": .., "data": {..}}`` a line, as veRL's file logger writes.
 
     Unlike that logger it survives a resume: what the run logged up to the resumed step stays, and
-    what it logged after its last checkpoint is dropped, because those steps are run again. A value
-    that is not finite is written as null.
+    what it logged after its last checkpoint is dropped, because those steps are run again. A step
+    has one line: values that are logged for it later are added to that line. A value that is not
+    finite is written as null.
     """
 
     def __init__(self, path: Path, resumed_step: int) -> None:
         self._path = path
+        self._data: dict[int, dict[str, Any]] = {}
         if path.exists():
-            lines = [line for line in path.read_text().splitlines() if _kept(line, resumed_step)]
-            atomic_write_text(path, "".join(f"{line}\n" for line in lines))
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                record = _record(line)  # None for the line that a killed process did not finish
+                if record is not None and 0 <= record[0] <= resumed_step and resumed_step > 0:
+                    self._data[record[0]] = self._data.get(record[0], {}) | record[1]
+            self._rewrite()
+        self.missing_steps = sorted({*range(1, resumed_step + 1)} - self._data.keys())
+        """Steps up to the resumed one that have no line, of a run of an older release."""
 
     def log(self, data: Mapping[str, Any], step: int) -> None:
-        """Append one step."""
+        """Write the line of a step, synced to the disk.
+
+        Raises:
+            RunFolderError: it cannot be written; the file is as it was.
+        """
         numbers_only = {key: _finite(value) for key, value in data.items() if _is_number(value)}
+        is_new = step not in self._data
+        self._data[step] = self._data.get(step, {}) | numbers_only
+        with named_failure(self._path):
+            if is_new:
+                self._append(_line(step, numbers_only))
+            else:
+                self._rewrite()
+
+    def _append(self, line: str) -> None:
         with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, "data": numbers_only}) + "\n")
+            size = os.fstat(file.fileno()).st_size
+            try:
+                append_line(file, line)
+            except OSError:
+                os.ftruncate(file.fileno(), size)  # a full disk takes a part of a line
+                raise
+
+    def _rewrite(self) -> None:
+        lines = (_line(step, data) for step, data in sorted(self._data.items()))
+        atomic_write_text(self._path, "".join(f"{line}\n" for line in lines))
 
 
-def _kept(line: str, resumed_step: int) -> bool:
-    try:
-        return resumed_step > 0 and json.loads(line)["step"] <= resumed_step
-    except (json.JSONDecodeError, KeyError):
-        return False  # the line a killed process did not finish
+def _line(step: int, data: Mapping[str, Any]) -> str:
+    return json.dumps({"step": step, "data": data})
 
 
 def _is_number(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """Sampled rollouts of a run: schema, writer, and a reader that holds a few rows at a time."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vapo_verl.run_folder.layout import ROLLOUT_FOLDER
+from vapo_verl.run_folder.layout import ROLLOUT_FOLDER, named_failure
 
 BATCH_ROWS = 32
 _LEFT_OUT = {"prompt_ids", "response_ids", "advantages", "rollout_log_probs", "old_log_probs"}
@@ -137,23 +138,38 @@ def rollout_file(run_dir: Path, step: int) -> Path:
     return run_dir / ROLLOUT_FOLDER / f"step_{step:06d}.parquet"
 
 
+def remove_rollouts_after(run_dir: Path, step: int) -> None:
+    """Remove the files of steps after `step`, which a resumed run makes again."""
+    for path in (run_dir / ROLLOUT_FOLDER).glob("step_*.p*"):  # .parquet and .partial
+        number = path.stem.removeprefix("step_")
+        if number.isdecimal() and int(number) > step:
+            path.unlink()
+
+
 def write_rollouts(
     run_dir: Path,
     step: int,
     rows: Sequence[Mapping[str, Any]],
     layers: Sequence[int] | None = None,
 ) -> None:
-    """Sampled responses of one step, as :func:`rollout_file`.
+    """Sampled responses of one step, as :func:`rollout_file`, synced to the disk.
 
     Args:
         layers: the model's layers that ``visual_attention_layers`` has a column of each; the file
             keeps them as JSON in its metadata, under ``LAYERS_KEY``.
+
+    Raises:
+        RunFolderError: the file cannot be written.
     """
     schema = ROLLOUT_SCHEMA
     if layers is not None:
         schema = schema.with_metadata({LAYERS_KEY: json.dumps(list(layers))})
     path = rollout_file(run_dir, step)
-    path.parent.mkdir(exist_ok=True)
     partial = path.with_suffix(".partial")
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), partial)
-    partial.replace(path)
+    with named_failure(path):
+        path.parent.mkdir(exist_ok=True)
+        with partial.open("wb") as file:
+            pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)

@@ -11,7 +11,7 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -19,6 +19,7 @@ from typing import Any
 
 from vapo_verl.console import mark, phases
 from vapo_verl.run_folder import checkpoints
+from vapo_verl.run_folder.checkpoints import FileRecord
 
 EXIT_STOPPED = os.EX_TEMPFAIL
 """Exit code of a run that stopped on request: the same command resumes it."""
@@ -141,6 +142,7 @@ class SafeStop:
         self._requested = threading.Event()
         self._training = False
         self._saved_step = 0
+        self._written: tuple[int, Mapping[str, FileRecord]] | None = None
 
     def request(self) -> bool:
         """Ask, from another thread, for the run's end after the current step and its checkpoint.
@@ -156,13 +158,24 @@ class SafeStop:
         self._saved_step = step
 
     @contextmanager
-    def saving(self, step: int) -> Iterator[None]:
-        """Save the checkpoint of ``step`` within: complete only once all of it is on disk."""
+    def saving(self, step: int) -> Iterator[dict[str, FileRecord]]:
+        """Write the checkpoint of `step` within; see :func:`checkpoints.writing`."""
         phases.begin(f"checkpoint of step {step}")
-        with checkpoints.saving(self._run_dir, step, self._num_checkpoints):
-            yield
+        with checkpoints.writing(self._run_dir, step, self._num_checkpoints) as records:
+            yield records
         phases.end()
-        self._saved_step = step
+        self._written = step, records
+
+    def declare_saved(self) -> None:
+        """Declare the checkpoint complete that `saving` wrote, if there is one.
+
+        The trainer calls it once the step's metrics and rollouts are on the disk: a run that is
+        killed before repeats the step, and none of them has a gap.
+        """
+        if self._written is not None:
+            step, records = self._written
+            checkpoints.declare_complete(self._run_dir, step, records, self._num_checkpoints)
+            self._saved_step, self._written = step, None
 
     def begin_step(
         self, step: int, *, sleep: Callable[[], object], save_step: Callable[[int], None]
@@ -183,4 +196,5 @@ class SafeStop:
         if finished > self._saved_step:
             sleep()
             save_step(finished)
+            self.declare_saved()
         raise RunStopped(finished)

@@ -1,10 +1,11 @@
-"""veRL's tracking backends: check that they are installed, and set the paths of their files."""
+"""veRL's tracking backends: which are installed, where they write, what a resume tells them."""
 
 import importlib.util
 import netrc
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vapo_verl.console import say
 
@@ -64,3 +65,38 @@ def _has_wandb_key() -> bool:
         return netrc.netrc().authenticators("api.wandb.ai") is not None
     except (FileNotFoundError, netrc.NetrcParseError):
         return False
+
+
+def tell_resumed(backends: Mapping[str, Any], step: int) -> None:
+    """Tell the backends that the steps after `step` are logged (again) from now on.
+
+    TensorBoard drops what an earlier process logged of them. A run of Weights & Biases is that of
+    one process; its config says after which step it begins.
+    """
+    if "tensorboard" in backends:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        start = SessionLog(status=SessionLog.START)
+        first = step + 1 if step else 0  # a new run begins with a validation, as step 0
+        backends["tensorboard"].writer.file_writer.add_event(Event(step=first, session_log=start))
+    if "wandb" in backends and step > 0:
+        backends["wandb"].config.update({"resumed_after_step": step})
+
+
+class StepEnd:
+    """The last tracking backend: flushes the others, then declares the checkpoint complete.
+
+    Args:
+        backends: those of veRL.
+        declare_saved: see :meth:`SafeStop.declare_saved`.
+    """
+
+    def __init__(self, backends: Mapping[str, Any], declare_saved: Callable[[], None]) -> None:
+        self._backends = backends
+        self._declare_saved = declare_saved
+
+    def log(self, data: Mapping[str, Any], step: int) -> None:
+        """Called by veRL once a step, after all other backends."""
+        if "tensorboard" in self._backends:  # keeps two minutes of events in memory
+            self._backends["tensorboard"].writer.flush()
+        self._declare_saved()

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from vapo_verl.rollout.format_check import run_format_check
 from vapo_verl.run_folder import checkpoints
 from vapo_verl.run_folder.layout import METRICS_FILE, write_config
 from vapo_verl.run_folder.metrics import MetricsFile
-from vapo_verl.run_folder.rollouts import write_rollouts
+from vapo_verl.run_folder.rollouts import remove_rollouts_after, write_rollouts
 from vapo_verl.trainer.liveness import Liveness
 from vapo_verl.trainer.metrics import (
     anchor_metrics,
@@ -49,6 +50,7 @@ from vapo_verl.trainer.replay_buffer import (
 from vapo_verl.trainer.rollout_samples import captured_layers, sample_rows
 from vapo_verl.trainer.step_line import StepLine
 from vapo_verl.trainer.stopping import RunStopped, SafeStop
+from vapo_verl.trainer.trackers import StepEnd, tell_resumed
 from vapo_verl.trainer.worker import VapoWorker
 
 WORKER_ROLES = (Role.ActorRolloutRef, Role.ActorRollout, Role.Actor, Role.RefPolicy)
@@ -75,6 +77,10 @@ class VapoTrainer(PPOTrainerSync):
         self._places: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
         self.stopped_at: int | None = None  # the last finished step of a run that was asked to stop
         write_config(self.run_dir, config)
+        if config.trainer.resume_mode == "auto":  # reads files while the workers start
+            self._resume_point = ThreadPoolExecutor(1).submit(
+                checkpoints.resume_point, self.run_dir
+            )
         self._safe_stop = SafeStop(self.run_dir, config.trainer.max_actor_ckpt_to_keep)
         config.trainer.max_actor_ckpt_to_keep = None  # veRL forgets, on resume, what it saved
         config.trainer.max_critic_ckpt_to_keep = None  # before, and leaves parts of a checkpoint
@@ -103,15 +109,24 @@ class VapoTrainer(PPOTrainerSync):
     @logger.setter
     def logger(self, tracking: Tracking) -> None:
         self._tracking = tracking
-        tracking.logger["run_folder"] = MetricsFile(self.run_dir / METRICS_FILE, self.global_steps)
         self._step_line = StepLine(self.total_training_steps, self.global_steps)
-        tracking.logger["step_line"] = self._step_line
-        tracking.logger["key_pictures"] = KeyPictures(
-            self.run_dir,
-            tracking.logger,
-            freq=self.vapo.logging.report_freq,
-            last_step=self.total_training_steps,
-        )
+        metrics_file = MetricsFile(self.run_dir / METRICS_FILE, self.global_steps)
+        if metrics_file.missing_steps:
+            say(f"WARNING: {METRICS_FILE} lacks steps {metrics_file.missing_steps}")
+        remove_rollouts_after(self.run_dir, self.global_steps)
+        tell_resumed(tracking.logger, self.global_steps)
+        tracking.logger = {  # in this order
+            "run_folder": metrics_file,
+            **tracking.logger,
+            "step_line": self._step_line,
+            "key_pictures": KeyPictures(
+                self.run_dir,
+                tracking.logger,
+                freq=self.vapo.logging.report_freq,
+                last_step=self.total_training_steps,
+            ),
+            "step_end": StepEnd(tracking.logger, self._safe_stop.declare_saved),
+        }
 
     def on_init_end(self) -> None:
         phases.begin("weights to the engine")
@@ -275,19 +290,33 @@ class VapoTrainer(PPOTrainerSync):
         return captured_layers(attention.layers, model.hf_config)
 
     def _save_checkpoint(self) -> None:
-        """veRL's checkpoint, whole only once everything of it is on disk."""
-        with self._safe_stop.saving(self.global_steps):
+        """veRL's checkpoint; it is complete once the step is logged (:class:`StepEnd`)."""
+        with self._safe_stop.saving(self.global_steps) as records:
             super()._save_checkpoint()
+            folder = checkpoints.checkpoint_folder(self.run_dir, self.global_steps)
+            for of_rank in self.actor_rollout_wg.record_files(str(folder)):
+                records.update(of_rank)
 
     def _load_checkpoint(self) -> None:
-        """Resume from the newest whole checkpoint; one that a kill cut short is left alone."""
+        """Resume from the newest intact checkpoint: this process alone chooses, for all ranks."""
         if self.config.trainer.resume_mode == "auto":
-            step = checkpoints.latest_complete(self.run_dir)
+            phases.begin("verifying checkpoints")
+            point = self._resume_point.result()
+            phases.end()
             for folder in checkpoints.incomplete(self.run_dir):
-                say(f"{folder} was not finished and is not used; resuming from step {step or 0}")
-            checkpoints.point_to(self.run_dir, step)
-            if step is not None:
-                phases.begin(f"checkpoint of step {step}")
+                say(f"{folder} is incomplete and not used; resuming from step {point.step or 0}")
+            for step, problems in point.damaged.items():
+                folder = checkpoints.checkpoint_folder(self.run_dir, step)
+                damage = checkpoints.damage_message(folder, problems)
+                say(f"WARNING: {damage}; it is set aside, resuming from step {point.step}")
+                checkpoints.set_aside(self.run_dir, step)
+            checkpoints.point_to(self.run_dir, point.step)
+            if point.step is not None:
+                if not point.verified:
+                    say(f"the checkpoint of step {point.step} has no checksums: used unverified")
+                phases.begin(f"checkpoint of step {point.step}")
+        elif self.config.trainer.resume_mode == "resume_path":
+            checkpoints.require_intact(Path(self.config.trainer.resume_from_path))
         super()._load_checkpoint()
         self._safe_stop.resumed(self.global_steps)
         if self.global_steps:

@@ -1,6 +1,8 @@
 """veRL's actor and reference workers with three upstream faults fixed; they also run on CPU."""
 
 import os
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +18,12 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from vapo_verl.patches import text_only_forward
 from vapo_verl.patches.mrope_nesting import with_ragged_positions
 from vapo_verl.patches.upstream import use_weight_sender
+from vapo_verl.run_folder.checkpoints import FileRecord, file_records
 from vapo_verl.trainer.phase_memory import peak_device_memory
 
 WEIGHT_SENDER = "vapo_verl.rollout.weight_sync.VapoServerAdapter"
 """A path, because importing it imports vLLM, which only the sending process needs."""
+RANK_OF_FILE = re.compile(r"_rank_(\d+)\.pt$")
 
 use_weight_sender(WEIGHT_SENDER)
 text_only_forward.apply()
@@ -61,3 +65,13 @@ class VapoWorker(ActorRolloutRefWorker):
     def peak_device_memory(self) -> float:
         """See phase_memory.py; a list of one number per rank for the caller."""
         return peak_device_memory()
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def record_files(self, checkpoint: str) -> dict[str, FileRecord]:
+        """Sync and record the files that this rank wrote; rank 0 those without a rank, too."""
+
+        def is_ours(name: str) -> bool:
+            rank = RANK_OF_FILE.search(name)
+            return (int(rank[1]) if rank else 0) == self.rank
+
+        return file_records(Path(checkpoint), is_ours)

@@ -167,7 +167,7 @@ def test_a_full_disk_is_named_and_the_older_checkpoint_goes_on(smoke, small_disk
     assert process.wait(timeout=600) == 1
     said = smoke.log("small_disk")
     assert f"could not write the checkpoint {small_disk / 'global_step_2'}" in said
-    assert "That of step 1 is whole" in said
+    assert "That of step 1 is complete" in said
     assert [folder.name for folder in small_disk.glob("global_step_*")] == ["global_step_1"]
 
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
