@@ -1,12 +1,13 @@
 """What is settled before a run starts: kernels, paths, environment, and whether it is needed."""
 
 import importlib.util
+import json
 import os
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from vapo_verl import launch, preflight
 from vapo_verl.hydra_config import compose_recipe, recipe_names
@@ -14,6 +15,7 @@ from vapo_verl.platform import CPU_ENVIRONMENT
 from vapo_verl.preflight import InputError
 from vapo_verl.ray_address import address_file
 from vapo_verl.run_folder.checkpoints import checkpoint_folder, mark_complete
+from vapo_verl.run_folder.metrics import MetricsFile
 
 
 @pytest.fixture
@@ -130,6 +132,44 @@ def test_a_run_is_finished_once_its_last_step_is_saved_whole(tmp_path, saved, fi
         checkpoint_folder(tmp_path, saved).mkdir()
         mark_complete(tmp_path, saved)
     assert launch.is_finished(config) is finished
+
+
+def finished_run(folder: Path, *overrides: str) -> DictConfig:
+    """The config of a run whose last step, 6, is saved, logged, and not validated."""
+    MetricsFile(folder / "metrics.jsonl", 0).log({"vapo/reward/total": 1.0}, 6)
+    checkpoint_folder(folder, 6).mkdir()
+    (checkpoint_folder(folder, 6) / "data.pt").write_bytes(b"data")
+    mark_complete(folder, 6)
+    return compose_recipe("smoke", [f"trainer.default_local_dir={folder}", *overrides])
+
+
+def test_a_damaged_last_checkpoint_is_no_finished_run(tmp_path):
+    config = finished_run(tmp_path)
+    assert launch.is_finished(config)
+    (checkpoint_folder(tmp_path, 6) / "data.pt").write_bytes(b"dat")
+    assert not launch.is_finished(config)
+
+
+def test_a_finished_run_without_its_last_validation_is_validated(tmp_path):
+    config = finished_run(tmp_path)
+    assert launch.lacks_validation(config)
+    assert not launch.lacks_validation(compose_recipe("smoke", ["trainer.test_freq=-1"]))
+    MetricsFile(tmp_path / "metrics.jsonl", 6).log({"val-core/digits/acc/mean@1": 0.5}, 6)
+    assert not launch.lacks_validation(config)
+    [line] = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["data"].keys() == {"vapo/reward/total", "val-core/digits/acc/mean@1"}
+
+
+def test_a_finished_run_without_its_report_gets_one(tmp_path, capsys):
+    config = finished_run(tmp_path, "trainer.test_freq=-1")
+    launch.launch(config)
+    assert "was missing or older than the metrics: written" in capsys.readouterr().out
+    written = (tmp_path / "report.html").stat().st_mtime_ns
+    launch.launch(config)
+    said = capsys.readouterr().out
+    assert "nothing to do" in said
+    assert "report" not in said
+    assert (tmp_path / "report.html").stat().st_mtime_ns == written
 
 
 def test_validation_alone_runs_on_a_finished_run(tmp_path):

@@ -18,7 +18,9 @@ from vapo_verl.platform import CPU_ENVIRONMENT
 from vapo_verl.preflight import PASSES, InputError, check_run, lacks_flash_attention
 from vapo_verl.ray_address import joined_cluster
 from vapo_verl.rollout.engine_args import add_attention, settle_image_limit
-from vapo_verl.run_folder.checkpoints import latest_complete
+from vapo_verl.run_folder.checkpoints import checkpoint_folder, latest_complete, verify_checkpoint
+from vapo_verl.run_folder.layout import METRICS_FILE, REPORT_FILE
+from vapo_verl.run_folder.metrics import read_metrics
 from vapo_verl.trainer.stopping import AnnouncedActor, RunStopped, StopSignals
 from vapo_verl.trainer.trackers import check_trackers
 
@@ -49,12 +51,17 @@ def launch(config: DictConfig) -> None:
 def _launch(config: DictConfig, signals: StopSignals) -> None:
     settle(config)
     if is_finished(config):
-        print(
-            f"{config.trainer.default_local_dir} already holds step "
-            f"{config.trainer.total_training_steps}: nothing to do. To go on, raise "
-            "trainer.total_training_steps; to start again, name another trainer.default_local_dir."
-        )
-        return
+        if not lacks_validation(config):
+            write_missing_report(Path(config.trainer.default_local_dir))
+            print(
+                f"{config.trainer.default_local_dir} already holds step "
+                f"{config.trainer.total_training_steps}: nothing to do. To go on, raise "
+                "trainer.total_training_steps; to start again, name another "
+                "trainer.default_local_dir."
+            )
+            return
+        print("The last step is trained and saved, but its validation is missing: validating.")
+        config.trainer.val_only = config.trainer.val_before_train = True
     for note in check_run(config):
         print(note)
     check_loggers(config)
@@ -160,12 +167,37 @@ def _absolute(file: str) -> str:
 
 
 def is_finished(config: DictConfig) -> bool:
-    """Whether the run folder holds a complete checkpoint of the last step."""
+    """Whether the run folder holds a complete and intact checkpoint of the last step."""
     trainer = config.trainer
     if trainer.resume_mode != "auto" or trainer.total_training_steps is None or trainer.val_only:
         return False
-    done = latest_complete(Path(trainer.default_local_dir))
-    return done is not None and done >= trainer.total_training_steps
+    run_dir = Path(trainer.default_local_dir)
+    done = latest_complete(run_dir)
+    if done is None or done < trainer.total_training_steps:
+        return False
+    return not verify_checkpoint(checkpoint_folder(run_dir, done))
+
+
+def lacks_validation(config: DictConfig) -> bool:
+    """Whether a finished run, killed before its last validation, has no result of it."""
+    trainer, run_dir = config.trainer, Path(config.trainer.default_local_dir)
+    last = trainer.total_training_steps
+    if trainer.test_freq <= 0 or latest_complete(run_dir) != last:
+        return False
+    metrics = read_metrics(run_dir / METRICS_FILE)
+    return not any(last in metrics.series(name) for name in metrics.names("val-"))
+
+
+def write_missing_report(run_dir: Path) -> None:
+    """Write the report of a finished run that was killed before it."""
+    report, metrics = run_dir / REPORT_FILE, run_dir / METRICS_FILE
+    if not metrics.exists():
+        return
+    if not report.exists() or report.stat().st_mtime < metrics.stat().st_mtime:
+        from vapo_verl.report.live import write_final_report  # numpy and pyarrow
+
+        write_final_report(run_dir)
+        print(f"{report} was missing or older than the metrics: written.")
 
 
 def set_environment(config: DictConfig) -> None:

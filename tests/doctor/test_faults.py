@@ -397,6 +397,35 @@ def test_a_checkpoint_of_other_ranks_cannot_be_resumed(config):
     assert found.fix.startswith("resume on 2 ranks")
 
 
+def test_a_damaged_checkpoint_is_named_before_the_run_falls_back(config):
+    settings = config()
+    run = Path(settings.trainer.default_local_dir)
+    shards = {}
+    for step in (2, 4):
+        shards[step] = checkpoint_folder(run, step) / "actor" / "model_world_size_1_rank_0.pt"
+        shards[step].parent.mkdir(parents=True)
+        shards[step].write_bytes(b"weights")
+        mark_complete(run, step)
+    shards[4].write_bytes(b"wei")
+    damaged, resumes = check_resume(settings)
+    assert damaged.status == "warning"
+    assert f"{shards[4].name}: expected 7 bytes, found 3 bytes" in damaged.found
+    assert damaged.found.endswith("the run falls back to step 2")
+    assert (resumes.status, resumes.found.split()[-1]) == ("ok", "2")
+
+    shards[2].unlink()
+    found = only(check_resume(settings))
+    assert f"{shards[2].name}: expected 7 bytes, found no file" in found.found
+    assert found.fix.startswith("No intact checkpoint is left. Restore these files")
+
+    shards[4].write_bytes(b"weights")
+    for step, shard in shards.items():
+        (shard.parents[1] / "complete.json").write_text(f'{{"step": {step}}}')
+    unverified, resumes = check_resume(settings)
+    assert (unverified.status, resumes.status) == ("warning", "ok")
+    assert "without checksums" in unverified.found
+
+
 def test_no_c_compiler_on_a_gpu_node_is_an_error(config, monkeypatch, tmp_path):
     gpu = config(recipe="vapo")
     monkeypatch.delenv("CC", raising=False)

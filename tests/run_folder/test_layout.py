@@ -1,14 +1,19 @@
 """What a run leaves behind can be read back, and survives a resume."""
 
 import json
+import os
+import subprocess
+from contextlib import suppress
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from omegaconf import OmegaConf
 
+from vapo_verl.run_folder import RunFolderError
 from vapo_verl.run_folder.layout import write_config
 from vapo_verl.run_folder.metrics import MetricsFile
-from vapo_verl.run_folder.rollouts import LAYERS_KEY, write_rollouts
+from vapo_verl.run_folder.rollouts import LAYERS_KEY, remove_rollouts_after, write_rollouts
 
 
 def steps(path):
@@ -32,6 +37,87 @@ def test_a_resume_keeps_what_the_checkpoint_holds_and_drops_what_is_run_again(tm
     resumed = MetricsFile(path, resumed_step=3)
     resumed.log({"x": 4}, 4)
     assert steps(path) == [0, 1, 2, 3, 4]
+
+
+def test_a_step_that_is_logged_again_has_one_line_with_all_its_values(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = MetricsFile(path, resumed_step=0)
+    first.log({"x": 1, "y": 1}, 1)
+    first.log({"x": 2}, 2)
+    resumed = MetricsFile(path, resumed_step=2)
+    resumed.log({"z": 3, "x": 5}, 2)  # the validation that a kill prevented
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines == [
+        {"step": 1, "data": {"x": 1, "y": 1}},
+        {"step": 2, "data": {"x": 5, "z": 3}},
+    ]
+
+
+def test_a_resume_says_which_steps_have_no_line_and_merges_double_ones(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    records = [(1, 1), (1, 2), (3, 3), (5, 5)]  # two runs in one folder, and a gap at 2 and 4
+    path.write_text("".join(f'{{"step": {s}, "data": {{"x": {x}}}}}\n' for s, x in records))
+    assert MetricsFile(path, resumed_step=4).missing_steps == [2, 4]
+    assert path.read_text() == '{"step": 1, "data": {"x": 2}}\n{"step": 3, "data": {"x": 3}}\n'
+
+
+def test_a_resume_leaves_lines_as_they_were_written(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    MetricsFile(path, 0).log({"a": 1 / 3, "b": 2, "c": float("inf"), "d": True, "e": 1e-30}, 1)
+    before = path.read_bytes()
+    assert MetricsFile(path, 1).missing_steps == []
+    assert path.read_bytes() == before
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A file system of 64 KiB; fill(): nothing more fits."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder):
+    with suppress(OSError), (folder / "fill").open("wb", buffering=0) as file:
+        while True:
+            file.write(b"0" * 4096)
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_a_line(full_disk):
+    path = full_disk / "metrics.jsonl"
+    metrics = MetricsFile(path, 0)
+    metrics.log({"x": 1.0}, 1)
+    fill(full_disk)
+    before = path.read_bytes()
+    long = {f"metric_{i}": 1.0 for i in range(500)}
+    with pytest.raises(RunFolderError, match="No space left") as caught:
+        metrics.log(long, 2)
+    assert f"could not write {path}" in caught.value.message
+    assert "the same command resumes" in caught.value.message
+    assert path.read_bytes() == before
+    with pytest.raises(RunFolderError, match="No space left"):
+        write_rollouts(full_disk, 2, [{"step": 2, "response": "x" * 100_000}])
+    (full_disk / "fill").unlink()
+    metrics.log(long, 2)
+    assert steps(path) == [1, 2]
+
+
+def test_rollouts_of_steps_that_are_run_again_go(tmp_path):
+    for step in (1, 2, 3):
+        write_rollouts(tmp_path, step, [{"step": step}])
+    folder = tmp_path / "rollouts"
+    (folder / "step_000004.partial").touch()
+    (folder / "step_notes.parquet").touch()
+    remove_rollouts_after(tmp_path, 2)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "step_000001.parquet",
+        "step_000002.parquet",
+        "step_notes.parquet",
+    ]
 
 
 def test_a_fresh_start_in_an_old_folder_starts_the_file_afresh(tmp_path):

@@ -4,11 +4,14 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
-from vapo_verl.trainer.trackers import check_trackers, prepare_trackers
+from vapo_verl.trainer.trackers import StepEnd, check_trackers, prepare_trackers, tell_resumed
 
 VARIABLES = ("TENSORBOARD_DIR", "VERL_FILE_LOGGER_PATH", "WANDB_DIR", "WANDB_MODE", "WANDB_API_KEY")
 
@@ -77,3 +80,50 @@ def test_verls_tracking_logs_to_real_backends_in_the_run_folder(tmp_path, new_wa
     ]
     summary = subprocess.run(reader, capture_output=True, text=True, check=True).stdout
     assert re.search(r"vapo/reward/total\s+1\.5", summary)
+
+
+class TensorBoard:
+    """As veRL's adapter."""
+
+    def __init__(self, folder: Path) -> None:
+        self.writer = SummaryWriter(str(folder))
+
+    def log(self, data: dict[str, float], step: int) -> None:
+        for name, value in data.items():
+            self.writer.add_scalar(name, value, step)
+
+
+def logged(folder: Path) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars("x")]
+
+
+def test_tensorboard_holds_a_repeated_step_once(tmp_path):
+    first = TensorBoard(tmp_path)
+    tell_resumed({"tensorboard": first}, 0)
+    for step in (1, 2, 3):
+        first.log({"x": 1.0}, step)
+        StepEnd({"tensorboard": first}, lambda: None).log({}, step)
+    time.sleep(1.1)  # the order of the files is that of their seconds
+    second = TensorBoard(tmp_path)  # the first was killed: its file is not closed
+    tell_resumed({"tensorboard": second}, 2)
+    second.log({"x": 2.0}, 3)
+    StepEnd({"tensorboard": second}, lambda: None).log({}, 3)
+    assert logged(tmp_path) == [(1, 1.0), (2, 1.0), (3, 2.0)]
+
+
+def test_events_are_on_the_disk_before_the_checkpoint_is_complete(tmp_path):
+    board = TensorBoard(tmp_path)
+    board.log({"x": 1.0}, 1)
+    seen = []
+    StepEnd({"tensorboard": board}, lambda: seen.extend(logged(tmp_path))).log({}, 1)
+    assert seen == [(1, 1.0)]
+
+
+def test_wandb_is_told_where_a_run_resumes(tmp_path, new_wandb_session):
+    import wandb
+
+    with wandb.init(mode="offline", dir=tmp_path) as run:
+        tell_resumed({"wandb": wandb}, 4)
+        assert run.config["resumed_after_step"] == 4

@@ -18,7 +18,12 @@ from omegaconf import DictConfig
 
 from vapo_verl.doctor.findings import GIB, Finding, error, gib, ok, warning
 from vapo_verl.doctor.model_size import model_size, parameter_bytes
-from vapo_verl.run_folder.checkpoints import checkpoint_folder, latest_complete
+from vapo_verl.run_folder.checkpoints import (
+    CheckpointError,
+    checkpoint_folder,
+    damage_message,
+    resume_point,
+)
 
 CHECK = "disk"
 LEAST_TEMPORARY, ENOUGH_TEMPORARY = GIB, 10 * GIB
@@ -119,11 +124,33 @@ def _existing(folder: Path) -> Path:
 
 
 def check_resume(config: DictConfig) -> Iterator[Finding]:
-    """Compare the shards of the newest complete checkpoint with the ranks of this run."""
+    """Verify the checkpoint that the run resumes from, and compare its shards with the ranks."""
     trainer, run_dir = config.trainer, Path(config.trainer.default_local_dir).expanduser()
-    step = latest_complete(run_dir)
-    if trainer.resume_mode != "auto" or step is None:
+    if trainer.resume_mode != "auto":
         return
+    try:
+        point = resume_point(run_dir)
+    except CheckpointError as problem:
+        damage, _, fix = problem.message.rpartition("\n")
+        yield error(RESUME_CHECK, damage, fix)
+        return
+    step = point.step
+    if step is None:
+        return
+    for newer, problems in point.damaged.items():
+        yield warning(
+            RESUME_CHECK,
+            f"{damage_message(checkpoint_folder(run_dir, newer), problems)}; the run falls back to "
+            f"step {step}",
+            "restore these files from a copy to resume after the newer step",
+        )
+    if not point.verified:
+        yield warning(
+            RESUME_CHECK,
+            f"{checkpoint_folder(run_dir, step)} was written by an older release, without "
+            "checksums: damage is not noticed before it is loaded",
+            "nothing to do: the next checkpoint has checksums",
+        )
     folder = checkpoint_folder(run_dir, step) / "actor"
     ranks = trainer.n_gpus_per_node * trainer.nnodes
     shards = [match for path in folder.glob("*.pt") if (match := SHARD.fullmatch(path.name))]

@@ -87,14 +87,11 @@ class MetricsFile:
 
     def __init__(self, path: Path, resumed_step: int) -> None:
         self._path = path
-        self._data: dict[int, dict[str, Any]] = {}
+        self._steps = set[int]()
         if path.exists():
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                record = _record(line)  # None for the line that a killed process did not finish
-                if record is not None and 0 <= record[0] <= resumed_step and resumed_step > 0:
-                    self._data[record[0]] = self._data.get(record[0], {}) | record[1]
-            self._rewrite()
-        self.missing_steps = sorted({*range(1, resumed_step + 1)} - self._data.keys())
+            kept = self._records() if resumed_step > 0 else {}
+            self._rewrite({step: data for step, data in kept.items() if step <= resumed_step})
+        self.missing_steps = sorted({*range(1, resumed_step + 1)} - self._steps)
         """Steps up to the resumed one that have no line, of a run of an older release."""
 
     def log(self, data: Mapping[str, Any], step: int) -> None:
@@ -104,13 +101,24 @@ class MetricsFile:
             RunFolderError: it cannot be written; the file is as it was.
         """
         numbers_only = {key: _finite(value) for key, value in data.items() if _is_number(value)}
-        is_new = step not in self._data
-        self._data[step] = self._data.get(step, {}) | numbers_only
         with named_failure(self._path):
-            if is_new:
-                self._append(_line(step, numbers_only))
+            if step in self._steps:
+                records = self._records()
+                self._rewrite(records | {step: records.get(step, {}) | numbers_only})
             else:
-                self._rewrite()
+                self._append(_line(step, numbers_only))
+        self._steps.add(step)
+
+    def _records(self) -> dict[int, dict[str, Any]]:
+        """Data by step; a step with several lines, of two runs in one folder, has the last values.
+
+        The line that a killed process did not finish is left out.
+        """
+        records: dict[int, dict[str, Any]] = {}
+        with self._path.open(encoding="utf-8", errors="replace") as file:
+            for step, data in filter(None, map(_record, file)):
+                records[step] = records.get(step, {}) | data
+        return records
 
     def _append(self, line: str) -> None:
         with self._path.open("a") as file:
@@ -121,9 +129,10 @@ class MetricsFile:
                 os.ftruncate(file.fileno(), size)  # a full disk takes a part of a line
                 raise
 
-    def _rewrite(self) -> None:
-        lines = (_line(step, data) for step, data in sorted(self._data.items()))
+    def _rewrite(self, records: Mapping[int, Mapping[str, Any]]) -> None:
+        lines = (_line(step, data) for step, data in sorted(records.items()))
         atomic_write_text(self._path, "".join(f"{line}\n" for line in lines))
+        self._steps = set(records)
 
 
 def _line(step: int, data: Mapping[str, Any]) -> str:
