@@ -46,12 +46,11 @@ from transformers import AutoProcessor
 from vapo_verl.anchors import SampleKey, bind_question, plan_anchors
 from vapo_verl.config import AnchorConfig
 from vapo_verl.data.claims_column import Claim
+from vapo_verl.digits.claims import sample_claims
 from vapo_verl.digits.model import model_dir
 from vapo_verl.digits.questions import sample_question
 from vapo_verl.digits.render import render
-from vapo_verl.digits.scans import scan_pool
-from vapo_verl.digits.scene import sample_scene
-from vapo_verl.digits.selection import sample_claims
+from vapo_verl.digits.scene import sample_scene, scan_pool
 
 WAYS = ("ours", "shared", "text", "released")
 ORDERS = ("longest first", "shortest first", "random")

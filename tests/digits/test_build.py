@@ -9,8 +9,7 @@ from vapo_verl.digits.__main__ import main
 from vapo_verl.digits.build import DigitsConfig, write_dataset
 from vapo_verl.digits.oracle import judge
 from vapo_verl.digits.questions import QUESTION_SETS
-from vapo_verl.digits.scans import scan_pool
-from vapo_verl.digits.scene import Scene
+from vapo_verl.digits.scene import Scene, scan_pool
 
 SMALL = DigitsConfig(train=7, val=2, test=3, seed=5, grids=("2x2", "2x3", "3x3"))
 

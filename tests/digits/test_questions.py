@@ -5,8 +5,7 @@ from collections import Counter
 import pytest
 
 from vapo_verl.digits.questions import QUESTION_SETS, sample_question
-from vapo_verl.digits.scans import scan_pool
-from vapo_verl.digits.scene import Cell, Scene, parse_grid, sample_scene
+from vapo_verl.digits.scene import Cell, Scene, parse_grid, sample_scene, scan_pool
 
 # top row: red 3, blue 7; bottom row: red 5, green 0
 SCENE = Scene(

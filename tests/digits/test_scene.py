@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 
 from vapo_verl.digits.render import render
-from vapo_verl.digits.scans import SPLITS, load_scans, scan_pool
-from vapo_verl.digits.scene import Cell, Scene, parse_grid, sample_scene
+from vapo_verl.digits.scene import (
+    SPLITS,
+    Cell,
+    Scene,
+    load_scans,
+    parse_grid,
+    sample_scene,
+    scan_pool,
+)
 
 
 def make_scene(rows: int, cols: int, seed: int = 0) -> Scene:

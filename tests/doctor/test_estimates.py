@@ -6,8 +6,13 @@ import pytest
 
 from vapo_verl.digits.model import model_dir
 from vapo_verl.doctor.disk import checkpoint_bytes, num_checkpoints
-from vapo_verl.doctor.model_shape import KNOWN_SHAPES, shape_from_folder
-from vapo_verl.doctor.model_size import model_shape, model_size, vision_tokens
+from vapo_verl.doctor.model_size import (
+    KNOWN_SHAPES,
+    model_shape,
+    model_size,
+    shape_from_folder,
+    vision_tokens,
+)
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from vapo_verl.digits.model import model_dir
 from vapo_verl.doctor import (
     accelerator,
     compilation,
-    control_groups,
     disk,
     limits,
     memory,
@@ -28,9 +27,9 @@ from vapo_verl.doctor import (
 from vapo_verl.doctor.accelerator import TorchCuda
 from vapo_verl.doctor.budgets import check_pixels, check_recipe
 from vapo_verl.doctor.child import check_imports
-from vapo_verl.doctor.control_groups import AvailableMemory, available_memory
 from vapo_verl.doctor.disk import check_resume
 from vapo_verl.doctor.findings import GIB, Finding, examine
+from vapo_verl.doctor.limits import AvailableMemory, available_memory
 from vapo_verl.doctor.registrations import check_agent_loop, check_entry_point
 from vapo_verl.doctor.rows import PromptSample, judge_samples, measure
 from vapo_verl.doctor.versions import check_one_copy, check_versions
@@ -559,8 +558,8 @@ def test_a_control_group_limits_the_processes(tmp_path, monkeypatch):
     (tmp_path / "own").write_text("0::/\n")
     (tmp_path / "pids.max").write_text("600\n")
     (tmp_path / "pids.current").write_text("100\n")
-    monkeypatch.setattr(control_groups, "CGROUPS", tmp_path)
-    monkeypatch.setattr(control_groups, "OWN_GROUP", tmp_path / "own")
+    monkeypatch.setattr(limits, "CGROUPS", tmp_path)
+    monkeypatch.setattr(limits, "OWN_GROUP", tmp_path / "own")
     found = only(limits.check_limits(None))
     assert f"{tmp_path}/pids.max=600 leaves 500" in found.found
     assert "--pids-limit" in found.fix

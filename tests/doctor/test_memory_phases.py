@@ -17,8 +17,7 @@ from vapo_verl.doctor.memory_phases import (
     memory_phases,
 )
 from vapo_verl.doctor.memory_settings import MemorySettings, MicroBatch
-from vapo_verl.doctor.model_shape import ModelShape
-from vapo_verl.doctor.model_size import model_shape, model_size
+from vapo_verl.doctor.model_size import ModelShape, model_shape, model_size
 from vapo_verl.hydra_config import RECIPES, recipe_names
 from vapo_verl.launch import composed
 

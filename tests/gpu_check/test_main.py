@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from vapo_verl.gpu_check.__main__ import main, plan
-from vapo_verl.gpu_check.stages import STAGES
+from vapo_verl.gpu_check.runner import STAGES
 
 HEAVY = ("torch", "numpy", "vllm", "verl", "ray", "transformers", "triton")
 

@@ -13,8 +13,7 @@ import psutil
 import pytest
 
 from vapo_verl import process_tree
-from vapo_verl.gpu_check.runner import machine_facts, run_check
-from vapo_verl.gpu_check.stages import Stage
+from vapo_verl.gpu_check.runner import Stage, machine_facts, run_check
 
 RECORD = """
 import json, os, signal, subprocess, sys, time

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vapo_verl.gpu_check.stages import DEFAULT_MINUTES, STAGES, allot, select_stages
+from vapo_verl.gpu_check.runner import DEFAULT_MINUTES, STAGES, allot, select_stages
 
 
 @given(st.floats(min_value=0, max_value=2000), st.integers(min_value=0, max_value=len(STAGES)))

@@ -1,4 +1,4 @@
-"""Equal-length position ids: the upstream fault is still there, and mended here."""
+"""Equal-length position ids: the upstream fault is still there, and fixed here."""
 
 import pytest
 import torch

@@ -4,6 +4,91 @@ llm = vllm.LLM(model, **engine_args())
 visual_attention(llm.generate(...)[0].outputs[0])  # [T], each in [0, 1]
 """
 
-from vapo_verl.attention.api import decode_visual_attention, engine_args, visual_attention
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vapo_verl.attention.settings import DEFAULT_MAX_SPANS, Settings, as_layers
 
 __all__ = ["decode_visual_attention", "engine_args", "visual_attention"]
+Values = NDArray[np.float32]
+
+
+def engine_args(
+    layers: str | Sequence[int] | None = None,
+    per_layer: bool = False,
+    *,
+    on_request: bool = False,
+    max_spans: int = DEFAULT_MAX_SPANS,
+) -> dict[str, Any]:
+    """Arguments that make a vLLM engine export visual attention.
+
+    For ``vllm.LLM(model, **engine_args())``, ``AsyncEngineArgs`` and veRL's
+    ``engine_kwargs.vllm``; nothing of vLLM is replaced in the calling process.
+
+    Args:
+        layers: decoder layers to watch: a list of indices, ``all``, or None for one in 8, evenly
+            spaced. The cost grows with their number.
+        per_layer: return each layer: [T, layers], ascending, in place of their mean [T].
+        on_request: only for requests with
+            ``SamplingParams(extra_args={"visual_attention": True})``.
+        max_spans: runs of visual tokens a prompt may have before its values are nan.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+    settings = Settings(
+        layers=as_layers(layers), per_layer=per_layer, on_request=on_request, max_spans=max_spans
+    )
+    return {
+        "worker_cls": "vapo_verl.attention.worker.VisualAttentionWorker",
+        "scheduler_cls": "vapo_verl.attention.scheduler.make_scheduler",
+        "additional_config": settings.to_additional_config(),
+    }
+
+
+def visual_attention(completion_output: Any) -> Values:
+    """Visual attention ratio of every token of a finished vLLM `CompletionOutput`.
+
+    Value t is the fraction, in [0, 1], of softmax attention which the query that produced token t
+    puts on the prompt's image and video tokens, averaged over heads and the chosen layers
+    (appendix A.4 of arXiv 2509.25848). That query is the token before token t: the prompt's last
+    one for t = 0. 0 throughout for a prompt without images, nan for one with more than `max_spans`
+    runs of visual tokens.
+
+    Returns:
+        float32 [T], or [T, layers] with `per_layer`.
+
+    Raises:
+        ValueError: the output carries no values: unfinished, not requested, or an engine
+            started without `engine_args()`.
+    """
+    length = len(completion_output.token_ids)
+    values = completion_output.routed_experts
+    if values is None:
+        if length == 0:
+            return np.zeros(0, dtype=np.float32)
+        raise ValueError(
+            "this output carries no visual attention: start the engine with "
+            "vapo_verl.attention.engine_args(), wait for the output to finish, and with "
+            "on_request=True ask for it in SamplingParams.extra_args"
+        )
+    if len(values) != length:
+        raise ValueError(
+            f"visual attention of {len(values)} tokens for an output of {length}: the engine "
+            "exports something else in this field"
+        )
+    return values
+
+
+def decode_visual_attention(encoded: str) -> Values:
+    """The same out of a response of ``vllm serve``: ``choices[i].routed_experts``.
+
+    Args:
+        encoded: base64 of NumPy's ``.npy`` format.
+    """
+    return np.load(io.BytesIO(base64.b64decode(encoded)), allow_pickle=False)

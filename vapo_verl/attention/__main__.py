@@ -6,7 +6,7 @@ vllm serve MODEL $(python -m vapo_verl.attention)
 import argparse
 import json
 
-from vapo_verl.attention.api import engine_args
+from vapo_verl.attention import engine_args
 
 
 def main() -> None:

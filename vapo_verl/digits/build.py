@@ -8,11 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vapo_verl.digits.claims import LabeledClaim, sample_claims
 from vapo_verl.digits.questions import Question, question_kinds, sample_question
 from vapo_verl.digits.render import png_bytes, render
-from vapo_verl.digits.scans import SPLITS, scan_pool
-from vapo_verl.digits.scene import Scene, parse_grid, sample_scene
-from vapo_verl.digits.selection import LabeledClaim, sample_claims
+from vapo_verl.digits.scene import SPLITS, Scene, parse_grid, sample_scene, scan_pool
 
 _CONFIG_FILE = "digits.json"
 _FORMAT = 1

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from vapo_verl.digits.scene import Scene
-from vapo_verl.digits.solutions import Drawn, Maker, read
+from vapo_verl.digits.standard_questions import Drawn, Maker, read
 
 
 class _Part(NamedTuple):

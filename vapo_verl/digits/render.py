@@ -7,8 +7,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from vapo_verl.digits.scans import load_scans
-from vapo_verl.digits.scene import Cell, Scene
+from vapo_verl.digits.scene import Cell, Scene, load_scans
 
 CELL_PIXELS = 28
 """Patch size 14 times spatial merge size 2."""

@@ -1,4 +1,4 @@
-"""The content of an image: a grid of coloured digits, with names of its positions and lines."""
+"""The content of an image: a grid of coloured digits, drawn from handwritten scans."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import json
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, lru_cache
 from types import MappingProxyType
 
-from vapo_verl.digits.scans import ScanPool
+import numpy as np
 
 COLORS = ("red", "green", "blue", "yellow")
 _ROW_NAMES = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
 _COLUMN_NAMES = {2: ("left", "right"), 3: ("left", "center", "right")}
+SPLITS = ("train", "val", "test")
+_SHARES = {"train": 0.7, "val": 0.1}
+_SPLIT_SEED = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,3 +97,51 @@ def sample_scene(rng: random.Random, pool: ScanPool, rows: int, cols: int) -> Sc
 def _sample_cell(rng: random.Random, pool: ScanPool) -> Cell:
     digit, scan = pool.sample(rng)
     return Cell(digit=digit, color=rng.choice(COLORS), scan=scan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanPool:
+    """The scans one split may draw from, grouped by the digit they show."""
+
+    by_digit: tuple[tuple[int, ...], ...]
+    """Ten tuples of scan numbers, one per digit class 0..9."""
+
+    def sample(self, rng: random.Random) -> tuple[int, int]:
+        """Draw a (digit, scan number) pair: digits uniformly, then one of the digit's scans."""
+        digit = rng.randrange(10)
+        return digit, rng.choice(self.by_digit[digit])
+
+
+@lru_cache(maxsize=1)
+def load_scans() -> tuple[np.ndarray, np.ndarray]:
+    """Return all scans (float [1797, 8, 8], ink in 0..1) and the digits they show (int [1797])."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return data.images / 16.0, data.target
+
+
+@lru_cache(maxsize=len(SPLITS))
+def scan_pool(split: str) -> ScanPool:
+    """Return the scans of a split: 70 % train, 10 % val, the rest test, within every digit class.
+
+    The split does not depend on a data set's seed, so a test scan is unseen whatever seed made the
+    training rows.
+
+    Raises:
+        ValueError: the split is not one of `SPLITS`.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r} is unknown; use one of {', '.join(SPLITS)}")
+    _, digits = load_scans()
+    return ScanPool(by_digit=tuple(_class_share(split, digits, digit) for digit in range(10)))
+
+
+def _class_share(split: str, digits: np.ndarray, digit: int) -> tuple[int, ...]:
+    scans = np.flatnonzero(digits == digit).tolist()
+    random.Random(f"{_SPLIT_SEED}/{digit}").shuffle(scans)
+    train_end = round(len(scans) * _SHARES["train"])
+    val_end = train_end + round(len(scans) * _SHARES["val"])
+    bounds = {"train": (0, train_end), "val": (train_end, val_end), "test": (val_end, len(scans))}
+    start, end = bounds[split]
+    return tuple(scans[start:end])

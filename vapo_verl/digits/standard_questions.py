@@ -1,10 +1,31 @@
 """Questions of a few lookups or one pass over the grid, each solved by reads and then a result."""
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
-from vapo_verl.digits.scene import Scene
-from vapo_verl.digits.solutions import Drawn, Maker, read
+from vapo_verl.digits.scene import Cell, Scene
+
+
+class Drawn(NamedTuple):
+    """A question and its solutions."""
+
+    text: str
+    answer: int | str
+    steps: Sequence[str]
+    """The solution's sentences."""
+    hasty_steps: Sequence[str] = ()
+    """The same without re-reading cells; empty if there is no read to skip."""
+
+
+Maker = Callable[[random.Random, Scene], Drawn | None]
+"""Draws a question of one kind about a scene; None if it has no single answer."""
+
+
+def read(scene: Scene, place: str) -> str:
+    """The sentence that reads one cell: "top left is red 3."."""
+    cell: Cell = scene.places[place]
+    return f"{place} is {cell.color} {cell.digit}."
 
 
 def _line_sum(rng: random.Random, scene: Scene) -> Drawn:
@@ -64,18 +85,6 @@ def _largest_color_name(_: random.Random, scene: Scene) -> Drawn | None:
     return Drawn("What color is the largest digit?", color, steps)
 
 
-STANDARD_KINDS: dict[str, Maker] = {
-    "line_sum": _line_sum,
-    "color_sum": _color_sum,
-    "line_largest": _line_largest,
-    "color_largest": _color_largest,
-    "parity_count": _parity_count,
-    "difference": _difference,
-    "largest_color_name": _largest_color_name,
-}
-"""Question makers by kind."""
-
-
 def _read_all(scene: Scene) -> list[str]:
     return [read(scene, place) for place in scene.places]
 
@@ -87,3 +96,15 @@ def _running_sum(digits: Iterable[int]) -> list[str]:
         steps.append(f"{total}+{digit}={total + digit}.")
         total += digit
     return steps or [f"the sum is {first}."]
+
+
+STANDARD_KINDS: dict[str, Maker] = {
+    "line_sum": _line_sum,
+    "color_sum": _color_sum,
+    "line_largest": _line_largest,
+    "color_largest": _color_largest,
+    "parity_count": _parity_count,
+    "difference": _difference,
+    "largest_color_name": _largest_color_name,
+}
+"""Question makers by kind."""

@@ -5,12 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from omegaconf import DictConfig
 
 from vapo_verl.doctor.accelerator import torch_cuda
-from vapo_verl.doctor.control_groups import available_memory
 from vapo_verl.doctor.findings import GIB, Finding, error, gib, ok, warning
+from vapo_verl.doctor.limits import available_memory
 from vapo_verl.doctor.memory_phases import Phase, kv_cache_bytes, kv_token_bytes, memory_phases
 from vapo_verl.doctor.memory_settings import MemorySettings
-from vapo_verl.doctor.model_shape import ModelShape
-from vapo_verl.doctor.model_size import model_shape, model_size
+from vapo_verl.doctor.model_size import ModelShape, model_shape, model_size
 
 GPU, HOST = "gpu memory", "host memory"
 ASSUMED_DEVICE_BYTES = 79.6 * GIB

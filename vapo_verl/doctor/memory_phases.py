@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 from vapo_verl.doctor.findings import GIB
 from vapo_verl.doctor.memory_settings import MemorySettings, MicroBatch
-from vapo_verl.doctor.model_shape import ModelShape
+from vapo_verl.doctor.model_size import ModelShape
 
 GPU_CONTEXT_BYTES = 1.0 * GIB
 """CUDA context, NCCL and cuBLAS of one process, for trainer and engine each. Assumed."""

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vapo_verl.gpu_check.stages import (
+from vapo_verl.gpu_check.runner import (
     DEFAULT_MINUTES,
     STAGES,
     Stage,

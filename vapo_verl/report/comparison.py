@@ -7,8 +7,7 @@ from vapo_verl.analysis.statistics import PairedDifference, paired_difference
 from vapo_verl.plots.html import NONE, Table, shown
 from vapo_verl.report.early_panel import QUANTITIES as EARLY_QUANTITIES
 from vapo_verl.report.early_panel import early_rows
-from vapo_verl.report.prompt_means import QUANTITIES
-from vapo_verl.report.run_summary import RunSummary
+from vapo_verl.report.run_summary import QUANTITIES, RunSummary
 
 SMALLEST_P = 1e-6
 """Smaller p are shown as a bound: the tests' assumptions do not hold that far."""

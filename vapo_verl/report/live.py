@@ -8,9 +8,8 @@ import numpy as np
 from PIL import Image
 
 from vapo_verl.console import say
-from vapo_verl.report.anchor_panels import anchor_panels
-from vapo_verl.report.attention_panels import attention_panels
 from vapo_verl.report.page import write_report
+from vapo_verl.report.rollout_panels import anchor_panels, attention_panels
 from vapo_verl.report.run_summary import summarise_run
 from vapo_verl.report.training_panels import training_panels
 from vapo_verl.run_folder import MissingPackage

@@ -1,19 +1,68 @@
 """The report's data of one run, collected in one pass over its files."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from vapo_verl.analysis.anchor_accuracy import AnchorAccuracy
-from vapo_verl.analysis.attention_curves import AttentionCurves, response_attention
+from vapo_verl.analysis.attention_curves import (
+    AttentionCurves,
+    ResponseAttention,
+    response_attention,
+)
 from vapo_verl.evaluation.early_decision import COMMAND, EarlyDecision, load_early_decision
 from vapo_verl.evaluation.probing.probe_options import FOLDER
-from vapo_verl.report.explorer_samples import ExplorerSamples
-from vapo_verl.report.prompt_means import PromptMeans
+from vapo_verl.report.explorer_samples import BoundedSample, ExplorerSamples
 from vapo_verl.run_folder import RunError
 from vapo_verl.run_folder.layout import METRICS_FILE
 from vapo_verl.run_folder.metrics import Metrics, read_metrics
-from vapo_verl.run_folder.rollouts import read_rollouts, rollout_files
+from vapo_verl.run_folder.rollouts import Rollout, read_rollouts, rollout_files
+
+MAX_PROMPTS = 20_000
+QUANTITIES = (
+    "accuracy",
+    "format",
+    "total reward",
+    "response tokens",
+    "anchor accuracy",
+    "visual attention",
+    "attention slope",
+    "attention late / early",
+)
+"""Per response; each nan if the response has none."""
+
+
+class PromptMeans:
+    """Sums per (step, data source, index), of at most `MAX_PROMPTS` such prompts."""
+
+    def __init__(self, max_prompts: int = MAX_PROMPTS) -> None:
+        self._sums: BoundedSample[list[list[float]]] = BoundedSample(max_prompts)
+        self._num_rows = 0
+
+    def __len__(self) -> int:
+        return len(self._sums)
+
+    def add(self, rollout: Rollout, num_tokens: int, attention: ResponseAttention) -> None:
+        """Count one response."""
+        index = rollout.cell("index")
+        cells = [rollout.cell("step"), rollout.cell("data_source"), index]
+        key = "\t".join(map(str, cells if index is not None else [*cells, rollout.cell("uid")]))
+        if not self._sums.admits(key):
+            return
+        sums = self._sums.get(key) or [[0.0, 0.0] for _ in QUANTITIES]
+        for total, value in zip(sums, _quantities(rollout, num_tokens, attention), strict=True):
+            if math.isfinite(value):
+                total[0] += value
+                total[1] += 1
+        self._sums.put(key, sums)
+
+    def means(self, quantity: str) -> dict[str, float]:
+        """Prompt -> mean over its responses; a prompt without a value is absent."""
+        place = QUANTITIES.index(quantity)
+        sums = {key: values[place] for key, values in self._sums.items()}
+        return {key: total / count for key, (total, count) in sums.items() if count}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,3 +151,23 @@ def _with_rollouts(summary: RunSummary, files: Sequence[Path]) -> RunSummary:
             " not in the heat map."
         )
     return replace(summary, num_responses=num_responses)
+
+
+def _quantities(rollout: Rollout, num_tokens: int, attention: ResponseAttention) -> list[float]:
+    reward: dict[str, Any] = rollout.cell("reward") or {}
+    anchors = rollout.cell("anchors") or []
+    answers = [bool(anchor["correct"]) for anchor in anchors if anchor["correct"] is not None]
+    return [
+        _number(reward.get("accuracy")),
+        _number(reward.get("format")),
+        _number(reward.get("total")),
+        float(num_tokens),
+        sum(answers) / len(answers) if answers else math.nan,
+        attention.mean,
+        attention.slope,
+        attention.late_over_early,
+    ]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

@@ -4,9 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from vapo_verl.digits.model.batch import IGNORED, by_length, collate, tree_mask, trunk_positions
-from vapo_verl.digits.model.samples import SampleMaker, answer_ids
-from vapo_verl.digits.scans import scan_pool
+from vapo_verl.digits.model.samples import (
+    IGNORED,
+    SampleMaker,
+    answer_ids,
+    by_length,
+    collate,
+    tree_mask,
+    trunk_positions,
+)
+from vapo_verl.digits.scene import scan_pool
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,4 @@
-from vapo_verl.digits.model.card import model_card
-from vapo_verl.digits.model.evaluate import Figures
+from vapo_verl.digits.model.evaluate import Figures, model_card
 
 FOUND = Figures(
     format_rate=1.0,

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from vapo_verl.digits.model.samples import SampleMaker
-from vapo_verl.digits.scans import scan_pool
+from vapo_verl.digits.scene import scan_pool
 
 NUM_SAMPLES = 60
 

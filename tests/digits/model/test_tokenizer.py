@@ -6,13 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from vapo_verl.digits.claims import sample_claims
 from vapo_verl.digits.model import model_dir
 from vapo_verl.digits.model.samples import ANCHOR_TEXT, READ_PROMPT
 from vapo_verl.digits.model.tokenizer import SPECIAL_TOKENS, corpus, train_tokenizer
 from vapo_verl.digits.questions import QUESTION_SETS, sample_question
-from vapo_verl.digits.scans import scan_pool
-from vapo_verl.digits.scene import sample_scene
-from vapo_verl.digits.selection import sample_claims
+from vapo_verl.digits.scene import sample_scene, scan_pool
 
 TOKENIZER = AutoTokenizer.from_pretrained(model_dir())
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from vapo_verl.digits.model import model_dir
-from vapo_verl.digits.model.batch import IGNORED
 from vapo_verl.digits.model.recipe import PRESETS, first_losses
+from vapo_verl.digits.model.samples import IGNORED
 from vapo_verl.digits.model.warmup import losses
 
 

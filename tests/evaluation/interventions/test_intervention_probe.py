@@ -1,7 +1,7 @@
 """Where a response is interrupted."""
 
 from vapo_verl.evaluation.interventions.intervention_probe import next_insertion, plan_insertions
-from vapo_verl.evaluation.probing.cuts import Reasoning
+from vapo_verl.evaluation.probing.respond import Reasoning
 
 
 def test_insertions_are_as_far_apart_as_a_fifth_of_the_reasoning():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vapo_verl.evaluation.probing.cuts import cut_positions, even_targets, find_reasoning
+from vapo_verl.evaluation.probing.respond import cut_positions, even_targets, find_reasoning
 
 PIECES = ["<", "think", ">", "a", ".", " b", ",", " c", ".", "</", "think", ">", "\\boxed", "{1}"]
 

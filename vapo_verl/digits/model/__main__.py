@@ -73,7 +73,7 @@ def _make_random(options: argparse.Namespace) -> None:
 
 def _document(options: argparse.Namespace, config: RecipeConfig, minutes: float) -> None:
     from vapo_verl.digits.model.architecture import load_model, write_json
-    from vapo_verl.digits.model.card import model_card
+    from vapo_verl.digits.model.evaluate import model_card
     from vapo_verl.digits.model.recipe import first_losses, measure
 
     figures = measure(options.out, config)

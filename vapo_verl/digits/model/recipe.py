@@ -17,7 +17,7 @@ from vapo_verl.digits.model.samples import SampleMaker
 from vapo_verl.digits.model.tokenizer import corpus, train_tokenizer
 from vapo_verl.digits.model.tower import TowerConfig, train_tower
 from vapo_verl.digits.model.warmup import Part, StepLoss, WarmupConfig, warm_up
-from vapo_verl.digits.scans import scan_pool
+from vapo_verl.digits.scene import scan_pool
 
 _logger = logging.getLogger(__name__)
 _LOG_EVERY = 20

@@ -11,11 +11,10 @@ from collections.abc import Iterable, Iterator
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from vapo_verl.digits.claims import sample_claims
 from vapo_verl.digits.model.samples import ANCHOR_TEXT, ANSWERS, READ_PROMPT
 from vapo_verl.digits.questions import sample_question
-from vapo_verl.digits.scans import scan_pool
-from vapo_verl.digits.scene import parse_grid, sample_scene
-from vapo_verl.digits.selection import sample_claims
+from vapo_verl.digits.scene import parse_grid, sample_scene, scan_pool
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

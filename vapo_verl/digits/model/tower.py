@@ -17,8 +17,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from vapo_verl.digits.model.samples import encode
 from vapo_verl.digits.render import render_pixels
-from vapo_verl.digits.scans import ScanPool
-from vapo_verl.digits.scene import COLORS, Scene, parse_grid, sample_scene
+from vapo_verl.digits.scene import COLORS, ScanPool, Scene, parse_grid, sample_scene
 
 _ROWS = ("top", "middle", "bottom")
 _COLUMNS = ("left", "center", "right")

@@ -12,8 +12,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from vapo_verl.digits.model.batch import by_length, collate
-from vapo_verl.digits.model.samples import IGNORED, Sample, SampleMaker, answer_ids
+from vapo_verl.digits.model.samples import (
+    IGNORED,
+    Sample,
+    SampleMaker,
+    answer_ids,
+    by_length,
+    collate,
+)
 from vapo_verl.digits.scene import parse_grid
 
 _BATCHES_A_GRID = 4

@@ -32,19 +32,17 @@ from dataclasses import dataclass, field
 
 from vapo_verl.cli_options import check_bounds, cli
 from vapo_verl.evaluation.early_decision.decision_summary import (
-    accuracy_by_cut,
-    drop_from_peak,
-    peak,
-    recoverable_any,
-    recoverable_single,
-    summarise,
-)
-from vapo_verl.evaluation.early_decision.records import (
     COMMAND,
     Cut,
     EarlyDecision,
     EarlyRow,
+    accuracy_by_cut,
+    drop_from_peak,
     load_early_decision,
+    peak,
+    recoverable_any,
+    recoverable_single,
+    summarise,
 )
 from vapo_verl.reward import BOX, THINK_END
 

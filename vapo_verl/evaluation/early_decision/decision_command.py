@@ -8,21 +8,20 @@ from typing import Any
 
 from vapo_verl.cli_options import settings_of
 from vapo_verl.evaluation.early_decision import EarlyOptions
-from vapo_verl.evaluation.early_decision.decision_summary import summarise
-from vapo_verl.evaluation.early_decision.records import (
+from vapo_verl.evaluation.early_decision.decision_summary import (
     COMMAND,
     Cut,
     EarlyDecision,
     load_early_decision,
+    summarise,
 )
-from vapo_verl.evaluation.probing.cuts import cut_positions, even_targets
 from vapo_verl.evaluation.probing.engine import Engine
 from vapo_verl.evaluation.probing.probe_options import (
     ProbeOptions,
     add_command_arguments,
     read_command_options,
 )
-from vapo_verl.evaluation.probing.respond import grade, respond
+from vapo_verl.evaluation.probing.respond import cut_positions, even_targets, grade, respond
 from vapo_verl.evaluation.probing.rows import Row
 from vapo_verl.plots.html import Table
 from vapo_verl.plots.panel import Panel, Series, numbers

@@ -11,7 +11,6 @@ from PIL import Image
 
 from vapo_verl.evaluation.image_swap import EXCHANGES, ImageSwapOptions
 from vapo_verl.evaluation.probing.attention_summary import ratios
-from vapo_verl.evaluation.probing.cuts import cut_positions, even_targets
 from vapo_verl.evaluation.probing.engine import Context, Engine, TopLogprobs
 from vapo_verl.evaluation.probing.probe_options import ProbeOptions
 from vapo_verl.evaluation.probing.respond import (
@@ -19,7 +18,9 @@ from vapo_verl.evaluation.probing.respond import (
     Grade,
     Response,
     anchor_record,
+    cut_positions,
     cycle_claims,
+    even_targets,
     grade,
     predict_claims,
     project_question,
