@@ -79,6 +79,8 @@ class Rule:
     """Columns that the rule reads beside index, question, answer and prediction."""
     judge_only: bool = False
     """No rule can decide: every grade is None until a judge decides."""
+    skip_without_image: bool = False
+    """The protocol leaves out rows without an image; elsewhere such a row is an error."""
 
 
 def rate(flags: Sequence[bool]) -> float:

@@ -1,0 +1,293 @@
+r"""What all rules share: reading the answer out of a response, and options out of a question.
+
+An answer is, in this order, the last `\boxed{...}` behind the reasoning; the last statement such as
+"the answer is ..."; and, for questions with options only, the option that is named in what is
+visible. Reasoning in a `<think>` that never closes is no answer. Nothing is guessed: where two
+options are named the answer names two, and where none is named there is no answer.
+
+The last step follows `can_infer` of VLMEvalKit (vlmeval/utils/matching_util.py, read 2026-11): one
+option letter among the tokens, near the end, else the one option whose text occurs in a short
+answer. It differs where that function guesses: an article "A" is no letter, and option texts are
+compared at the borders of tokens, so that "5" does not occur in "15".
+"""
+
+import ast
+import re
+import string
+import unicodedata
+from collections.abc import Mapping
+
+from vapo_verl.evaluation.benchmarks import BenchmarkError, BenchmarkRow
+from vapo_verl.reward import THINK_END, THINK_START
+from vapo_verl.reward.accuracy import answer_of, math_match, plain
+
+LETTERS = string.ascii_uppercase
+_LAST_TOKENS = 5
+"""A bare letter in a sentence counts among so many last tokens: VLMEvalKit's limit."""
+_SHORT_ANSWER = 60
+"""Characters of a response of one line that is an answer by itself."""
+_EMPHASIS = re.compile(r"\*\*|__|`")
+_STATEMENT = re.compile(
+    r"\b(?:answer|(?:correct|right|best)\s+(?:option|choice|statement))s?\s*"
+    r"(?:(?:is|are|would\s+be|must\s+be|should\s+be)\b\s*:?|[:：=])"
+    r"(?!\s*not\b)\s*([^\s:].*)",
+    re.I,
+)
+_SENTENCE_END = re.compile(r"(?<!\b[A-Z])\.(?=\s|$)|(?<=[.!?])\s+(?=[A-Z][a-z])")
+_TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mathbf|mbox|boldsymbol|rm|bf)[a-z]*\s*\{([^{}]*)\}")
+_LEAD = r"(?:the\s+)?(?:correct\s+|final\s+)?(?:option|choice|answer)s?\s*(?:is|are)?\s*:?\s*"
+_ONE_LETTER = re.compile(rf"(?:{_LEAD})?[(\[<]*\s*([A-Z])\s*[)\]>]*\s*[.:,;]?", re.I)
+_LETTER_LIST = re.compile(
+    r"(?:options?\s*|choices?\s*)?[(\[{]?[A-Z][)\]]?"
+    r"(?:\s*(?:,\s*and\b|,|;|/|&|\band\b|\bor\b)?\s*[(\[]?[A-Z][)\]]?)+[)\]}]?\.?"
+)
+_MARKED_LETTER = re.compile(
+    r"(?:^|\b(?:and|or)\s+|[,;/&]\s*)[(\[]?([A-Z])[)\]]?\s*(?:[.:)、]|\)\s*)(?!\w*\()"
+    r"|(?<![\w\\])[(\[]([A-Z])[)\]]"
+    r"|\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)s?\s*(?:is|are)?\s*:?\s*[(\[]?([A-Z])(?![\w'’])"
+)
+_TOKEN_BREAK = re.compile(r"[\s.()\[\],:;!?*#{}\"“”]+")
+_MATHS = re.compile(r"[=\\^+<>°∠△\d]")
+_NUMBER = re.compile(r"(?<![\w.])-?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?")
+_HEADER = re.compile(r"^[^\w\n]*(?:choices?|options?)[^\w\n]*:[^\S\n]*", re.I | re.M)
+_OPTION_LINE = re.compile(r"\s*\(?([A-Z])\s*[).:、．：]\s*(.*)")
+_OPTION_INLINE = re.compile(r"\(([A-Z])\)|(?<![\w(])([A-Z])[.:)](?=\s)")
+
+
+def visible(prediction: str) -> str:
+    """What stands behind the reasoning; nothing if the reasoning never ends.
+
+    A response without tags is visible in full. So is what stands before a tag that opens late.
+    """
+    _, tag, rest = prediction.rpartition(THINK_END)
+    if tag:
+        return rest.strip()
+    return rest.partition(THINK_START)[0].strip() if THINK_START in rest else rest.strip()
+
+
+def stated_answer(prediction: str) -> str | None:
+    r"""The content of the last box, else what the last "answer is ..." says; None without either.
+
+    Such a statement ends with its sentence: "The answer is 3.5. So ..." says 3.5.
+    """
+    if boxed := answer_of(prediction):
+        return boxed
+    statements = _STATEMENT.findall(_EMPHASIS.sub("", visible(prediction)))
+    if not statements:
+        return None
+    said = _SENTENCE_END.split(statements[-1], maxsplit=1)[0]
+    return said.strip().strip("$\"'“”").strip() or None
+
+
+def free_answer(prediction: str) -> str | None:
+    """As :func:`stated_answer`; a response of one short line is its own answer."""
+    if stated := stated_answer(prediction):
+        return stated
+    text = _EMPHASIS.sub("", visible(prediction))
+    is_short = text and "\n" not in text and len(text) <= _SHORT_ANSWER
+    return text.strip("$").removesuffix(".").strip() or None if is_short else None
+
+
+def chosen_letters(prediction: str, choices: Mapping[str, str]) -> str | None:
+    """Letters of the options that a response chooses, sorted and without repetition: `B`, `AC`.
+
+    Args:
+        choices: letter -> text; empty where the options are in the image only, so that any letter
+            may be one.
+
+    Returns:
+        None where no option is named. A letter that is not among the options is returned: it is an
+        answer, and an incorrect one.
+    """
+    stated = stated_answer(prediction)
+    if stated is not None and (letters := letters_of(stated, choices)):
+        return letters
+    text = _EMPHASIS.sub("", visible(prediction))
+    if stated is not None and answer_of(prediction) is not None:
+        return None  # the box is the answer, and no option is in it
+    last_line = text.splitlines()[-1] if text else ""
+    if len(text) <= _SHORT_ANSWER or last_line == text:
+        return letters_of(text, choices)
+    return (
+        letters_of(last_line, choices)
+        if _ONE_LETTER.fullmatch(last_line)
+        else _bare_letter(text, choices)
+    )
+
+
+def letters_of(answer: str, choices: Mapping[str, str]) -> str | None:
+    r"""Letters of the options that a short answer names, as :func:`chosen_letters` returns them.
+
+    In this order: the answer is one letter (`B`, `(b)`, `\text{B}`, `option B`); it equals one
+    option's text, as text or in value, also behind a name (`x = 12`); it lists letters (`A, C`,
+    `AC`, `A and C`); it marks letters (`B. 12`, `(B) 12`, `option B because`); it contains one
+    option's text; it has one bare letter. None where nothing of this holds.
+    """
+    answer = _unwrapped(answer)
+    whole = _ONE_LETTER.fullmatch(answer)
+    letter = whole[1].upper() if whole else ""
+    if letter and (letter in choices or not choices):
+        return letter
+    if same := option_equal_to(answer, choices):
+        return same
+    if letter and whole and whole[1].isupper():
+        return letter
+    if _LETTER_LIST.fullmatch(answer):
+        listed = re.findall(r"(?<![a-z])[A-Z](?![a-z])", answer)
+        if len(set(listed)) == len(listed) and all(x in choices or not choices for x in listed):
+            return "".join(sorted(listed))
+    marked = [next(filter(None, groups)) for groups in _MARKED_LETTER.findall(answer)]
+    if marked := [letter for letter in marked if letter in choices or not choices]:
+        return "".join(sorted(set(marked)))
+    return option_within(answer, choices) or _bare_letter(answer, choices)
+
+
+def option_equal_to(answer: str, choices: Mapping[str, str]) -> str | None:
+    """The one option whose text equals the answer, as text, else in value; None for none or two."""
+    if not choices or not answer.strip():
+        return None
+    candidates = [answer, *([answer.rpartition("=")[2]] if "=" in answer else [])]
+    texts = {letter: plain(_unwrapped(text)) for letter, text in choices.items()}
+    for candidate in candidates:
+        as_text = [letter for letter, text in texts.items() if text == plain(candidate) != ""]
+        if len(as_text) == 1:
+            return as_text[0]
+    if not re.search(r"\d|\\", answer):
+        return None
+    for candidate in candidates:
+        equal = [letter for letter, text in choices.items() if math_match(candidate, text)]
+        if len(equal) == 1:
+            return equal[0]
+    return None
+
+
+def option_within(answer: str, choices: Mapping[str, str]) -> str | None:
+    """The one option whose text occurs in a short answer; None for none, two, or a long answer.
+
+    Texts are compared in lower case at the borders of words and numbers. An option whose text lies
+    within that of another one that occurs is not counted: "not blue" names the option "not blue".
+    """
+    if len(answer) > 2 * sum(map(len, choices.values())):
+        return None
+    inside = plain(answer)
+    texts = {letter: plain(_unwrapped(text)) for letter, text in choices.items()}
+    found = {letter: text for letter, text in texts.items() if text and _occurs(text, inside)}
+    longest = [
+        letter
+        for letter, text in found.items()
+        if not any(text != other and _occurs(text, other) for other in found.values())
+    ]
+    return longest[0] if len(longest) == 1 else None
+
+
+def _occurs(text: str, inside: str) -> bool:
+    return re.search(rf"(?<![\w.]){re.escape(text)}(?![\w]|\.\d)", inside) is not None
+
+
+def _bare_letter(text: str, choices: Mapping[str, str]) -> str | None:
+    """The one option letter among the tokens of a text, if it is among the last ones."""
+    tokens = [token for token in _TOKEN_BREAK.split(text) if token]
+    found = {
+        token: place
+        for place, token in enumerate(tokens)
+        if token in LETTERS
+        and (token in choices or not choices)
+        and not (token in "AI" and place + 1 < len(tokens) and tokens[place + 1].islower())
+    }
+    if len(found) != 1 or _MATHS.search(text.splitlines()[-1]):
+        return None
+    ((letter, place),) = found.items()
+    return letter if place >= len(tokens) - _LAST_TOKENS else None
+
+
+def _unwrapped(text: str) -> str:
+    """NFKC, without `$`, emphasis, text commands, and brackets of maths around all of it."""
+    text = unicodedata.normalize("NFKC", _EMPHASIS.sub("", text)).replace("$", "")
+    text = _TEXT_COMMAND.sub(r"\1", text).strip()
+    for start, end in ((r"\(", r"\)"), (r"\[", r"\]"), ("{", "}")):
+        if text.startswith(start) and text.endswith(end):
+            text = text[len(start) : -len(end)].strip()
+    return text
+
+
+def parse_choices(question: str) -> dict[str, str]:
+    """Options that stand in the text of a question: letter -> text; empty where there are none.
+
+    Read are the lines behind the last "Choices:" or "Options:", else the last lines, each as
+    `A. text`, `A: text`, `A) text` or `(A) text`; and in one line `(A) text (B) text`. Letters
+    begin at A and follow each other, two at least.
+    """
+    headers = list(_HEADER.finditer(question))
+    block = question[headers[-1].end() :] if headers else question
+    for found in (_option_lines(block), _inline_options(block)):
+        if len(found) > 1:
+            return found
+    return {}
+
+
+def _option_lines(block: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for line in block.splitlines():
+        option = _OPTION_LINE.fullmatch(line)
+        if option and option[1] == LETTERS[len(found)]:
+            found[option[1]] = option[2].strip()
+        elif found and line.strip() and not found[LETTERS[len(found) - 1]]:
+            found[LETTERS[len(found) - 1]] = line.strip()  # the text is in the next line
+        if len(found) == len(LETTERS):
+            break
+    return found
+
+
+def _inline_options(block: str) -> dict[str, str]:
+    marks = []
+    for mark in _OPTION_INLINE.finditer(block):
+        if len(marks) < len(LETTERS) and (mark[1] or mark[2]) == LETTERS[len(marks)]:
+            marks.append(mark)
+    ends = [mark.start() for mark in marks[1:]] + [len(block)] * bool(marks)
+    return {
+        mark[1] or mark[2]: block[mark.end() : end].strip().rstrip(",;").strip()
+        for mark, end in zip(marks, ends, strict=True)
+    }
+
+
+def choices_of(row: BenchmarkRow) -> Mapping[str, str]:
+    """The row's own options, else those in the text of its question."""
+    return row.choices or parse_choices(row.question)
+
+
+def true_letters(row: BenchmarkRow, choices: Mapping[str, str]) -> str:
+    """Letters of the ground truth: a letter, several (`A, C`), or the text of an option.
+
+    Raises:
+        BenchmarkError: it is none of these.
+    """
+    truth = _unwrapped(row.answer)
+    whole = _ONE_LETTER.fullmatch(truth)
+    if whole and (whole[1].upper() in choices or not choices):
+        return whole[1].upper()
+    letters = option_equal_to(truth, choices) or letters_of(truth, choices)
+    if letters is None:
+        raise BenchmarkError(
+            f"row {row.number}, column 'answer': {row.answer!r} is no option of index "
+            f"{row.index!r} ({', '.join(choices) or 'it has no options'}); write an option's letter"
+        )
+    return letters
+
+
+def literal_list(text: str) -> list[str] | None:
+    """The strings of a list literal (`['a', 'b']`), parsed and never evaluated; None if none."""
+    text = text.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return [str(item) for item in found] if isinstance(found, list) else None
+
+
+def numbers_in(text: str) -> list[float]:
+    """The decimal numbers of a text in order; `1,234` is one number, `3^2` two."""
+    plain_text = unicodedata.normalize("NFKC", text).replace("−", "-").replace("–", "-")
+    joined = re.sub(r"(?<=\d)(?:,|\\,|\{,\})(?=\d{3}(?!\d))", "", plain_text)
+    return [float(number) for number in _NUMBER.findall(joined)]

@@ -1,0 +1,185 @@
+r"""Rules for any benchmark: multiple choice, yes or no, free form; and what the others share.
+
+`mcq`: the letter that the response chooses equals the letter of the ground truth. Options are
+those of the columns A .. Z, of a list in `choices`, or of the question's text; without any, every
+letter may be one. The ground truth is a letter or an option's text. The prompt is the template of
+VLMEvalKit (vlmeval/dataset/image_mcq.py, read 2026-11): hint, question, options, and a request to
+select. Its random option where nothing is read is not taken over: such a row is incorrect.
+
+`yes-no`: the word rule of VLMEvalKit (`YOrN_Extraction` in vlmeval/dataset/utils/yorn.py): the
+words of the answer hold `yes` and not `no`, or the other way around; both or none is no answer.
+
+`free-form`: the answer equals the ground truth by `vapo_verl.reward.accuracy`, in the style of the
+row (`exact`, `math`), else as mathematics. This is what training rewards.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+from vapo_verl.config import ANSWER_STYLES
+from vapo_verl.evaluation.benchmarks import (
+    BenchmarkError,
+    BenchmarkRow,
+    Grade,
+    Prompt,
+    Rule,
+    rate,
+)
+from vapo_verl.evaluation.benchmarks.rules.extraction import (
+    choices_of,
+    chosen_letters,
+    free_answer,
+    stated_answer,
+    true_letters,
+    visible,
+)
+from vapo_verl.reward.accuracy import answer_of, exact_match, math_match
+
+IMAGE = "<image>"
+SELECT = "Please select the correct answer from the options above. \n"
+_YES_NO = {"yes": "Yes", "no": "No", "1": "Yes", "0": "No", "true": "Yes", "false": "No"}
+_WORD = re.compile(r"[^\W_]+")
+
+
+def grade_choice(row: BenchmarkRow, prediction: str, rule: str) -> Grade:
+    """Compare letters as sets; `extracted` is the letters, else the text that names no option.
+
+    Raises:
+        BenchmarkError: the ground truth is no option.
+    """
+    choices = choices_of(row)
+    truth = true_letters(row, choices)
+    chosen = chosen_letters(prediction, choices)
+    if chosen is None:
+        return Grade(correct=None, extracted=stated_answer(prediction), rule=rule)
+    return Grade(correct=chosen == truth, extracted=chosen, rule=rule)
+
+
+def grade_yes_no(row: BenchmarkRow, prediction: str, rule: str) -> Grade:
+    """Compare the word of the answer with that of the ground truth (`Yes`, `no`, `1`, `0`).
+
+    Raises:
+        BenchmarkError: the ground truth is neither.
+    """
+    truth = _YES_NO.get(row.answer.strip().rstrip(".").casefold())
+    if truth is None:
+        raise BenchmarkError(
+            f"row {row.number}, column 'answer': {row.answer!r} of index {row.index!r} is neither "
+            "yes nor no; write one of them"
+        )
+    words = set(_WORD.findall((answer_of(prediction) or visible(prediction)).casefold()))
+    said = words & {"yes", "no"}
+    if len(said) != 1:
+        return Grade(correct=None, extracted=None, rule=rule)
+    extracted = _YES_NO[said.pop()]
+    return Grade(correct=extracted == truth, extracted=extracted, rule=rule)
+
+
+def grade_free_form(row: BenchmarkRow, prediction: str, rule: str) -> Grade:
+    """Compare answer and ground truth as training does.
+
+    Raises:
+        BenchmarkError: the ground truth is blank.
+    """
+    check_answer(row)
+    answer = free_answer(prediction)
+    if answer is None:
+        return Grade(correct=None, extracted=None, rule=rule)
+    match = exact_match if row.style == ANSWER_STYLES[0] else math_match
+    return Grade(correct=match(answer, row.answer), extracted=answer, rule=rule)
+
+
+def check_answer(row: BenchmarkRow) -> None:
+    """Raises BenchmarkError for a blank ground truth, which no answer equals."""
+    if not row.answer.strip():
+        raise BenchmarkError(
+            f"row {row.number}, column 'answer': the ground truth of index {row.index!r} is blank; "
+            "write the answer, or drop the row"
+        )
+
+
+def question_prompt(row: BenchmarkRow) -> Prompt:
+    """All images, then the `question` column as it stands."""
+    return Prompt(text=IMAGE * len(row.images) + row.question, images=row.images)
+
+
+def mcq_prompt(row: BenchmarkRow, *, select: str = SELECT) -> Prompt:
+    """All images, then hint, question and options; `select` ends the prompt of a row with options.
+
+    Args:
+        select: empty for We-Math, whose prompt ends with the options.
+    """
+    hint = f"Hint: {row.hint}\n" if row.hint else ""
+    options = "".join(f"{letter}. {text}\n" for letter, text in row.choices.items())
+    text = f"{hint}Question: {row.question}\n"
+    if row.choices:
+        text += f"Options:\n{options}{select}"
+    return Prompt(text=IMAGE * len(row.images) + text, images=row.images)
+
+
+def interleaved(prompt: Prompt, row: BenchmarkRow) -> Prompt:
+    """Put `<image N>` of the text in the place of the images in front; unnamed images stay away.
+
+    Raises:
+        BenchmarkError: the text names an image that the row does not have.
+    """
+    text = prompt.text.removeprefix(IMAGE * len(prompt.images))
+    numbers = [int(number) for number in re.findall(r"<image (\d+)>", text)]
+    if not numbers:
+        return prompt
+    if missing := [number for number in numbers if not 1 <= number <= len(row.images)]:
+        raise BenchmarkError(
+            f"row {row.number}, column 'question': <image {missing[0]}> of index {row.index!r}, "
+            f"which has {len(row.images)} images; add the image, or correct the number"
+        )
+    images = tuple(row.images[number - 1] for number in numbers)
+    return Prompt(text=re.sub(r"<image \d+>", IMAGE, text), images=images)
+
+
+def category_scores(rows: Sequence[BenchmarkRow], grades: Sequence[Grade]) -> dict[str, float]:
+    """Accuracy by `split`, `l2-category` and `category`, where a column has more than one value."""
+    found: dict[str, float] = {}
+    for column in ("split", "l2_category", "category"):
+        found |= scores_by(column, [getattr(row, column) for row in rows], grades)
+    return found
+
+
+def scores_by(name: str, values: Sequence[str], grades: Sequence[Grade]) -> dict[str, float]:
+    """`name: value` -> accuracy of the rows with that value; nothing for fewer than two values."""
+    by_value: dict[str, list[bool]] = {}
+    for value, grade in zip(values, grades, strict=True):
+        by_value.setdefault(value, []).append(grade.correct is True)
+    named = {value: flags for value, flags in sorted(by_value.items()) if value}
+    return {f"{name}: {value}": rate(flags) for value, flags in named.items()} if named else {}
+
+
+def image_cluster(row: BenchmarkRow) -> str:
+    """Rows about the same images share a key; a row without images stands alone."""
+    digest = hashlib.sha256()
+    for image in row.images:
+        digest.update(image if isinstance(image, bytes) else image.encode())
+    return digest.hexdigest()[:16] if row.images else f"row {row.number}"
+
+
+MCQ = Rule(
+    name="mcq",
+    grade=lambda row, prediction: grade_choice(row, prediction, "mcq"),
+    prompt=mcq_prompt,
+    scores=category_scores,
+    cluster=image_cluster,
+)
+YES_NO = Rule(
+    name="yes-no",
+    grade=lambda row, prediction: grade_yes_no(row, prediction, "yes-no"),
+    prompt=question_prompt,
+    scores=category_scores,
+    cluster=image_cluster,
+)
+FREE_FORM = Rule(
+    name="free-form",
+    grade=lambda row, prediction: grade_free_form(row, prediction, "free-form"),
+    prompt=question_prompt,
+    scores=category_scores,
+    cluster=image_cluster,
+)

@@ -1,0 +1,128 @@
+r"""MathVerse: 788 problems in six versions, from all in the text to all in the image (Vision Only).
+
+Protocol: VLMEvalKit's `MathVerse_MINI*` (vlmeval/dataset/utils/mathverse.py, read 2026-11), Zhang
+et al. 2024 (arXiv 2403.14624). There a judge works in two stages: it extracts the answer from the
+response, and says whether it is consistent with the ground truth, which for multiple choice is the
+same option, and otherwise the same meaning, "for example, 0.5m and 50cm". Here:
+
+- Multiple choice (`question_type` `multi-choice`, or a ground truth that is an option): the letter,
+  or the text of an option. Options stand in the question behind "Choices:".
+- Free form: equal as training compares (`vapo_verl.reward.accuracy`), which knows units and named
+  values such as `Perimeter $=18.8 \mathrm{~cm}$`. Beyond that, `y = ...` and `f(x) = ...` define
+  the same function, and parts with labels (`domain: [0, 1] and range: [2, 3]`) equal the same parts
+  without, in this order, or with the same labels in any order.
+
+The prompt is column `question`; that of Vision Only says nothing of the problem, which the image
+holds.
+
+Scores: accuracy by `problem_version`, `subject` and `question_type`, where these columns are there.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from vapo_verl.evaluation.benchmarks import BenchmarkRow, Grade, Rule
+from vapo_verl.evaluation.benchmarks.rules.extraction import (
+    choices_of,
+    free_answer,
+    option_equal_to,
+)
+from vapo_verl.evaluation.benchmarks.rules.generic import (
+    category_scores,
+    check_answer,
+    grade_choice,
+    image_cluster,
+    question_prompt,
+    scores_by,
+)
+from vapo_verl.reward.accuracy import math_match
+
+NAME = "mathverse"
+MULTIPLE_CHOICE = "multi-choice"
+_LETTER = re.compile(r"\(?[A-Z]\)?\.?")
+_FUNCTION = re.compile(r"\s*\$?\s*(?:y(?:_\d)?|[a-zA-Z]\s*\(\s*[a-z]\s*\))\s*=(?P<rule>[^=]*)")
+_LABEL = re.compile(r"(?:^|[,;]|\band\b)\s*([A-Za-z][A-Za-z ]*?)\s*:\s*", re.I)
+_AND = re.compile(r"\s*(?:,?\s*\\text\s*\{\s*and\s*\}|,?\s*\band\b|;|\\quad)\s*")
+
+
+def grade(row: BenchmarkRow, prediction: str) -> Grade:
+    """Multiple choice or free form, as the row says.
+
+    Raises:
+        BenchmarkError: the ground truth is blank, or no option of a multiple-choice row.
+    """
+    check_answer(row)
+    choices = choices_of(row)
+    if is_choice(row):
+        return grade_choice(replace(row, choices=choices), prediction, NAME)
+    answer = free_answer(prediction)
+    if answer is None:
+        return Grade(correct=None, extracted=None, rule=NAME)
+    return Grade(correct=same_meaning(answer, row.answer), extracted=answer, rule=NAME)
+
+
+def is_choice(row: BenchmarkRow) -> bool:
+    """Whether the row is multiple choice: by its column, else by its ground truth."""
+    if kind := row.extra.get("question_type", ""):
+        return kind == MULTIPLE_CHOICE
+    choices = choices_of(row)
+    is_letter = _LETTER.fullmatch(row.answer.strip()) is not None
+    return is_letter or option_equal_to(row.answer, choices) is not None
+
+
+def same_meaning(answer: str, truth: str) -> bool:
+    r"""Whether a free-form answer says what the ground truth says.
+
+    >>> same_meaning("y = |x - 3|", "f(x)=|x-3|")
+    True
+    >>> same_meaning(r"[-4, 4] \text{ and } [0, 2]", "domain: [-4,4] and range: [0,2]")
+    True
+    """
+    if math_match(answer, truth):
+        return True
+    functions = _FUNCTION.fullmatch(answer), _FUNCTION.fullmatch(truth)
+    if functions[1]:
+        ours = functions[0]["rule"] if functions[0] else answer
+        return math_match(ours, functions[1]["rule"])
+    return _same_parts(answer, truth)
+
+
+def _same_parts(answer: str, truth: str) -> bool:
+    wanted = _labelled(truth)
+    if len(wanted) < 2:
+        return False
+    found = _labelled(answer)
+    if not found:
+        values = _AND.split(answer)
+        found = dict(zip(wanted, values, strict=True)) if len(values) == len(wanted) else {}
+    return found.keys() == wanted.keys() and all(
+        math_match(found[label], wanted[label]) for label in wanted
+    )
+
+
+def _labelled(text: str) -> dict[str, str]:
+    """Label -> value of `domain: [0, 1] and range: [2, 3]`; none where nothing has a label."""
+    marks = list(_LABEL.finditer(text))
+    ends = [mark.start() for mark in marks[1:]] + [len(text)] * bool(marks)
+    return {
+        mark[1].casefold(): text[mark.end() : end].strip().rstrip(",;.")
+        for mark, end in zip(marks, ends, strict=True)
+    }
+
+
+def scores(rows: Sequence[BenchmarkRow], grades: Sequence[Grade]) -> dict[str, float]:
+    """Accuracy by version, subject, question type and category."""
+    found: dict[str, float] = {}
+    for column in ("problem_version", "subject", "question_type"):
+        found |= scores_by(column, [row.extra.get(column, "") for row in rows], grades)
+    return {**found, **category_scores(rows, grades)}
+
+
+RULE = Rule(
+    name=NAME,
+    grade=grade,
+    prompt=question_prompt,
+    scores=scores,
+    cluster=image_cluster,
+)

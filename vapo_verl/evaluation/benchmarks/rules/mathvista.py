@@ -1,0 +1,114 @@
+"""MathVista: 1,000 questions of testmini, multiple choice or free form with a type and a precision.
+
+Protocol: VLMEvalKit's `MathVista_MINI` (vlmeval/dataset/utils/mathvista.py, read 2026-11), Lu et
+al. 2023 (arXiv 2310.02255). A judge extracts the answer there; here the box or the statement is the
+answer, and a judge is for what is unparsed. Columns beside the usual: `question_type`
+(`multi_choice`, `free_form`), `answer_type` (`integer`, `float`, `text`, `list`), `choices` (a list
+literal), `answer_option` (the letter; without it, the option whose text is the answer) and
+`precision` (decimals of a float).
+
+- Multiple choice: the letter, or the text of an option.
+- integer: the number in the answer, units aside; 3.0 is 3 and 3.5 is not.
+- float: both sides rounded to `precision` decimals, as the authors do; equal as they stand without.
+- list: the numbers in their order: `[2007, 2008]` is `2007 and 2008`.
+- text: as training compares words.
+
+Scores: accuracy by `task`, `skills`, `category`; a row counts in each of its skills.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from vapo_verl.evaluation.benchmarks import BenchmarkRow, Grade, Prompt, Rule, rate
+from vapo_verl.evaluation.benchmarks.rules.extraction import (
+    LETTERS,
+    free_answer,
+    literal_list,
+    numbers_in,
+)
+from vapo_verl.evaluation.benchmarks.rules.generic import (
+    category_scores,
+    check_answer,
+    grade_choice,
+    image_cluster,
+    question_prompt,
+    scores_by,
+)
+from vapo_verl.reward.accuracy import math_match
+
+NAME = "mathvista"
+MULTIPLE_CHOICE = "multi_choice"
+
+
+def grade(row: BenchmarkRow, prediction: str) -> Grade:
+    """Multiple choice where `question_type` or the options say so, else by `answer_type`.
+
+    Raises:
+        BenchmarkError: a blank answer, or one that is no option.
+    """
+    check_answer(row)
+    if row.extra.get("question_type", MULTIPLE_CHOICE if row.choices else "") == MULTIPLE_CHOICE:
+        option = row.extra.get("answer_option", "").strip()
+        is_letter = len(option) == 1 and option in LETTERS
+        return grade_choice(replace(row, answer=option) if is_letter else row, prediction, NAME)
+    answer = free_answer(prediction)
+    if answer is None:
+        return Grade(correct=None, extracted=None, rule=NAME)
+    return Grade(correct=_equal(answer, row), extracted=answer, rule=NAME)
+
+
+def _equal(answer: str, row: BenchmarkRow) -> bool:
+    kind = row.extra.get("answer_type", "text")
+    truth = numbers_in(row.answer)
+    if kind == "list" and literal_list(row.answer) is not None:
+        return numbers_in(answer) == truth
+    if kind in ("integer", "float") and len(truth) == 1:
+        found = numbers_in(answer)
+        if len(found) == 1 and not re.search(r"[\\/^√π]", answer):
+            return _rounded(found[0], row) == _rounded(truth[0], row)
+    return math_match(answer, row.answer)
+
+
+def _rounded(number: float, row: BenchmarkRow) -> float:
+    decimals = numbers_in(row.extra.get("precision", ""))
+    if row.extra.get("answer_type") != "float" or len(decimals) != 1:
+        return number
+    return round(number, int(decimals[0]))
+
+
+def prompt(row: BenchmarkRow) -> Prompt:
+    """All images and the `question` column, which holds hint and options in VLMEvalKit's file.
+
+    A hint, or options, of columns of their own are added where the question does not hold them.
+    """
+    asked = question_prompt(row)
+    text = asked.text
+    if row.hint and row.hint not in row.question:
+        images = text[: len(text) - len(row.question)]
+        text = f"{images}Hint: {row.hint}\nQuestion: {row.question}"
+    if row.choices and not all(option in row.question for option in row.choices.values()):
+        options = "\n".join(f"({letter}) {option}" for letter, option in row.choices.items())
+        text = f"{text}\nChoices:\n{options}"
+    return Prompt(text=text, images=asked.images)
+
+
+def scores(rows: Sequence[BenchmarkRow], grades: Sequence[Grade]) -> dict[str, float]:
+    """Accuracy by task, by skill and by category."""
+    by_skill: dict[str, list[bool]] = {}
+    for row, grade in zip(rows, grades, strict=True):
+        cell = row.extra.get("skills", "")
+        for skill in literal_list(cell) or ([cell] if cell else []):
+            by_skill.setdefault(skill, []).append(grade.correct is True)
+    tasks = scores_by("task", [row.extra.get("task", "") for row in rows], grades)
+    skills = {f"skill: {skill}": rate(flags) for skill, flags in sorted(by_skill.items())}
+    return {**tasks, **skills, **category_scores(rows, grades)}
+
+
+RULE = Rule(
+    name=NAME,
+    grade=grade,
+    prompt=prompt,
+    scores=scores,
+    cluster=image_cluster,
+)

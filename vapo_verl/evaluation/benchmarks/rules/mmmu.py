@@ -1,0 +1,78 @@
+"""MMMU: 900 questions of the validation split (and 150 of dev), 30 subjects, up to 7 images each.
+
+Protocol: VLMEvalKit's `MMMU_DEV_VAL` (vlmeval/dataset/image_mcq.py and `MMMU_preproc` in
+vlmeval/dataset/utils/multiple_choice.py, read 2026-11), Yue et al. 2023 (arXiv 2311.16502). The
+prompt is the template of multiple choice, with each image where `<image N>` names it. The letter is
+inferred as in every multiple choice.
+
+Open questions have no options. There they become two options, A the ground truth and B "Other
+Answers", which only a judge can tell apart; here they follow the authors' own rule (`eval_open` of
+MMMU's eval_utils.py): numbers are equal when they agree to two decimals, and words are equal when
+a ground truth occurs in the answer. The ground truth may be a list literal of alternatives.
+
+Scores: accuracy by `split` (papers report `validation`), `l2_category` and `category`.
+"""
+
+import re
+
+from vapo_verl.evaluation.benchmarks import BenchmarkRow, Grade, Prompt, Rule
+from vapo_verl.evaluation.benchmarks.rules.extraction import free_answer, literal_list, numbers_in
+from vapo_verl.evaluation.benchmarks.rules.generic import (
+    category_scores,
+    check_answer,
+    grade_choice,
+    image_cluster,
+    interleaved,
+    mcq_prompt,
+)
+from vapo_verl.reward.accuracy import math_match, plain
+
+NAME = "mmmu"
+_DECIMALS = 2
+_MATHS = re.compile(r"[\\/^√π=]")
+
+
+def grade(row: BenchmarkRow, prediction: str) -> Grade:
+    """Multiple choice for a row with options, else the rule of open questions.
+
+    Raises:
+        BenchmarkError: the answer is blank or no option, or the question names a missing image.
+    """
+    if row.images:
+        prompt(row)
+    if row.choices:
+        return grade_choice(row, prediction, NAME)
+    check_answer(row)
+    answer = free_answer(prediction)
+    if answer is None:
+        return Grade(correct=None, extracted=None, rule=NAME)
+    truths = literal_list(row.answer) or [row.answer]
+    correct = any(same_open_answer(answer, truth) for truth in truths)
+    return Grade(correct=correct, extracted=answer, rule=NAME)
+
+
+def same_open_answer(answer: str, truth: str) -> bool:
+    """Whether an open answer equals one ground truth: in value, to two decimals, or as words."""
+    if math_match(answer, truth):
+        return True
+    found, wanted = numbers_in(answer), numbers_in(truth)
+    if wanted:
+        is_plain = not (_MATHS.search(answer) or _MATHS.search(truth))
+        single = len(found) == len(wanted) == 1
+        return is_plain and single and round(found[0], _DECIMALS) == round(wanted[0], _DECIMALS)
+    words = re.escape(plain(truth))
+    return bool(words) and re.search(rf"(?<!\w){words}(?!\w)", plain(answer)) is not None
+
+
+def prompt(row: BenchmarkRow) -> Prompt:
+    """The template of multiple choice with the images in their places."""
+    return interleaved(mcq_prompt(row), row)
+
+
+RULE = Rule(
+    name=NAME,
+    grade=grade,
+    prompt=prompt,
+    scores=category_scores,
+    cluster=image_cluster,
+)

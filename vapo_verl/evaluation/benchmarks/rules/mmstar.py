@@ -1,0 +1,40 @@
+"""MMStar: 1,500 multiple-choice questions that need the image, 6 categories of 250.
+
+Protocol: VLMEvalKit's `MMStar` (class `ImageMCQDataset`, vlmeval/dataset/image_mcq.py, read
+2026-11), Chen et al. 2024 (arXiv 2403.20330). The prompt is the template of multiple choice; the
+answer is a letter A .. D, inferred from the response by `can_infer`. There, a judge is asked where
+inference fails, and an option is drawn where the judge fails. Here such a row is unparsed and
+counted incorrect.
+
+Scores: accuracy by `category` (`coarse perception`, `math`, ...) and by `l2_category`. The
+benchmark's figure is the accuracy over all rows, which is the mean over the categories, as they
+are of one size.
+"""
+
+from vapo_verl.evaluation.benchmarks import BenchmarkRow, Grade, Rule
+from vapo_verl.evaluation.benchmarks.rules.generic import (
+    category_scores,
+    grade_choice,
+    image_cluster,
+    mcq_prompt,
+)
+
+NAME = "mmstar"
+
+
+def grade(row: BenchmarkRow, prediction: str) -> Grade:
+    """The letter that is chosen is the letter of the answer.
+
+    Raises:
+        BenchmarkError: the answer is no option of the row.
+    """
+    return grade_choice(row, prediction, NAME)
+
+
+RULE = Rule(
+    name=NAME,
+    grade=grade,
+    prompt=mcq_prompt,
+    scores=category_scores,
+    cluster=image_cluster,
+)
