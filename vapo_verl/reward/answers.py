@@ -1,0 +1,281 @@
+r"""What an answer says: one normalisation for both sides, its text and its option letters.
+
+Pure, with the standard library alone. Styles and the rules of benchmarks build on:
+
+- `normalised(text)`: one way of writing (width, signs, LaTeX wrappers, thousands, markdown);
+- `text_key(text)`: two texts are the same when their keys are (case, spaces, articles);
+- `choice(text)`: option letters, with the text behind a single one; None without letters;
+- in `quantities.py`: `number(text)`, `same_number(a, b)`, `quantity(text)` and its unit.
+
+All take raw text and normalise it themselves.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from functools import lru_cache
+
+MAX_CHARS = 1000
+"""A longer answer is compared as text only."""
+
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+_SUPERSCRIPT = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+")
+_SUBSCRIPT = re.compile("[₀-₉₊₋]+")
+_VULGAR = re.compile("[¼-¾⅐-⅞↉]")
+_SIGNS = str.maketrans(
+    {
+        **dict.fromkeys("−‐‑‒–—―⁃˗", "-"),
+        **dict.fromkeys("º˚", "°"),
+        **dict.fromkeys("‘’‛", "'"),
+        **dict.fromkeys("“”„«»「」『』", '"'),
+        **{"∶": ":", "⁄": "/", "∕": "/", "⋅": "·", "∙": "·", "、": ",", "٫": ".", "٬": ","},
+        **{"〈": "⟨", "〉": "⟩", "⩽": "≤", "⩾": "≥", "≦": "≤", "≧": "≥", "⟶": "→", "✕": "×"},
+    }
+)
+_COMMANDS = {
+    **{"cdot": "·", "times": "×", "div": "÷", "pm": "±", "mp": "∓", "infty": "∞", "to": "→"},
+    **{"le": "≤", "leq": "≤", "leqslant": "≤", "ge": "≥", "geq": "≥", "geqslant": "≥"},
+    **{"ne": "≠", "neq": "≠", "approx": "≈", "angle": "∠", "triangle": "△", "cup": "∪", "cap": "∩"},
+    **{"in": "∈", "rightarrow": "→", "longrightarrow": "→", "langle": "⟨", "rangle": "⟩"},
+    **{"lt": "<", "gt": ">", "colon": ":", "degree": "°", "textdegree": "°", "circ": "°"},
+    **{"pounds": "£", "euro": "€", "yen": "¥", "vert": "|", "lvert": "|", "rvert": "|", "mid": "|"},
+    **{"emptyset": "∅", "varnothing": "∅", "parallel": "∥", "perp": "⊥", "prime": "'"},
+    **{"ldots": "...", "dots": "...", "cdots": "...", "lbrace": r"\{", "rbrace": r"\}"},
+    **{"lbrack": "[", "rbrack": "]", "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac"},
+    **{"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "varepsilon": "ε"},
+    **{"theta": "θ", "lambda": "λ", "mu": "μ", "pi": "π", "rho": "ρ", "sigma": "σ", "tau": "τ"},
+    **{"phi": "φ", "varphi": "φ", "omega": "ω", "Delta": "Δ", "Omega": "Ω"},
+}
+"""LaTeX commands that have a sign of their own."""
+TO_LATEX = str.maketrans(
+    {
+        sign: f"\\{name} "
+        for name, sign in reversed(_COMMANDS.items())
+        if len(sign) == 1 and not sign.isascii()
+    }
+)
+"""For `str.translate`: the way back, for a parser of LaTeX."""
+_LAYOUT_NAMES = (
+    "left right middle big Big bigg Bigg bigl bigr Bigl Bigr displaystyle textstyle limits rm bf "
+    "it text textrm textbf textit textsf texttt textnormal emph underline mathrm mathbf mathit "
+    "mathsf mathtt mathnormal mbox hbox fbox boxed operatorname boldsymbol unit bm ensuremath"
+)
+_LAYOUT = frozenset(_LAYOUT_NAMES.split())
+_SPACES = frozenset(("quad", "qquad", "thinspace", "medspace", "thickspace", "enspace", "space"))
+_TOKEN = re.compile(r"\\[A-Za-z]+\*?|\\.|[{}]|[^\\{}]+|\\", re.S)
+_DELIMITED = re.compile(r"\\(?:left|right)\s*\.|\\[()\[\]]|\\!")
+_ENDS_IN_NUMBER = re.compile(r"(?<![\w.\\])\d[\d.]*$|[})]$")
+_MATHS = re.compile(r"\$\$([^$]+)\$\$|\$([^\s$](?:[^$]*[^\s$])?)\$(?!\d)")
+_ALL_MATHS = re.compile(r"\s*\$\$?([^$]*[^$\s][^$]*)\$\$?\s*")
+_DOLLAR = re.compile(r"(?:US ?)?\$(?=\s*[\d.])|(?<=\d)\s?\$|\\\$")
+_THOUSANDS = re.compile(
+    r"(?<![\w.,])\d{1,3}(?:,\d{3})+(?![\d,])"
+    r"|(?<![\w.,/^])(?<!\w-)\d{1,3}(?: \d{3})+(?![\w/^]| \d|,\d)"
+)
+_LIST = re.compile(r"[(\[{]\s*-?\d+(?:\.\d+)?(?:,-?\d+(?:\.\d+)?)+\s*\\?[)\]}]")
+_BOLD = re.compile(r"(?<![\w*])(\*{1,3})(?![\s*])([^*]+?)(?<!\s)\1(?![\w*])")
+_ANNOUNCED = re.compile(
+    r"(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:(?:final|correct|right|best)\s+)?"
+    r"(?:answer|option|choice)\s*(?:\bis\b\s*:?|:|=)\s*(?=\S)"
+    r"|(?:正确)?答案\s*(?:是|应?为)?\s*:?\s*(?=\S)|选项?\s*:?\s*(?=[A-Za-z](?![A-Za-z]))",
+    re.I,
+)
+_QUOTED = re.compile(r"""(["'])(?=\S)((?:(?!\1).)*\S)\1""", re.S)
+_STOP = re.compile(r"(?<![.。,;])[.。,;]$")
+
+
+@lru_cache(maxsize=4096)
+def normalised(text: str) -> str:
+    r"""One way of writing for what reads the same; applied twice it changes nothing more.
+
+    - Unicode: NFKC; digits of every script as 0-9, all dashes and minus signs as `-`, `½` as
+      `\frac{1}{2}`, superscripts as `^2`, subscripts as `_2`; invisible characters dropped.
+    - LaTeX: wrappers (`$`, `\(`, `\text`, `\mathrm`, `\left`, `\boxed`, idle braces) dropped,
+      `\dfrac` as `\frac`, `\frac12` with braces, commands that have a sign as that sign
+      (`\pi` as π, `^\circ` as °), spaces as spaces.
+    - Numbers: thousands joined (`1,000`, `1\,000`, `1 000`), except in a bracketed list of
+      numbers as `(1,200)`. A `$` before or behind a number is `USD`.
+    - Markdown emphasis, quotes around all, `Answer:` in front and a closing full stop dropped.
+
+    Case, order and words stay. Any text will do; the time is linear in its length.
+    """
+    rounds = 3 if len(text) > MAX_CHARS else len(text) + 1
+    for _ in range(rounds):
+        before, text = text, _one_pass(text)
+        if text == before:
+            break
+    return text
+
+
+def _one_pass(text: str) -> str:
+    text = text if text.isascii() else _unicode(text)
+    if not {"\\", "$", "{", "~"}.isdisjoint(text):
+        text = _latex(text)
+    text = " ".join(text.split())
+    text = re.sub(r" ?([\^_]) ?", r"\1", text)
+    text = re.sub(r" ?\^?(?:\{ ?° ?\}|°)", "°", text).replace("^{'}", "'").replace("^'", "'")
+    text = re.sub(r"° (?=[CFKT](?![A-Za-z]))", "°", text)
+    text = re.sub(r"([\^_])\{ ?(\w|[+-]) ?\}", r"\1\2", text)
+    text = re.sub(r"\^(-?\d{2,}|-\d)(?![\d}])", r"^{\1}", text)
+    text = re.sub(r"\\frac ?(\d)(?=[\d{])", r"\\frac{\1}", text)
+    text = re.sub(r"(\\frac\{\d+\}) ?(\d)", r"\1{\2}", text)
+    text = re.sub(r"\\sqrt ?(\d)", r"\\sqrt{\1}", text)
+    text = _join_thousands(text)
+    text = _BOLD.sub(r"\2", text.replace("`", ""))
+    if announced := _ANNOUNCED.match(text):
+        text = text[announced.end() :]
+    text = text.strip()
+    if quoted := _QUOTED.fullmatch(text):
+        text = quoted[2]
+    return _STOP.sub("", text).strip()
+
+
+def _unicode(text: str) -> str:
+    text = _INVISIBLE.sub("", text)
+    text = _SUPERSCRIPT.sub(lambda run: f"^{{{unicodedata.normalize('NFKC', run[0])}}}", text)
+    text = _SUBSCRIPT.sub(lambda run: f"_{{{unicodedata.normalize('NFKC', run[0])}}}", text)
+    text = _VULGAR.sub(_vulgar, text.translate(_SIGNS))
+    text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
+    return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
+
+
+def _vulgar(match: re.Match[str]) -> str:
+    over, under = unicodedata.normalize("NFKC", match[0]).split("⁄")
+    return rf" \frac{{{over}}}{{{under}}}"
+
+
+def _latex(text: str) -> str:
+    text = _DELIMITED.sub(lambda match: "" if match[0] == r"\!" else " ", text)
+    text = re.sub(r"\\\$", " USD ", re.sub(r"\\circ(?=[A-Z]\b)", "° ", text))
+    if whole := _ALL_MATHS.fullmatch(text):
+        text = whole[1]
+    text = _MATHS.sub(lambda maths: f" {maths[1] or maths[2]} ", text)
+    text = _DOLLAR.sub(" USD ", text).replace("$", " ")
+    return _without_wrappers(text.replace("~", " "))
+
+
+def _without_wrappers(text: str) -> str:
+    r"""Drop layout commands and braces that only group; those of scripts and arguments stay."""
+    has_rows = r"\begin" in text
+    out: list[str] = []
+    openers: list[str] = []  # for each open brace: "" dropped, "^" a script's, "\\" a command's
+    takes = ""  # what the next brace would be an argument of
+    is_layout = False
+    for token in _TOKEN.findall(text):
+        name = token[1:]
+        if token == "{":
+            if is_layout and _ENDS_IN_NUMBER.search("".join(out[-3:])[-40:]):
+                out.append(" ")
+            openers.append("" if is_layout else takes)
+            out.append("{" if openers[-1] else "")
+            takes, is_layout = "", False
+        elif token == "}":
+            opener = openers.pop() if openers else ""
+            out.append("}" if opener else "")
+            takes = "\\" if opener == "\\" else ""
+        elif token[0] == "\\" and name.rstrip("*").isalpha():
+            is_layout = name in _LAYOUT
+            known = " " if name in _SPACES else _COMMANDS.get(name, token)
+            out.append("" if is_layout else known)
+            takes = "" if is_layout or known[0] != "\\" else "\\"
+        elif token[0] == "\\":
+            out.append(_escaped(token, has_rows))
+            takes, is_layout = "", False
+        else:
+            out.append(token)
+            if token.strip():
+                is_layout = False
+                takes = "^" if token.rstrip()[-1] in "^_" else "\\" if token[-1] == "]" else ""
+    return "".join(out)
+
+
+def _escaped(token: str, has_rows: bool) -> str:
+    r"""`\{` and row ends of a matrix stay; `\%` is `%`; other escaped signs are spaces."""
+    sign = token[1:]
+    if sign in "{}" or not sign or (sign == "\\" and has_rows):
+        return token
+    return sign if sign in "%#&_|" else " "
+
+
+def _join_thousands(text: str) -> str:
+    lists = [m.span() for m in _LIST.finditer(text) if not re.search(r",0\d\d", m[0])]
+
+    def join(match: re.Match[str]) -> str:
+        inside = any(start < match.start() < end for start, end in lists)
+        return match[0] if inside else match[0].replace(",", "").replace(" ", "")
+
+    return _THOUSANDS.sub(join, text)
+
+
+def text_key(text: str) -> str:
+    """Equal for texts that are the same: case, spaces at signs and a leading article aside.
+
+    Spaces between two letters or digits count, as `1 12` is not `11 2`; not in Chinese text.
+    """
+    text = normalised(text).casefold()
+    text = re.sub(r"_\{?(\w+)\}?", r"\1", text)
+    text = re.sub(r"^(?:the|an?) (?=\w{2})", "", text)
+    text = re.sub(r"(?<![a-z0-9]) | (?![a-z0-9])", "", text)
+    return text or normalised(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The options that an answer picks."""
+
+    letters: frozenset[str]
+    """Capital letters."""
+    text: str = ""
+    """What stands behind a single letter: `cat` of `A. cat`; blank without."""
+    is_word: bool = False
+    """Letters without marks between them that do not rise: `CAB` may be a word."""
+
+
+_LETTER = r"(?:\([A-Za-z]\)|[A-Za-z][.)]?)"
+_MARKED_LETTERS = re.compile(
+    rf"(?:both |options? |choices? )?{_LETTER}(?:(?: ?[,;&] ?| )(?:and )?{_LETTER}){{1,25}}"
+)
+_BRACKETED_LETTERS = re.compile(r"\\?[(\[{] ?([A-J](?: ?[,;] ?[A-J])+) ?\\?[)\]}]")
+_BARE_LETTERS = re.compile(r"[A-J]{2,10}")
+_ONE_LETTER = re.compile(
+    r"(?:option |choice )?"
+    r"(?:\\?[(\[{] ?(?P<inside>[A-Za-z]) ?\\?[)\]}] ?[.:]?"
+    r"|(?P<bare>[A-Za-z])(?:$| ?[)\]]| ?[.:](?![A-Za-z])| -(?= )))"
+    r" ?(?P<text>.*)",
+    re.I | re.S,
+)
+_GOES_ON = re.compile(r"(?:or|and|nor)\b|[,;/&|+*^=<>×·÷(≤≥]|-(?!\d)")
+_OTHER_LETTER = re.compile(
+    r"(?:\b(?:or|and)|[,;/&]) ?\(?[A-Z](?:[).:]|$)|(?:^| )(?:\([A-J]\)|[A-J][).:])(?: |$)"
+)
+
+
+def choice(text: str) -> Choice | None:
+    r"""The option letters of an answer: `B`, `(b)`, `[B]`, `**B**`, `B. cat`, `A, C`, `AC`.
+
+    None where no letter stands alone, and where an answer hedges, as `A) or B)` does.
+    """
+    text = normalised(text)
+    if len(text) > MAX_CHARS:
+        return None
+    if _BARE_LETTERS.fullmatch(text):
+        is_set = len(set(text)) == len(text)
+        letters = frozenset(text)
+        return Choice(letters=letters, is_word=list(text) != sorted(text)) if is_set else None
+    bracketed = _BRACKETED_LETTERS.fullmatch(text)
+    several = bracketed[1] if bracketed else text
+    if bracketed or _is_several(several):
+        marks = re.sub(r"(?i)\b(?:and|both|options?|choices?)\b", " ", several)
+        return Choice(letters=frozenset(re.findall(r"[A-Z]", marks.upper())))
+    one = _ONE_LETTER.fullmatch(text)
+    if one is None or _GOES_ON.match(one["text"]) or _OTHER_LETTER.search(one["text"]):
+        return None
+    letter = (one["inside"] or one["bare"]).upper()
+    return Choice(letters=frozenset(letter), text=one["text"].strip())
+
+
+def _is_several(text: str) -> bool:
+    """Letters with marks between them; parted by spaces alone, capitals only."""
+    if not _MARKED_LETTERS.fullmatch(text):
+        return False
+    return bool(re.search(r"[,;&)]|\band\b", text)) or text.isupper()
