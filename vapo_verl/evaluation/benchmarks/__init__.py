@@ -12,7 +12,7 @@ from vapo_verl.data.errors import DataError
 
 
 class BenchmarkError(DataError):
-    """A benchmark or prediction file to fix; the message names row, column and fix."""
+    """A name, an option or a result folder that a user has to correct; the message says how."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class Rule:
 
     name: str
     grade: Callable[[BenchmarkRow, str], Grade]
-    """(row, text that the model answered) -> grade. Raises BenchmarkError for an unusable row."""
+    """(row, text that the model answered) -> grade. Raises BadCell for a row to correct."""
     prompt: Callable[[BenchmarkRow], Prompt]
     """The question as VLMEvalKit asks it, without suffix."""
     scores: Callable[[Sequence[BenchmarkRow], Sequence[Grade]], dict[str, float]]

@@ -2,8 +2,11 @@
 
 import importlib
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
-from vapo_verl.evaluation.benchmarks import BenchmarkError, Rule
+from vapo_verl.data.errors import BadCell, ProblemLog
+from vapo_verl.evaluation.benchmarks import BenchmarkError, BenchmarkRow, Rule
 
 RULES = {
     "mathvista": "mathvista",
@@ -56,3 +59,20 @@ def rule_name_of(benchmark: str) -> str | None:
     """The rule for a file or data set called so (`MathVerse_MINI_Vision_Only`); None if unknown."""
     plain = re.sub("[^a-z0-9]", "", benchmark.casefold())
     return next((rule for part, rule in _FILE_NAMES if part in plain), None)
+
+
+def check_rows(rule: Rule, rows: Sequence[BenchmarkRow], path: Path) -> None:
+    """Try the rule on every row before a model is asked: its prompt, and the grade of no answer.
+
+    Raises:
+        RowError: rows that the rule cannot use, one line each, with row, column and fix.
+    """
+    log = ProblemLog()
+    for row in rows:
+        try:
+            if row.images and not row.messages:
+                rule.prompt(row)
+            rule.grade(row, "")
+        except BadCell as problem:
+            log.add(problem.at(row.number), str(path))
+    log.raise_if_any()

@@ -17,7 +17,8 @@ import string
 import unicodedata
 from collections.abc import Mapping
 
-from vapo_verl.evaluation.benchmarks import BenchmarkError, BenchmarkRow
+from vapo_verl.data.errors import BadCell, shown
+from vapo_verl.evaluation.benchmarks import BenchmarkRow
 from vapo_verl.reward import THINK_END, THINK_START
 from vapo_verl.reward.accuracy import answer_of, math_match, plain
 
@@ -259,7 +260,7 @@ def true_letters(row: BenchmarkRow, choices: Mapping[str, str]) -> str:
     """Letters of the ground truth: a letter, several (`A, C`), or the text of an option.
 
     Raises:
-        BenchmarkError: it is none of these.
+        BadCell: it is none of these.
     """
     truth = _unwrapped(row.answer)
     whole = _ONE_LETTER.fullmatch(truth)
@@ -267,10 +268,9 @@ def true_letters(row: BenchmarkRow, choices: Mapping[str, str]) -> str:
         return whole[1].upper()
     letters = option_equal_to(truth, choices) or letters_of(truth, choices)
     if letters is None:
-        raise BenchmarkError(
-            f"row {row.number}, column 'answer': {row.answer!r} is no option of index "
-            f"{row.index!r} ({', '.join(choices) or 'it has no options'}); write an option's letter"
-        )
+        options = f"the options are {', '.join(choices)}" if choices else "there are no options"
+        found = f"{shown(row.answer)} is no option of index {row.index!r}: {options}"
+        raise BadCell("answer", found, "write the letter of an option")
     return letters
 
 

@@ -18,8 +18,8 @@ import re
 from collections.abc import Sequence
 
 from vapo_verl.config import ANSWER_STYLES
+from vapo_verl.data.errors import BadCell, shown
 from vapo_verl.evaluation.benchmarks import (
-    BenchmarkError,
     BenchmarkRow,
     Grade,
     Prompt,
@@ -46,7 +46,7 @@ def grade_choice(row: BenchmarkRow, prediction: str, rule: str) -> Grade:
     """Compare letters as sets; `extracted` is the letters, else the text that names no option.
 
     Raises:
-        BenchmarkError: the ground truth is no option.
+        BadCell: the ground truth is no option.
     """
     choices = choices_of(row)
     truth = true_letters(row, choices)
@@ -60,14 +60,12 @@ def grade_yes_no(row: BenchmarkRow, prediction: str, rule: str) -> Grade:
     """Compare the word of the answer with that of the ground truth (`Yes`, `no`, `1`, `0`).
 
     Raises:
-        BenchmarkError: the ground truth is neither.
+        BadCell: the ground truth is neither.
     """
     truth = _YES_NO.get(row.answer.strip().rstrip(".").casefold())
     if truth is None:
-        raise BenchmarkError(
-            f"row {row.number}, column 'answer': {row.answer!r} of index {row.index!r} is neither "
-            "yes nor no; write one of them"
-        )
+        found = f"{shown(row.answer)} of index {row.index!r} is neither yes nor no"
+        raise BadCell("answer", found, "write Yes or No")
     words = set(_WORD.findall((answer_of(prediction) or visible(prediction)).casefold()))
     said = words & {"yes", "no"}
     if len(said) != 1:
@@ -80,7 +78,7 @@ def grade_free_form(row: BenchmarkRow, prediction: str, rule: str) -> Grade:
     """Compare answer and ground truth as training does.
 
     Raises:
-        BenchmarkError: the ground truth is blank.
+        BadCell: the ground truth is blank.
     """
     check_answer(row)
     answer = free_answer(prediction)
@@ -93,10 +91,8 @@ def grade_free_form(row: BenchmarkRow, prediction: str, rule: str) -> Grade:
 def check_answer(row: BenchmarkRow) -> None:
     """Raises BenchmarkError for a blank ground truth, which no answer equals."""
     if not row.answer.strip():
-        raise BenchmarkError(
-            f"row {row.number}, column 'answer': the ground truth of index {row.index!r} is blank; "
-            "write the answer, or drop the row"
-        )
+        found = f"the ground truth of index {row.index!r} is blank"
+        raise BadCell("answer", found, "write the answer, or drop the row")
 
 
 def question_prompt(row: BenchmarkRow) -> Prompt:
@@ -122,17 +118,15 @@ def interleaved(prompt: Prompt, row: BenchmarkRow) -> Prompt:
     """Put `<image N>` of the text in the place of the images in front; unnamed images stay away.
 
     Raises:
-        BenchmarkError: the text names an image that the row does not have.
+        BadCell: the text names an image that the row does not have.
     """
     text = prompt.text.removeprefix(IMAGE * len(prompt.images))
     numbers = [int(number) for number in re.findall(r"<image (\d+)>", text)]
     if not numbers:
         return prompt
     if missing := [number for number in numbers if not 1 <= number <= len(row.images)]:
-        raise BenchmarkError(
-            f"row {row.number}, column 'question': <image {missing[0]}> of index {row.index!r}, "
-            f"which has {len(row.images)} images; add the image, or correct the number"
-        )
+        found = f"<image {missing[0]}> of index {row.index!r}, which has {len(row.images)} images"
+        raise BadCell("question", found, "add the image, or correct its number")
     images = tuple(row.images[number - 1] for number in numbers)
     return Prompt(text=re.sub(r"<image \d+>", IMAGE, text), images=images)
 

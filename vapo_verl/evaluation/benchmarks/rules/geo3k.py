@@ -25,7 +25,7 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
     """The boxed expression equals the ground truth in value.
 
     Raises:
-        BenchmarkError: the ground truth is blank.
+        BadCell: the ground truth is blank.
     """
     return grade_free_form(row, prediction, NAME)
 

@@ -16,7 +16,8 @@ figure and question. Scores, in which a group is correct if all of its rows are:
 
 from collections.abc import Hashable, Sequence
 
-from vapo_verl.evaluation.benchmarks import BenchmarkError, BenchmarkRow, Grade, Rule, rate
+from vapo_verl.data.errors import BadCell
+from vapo_verl.evaluation.benchmarks import BenchmarkRow, Grade, Rule, rate
 from vapo_verl.evaluation.benchmarks.rules.generic import (
     category_scores,
     grade_yes_no,
@@ -31,7 +32,7 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
     """The word rule; the index must name set, figure and question.
 
     Raises:
-        BenchmarkError: another index, or an answer that is neither yes nor no.
+        BadCell: another index, or an answer that is neither yes nor no.
     """
     ids_of(row)
     return grade_yes_no(row, prediction, NAME)
@@ -41,14 +42,13 @@ def ids_of(row: BenchmarkRow) -> tuple[str, str, str]:
     """Set, figure and question of a row.
 
     Raises:
-        BenchmarkError: the index has fewer than six parts.
+        BadCell: the index has fewer than six parts.
     """
     parts = str(row.index).split("_")
     if len(parts) <= _QUESTION:
-        raise BenchmarkError(
-            f"row {row.number}, column 'index': {row.index!r} does not end in "
-            "_SET_FIGURE_QUESTION; keep the index of the original file (VD_illusion_1_0_1_0)"
-        )
+        found = f"{row.index!r} does not end in _SET_FIGURE_QUESTION"
+        fix = "keep the index of the original file (VD_illusion_1_0_1_0)"
+        raise BadCell("index", found, fix)
     return parts[_SET], parts[_FIGURE], parts[_QUESTION]
 
 

@@ -29,7 +29,7 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
     """The set of letters is that of the answer.
 
     Raises:
-        BenchmarkError: the answer is neither letters nor the text of an option.
+        BadCell: the answer is neither letters nor the text of an option.
     """
     return grade_choice(row, prediction, NAME)
 

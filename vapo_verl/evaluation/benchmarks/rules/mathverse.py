@@ -50,7 +50,7 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
     """Multiple choice or free form, as the row says.
 
     Raises:
-        BenchmarkError: the ground truth is blank, or no option of a multiple-choice row.
+        BadCell: the ground truth is blank, or no option of a multiple-choice row.
     """
     check_answer(row)
     choices = choices_of(row)

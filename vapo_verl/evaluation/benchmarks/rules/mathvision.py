@@ -31,7 +31,7 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
     """Multiple choice for a row with options, else equality in value.
 
     Raises:
-        BenchmarkError: the answer is blank or no option of the row.
+        BadCell: the answer is blank or no option of the row.
     """
     if row.choices:
         return grade_choice(row, prediction, NAME)

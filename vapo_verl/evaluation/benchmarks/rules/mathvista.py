@@ -45,7 +45,7 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
     """Multiple choice where `question_type` or the options say so, else by `answer_type`.
 
     Raises:
-        BenchmarkError: a blank answer, or one that is no option.
+        BadCell: a blank answer, or one that is no option.
     """
     check_answer(row)
     if row.extra.get("question_type", MULTIPLE_CHOICE if row.choices else "") == MULTIPLE_CHOICE:

@@ -36,7 +36,7 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
     """Multiple choice where the ground truth is a letter, else equality in value.
 
     Raises:
-        BenchmarkError: the ground truth is blank, or a letter that is no option.
+        BadCell: the ground truth is blank, or a letter that is no option.
     """
     choices = choices_of(row)
     if _LETTERS.fullmatch(row.answer.strip()):

@@ -36,10 +36,8 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
     """Multiple choice for a row with options, else the rule of open questions.
 
     Raises:
-        BenchmarkError: the answer is blank or no option, or the question names a missing image.
+        BadCell: the answer is blank or no option.
     """
-    if row.images:
-        prompt(row)
     if row.choices:
         return grade_choice(row, prediction, NAME)
     check_answer(row)

@@ -26,7 +26,7 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
     """The letter that is chosen is the letter of the answer.
 
     Raises:
-        BenchmarkError: the answer is no option of the row.
+        BadCell: the answer is no option of the row.
     """
     return grade_choice(row, prediction, NAME)
 

@@ -29,7 +29,7 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
     """Never decides; `extracted` is the boxed or stated answer, for the judge and for readers.
 
     Raises:
-        BenchmarkError: the ground truth is blank.
+        BadCell: the ground truth is blank.
     """
     check_answer(row)
     return Grade(correct=None, extracted=free_answer(prediction), rule=NAME)

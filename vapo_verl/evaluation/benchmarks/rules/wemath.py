@@ -24,7 +24,8 @@ import math
 import re
 from collections.abc import Sequence
 
-from vapo_verl.evaluation.benchmarks import BenchmarkError, BenchmarkRow, Grade, Prompt, Rule, rate
+from vapo_verl.data.errors import BadCell
+from vapo_verl.evaluation.benchmarks import BenchmarkRow, Grade, Prompt, Rule, rate
 from vapo_verl.evaluation.benchmarks.rules.generic import grade_choice, mcq_prompt
 
 NAME = "wemath"
@@ -36,7 +37,7 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
     """The letter that is chosen is the letter of the answer.
 
     Raises:
-        BenchmarkError: the answer is no option, or `ID` and `key` name no place in a chain.
+        BadCell: the answer is no option, or `ID` and `key` name no place in a chain.
     """
     place_of(row)
     return grade_choice(row, prediction, NAME)
@@ -46,17 +47,15 @@ def place_of(row: BenchmarkRow) -> tuple[int, str, str]:
     """Number of steps, ID of the chain, and the row's place in it (`1`, `2`, `3`, `multi`).
 
     Raises:
-        BenchmarkError: another key, or no ID.
+        BadCell: another key, or no ID.
     """
     key = row.extra.get("key", "")
     chain = row.extra.get("ID") or row.extra.get("id", "")
     found = _KEY.fullmatch(key.strip())
     if found is None or not chain:
-        raise BenchmarkError(
-            f"row {row.number}, columns 'ID' and 'key': {chain!r} and {key!r} of index "
-            f"{row.index!r} name no place in a chain; keep them as in the original file "
-            "(2steps_1, 2steps_2, 2steps_multi)"
-        )
+        found = f"ID {chain!r} and key {key!r} of index {row.index!r} name no place in a chain"
+        fix = "keep both columns of the original file (2steps_1, 2steps_2, 2steps_multi)"
+        raise BadCell("key", found, fix)
     return int(found[1]), chain, found[2]
 
 
