@@ -26,7 +26,9 @@ def wilson_interval(num_yes: int, num_all: int) -> tuple[float, float]:
     share, z2 = num_yes / num_all, _Z_95**2 / num_all
     middle = (share + z2 / 2) / (1 + z2)
     half = _Z_95 * math.sqrt(share * (1 - share) / num_all + z2 / (4 * num_all)) / (1 + z2)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    low = max(middle - half, 0.0) if num_yes else 0.0  # exactly, without rounding
+    high = min(middle + half, 1.0) if num_yes < num_all else 1.0
+    return low, high
 
 
 def cohens_kappa(pairs: Iterable[tuple[Answer, Answer]]) -> float | None:

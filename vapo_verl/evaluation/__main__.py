@@ -1,5 +1,8 @@
-"""Command line: probe a checkpoint on held-out rows.
+"""Command line: evaluate a checkpoint on benchmarks, or probe it on held-out rows.
 
+python -m vapo_verl.evaluation benchmark MODEL DATA... --out DIR
+python -m vapo_verl.evaluation score FILE --rules NAME --out OUT.jsonl
+python -m vapo_verl.evaluation compare DIR DIR... --out DIR
 python -m vapo_verl.evaluation early-decision MODEL DATA --run RUN_DIR
 python -m vapo_verl.evaluation interventions MODEL DATA --run RUN_DIR
 python -m vapo_verl.evaluation image-swap MODEL DATA --run RUN_DIR
@@ -20,6 +23,20 @@ from vapo_verl.data.errors import DataError
 from vapo_verl.run_folder import RunError
 
 BAD_INPUT, INTERRUPTED = 2, 130
+BENCHMARKS = {
+    "benchmark": (
+        "accuracy on benchmark files",
+        "vapo_verl.evaluation.benchmarks.benchmark_command",
+    ),
+    "score": (
+        "stored predictions graded by the rules of a benchmark",
+        "vapo_verl.evaluation.benchmarks.score_command",
+    ),
+    "compare": (
+        "results of benchmarks side by side",
+        "vapo_verl.evaluation.benchmarks.compare_command",
+    ),
+}
 PROBING = {
     "early-decision": (
         "answers forced along the reasoning",
@@ -38,6 +55,7 @@ PROBING = {
         "vapo_verl.evaluation.perception.perception_command",
     ),
 }
+COMMANDS = BENCHMARKS | PROBING
 """Command -> help, and the module that adds its arguments and runs it."""
 
 
@@ -56,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _module(command: str) -> Any:
-    return importlib.import_module(PROBING[command][1])
+    return importlib.import_module(COMMANDS[command][1])
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
@@ -64,7 +82,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vapo_verl.evaluation", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, (text, _) in PROBING.items():
+    for name, (text, _) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"{text}.")
         if name in arguments[:1]:
             _module(name).add_arguments(command)

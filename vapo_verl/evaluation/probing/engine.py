@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -70,10 +71,16 @@ class Engine:
         options: where the model is and how it is run.
         images_per_prompt: the most images a context has.
         attention: whether completions carry visual attention.
+        template_options: arguments of the chat template, as `data.apply_chat_template_kwargs`.
     """
 
     def __init__(
-        self, options: EngineOptions, *, images_per_prompt: int, attention: bool = False
+        self,
+        options: EngineOptions,
+        *,
+        images_per_prompt: int,
+        attention: bool = False,
+        template_options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         on_cpu = _vllm_is_for_cpu()
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -87,6 +94,7 @@ class Engine:
         from vllm import LLM
 
         self._options, self._exports = options, attention
+        self._template_options = template_options
         config = AutoConfig.from_pretrained(options.model)
         self._processor = AutoProcessor.from_pretrained(options.model)
         self.tokenizer = self._processor.tokenizer
@@ -110,13 +118,20 @@ class Engine:
     def __exit__(self, *error: object) -> None:
         self._llm.llm_engine.engine_core.shutdown()
 
+    def forget(self) -> None:
+        """Empty the caches of prefixes and images, so that answers depend on no earlier request."""
+        is_empty = self._llm.reset_prefix_cache()
+        assert is_empty, "requests are still running"
+        self._llm.reset_mm_cache()
+        self._llm.llm_engine.reset_encoder_cache()
+
     def prompt(self, row: Row) -> Context:
         """The row's chat up to where the model answers."""
         messages = [
             {"role": turn["role"], "content": _parts(turn["content"])} for turn in row.messages
         ]
         text = self._processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
+            messages, tokenize=False, add_generation_prompt=True, **self._template_options
         )
         return Context(ids=self.encode(text), images=tuple(map(self.image, row.images)))
 

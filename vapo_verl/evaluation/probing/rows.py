@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -16,6 +16,7 @@ from vapo_verl.data.images import IMAGE_ERRORS, is_remote, load_image, read_head
 from vapo_verl.data.parquet_stream import iter_rows, open_parquet, require_columns
 from vapo_verl.data.rows import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
 
+T = TypeVar("T")
 KEY = "DATA"
 _IMPORT_FIRST = "run `python -m vapo_verl.data import-plain` on it"
 
@@ -123,6 +124,6 @@ def _row(path: Path, number: int, row: Mapping[str, Any], answer_style: str) -> 
     )
 
 
-def batches(rows: Sequence[Row], size: int) -> list[Sequence[Row]]:
+def batches(rows: Sequence[T], size: int) -> list[Sequence[T]]:
     """The rows in pieces of `size`."""
     return [rows[first : first + size] for first in range(0, len(rows), size)]

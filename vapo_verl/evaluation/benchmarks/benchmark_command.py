@@ -1,0 +1,419 @@
+"""`benchmark`: accuracy of a model on benchmark files, graded by rules.
+
+`python -m vapo_verl.evaluation benchmark MODEL DATA... --out OUT` writes, for each file of DATA, a
+folder `OUT/NAME` (`OUT/NAME.blank` with `--image blank`; its files are described in
+:mod:`vapo_verl.evaluation.benchmarks.answering` and `benchmark_results`), and over all of them
+`OUT/scores.csv` and `OUT/page.html`. A run that was killed resumes with the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vapo_verl.cli_options import OptionError, add_options, check_bounds, cli, options_from
+from vapo_verl.evaluation.benchmarks.benchmark_page import benchmark_body, write_page
+from vapo_verl.evaluation.benchmarks.benchmark_results import (
+    SCORES_FILE,
+    grade_answers,
+    read_results,
+    scores_csv,
+    summarise,
+    write_results,
+)
+from vapo_verl.evaluation.probing.journal import PAGE_FILE
+from vapo_verl.evaluation.probing.probe_options import EngineOptions, model_fingerprint
+from vapo_verl.files import atomic_write_text
+from vapo_verl.run_folder.layout import CONFIG_FILE
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from vapo_verl.claims.options import EndpointOptions
+    from vapo_verl.evaluation.benchmarks import BenchmarkRow, Rule
+    from vapo_verl.evaluation.benchmarks.answering import Task
+
+PROTOCOLS = {"paper": (1, 0.0), "avg8": (8, 1.0)}
+"""Name -> samples per row, and their temperature."""
+PAPER_SUFFIX = (
+    "You first think through the reasoning process as an internal monologue, enclosed within "
+    "<think> </think> tags. Then, provide your final answer enclosed within \\boxed{}."
+)
+"""The text that VAPO's evaluation puts behind the question, without a separator."""
+SUFFIXES = ("paper", "vapo", "none")
+_NAME_LIMIT = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkOptions:
+    """A model, benchmark files, and a protocol."""
+
+    engine: EngineOptions = field(metadata=cli(group="engine"))
+    data: tuple[Path, ...] = field(metadata=cli(positional="DATA"))
+    """TSV files of VLMEvalKit, or parquet files of the row format."""
+    out: Path = field(metadata=cli(metavar="DIR"))
+    """Folder for the results."""
+    protocol: str = field(default="paper", metadata=cli(choices=tuple(PROTOCOLS)))
+    """paper: one greedy answer; avg8: 8 samples at temperature 1."""
+    image: str = field(default="own", metadata=cli(choices=("own", "blank", "blurred", "swapped")))
+    """Ask with each row's own images, their mean colour, blurred ones, or those of another row."""
+    rules: str | None = field(default=None, metadata=cli(metavar="NAME"))
+    """Rule of all files (by the name of a file, else by its columns)."""
+    suffix: str | None = field(default=None, metadata=cli(choices=SUFFIXES))
+    """Behind the question of TSV rows (paper; for avg8 that of the training rows, or vapo)."""
+    limit: int | None = field(default=None, metadata=cli(low=1))
+    """Only the first rows of each file, for a trial."""
+    step: int | None = field(default=None, metadata=cli(low=1))
+    """Checkpoint of a run folder (the newest complete one)."""
+    max_tokens: int = field(default=2048, metadata=cli(low=1))
+    """Of one answer."""
+    batch: int = field(default=64, metadata=cli(low=1))
+    """Rows asked at once; a killed run computes at most this many again."""
+    seed: int | None = field(default=None, metadata=cli(low=0))
+    """Of samples and of swapped images (vapo.seed of a run folder, else 0)."""
+    model_name: str | None = None
+    """The model of an endpoint."""
+    max_concurrency: int = field(default=16, metadata=cli(low=1))
+    """Requests to an endpoint or a judge at once."""
+    judge: str | None = field(default=None, metadata=cli(metavar="URL"))
+    """OpenAI-compatible endpoint that decides about answers no rule can read."""
+    judge_model: str | None = None
+    """The judge's model."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.judge is not None and not is_endpoint(self.judge):
+            raise OptionError(f"--judge {self.judge}: give an address as http://HOST:PORT/v1")
+        if self.judge is not None and not self.judge_model:
+            raise OptionError(f"--judge {self.judge}: name its model with --judge-model")
+
+
+def is_endpoint(model: str) -> bool:
+    """Whether MODEL is an address and not a folder."""
+    return model.startswith(("http://", "https://"))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The fields of :class:`BenchmarkOptions`."""
+    parser.description = (
+        "Accuracy on benchmark files. MODEL: a Hugging Face folder, a run folder (its newest "
+        "complete checkpoint is exported), or the address of an OpenAI-compatible endpoint "
+        "(OPENAI_API_KEY holds its key). Nothing is downloaded."
+    )
+    add_options(parser, BenchmarkOptions)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command.
+
+    Raises:
+        OptionError, BenchmarkError, RunError: what a user has to fix.
+    """
+    options = options_from(BenchmarkOptions, arguments)
+
+    benchmarks = _read_all(options)
+    model = _model(options)
+    tasks = [_task(path, rows, rule, model, options) for path, rows, rule in benchmarks]
+    _ask(tasks, model, options)
+    for task in tasks:
+        _grade(task, options)
+    results = read_results(options.out)
+    atomic_write_text(options.out / SCORES_FILE, scores_csv(results))
+    page = options.out / PAGE_FILE
+    write_page(page, f"Benchmarks of {model.name}", _note(model, options), benchmark_body(results))
+    print(page)
+    return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Model:
+    """What MODEL names."""
+
+    name: str
+    fingerprint: str
+    engine: EngineOptions | None
+    """None for an endpoint; without min_pixels and max_pixels those of the run folder."""
+    suffix: str | None
+    """Of the rows it was trained on, one of `SUFFIXES`; None where that is not known."""
+    seed: int
+    template_options: Mapping[str, Any]
+
+
+def _read_all(options: BenchmarkOptions) -> list[tuple[Path, list[BenchmarkRow], Rule]]:
+    names = [path.stem for path in options.data]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise OptionError(
+            f"DATA: {', '.join(twice)} is given more than once; results go to OUT/NAME: rename one"
+        )
+    found = []
+    for path in options.data:
+        rows, rule = read_with_rule(path, options.rules)
+        found.append((path, rows[: options.limit], rule))
+    return found
+
+
+def read_with_rule(path: Path, given: str | None = None) -> tuple[list[BenchmarkRow], Rule]:
+    """A benchmark's rows, and the rule that is given, or that of the file's name.
+
+    A TSV without a known name gets `mcq` where every row has options, `yes-no` where every answer
+    is yes or no, else `free-form`, as all rows of our own format do.
+
+    Raises:
+        DataError: a bad file, with rows, columns and fixes; or no such rule.
+    """
+    from vapo_verl.evaluation.benchmarks.benchmark_file import read_benchmark
+    from vapo_verl.evaluation.benchmarks.rules import find_rule, rule_name_of
+
+    if name := given or rule_name_of(path.stem):
+        rule = find_rule(name)
+        return read_benchmark(path, skip_without_image=rule.skip_without_image), rule
+    rows = read_benchmark(path)
+    if any(row.messages for row in rows):
+        return rows, find_rule("free-form")
+    if all(row.choices for row in rows):
+        return rows, find_rule("mcq")
+    if all(row.answer.strip().casefold() in ("yes", "no") for row in rows):
+        return rows, find_rule("yes-no")
+    return rows, find_rule("free-form")
+
+
+def _model(options: BenchmarkOptions) -> _Model:
+    model, seed = options.engine.model, options.seed
+    if is_endpoint(model):
+        if not options.model_name:
+            raise OptionError(f"MODEL {model}: name the endpoint's model with --model-name")
+        return _Model(
+            name=options.model_name,
+            fingerprint=f"{model} {options.model_name}",
+            engine=None,
+            suffix=None,
+            seed=seed or 0,
+            template_options={},
+        )
+    folder = Path(model)
+    if (folder / CONFIG_FILE).is_file():
+        return _run_folder_model(folder, options)
+    if not (folder / "config.json").is_file():
+        raise OptionError(
+            f"MODEL {model}: neither a Hugging Face folder (config.json), nor a run folder "
+            f"({CONFIG_FILE}), nor an address; nothing is downloaded: give a folder that is here"
+        )
+    return _Model(
+        name=folder.resolve().name,
+        fingerprint=model_fingerprint(model),
+        engine=replace(options.engine, seed=seed or 0),
+        suffix=None,
+        seed=seed or 0,
+        template_options={},
+    )
+
+
+def _run_folder_model(run_dir: Path, options: BenchmarkOptions) -> _Model:
+    """The exported checkpoint, asked as it was trained."""
+    from omegaconf import DictConfig, OmegaConf
+
+    from vapo_verl.export.model_folder import write_model_folder
+    from vapo_verl.export.source import ExportError, find_checkpoint
+
+    config = OmegaConf.load(run_dir / CONFIG_FILE)
+    assert isinstance(config, DictConfig)
+    try:
+        step = find_checkpoint(run_dir, options.step).step
+        folder = run_dir / f"model_step_{step}"
+        if not folder.is_dir():
+            print(f"exporting step {step} to {folder}", flush=True)
+            write_model_folder(run_dir, step, folder)
+    except ExportError as error:
+        raise OptionError(f"MODEL {run_dir}: {error}") from error
+    engine = options.engine
+    seed = options.seed
+    if seed is None:
+        seed = int(OmegaConf.select(config, "vapo.seed") or 0)
+    pixels = {
+        name: getattr(engine, name) or OmegaConf.select(config, f"data.{name}")
+        for name in ("min_pixels", "max_pixels")
+    }
+    template = OmegaConf.select(config, "data.apply_chat_template_kwargs")
+    return _Model(
+        name=f"{run_dir.resolve().name}, step {step}",
+        fingerprint=model_fingerprint(str(folder)),
+        engine=replace(engine, model=str(folder), seed=seed, **pixels),
+        suffix=trained_suffix(config),
+        seed=seed,
+        template_options={str(name): value for name, value in (template or {}).items()},
+    )
+
+
+def trained_suffix(config: DictConfig) -> str | None:
+    """Which of `SUFFIXES` the first training row of a run ends with; None if it cannot be known:
+    its file is gone, or it ends otherwise."""
+    from vapo_verl.data.errors import FileError
+    from vapo_verl.data.parquet_stream import iter_rows, open_parquet
+
+    files = config.data.train_files
+    path = Path(files if isinstance(files, str) else files[0])
+    try:
+        with open_parquet(path, key="data.train_files") as parquet:
+            _, row = next(iter_rows(parquet, ("prompt",), path=path, key="data.train_files"))
+    except (FileError, StopIteration):
+        return None
+    prompt: Any = row["prompt"]
+    text = str(prompt[-1]["content"])
+    return next((name for name in ("paper", "vapo") if text.endswith(_suffix_text(name))), None)
+
+
+def _suffix_text(name: str) -> str:
+    from vapo_verl.data.schema import PROMPT_SUFFIX
+
+    return {"paper": PAPER_SUFFIX, "vapo": f"\n{PROMPT_SUFFIX}", "none": ""}[name]
+
+
+def _suffix_name(model: _Model, options: BenchmarkOptions) -> str:
+    by_protocol = "paper" if options.protocol == "paper" else model.suffix or "vapo"
+    return options.suffix or by_protocol
+
+
+def _task(
+    path: Path, rows: list[BenchmarkRow], rule: Rule, model: _Model, options: BenchmarkOptions
+) -> Task:
+    from vapo_verl.evaluation.benchmarks.answering import Sampling, Task
+
+    num_samples, temperature = PROTOCOLS[options.protocol]
+    sampling = Sampling(
+        num_samples=num_samples,
+        temperature=temperature,
+        max_tokens=options.max_tokens,
+        seed=model.seed,
+    )
+    suffix = _suffix_text(_suffix_name(model, options))
+    ending = "" if options.image == "own" else f".{options.image}"
+    return Task(
+        name=path.stem,
+        rows=rows,
+        rule=rule,
+        folder=options.out / f"{path.stem[:_NAME_LIMIT]}{ending}",
+        sampling=sampling,
+        image=options.image,
+        suffix=suffix,
+        settings={
+            "MODEL": model.fingerprint,
+            "DATA": data_fingerprint(path),
+            "--protocol": options.protocol,
+            "--image": options.image,
+            "--suffix": suffix,
+            "--limit": options.limit,
+            "--max-tokens": options.max_tokens,
+            "--seed": model.seed,
+            **_engine_settings(model, options),
+        },
+    )
+
+
+def _engine_settings(model: _Model, options: BenchmarkOptions) -> dict[str, Any]:
+    if model.engine is None:
+        return {}
+    return {
+        "--batch": options.batch,
+        "--dtype": model.engine.dtype,
+        "--max-model-len": model.engine.max_model_len,
+        "--min-pixels": model.engine.min_pixels,
+        "--max-pixels": model.engine.max_pixels,
+        "chat template": dict(model.template_options),
+    }
+
+
+def data_fingerprint(path: Path) -> str:
+    """The file's name and a digest of all of it; the file may be moved."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return f"{path.name} {digest.hexdigest()[:16]}"
+
+
+def _ask(tasks: Sequence[Task], model: _Model, options: BenchmarkOptions) -> None:
+    from vapo_verl.evaluation.benchmarks.answering import ask_endpoint, ask_engine
+
+    print(
+        f"{model.name}: protocol {options.protocol}, images {options.image}, "
+        f"suffix {_suffix_name(model, options)}, seed {model.seed}"
+    )
+    if model.suffix not in (None, _suffix_name(model, options)):
+        print(f"note: its training rows end with the suffix `{model.suffix}`")
+    if model.engine is not None:
+        ask_engine(tasks, model.engine, options.batch, model.template_options)
+        return
+    endpoint = _endpoint(options.engine.model, str(options.model_name), options.max_tokens)
+    temperature = tasks[0].sampling.temperature
+    ask_endpoint(tasks, replace(endpoint, temperature=temperature), options.max_concurrency)
+
+
+def _endpoint(url: str, model: str, max_tokens: int) -> EndpointOptions:
+    from vapo_verl.claims.options import NO_KEY, EndpointOptions
+
+    key = os.environ.get("OPENAI_API_KEY") or NO_KEY
+    return EndpointOptions(
+        model=model,
+        base_url=url,
+        api_key=key,
+        max_tokens=max_tokens,
+        temperature=0.0,
+        timeout_s=600.0,
+    )
+
+
+def _grade(task: Task, options: BenchmarkOptions) -> None:
+    from vapo_verl.evaluation.benchmarks import judging
+    from vapo_verl.evaluation.benchmarks.answering import read_answers
+
+    graded = grade_answers(task, read_answers(task))
+    judged: dict[str, Any] | None = None
+    if options.judge is not None:
+        cases = judging.judge_cases(task, graded)
+        endpoint = _endpoint(options.judge, str(options.judge_model), judging.MAX_TOKENS)
+        found = judging.judge(list(cases.values()), endpoint, options.out, options.max_concurrency)
+        graded = judging.apply_decisions(graded, cases, found.decisions)
+        failed = sum(case not in found.decisions for case in cases.values())
+        judged = {
+            "model": options.judge_model,
+            "prompt_version": judging.PROMPT_VERSION,
+            "asked": len(cases),
+            "failed": failed,
+        }
+        if failed:
+            print(f"WARNING: {task.name}: the judge decided nothing about {failed} answers")
+            print(f"  ({_reasons(found.failures)}); they stay unparsed, and count as incorrect")
+    path = next(path for path in options.data if path.stem == task.name)
+    summary = summarise(task, graded)
+    summary |= {
+        "model": task.settings["MODEL"],
+        "protocol": options.protocol,
+        "data": str(path.resolve()),
+        "judge": judged,
+    }
+    write_results(task, graded, summary)
+    accuracy = summary["accuracy"]
+    print(
+        f"{task.name}: {100 * accuracy['mean']:.1f} % of {summary['num_rows']} rows, unparsed "
+        f"{100 * summary['unparsed']['share']:.1f} %, truncated "
+        f"{100 * summary['truncated']['share']:.1f} %, judged "
+        f"{100 * summary['judged']['share']:.1f} %"
+    )
+
+
+def _reasons(failures: Mapping[str, int]) -> str:
+    return "; ".join(f"{count} x {reason}" for reason, count in failures.items())
+
+
+def _note(model: _Model, options: BenchmarkOptions) -> str:
+    samples, temperature = PROTOCOLS[options.protocol]
+    drawn = "one greedy answer" if samples == 1 else f"{samples} samples at {temperature:g}"
+    return (
+        f"{model.fingerprint}. Protocol {options.protocol}: {drawn} of up to {options.max_tokens} "
+        f"tokens per row, suffix {_suffix_name(model, options)!r}, seed {model.seed}."
+    )

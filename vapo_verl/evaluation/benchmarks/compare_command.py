@@ -1,0 +1,450 @@
+"""`compare`: results of `benchmark` side by side, with paired tests and the rows that differ.
+
+`python -m vapo_verl.evaluation compare A B ... --out OUT` writes `OUT/page.html` and
+`OUT/comparison.csv`. Each arm is a folder that `benchmark` wrote, or `NAME=DIR,DIR,...` for the
+seeds of one training arm. All arms are compared with the first one, on every benchmark that all of
+them hold. An arm of several seeds is compared by seed, never by rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vapo_verl.analysis.score_statistics import (
+    arm_score,
+    benjamini_hochberg,
+    compare_arms,
+    compare_paired,
+)
+from vapo_verl.cli_options import OptionError, add_options, check_bounds, cli, options_from
+from vapo_verl.evaluation.benchmarks.benchmark_command import data_fingerprint
+from vapo_verl.evaluation.benchmarks.benchmark_page import (
+    Point,
+    interval_plot,
+    section,
+    shown_interval,
+    write_page,
+)
+from vapo_verl.evaluation.benchmarks.benchmark_results import (
+    GradedAnswer,
+    Result,
+    fraction_correct,
+    read_results,
+)
+from vapo_verl.evaluation.probing.journal import PAGE_FILE, SETTINGS_FILE
+from vapo_verl.files import atomic_write_text
+from vapo_verl.plots.html import Table, shown, table_html
+
+if TYPE_CHECKING:
+    from vapo_verl.evaluation.benchmarks import BenchmarkRow
+
+COMPARISON_FILE = "comparison.csv"
+COLUMNS = (
+    *("benchmark", "category", "a", "b", "num_rows", "num_seeds_a", "num_seeds_b"),
+    *("mean_a", "mean_b", "difference", "low", "high", "p", "p_adjusted", "test"),
+)
+SAME_ROWS = ("DATA", "--limit", "--image")
+"""Settings that have to be equal: they say which rows were asked, with which images."""
+SAME_PROTOCOL = ("--protocol", "--suffix", "--max-tokens", "--min-pixels", "--max-pixels")
+"""Settings whose difference is noted on the page."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareOptions:
+    """Folders, and how many rows are shown."""
+
+    arms: tuple[str, ...] = field(metadata=cli(positional="ARM"))
+    """Folder that `benchmark` wrote, or NAME=DIR,DIR,... for several seeds; the first is A."""
+    out: Path = field(metadata=cli(metavar="DIR"))
+    """Folder for page and CSV."""
+    shown_rows: int = field(default=50, metadata=cli(low=0))
+    """Rows shown of a benchmark and pair of arms, those that differ most."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if len(self.arms) < 2:
+            raise OptionError(f"ARM: {self.arms[0]} alone; give two or more to compare")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One training arm: the results of each of its seeds."""
+
+    name: str
+    seeds: tuple[Mapping[str, Result], ...]
+    """Benchmark -> result, of each seed."""
+
+    def benchmarks(self) -> set[str]:
+        """Those that all seeds hold."""
+        return set.intersection(*[set(seed) for seed in self.seeds])
+
+    def accuracies(self, benchmark: str, category: str = "") -> list[float]:
+        """Of each seed."""
+        summaries = [seed[benchmark].summary for seed in self.seeds]
+        if category:
+            summaries = [summary["categories"][category] for summary in summaries]
+        return [summary["accuracy"]["mean"] for summary in summaries]
+
+    def row_score(self, benchmark: str, index: int | str) -> float:
+        """Fraction of correct answers to a row, over seeds and samples."""
+
+        each = [fraction_correct(seed[benchmark].answers[index]) for seed in self.seeds]
+        return sum(each) / len(each)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Arm B against arm A on a benchmark, or on one of its categories; a line of the CSV."""
+
+    benchmark: str
+    category: str
+    a: str
+    b: str
+    num_rows: int
+    num_seeds_a: int
+    num_seeds_b: int
+    mean_a: float
+    mean_b: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    """nan where nothing is known, as of one seed against several."""
+    p_adjusted: float
+    """By Benjamini and Hochberg over all lines with the same kind of category."""
+    test: str
+    """`mcnemar`, `bootstrap` (rows of two single models) or `seeds` (Welch's t-test)."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The fields of :class:`CompareOptions`."""
+    add_options(parser, CompareOptions)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command.
+
+    Raises:
+        OptionError, BenchmarkError: no such results, or arms that were asked other rows.
+    """
+    options = options_from(CompareOptions, arguments)
+
+    arms = [read_arm(text) for text in options.arms]
+    if len({arm.name for arm in arms}) < len(arms):
+        raise OptionError(f"ARM: {[arm.name for arm in arms]}: name them apart, as A=DIR B=DIR")
+    benchmarks = common_benchmarks(arms)
+    notes = [note for benchmark in benchmarks for note in check_settings(arms, benchmark)]
+    comparisons = compare_all(arms, benchmarks)
+    options.out.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(options.out / COMPARISON_FILE, comparison_csv(comparisons))
+    page = options.out / PAGE_FILE
+    title = " and ".join(arm.name for arm in arms)
+    body = _body(arms, benchmarks, comparisons, options.shown_rows)
+    write_page(page, title, " ".join([_seeds_note(arms), *notes]), body)
+    for each in comparisons:
+        if not each.category:
+            print(
+                f"{each.benchmark}: {each.b} less {each.a} {100 * each.difference:+.1f} points, "
+                f"p {each.p:.2g}, adjusted {each.p_adjusted:.2g} ({each.test})"
+            )
+    print(page)
+    return 0
+
+
+def read_arm(text: str) -> Arm:
+    """The results of `DIR` or `NAME=DIR,DIR,...`.
+
+    Raises:
+        BenchmarkError: a folder holds none.
+    """
+
+    name, separator, listed = text.partition("=")
+    folders = [Path(each) for each in listed.split(",")] if separator else [Path(text)]
+    return Arm(
+        name=name if separator else folders[0].resolve().name,
+        seeds=tuple({each.name: each for each in read_results(folder)} for folder in folders),
+    )
+
+
+def common_benchmarks(arms: Sequence[Arm]) -> list[str]:
+    """Benchmarks that every arm holds, by name.
+
+    Raises:
+        OptionError: there is none.
+    """
+    common = sorted(set.intersection(*[arm.benchmarks() for arm in arms]))
+    if not common:
+        held = "; ".join(f"{arm.name}: {', '.join(sorted(arm.benchmarks()))}" for arm in arms)
+        raise OptionError(f"ARM: no benchmark is in all of them ({held}); run `benchmark` on it")
+    return common
+
+
+def check_settings(arms: Sequence[Arm], benchmark: str) -> list[str]:
+    """Notes on settings of a benchmark that differ between the arms.
+
+    Raises:
+        OptionError: the arms were asked other rows.
+    """
+
+    results = [seed[benchmark] for arm in arms for seed in arm.seeds]
+    settings = [json.loads((result.folder / SETTINGS_FILE).read_text()) for result in results]
+    first, notes = settings[0], []
+    for result, other in zip(results, settings, strict=True):
+        for key in (*SAME_ROWS, *SAME_PROTOCOL):
+            if other.get(key) == first.get(key):
+                continue
+            found = (
+                f"{benchmark}: {key} is {first.get(key)!r} in {results[0].folder} and "
+                f"{other.get(key)!r} in {result.folder}"
+            )
+            if key in SAME_ROWS:
+                raise OptionError(f"{found}; give the same to both, and run `benchmark` again")
+            notes.append(f"{found}.")
+    return notes
+
+
+def compare_all(arms: Sequence[Arm], benchmarks: Sequence[str]) -> list[Comparison]:
+    """Every arm against the first one, on every benchmark and category.
+
+    The p-values of benchmarks are adjusted together, and those of categories together.
+    """
+    return [
+        adjusted
+        for categories in ([("",)] * len(benchmarks), [_categories(arms, b) for b in benchmarks])
+        for adjusted in _adjusted(
+            [
+                _compare(arms[0], arm, benchmark, category)
+                for benchmark, some in zip(benchmarks, categories, strict=True)
+                for category in some
+                for arm in arms[1:]
+            ]
+        )
+    ]
+
+
+def _categories(arms: Sequence[Arm], benchmark: str) -> tuple[str, ...]:
+    return tuple(arms[0].seeds[0][benchmark].summary["categories"])
+
+
+def _compare(a: Arm, b: Arm, benchmark: str, category: str) -> Comparison:
+
+    first = a.seeds[0][benchmark].answers
+    indices = [i for i, samples in first.items() if category in ("", samples[0].category)]
+    by_seed_a, by_seed_b = a.accuracies(benchmark, category), b.accuracies(benchmark, category)
+    if len(a.seeds) == len(b.seeds) == 1:
+        found = compare_paired(
+            [a.row_score(benchmark, index) for index in indices],
+            [b.row_score(benchmark, index) for index in indices],
+            [first[index][0].cluster for index in indices],
+        )
+        difference, p, test = found.difference, found.p, found.test
+    else:
+        difference, p = compare_arms(by_seed_a, by_seed_b)
+        test = "seeds"
+    return Comparison(
+        benchmark=benchmark,
+        category=category,
+        a=a.name,
+        b=b.name,
+        num_rows=len(indices),
+        num_seeds_a=len(a.seeds),
+        num_seeds_b=len(b.seeds),
+        mean_a=sum(by_seed_a) / len(by_seed_a),
+        mean_b=sum(by_seed_b) / len(by_seed_b),
+        difference=difference.mean,
+        low=difference.low,
+        high=difference.high,
+        p=p,
+        p_adjusted=math.nan,
+        test=test,
+    )
+
+
+def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
+
+    adjusted = benjamini_hochberg([each.p for each in comparisons])
+    return [
+        replace(each, p_adjusted=value) for each, value in zip(comparisons, adjusted, strict=True)
+    ]
+
+
+def comparison_csv(comparisons: Sequence[Comparison]) -> str:
+    """A line for each comparison, with the columns `COLUMNS`; empty cells where unknown."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for each in comparisons:
+        writer.writerow([_cell(getattr(each, name)) for name in COLUMNS])
+    return buffer.getvalue()
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else ""
+    return str(value)
+
+
+def _seeds_note(arms: Sequence[Arm]) -> str:
+    counts = ", ".join(f"{arm.name} {len(arm.seeds)}" for arm in arms)
+    if all(len(arm.seeds) == 1 for arm in arms):
+        return (
+            "One model per arm: the tests tell whether these checkpoints differ on such rows, not "
+            "whether another training seed would give the same."
+        )
+    return f"Arms are compared by seed ({counts}); one seed in an arm gives no p."
+
+
+def _body(
+    arms: Sequence[Arm],
+    benchmarks: Sequence[str],
+    comparisons: Sequence[Comparison],
+    shown_rows: int,
+) -> str:
+
+    lines = {name: [_point(arm, name) for arm in arms] for name in benchmarks}
+    overall = [each for each in comparisons if not each.category]
+    by_category = [each for each in comparisons if each.category]
+    parts = [
+        section("Accuracy", interval_plot(lines)),
+        section("Comparison", table_html(_table("Benchmarks", overall))),
+    ]
+    if by_category:
+        parts.append(section("By category", table_html(_table("Categories", by_category))))
+    for benchmark in benchmarks:
+        rows = _read_rows(arms, benchmark)
+        for arm in arms[1:]:
+            title = f"{benchmark}: rows on which {arms[0].name} and {arm.name} differ"
+            shown = _differing_rows(arms[0], arm, benchmark, rows, shown_rows)
+            parts.append(section(title, shown))
+    return "".join(parts)
+
+
+def _point(arm: Arm, benchmark: str) -> Any:
+    """Accuracy with its interval; of several seeds their mean and range."""
+
+    if len(arm.seeds) > 1:
+        score = arm_score(arm.accuracies(benchmark))
+        name = f"{arm.name} (range of {score.num_seeds} seeds)"
+        return Point(series=name, mean=score.mean, low=score.lowest, high=score.highest)
+    accuracy = arm.seeds[0][benchmark].summary["accuracy"]
+    return Point(series=arm.name, mean=accuracy["mean"], low=accuracy["low"], high=accuracy["high"])
+
+
+def _table(title: str, comparisons: Sequence[Comparison]) -> Any:
+
+    rows = [
+        [
+            f"{each.benchmark} {each.category}".strip(),
+            str(each.num_rows),
+            f"{each.a} {100 * each.mean_a:.1f} %",
+            f"{each.b} {100 * each.mean_b:.1f} %",
+            shown_interval(
+                each.difference,
+                each.low if math.isfinite(each.low) else None,
+                each.high if math.isfinite(each.high) else None,
+            ),
+            shown(each.p, 2),
+            shown(each.p_adjusted, 2),
+            each.test,
+        ]
+        for each in comparisons
+    ]
+    return Table(
+        title=title,
+        header=["", "rows", "A", "B", "B − A, 95 % interval", "p", "p adjusted", "test"],
+        rows=rows,
+        note="McNemar: exact, on rows that one of two models solves. Bootstrap: over clusters of"
+        " rows. Seeds: Welch's t-test on one accuracy per seed. Adjusted by Benjamini and Hochberg"
+        " over the lines of this table.",
+    )
+
+
+def _read_rows(arms: Sequence[Arm], benchmark: str) -> dict[int | str, BenchmarkRow]:
+    """The benchmark's rows by index, from where it was; none where it is gone or has changed."""
+    from vapo_verl.evaluation.benchmarks.benchmark_file import read_benchmark
+
+    result = arms[0].seeds[0][benchmark]
+    settings = json.loads((result.folder / SETTINGS_FILE).read_text())
+    path = Path(result.summary["data"])
+    if not path.is_file() or data_fingerprint(path) != settings["DATA"]:
+        return {}
+    return {row.index: row for row in read_benchmark(path)}
+
+
+def _differing_rows(
+    a: Arm, b: Arm, benchmark: str, rows: Mapping[int | str, BenchmarkRow], limit: int
+) -> str:
+    scores = {
+        index: (a.row_score(benchmark, index), b.row_score(benchmark, index))
+        for index in a.seeds[0][benchmark].answers
+    }
+    differing = [index for index, (first, second) in scores.items() if first != second]
+    differing.sort(key=lambda index: -abs(scores[index][1] - scores[index][0]))
+    gained = sum(scores[index][1] > scores[index][0] for index in differing)
+    drawn = differing[:limit]
+    counts = (
+        f"<p class=note>{len(differing)} of {len(scores)} rows differ: {gained} are better in B, "
+        f"{len(differing) - gained} in A. {len(drawn)} are shown, the largest differences first."
+        f"{'' if rows else ' The benchmark file is not where it was, so images are missing.'}</p>"
+    )
+    return counts + "".join(
+        _row_html(a, b, benchmark, index, scores[index], rows.get(index)) for index in drawn
+    )
+
+
+def _row_html(
+    a: Arm,
+    b: Arm,
+    benchmark: str,
+    index: int | str,
+    scores: tuple[float, float],
+    row: BenchmarkRow | None,
+) -> str:
+
+    answers = [arm.seeds[0][benchmark].answers[index][0] for arm in (a, b)]
+    shown = "".join(
+        _answer_html(arm.name, score, answer)
+        for arm, score, answer in zip((a, b), scores, answers, strict=True)
+    )
+    question = "" if row is None else f"<p class=text>{escape(_question(row))}</p>{_images(row)}"
+    truth = f"<p>Ground truth: {escape(answers[0].answer)}</p>"
+    category = f", {escape(answers[0].category)}" if answers[0].category else ""
+    return f"<article><h3>{escape(str(index))}{category}</h3>{question}{truth}{shown}</article>"
+
+
+def _answer_html(name: str, score: float, answer: GradedAnswer) -> str:
+
+    extracted = "unparsed" if answer.extracted is None else answer.extracted
+    return (
+        f"<details><summary>{escape(name)}: {100 * score:.0f} % correct, answers "
+        f"{escape(extracted)}</summary><p class=text>{escape(answer.prediction)}</p></details>"
+    )
+
+
+def _question(row: BenchmarkRow) -> str:
+    text = "\n".join(turn["content"] for turn in row.messages) or row.question
+    return text + "".join(f"\n{letter}. {option}" for letter, option in row.choices.items())
+
+
+def _images(row: BenchmarkRow) -> str:
+    from vapo_verl.data.errors import BadCell
+    from vapo_verl.data.images import IMAGE_ERRORS, load_image
+    from vapo_verl.run_folder.images import image_uri, small_image
+
+    found = []
+    for source in row.images:
+        try:
+            uri = image_uri(small_image(load_image(source)))
+            found.append(f'<img src="{uri}" alt="image of the row">')
+        except (BadCell, *IMAGE_ERRORS) as error:
+            found.append(f"<p class=problem>an image cannot be shown: {type(error).__name__}</p>")
+    return "".join(found)

@@ -1,0 +1,204 @@
+"""An optional judge: a language model that decides about answers that no rule can read.
+
+The judge sees question, options, ground truth and prediction, not the image. A decision is cached
+under question, answer, prediction, judge and prompt version, so that grading again asks nothing
+again. A reply that is neither `correct` nor `incorrect`, or a request that fails, decides nothing:
+the answer stays unparsed, is counted as failed, and is asked again by the next run.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+
+from vapo_verl.claims.making.answer import without_thinking
+from vapo_verl.claims.options import EndpointOptions
+from vapo_verl.claims.requests.reply import ImageFailed
+from vapo_verl.claims.requests.retry import PatientAsker
+from vapo_verl.evaluation.benchmarks import BenchmarkError, BenchmarkRow
+from vapo_verl.evaluation.benchmarks.answering import Task, ask_concurrently
+from vapo_verl.evaluation.benchmarks.benchmark_results import GradedAnswer
+from vapo_verl.files import FolderLock, append_line
+from vapo_verl.progress import progress_bar
+
+PROMPT_VERSION = 1
+"""Rises with every change of `PROMPT`: decisions under another one are not used."""
+PROMPT = """\
+Does the response give the correct answer to the question? Compare only its final answer with the \
+ground truth. An equal value in another form, or the right option by its letter or its text, is \
+correct. A response without a final answer, or with several different ones, is incorrect.
+
+Question:
+{question}
+
+Ground truth: {answer}
+
+Response:
+{prediction}
+
+Reply with one word: correct or incorrect."""
+CACHE_FILE = "judge.jsonl"
+MAX_TOKENS = 2048
+"""Of a reply, thinking included."""
+_WORD = re.compile(r"[^\W_]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """An answer to be judged."""
+
+    question: str
+    answer: str
+    """The ground truth."""
+    prediction: str
+
+    def key(self, judge: str) -> str:
+        """Names the decision in the cache."""
+        parts = [self.question, self.answer, self.prediction, judge, PROMPT_VERSION]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@dataclass(slots=True, kw_only=True)
+class Judged:
+    """What a judge decided."""
+
+    decisions: dict[Case, bool] = field(default_factory=dict)
+    """Case -> whether the prediction is correct; failed cases are absent."""
+    failures: Counter[str] = field(default_factory=Counter)
+    """Reason -> cases without a decision."""
+
+
+def case_of(row: BenchmarkRow, question: str, prediction: str) -> Case:
+    """What the judge is shown of an answer.
+
+    Args:
+        question: as the model was asked, without the suffix.
+    """
+    options = "".join(f"\n{letter}. {text}" for letter, text in row.choices.items())
+    listed = all(text in question for text in row.choices.values())
+    answer = row.answer
+    if answer in row.choices:
+        answer = f"{answer}. {row.choices[answer]}"
+    shown = question if listed else f"{question}\nOptions:{options}"
+    return Case(question=shown, answer=answer, prediction=prediction)
+
+
+def judge_cases(task: Task, graded: Sequence[GradedAnswer]) -> dict[int, Case]:
+    """Place in `graded` -> what a judge is shown, for the answers that the rule cannot read."""
+    rows = {row.index: row for row in task.rows}
+    return {
+        place: case_of(row, row.question or task.rule.prompt(row).text, answer.prediction)
+        for place, answer in enumerate(graded)
+        if answer.correct is None
+        for row in [rows[answer.index]]
+    }
+
+
+def apply_decisions(
+    graded: Sequence[GradedAnswer], cases: Mapping[int, Case], decisions: Mapping[Case, bool]
+) -> list[GradedAnswer]:
+    """The graded answers with a judge's decisions; those that it left open stay unparsed."""
+    return [
+        replace(answer, correct=decisions[cases[place]], judged=True)
+        if place in cases and cases[place] in decisions
+        else answer
+        for place, answer in enumerate(graded)
+    ]
+
+
+def judge(
+    cases: Sequence[Case], options: EndpointOptions, folder: Path, max_concurrency: int
+) -> Judged:
+    """Decide about all cases; those in the cache of `folder` are not asked about.
+
+    Raises:
+        RunError: the endpoint refuses every request.
+        BenchmarkError: the cache file is damaged.
+    """
+    path, name = folder / CACHE_FILE, options.model
+    judged = Judged()
+    with ExitStack() as opened:
+        opened.enter_context(FolderLock(folder))
+        known = _read_cache(path)
+        distinct = list(dict.fromkeys(cases))
+        judged.decisions = {
+            case: known[case.key(name)] for case in distinct if case.key(name) in known
+        }
+        missing = [case for case in distinct if case not in judged.decisions]
+        print(f"judge: {len(distinct):,} answers, {len(judged.decisions):,} decided before")
+        if not missing:
+            return judged
+        file = opened.enter_context(path.open("a", encoding="utf-8"))
+        progress = opened.enter_context(progress_bar(len(missing), unit="answer"))
+
+        async def ask(asker: PatientAsker, place: int) -> None:
+            case = missing[place]
+            values = {"question": case.question, "answer": case.answer}
+            prompt = PROMPT.format(**values, prediction=case.prediction)
+            try:
+                reply = await asker.ask([{"role": "user", "content": prompt}], Random(place))
+            except ImageFailed as fault:
+                judged.failures[fault.reason] += 1
+                return
+            text = reply.choices[0].text
+            decision = read_decision(text)
+            progress.update()
+            if decision is None:
+                judged.failures["the reply is neither correct nor incorrect"] += 1
+                return
+            judged.decisions[case] = decision
+            record = {
+                "key": case.key(name),
+                "correct": decision,
+                "judge": name,
+                "prompt_version": PROMPT_VERSION,
+                "reply": text,
+            }
+            append_line(file, json.dumps(record, ensure_ascii=False))
+
+        ask_concurrently(options, len(missing), max_concurrency, ask)
+    return judged
+
+
+def read_decision(text: str) -> bool | None:
+    """True for a reply that says `correct`, False for `incorrect`; None for neither or both.
+
+    Thinking in front is passed over.
+    """
+    words = {word.casefold() for word in _WORD.findall(without_thinking(text))}
+    if "not" in words or len(words & {"correct", "incorrect"}) != 1:
+        return None
+    return "correct" in words
+
+
+def _read_cache(path: Path) -> Mapping[str, bool]:
+    """Key -> decision. A line that a kill cut off is removed."""
+    if not path.exists():
+        return {}
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        with path.open("r+b") as file:
+            file.truncate(end)
+    known: dict[str, bool] = {}
+    for number, line in enumerate(content[:end].decode("utf-8").split("\n")[:-1], start=1):
+        try:
+            record = json.loads(line)
+            key, correct = record["key"], record["correct"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BenchmarkError(
+                f"{path}:{number}: not a decision ({error}); delete this line, which is then asked "
+                "again"
+            ) from error
+        if not isinstance(key, str) or not isinstance(correct, bool):
+            raise BenchmarkError(
+                f"{path}:{number}: key {key!r}, correct {correct!r}; delete this line, which is "
+                "then asked again"
+            )
+        known[key] = correct
+    return known
