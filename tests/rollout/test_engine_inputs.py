@@ -1,0 +1,216 @@
+"""Shared prompts over vLLM's own caches: what the sender holds back, the engine core has."""
+
+import asyncio
+from contextlib import suppress
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vllm.multimodal.cache import (
+    MultiModalProcessorOnlyCache,
+    MultiModalProcessorSenderCache,
+    MultiModalReceiverCache,
+)
+from vllm.multimodal.inputs import MultiModalKwargsItem
+from vllm.utils.mem_constants import GiB_bytes
+
+from vapo_verl.rollout.engine_inputs import EngineInputs, PromptImages, PromptNotOpen
+
+IMAGE_BYTES = 100
+
+
+def model_config(num_images: float):
+    """Room for so many images."""
+    capacity = num_images * IMAGE_BYTES / GiB_bytes
+    return SimpleNamespace(
+        get_multimodal_config=lambda: SimpleNamespace(mm_processor_cache_gb=capacity)
+    )
+
+
+class Renderer:
+    """vLLM's, for prompts [1, 9, 1] that stand for an image of three tokens; images are names."""
+
+    def __init__(self, cache):
+        self.mm_processor_cache = cache
+        self.processed: list[str] = []
+
+    async def render_cmpl_async(self, prompts):
+        await asyncio.sleep(0)
+        [prompt] = prompts
+        images = prompt["multi_modal_data"]["image"]
+        tokens = [t for one in prompt["prompt_token_ids"] for t in [one] * (3 if one == 9 else 1)]
+        return [
+            {
+                "type": "multimodal",
+                "prompt_token_ids": tokens,
+                "mm_kwargs": {"image": [self.item(name) for name in images]},
+                "mm_hashes": {"image": list(images)},
+                "mm_placeholders": {"image": ["range"] * len(images)},
+            }
+        ]
+
+    def item(self, name):
+        cache = self.mm_processor_cache
+        if cache is None or not cache.is_cached_item(name):
+            self.processed.append(name)
+            item = MultiModalKwargsItem.dummy(IMAGE_BYTES)
+            return item if cache is None else cache.get_and_update_item((item, []), name)[0]
+        return cache.get_and_update_item(None, name)[0]
+
+    def clear_mm_cache(self):
+        self.mm_processor_cache.clear_cache()
+
+
+class Engine:
+    """Adds requests as AsyncLLM does, to a core with the receiving cache."""
+
+    def __init__(self, num_images=3.0, kind=MultiModalProcessorSenderCache):
+        config = model_config(num_images)
+        self.renderer = Renderer(kind(config) if kind else None)
+        self.core = MultiModalReceiverCache(config)
+        self.sent: list[dict] = []
+        self.inputs = EngineInputs(self.renderer)
+
+    async def add(self, engine_input):
+        await asyncio.sleep(0)
+        self.sent.append(engine_input)
+        if self.renderer.mm_processor_cache is not None:
+            for modality, hashes in engine_input["mm_hashes"].items():
+                items = engine_input["mm_kwargs"][modality]
+                for one, item in zip(hashes, items, strict=True):
+                    self.core.get_and_update_item(item, one)  # asserts that it has or gets it
+
+    async def open(self, key, *images):
+        await self.inputs.open(key, collapsed(images), images, {})
+
+    async def request(self, key, images, *rest):
+        prompt = {
+            "prompt_token_ids": [*collapsed(images), *rest],
+            "multi_modal_data": {"image": PromptImages(key=key)},
+        }
+        return await self.inputs.send(prompt, self.add)
+
+
+def collapsed(images):
+    return [1, *[9] * len(images), 1]
+
+
+@pytest.mark.parametrize(
+    "kind", [MultiModalProcessorSenderCache, MultiModalProcessorOnlyCache, None]
+)
+def test_an_image_is_processed_once_and_its_pixels_are_sent_once(kind):
+    async def run():
+        engine = Engine(kind=kind)
+        await engine.open("p", "cat")
+        await asyncio.gather(*(engine.request("p", ["cat"], 7, n) for n in range(5)))
+        return engine
+
+    engine = asyncio.run(run())
+    assert engine.renderer.processed == ["cat"]
+    assert engine.inputs.num_renders == 1
+    assert [r["prompt_token_ids"] for r in engine.sent] == [[1, 9, 9, 9, 1, 7, n] for n in range(5)]
+    with_pixels = [r["mm_kwargs"]["image"][0] is not None for r in engine.sent]
+    sent_once = kind is MultiModalProcessorSenderCache
+    assert with_pixels == [True, *[not sent_once] * 4]
+
+
+def test_two_prompts_with_one_image_send_it_with_whichever_asks_first():
+    async def run():
+        engine = Engine()
+        await engine.open("a", "cat")
+        await engine.open("b", "cat")
+        await engine.request("b", ["cat"])
+        await engine.request("a", ["cat"])
+        return engine
+
+    engine = asyncio.run(run())
+    assert [r["mm_kwargs"]["image"][0] is not None for r in engine.sent] == [True, False]
+
+
+def test_a_prompt_that_no_request_followed_leaves_no_promise():
+    async def run():
+        engine = Engine()
+        await engine.open("a", "cat")
+        engine.inputs.close("a")
+        # a request outside, as vLLM makes it
+        [plain] = await engine.renderer.render_cmpl_async(
+            [{"prompt_token_ids": [9], "multi_modal_data": {"image": ["cat"]}}]
+        )
+        await engine.inputs.send(plain, engine.add)
+        return engine
+
+    assert asyncio.run(run()).sent[0]["mm_kwargs"]["image"][0] is not None
+
+
+def test_other_prompts_pass_as_they_are():
+    async def passed(prompt):
+        return await EngineInputs(None).send(prompt, echo)
+
+    async def echo(prompt):
+        return prompt
+
+    for prompt in ("text", {"prompt_token_ids": [1]}, {"multi_modal_data": {"image": ["pixels"]}}):
+        assert asyncio.run(passed(prompt)) is prompt
+
+
+def test_unknown_prompts_and_other_tokens_are_refused():
+    async def run():
+        engine = Engine()
+        with pytest.raises(PromptNotOpen, match="prompt p is not open"):
+            await engine.request("p", ["cat"])
+        await engine.open("p", "cat")
+        with pytest.raises(ValueError, match="begin with its tokens"):
+            await engine.request("p", ["cat", "dog"])
+        engine.inputs.close("p")
+        with pytest.raises(PromptNotOpen):
+            await engine.request("p", ["cat"])
+
+    asyncio.run(run())
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    capacity=st.sampled_from([1.5, 2.5, 4.5]),
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["open", "ask", "ask", "ask", "close", "plain", "reset"]),
+            st.integers(0, 5),
+        ),
+        max_size=40,
+    ),
+    together=st.integers(1, 8),
+)
+def test_whatever_the_order_the_core_has_or_gets_every_image(capacity, steps, together):
+    """Images of two prompts overlap, caches hold fewer images than there are, steps interleave."""
+    prompts = {n: [f"image {n % 4}"] for n in range(6)}
+
+    opened = set()
+
+    async def one(engine, action, n):
+        key, images = f"p{n}", prompts[n]
+        if action == "open":
+            opened.add(key)
+            await engine.open(key, *images)
+        elif action == "close":
+            engine.inputs.close(key)
+            opened.discard(key)
+        elif action == "ask":
+            with suppress(PromptNotOpen):
+                await engine.request(key, images, 5)
+        elif not opened:  # vLLM's own requests do not meet images of prompts that are open
+            [plain] = await engine.renderer.render_cmpl_async(
+                [{"prompt_token_ids": [9], "multi_modal_data": {"image": images}}]
+            )
+            await engine.add(plain)
+
+    async def run():
+        engine = Engine(capacity)
+        for start in range(0, len(steps), together):
+            now = steps[start : start + together]
+            await asyncio.gather(*(one(engine, *step) for step in now if step[0] != "reset"))
+            if now != [step for step in now if step[0] != "reset"]:  # veRL: with nothing in flight
+                engine.renderer.clear_mm_cache()
+                engine.core.clear_cache()
+
+    asyncio.run(run())

@@ -1,0 +1,111 @@
+"""What a vision model reads of a prompt's images, at 3 bytes a pixel instead of 24.
+
+Qwen-VL's processor turns each pixel of the resized image into six float32 numbers: three channels,
+each twice, once for either frame of a still video. :func:`compact` keeps the three uint8 numbers
+that they were made of, and :class:`ModelInputs` computes the floats again where a model asks for
+them, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PIXELS = "pixel_values"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CompactPixels:
+    """The patches of a prompt's images, as the processor cut them, before it normalised them."""
+
+    patches: Tensor
+    """uint8 [num_patches, channels, patch, patch]"""
+    mean: tuple[float, ...]
+    """Per channel, in units of the uint8 values."""
+    std: tuple[float, ...]
+    num_frames: int
+    """How often a patch is repeated along time; 2 for Qwen-VL."""
+
+    def pixel_values(self) -> Tensor:
+        """float32 [num_patches, channels * num_frames * patch * patch], as the processor's."""
+        frames = _normalised(self.patches, self.mean, self.std).unsqueeze(2)
+        return frames.expand(-1, -1, self.num_frames, -1, -1).reshape(len(frames), -1)
+
+
+def compact(pixel_values: Tensor, image_processor: Any) -> CompactPixels | None:
+    """The uint8 pixels of which ``image_processor`` made ``pixel_values``.
+
+    The result is compared with the original bit by bit, so whatever the processor did that is not
+    known here (another scale, images that differ between frames) gives None.
+
+    Args:
+        pixel_values: float32 [num_patches, channels * temporal_patch * patch * patch].
+        image_processor: of Qwen-VL's kind; its ``image_mean``, ``image_std``, ``rescale_factor``,
+            ``patch_size`` and ``temporal_patch_size`` are read.
+    """
+    names = ("image_mean", "image_std", "rescale_factor", "patch_size", "temporal_patch_size")
+    settings = [getattr(image_processor, name, None) for name in names]
+    if None in settings or pixel_values.dtype != torch.float32 or pixel_values.ndim != 2:
+        return None
+    mean, std, scale, side, num_frames = settings
+    channels = len(mean)
+    if pixel_values.size(1) != channels * num_frames * side * side:
+        return None
+    # the processor's own order of operations: both are float32 products
+    mean, std = (tuple((torch.tensor(v) * (1.0 / scale)).tolist()) for v in (mean, std))
+    first_frame = pixel_values.view(-1, channels, num_frames, side, side)[:, :, 0]
+    values = first_frame * _per_channel(std) + _per_channel(mean)
+    found = CompactPixels(
+        patches=values.round_().clamp_(0, 255).to(torch.uint8),
+        mean=mean,
+        std=std,
+        num_frames=num_frames,
+    )
+    return found if torch.equal(found.pixel_values(), pixel_values) else None
+
+
+class ModelInputs:
+    """veRL's ``multi_modal_inputs`` of one prompt; ``pixel_values`` are made when they are read.
+
+    It has the part of a mapping that veRL's ``extract_multi_modal_inputs`` uses. Not a ``Mapping``:
+    tensordict compares the objects of a batch, and these are equal only to themselves.
+    """
+
+    __slots__ = ("pixels", "plain")
+
+    def __init__(self, pixels: CompactPixels | None, plain: Mapping[str, Tensor]) -> None:
+        self.pixels, self.plain = pixels, dict(plain)
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Tensor], image_processor: Any) -> ModelInputs:
+        """From what a processor returned; pixels that cannot be compact stay as they are."""
+        found = compact(inputs[PIXELS], image_processor) if PIXELS in inputs else None
+        plain = {name: v for name, v in inputs.items() if found is None or name != PIXELS}
+        return cls(found, plain)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.plain or (name == PIXELS and self.pixels is not None)
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors; the pixels as float32."""
+        if self.pixels is not None:
+            yield PIXELS, self.pixels.pixel_values()
+        yield from self.plain.items()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the tensors that travel."""
+        tensors = [*self.plain.values(), *([self.pixels.patches] if self.pixels else [])]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _normalised(patches: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    return patches.to(torch.float32).sub_(_per_channel(mean)).div_(_per_channel(std))
+
+
+def _per_channel(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)

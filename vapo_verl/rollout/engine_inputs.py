@@ -1,0 +1,172 @@
+"""Prompts with images, processed by vLLM once and continued with other tokens.
+
+vLLM hashes, resizes and normalises the images of every request, and finds out only then that it has
+them. The responses to a prompt and the probes of its anchors have the same images and begin with
+the same tokens. So a server processes the prompt once, and a request that names the prompt is made
+from the result: the same multimodal features, other token ids behind them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptImages:
+    """The images of a prompt that the server has opened, in place of the images themselves.
+
+    It travels through veRL's server as ``image_data`` and reaches vLLM as
+    ``multi_modal_data["image"]``.
+    """
+
+    key: str
+    """Of :meth:`EngineInputs.open`."""
+
+
+class PromptNotOpen(RuntimeError):
+    """A request names a prompt that this server has not opened, or has closed."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Open:
+    images: Sequence[Any]
+    options: Mapping[str, Any]
+    collapsed: list[int]
+    """The prompt's tokens as veRL sends them: one placeholder for each image."""
+    engine_input: Mapping[str, Any]
+    """vLLM's ``MultiModalInput``: as many placeholders as an image has tokens."""
+    processing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class EngineInputs:
+    """Processed prompts by key, for the requests of an ``AsyncLLM``.
+
+    vLLM sends the pixels of an image to the engine core once and mirrors that process's cache, an
+    LRU, by one of the same order on this side. Pixels that were processed here and are not sent yet
+    are in this side's cache only. So the first request that needs them carries them, whichever
+    prompt they were processed for, and every request touches its images in the order of sending:
+    what this side takes for cached is then cached in the engine core.
+
+    Args:
+        renderer: the engine's; its pool of threads processes the images.
+    """
+
+    def __init__(self, renderer: Any) -> None:
+        self._renderer = renderer
+        self._open: dict[str, _Open] = {}
+        self._unsent: dict[str, Any] = {}
+        """Items by hash that the engine core has not got."""
+        self.num_renders = 0
+        """Runs of vLLM's processor for prompts opened here."""
+
+    async def open(
+        self, key: str, collapsed: list[int], images: Sequence[Any], options: Mapping[str, Any]
+    ) -> None:
+        """Process a prompt; requests may name it by ``key`` until it is closed.
+
+        Args:
+            collapsed: the prompt's tokens, one placeholder for each image.
+            images: its images, in the order of the placeholders.
+            options: ``mm_processor_kwargs`` of its requests.
+        """
+        engine_input = await self._process(collapsed, images, options)
+        self._open[key] = _Open(
+            images=images, options=options, collapsed=collapsed, engine_input=engine_input
+        )
+
+    def close(self, key: str) -> None:
+        """Forget a prompt; unknown keys are ignored."""
+        opened = self._open.pop(key, None)
+        if opened is not None and self._unsent.keys() & _hashes(opened):
+            # no request followed: this side's cache must not promise what was never sent
+            self._renderer.clear_mm_cache()
+            self._unsent.clear()
+
+    async def send(self, prompt: Any, add_request: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Call ``add_request`` with what vLLM makes of ``prompt``, and return its result.
+
+        A prompt without :class:`PromptImages` is passed on as it is.
+
+        Raises:
+            PromptNotOpen: nobody opened the prompt.
+            ValueError: the request does not begin with the prompt's tokens.
+        """
+        shared = _shared_images(prompt)
+        if shared is None:
+            return await add_request(prompt)
+        opened = self._open.get(shared.key)
+        if opened is None:
+            raise PromptNotOpen(
+                f"prompt {shared.key} is not open on this server, {len(self._open)} others are"
+            )
+        rest = _rest(prompt["prompt_token_ids"], opened)
+        while (items := self._items(opened)) is None:
+            async with opened.processing:
+                if not self._is_cached(opened):
+                    opened.engine_input = await self._process(
+                        opened.collapsed, opened.images, opened.options
+                    )
+        tokens = [*opened.engine_input["prompt_token_ids"], *rest]
+        # no await between `_items` and this call: requests leave in the order of their touches
+        return await add_request(
+            {**opened.engine_input, "prompt_token_ids": tokens, "mm_kwargs": items}
+        )
+
+    async def _process(
+        self, tokens: list[int], images: Sequence[Any], options: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        self.num_renders += 1
+        prompt = {"prompt_token_ids": tokens, "multi_modal_data": {"image": list(images)}}
+        if options:
+            prompt["mm_processor_kwargs"] = dict(options)
+        [engine_input] = await self._renderer.render_cmpl_async([prompt])
+        if self._renderer.mm_processor_cache is None:
+            return engine_input
+        for modality, hashes in engine_input["mm_hashes"].items():
+            items = engine_input["mm_kwargs"][modality]
+            new = zip(hashes, items, strict=True)
+            self._unsent.update((one, item) for one, item in new if item is not None)
+        return {**engine_input, "mm_kwargs": None}
+
+    def _items(self, opened: _Open) -> Mapping[str, Any] | None:
+        """Multimodal items of a request, None for those that the engine core has; and touch them.
+
+        None where the images left the cache and must be processed again.
+        """
+        cache = self._renderer.mm_processor_cache
+        if cache is None:
+            return opened.engine_input["mm_kwargs"]
+        if not self._is_cached(opened):
+            return None
+        return {
+            modality: [
+                self._unsent.pop(one, cache.get_and_update_item(None, one)[0]) for one in hashes
+            ]
+            for modality, hashes in opened.engine_input["mm_hashes"].items()
+        }
+
+    def _is_cached(self, opened: _Open) -> bool:
+        cache = self._renderer.mm_processor_cache
+        return cache is None or all(map(cache.is_cached_item, _hashes(opened)))
+
+
+def _hashes(opened: _Open) -> list[str]:
+    return [one for hashes in opened.engine_input["mm_hashes"].values() for one in hashes]
+
+
+def _shared_images(prompt: Any) -> PromptImages | None:
+    if not isinstance(prompt, Mapping):
+        return None
+    images = (prompt.get("multi_modal_data") or {}).get("image")
+    return images if isinstance(images, PromptImages) else None
+
+
+def _rest(tokens: Sequence[int], opened: _Open) -> list[int]:
+    """The tokens behind the prompt."""
+    length = len(opened.collapsed)
+    if list(tokens[:length]) != opened.collapsed:
+        raise ValueError("a request with the images of a prompt must begin with its tokens")
+    return list(tokens[length:])
