@@ -18,6 +18,7 @@ ATTENTION_MODES = ("focus", "grounded")
 ANSWER_STYLES = ("exact", "math")
 """How an answer is compared: see :func:`vapo_verl.reward.accuracy.accuracy`."""
 CONSOLES = ("short", "full")
+CONTROL_TOKENS = ("refuse", "text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +105,15 @@ class AdvantageConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """How the text of rows is read."""
+
+    control_tokens: str = "refuse"
+    """Rows whose question or claims hold a control token of the tokenizer, such as `<|im_end|>`.
+    ``refuse``: the run does not start. ``text``: the token is encoded as its characters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoggingConfig:
     """What a run shows, and what a step leaves in the run folder next to its metrics."""
 
@@ -147,6 +157,7 @@ class VapoConfig:
     where this is false, such a run is refused. It changes nothing with flash-attn, or on CPU."""
     replay_poll_s: float = 0.2
     """How often the trainer asks the replay buffer for finished responses (veRL: 2 s, no key)."""
+    data: DataConfig = field(default_factory=DataConfig)
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
@@ -226,6 +237,7 @@ def _check(config: VapoConfig) -> None:
     _one_of("vapo.anchors.gate", anchors.gate, GATES)
     _one_of("vapo.reward.perception_source", reward.perception_source, PERCEPTION_SOURCES)
     _one_of("vapo.reward.answer_style", reward.answer_style, ANSWER_STYLES)
+    _one_of("vapo.data.control_tokens", config.data.control_tokens, CONTROL_TOKENS)
     _one_of("vapo.logging.console", config.logging.console, CONSOLES)
     _one_of("vapo.advantage.attention_mode", advantage.attention_mode, ATTENTION_MODES)
     _at_least("vapo.anchors.num_anchors", anchors.num_anchors, 0)

@@ -1,9 +1,11 @@
+import io
 import subprocess
 import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from vapo_verl.data.errors import FileError, RowError
 from vapo_verl.data.rows import check_parquet
@@ -123,14 +125,37 @@ def test_extreme_aspect_ratio_is_refused(row, write, png):
     assert "402 x 2 pixels" in message(write([wide]))
 
 
-def test_cut_off_jpeg_is_found_by_decoding(row, write, tmp_path):
-    from PIL import Image
+def noise(kind, **options):
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 80).save(buffer, kind, **options)
+    return buffer.getvalue()
 
-    Image.effect_noise((64, 64), 80).save(tmp_path / "whole.jpg")
-    cut = (tmp_path / "whole.jpg").read_bytes()[:-800]
-    path = write([row(images=[{"bytes": cut, "path": None}])])
-    assert check_parquet(path).num_images_opened == 1
-    assert "truncated" in message(path, decode_images=True)
+
+@pytest.mark.parametrize(
+    "kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "ICO"]
+)
+@pytest.mark.parametrize("decode", [True, False])
+def test_a_cut_off_image_is_found_from_its_end_alone(row, write, kind, decode):
+    data = noise(kind)
+    good = write([row(images=[{"bytes": data, "path": None}])])
+    assert check_parquet(good, decode_images=decode).num_images_opened == 1
+    cut = write([row(images=[{"bytes": data[:-800], "path": None}])])
+    assert "column 'images': cannot read" in message(cut, decode_images=decode)
+
+
+def test_a_damaged_image_is_found_by_decoding(row, write):
+    data = bytearray(noise("PNG"))
+    data[len(data) // 2] ^= 255
+    path = write([row(), row(images=[{"bytes": bytes(data), "path": None}])])
+    report = check_parquet(path, decode_images=False)
+    assert (report.num_images_opened, report.num_images_decoded) == (2, 0)
+    assert "row 1, column 'images'" in message(path)
+
+
+def test_a_sample_is_decoded_and_stated(row, write):
+    report = check_parquet(write([row() for _ in range(100)]), decode_images=4)
+    assert (report.num_images_opened, report.num_images_decoded) == (100, 4)
+    assert "100 images (100 opened, 4 decoded)" in str(report)
 
 
 @pytest.mark.parametrize("form", ["{}", "file://{}"])

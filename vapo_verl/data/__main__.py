@@ -1,6 +1,6 @@
 """Command line: check data files, and import published data sets.
 
-python -m vapo_verl.data check FILE...
+python -m vapo_verl.data check FILE... [--skip-bad-rows OUT]
 python -m vapo_verl.data import-vapo-thinker SRC... --out OUT
 python -m vapo_verl.data import-plain SRC... --out OUT --data-source NAME [--image-root DIR]
 """
@@ -11,13 +11,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vapo_verl.cli_options import add_options, options_from
+from vapo_verl.config import CONTROL_TOKENS
 from vapo_verl.data.claims_column import CLAIMS_PER_IMAGE
+from vapo_verl.data.control_tokens import ControlTokens, model_folder, tokenizer_tokens
 from vapo_verl.data.errors import DataError
 from vapo_verl.data.importers.import_options import ImportOptions
 from vapo_verl.data.importers.plain import plain_reader
 from vapo_verl.data.importers.run import import_rows
 from vapo_verl.data.importers.vapo_thinker import vapo_thinker_reader
-from vapo_verl.data.rows import check_parquet
+from vapo_verl.data.rows import (
+    CheckReport,
+    RowRules,
+    check_parquet,
+    num_duplicates,
+    require_rows,
+    write_usable,
+)
 
 _READERS = {"import-vapo-thinker": vapo_thinker_reader, "import-plain": plain_reader}
 
@@ -33,23 +42,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    """Check every file, whatever the ones before it hold."""
-    status = 0
+    """Check every file, whatever the ones before it hold, and each against those before it."""
+    if options.skip_bad_rows and len(options.files) > 1:
+        raise DataError(
+            f"--skip-bad-rows: {len(options.files)} files are given; give one at a time"
+        )
+    rules = _rules(options)
+    status, reports = 0, list[CheckReport]()
     for path in options.files:
         try:
             report = check_parquet(
                 path,
                 key="FILE",
+                rules=rules,
                 min_claims=options.min_claims,
                 max_images_checked=options.max_images_checked,
-                decode_images=options.decode_images,
+                decode_images=not options.headers_only,
                 show_progress=True,
+                skip_bad_rows=options.skip_bad_rows is not None,
             )
             print(report)
+            if options.skip_bad_rows:
+                num_rows = write_usable(path, options.skip_bad_rows, report)
+                print(f"{options.skip_bad_rows}: {num_rows} rows written")
+            require_rows(
+                len(report.fingerprints) - len(report.bad_rows),
+                options.batch_size,
+                key=str(path),
+                needed_by=f"--batch-size {options.batch_size}",
+            )
         except DataError as error:
             print(error, file=sys.stderr)
             status = 1
+        else:
+            for other in reports:
+                if both := num_duplicates(other, report):
+                    print(f"warning: {both} rows of {path} ask what a row of {other.path} asks")
+            reports.append(report)
     return status
+
+
+def _rules(options: argparse.Namespace) -> RowRules:
+    """What is asked of the rows; raises DataError where --model holds no tokenizer."""
+    controls = ControlTokens()
+    if options.model is not None:
+        folder = model_folder(options.model)
+        tokens = tokenizer_tokens(folder) if folder is not None else None
+        if tokens is None:
+            fix = "give a folder, or download the model first: hf download NAME"
+            raise DataError(
+                f"--model: {options.model} is here without its tokenizer's files; {fix}"
+            )
+        controls = ControlTokens(tokens)
+    return RowRules(
+        controls=controls,
+        refuse_controls=options.control_tokens == "refuse",
+        max_images=options.max_images,
+    )
 
 
 def _import(options: argparse.Namespace) -> int:
@@ -79,8 +128,23 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         default=CLAIMS_PER_IMAGE,
         help="count rows with fewer (%(default)s)",
     )
+    add("--headers-only", action="store_true", help="do not read the pixels of images: fast")
     add("--max-images-checked", type=int, help="open at most this many images per file")
-    add("--decode-images", action="store_true", help="read all pixels: slow, finds cut-off files")
+    add("--max-images", type=int, help="refuse rows with more images, as the engine does")
+    add("--batch-size", type=int, default=1, help="refuse files with fewer rows (%(default)s)")
+    add("--model", help="look for the control tokens of its tokenizer; else for those of Qwen-VL")
+    add(
+        "--control-tokens",
+        choices=CONTROL_TOKENS,
+        default=CONTROL_TOKENS[0],
+        help="as vapo.data.control_tokens: refuse such rows, or read them as plain text",
+    )
+    add(
+        "--skip-bad-rows",
+        type=Path,
+        metavar="OUT",
+        help="write the rows that can be used to this file, and count the others",
+    )
 
 
 def _add_import(parser: argparse.ArgumentParser, **defaults: str) -> None:

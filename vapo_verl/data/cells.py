@@ -1,69 +1,241 @@
-"""Checks of a row's cells other than claims: prompt, images, answer and source. Pure."""
+"""Checks of the cells of a row, the same for every command: each raises BadCell. Pure.
 
+:func:`row_problems` makes all of them. `data check`, the checks before a run, the doctor, and the
+commands that read rows call it, so that a row is refused by all of them in the same words.
+"""
+
+import math
 import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
 
+from vapo_verl.config import ANSWER_STYLES
+from vapo_verl.data.claims_column import read_claims
+from vapo_verl.data.control_tokens import ESCAPE, MEDIA_WORDS, ControlTokens
 from vapo_verl.data.errors import BadCell, shown
-from vapo_verl.data.images import image_source
+from vapo_verl.data.images import image_options, image_source
 
 IMAGE_PLACEHOLDER = "<image>"
+ROLES = ("system", "user", "assistant")
+STYLES = (None, "rule", *ANSWER_STYLES)
+"""Values of `reward_model.style`; `rule` and null leave it to `vapo.reward.answer_style`."""
 
 _CHAT = "write the prompt as a list of {role: string, content: string}"
 _ASK = "give the row a user turn with a question, or drop it"
+_ASK_LAST = "end the prompt with the user's turn, or drop the row"
+_ROLE = f"use the roles {', '.join(ROLES)}"
 _ONE_EACH = "write one <image> per entry of 'images', in their order"
 _ANSWER = "set reward_model to {style: 'rule', ground_truth: the answer}, or drop the row"
+_TEXT_ANSWER = "write the answer as text, a number, or a list of texts any of which is correct"
+_STYLE = f"write one of {', '.join(repr(s) for s in STYLES if s)}, or leave it null"
+_INDEX = "write extra_info.index as a whole number, or leave the field out of all rows"
+_PLAIN_TEXT = "reword it, or encode it as the characters it is made of: control_tokens=text"
+_FEWER = "raise the limit, or drop the row"
+_SPACES = re.compile(
+    r"\\(?:boxed|text|mathrm|mathbf|mbox|left|right|quad|qquad)\b|\\[,;:!()\[\] ]|[\s{}$~]"
+)
+"""What is no part of an answer: LaTeX around it, and white space."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowRules:
+    """What a run or a command asks of rows, beyond the row format."""
+
+    controls: ControlTokens = field(default_factory=ControlTokens)
+    refuse_controls: bool = True
+    """False: such text is encoded as plain text (`vapo.data.control_tokens=text`)."""
+    max_images: int | None = None
+    """Images of a row that the engine takes; None is no limit."""
+    max_images_key: str = "--max-images"
+    """Where the limit is set, for the message."""
+
+
+def row_problems(row: Mapping[str, Any], rules: RowRules) -> list[BadCell]:
+    """Everything that is wrong with a row but the images themselves, at most one per check."""
+    problems = []
+    for check in CHECKS:
+        try:
+            check(row, rules)
+        except BadCell as problem:
+            problems.append(problem)
+    return problems
+
+
+def check_row(row: Mapping[str, Any], rules: RowRules) -> None:
+    """Raises the first BadCell of :func:`row_problems`."""
+    for check in CHECKS:
+        check(row, rules)
 
 
 def check_prompt(prompt: object) -> None:
-    """The prompt is a chat of strings with at least one user turn that asks something.
+    """The prompt is a chat of strings, asks something, and ends with the user's turn.
 
     Raises:
-        BadCell: not such a chat, or its user turns hold nothing but placeholders.
+        BadCell: no such chat, another role, or user turns that hold nothing but placeholders.
     """
-    if not isinstance(prompt, list) or not all(_is_turn(turn) for turn in prompt):
+    if not _is_chat(prompt):
         raise BadCell("prompt", f"the prompt is {shown(prompt)}", _CHAT)
+    assert isinstance(prompt, list)
+    if unknown := [turn["role"] for turn in prompt if turn["role"] not in ROLES]:
+        raise BadCell("prompt", f"a turn has the role {shown(unknown[0])}", _ROLE)
     questions = [turn["content"] for turn in prompt if turn["role"] == "user"]
     if not any(text.replace(IMAGE_PLACEHOLDER, "").strip() for text in questions):
         raise BadCell("prompt", f"no question in {shown(prompt)}", _ASK)
-
-
-def _is_turn(turn: object) -> bool:
-    return isinstance(turn, dict) and all(
-        isinstance(turn.get(field), str) for field in ("role", "content")
-    )
+    if prompt[-1]["role"] != "user":
+        found = f"the last turn is the {prompt[-1]['role']}'s"
+        raise BadCell("prompt", found, _ASK_LAST)
 
 
 def check_images_match(prompt: list[dict[str, str]], images: object) -> list[bytes | str]:
     """The sources of the row's images, after a count of them against the placeholders.
 
     Raises:
-        BadCell: the counts differ, `images` is not a list, or an entry names no image; also a
-            `<video>` or `<audio>` beside images, which veRL takes for a placeholder.
+        BadCell: the counts differ, `images` is not a list, an entry names no image, or its options
+            cannot be used.
     """
     if images is not None and not isinstance(images, list):
         raise BadCell("images", f"the cell is {shown(images)}", "write a list of images")
     sources = [image_source(entry) for entry in images or []]
+    for entry in images or []:
+        image_options(entry)
     text = "".join(turn["content"] for turn in prompt)
     num_placeholders = text.count(IMAGE_PLACEHOLDER)
     if num_placeholders != len(sources):
         found = f"{num_placeholders} <image> in the prompt, {len(sources)} images"
         raise BadCell("images", found, _ONE_EACH)
-    if sources and (other := re.search("<video>|<audio>", text)):
-        raise BadCell("prompt", f"{other[0]} in the prompt", "reword it: veRL reads a placeholder")
     return sources
 
 
-def check_answer(reward_model: object) -> None:
-    """Raises BadCell when `reward_model.ground_truth` is absent, null, blank or an empty list."""
-    answer = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
-    if answer is None or answer == [] or (isinstance(answer, str) and not answer.strip()):
+def truths_of(reward_model: object) -> tuple[str, ...]:
+    """The answers of a row as text: any of them is correct.
+
+    Args:
+        reward_model: its `ground_truth` is a text, a number, or a list of those.
+
+    Raises:
+        BadCell: absent, empty, blank once LaTeX around it is taken away (`$$`, `\\boxed{}`), not a
+            finite number, or of another type: a struct, bytes, a truth value, a date.
+    """
+    answer = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
+    if hasattr(answer, "tolist"):  # an array or a number of numpy
+        answer = answer.tolist()
+    if answer is None or answer == [] or (isinstance(answer, str) and _is_blank(answer)):
         raise BadCell("reward_model", f"no answer in {shown(reward_model)}", _ANSWER)
+    members = answer if isinstance(answer, list | tuple) else [answer]
+    return tuple(_truth(member) for member in members)
+
+
+def check_answer(reward_model: object) -> None:
+    """Raises BadCell when there is no answer that can be compared, or an unknown style."""
+    truths_of(reward_model)
+    assert isinstance(reward_model, Mapping)
+    style = reward_model.get("style")
+    if not isinstance(style, str | None) or style not in STYLES:
+        raise BadCell("reward_model", f"the style is {shown(style)}", _STYLE)
 
 
 def check_source(data_source: object, extra_info: object) -> None:
-    """Raises BadCell when `data_source` is no name, or `extra_info` neither null nor a struct."""
+    """`data_source` is a name; `extra_info` is null or a struct, its index a whole number.
+
+    Raises:
+        BadCell: one of them is not.
+    """
     if not isinstance(data_source, str) or not data_source.strip():
         fix = "name the data set the row is from"
         raise BadCell("data_source", f"the source is {shown(data_source)}", fix)
-    if extra_info is not None and not isinstance(extra_info, dict):
+    if extra_info is None:
+        return
+    if not isinstance(extra_info, dict):
         fix = "write a struct, not a JSON string"
         raise BadCell("extra_info", f"the cell is {shown(extra_info)}", fix)
+    if "index" in extra_info and not _is_whole(extra_info["index"]):
+        raise BadCell("extra_info", f"index is {shown(extra_info['index'])}", _INDEX)
+
+
+def _check_prompt(row: Mapping[str, Any], rules: RowRules) -> None:
+    prompt = row["prompt"]
+    check_prompt(prompt)
+    videos = {"<video>": row.get("videos"), "<audio>": row.get("audios")}
+    allowed = tuple(word for word in MEDIA_WORDS if videos[word])
+    for turn in prompt:
+        _refuse_controls("prompt", turn["content"], rules, allowed)
+    text = "".join(turn["content"] for turn in prompt)
+    for word in allowed:
+        if text.count(word) != len(videos[word] or ()):
+            found = f"{text.count(word)} {word} in the prompt, {len(videos[word] or ())} in the row"
+            raise BadCell("prompt", found, f"write one {word} for each")
+
+
+def _check_images(row: Mapping[str, Any], rules: RowRules) -> None:
+    try:
+        check_prompt(row["prompt"])
+    except BadCell:
+        return  # it is refused, and there is nothing to count the images against
+    num_images = len(check_images_match(row["prompt"], row["images"]))
+    if rules.max_images is not None and num_images > rules.max_images:
+        found = f"{num_images} images, {rules.max_images_key}={rules.max_images}"
+        raise BadCell("images", found, _FEWER)
+
+
+def _check_answer(row: Mapping[str, Any], rules: RowRules) -> None:
+    check_answer(row["reward_model"])
+
+
+def _check_source(row: Mapping[str, Any], rules: RowRules) -> None:
+    check_source(row["data_source"], row["extra_info"])
+
+
+def _check_claims(row: Mapping[str, Any], rules: RowRules) -> None:
+    for claim in read_claims(row["claims"]):
+        _refuse_controls("claims", claim.text, rules, ())
+
+
+CHECKS: tuple[Callable[[Mapping[str, Any], RowRules], None], ...] = (
+    _check_prompt,
+    _check_images,
+    _check_answer,
+    _check_source,
+    _check_claims,
+)
+
+
+def _refuse_controls(column: str, text: str, rules: RowRules, allowed: Sequence[str]) -> None:
+    if ESCAPE in text:
+        fix = "take the character out: no text may hold a noncharacter"
+        raise BadCell(column, f"U+{ord(ESCAPE):04X} in {shown(text)}", fix)
+    if column == "claims" and IMAGE_PLACEHOLDER in text:
+        raise BadCell(column, f"{IMAGE_PLACEHOLDER} in {shown(text)}", "reword the claim")
+    if rules.refuse_controls and (word := rules.controls.find(text, allowed=allowed)):
+        where = text.index(word)
+        around = text[max(where - 20, 0) : where + len(word) + 20]
+        raise BadCell(column, f"{word} in the {column}: {around!r}", _PLAIN_TEXT)
+
+
+def _is_chat(prompt: object) -> bool:
+    return isinstance(prompt, list) and all(
+        isinstance(turn, dict)
+        and all(isinstance(turn.get(field), str) for field in ("role", "content"))
+        for turn in prompt
+    )
+
+
+def _truth(member: object) -> str:
+    if isinstance(member, str) and not _is_blank(member):
+        return member
+    if isinstance(member, int | Decimal) and not isinstance(member, bool):
+        return str(member)
+    if isinstance(member, float) and math.isfinite(member):
+        return str(int(member)) if member.is_integer() and abs(member) < 2**53 else repr(member)
+    raise BadCell("reward_model", f"an answer is {shown(member)}", _TEXT_ANSWER)
+
+
+def _is_blank(text: str) -> bool:
+    return not _SPACES.sub("", text)
+
+
+def _is_whole(value: object) -> bool:
+    if isinstance(value, float):
+        return value.is_integer() and abs(value) < 2**53
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 _SHOWN_CHARACTERS = 60
+_REASON_CHARACTERS = 200
 
 
 class DataError(ValueError):
@@ -54,10 +55,18 @@ def shown(value: object) -> str:
         return "null"
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
+    if isinstance(value, str):  # it may be very long
+        value = value[: _SHOWN_CHARACTERS + 1]
     text = repr(value)
     if len(text) > _SHOWN_CHARACTERS:
         text = text[:_SHOWN_CHARACTERS] + "..."
     return f"{text} ({type(value).__name__})"
+
+
+def shortened(text: str) -> str:
+    """A message of another library as one line of bounded length."""
+    line = " ".join(text.split())
+    return line if len(line) <= _REASON_CHARACTERS else line[:_REASON_CHARACTERS] + "..."
 
 
 class ProblemLog:
@@ -84,6 +93,11 @@ class ProblemLog:
         lines = [line for kind in self._lines_by_kind for line in self._describe(kind)]
         if lines:
             raise RowError("\n".join(lines))
+
+    def reasons(self) -> dict[str, int]:
+        """Reason -> problems of that kind."""
+        counts = self._count_by_kind.items()
+        return {f"column '{column}': {fix}": count for (column, fix), count in counts}
 
     def _describe(self, kind: tuple[str, str]) -> list[str]:
         lines = self._lines_by_kind[kind]

@@ -18,6 +18,7 @@ IMAGE_ERRORS = (
     SyntaxError,
     ValueError,
     EOFError,
+    RuntimeError,  # of the decoder of AVIF
     struct.error,
     Image.DecompressionBombError,
 )

@@ -1,23 +1,26 @@
 """Opens images: one decoder, so that policy, claims, evaluation and report see the same pixels.
 
 :func:`load_image` states the rule. :func:`read_header` tells the same without decoding, and
-:class:`vapo_verl.data.stored_image.StoredImage` decodes when it is looked at.
+:class:`vapo_verl.data.stored_image.StoredImage` decodes when it is looked at. :func:`resized` is
+what a policy's processor is given.
 """
 
 import base64
 import io
+import os
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
 from PIL import Image
 
-from vapo_verl.data.errors import BadCell, shown
+from vapo_verl.data.errors import BadCell, shortened, shown
 from vapo_verl.data.image_pixels import (
     IMAGE_ERRORS,
     SIDEWAYS,
@@ -34,9 +37,18 @@ one, may turn out larger when it is decoded."""
 
 FETCH_TIMEOUT_S = 60.0
 
+IMAGE_OPTIONS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
+"""Fields that a struct may have beside the image, for its size; others are not looked at."""
+MAX_OPTION = 2**31 - 1
+
 _DATA_URI = "data:"
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _ENTRY_FORMS = "write a path, or {bytes, path} with one of them set"
+_CORRECT_PATH = "correct the path; absolute paths are safest"
 _REPLACE = "replace the image or drop the row"
+_SHOWN_PATH = 300
+_JPEG_TAIL = 4096
+"""Some cameras write a little behind the end of the image."""
 _LATE_CHUNKS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 """PNG chunks that may hold an orientation; behind the pixels they are read when it is decoded."""
 
@@ -73,7 +85,7 @@ def load_image(entry: object, *, base: Path = Path(), fetch: bool = False) -> Im
             return upright_rgb(from_array(source) if isinstance(source, np.ndarray) else source)
     if isinstance(source, str) and is_remote(source):
         if not fetch:
-            raise BadCell("images", f"an address: {source!r}", "download it and give its path")
+            raise BadCell("images", f"an address: {_name(source)}", "download it and give its path")
         source = _fetched(source)
     with _readable(_name(source)), Image.open(_file(source, base)) as image:
         return upright_rgb(image)
@@ -107,30 +119,67 @@ def read_header(entry: object, *, base: Path = Path()) -> ImageHeader:
     """
     source = image_source(entry)
     if isinstance(source, str) and is_remote(source):
-        raise BadCell("images", f"an address: {source!r}", "download it and give its path")
+        raise BadCell("images", f"an address: {_name(source)}", "download it and give its path")
     with Image.open(_file(source, base)) as image:
         return _header(image)
 
 
 def check_image(source: bytes | str, *, decode: bool = False) -> ImageHeader:
-    """Open the image; with `decode` read all its pixels, which also finds cut-off JPEG data.
+    """Open the image and look at its header and at its end; with `decode` read all its pixels.
+
+    A file whose end is missing, or in a format whose end says nothing, is always decoded.
 
     Raises:
         BadCell: as :func:`load_image`.
     """
-    if isinstance(source, str) and not is_remote(source) and not local_path(source).is_file():
-        raise BadCell(
-            "images", f"no file {source!r}", "correct the path; absolute paths are safest"
-        )
-    with _readable(_name(source)):
-        header = read_header(source)
-    check_size(header.width, header.height)
+    if isinstance(source, str) and is_remote(source):
+        raise BadCell("images", f"an address: {_name(source)}", "download it and give its path")
+    with _readable(_name(source)), Image.open(_file(source, Path())) as image:
+        header = _header(image)
+        check_size(header.width, header.height)
+        decode = decode or not _is_complete(image)
     if decode:
         load_image(source)
-    else:
-        with _readable(_name(source)), Image.open(_file(source, Path())) as image:
-            image.verify()
     return header
+
+
+def resized(image: Image.Image, *, patch_size: int, **limits: int | None) -> Image.Image:
+    """The image in the size in which veRL hands it to the processor of a Qwen-VL model.
+
+    Args:
+        image: from :func:`load_image`.
+        patch_size: of the processor.
+        limits: `min_pixels` and `max_pixels`; None is the model's own.
+
+    Raises:
+        ValueError: a side would be over 200 times the other.
+    """
+    from qwen_vl_utils import fetch_image  # imports torch
+
+    given = {name: value for name, value in limits.items() if value is not None}
+    return fetch_image({"image": image, **given}, image_patch_size=patch_size)
+
+
+def image_options(entry: object) -> dict[str, int]:
+    """IMAGE_OPTIONS of a struct, those that are set.
+
+    Raises:
+        BadCell: one is no whole number of 1 or more, or they contradict each other.
+    """
+    if not isinstance(entry, dict):
+        return {}
+    given = {name: entry[name] for name in IMAGE_OPTIONS if entry.get(name) is not None}
+    for name, value in given.items():
+        if type(value) is not int or not 1 <= value <= MAX_OPTION:
+            found = f"{name} of an image is {shown(value)}"
+            raise BadCell("images", found, "write a number of pixels, or null")
+    if given.get("min_pixels", 0) > given.get("max_pixels", MAX_OPTION):
+        found = f"min_pixels={given['min_pixels']} above max_pixels={given['max_pixels']}"
+        raise BadCell("images", found, "exchange them")
+    sides = [given[name] for name in IMAGE_OPTIONS[2:] if name in given]
+    if len(sides) == 2:
+        check_size(*sides)
+    return given
 
 
 def image_source(entry: object) -> bytes | str:
@@ -147,16 +196,20 @@ def image_source(entry: object) -> bytes | str:
 
 def is_remote(source: bytes | str) -> bool:
     """Whether the image has to be downloaded."""
-    return isinstance(source, str) and source.startswith(("http://", "https://"))
+    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
 
 def is_data_uri(source: object) -> bool:
     """Whether the image stands in the address itself."""
-    return isinstance(source, str) and source.startswith(_DATA_URI)
+    return isinstance(source, str) and source[: len(_DATA_URI)].lower() == _DATA_URI
 
 
 def local_path(source: str) -> Path:
-    return Path(source.removeprefix("file://"))
+    """The file that a path or a `file://` address names; `~` is the home folder."""
+    if not source.lower().startswith("file://"):
+        return Path(os.path.expanduser(source))
+    path = Path(source[len("file://") :].removeprefix("localhost"))
+    return path if path.exists() else Path(unquote(str(path)))
 
 
 def _source(entry: object) -> bytes | str | Image.Image | np.ndarray:
@@ -169,9 +222,21 @@ def _source(entry: object) -> bytes | str | Image.Image | np.ndarray:
     if isinstance(entry, bytes | Image.Image | np.ndarray) and _is_set(entry):
         return entry
     if isinstance(entry, Path) or (isinstance(entry, str) and entry.strip()):
-        text = str(entry)
-        return _decoded_uri(text) if is_data_uri(text) else text
+        return _named(str(entry))
     raise BadCell("images", f"an image is {shown(entry)}", _ENTRY_FORMS)
+
+
+def _named(text: str) -> bytes | str:
+    """A data URI decoded; a path or an address as it is."""
+    if is_data_uri(text):
+        return _decoded_uri(text)
+    address = _ADDRESS.match(text)
+    if address and address[0].lower() not in ("http://", "https://", "file://"):
+        found = f"an address of an unknown kind: {_name(text)}"
+        raise BadCell("images", found, "download the image and give its path")
+    if "\0" in text:
+        raise BadCell("images", f"a path with a zero byte: {_name(text)}", _CORRECT_PATH)
+    return text
 
 
 def _is_set(value: Any) -> bool:
@@ -184,7 +249,11 @@ def _decoded_uri(uri: str) -> bytes:
         if not comma:
             raise ValueError("it has no comma")
         data = unquote_to_bytes(body)
-        return base64.b64decode(data, validate=True) if head.endswith(";base64") else data
+        is_base64 = head.lower().endswith(";base64")
+        decoded = base64.b64decode(data, validate=True) if is_base64 else data
+        if not decoded:
+            raise ValueError("it is empty")
+        return decoded
     except ValueError as error:
         found = f"a data URI that cannot be decoded ({error}): {shown(uri)}"
         raise BadCell("images", found, "write data:image/png;base64,...") from error
@@ -195,7 +264,10 @@ def _file(source: bytes | str, base: Path) -> io.BytesIO | Path:
 
 
 def _name(source: bytes | str) -> str:
-    return shown(source) if isinstance(source, bytes) or is_data_uri(source) else repr(source)
+    if isinstance(source, bytes) or is_data_uri(source):
+        return shown(source)
+    cut = source[:_SHOWN_PATH]
+    return repr(source) if cut == source else f"{cut!r}... ({len(source)} characters)"
 
 
 def _fetched(address: str) -> bytes:
@@ -217,8 +289,11 @@ def _readable(name: str) -> Iterator[None]:
         yield
     except BadCell:
         raise
+    except FileNotFoundError as error:
+        raise BadCell("images", f"no file {name}", _CORRECT_PATH) from error
     except IMAGE_ERRORS as error:
-        raise BadCell("images", f"cannot read {name}: {error}", _REPLACE) from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BadCell("images", f"cannot read {name}: {shortened(reason)}", _REPLACE) from error
 
 
 def _header(image: Image.Image) -> ImageHeader:
@@ -249,19 +324,43 @@ def _header(image: Image.Image) -> ImageHeader:
 
 def _has_late_chunks(image: Image.Image) -> bool:
     """Whether a PNG file has text or EXIF behind its pixels."""
+    kinds = list(_png_chunks(image)) if image.format == "PNG" else []
+    return b"IDAT" in kinds and any(kind in _LATE_CHUNKS for kind in kinds[kinds.index(b"IDAT") :])
+
+
+def _is_complete(image: Image.Image) -> bool:
+    """Whether the file's end is there, as its format marks it; False where that cannot be seen."""
     file = getattr(image, "fp", None)
-    if image.format != "PNG" or file is None:
+    if file is None:
         return False
-    position, seen_pixels = 8, False  # behind the signature
-    while True:
-        file.seek(position)
-        head = file.read(8)
-        if len(head) < 8:
-            return False
+    num_bytes = file.seek(0, io.SEEK_END)
+    if image.format == "PNG":
+        return b"IEND" in _png_chunks(image)
+    if image.format in ("JPEG", "MPO"):
+        return b"\xff\xd9" in _read_at(file, max(num_bytes - _JPEG_TAIL, 0), _JPEG_TAIL)
+    if image.format == "GIF":
+        return _read_at(file, num_bytes - 1, 1) == b";"
+    if image.format == "WEBP":
+        return num_bytes >= 8 + int.from_bytes(_read_at(file, 4, 4), "little")
+    return False
+
+
+def _png_chunks(image: Image.Image) -> Iterator[bytes]:
+    """Kinds of the chunks of an open PNG file, up to the end or to where it is cut off."""
+    file = getattr(image, "fp", None)
+    if file is None:
+        return
+    position, end = 8, file.seek(0, io.SEEK_END)  # behind the signature
+    while len(head := _read_at(file, position, 8)) == 8:
         length, kind = struct.unpack(">I4s", head)
-        if kind == b"IEND":
-            return False
-        seen_pixels |= kind == b"IDAT"
-        if seen_pixels and kind in _LATE_CHUNKS:
-            return True
         position += 12 + length  # length and kind before the chunk, a checksum behind it
+        if position > end:
+            return
+        yield kind
+        if kind == b"IEND":
+            return
+
+
+def _read_at(file: Any, position: int, num_bytes: int) -> bytes:
+    file.seek(position)
+    return bytes(file.read(num_bytes))

@@ -1,5 +1,6 @@
-"""Reads a parquet file row by row; memory is bounded by one of its row groups."""
+"""Reads a parquet file row by row; memory is bounded by one of its row groups. Writes one."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,9 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vapo_verl.data.errors import FileError
+from vapo_verl.files import atomic_write
 
 _ROWS_PER_BATCH = 32
 _BUFFER_BYTES = 1 << 20
+_MAGIC = b"PAR1"
+_READERS = {
+    ".jsonl": "read_json(FILE, lines=True)",
+    ".json": "read_json(FILE)",
+    ".csv": "read_csv(FILE)",
+    ".tsv": "read_csv(FILE, sep='\\t')",
+    ".arrow": "read_feather(FILE)",
+}
+"""Suffix -> what of pandas reads such a file."""
 _FETCH_AGAIN = "download it again (a Git LFS pointer or a web page saved in its place looks so)"
 
 
@@ -23,12 +34,14 @@ def open_parquet(path: str | Path, *, key: str) -> pq.ParquetFile:
     Raises:
         FileError: no such file, a name veRL would refuse, not parquet, or without rows.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         what = "is a directory, not a file" if path.is_dir() else "does not exist"
         raise FileError(f"{key}: {path} {what}; give the path of a parquet file")
+    if not path.stat().st_size:
+        raise FileError(f"{key}: {path} is empty, 0 bytes; download or make it again")
     if path.suffix != ".parquet":
-        raise FileError(f"{key}: {path} does not end in .parquet, and veRL goes by that; rename it")
+        raise FileError(f"{key}: {_why_not_parquet(path)}")
     with _readable(path, key):
         # pre_buffer, pyarrow's default, reads ahead and keeps the whole file in memory
         parquet = pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES)
@@ -45,9 +58,34 @@ def iter_rows(
     row_number = 0
     with _readable(path, key):
         for batch in parquet.iter_batches(batch_size=_ROWS_PER_BATCH, columns=present):
-            for row in batch.to_pylist():
+            for row in _plain_rows(batch):
                 yield row_number, {name: row.get(name) for name in columns}
                 row_number += 1
+
+
+class Unreadable:
+    """A cell that Python has no value for, as text that is no UTF-8: every check refuses it."""
+
+    def __init__(self, reason: Exception) -> None:
+        self._reason = reason
+
+    def __repr__(self) -> str:
+        return f"unreadable, {self._reason}"
+
+
+def _plain_rows(batch: pa.RecordBatch) -> list[dict[str, object]]:
+    try:
+        return batch.to_pylist()  # type: ignore[no-any-return]
+    except (ValueError, OverflowError):  # a UnicodeDecodeError is a ValueError
+        names = batch.schema.names
+        return [{name: _cell(batch[name], row) for name in names} for row in range(len(batch))]
+
+
+def _cell(column: pa.Array, row: int) -> object:
+    try:
+        return column[row].as_py()
+    except (ValueError, OverflowError) as error:
+        return Unreadable(error)
 
 
 def require_columns(parquet: pq.ParquetFile, wanted: Sequence[str], *, path: str, fix: str) -> None:
@@ -55,6 +93,32 @@ def require_columns(parquet: pq.ParquetFile, wanted: Sequence[str], *, path: str
     present = parquet.schema_arrow.names
     if missing := [name for name in wanted if name not in present]:
         raise FileError(f"{path}: missing columns {missing}, has {present}; {fix}")
+
+
+@contextmanager
+def writing_parquet(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Write beside `path`, and move there on success; on any error leave `path` as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        yield writer
+
+
+def _why_not_parquet(path: Path) -> str:
+    """What is wrong with a file of another suffix, and what to do."""
+    with path.open("rb") as file:
+        is_parquet = file.read(4) == _MAGIC
+    if is_parquet:
+        return f"{path} does not end in .parquet, and veRL goes by that; rename it"
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        return f"{path} is no parquet file; give one that ends in .parquet"
+    target = path.with_suffix(".parquet").name
+    return (
+        f"{path} is no parquet file, and rows are read from parquet only; convert it: "
+        f"python -c \"import pandas; pandas.{reader}.to_parquet('{target}')\"".replace(
+            "FILE", repr(path.name)
+        )
+    )
 
 
 @contextmanager

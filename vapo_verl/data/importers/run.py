@@ -19,9 +19,13 @@ from vapo_verl.data.errors import BadCell, FileError, ProblemLog
 from vapo_verl.data.images import image_source, is_remote, local_path
 from vapo_verl.data.importers.import_options import ImportOptions, ImportReport
 from vapo_verl.data.importers.source_row import RowReader, SourceRow
-from vapo_verl.data.parquet_stream import iter_rows, open_parquet, require_columns
+from vapo_verl.data.parquet_stream import (
+    iter_rows,
+    open_parquet,
+    require_columns,
+    writing_parquet,
+)
 from vapo_verl.data.schema import build_prompt, row_schema
-from vapo_verl.files import atomic_write
 from vapo_verl.progress import progress_bar
 
 _ROWS_PER_GROUP = 64
@@ -141,8 +145,7 @@ class RowWriter:
 @contextmanager
 def atomic_parquet(path: Path, schema: pa.Schema) -> Iterator[RowWriter]:
     """Write beside `path`, and move there on success; on any error leave `path` as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    with writing_parquet(path, schema) as writer:
         rows = RowWriter(writer)
         yield rows
         rows.flush()

@@ -1,0 +1,177 @@
+"""Control tokens in the text of a row: found, or encoded as the characters that they are made of.
+
+A tokenizer turns `<|im_end|>` in a question into the token that ends a turn, and `<|image_pad|>`
+into a place for an image's features. So a row that holds such text is refused, or, on request,
+its text is escaped: :func:`hide` puts :data:`ESCAPE` into each of these words, and a tokenizer
+prepared by :func:`read_escapes` leaves that character out again after it has looked for its own
+tokens. Its ids are those of the plain text.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+ESCAPE = "\ufdd0"
+"""A noncharacter of Unicode, which no text may hold."""
+RESPONSE_TAGS = ("<think>", "</think>")
+"""Tokens of their own for some tokenizers, but part of every prompt's instructions."""
+MEDIA_WORDS = ("<video>", "<audio>")
+"""What veRL reads as the place of a video or of a recording, where a row has images."""
+PROCESSOR_WORDS = ("<|placeholder|>",)
+"""What the processors of Qwen-VL take for the place of an image's features."""
+VISION_TOKENS = (
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+QWEN_TOKENS = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    *("<|object_ref_start|>", "<|object_ref_end|>"),
+    *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>"),
+    *VISION_TOKENS,
+    *("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"),
+    *("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"),
+    *("<|repo_name|>", "<|file_sep|>"),
+)
+"""Added tokens of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, for checks without a tokenizer."""
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+
+
+class ControlTokens:
+    """The words of a text that something takes for more than text.
+
+    Args:
+        tokens: of a tokenizer; those that veRL and the processor look for are added.
+    """
+
+    def __init__(self, tokens: Iterable[str] = QWEN_TOKENS) -> None:
+        words = {*tokens, *MEDIA_WORDS, *PROCESSOR_WORDS} - {*RESPONSE_TAGS}
+        self.words: tuple[str, ...] = tuple(
+            sorted((word for word in words if len(word) > 1), key=lambda word: (-len(word), word))
+        )
+        """Longest first."""
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self.words)))
+
+    def find(self, text: str, *, allowed: Sequence[str] = ()) -> str | None:
+        """The first control token in the text, other than those allowed; None for plain text."""
+        found = (match[0] for match in self._pattern.finditer(text))
+        return next((word for word in found if word not in allowed), None)
+
+    def hide(self, text: str, *, allowed: Sequence[str] = ()) -> str:
+        """The text with an escape behind the first character of each control token."""
+        while True:
+            hidden = self._pattern.sub(
+                lambda match: (
+                    match[0] if match[0] in allowed else match[0][0] + ESCAPE + match[0][1:]
+                ),
+                text,
+            )
+            if hidden == text:  # an occurrence may have overlapped another
+                return text
+            text = hidden
+
+
+def show(text: str) -> str:
+    """A text without its escapes."""
+    return text.replace(ESCAPE, "")
+
+
+def tokenizer_tokens(folder: Path) -> tuple[str, ...] | None:
+    """Added and special tokens in the files of a tokenizer; None where the folder has no such file.
+
+    White space is left out: some tokenizers have tokens for runs of it.
+    """
+    found: set[str] = set()
+    files = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    for file in files:
+        found.update(_tokens_in(file.name, json.loads(file.read_text(encoding="utf-8"))))
+    return tuple(sorted(token for token in found if token.strip())) if files else None
+
+
+def added_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """Added and special tokens of a loaded tokenizer."""
+    return tuple(sorted(token for token in tokenizer.get_added_vocab() if token.strip()))
+
+
+def model_folder(name: str) -> Path | None:
+    """The folder of a model: a path, or a hub name that is in the local cache."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    hub = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub"
+    hub = Path(os.environ.get("HF_HUB_CACHE", hub))
+    found = sorted(hub.glob(f"models--{name.replace('/', '--')}/snapshots/*/config.json"))
+    return found[-1].parent if found else None
+
+
+def read_escapes(tokenizer: Any) -> None:
+    """Let a fast tokenizer leave out :data:`ESCAPE`, after it has looked for its added tokens.
+
+    It may be called again.
+
+    Raises:
+        ValueError: the tokenizer is a slow one, or looks for some of its tokens later.
+    """
+    from tokenizers import normalizers
+
+    if tokenizer is None:
+        return
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(
+            f"vapo.data.control_tokens=text: {type(tokenizer).__name__} has no fast tokenizer; "
+            "set refuse"
+        )
+    late = [str(t) for t in backend.get_added_tokens_decoder().values() if t.normalized]
+    if late:
+        raise ValueError(
+            f"vapo.data.control_tokens=text: the tokenizer looks for {', '.join(late[:3])} in "
+            "normalized text, where nothing is escaped any more; set refuse"
+        )
+    if backend.encode(f"a{ESCAPE}b", add_special_tokens=False).ids == (
+        backend.encode("ab", add_special_tokens=False).ids
+    ):
+        return
+    old = backend.normalizer
+    leave_out = normalizers.Replace(ESCAPE, "")
+    backend.normalizer = leave_out if old is None else normalizers.Sequence([leave_out, old])
+
+
+def vision_token_ids(tokenizer: Any) -> list[int]:
+    """Ids of the tokens that stand for images and videos, which no answer may hold."""
+    added = tokenizer.get_added_vocab()
+    return sorted(added[token] for token in VISION_TOKENS if token in added)
+
+
+def _tokens_in(name: str, stated: Mapping[str, Any]) -> Iterable[str]:
+    """The tokens that one of a tokenizer's files states."""
+    if name == "added_tokens.json":  # token -> id
+        yield from stated
+        return
+    if name == "tokenizer.json":
+        yield from (token["content"] for token in stated.get("added_tokens", ()))
+        return
+    yield from (token["content"] for token in stated.get("added_tokens_decoder", {}).values())
+    for key, value in stated.items():
+        if key in ("additional_special_tokens", "extra_special_tokens"):
+            several = value.values() if isinstance(value, dict) else value or ()
+        else:
+            several = (value,) if key.endswith("_token") else ()
+        for token in several:
+            content = token.get("content") if isinstance(token, dict) else token
+            if isinstance(content, str):
+                yield content
