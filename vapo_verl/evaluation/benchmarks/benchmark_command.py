@@ -161,25 +161,32 @@ def read_with_rule(path: Path, given: str | None = None) -> tuple[list[Benchmark
     """A benchmark's rows, and the rule that is given, or that of the file's name.
 
     A TSV without a known name gets `mcq` where every row has options, `yes-no` where every answer
-    is yes or no, else `free-form`, as all rows of our own format do.
+    is yes or no, else `free-form`, as all rows of our own format do. The rule is tried on all rows.
 
     Raises:
         DataError: a bad file, with rows, columns and fixes; or no such rule.
     """
     from vapo_verl.evaluation.benchmarks.benchmark_file import read_benchmark
-    from vapo_verl.evaluation.benchmarks.rules import find_rule, rule_name_of
+    from vapo_verl.evaluation.benchmarks.rules import check_rows, find_rule, rule_name_of
 
     if name := given or rule_name_of(path.stem):
         rule = find_rule(name)
-        return read_benchmark(path, skip_without_image=rule.skip_without_image), rule
-    rows = read_benchmark(path)
+        rows = read_benchmark(path, skip_without_image=rule.skip_without_image)
+    else:
+        rows = read_benchmark(path)
+        rule = find_rule(_rule_by_columns(rows))
+    check_rows(rule, rows, path)
+    return rows, rule
+
+
+def _rule_by_columns(rows: Sequence[BenchmarkRow]) -> str:
     if any(row.messages for row in rows):
-        return rows, find_rule("free-form")
+        return "free-form"
     if all(row.choices for row in rows):
-        return rows, find_rule("mcq")
+        return "mcq"
     if all(row.answer.strip().casefold() in ("yes", "no") for row in rows):
-        return rows, find_rule("yes-no")
-    return rows, find_rule("free-form")
+        return "yes-no"
+    return "free-form"
 
 
 def _model(options: BenchmarkOptions) -> _Model:

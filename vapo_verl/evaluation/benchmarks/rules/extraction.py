@@ -14,13 +14,15 @@ compared at the borders of tokens, so that "5" does not occur in "15".
 import ast
 import re
 import string
-import unicodedata
 from collections.abc import Mapping
+from fractions import Fraction
 
 from vapo_verl.data.errors import BadCell, shown
 from vapo_verl.evaluation.benchmarks import BenchmarkRow
 from vapo_verl.reward import THINK_END, THINK_START
-from vapo_verl.reward.accuracy import answer_of, math_match, plain
+from vapo_verl.reward.accuracy import answer_of, math_match
+from vapo_verl.reward.answers import choice, normalised, text_key
+from vapo_verl.reward.quantities import number, quantity
 
 LETTERS = string.ascii_uppercase
 _LAST_TOKENS = 5
@@ -35,21 +37,19 @@ _STATEMENT = re.compile(
     re.I,
 )
 _SENTENCE_END = re.compile(r"(?<!\b[A-Z])\.(?=\s|$)|(?<=[.!?])\s+(?=[A-Z][a-z])")
-_TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mathbf|mbox|boldsymbol|rm|bf)[a-z]*\s*\{([^{}]*)\}")
-_LEAD = r"(?:the\s+)?(?:correct\s+|final\s+)?(?:option|choice|answer)s?\s*(?:is|are)?\s*:?\s*"
-_ONE_LETTER = re.compile(rf"(?:{_LEAD})?[(\[<]*\s*([A-Z])\s*[)\]>]*\s*[.:,;]?", re.I)
-_LETTER_LIST = re.compile(
-    r"(?:options?\s*|choices?\s*)?[(\[{]?[A-Z][)\]]?"
-    r"(?:\s*(?:,\s*and\b|,|;|/|&|\band\b|\bor\b)?\s*[(\[]?[A-Z][)\]]?)+[)\]}]?\.?"
-)
 _MARKED_LETTER = re.compile(
-    r"(?:^|\b(?:and|or)\s+|[,;/&]\s*)[(\[]?([A-Z])[)\]]?\s*(?:[.:)、]|\)\s*)(?!\w*\()"
+    r"^[(\[]?([A-Z])[)\]]?\s*(?:[.:),]|(?=\s(?:because|since|as|for|which|where|with|is)\b))"
     r"|(?<![\w\\])[(\[]([A-Z])[)\]]"
+    r"|(?<![\w(])([A-Z])\)"
+    r"|[\"“]([A-Z])[.,]?[\"”]"
     r"|\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)s?\s*(?:is|are)?\s*:?\s*[(\[]?([A-Z])(?![\w'’])"
 )
+_LETTER_RUN = re.compile(
+    r"(?<![\w'])[A-Z](?:\s*(?:,\s*(?:and|or)|[,;/&]|\band|\bor)\s*[A-Z](?![\w'(]))+"
+)
+_SENTENCE = re.compile(r"(?:\b[^\W\d_]{2,}\b\W+){3}")
 _TOKEN_BREAK = re.compile(r"[\s.()\[\],:;!?*#{}\"“”]+")
 _MATHS = re.compile(r"[=\\^+<>°∠△\d]")
-_NUMBER = re.compile(r"(?<![\w.])-?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?")
 _HEADER = re.compile(r"^[^\w\n]*(?:choices?|options?)[^\w\n]*:[^\S\n]*", re.I | re.M)
 _OPTION_LINE = re.compile(r"\s*\(?([A-Z])\s*[).:、．：]\s*(.*)")
 _OPTION_INLINE = re.compile(r"\(([A-Z])\)|(?<![\w(])([A-Z])[.:)](?=\s)")
@@ -103,43 +103,40 @@ def chosen_letters(prediction: str, choices: Mapping[str, str]) -> str | None:
     stated = stated_answer(prediction)
     if stated is not None and (letters := letters_of(stated, choices)):
         return letters
-    text = _EMPHASIS.sub("", visible(prediction))
-    if stated is not None and answer_of(prediction) is not None:
-        return None  # the box is the answer, and no option is in it
-    last_line = text.splitlines()[-1] if text else ""
-    if len(text) <= _SHORT_ANSWER or last_line == text:
-        return letters_of(text, choices)
-    return (
-        letters_of(last_line, choices)
-        if _ONE_LETTER.fullmatch(last_line)
-        else _bare_letter(text, choices)
-    )
+    if answer_of(prediction) is not None:
+        return None  # the box is the answer, and it names no option
+    lines = _EMPHASIS.sub("", visible(prediction)).splitlines()
+    if not lines:
+        return None
+    is_letter = choice(lines[-1]) is not None
+    if is_letter or len(lines) == 1:
+        return letters_of(lines[-1], choices)
+    return _bare_letter("\n".join(lines), choices)
 
 
 def letters_of(answer: str, choices: Mapping[str, str]) -> str | None:
     r"""Letters of the options that a short answer names, as :func:`chosen_letters` returns them.
 
     In this order: the answer is one letter (`B`, `(b)`, `\text{B}`, `option B`); it equals one
-    option's text, as text or in value, also behind a name (`x = 12`); it lists letters (`A, C`,
-    `AC`, `A and C`); it marks letters (`B. 12`, `(B) 12`, `option B because`); it contains one
-    option's text; it has one bare letter. None where nothing of this holds.
+    option's text, as text or in value, also behind a name (`x = 12`); it has one letter in front
+    (`B. 12`) or lists letters (`A, C`, `AC`); it marks letters (`(A) or (B)`, `option B because`);
+    it contains one option's text; it has one bare letter. None where nothing of this holds.
     """
-    answer = _unwrapped(answer)
-    whole = _ONE_LETTER.fullmatch(answer)
-    letter = whole[1].upper() if whole else ""
-    if letter and (letter in choices or not choices):
-        return letter
+    picked = choice(answer)
+    letters = "".join(sorted(picked.letters)) if picked else ""
+    is_known = not choices or all(letter in choices for letter in letters)
+    if picked and len(letters) == 1 and not picked.text and is_known:
+        return letters
     if same := option_equal_to(answer, choices):
         return same
-    if letter and whole and whole[1].isupper():
-        return letter
-    if _LETTER_LIST.fullmatch(answer):
-        listed = re.findall(r"(?<![a-z])[A-Z](?![a-z])", answer)
-        if len(set(listed)) == len(listed) and all(x in choices or not choices for x in listed):
-            return "".join(sorted(listed))
-    marked = [next(filter(None, groups)) for groups in _MARKED_LETTER.findall(answer)]
-    if marked := [letter for letter in marked if letter in choices or not choices]:
-        return "".join(sorted(set(marked)))
+    answer = normalised(answer)
+    if letters and (is_known or (len(letters) == 1 and answer.isupper())):
+        return letters
+    marked = {next(filter(None, groups)) for groups in _MARKED_LETTER.findall(answer)}
+    for run in _LETTER_RUN.findall(answer):
+        marked |= set(re.findall("[A-Z]", run))
+    if marked := {letter for letter in marked if letter in choices or not choices}:
+        return "".join(sorted(marked))
     return option_within(answer, choices) or _bare_letter(answer, choices)
 
 
@@ -148,12 +145,12 @@ def option_equal_to(answer: str, choices: Mapping[str, str]) -> str | None:
     if not choices or not answer.strip():
         return None
     candidates = [answer, *([answer.rpartition("=")[2]] if "=" in answer else [])]
-    texts = {letter: plain(_unwrapped(text)) for letter, text in choices.items()}
+    texts = {letter: text_key(text) for letter, text in choices.items()}
     for candidate in candidates:
-        as_text = [letter for letter, text in texts.items() if text == plain(candidate) != ""]
+        as_text = [letter for letter, text in texts.items() if text == text_key(candidate) != ""]
         if len(as_text) == 1:
             return as_text[0]
-    if not re.search(r"\d|\\", answer):
+    if not re.search(r"\d|\\", answer) or _SENTENCE.search(normalised(answer)):
         return None
     for candidate in candidates:
         equal = [letter for letter, text in choices.items() if math_match(candidate, text)]
@@ -170,8 +167,8 @@ def option_within(answer: str, choices: Mapping[str, str]) -> str | None:
     """
     if len(answer) > 2 * sum(map(len, choices.values())):
         return None
-    inside = plain(answer)
-    texts = {letter: plain(_unwrapped(text)) for letter, text in choices.items()}
+    inside = normalised(answer).casefold()
+    texts = {letter: normalised(text).casefold() for letter, text in choices.items()}
     found = {letter: text for letter, text in texts.items() if text and _occurs(text, inside)}
     longest = [
         letter
@@ -199,16 +196,6 @@ def _bare_letter(text: str, choices: Mapping[str, str]) -> str | None:
         return None
     ((letter, place),) = found.items()
     return letter if place >= len(tokens) - _LAST_TOKENS else None
-
-
-def _unwrapped(text: str) -> str:
-    """NFKC, without `$`, emphasis, text commands, and brackets of maths around all of it."""
-    text = unicodedata.normalize("NFKC", _EMPHASIS.sub("", text)).replace("$", "")
-    text = _TEXT_COMMAND.sub(r"\1", text).strip()
-    for start, end in ((r"\(", r"\)"), (r"\[", r"\]"), ("{", "}")):
-        if text.startswith(start) and text.endswith(end):
-            text = text[len(start) : -len(end)].strip()
-    return text
 
 
 def parse_choices(question: str) -> dict[str, str]:
@@ -262,11 +249,9 @@ def true_letters(row: BenchmarkRow, choices: Mapping[str, str]) -> str:
     Raises:
         BadCell: it is none of these.
     """
-    truth = _unwrapped(row.answer)
-    whole = _ONE_LETTER.fullmatch(truth)
-    if whole and (whole[1].upper() in choices or not choices):
-        return whole[1].upper()
-    letters = option_equal_to(truth, choices) or letters_of(truth, choices)
+    letters = letters_of(row.answer, choices)
+    if letters is not None and choices and not all(letter in choices for letter in letters):
+        letters = None
     if letters is None:
         options = f"the options are {', '.join(choices)}" if choices else "there are no options"
         found = f"{shown(row.answer)} is no option of index {row.index!r}: {options}"
@@ -286,8 +271,11 @@ def literal_list(text: str) -> list[str] | None:
     return [str(item) for item in found] if isinstance(found, list) else None
 
 
-def numbers_in(text: str) -> list[float]:
-    """The decimal numbers of a text in order; `1,234` is one number, `3^2` two."""
-    plain_text = unicodedata.normalize("NFKC", text).replace("−", "-").replace("–", "-")
-    joined = re.sub(r"(?<=\d)(?:,|\\,|\{,\})(?=\d{3}(?!\d))", "", plain_text)
-    return [float(number) for number in _NUMBER.findall(joined)]
+def value_of(text: str) -> Fraction | None:
+    r"""The number of a plain answer, unit and name aside: `5 cm`, `x = 1/2`; None without one."""
+    for part in (text, text.rpartition("=")[2]):
+        measured = quantity(part)
+        value = number(measured.value if measured else part)
+        if value is not None:
+            return value
+    return None

@@ -25,7 +25,7 @@ from vapo_verl.evaluation.benchmarks.rules.extraction import (
     LETTERS,
     free_answer,
     literal_list,
-    numbers_in,
+    value_of,
 )
 from vapo_verl.evaluation.benchmarks.rules.generic import (
     category_scores,
@@ -36,9 +36,11 @@ from vapo_verl.evaluation.benchmarks.rules.generic import (
     scores_by,
 )
 from vapo_verl.reward.accuracy import math_match
+from vapo_verl.reward.answers import normalised
 
 NAME = "mathvista"
 MULTIPLE_CHOICE = "multi_choice"
+_BETWEEN = re.compile(r"\s*(?:,|;|\band\b)\s*")
 
 
 def grade(row: BenchmarkRow, prediction: str) -> Grade:
@@ -60,21 +62,16 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
 
 def _equal(answer: str, row: BenchmarkRow) -> bool:
     kind = row.extra.get("answer_type", "text")
-    truth = numbers_in(row.answer)
-    if kind == "list" and literal_list(row.answer) is not None:
-        return numbers_in(answer) == truth
-    if kind in ("integer", "float") and len(truth) == 1:
-        found = numbers_in(answer)
-        if len(found) == 1 and not re.search(r"[\\/^√π]", answer):
-            return _rounded(found[0], row) == _rounded(truth[0], row)
+    if kind == "list" and (truths := literal_list(row.answer)) is not None:
+        parts = _BETWEEN.split(normalised(answer).strip("[](){} "))
+        return len(parts) == len(truths) and all(map(math_match, parts, truths))
+    found, truth = value_of(answer), value_of(row.answer)
+    if kind in ("integer", "float") and found is not None and truth is not None:
+        decimals = value_of(row.extra.get("precision", "")) if kind == "float" else None
+        if decimals is None:
+            return found == truth
+        return round(found, int(decimals)) == round(truth, int(decimals))
     return math_match(answer, row.answer)
-
-
-def _rounded(number: float, row: BenchmarkRow) -> float:
-    decimals = numbers_in(row.extra.get("precision", ""))
-    if row.extra.get("answer_type") != "float" or len(decimals) != 1:
-        return number
-    return round(number, int(decimals[0]))
 
 
 def prompt(row: BenchmarkRow) -> Prompt:

@@ -16,7 +16,7 @@ Scores: accuracy by `split` (papers report `validation`), `l2_category` and `cat
 import re
 
 from vapo_verl.evaluation.benchmarks import BenchmarkRow, Grade, Prompt, Rule
-from vapo_verl.evaluation.benchmarks.rules.extraction import free_answer, literal_list, numbers_in
+from vapo_verl.evaluation.benchmarks.rules.extraction import free_answer, literal_list, value_of
 from vapo_verl.evaluation.benchmarks.rules.generic import (
     category_scores,
     check_answer,
@@ -25,11 +25,11 @@ from vapo_verl.evaluation.benchmarks.rules.generic import (
     interleaved,
     mcq_prompt,
 )
-from vapo_verl.reward.accuracy import math_match, plain
+from vapo_verl.reward.accuracy import math_match
+from vapo_verl.reward.answers import normalised
 
 NAME = "mmmu"
 _DECIMALS = 2
-_MATHS = re.compile(r"[\\/^√π=]")
 
 
 def grade(row: BenchmarkRow, prediction: str) -> Grade:
@@ -53,13 +53,13 @@ def same_open_answer(answer: str, truth: str) -> bool:
     """Whether an open answer equals one ground truth: in value, to two decimals, or as words."""
     if math_match(answer, truth):
         return True
-    found, wanted = numbers_in(answer), numbers_in(truth)
-    if wanted:
-        is_plain = not (_MATHS.search(answer) or _MATHS.search(truth))
-        single = len(found) == len(wanted) == 1
-        return is_plain and single and round(found[0], _DECIMALS) == round(wanted[0], _DECIMALS)
-    words = re.escape(plain(truth))
-    return bool(words) and re.search(rf"(?<!\w){words}(?!\w)", plain(answer)) is not None
+    wanted = value_of(truth)
+    if wanted is not None:
+        found = value_of(answer)
+        return found is not None and round(found, _DECIMALS) == round(wanted, _DECIMALS)
+    words = re.escape(normalised(truth).casefold())
+    said = normalised(answer).casefold()
+    return bool(words) and re.search(rf"(?<!\w){words}(?!\w)", said) is not None
 
 
 def prompt(row: BenchmarkRow) -> Prompt:
