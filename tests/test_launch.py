@@ -224,6 +224,23 @@ def no_cluster(monkeypatch, tmp_path):
     return file
 
 
+def test_processes_of_a_run_keep_sockets_and_locks_in_its_folder(no_cluster, monkeypatch, tmp_path):
+    for name in ("RAY_TMPDIR", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    launch.use_temporary_folder(compose_recipe("smoke"), tmp_path)
+    assert os.environ["TMPDIR"] == str(tmp_path)
+    assert os.environ["RAY_TMPDIR"] == "/tmp"  # its sessions have the logs
+    assert str(tmp_path) not in os.environ["TORCHINDUCTOR_CACHE_DIR"]
+
+
+def test_processes_of_a_cluster_that_a_run_joins_keep_their_own_folders(no_cluster, monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/before")
+    no_cluster.write_text("10.0.0.1:6379")
+    launch.use_temporary_folder(compose_recipe("smoke"), Path("/run"))
+    assert os.environ["TMPDIR"] == "/before"
+
+
 @pytest.mark.parametrize("where", ["environment", "config", "file"])
 def test_a_cluster_that_is_joined_keeps_its_own_resources(no_cluster, monkeypatch, capsys, where):
     config = compose_recipe("smoke", ["+ray_kwargs.ray_init.object_store_memory=100000000"])

@@ -1,8 +1,10 @@
 """Start a run: check it, prepare the environment, hand it to veRL."""
 
 import contextlib
+import getpass
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +18,7 @@ from vapo_verl.console import Console, phases
 from vapo_verl.patches.upstream import keep_sigterm_handler
 from vapo_verl.platform import CPU_ENVIRONMENT
 from vapo_verl.preflight import PASSES, InputError, check_run, lacks_flash_attention
+from vapo_verl.process_tree import guarded_run
 from vapo_verl.ray_address import joined_cluster
 from vapo_verl.rollout.engine_args import add_attention, settle_image_limit
 from vapo_verl.run_folder.checkpoints import checkpoint_folder, latest_complete, verify_checkpoint
@@ -68,7 +71,8 @@ def _launch(config: DictConfig, signals: StopSignals) -> None:
     export_attention(config)
     set_environment(config)
     join_cluster(config)
-    with open_console(config) as console:
+    with open_console(config) as console, guarded_run() as temporary:
+        use_temporary_folder(config, temporary)
         validate_as_verl_does(config)
         train(config, signals)
     print(f"Done. Results in {config.trainer.default_local_dir}, the full log in {console.log}")
@@ -209,6 +213,20 @@ def set_environment(config: DictConfig) -> None:
     with open_dict(config):
         env_vars = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
         config.ray_kwargs.ray_init.runtime_env.env_vars = {**CPU_ENVIRONMENT, **env_vars}
+
+
+def use_temporary_folder(config: DictConfig, folder: Path) -> None:
+    """Let the processes of the run keep sockets and locks in `folder`, which goes with the run.
+
+    Ray's sessions and compiled kernels stay where they are: the next run may want them. A cluster
+    that the run joins keeps its own folders, as other nodes do not have this one.
+    """
+    if joined_cluster(config.ray_kwargs.ray_init.get("address")) is not None:
+        return
+    kernels = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernels))
+    os.environ.setdefault("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp"))
+    os.environ["TMPDIR"] = str(folder)
 
 
 def join_cluster(config: DictConfig) -> None:

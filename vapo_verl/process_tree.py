@@ -1,18 +1,29 @@
-"""Terminate a process tree: SIGTERM, then SIGKILL; also when its owner is killed outright.
+"""Terminate a process tree and remove its files; also when its owner is killed outright.
 
-``python -m vapo_verl.process_tree`` is the guard of :func:`guarded`: its standard input is a pipe
-from the owner, which sends the leader's process id as a line. The pipe ends when the owner does.
-(The kernel's PR_SET_PDEATHSIG would reach the leader only, and vLLM's engine core
-outlives that.)
+``python -m vapo_verl.process_tree`` is the guard of :func:`guarded` and of :func:`guarded_run`: its
+standard input is a pipe from the owner, which ends when the owner does. (The kernel's
+PR_SET_PDEATHSIG would reach one process only, and vLLM's engine core and Ray's agents outlive
+that.)
+
+Files that a run leaves where it cannot choose the folder have an owner, too: a lock that the kernel
+frees with the process, or a socket on which nobody listens. :func:`remove_remains` removes those
+without one, never those of a run that lives, in this container or in another.
 """
 
+import fcntl
 import os
+import select
+import shutil
 import signal
+import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 
@@ -20,6 +31,19 @@ TERM_S = 10.0
 """Between SIGTERM and SIGKILL. vLLM ignores SIGTERM while it loads a model."""
 _KILL_S = 5.0
 _POLL_S = 0.05
+SNAPSHOT_S = 2.0
+"""Between two looks of a run's guard at the processes that the run has started."""
+END_S = 5.0
+"""Time for a run's processes to end by themselves once their owner is gone."""
+FOLDER_PREFIX, BUCKET_PREFIX = "vapo-", "vapo_weights_"
+"""Names of temporary folders of runs, and of buckets of weights in :data:`SHARED_MEMORY`."""
+SHARED_MEMORY = Path("/dev/shm")
+SOCKETS = "rl-colocate-zmq-*.sock"
+"""Sockets of veRL's weight transfer, in /tmp."""
+_FRESH_S = 2.0
+"""A file that is younger may be one whose owner has not locked it yet."""
+_LONGEST_FOLDER = 60
+"""Bytes. The path of a socket holds 107, of which vLLM's names take 37."""
 
 
 def terminate_tree(leader: int) -> None:
@@ -64,13 +88,7 @@ def is_alive(member: psutil.Process) -> bool:
 @contextmanager
 def guarded() -> Iterator[Callable[[int], None]]:
     """Start a guard; the yielded function sets the session leader it terminates after us."""
-    guard = subprocess.Popen(
-        [sys.executable, "-m", "vapo_verl.process_tree"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # a Ctrl-C at the terminal must not reach the guard
-    )
+    guard = _start_guard()
     assert guard.stdin is not None
     pipe = guard.stdin
 
@@ -85,6 +103,86 @@ def guarded() -> Iterator[Callable[[int], None]]:
         guard.wait()
 
 
+@contextmanager
+def guarded_run() -> Iterator[Path]:
+    """Yield a temporary folder for all processes that this one starts within.
+
+    When this process leaves the context or is killed, a guard terminates those that are left and
+    removes the folder and other remains. What earlier runs left is removed first.
+    """
+    remove_remains()
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=_short_temporary_folder()))
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        guard = _start_guard(str(os.getpid()), str(folder))
+        assert guard.stdin is not None
+        try:
+            yield folder
+        finally:
+            with suppress(subprocess.TimeoutExpired):  # it goes on by itself
+                guard.communicate(b"done\n", timeout=END_S + TERM_S)
+
+
+def remove_remains() -> None:
+    """Remove files of this user's runs whose owner is gone: see the module's docstring."""
+    for folder in Path(tempfile.gettempdir()), Path("/tmp"):
+        for path in folder.glob(f"{FOLDER_PREFIX}*"):
+            if _is_old_and_ours(path, stat.S_ISDIR) and _is_unlocked(path / ".lock"):
+                shutil.rmtree(path, ignore_errors=True)
+    for path in SHARED_MEMORY.glob(f"{BUCKET_PREFIX}*"):
+        if _is_old_and_ours(path, stat.S_ISREG) and _is_unlocked(path):
+            path.unlink(missing_ok=True)
+    for path in Path("/tmp").glob(SOCKETS):
+        if _is_old_and_ours(path, stat.S_ISSOCK) and not _has_listener(path):
+            path.unlink(missing_ok=True)
+
+
+def _is_old_and_ours(path: Path, is_kind: Callable[[int], bool]) -> bool:
+    try:
+        found = path.lstat()
+    except OSError:  # another process has removed it
+        return False
+    age = time.time() - found.st_mtime
+    return is_kind(found.st_mode) and found.st_uid == os.getuid() and age > _FRESH_S
+
+
+def _is_unlocked(path: Path) -> bool:
+    """Whether nobody holds the lock on a file; false where there is no such file."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _has_listener(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(1)
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        except OSError:  # not known: it may be alive
+            return True
+    return True
+
+
+def _short_temporary_folder() -> str:
+    chosen = tempfile.gettempdir()
+    return chosen if len(os.fsencode(chosen)) <= _LONGEST_FOLDER else "/tmp"
+
+
+def _start_guard(*arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "vapo_verl.process_tree", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C at the terminal must not reach the guard
+    )
+
+
 def _send(member: psutil.Process, number: signal.Signals) -> None:
     with suppress(psutil.NoSuchProcess):
         member.send_signal(number)
@@ -96,10 +194,47 @@ def _wait_for_end(members: Sequence[psutil.Process], timeout_s: float) -> None:
         time.sleep(_POLL_S)
 
 
+def guard_run(owner: int, folder: Path) -> None:
+    """Note what `owner` starts until standard input ends; then terminate it and remove `folder`.
+
+    An uploader of Weights & Biases ends by itself, and may go on after an orderly end.
+    """
+    started = set[psutil.Process]()
+    ready: list[int] = []
+    while not ready:  # the pipe has ended, or brought "done"
+        with suppress(psutil.NoSuchProcess):
+            started.update(psutil.Process(owner).children(recursive=True))
+        ready, _, _ = select.select([0], [], [], SNAPSHOT_S)
+    is_orderly = bool(os.read(0, 16))
+    for member in list(started):
+        with suppress(psutil.NoSuchProcess):
+            started.update(member.children(recursive=True))
+    started.discard(psutil.Process())
+    if is_orderly:
+        started = {member for member in started if not _is_uploader(member)}
+    _wait_for_end(list(started), END_S)
+    for member in started:
+        _send(member, signal.SIGKILL)
+    _wait_for_end(list(started), _KILL_S)
+    shutil.rmtree(folder, ignore_errors=True)
+    if any(SHARED_MEMORY.glob(f"{BUCKET_PREFIX}*")) or any(Path("/tmp").glob(SOCKETS)):
+        time.sleep(_FRESH_S)
+    remove_remains()
+
+
+def _is_uploader(member: psutil.Process) -> bool:
+    try:
+        return member.name().startswith("wandb")
+    except psutil.NoSuchProcess:
+        return False
+
+
 def main() -> None:
-    """Wait until the owner is gone, then terminate the last leader that it named."""
-    leaders = sys.stdin.read().split()
-    if leaders:
+    """Guard a run, where its process and folder are given; otherwise the last named leader."""
+    if sys.argv[1:]:
+        owner, folder = sys.argv[1:]
+        guard_run(int(owner), Path(folder))
+    elif leaders := sys.stdin.read().split():
         terminate_tree(int(leaders[-1]))
 
 
