@@ -13,6 +13,7 @@ LAYERS = (
         "config",
         "console",
         "files",
+        "heartbeat",
         "patches",
         "process_tree",
         "progress",

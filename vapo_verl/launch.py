@@ -3,6 +3,7 @@
 import contextlib
 import getpass
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -36,7 +37,11 @@ within the 16384 that the recipes allow a 7B model on a GPU of 80 GB."""
 
 
 class ProcessDied(RuntimeError):
-    """A process of the run died, alone or with its node; the message gives Ray's report."""
+    """A process of the run died or hangs, or responses failed; the message is for a person."""
+
+
+class RunInterrupted(RuntimeError):
+    """Ctrl-C ended the run; the message says what is saved."""
 
 
 def launch(config: DictConfig) -> None:
@@ -45,7 +50,8 @@ def launch(config: DictConfig) -> None:
     Raises:
         InputError: the config or the data cannot work; nothing was started.
         RunStopped: the run was asked to stop by SIGTERM or SIGUSR1.
-        ProcessDied: a process of the run died.
+        ProcessDied: a process of the run died or hangs.
+        RunInterrupted: Ctrl-C.
     """
     with StopSignals() as signals:
         _launch(config, signals)
@@ -273,15 +279,19 @@ def train(config: DictConfig, signals: StopSignals) -> None:
 
     Raises:
         RunStopped: one of ``signals`` came.
-        ProcessDied: a process of the run died.
+        ProcessDied: a process of the run died or hangs.
+        RunInterrupted: Ctrl-C.
     """
     import ray
     from verl.trainer.main_ppo import run_ppo
 
+    from vapo_verl.trainer.liveness import RunFailed, RunnerWatch, outlook
     from vapo_verl.trainer.task_runner import STOP_GROUP, VapoTaskRunner
 
     keep_sigterm_handler()
     ended = threading.Event()
+    run_dir = Path(config.trainer.default_local_dir)
+    watch = RunnerWatch(config.vapo.rollout.timeout_s, run_dir)
 
     def stop(runner: Any) -> None:
         with suppress(ray.exceptions.RayError):  # the run has just ended by itself
@@ -292,6 +302,7 @@ def train(config: DictConfig, signals: StopSignals) -> None:
     def started(runner: Any) -> None:
         phases.end()
         signals.forward_to(lambda: stop(runner))
+        watch.start(runner)
 
     runner_class = AnnouncedActor(
         ray.remote(concurrency_groups={STOP_GROUP: 1})(VapoTaskRunner), started
@@ -300,12 +311,21 @@ def train(config: DictConfig, signals: StopSignals) -> None:
     try:
         run_ppo(config, task_runner_class=runner_class)
     except ray.exceptions.RayError as error:
-        if not isinstance(cause_of(error), ray.exceptions.RayActorError):
+        cause = cause_of(error)
+        if isinstance(cause, RunFailed):
+            raise ProcessDied(str(cause)) from error
+        if not isinstance(cause, ray.exceptions.RayActorError):
             raise
         if ended.is_set():
             raise RunStopped(None) from error
-        raise ProcessDied(death_message(error)) from error
+        raise ProcessDied(watch.failure or death_message(error)) from error
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would interrupt the clean-up
+        if watch.failure is not None:
+            raise ProcessDied(watch.failure) from None
+        raise RunInterrupted(f"interrupted (Ctrl-C). {outlook(run_dir)}") from None
     finally:
+        watch.stop()
         ray.shutdown()
 
 

@@ -14,6 +14,8 @@ from omegaconf import DictConfig
 
 from vapo_verl.hydra_config import recipe_names, register
 
+EXIT_INTERRUPTED = 130
+"""Of a command that Ctrl-C ended, as a shell has it."""
 LAST_LINES = 12
 """Of an error that is not one of ours, on the console."""
 
@@ -27,7 +29,7 @@ def main(config: DictConfig) -> None:
         fail(f"no recipe was given; add +recipe=NAME, one of {', '.join(recipe_names())}")
     config.vapo.recipe = choices["recipe"]
     from vapo_verl.console import LOG_FILE
-    from vapo_verl.launch import ProcessDied, launch
+    from vapo_verl.launch import ProcessDied, RunInterrupted, launch
     from vapo_verl.preflight import InputError
     from vapo_verl.run_folder import RunFolderError
     from vapo_verl.trainer.stopping import EXIT_STOPPED, RunStopped
@@ -41,6 +43,10 @@ def main(config: DictConfig) -> None:
     except ProcessDied as error:
         log = Path(config.trainer.default_local_dir) / LOG_FILE
         fail(f"{error}\nThe whole log: {log}", exit_code=1)
+    except RunInterrupted as error:
+        fail(str(error), exit_code=EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        fail("interrupted (Ctrl-C) before the run began", exit_code=EXIT_INTERRUPTED)
     except RunStopped as stopped:
         place = "before the first step" if stopped.step is None else f"at step {stopped.step}"
         print(f"Stopped on request {place}; the same command resumes.")

@@ -1,11 +1,14 @@
 """What the trainer overrides in veRL 0.9.1 is still there, and is what it was when written."""
 
 import inspect
+from types import FunctionType
 
 import pytest
 import verl
+from verl.experimental.agent_loop.agent_loop import AgentLoopManager
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
-from verl.trainer.ppo.v1 import PPOTrainerSync, get_trainer_cls
+from verl.trainer.ppo.v1 import PPOTrainer, PPOTrainerSync, get_trainer_cls
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 from vapo_verl.trainer.trainer import VapoTrainer
@@ -19,6 +22,9 @@ OVERRIDDEN = [
     "_balance_batch",
     "_compute_advantage",
     "_compute_metrics",
+    "_validate",
+    "on_init_end",
+    "on_step_end",
     "_save_checkpoint",
     "_load_checkpoint",
 ]
@@ -57,12 +63,34 @@ def test_ray_sets_its_sigterm_handler_through_the_function_that_launch_replaces(
     assert "signal.signal(" not in source
 
 
-def test_the_replay_buffer_still_polls_at_an_interval():
-    assert "poll_interval" in inspect.signature(ReplayBuffer).parameters, (
-        "verl's ReplayBuffer lost poll_interval: VapoTrainer sets it from vapo.replay_poll_s"
+def test_the_trainer_still_makes_the_replay_buffer_by_its_name():
+    assert isinstance(inspect.getattr_static(PPOTrainer, "_build_replay_buffer"), FunctionType)
+    source = inspect.getsource(PPOTrainer._build_replay_buffer)
+    assert "ReplayBuffer if self.trainer_mode" in source, (
+        "verl's PPOTrainer chooses its replay buffer in another way: use_replay_buffer in "
+        "vapo_verl/patches/upstream.py replaces that name"
     )
-    assert "self._wait_for_next_poll(" in inspect.getsource(ReplayBuffer.sample), (
-        "verl's ReplayBuffer.sample waits in another way: VapoTrainer looks for dead actors there"
+    for name in ("poll_interval", "partitions", "_wait_for_next_poll"):
+        assert f"self.{name}" in inspect.getsource(ReplayBuffer), (
+            f"verl's ReplayBuffer lost {name}, which trainer/replay_buffer.py relies on"
+        )
+
+
+def test_agent_loops_report_through_the_methods_that_are_overridden():
+    source = inspect.getsource(AgentLoopWorkerTQ.__ray_metadata__.modified_class._run_prompt)
+    assert "self._run_agent_loop(" in source
+    assert "logger.error(" in source  # whose lines of failures that are reported are dropped
+    manager = inspect.getsource(AgentLoopManager._init_agent_loop_workers)
+    assert "self.agent_loop_workers_class.options(" in manager
+
+
+def test_a_failed_response_is_an_entry_like_any_other():
+    """Its key and tag must reach the batch, and must not count as a finished group."""
+    assert 'tag.get("is_prompt", False)' in inspect.getsource(
+        ReplayBuffer._sync_metadata_from_transfer_queue
+    )
+    assert "session_errors" in inspect.getsource(
+        AgentLoopWorkerTQ.__ray_metadata__.modified_class._run_prompt
     )
 
 

@@ -8,16 +8,18 @@ of     function                            why
 =====  ==================================  ======================================================
 ray    upstream.keep_sigterm_handler       its handler ends the cluster at once; a run
                                            stops between two steps instead
+ray    upstream.session_folder, job_actors where a run's processes are and what they print
 verl   upstream.silence_config_print       prints the whole config, which is a file
-verl   upstream.look_while_polling         no key for the interval of 2 s, and nobody
-                                           notices a dead writer while waiting
+verl   upstream.use_replay_buffer          the trainer names the class; ours counts the
+                                           responses and polls at an interval with a key
 verl   upstream.use_weight_sender          no registry function for the sender
 verl   upstream.use_bucket_sender          veRL's waits for ever for a dead engine
 verl   upstream.server_of                  `generate` sends one prompt; the probes of a
                                            response go to its server as one request
 verl   text_only_forward.apply             fails with transformers 5.9
 verl   mrope_nesting.with_ragged_positions equal lengths get the wrong ragged dimension
-vllm   upstream.keep_finished_outputs      veRL drops the per-token array of an output
+vllm   upstream.keep_outputs               veRL drops the per-token array of an output
+vllm   upstream.engine_exits               exit code of a dead engine core
 vllm   upstream.keep_linear_weights        oneDNN packing drops `weight` on CPU
 vllm   flash_attention_lse.install         FlashAttention computes the log-sum-exp and
                                            does not hand it out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -25,20 +26,34 @@ def silence_config_print() -> None:
     main_ppo.pprint = lambda *_: None
 
 
-def look_while_polling(buffer: Any, interval_s: float, look: Callable[[], None]) -> None:
-    """Ask the replay buffer every `interval_s`, and call `look` between two questions.
+def session_folder() -> Path:
+    """Folder of this Ray session on this node; Ray has no public function for it."""
+    import ray._private.worker as worker
 
-    `ReplayBuffer` polls every 2 s, without a key for it, and waits for ever for responses whose
-    writer is gone; `look` may raise.
+    return Path(worker.global_worker.node.get_session_dir_path())
+
+
+def job_actors() -> list[dict[str, Any]]:
+    """Ray's table of the living actors of this job: class name, name, pid, node and address.
+
+    The public state API asks the dashboard, which a run does not start.
     """
-    buffer.poll_interval = interval_s
-    wait = buffer._wait_for_next_poll
+    import ray
+    import ray._private.state as state
 
-    def look_and_wait(*args: Any, **kwargs: Any) -> Any:
-        look()
-        return wait(*args, **kwargs)
+    job = ray.get_runtime_context().get_job_id()
+    table = state.actors().values()
+    return [actor for actor in table if actor["JobID"] == job and actor["State"] == "ALIVE"]
 
-    buffer._wait_for_next_poll = look_and_wait
+
+def use_replay_buffer(buffer: type) -> None:
+    """Let the trainer, which names the class of its replay buffer, make one of `buffer`.
+
+    A custom sampler is the registered way, but veRL gives it no group filter.
+    """
+    from verl.trainer.ppo.v1 import trainer_base
+
+    trainer_base.ReplayBuffer = buffer
 
 
 def use_weight_sender(path: str) -> None:
@@ -80,8 +95,8 @@ def keep_linear_weights() -> None:
     ops._supports_onednn = False
 
 
-def keep_finished_outputs(engine: Any, keep: Callable[[Any], None]) -> None:
-    """Hand every finished `RequestOutput` of an `AsyncLLM` to `keep`, in the task that asked.
+def keep_outputs(engine: Any, keep: Callable[[Any], None]) -> None:
+    """Hand every `RequestOutput` of an `AsyncLLM` to `keep`, in the task that asked.
 
     veRL turns vLLM's output into a `TokenOutput` in the middle of its server's `generate`, without
     the per-token arrays.
@@ -90,8 +105,12 @@ def keep_finished_outputs(engine: Any, keep: Callable[[Any], None]) -> None:
 
     async def generate_and_keep(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         async for output in generate(*args, **kwargs):
-            if output.finished:
-                keep(output)
+            keep(output)
             yield output
 
     engine.generate = generate_and_keep
+
+
+def engine_exits(engine: Any) -> dict[str, int]:
+    """Exit code by name of the engine core processes of an `AsyncLLM` that have ended."""
+    return dict(engine.engine_core.resources.engine_manager.finished_procs())

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from uuid import uuid4
 
+import ray
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
@@ -23,6 +24,8 @@ PROBE_PRIORITY = -1
 by priority: they would push the prefix of a probe that waits out of the KV cache. A response that
 decodes goes on either way: vLLM gives a step's tokens to running requests first."""
 
+CUT_SHORT = ("aborted", "abort", "error")
+"""Stop reasons of an output that is no answer: the engine gave the request up."""
 _ONE_TOKEN = {"max_tokens": 1, "logprobs": True, "detokenize": False}
 
 
@@ -114,6 +117,32 @@ def prompt_session(row: Mapping[str, Any]) -> str:
     return str(row.get("uid") or uuid4().hex)
 
 
+class ServerFailed(RuntimeError):
+    """A rollout server failed to answer, for a reason that is not the prompt's."""
+
+
+@contextmanager
+def server_errors() -> Iterator[None]:
+    """Tell what a server refuses (ValueError, the prompt's fault) from what it fails at."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ValueError | ray.exceptions.RayError):
+            raise
+        raise ServerFailed(f"{type(error.cause).__name__}: {error.cause}") from error
+
+
+def complete(output: TokenOutput) -> TokenOutput:
+    """An output that its engine has finished.
+
+    Raises:
+        ServerFailed: the engine gave the request up; its tokens are no response.
+    """
+    if output.stop_reason in CUT_SHORT:
+        raise ServerFailed(f"the engine ended a request early (stop reason {output.stop_reason})")
+    return output
+
+
 class OneServerClient:
     """A view of veRL's client that sends every request under one session id.
 
@@ -133,15 +162,18 @@ class OneServerClient:
     async def generate(self, request_id: str, **request: Any) -> TokenOutput:
         """``LLMServerClient.generate``; ``request_id`` is replaced by the session's."""
         del request_id
-        return await self._client.generate(self._session, **request)
+        with server_errors():
+            return complete(await self._client.generate(self._session, **request))
 
     async def generate_many(
         self, prompts: Sequence[list[int]], **request: Any
     ) -> list[TokenOutput]:
         """:meth:`VapoHttpServer.generate_many` of the session's server: one call, one image."""
         where = {"prompt_ids": prompts[0], **request}
-        async with server_of(self._client, self._session, **where) as server:
-            return await server.generate_many.remote(prompts=list(prompts), **request)
+        with server_errors():
+            async with server_of(self._client, self._session, **where) as server:
+                outputs = await server.generate_many.remote(prompts=list(prompts), **request)
+                return [complete(output) for output in outputs]
 
 
 class TokenBudget:

@@ -11,13 +11,21 @@ import ray
 from verl.workers.rollout.replica import RolloutReplicaRegistry, TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
+from vapo_verl import heartbeat
 from vapo_verl.attention import visual_attention
 from vapo_verl.console import phases
-from vapo_verl.patches.upstream import keep_finished_outputs
+from vapo_verl.patches.upstream import engine_exits, keep_outputs, session_folder
 from vapo_verl.rollout import weight_sync
 
 _finished: ContextVar[list[Any]] = ContextVar("finished")
 """vLLM's finished outputs of the running `generate` call."""
+
+
+def _take(output: Any) -> None:
+    """Count a token, and keep the output that has all of them."""
+    heartbeat.beat()
+    if output.finished:
+        _finished.get([]).append(output)
 
 
 class VapoHttpServer(vLLMHttpServer):
@@ -28,26 +36,38 @@ class VapoHttpServer(vLLMHttpServer):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        heartbeat.start(session_folder() / heartbeat.FOLDER)
+        self._num_requests = 0
         super().__init__(*args, **kwargs)
         weight_sync.name_receiver()  # veRL has just set a name that runs on this host share
 
     async def run_server(self, args: argparse.Namespace) -> None:
         await super().run_server(args)
         self._exports = "visual_attention" in (args.additional_config or {})
-        keep_finished_outputs(self.engine, lambda output: _finished.get([]).append(output))
+        keep_outputs(self.engine, _take)
+
+    async def engine_exits(self) -> dict[str, int]:
+        """Exit code by name of the engine processes that have ended."""
+        return engine_exits(self.engine)
 
     async def generate(
         self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, **rest: Any
     ) -> TokenOutput:
         finished: list[Any] = []
         token = _finished.set(finished)
+        self._count_request(+1)
         try:
             output = await super().generate(prompt_ids, sampling_params, request_id, **rest)
         finally:
             _finished.reset(token)
+            self._count_request(-1)
         if self._exports and finished and finished[-1].outputs:
             output.extra_fields["visual_attention"] = visual_attention(finished[-1].outputs[0])
         return output
+
+    def _count_request(self, change: int) -> None:
+        self._num_requests += change
+        heartbeat.beat(f"{self._num_requests} requests in its engine", self._num_requests)
 
     async def generate_many(
         self,

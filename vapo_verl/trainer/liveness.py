@@ -1,67 +1,506 @@
-"""Detect dead actors, so that a rollout does not wait for their results for ever.
+"""Notice processes of a run that died or hang, in every phase of a step.
 
-Agent loops put their results into the replay buffer, which the trainer polls. veRL does not report
-the death of a process that should have written them.
+A thread beside the trainer looks at all processes of the run from outside, every two seconds: at
+their state in /proc and at their heartbeats, on every node. What it finds ends the run within
+seconds, wherever the trainer waits. Rules, in this order:
+
+1. A process is gone: it died.
+2. A process was stopped, or waited for its disk, for `vapo.rollout.timeout_s` without using its
+   CPU: it hangs.
+3. A phase made no progress for `vapo.rollout.timeout_s`: the process that holds it up hangs.
+   Progress is tokens and responses in a rollout, micro-batches in a pass over the model, buckets in
+   a weight transfer, bytes and CPU time in a save.
 """
 
+from __future__ import annotations
+
+import _thread
+import os
+import re
+import socket
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
-INTERVAL_S = 5.0
-TIMEOUT_S = 60.0
-"""Longer than Ray takes to detect a lost node."""
+from vapo_verl import heartbeat
+from vapo_verl.patches.upstream import job_actors, session_folder
+from vapo_verl.run_folder.checkpoints import checkpoint_folder, latest_complete
+
+INTERVAL_S = 2.0
+GRACE_S = 15.0
+"""Between a finding and the end of the trainer's process, if the trainer does not end by itself."""
+GCS_MISSES = 3
+"""Refused connections in a row after which Ray's head process counts as dead."""
+LAST_LINES = 5
+_STOPPED = {psutil.STATUS_STOPPED, psutil.STATUS_DISK_SLEEP}
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")
+_CPU_S = 0.05
+"""CPU time below which a process counts as not having run."""
+
+SERVER, ENGINE = "vLLM server", "vLLM engine"
+LOOP, RANK = "agent loop worker", "FSDP worker"
+ROLES = {
+    "VapoHttpServer": SERVER,
+    "VapoAgentLoopWorker": LOOP,
+    "WorkerDict": RANK,
+    "RewardLoopWorker": "reward worker",
+    "PromptRouter": "router",
+    "TransferQueueController": "TransferQueue controller",
+    "SimpleStorageUnit": "TransferQueue storage",
+}
+"""Role by the class of a Ray actor; other actors go by their class."""
+IGNORED_ACTORS = ("VapoTaskRunner", "NodeWatch")
+ROLLOUT, VALIDATION, TRANSFER, SAVE = "rollout", "validation", "weight transfer", "checkpoint"
+LOG_PROBS, UPDATE = "log probabilities", "update"
+WORKING = {
+    ROLLOUT: (SERVER, LOOP),
+    VALIDATION: (SERVER, LOOP),
+    LOG_PROBS: (RANK,),
+    UPDATE: (RANK,),
+    TRANSFER: (RANK,),
+    SAVE: (RANK,),
+}
+"""Roles whose progress is that of a phase."""
 
 
-class Liveness:
-    """Pings actors at intervals, without blocking.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A process of the run."""
 
-    Args:
-        actors: handles; a busy actor answers later.
-        interval_s: minimum time between two pings of an actor.
-    """
+    role: str
+    pid: int
+    node: str
+    """Id of its Ray node."""
+    address: str = ""
+    """Of its node."""
+    owner: int | None = None
+    """Pid of the server whose engine it is; its output is in the log of that process."""
 
-    def __init__(self, actors: Sequence[Any], interval_s: float = INTERVAL_S) -> None:
-        self._idle = list(actors)
-        self._pending: dict[Any, Any] = {}  # ping -> actor
-        self._interval_s = interval_s
-        self._next = 0.0
+    def __str__(self) -> str:
+        return f"the {self.role} (pid {self.pid}, node {self.address})"
 
-    def check(self) -> None:
-        """Ping the idle actors and return at once.
 
-        Raises:
-            ray.exceptions.RayActorError: an actor is dead, alone or with its node.
-        """
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + self._interval_s
-        self._ping(timeout_s=0)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """A process as seen from outside."""
 
-    def look_for_death(self, timeout_s: float = TIMEOUT_S) -> None:
-        """Ping all actors and wait; a failure may be a consequence of another actor's death.
+    alive: bool = True
+    status: str = psutil.STATUS_RUNNING
+    """psutil's name of its state."""
+    cpu_s: float = 0.0
+    written: int = 0
+    """Bytes written to files."""
+    beats: int = 0
+    pending: int = 0
+    doing: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Why a run cannot go on."""
+
+    what: str
+    """One sentence: which process, what happened to it."""
+    member: Member | None = None
+    at: float = field(default_factory=time.time)
+    evidence: tuple[str, ...] = ()
+    """What the process or its node left to read."""
+
+
+class RunFailed(RuntimeError):
+    """A process of the run died or hangs, or responses failed; the message is for a person."""
+
+
+class NodeWatch:
+    """Looks at the processes of its own node. An actor on nodes other than the trainer's."""
+
+    def __init__(self) -> None:
+        self._folder = session_folder()
+        self._processes: dict[int, psutil.Process] = {}
+        self._oom_kills = _oom_kills()
+
+    def engines(self, server: int) -> dict[int, str]:
+        """Pid and title of vLLM's processes below a server."""
+        found = {}
+        for child in psutil.Process(server).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                title = " ".join(child.cmdline())
+                if title.startswith("VLLM::"):
+                    found[child.pid] = title.strip()
+        return found
+
+    def look(self, pids: Sequence[int]) -> dict[int, Sighting]:
+        """What the processes are doing now; a zombie has ended."""
+        return {pid: self._look(pid) for pid in pids}
+
+    def _look(self, pid: int) -> Sighting:
+        try:
+            process = self._processes.setdefault(pid, psutil.Process(pid))
+            with process.oneshot():
+                status, times = process.status(), process.cpu_times()
+            written = process.io_counters().write_chars
+        except psutil.NoSuchProcess:
+            return Sighting(alive=False)
+        beat = heartbeat.read(self._folder / heartbeat.FOLDER, pid)
+        return Sighting(
+            alive=process.is_running() and status not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD),
+            status=status,
+            cpu_s=times.user + times.system,
+            written=written,
+            beats=beat.count,
+            pending=beat.pending,
+            doing=beat.doing,
+        )
+
+    def evidence(self, pid: int, owner: int | None) -> list[str]:
+        """The last words of a process in Ray's logs, and what its node knows of its end."""
+        lines = self._last_lines(pid, owner)
+        words = [f"Its last lines: {lines[0]}", *(f"  {line}" for line in lines[1:])]
+        found = words if lines else []
+        if (killed := _oom_kills() - self._oom_kills) > 0:
+            found.append(
+                f"The kernel's OOM killer ended {killed} processes of the node since the run began."
+            )
+        shm = os.statvfs("/dev/shm")
+        if shm.f_bavail * shm.f_frsize < 2**20 or any("Bus error" in line for line in lines):
+            found.append(
+                f"/dev/shm has {shm.f_bavail * shm.f_frsize / 2**20:.0f} of "
+                f"{shm.f_blocks * shm.f_frsize / 2**20:.0f} MiB free: a write to a full one ends a "
+                "process with a bus error (SIGBUS). Give it room: docker run --ipc=host."
+            )
+        return found
+
+    def _last_lines(self, pid: int, owner: int | None) -> list[str]:
+        for kind in ("err", "out"):
+            for path in (self._folder / "logs").glob(f"worker-*-{owner or pid}.{kind}"):
+                lines = _tail(path)
+                if owner is not None:
+                    lines = [line for line in lines if f"pid={pid})" in line]
+                if lines:
+                    return lines[-LAST_LINES:]
+        return []
+
+    def kill(self, pids: Sequence[int]) -> None:
+        """End processes that nothing else reaches, such as stopped ones."""
+        for pid in pids:
+            with suppress(psutil.NoSuchProcess):
+                self._processes.get(pid, psutil.Process(pid)).kill()
+
+
+def _tail(path: Path, size: int = 16_384) -> list[str]:
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - size, 0))
+        text = file.read().decode(errors="replace")
+    lines = (_COLOURS.sub("", line).strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith(":")]  # Ray's marks
+
+
+def _oom_kills() -> int:
+    """Processes that the kernel has ended for lack of memory since it started."""
+    for line in Path("/proc/vmstat").read_text().splitlines():
+        if line.startswith("oom_kill "):
+            return int(line.split()[1])
+    return 0
+
+
+class HangDetector:
+    """Applies the three rules to what is seen, at times that the caller gives."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._ran: dict[Member, tuple[float, float]] = {}  # last CPU time, and when it grew
+        self._phase: str | None = None
+        self._start: dict[Member, Sighting] = {}
+        self._progress: tuple[int, ...] = ()
+        self._progress_at = 0.0
+
+    def judge(
+        self, now: float, phase: str | None, seen: Mapping[Member, Sighting]
+    ) -> tuple[str, Member | None] | None:
+        """What is wrong, and with which process; None while all is well.
 
         Args:
-            timeout_s: an actor that has not answered by then counts as busy.
-
-        Raises:
-            ray.exceptions.RayActorError: an actor is dead, alone or with its node.
+            now: seconds of a monotonic clock.
+            phase: of the trainer; one that is not in `WORKING` has no progress to make.
         """
-        end = time.monotonic() + timeout_s
-        while (self._ping(timeout_s=1) or self._pending) and time.monotonic() < end:
-            time.sleep(0.5)
+        for member, sighting in seen.items():
+            if not sighting.alive:
+                return f"{member} died", member
+        stopped = self._stopped(now, seen)
+        if stopped is not None:
+            member, for_s = stopped
+            return f"{member} hangs: {_state(seen[member])} for {for_s:.0f} s", member
+        return self._no_progress(now, phase, seen)
 
-    def _ping(self, timeout_s: float) -> bool:
-        """Ping the actors that answered their last ping; true if one cannot be reached."""
-        self._pending.update({actor.__ray_ready__.remote(): actor for actor in self._idle})
-        answered, _ = ray.wait([*self._pending], num_returns=len(self._pending), timeout=timeout_s)
-        self._idle = [self._pending.pop(ping) for ping in answered]
-        reached = 0
-        for answer in answered:
-            with suppress(ray.exceptions.ActorUnavailableError):  # not settled: ping again
-                ray.get(answer)
-                reached += 1
-        return reached < len(answered)
+    def _stopped(self, now: float, seen: Mapping[Member, Sighting]) -> tuple[Member, float] | None:
+        longest = None
+        for member, sighting in seen.items():
+            cpu_s, since = self._ran.get(member, (0.0, now))
+            if sighting.status not in _STOPPED or sighting.cpu_s > cpu_s + _CPU_S:
+                cpu_s, since = sighting.cpu_s, now
+            self._ran[member] = cpu_s, since
+            if now - since >= max(self._timeout_s, longest[1] if longest else 0):
+                longest = member, now - since
+        return longest
+
+    def _no_progress(
+        self, now: float, phase: str | None, seen: Mapping[Member, Sighting]
+    ) -> tuple[str, Member | None] | None:
+        working = [member for member in seen if member.role in WORKING.get(phase or "", ())]
+        progress = tuple(
+            value for member in working for value in _progress(phase or "", seen[member])
+        )
+        if phase != self._phase:
+            self._start = dict(seen)
+        if phase != self._phase or progress != self._progress or not working:
+            self._phase, self._progress, self._progress_at = phase, progress, now
+            return None
+        waited_s = now - self._progress_at
+        if waited_s < self._timeout_s:
+            return None
+        culprit = self._culprit(working, seen)
+        text = f"no progress for {waited_s:.0f} s; {culprit} holds it up: {_state(seen[culprit])}"
+        return text, culprit
+
+    def _culprit(self, working: Sequence[Member], seen: Mapping[Member, Sighting]) -> Member:
+        """A stopped process, else the first in line that has work, else the one that did least."""
+        for member, sighting in seen.items():
+            if sighting.status in _STOPPED:
+                return member
+        for role in WORKING[self._phase or ""]:
+            busy = [member for member in working if member.role == role and seen[member].pending]
+            if busy:
+                return max(busy, key=lambda member: seen[member].pending)
+        return min(working, key=lambda m: seen[m].beats - self._start.get(m, Sighting()).beats)
+
+
+def _progress(phase: str, sighting: Sighting) -> tuple[int, ...]:
+    if phase == SAVE:
+        return sighting.beats, sighting.written, int(sighting.cpu_s / _CPU_S)
+    return (sighting.beats,)
+
+
+def _state(sighting: Sighting) -> str:
+    if sighting.status == psutil.STATUS_STOPPED:
+        return "stopped by a signal" + (f" ({sighting.doing})" if sighting.doing else "")
+    if sighting.status == psutil.STATUS_DISK_SLEEP:
+        return "waiting for a disk" + (f" ({sighting.doing})" if sighting.doing else "")
+    return sighting.doing or "it says nothing about its work"
+
+
+class Monitor:
+    """Watches the processes of this Ray job in a thread, from :meth:`start` on.
+
+    Args:
+        timeout_s: ``vapo.rollout.timeout_s``.
+        end: called once with the finding, in the thread; makes the trainer's wait end.
+        where: text for messages: the step and the phase.
+        interval_s: time between two looks.
+    """
+
+    def __init__(
+        self,
+        timeout_s: float,
+        end: Callable[[Finding], None],
+        where: Callable[[], str],
+        interval_s: float = INTERVAL_S,
+    ) -> None:
+        self._timeout_s, self._detector = timeout_s, HangDetector(timeout_s)
+        self._end, self._where, self._interval_s = end, where, interval_s
+        self._node = ray.get_runtime_context().get_node_id()
+        self._here = NodeWatch()
+        self._others: dict[str, Any] = {}  # node id -> actor
+        self._members: list[Member] = []
+        self._phase: str | None = None
+        self._stop = threading.Event()
+        self._found = threading.Event()
+        self._renew = threading.Event()
+        self.finding: Finding | None = None
+        self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
+
+    def start(self) -> None:
+        self.find_members()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """No process is watched any more; what ends from now on ends on purpose."""
+        self._stop.set()
+
+    @property
+    def phase_name(self) -> str | None:
+        """The phase at this moment."""
+        return self._phase
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A phase of the trainer, which must make progress."""
+        before, self._phase = self._phase, name
+        try:
+            yield
+        finally:
+            self._phase = before
+
+    def begin(self, name: str | None) -> None:
+        """The phase from now on; None where the trainer works alone."""
+        self._phase = name
+
+    def find_members(self) -> None:
+        """Take the actors of the job, and the engines of its servers, as the members."""
+        members = []
+        for actor in job_actors():
+            name = actor["ActorClassName"]
+            if name in IGNORED_ACTORS or not actor["Pid"]:
+                continue
+            address = actor["Address"]
+            member = Member(
+                role=ROLES.get(name, name),
+                pid=actor["Pid"],
+                node=address["NodeID"],
+                address=address["IPAddress"],
+            )
+            members.append(member)
+            if member.role == SERVER:
+                engines = self._call(member.node, "engines", member.pid)
+                members += [
+                    Member(
+                        role=f"{ENGINE} process {title}",
+                        pid=pid,
+                        node=member.node,
+                        address=member.address,
+                        owner=member.pid,
+                    )
+                    for pid, title in engines.items()
+                ]
+        self._members = members
+
+    def wait(self, timeout_s: float) -> Finding | None:
+        """The finding, if there is one within `timeout_s`: a failure may be a consequence."""
+        self._found.wait(timeout_s)
+        return self.finding
+
+    def suspect(self) -> Finding | None:
+        """A process that is stopped at this moment, for however short a time."""
+        for member, sighting in self._look().items():
+            if sighting.status == psutil.STATUS_STOPPED:
+                return self._finding(f"{member} is stopped by a signal", member)
+        return None
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            try:
+                found = self._detector.judge(time.monotonic(), self._phase, self._look())
+            except ray.exceptions.RayError as error:  # the watch of another node
+                found = f"a node of the run does not answer: {str(error).splitlines()[0]}", None
+            if found is not None and not self._stop.is_set():
+                self.finding = self._finding(*found)
+                self._found.set()
+                self._end(self.finding)
+                return
+
+    def _look(self) -> dict[Member, Sighting]:
+        nodes: dict[str, list[Member]] = {}
+        for member in self._members:
+            nodes.setdefault(member.node, []).append(member)
+        seen = {}
+        for node, members in nodes.items():
+            looked = self._call(node, "look", [member.pid for member in members])
+            seen.update({member: looked[member.pid] for member in members})
+        return seen
+
+    def _finding(self, what: str, member: Member | None) -> Finding:
+        evidence: list[str] = []
+        if member is not None:
+            with suppress(ray.exceptions.RayError):  # of a node that is gone as well
+                evidence = self._call(member.node, "evidence", member.pid, member.owner)
+        return Finding(what=f"{self._where()}: {what}", member=member, evidence=tuple(evidence))
+
+    def kill(self, finding: Finding) -> None:
+        """End a hung process and all engines, which may outlive their servers when stopped."""
+        for member in self._members:
+            if member is finding.member or member.owner is not None:
+                with suppress(ray.exceptions.RayError):
+                    self._call(member.node, "kill", [member.pid])
+
+    def _call(self, node: str, method: str, *args: Any) -> Any:
+        if node == self._node:
+            return getattr(self._here, method)(*args)
+        if node not in self._others:
+            place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+            watch = ray.remote(num_cpus=0)(NodeWatch)
+            self._others[node] = watch.options(scheduling_strategy=place).remote()
+        return ray.get(getattr(self._others[node], method).remote(*args), timeout=self._timeout_s)
+
+
+def outlook(run_dir: Path) -> str:
+    """What a run that ended early has saved, and what the same command does."""
+    saved = latest_complete(run_dir)
+    if saved is None:
+        return "No step is saved: the same command starts again."
+    folder = checkpoint_folder(run_dir, saved)
+    return f"Saved: step {saved}, in {folder}. The same command goes on with step {saved + 1}."
+
+
+class RunnerWatch:
+    """The driver's view of a run: asks the trainer's process whether the run can go on.
+
+    When it cannot, when that process does not answer for `timeout_s`, or when Ray's head process
+    (GCS) is gone, the main thread, which waits for the run, gets a KeyboardInterrupt.
+    """
+
+    def __init__(self, timeout_s: float, run_dir: Path) -> None:
+        self._timeout_s, self._run_dir = timeout_s, run_dir
+        self._stop = threading.Event()
+        self.failure: str | None = None
+        """Why the run cannot go on."""
+
+    def start(self, runner: Any) -> None:
+        """Watch the actor that owns the trainer."""
+        threading.Thread(target=self._run, args=(runner,), daemon=True).start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _run(self, runner: Any) -> None:
+        head = ray.get_runtime_context().gcs_address
+        host, _, port = head.rpartition(":")
+        asked, asked_at, answers, misses = runner.failure.remote(), time.monotonic(), 0, 0
+        while not self._stop.wait(INTERVAL_S):
+            misses = 0 if _listens(host.strip("[]"), int(port)) else misses + 1
+            if misses == GCS_MISSES:
+                self._interrupt(f"Ray's head process (GCS) at {head} is gone: it died or its node")
+                return
+            if ray.wait([asked], timeout=0)[0]:
+                try:
+                    self.failure = ray.get(asked) or self.failure
+                except ray.exceptions.RayError:  # its death ends the wait of the main thread
+                    return
+                asked, asked_at, answers = runner.failure.remote(), time.monotonic(), answers + 1
+            elif answers and time.monotonic() - asked_at > self._timeout_s:
+                self._interrupt(
+                    f"the trainer's process (VapoTaskRunner) has not answered for "
+                    f"{self._timeout_s:g} s: it is stopped, or its node is"
+                )
+                with suppress(ray.exceptions.RayError):
+                    ray.kill(runner)
+                return
+
+    def _interrupt(self, what: str) -> None:
+        at = time.strftime("%H:%M:%S")
+        self.failure = f"{what}, seen at {at}\n{outlook(self._run_dir)}"
+        if not self._stop.is_set():
+            _thread.interrupt_main()
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=INTERVAL_S).close()
+    except OSError:
+        return False
+    return True

@@ -1,22 +1,209 @@
-"""The replay buffer: all calls of TransferQueue, and the containers it returns."""
+"""The replay buffer: what a step was asked for and what came, and the trainer's reads of it."""
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transfer_queue as tq
 from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
+from vapo_verl.console import say
+from vapo_verl.rollout.agent_loop_worker import FAILURE_TAG, REASON_TAG
 from vapo_verl.rollout.sample import RECORD_FIELD, SampleRecord
 
 __all__ = [
+    "CountedReplayBuffer",
     "KVBatchMeta",
+    "ResponsesFailed",
     "StepResponses",
+    "count_responses",
     "read_columns",
     "read_responses",
     "read_visual_attention",
 ]
+
+
+FAILED = "vapo/rollout/failed"
+"""Metric: responses of the step that failed for a reason of their row."""
+MIN_GROUP = 2
+"""An advantage compares responses: a group with fewer left is dropped."""
+_NUM_REASONS = 3
+
+
+class ResponsesFailed(RuntimeError):
+    """A step or a validation cannot go on with the responses that came; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseCount:
+    """What came of the responses that were asked for."""
+
+    expected: int
+    kept: list[int]
+    """Positions of the responses to go on with."""
+    row_failures: Counter[str]
+    """Failures for a reason of the row, by reason."""
+    system_failures: Counter[str]
+    """The others, responses that nobody reported among them."""
+
+    @property
+    def failed_fraction(self) -> float:
+        """Of the expected responses, those that failed for a reason of their row."""
+        return self.row_failures.total() / max(self.expected, 1)
+
+
+def count_responses(
+    keys: Sequence[str],
+    tags: Sequence[Mapping[str, Any]],
+    expected: Mapping[str, int],
+    num_groups: int,
+    min_group: int = MIN_GROUP,
+) -> ResponseCount:
+    """Compare what came with what was asked for.
+
+    Args:
+        keys: `{uid}_{sample}_{output}` of responses and of failures.
+        expected: responses by uid that were asked for; a uid that is absent expects what it has.
+        num_groups: prompts that were asked for.
+        min_group: groups with fewer responses left are dropped.
+    """
+    failures: dict[str, Counter[str]] = {"row": Counter(), "system": Counter()}
+    sessions: defaultdict[str, set[str]] = defaultdict(set)
+    failed: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for key, tag in zip(keys, tags, strict=True):
+        uid, session, _ = key.rsplit("_", 2)
+        sessions[uid].add(session)
+        if FAILURE_TAG in tag:
+            failed[uid, session] = tag
+    for tag in failed.values():
+        failures[tag[FAILURE_TAG]][tag[REASON_TAG]] += 1
+
+    asked = {uid: expected.get(uid, len(came)) for uid, came in sessions.items()}
+    absent = (num_groups - len(sessions)) * max(expected.values(), default=1)
+    lost = absent + sum(asked[uid] - len(came) for uid, came in sessions.items())
+    if lost:
+        failures["system"]["no answer and no error: its agent loop ended"] = lost
+
+    left = {
+        uid: sum((uid, session) not in failed for session in came) for uid, came in sessions.items()
+    }
+    kept = []
+    for position, key in enumerate(keys):
+        uid, session, _ = key.rsplit("_", 2)
+        if left[uid] >= min_group and (uid, session) not in failed:
+            kept.append(position)
+    return ResponseCount(
+        expected=sum(asked.values()) + absent,
+        kept=kept,
+        row_failures=failures["row"],
+        system_failures=failures["system"],
+    )
+
+
+def folded(reasons: Counter[str]) -> str:
+    """Reasons with their counts, most frequent first, in one line."""
+    parts = [f"{count} x {reason}" for reason, count in reasons.most_common(_NUM_REASONS)]
+    others = len(reasons) - len(parts)
+    return "; ".join(parts) + (f"; and {others} other reasons" if others else "")
+
+
+class CountedReplayBuffer(ReplayBuffer):
+    """veRL's replay buffer, in which a response that was asked for is trained or accounted for.
+
+    The rule: one failure for a reason of the system ends the step, which is not trained. Failures
+    for a reason of their row are left out, up to a fraction of the responses; a group trains with
+    what is left of it.
+    """
+
+    def watch(
+        self,
+        *,
+        interval_s: float,
+        max_failed_fraction: float,
+        expected: dict[str, int],
+    ) -> None:
+        """Set what veRL's constructor has no arguments for.
+
+        Args:
+            interval_s: time between two polls.
+            expected: responses asked for by prompt uid; entries that are settled are removed.
+        """
+        self.poll_interval = interval_s
+        self._max_failed_fraction, self._expected = max_failed_fraction, expected
+        self.num_failed = Counter[str]()
+        """Failures for a reason of the row, by partition."""
+
+    def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
+        reasons = Counter(
+            tag[REASON_TAG]
+            for tag in self.partitions[partition_id].values()
+            if tag.get(FAILURE_TAG) == "system"
+        )
+        if reasons:  # the others need not be waited for: the step is lost
+            raise ResponsesFailed(
+                f"{reasons.total()} of {sum(self._expected.values())} responses failed so far: "
+                f"{folded(reasons)}"
+            )
+        return super()._wait_for_next_poll(partition_id, last_debug_time)
+
+    def sample(
+        self, global_steps: int, partition_id: str, batch_size: int
+    ) -> tuple[KVBatchMeta, dict[str, Any]]:
+        """The responses to `batch_size` prompts.
+
+        Raises:
+            ResponsesFailed: one failed for a reason of the system, or too many for other reasons.
+        """
+        batch, metrics = super().sample(
+            global_steps=global_steps, partition_id=partition_id, batch_size=batch_size
+        )
+        validates = partition_id == "val"
+        count = count_responses(
+            batch.keys, batch.tags, self._expected, batch_size, 1 if validates else MIN_GROUP
+        )
+        self._expected.clear()
+        what = "the validation" if validates else f"step {global_steps}"
+        self._check(count, what)
+        num_failed = count.row_failures.total()
+        self.num_failed[partition_id] += num_failed
+        if num_failed:
+            say(
+                f"WARNING: {num_failed} of {count.expected} responses of {what} failed and are "
+                f"left out: {folded(count.row_failures)}"
+            )
+        if not validates:
+            metrics = {**metrics, FAILED: num_failed}
+        return _only(batch, count.kept), metrics
+
+    def _check(self, count: ResponseCount, what: str) -> None:
+        num_lost = count.system_failures.total()
+        if num_lost:
+            raise ResponsesFailed(
+                f"{num_lost} of {count.expected} responses of {what} failed: "
+                f"{folded(count.system_failures)}"
+            )
+        if count.failed_fraction > self._max_failed_fraction or not count.kept:
+            raise ResponsesFailed(
+                f"{count.row_failures.total()} of {count.expected} responses of {what} failed, "
+                f"more than vapo.rollout.max_failed_fraction={self._max_failed_fraction} of them: "
+                f"{folded(count.row_failures)}"
+            )
+
+
+def _only(batch: KVBatchMeta, kept: Sequence[int]) -> KVBatchMeta:
+    """The entries at `kept`; the others leave the replay buffer."""
+    if len(kept) == len(batch.keys):
+        return batch
+    gone = sorted({*batch.keys} - {batch.keys[i] for i in kept})
+    tq.kv_clear(keys=gone, partition_id=batch.partition_id)
+    return KVBatchMeta(
+        partition_id=batch.partition_id,
+        keys=[batch.keys[i] for i in kept],
+        tags=[batch.tags[i] for i in kept],
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from vapo_verl.trainer.stopping import RunStopped
 from vapo_verl.trainer.trackers import prepare_trackers
 
 STOP_GROUP = "stop"
-"""Ray concurrency group in which :meth:`VapoTaskRunner.request_stop` runs while ``run`` does."""
+"""Ray concurrency group of the methods that answer while ``run`` runs."""
 
 
 class VapoTaskRunner(main_ppo.TaskRunnerV1.__ray_metadata__.modified_class):
@@ -45,3 +45,8 @@ class VapoTaskRunner(main_ppo.TaskRunnerV1.__ray_metadata__.modified_class):
     def request_stop(self) -> bool:
         """See :meth:`VapoTrainer.request_stop`; also False before the trainer exists."""
         return self.trainer is not None and self.trainer.request_stop()
+
+    @ray.method(concurrency_group=STOP_GROUP)
+    def failure(self) -> str | None:
+        """Why the run cannot go on; None while it can. The driver asks now and then."""
+        return self.trainer.failure if self.trainer is not None else None

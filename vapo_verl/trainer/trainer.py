@@ -2,9 +2,14 @@
 
 import asyncio
 import itertools
+import os
+import signal
+import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +28,7 @@ from vapo_verl.advantage import estimator
 from vapo_verl.anchors.format_check import FormatCheck
 from vapo_verl.config import vapo_config
 from vapo_verl.console import phases, say
-from vapo_verl.patches.upstream import look_while_polling
+from vapo_verl.patches.upstream import use_replay_buffer
 from vapo_verl.report.live import KeyPictures, write_final_report
 from vapo_verl.rollout import server as rollout_server
 from vapo_verl.rollout.agent_loop import VapoAgentLoop
@@ -32,7 +37,7 @@ from vapo_verl.run_folder import checkpoints
 from vapo_verl.run_folder.layout import METRICS_FILE, write_config
 from vapo_verl.run_folder.metrics import MetricsFile
 from vapo_verl.run_folder.rollouts import remove_rollouts_after, write_rollouts
-from vapo_verl.trainer.liveness import Liveness
+from vapo_verl.trainer import liveness
 from vapo_verl.trainer.metrics import (
     anchor_metrics,
     attention_metrics,
@@ -41,9 +46,11 @@ from vapo_verl.trainer.metrics import (
     signal_metrics,
     stats_metrics,
 )
-from vapo_verl.trainer.phase_memory import PhaseMemory
 from vapo_verl.trainer.replay_buffer import (
+    FAILED,
+    CountedReplayBuffer,
     KVBatchMeta,
+    ResponsesFailed,
     read_responses,
     read_visual_attention,
 )
@@ -51,8 +58,11 @@ from vapo_verl.trainer.rollout_samples import captured_layers, sample_rows
 from vapo_verl.trainer.step_line import StepLine
 from vapo_verl.trainer.stopping import RunStopped, SafeStop
 from vapo_verl.trainer.trackers import StepEnd, tell_resumed
-from vapo_verl.trainer.worker import VapoWorker
+from vapo_verl.trainer.worker import PhaseMemory, VapoWorker
 
+EXPLAIN_S = 10.0
+"""Time for the monitor to see the death behind an error."""
+FAILED_IN_VALIDATION = f"{FAILED}_in_validation"
 WORKER_ROLES = (Role.ActorRolloutRef, Role.ActorRollout, Role.Actor, Role.RefPolicy)
 
 
@@ -69,11 +79,14 @@ class VapoTrainer(PPOTrainerSync):
         with open_dict(config):
             config.trainer.v1.trainer_mode = "sync"  # veRL compares the name in many places
         rollout_server.register()
+        use_replay_buffer(CountedReplayBuffer)
         super().__init__(config)
         self.vapo = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))  # type: ignore[arg-type]
         self.run_dir = Path(config.trainer.default_local_dir)
-        self._liveness: Liveness | None = None  # until `fit`
-        look_while_polling(self.replay_buffer, self.vapo.replay_poll_s, self._check_liveness)
+        self._monitor = liveness.Monitor(
+            self.vapo.rollout.timeout_s, end=self._end, where=self._where
+        )
+        self.failure: str | None = None  # why the run cannot go on, in full
         self._places: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
         self.stopped_at: int | None = None  # the last finished step of a run that was asked to stop
         write_config(self.run_dir, config)
@@ -84,10 +97,6 @@ class VapoTrainer(PPOTrainerSync):
         self._safe_stop = SafeStop(self.run_dir, config.trainer.max_actor_ckpt_to_keep)
         config.trainer.max_actor_ckpt_to_keep = None  # veRL forgets, on resume, what it saved
         config.trainer.max_critic_ckpt_to_keep = None  # before, and leaves parts of a checkpoint
-
-    def _check_liveness(self) -> None:
-        if self._liveness is not None:
-            self._liveness.check()
 
     def _init_dataloader(self) -> None:
         phases.begin("data")
@@ -130,35 +139,96 @@ class VapoTrainer(PPOTrainerSync):
 
     def on_init_end(self) -> None:
         phases.begin("weights to the engine")
-        super().on_init_end()
+        self._actors = [*self.llm_server_manager.server_handles, *self.actor_rollout_wg.workers]
+        self._monitor.start()
+        with self._explained(), self._monitor.phase(liveness.TRANSFER):
+            super().on_init_end()
         phases.end()
 
     def _validate(self) -> dict[str, float]:
         phases.begin(f"validation on {len(self.val_dataset)} rows")
-        values = super()._validate()
+        failed_before = self.replay_buffer.num_failed["val"]
+        with self._monitor.phase(liveness.VALIDATION):
+            values = super()._validate()
         phases.end()
-        return values
+        failed = self.replay_buffer.num_failed["val"] - failed_before
+        return {**values, FAILED_IN_VALIDATION: failed}
 
     def fit(self, agent_loop_manager: Any) -> None:
         """Train to the last step. A resumed run was validated when its checkpoint was made."""
         if self.global_steps > 0 and not self.config.trainer.val_only:
             self.config.trainer.val_before_train = False
-        self._liveness = Liveness(
-            [
-                *agent_loop_manager.agent_loop_workers,
-                *self.llm_server_manager.server_handles,
-                *self.actor_rollout_wg.workers,
-            ]
+        self.replay_buffer.watch(
+            interval_s=self.vapo.replay_poll_s,
+            max_failed_fraction=self.vapo.rollout.max_failed_fraction,
+            expected=agent_loop_manager.expected,
         )
+        self._actors += agent_loop_manager.agent_loop_workers
+        self._monitor.find_members()  # the agent loops are new
         try:
-            super().fit(agent_loop_manager)
+            with self._explained():
+                super().fit(agent_loop_manager)
+            self._monitor.stop()
             write_final_report(self.run_dir)
         except RunStopped as stopped:
+            self._monitor.stop()
             self._shutdown_dump_executor()
             self.stopped_at = stopped.step
-        except RuntimeError:  # veRL's, where all responses to a prompt failed
-            self._liveness.look_for_death()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raise what lies behind an error that may be the consequence of a death.
+
+        Raises:
+            RunFailed: a process died or hangs, or responses failed.
+        """
+        try:
+            yield
+        except RunStopped:
             raise
+        except Exception as error:
+            finding = self._monitor.wait(EXPLAIN_S) or self._monitor.suspect()
+            self._monitor.stop()
+            if finding is not None or isinstance(error, ResponsesFailed):
+                text = str(error) if isinstance(error, ResponsesFailed) else ""
+                self.failure = self._message(finding, text)
+                raise liveness.RunFailed(self.failure) from error
+            raise
+
+    def _end(self, finding: liveness.Finding) -> None:
+        """Make this process's wait end; called by the monitor, in its thread."""
+        self.failure = self._message(finding)
+        exit_in_time = threading.Timer(liveness.GRACE_S, os._exit, (1,))
+        exit_in_time.daemon = True
+        exit_in_time.start()
+        self._monitor.kill(finding)
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def _where(self) -> str:
+        phase = self._monitor.phase_name or "between two phases"
+        return f"step {self.global_steps}, {phase}" if self.global_steps else phase
+
+    def _message(self, finding: liveness.Finding | None, error: str = "") -> str:
+        """What happened, the last words, what is saved and what the same command does."""
+        lines = [error] if error else []
+        if finding is not None:
+            at = time.strftime("%H:%M:%S", time.localtime(finding.at))
+            lines = [f"{finding.what}, seen at {at}", *lines, *self._exits(), *finding.evidence]
+        lines.append(liveness.outlook(self.run_dir))
+        return "\n".join(lines)
+
+    def _exits(self) -> list[str]:
+        """How engine processes ended, as far as their servers are there to tell."""
+        asked = [server.engine_exits.remote() for server in self.llm_server_manager.server_handles]
+        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=2)
+        lines = []
+        for answer in answered:
+            with suppress(ray.exceptions.RayError):  # a server that is dead itself
+                for name, code in ray.get(answer).items():
+                    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                    lines.append(f"{name} ended with {how}.")
+        return lines
 
     def request_stop(self) -> bool:
         """See :meth:`SafeStop.request`."""
@@ -171,7 +241,7 @@ class VapoTrainer(PPOTrainerSync):
             sleep=self.checkpoint_manager.sleep_replicas,
             save_step=self._save_step,
         )
-        self._step_line.at("rollout")
+        self._at(liveness.ROLLOUT)
 
     def _save_step(self, step: int) -> None:
         """Save a step that has been logged, though veRL counts the next one already."""
@@ -192,7 +262,8 @@ class VapoTrainer(PPOTrainerSync):
         num_rows = min(self.vapo.anchors.self_test_rows, len(self.train_dataset))
         if not (self.vapo.probes_claims and num_rows):
             return
-        result = asyncio.run(self._format_check(num_rows))
+        with self._monitor.phase(liveness.ROLLOUT):
+            result = asyncio.run(self._format_check(num_rows))
         if result is not None:
             say(result.summary())
             for warning in result.warnings():
@@ -216,6 +287,11 @@ class VapoTrainer(PPOTrainerSync):
         batch.reorder(sorted(range(len(batch.keys)), key=lambda i: batch.keys[i]))
         return super()._balance_batch(batch, *args, **kwargs)
 
+    def _at(self, phase: str) -> None:
+        """The step has come to `phase`."""
+        self._step_line.at(phase)
+        self._monitor.begin(phase)
+
     @cached_property
     def _memory(self) -> PhaseMemory:
         return PhaseMemory(self.actor_rollout_wg)
@@ -223,7 +299,7 @@ class VapoTrainer(PPOTrainerSync):
     def on_sample_end(self) -> None:
         self._memory.end_phase("rollout")  # before the engine sleeps
         super().on_sample_end()
-        self._step_line.at("log probabilities")
+        self._at(liveness.LOG_PROBS)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         batch = super()._compute_old_log_prob(batch, metrics)
@@ -236,13 +312,15 @@ class VapoTrainer(PPOTrainerSync):
         return batch
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        self._step_line.at("update")
+        self._at(liveness.UPDATE)
         batch = super()._update_actor(batch, metrics)
+        self._monitor.begin(None)
         self._memory.end_phase("update_actor")
         return batch
 
     def on_step_end(self) -> None:
-        super().on_step_end()
+        with self._monitor.phase(liveness.TRANSFER):
+            super().on_step_end()
         self._memory.end_phase("update_weights")
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
@@ -291,7 +369,10 @@ class VapoTrainer(PPOTrainerSync):
 
     def _save_checkpoint(self) -> None:
         """veRL's checkpoint; it is complete once the step is logged (:class:`StepEnd`)."""
-        with self._safe_stop.saving(self.global_steps) as records:
+        with (
+            self._monitor.phase(liveness.SAVE),
+            self._safe_stop.saving(self.global_steps) as records,
+        ):
             super()._save_checkpoint()
             folder = checkpoints.checkpoint_folder(self.run_dir, self.global_steps)
             for of_rank in self.actor_rollout_wg.record_files(str(folder)):

@@ -12,17 +12,18 @@ from verl.single_controller.base.decorator import (
     make_nd_compute_dataproto_dispatch_fn,
     register,
 )
-from verl.utils.device import get_device_name
+from verl.utils.device import get_device_name, get_torch_device
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
+from vapo_verl import heartbeat
 from vapo_verl.patches import text_only_forward
 from vapo_verl.patches.mrope_nesting import with_ragged_positions
-from vapo_verl.patches.upstream import use_weight_sender
+from vapo_verl.patches.upstream import session_folder, use_weight_sender
 from vapo_verl.run_folder.checkpoints import FileRecord, file_records
-from vapo_verl.trainer.phase_memory import peak_device_memory
 
 WEIGHT_SENDER = "vapo_verl.rollout.weight_sync.VapoServerAdapter"
 """A path, because importing it imports vLLM, which only the sending process needs."""
+GIB = 2**30
 RANK_OF_FILE = re.compile(r"_rank_(\d+)\.pt$")
 
 use_weight_sender(WEIGHT_SENDER)
@@ -40,18 +41,30 @@ class VapoTrainingWorker(TrainingWorker):
             torch.distributed.init_process_group(
                 "gloo", rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"])
             )
+        heartbeat.start(session_folder() / heartbeat.FOLDER)
+        self._beats = False
         super().__init__(*args, **kwargs)
+
+    def _beat(self) -> None:
+        """Count the model's forward passes from now on, one for each micro-batch."""
+        if not self._beats:
+            self._beats = True
+            self.engine.module.register_forward_pre_hook(
+                lambda *_: heartbeat.beat("in a pass over a micro-batch")
+            )
 
     @register(
         dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False
     )
     def train_mini_batch(self, data: TensorDict) -> TensorDict:
+        self._beat()
         return super().train_mini_batch(with_ragged_positions(data))
 
     @register(
         dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False
     )
     def infer_batch(self, data: TensorDict) -> TensorDict:
+        self._beat()
         return super().infer_batch(with_ragged_positions(data))
 
 
@@ -63,7 +76,7 @@ class VapoWorker(ActorRolloutRefWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def peak_device_memory(self) -> float:
-        """See phase_memory.py; a list of one number per rank for the caller."""
+        """See :func:`peak_device_memory`; a list of one number per rank for the caller."""
         return peak_device_memory()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
@@ -75,3 +88,39 @@ class VapoWorker(ActorRolloutRefWorker):
             return (int(rank[1]) if rank else 0) == self.rank
 
         return file_records(Path(checkpoint), is_ours)
+
+
+def peak_device_memory() -> float:
+    """GiB of this process's device in use at most since the last call, by all processes on it.
+
+    peak = (device in use - reserved by this process) + most reserved by this process
+
+    The first term is that of now: an engine beside this process does not grow while the process
+    works, and the other way round. On CPU it is the machine's memory, and this process's peak is
+    since its start.
+    """
+    device = get_torch_device()
+    free, total = device.mem_get_info()
+    peak = total - free - device.memory_reserved() + device.max_memory_reserved()
+    device.reset_peak_memory_stats()
+    return peak / GIB
+
+
+class PhaseMemory:
+    """Collects ``vapo/memory/PHASE_gib`` over a step.
+
+    Args:
+        workers: veRL's worker group, whose workers have `peak_device_memory`.
+    """
+
+    def __init__(self, workers: Any) -> None:
+        self._workers = workers
+        self._peaks: dict[str, float] = {}
+
+    def end_phase(self, phase: str) -> None:
+        """To be called when a phase has ended on all ranks, before the next begins."""
+        self._peaks[phase] = max(self._workers.peak_device_memory())
+
+    def metrics(self) -> dict[str, float]:
+        """Of the phases of the last step that have ended."""
+        return {f"vapo/memory/{phase}_gib": peak for phase, peak in self._peaks.items()}

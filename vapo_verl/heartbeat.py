@@ -1,0 +1,89 @@
+"""Progress of a process, readable by others while it is busy, stopped or gone.
+
+Every process of a run maps a small file in a folder of its node: a counter of finished pieces of
+work (tokens, micro-batches, weight buckets) and a line of text. A monitor reads the files. A beat
+is a write to memory: no system call, no lock, no message.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER_VARIABLE = "VAPO_HEARTBEATS"
+"""Environment variable with the folder; child processes inherit it."""
+FOLDER = "heartbeats"
+"""Its name in the folder of the Ray session, of which each node has its own."""
+_NUMBERS = struct.Struct("<QQ")
+_MAX_TEXT = 240
+_SIZE = _NUMBERS.size + _MAX_TEXT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """What a process last said about itself."""
+
+    count: int
+    """Pieces of work finished since the process started."""
+    pending: int
+    """Pieces of work that it has accepted and not finished."""
+    doing: str
+
+
+class _Writer:
+    """The mapped file of one process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pid = os.getpid()
+        self._count = self._pending = 0
+        with (folder / str(self.pid)).open("w+b") as file:
+            file.truncate(_SIZE)
+            self._map = mmap.mmap(file.fileno(), _SIZE)
+
+    def beat(self, doing: str | None, pending: int | None) -> None:
+        self._count += 1
+        if pending is not None:
+            self._pending = pending
+        _NUMBERS.pack_into(self._map, 0, self._count, self._pending)
+        if doing is not None:
+            self._map[_NUMBERS.size :] = doing.encode()[:_MAX_TEXT].ljust(_MAX_TEXT, b"\0")
+
+
+_writer: _Writer | None = None
+
+
+def start(folder: Path) -> None:
+    """Let this process and the children that it starts afterwards write to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ[FOLDER_VARIABLE] = str(folder)
+    beat("starting")
+
+
+def beat(doing: str | None = None, pending: int | None = None) -> None:
+    """Count one finished piece of work; nothing happens in a process outside a run.
+
+    Args:
+        doing: what the process does now, at most 240 bytes; None keeps the last text.
+        pending: pieces of work it has accepted and not finished; None keeps the last number.
+    """
+    global _writer
+    if _writer is None or _writer.pid != os.getpid():  # the second after a fork
+        folder = os.environ.get(FOLDER_VARIABLE)
+        if not folder or not os.path.isdir(folder):
+            return
+        _writer = _Writer(Path(folder))
+    _writer.beat(doing, pending)
+
+
+def read(folder: Path, pid: int) -> Beat:
+    """The last beat of a process; count 0 where it has written none."""
+    try:
+        content = (folder / str(pid)).read_bytes()
+        count, pending = _NUMBERS.unpack_from(content)
+    except (FileNotFoundError, struct.error):  # not there yet, or just made
+        return Beat(count=0, pending=0, doing="")
+    text = content[_NUMBERS.size :].rstrip(b"\0").decode(errors="replace")
+    return Beat(count=count, pending=pending, doing=text)

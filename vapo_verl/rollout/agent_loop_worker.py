@@ -1,0 +1,141 @@
+"""veRL's agent loop workers, with every response accounted for.
+
+veRL logs the error of a response and goes on without it: the trainer sees a smaller batch and
+fills it with padding. Here a failed response is an entry of the replay buffer like any other. Its
+key is the one that the response would have had, and its tag says why there is none.
+
+A response fails for a reason of its row (an image that cannot be read, a prompt that is too long,
+an error of its reward) or of the system (a dead or hung process, an error of the engine). The
+first is data, the second ends the step: see :mod:`vapo_verl.trainer.replay_buffer`.
+"""
+
+import asyncio
+import concurrent.futures
+import errno
+import logging
+import time
+from typing import Any
+
+import ray
+import transfer_queue as tq
+import zmq
+from verl.trainer.ppo.v1 import agent_loop_tq
+
+from vapo_verl import heartbeat
+from vapo_verl.patches.upstream import session_folder
+from vapo_verl.rollout.prober import ServerFailed
+
+FAILURE_TAG = "failed"
+"""Tag of a failed response: ``row`` or ``system``. Absent on the others."""
+REASON_TAG = "reason"
+_MAX_REASON = 300
+_SYSTEM_ERRORS = (
+    *(ServerFailed, MemoryError, TimeoutError, ConnectionError, zmq.ZMQError),
+    concurrent.futures.BrokenExecutor,
+)
+_SYSTEM_ERRNOS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO),
+    *(errno.ESTALE, errno.EAGAIN),
+}
+
+
+class ResponseFailed(Exception):
+    """A response failed and has been reported; tells veRL to mark its prompt."""
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The first error, in whichever process it was raised."""
+    while isinstance(error, ray.exceptions.RayTaskError):
+        error = error.cause
+    return error
+
+
+def failure_kind(error: BaseException) -> str:
+    """``system`` or ``row``: whether another row could have met the error as well.
+
+    A server's error is one of the row only where it refuses the prompt
+    (:class:`vapo_verl.rollout.prober.ServerFailed` is the rest). Another error (images, tokens,
+    reward) is one of the row unless it names a process or a resource of the machine.
+    """
+    cause = cause_of(error)
+    if isinstance(cause, ray.exceptions.RayError | asyncio.CancelledError | _SYSTEM_ERRORS):
+        return "system"
+    if isinstance(cause, OSError) and cause.errno in _SYSTEM_ERRNOS:
+        return "system"
+    return "system" if str(cause).startswith("can't start new thread") else "row"
+
+
+def reason_of(error: BaseException) -> str:
+    """Type and first line of the first error."""
+    cause = cause_of(error)
+    lines = str(cause).strip().splitlines() or [""]
+    return f"{type(cause).__name__}: {lines[0]}"[:_MAX_REASON]
+
+
+class _Reported(logging.Filter):
+    """Drops veRL's traceback of a response whose failure the trainer is told anyway."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], ResponseFailed))
+
+
+class VapoAgentLoopWorker(agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class):
+    """Reports failures as tags of the replay buffer, and what is in flight as its heartbeat."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        heartbeat.start(session_folder() / heartbeat.FOLDER)
+        super().__init__(*args, **kwargs)
+        agent_loop_tq.logger.addFilter(_Reported())
+        self._in_flight: dict[str, float] = {}
+        self._logged: set[str] = set()
+
+    async def _run_agent_loop(
+        self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **row: Any
+    ) -> None:
+        key = f"{row['uid']}_{row['session_id']}_0"
+        self._in_flight[key] = time.time()
+        self._beat()
+        try:
+            await super()._run_agent_loop(sampling_params, trajectory, **row)
+        except Exception as error:
+            await self._report(key, "val" if trajectory["validate"] else "train", error)
+            raise ResponseFailed(key) from None
+        finally:
+            del self._in_flight[key]
+            self._beat()
+
+    def _beat(self) -> None:
+        doing = "no responses in flight"
+        if self._in_flight:
+            key, since = next(iter(self._in_flight.items()))
+            at = time.strftime("%H:%M:%S", time.localtime(since))
+            doing = f"{len(self._in_flight)} responses in flight, the oldest {key} since {at}"
+        heartbeat.beat(doing, len(self._in_flight))
+
+    async def _report(self, key: str, partition_id: str, error: Exception) -> None:
+        kind, reason = failure_kind(error), reason_of(error)
+        if reason not in self._logged:  # the trainer counts the others
+            self._logged.add(reason)
+            agent_loop_tq.logger.error("response %s failed (%s)", key, kind, exc_info=error)
+        tag = {"status": "failure", FAILURE_TAG: kind, REASON_TAG: reason}
+        await tq.async_kv_put(key=key, partition_id=partition_id, tag=tag)
+
+
+class VapoAgentLoopManager(agent_loop_tq.AgentLoopManagerTQ):
+    """veRL's manager over :class:`VapoAgentLoopWorker`; knows how many responses it asked for."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.agent_loop_workers_class = ray.remote(VapoAgentLoopWorker)
+        self.expected: dict[str, int] = {}
+        """Responses by prompt uid, of the prompts in flight."""
+
+    def generate_sequences(self, prompts: Any) -> None:
+        """Dispatch a batch, see the base class."""
+        rollout = self.rollout_config
+        validate = "validate" in prompts and bool(prompts["validate"])
+        n = rollout.val_kwargs.n if validate else rollout.n
+        uids = list(prompts["uid"])
+        counts = prompts["__rollout_n__"] if "__rollout_n__" in prompts else [n] * len(uids)
+        self.expected.update(zip(map(str, uids), map(int, counts), strict=True))
+        super().generate_sequences(prompts)
