@@ -25,7 +25,9 @@ class BenchmarkRow:
     """The file's own name of the row, unique in it; int where all of the file's are."""
     question: str
     answer: str
-    """Ground truth as the file has it: a letter, a list, a number, LaTeX; may be blank."""
+    """Ground truth as the file has it: a letter, a list, a number, LaTeX."""
+    alternatives: tuple[str, ...] = ()
+    """Other ground truths of a row of our parquet format; any of them is correct."""
     images: tuple[bytes | str, ...] = ()
     """Encoded images or their paths, as :class:`vapo_verl.data.stored_image.StoredImage` takes."""
     choices: Mapping[str, str] = field(default_factory=dict)

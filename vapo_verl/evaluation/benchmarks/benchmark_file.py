@@ -18,10 +18,10 @@ from typing import Any
 
 from vapo_verl.data.cells import (
     IMAGE_PLACEHOLDER,
-    check_answer,
+    RowRules,
     check_images_match,
-    check_prompt,
-    check_source,
+    row_problems,
+    truths_of,
 )
 from vapo_verl.data.errors import BadCell, FileError, ProblemLog, shown
 from vapo_verl.data.images import check_image, image_source, is_data_uri
@@ -365,10 +365,14 @@ def _read_our_parquet(path: Path) -> list[BenchmarkRow]:
         _require(path, parquet.schema_arrow.names, REQUIRED_COLUMNS)
         columns = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
         for number, row in iter_rows(parquet, columns, path=path, key=KEY):
+            problems = row_problems(row, RowRules())
             try:
-                table.append({**row, "sources": _sources(row)})
+                sources = () if problems else _sources(row)
             except BadCell as problem:
+                problems, sources = [problem], ()
+            for problem in problems:
                 log.add(problem.at(number), str(path))
+            table.append({**row, "sources": sources})
     log.raise_if_any()
     indices = _indices(path, _our_indices(table), log)
     log.raise_if_any()
@@ -376,10 +380,7 @@ def _read_our_parquet(path: Path) -> list[BenchmarkRow]:
 
 
 def _sources(row: Mapping[str, Any]) -> tuple[bytes | str, ...]:
-    check_prompt(row["prompt"])
     sources = check_images_match(row["prompt"], row["images"])
-    check_answer(row["reward_model"])
-    check_source(row["data_source"], row["extra_info"])
     return tuple(_decodable("images", source) for source in sources)
 
 
@@ -395,12 +396,13 @@ def _our_indices(table: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _our_row(number: int, index: int | str, row: Mapping[str, Any]) -> BenchmarkRow:
     info = row["extra_info"] or {}
-    asked = [turn["content"] for turn in row["prompt"] if turn["role"] == "user"]
+    answer, *alternatives = truths_of(row["reward_model"])
     return BenchmarkRow(
         number=number,
         index=index,
-        question=asked[-1].replace(IMAGE_PLACEHOLDER, "").strip(),
-        answer=str(row["reward_model"]["ground_truth"]),
+        question=row["prompt"][-1]["content"].replace(IMAGE_PLACEHOLDER, "").strip(),
+        answer=answer,
+        alternatives=tuple(alternatives),
         images=row["sources"],
         category=row["data_source"],
         split=_text(info.get("split")),

@@ -18,6 +18,7 @@ import re
 from collections.abc import Sequence
 
 from vapo_verl.config import ANSWER_STYLES
+from vapo_verl.data.cells import IMAGE_PLACEHOLDER
 from vapo_verl.data.errors import BadCell, shown
 from vapo_verl.evaluation.benchmarks import (
     BenchmarkRow,
@@ -36,7 +37,6 @@ from vapo_verl.evaluation.benchmarks.rules.extraction import (
 )
 from vapo_verl.reward.accuracy import answer_of, exact_match, math_match
 
-IMAGE = "<image>"
 SELECT = "Please select the correct answer from the options above. \n"
 _YES_NO = {"yes": "Yes", "no": "No", "1": "Yes", "0": "No", "true": "Yes", "false": "No"}
 _WORD = re.compile(r"[^\W_]+")
@@ -85,7 +85,8 @@ def grade_free_form(row: BenchmarkRow, prediction: str, rule: str) -> Grade:
     if answer is None:
         return Grade(correct=None, extracted=None, rule=rule)
     match = exact_match if row.style == ANSWER_STYLES[0] else math_match
-    return Grade(correct=match(answer, row.answer), extracted=answer, rule=rule)
+    correct = any(match(answer, truth) for truth in (row.answer, *row.alternatives))
+    return Grade(correct=correct, extracted=answer, rule=rule)
 
 
 def check_answer(row: BenchmarkRow) -> None:
@@ -97,7 +98,7 @@ def check_answer(row: BenchmarkRow) -> None:
 
 def question_prompt(row: BenchmarkRow) -> Prompt:
     """All images, then the `question` column as it stands."""
-    return Prompt(text=IMAGE * len(row.images) + row.question, images=row.images)
+    return with_images(row.question, row)
 
 
 def mcq_prompt(row: BenchmarkRow, *, select: str = SELECT) -> Prompt:
@@ -111,7 +112,21 @@ def mcq_prompt(row: BenchmarkRow, *, select: str = SELECT) -> Prompt:
     text = f"{hint}Question: {row.question}\n"
     if row.choices:
         text += f"Options:\n{options}{select}"
-    return Prompt(text=IMAGE * len(row.images) + text, images=row.images)
+    return with_images(text, row)
+
+
+def with_images(text: str, row: BenchmarkRow) -> Prompt:
+    """Put all images in front, unless the text has an `<image>` in the place of each.
+
+    Raises:
+        BadCell: it has fewer or more of them than the row has images.
+    """
+    num_places = text.count(IMAGE_PLACEHOLDER)
+    if num_places not in (0, len(row.images)):
+        found = f"{num_places} <image> of index {row.index!r}, which has {len(row.images)} images"
+        raise BadCell("question", found, "write one <image> per image, or none")
+    front = "" if num_places else IMAGE_PLACEHOLDER * len(row.images)
+    return Prompt(text=front + text, images=row.images)
 
 
 def interleaved(prompt: Prompt, row: BenchmarkRow) -> Prompt:
@@ -120,15 +135,15 @@ def interleaved(prompt: Prompt, row: BenchmarkRow) -> Prompt:
     Raises:
         BadCell: the text names an image that the row does not have.
     """
-    text = prompt.text.removeprefix(IMAGE * len(prompt.images))
-    numbers = [int(number) for number in re.findall(r"<image (\d+)>", text)]
+    numbers = [int(number) for number in re.findall(r"<image (\d+)>", prompt.text)]
     if not numbers:
         return prompt
     if missing := [number for number in numbers if not 1 <= number <= len(row.images)]:
         found = f"<image {missing[0]}> of index {row.index!r}, which has {len(row.images)} images"
         raise BadCell("question", found, "add the image, or correct its number")
     images = tuple(row.images[number - 1] for number in numbers)
-    return Prompt(text=re.sub(r"<image \d+>", IMAGE, text), images=images)
+    text = prompt.text.removeprefix(IMAGE_PLACEHOLDER * len(prompt.images))
+    return Prompt(text=re.sub(r"<image \d+>", IMAGE_PLACEHOLDER, text), images=images)
 
 
 def category_scores(rows: Sequence[BenchmarkRow], grades: Sequence[Grade]) -> dict[str, float]:

@@ -32,8 +32,8 @@ from vapo_verl.evaluation.benchmarks.rules.generic import (
     check_answer,
     grade_choice,
     image_cluster,
-    question_prompt,
     scores_by,
+    with_images,
 )
 from vapo_verl.reward.accuracy import math_match
 from vapo_verl.reward.answers import normalised
@@ -79,15 +79,13 @@ def prompt(row: BenchmarkRow) -> Prompt:
 
     A hint, or options, of columns of their own are added where the question does not hold them.
     """
-    asked = question_prompt(row)
-    text = asked.text
-    if row.hint and row.hint not in row.question:
-        images = text[: len(text) - len(row.question)]
-        text = f"{images}Hint: {row.hint}\nQuestion: {row.question}"
-    if row.choices and not all(option in row.question for option in row.choices.values()):
+    text = row.question
+    if row.hint and row.hint not in text:
+        text = f"Hint: {row.hint}\nQuestion: {text}"
+    if row.choices and not all(option in text for option in row.choices.values()):
         options = "\n".join(f"({letter}) {option}" for letter, option in row.choices.items())
         text = f"{text}\nChoices:\n{options}"
-    return Prompt(text=text, images=asked.images)
+    return with_images(text, row)
 
 
 def scores(rows: Sequence[BenchmarkRow], grades: Sequence[Grade]) -> dict[str, float]:
