@@ -3,7 +3,11 @@
 import asyncio
 import inspect
 import os
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +18,7 @@ from verl.workers.rollout.vllm_rollout import vllm_rollout
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
 import vapo_verl.trainer.worker  # noqa: F401  what a worker's process imports
+from vapo_verl.process_tree import SHARED_MEMORY, remove_remains
 from vapo_verl.rollout import weight_sync
 
 JOB = "01000000"
@@ -96,6 +101,58 @@ def test_an_engine_that_does_not_answer_ends_the_run(monkeypatch, tmp_path):
     sender = weight_sync.BucketSender(f"ipc://{tmp_path}/socket", 1, use_shm=True)
     with pytest.raises(TimeoutError, match=r"within 0\.2 s .*gpu_memory_utilization"):
         asyncio.run(sender.async_send_weights(iter([("weight", torch.zeros(4))])))
+
+
+def buckets() -> set[Path]:
+    return {*SHARED_MEMORY.glob("vapo_weights_*"), *SHARED_MEMORY.glob("verl_weights_*")}
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_failed_transfer_leaves_no_bucket(monkeypatch, tmp_path):
+    before = buckets()
+    monkeypatch.setattr(weight_sync, "TIMEOUT_S", 0.2)
+    for _ in range(2):
+        sender = weight_sync.BucketSender(f"ipc://{tmp_path}/socket", 1, use_shm=True)
+        with pytest.raises(TimeoutError):
+            asyncio.run(sender.async_send_weights(iter([("weight", torch.zeros(4))])))
+    assert buckets() == before
+
+
+SEND = """
+import asyncio, sys
+import torch
+from vapo_verl.rollout import weight_sync
+
+sender = weight_sync.BucketSender(sys.argv[1], 1, use_shm=True)
+asyncio.run(sender.async_send_weights(iter([("weight", torch.zeros(4))])))
+"""
+
+
+def test_a_sender_that_is_killed_leaves_no_bucket_for_good(tmp_path):
+    before = buckets()
+    process = subprocess.Popen([sys.executable, "-c", SEND, f"ipc://{tmp_path}/socket"])
+    while buckets() == before:
+        assert process.poll() is None
+        time.sleep(0.05)
+    remove_remains()
+    assert buckets() != before, "the bucket of a live sender is gone"
+    process.kill()
+    process.wait()
+    time.sleep(2.1)  # what is younger may have an owner that has not locked it yet
+    remove_remains()
+    assert buckets() == before
+
+
+@pytest.mark.parametrize(("free_mib", "bucket_mib"), [(200, 64), (64, 64), (40, 20), (4, None)])
+def test_a_bucket_fits_into_shared_memory(monkeypatch, capsys, free_mib, bucket_mib):
+    usage = SimpleNamespace(free=free_mib << 20)
+    monkeypatch.setattr(weight_sync.shutil, "disk_usage", lambda _: usage)
+    if bucket_mib is None:
+        with pytest.raises(RuntimeError, match=r"no room for weights.* 4 MiB free.*--shm-size"):
+            weight_sync.fitting_bucket(64 << 20)
+        return
+    assert weight_sync.fitting_bucket(64 << 20) == bucket_mib << 20
+    assert ("WARNING" in capsys.readouterr().out) == (bucket_mib < 64)
 
 
 @pytest.mark.usefixtures("on_cpu")

@@ -8,25 +8,34 @@ veRL's sender also waits for ever when the engine fails or dies during a transfe
 ends with the engine's own error as soon as there is one, and after a time limit otherwise.
 """
 
+import fcntl
 import hashlib
 import os
+import shutil
 import time
+import uuid
 from collections.abc import Callable
+from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 import ray
+import torch
 import zmq
 from verl.workers.rollout.vllm_rollout import ServerAdapter
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightSender
 
 from vapo_verl import heartbeat
+from vapo_verl.console import say
 from vapo_verl.patches.upstream import use_bucket_sender
+from vapo_verl.process_tree import BUCKET_PREFIX, SHARED_MEMORY, remove_remains
 
 _RECEIVER_VARIABLE = "VERL_RAY_JOB_ID"
 """veRL's worker in the engine puts its value into the socket's name."""
 _SESSION_DIGITS = 12
 """Digits of the session's digest: the path of a socket holds 107 bytes at most."""
 
+LEAST_BUCKET_BYTES = 16 << 20
+"""With less room in /dev/shm a run ends at its first weight transfer."""
 TIMEOUT_S = 600.0
 """Time limit of the engine for one bucket of weights."""
 POLL_MS = 500
@@ -60,6 +69,7 @@ class VapoServerAdapter(ServerAdapter):
             )
         self.zmq_handle = self.zmq_handle.replace(job, f"-{run_id()}-")
         use_bucket_sender(BucketSender)
+        remove_remains()  # of earlier runs, on this rank's node
 
     async def _execute_method(self, method: str, *args: Any, **kwargs: Any) -> Any:
         result = await super()._execute_method(method, *args, **kwargs)
@@ -100,6 +110,34 @@ class ReplySocket:
         return getattr(self._socket, name)
 
 
+class Bucket(SharedMemory):
+    """Shared memory whose name may be removed early and again."""
+
+    _has_name = True
+
+    def unlink(self) -> None:
+        if self._has_name:
+            self._has_name = False
+            super().unlink()
+
+
+def fitting_bucket(num_bytes: int) -> int:
+    """The size of a bucket of at most `num_bytes` that /dev/shm has room for.
+
+    Raises:
+        RuntimeError: there is no room for a useful one.
+    """
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if free >= num_bytes:
+        return num_bytes
+    advice = f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB free; free some or enlarge it (Docker: "
+    advice += "--shm-size=8g)"
+    if free < LEAST_BUCKET_BYTES:
+        raise RuntimeError(f"no room for weights on their way to the engine: {advice}")
+    say(f"WARNING: weights go to the engine in buckets of the room there is: {advice}")
+    return free // 2
+
+
 class BucketSender(BucketedWeightSender):
     """veRL's transfer, failing with the engine, or if it does not answer in :data:`TIMEOUT_S`."""
 
@@ -115,6 +153,26 @@ class BucketSender(BucketedWeightSender):
     def _check_receiver(self) -> None:
         if self.receiver is not None and ray.wait([self.receiver], timeout=0)[0]:
             ray.get(self.receiver)
+
+    def _init_buffer(self) -> None:
+        """Make the bucket and hand it to the engine, as veRL; a kill leaves nothing of it for good.
+
+        Until the engine has opened it, its file is locked: `remove_remains` finds it without an
+        owner after a kill. Afterwards it has no name.
+        """
+        if not self.use_shm:
+            super()._init_buffer()
+            return
+        self.bucket_size = fitting_bucket(self.bucket_size)
+        name = f"{BUCKET_PREFIX}{uuid.uuid4().hex}"
+        self.shm = Bucket(name=name, create=True, size=self.bucket_size)
+        self.buffer = torch.frombuffer(self.shm.buf, dtype=torch.uint8)
+        with (SHARED_MEMORY / name).open("rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            os.posix_fallocate(file.fileno(), 0, self.bucket_size)  # an error here, not a SIGBUS
+            self.socket.send_pyobj({"name": name, "size": self.bucket_size})
+            self.socket.recv()
+            self.shm.unlink()
 
     async def async_send_weights(self, weights: Any) -> None:
         """Send all weights.
