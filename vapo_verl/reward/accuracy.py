@@ -1,45 +1,74 @@
 r"""Outcome accuracy: is the boxed answer of a response the ground truth?
 
-Cheap comparisons settle most answers: as text, as integers, as a choice. Only what may be equal in
-value and differs in writing (`\frac{1}{2}` and `0.5`) goes to the math verifier.
+The one function that grades, in training, validation and evaluation. Both sides go through one
+normalisation (`answers.py`), and the style says what counts as equal. Cheap comparisons settle
+most answers; only what may be equal in value and differs in writing (`2\sqrt{3}` and `\sqrt{12}`)
+goes to the math verifier.
 """
 
+import math
 import re
+from collections.abc import Iterable
 
 from vapo_verl.reward import THINK_END
+from vapo_verl.reward.answers import choice, normalised, text_key
+from vapo_verl.reward.mathematics import math_match
+from vapo_verl.reward.quantities import decimal_key
 
 _BRACE = re.compile(r"(?P<box>\\boxed\s*\{)|\\[{}]|(?P<open>\{)|(?P<close>\})")
-_INTEGER = re.compile(r"([+-]?)0*(\d+)", re.ASCII)
-_CHOICE_TRUTH = re.compile(r"\(?([A-Z])\)?\.?")
-_CHOICE_ANSWER = re.compile(r"(?:option|choice)?\s*\(?([a-z])\)?(?:[.:)].*)?", re.I | re.S)
-_TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mbox|mathbf)[a-z]*\s*\{([^{}]*)\}")
-_LATEX_SPACE = re.compile(r"\\[,;:! ]|~|\\quad|\s+")
-_WORDS = re.compile(r"(?=.*[^\W\d_]{2})[^\d\\=+*/^<>|]+")
 
 
-def accuracy(response_text: str, ground_truth: str, style: str) -> float:
+def accuracy(response_text: str, ground_truth: object, style: str) -> float:
     r"""1.0 when the answer of the response equals the ground truth, else 0.0.
 
     Args:
         response_text: the full decoded response, reasoning included.
-        ground_truth: the correct answer, bare or inside `\boxed{}`.
-        style: "exact" (text, integers as integers; for synthetic worlds) or "math" (choice
-            letters, words, numbers and LaTeX expressions, compared symbolically if need be).
+        ground_truth: the correct answer, bare or inside `\boxed{}`: a string or a number. A list
+            means any of its members.
+        style: what counts as equal: `exact` (`exact_match`), `text` (`text_match`), `choice`
+            (`choice_match`) or `math` (`math_match`).
 
     Edge cases: no answer, an unreadable one, or one whose comparison takes too long is 0.0:
-    nothing in the model's text raises. The "math" style may wait for a child process (see
+    nothing in the model's text raises. The "math" style may wait for a process of its own (see
     `math_verifier.py`), so call it from a thread (`asyncio.to_thread`) where an event loop runs.
 
     Raises:
-        ValueError: an unknown style, or a blank ground truth, which no answer can match.
+        ValueError: an unknown style, or a ground truth that no answer can match (`truths_of`).
     """
-    if style not in _MATCHERS:
-        raise ValueError(f"style={style!r}: pick one of {sorted(_MATCHERS)}")
-    truth = last_boxed(ground_truth) or ground_truth.strip()
-    if not truth:
-        raise ValueError(f"ground_truth={ground_truth!r} is blank: give the row an answer")
+    if style not in MATCHERS:
+        raise ValueError(f"style={style!r}: pick one of {sorted(MATCHERS)}")
+    truths = truths_of(ground_truth)
     answer = answer_of(response_text)
-    return float(answer is not None and _MATCHERS[style](answer, truth))
+    return float(answer is not None and any(MATCHERS[style](answer, truth) for truth in truths))
+
+
+def truths_of(ground_truth: object) -> tuple[str, ...]:
+    r"""The answers that count as correct, as strings out of their boxes: any of them is enough.
+
+    Raises:
+        ValueError: a value that no answer can match, with the reason: blank (also `\boxed{}` and
+            `$`), not a number (nan, inf), bytes, a struct, a list that is empty or nested.
+    """
+    as_list = getattr(ground_truth, "tolist", None)  # numpy arrays and scalars
+    value = as_list() if as_list else ground_truth
+    if isinstance(value, list | tuple):
+        if not value or any(isinstance(member, list | tuple) for member in value):
+            raise ValueError(f"ground_truth={value!r} is an empty or nested list: list the answers")
+        return tuple(_truth(member) for member in value)
+    return (_truth(value),)
+
+
+def _truth(value: object) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"ground_truth={value!r} is no number: give the row an answer")
+    if not isinstance(value, str | int | float):
+        kind = "null" if value is None else type(value).__name__
+        raise ValueError(f"ground_truth is {kind}: give the answer as a string or a number")
+    text = str(value)
+    truth = last_boxed(text) or text.strip()
+    if not normalised(truth):
+        raise ValueError(f"ground_truth={value!r} is blank: give the row an answer")
+    return truth
 
 
 def answer_of(text: str) -> str | None:
@@ -47,8 +76,8 @@ def answer_of(text: str) -> str | None:
 
     Only what follows the last `</think>` counts, when there is one: a box inside the reasoning
     is a draft. A response that never closes its reasoning is read in full, so that models
-    which do not think in tags are graded too (`format.py` is what rewards the tags). A box cut
-    off by the length limit has no closing brace and is ignored; a blank one is no answer.
+    which do not think in tags are graded too (`format_score` is what rewards the tags). A box
+    cut off by the length limit has no closing brace and is ignored; a blank one is no answer.
     """
     return last_boxed(text.rpartition(THINK_END)[2])
 
@@ -68,50 +97,43 @@ def last_boxed(text: str) -> str | None:
 
 
 def exact_match(answer: str, truth: str) -> bool:
-    """Equal as text (case, spacing and `$` aside); whole numbers as integers: 007 is 7."""
-    answer, truth = plain(answer), plain(truth)
-    return _canonical_integer(answer) == _canonical_integer(truth)
+    """The same text in normal form, case and spaces at signs aside; for synthetic worlds.
 
-
-def math_match(answer: str, truth: str) -> bool:
-    r"""Equal in value, for answers of maths and multiple-choice sets.
-
-    In this order: the same text; a choice letter, when the truth is one (`B` accepts `(b)`,
-    `B. 12`, `\text{B}`); a word, when the truth is letters only, which must then match as
-    text (as products of variables `on` would equal `no`); two integers; else symbolically.
+    Decimals are equal by value, so that a float column's `3.0` is `3`: `007` is `7`, `1,000` is
+    `1e3`. Nothing else is computed: `1/2` is not `0.5`, and a unit must be there on both sides.
     """
-    if exact_match(answer, truth):
-        return True
-    plain_answer, plain_truth = plain(answer), plain(truth)
-    if choice := _CHOICE_TRUTH.fullmatch(_unwrap(truth)):
-        chosen = _CHOICE_ANSWER.fullmatch(plain_answer)
-        return chosen is not None and chosen[1].upper() == choice[1]
-    if _WORDS.fullmatch(plain_truth) or not plain_answer:
-        return False
-    if _INTEGER.fullmatch(plain_answer) and _INTEGER.fullmatch(plain_truth):
-        return False
-    from vapo_verl.reward.math_verifier import math_equal
-
-    return math_equal(answer.replace("$", ""), truth.replace("$", ""))
+    numbers = decimal_key(answer), decimal_key(truth)
+    if all(numbers):
+        return numbers[0] == numbers[1]
+    return text_key(answer, drop_article=False) == text_key(truth, drop_article=False)
 
 
-_MATCHERS = {"exact": exact_match, "math": math_match}
+def text_match(answer: str, truth: str) -> bool:
+    """The same words: normal form without case, a leading article and spaces at signs.
+
+    Digits are text as well: `007` is not `7`, `3-2` is not `1`. For labels, names and codes.
+    """
+    return text_key(answer) == text_key(truth)
 
 
-def plain(text: str) -> str:
-    r"""Text without LaTeX spaces, `$`, `\text{}` around words, case, or a closing full stop."""
-    return _unwrap(text).casefold().removesuffix(".").strip()
+def choice_match(answer: str, truth: str) -> bool:
+    """The same set of option letters: `B` is `(b)`, `B. cat` and `Answer: B`; `A, C` is `CA`.
+
+    The letter decides, whatever text follows it. Where one side has no letter, the option's
+    text (`cat` of `B. cat`) must be the other side. `A) or B)` picks nothing.
+    """
+    picked, correct = choice(answer), choice(truth)
+    if picked and correct:
+        return picked.letters == correct.letters
+    texts: Iterable[str] = (side.text for side in (picked, correct) if side and side.text)
+    other = truth if picked else answer
+    return text_match(answer, truth) or any(text_match(text, other) for text in texts)
 
 
-def _unwrap(text: str) -> str:
-    text = _LATEX_SPACE.sub(" ", text.replace(r"\$", "").replace("$", ""))
-    return _LATEX_SPACE.sub(" ", _TEXT_COMMAND.sub(r"\1", text)).strip()
-
-
-def _canonical_integer(text: str) -> str:
-    """Sign and digits of an integer, any other text unchanged; no int(), which has a size limit."""
-    match = _INTEGER.fullmatch(text)
-    if match is None:
-        return text
-    sign = "-" if match[1] == "-" and match[2] != "0" else ""
-    return sign + match[2]
+MATCHERS = {
+    "choice": choice_match,
+    "exact": exact_match,
+    "math": math_match,
+    "text": text_match,
+}
+"""By style: (answer, truth) -> whether they count as equal."""

@@ -62,6 +62,7 @@ _LAYOUT_NAMES = (
 )
 _LAYOUT = frozenset(_LAYOUT_NAMES.split())
 _SPACES = frozenset(("quad", "qquad", "thinspace", "medspace", "thickspace", "enspace", "space"))
+_PAIRS = {"<=": "≤", ">=": "≥", "!=": "≠", "==": "=", "->": "→"}
 _TOKEN = re.compile(r"\\[A-Za-z]+\*?|\\.|[{}]|[^\\{}]+|\\", re.S)
 _DELIMITED = re.compile(r"\\(?:left|right)\s*\.|\\[()\[\]]|\\!")
 _ENDS_IN_NUMBER = re.compile(r"(?<![\w.\\])\d[\d.]*$|[})]$")
@@ -120,6 +121,11 @@ def _one_pass(text: str) -> str:
     text = re.sub(r"\\frac ?(\d)(?=[\d{])", r"\\frac{\1}", text)
     text = re.sub(r"(\\frac\{\d+\}) ?(\d)", r"\1{\2}", text)
     text = re.sub(r"\\sqrt ?(\d)", r"\\sqrt{\1}", text)
+    text = re.sub(r"(?:√|(?<![A-Za-z\\])sqrt) ?(?:\(([^()]*)\)|(\w+))", r"\\sqrt{\1\2}", text)
+    text = re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", "π", text)
+    text = re.sub(r"(?<![A-Za-z\\])inf(?:inity)?(?![A-Za-z])", "∞", text)
+    text = re.sub(r"<=|>=|!=|==|->", lambda sign: _PAIRS[sign[0]], text)
+    text = re.sub(r"(?<=\d) ?[xX] ?(?=\d)", "×", text)
     text = _join_thousands(text)
     text = _BOLD.sub(r"\2", text.replace("`", ""))
     if announced := _ANNOUNCED.match(text):
@@ -158,7 +164,7 @@ def _without_wrappers(text: str) -> str:
     r"""Drop layout commands and braces that only group; those of scripts and arguments stay."""
     has_rows = r"\begin" in text
     out: list[str] = []
-    openers: list[str] = []  # for each open brace: "" dropped, "^" a script's, "\\" a command's
+    openers: list[list[int | str]] = []  # kind ("" dropped, "^" a script's, "\\"), place, list?
     takes = ""  # what the next brace would be an argument of
     is_layout = False
     for token in _TOKEN.findall(text):
@@ -166,13 +172,15 @@ def _without_wrappers(text: str) -> str:
         if token == "{":
             if is_layout and _ENDS_IN_NUMBER.search("".join(out[-3:])[-40:]):
                 out.append(" ")
-            openers.append("" if is_layout else takes)
-            out.append("{" if openers[-1] else "")
+            openers.append(["text" if is_layout else takes, len(out), ""])
+            out.append("{" if openers[-1][0] in ("^", "\\") else "")
             takes, is_layout = "", False
         elif token == "}":
-            opener = openers.pop() if openers else ""
-            out.append("}" if opener else "")
-            takes = "\\" if opener == "\\" else ""
+            kind, place, is_list = openers.pop() if openers else ("", 0, "")
+            if kind == "" and is_list:  # {1, 2} is a set, in spite of LaTeX
+                out[int(place)] = r"\{"
+            out.append("}" if kind in ("^", "\\") else r"\}" if kind == "" and is_list else "")
+            takes = "\\" if kind == "\\" else ""
         elif token[0] == "\\" and name.rstrip("*").isalpha():
             is_layout = name in _LAYOUT
             known = " " if name in _SPACES else _COMMANDS.get(name, token)
@@ -183,6 +191,8 @@ def _without_wrappers(text: str) -> str:
             takes, is_layout = "", False
         else:
             out.append(token)
+            if openers and "," in token and (token.strip(" ,") or openers[-1][1] != len(out) - 2):
+                openers[-1][2] = "list"
             if token.strip():
                 is_layout = False
                 takes = "^" if token.rstrip()[-1] in "^_" else "\\" if token[-1] == "]" else ""
@@ -207,14 +217,17 @@ def _join_thousands(text: str) -> str:
     return _THOUSANDS.sub(join, text)
 
 
-def text_key(text: str) -> str:
+def text_key(text: str, *, drop_article: bool = True) -> str:
     """Equal for texts that are the same: case, spaces at signs and a leading article aside.
 
     Spaces between two letters or digits count, as `1 12` is not `11 2`; not in Chinese text.
+    `3 p.m.` is `3pm`, and `H_2O` is `H2O`.
     """
     text = normalised(text).casefold()
     text = re.sub(r"_\{?(\w+)\}?", r"\1", text)
-    text = re.sub(r"^(?:the|an?) (?=\w{2})", "", text)
+    text = re.sub(r"(?<=\d) ?([ap])(?:\. ?m\b\.?|m\b)", r"\1m", text)
+    if drop_article:
+        text = re.sub(r"^(?:the|an?) (?=\w{2})", "", text)
     text = re.sub(r"(?<![a-z0-9]) | (?![a-z0-9])", "", text)
     return text or normalised(text)
 

@@ -25,7 +25,11 @@ def symbolically_equal(answer: str, truth: str) -> bool:
     try:
         gold = parse(_as_maths(truth), parsing_timeout=None)
         target = parse(_as_maths(answer), parsing_timeout=None)
-        return bool(gold and target and verify(gold, target, timeout_seconds=None))
+        return bool(
+            gold
+            and target
+            and verify(gold, target, allow_set_relation_comp=True, timeout_seconds=None)
+        )
     except Exception:  # the boundary to sympy: model text reaches all of its errors
         return False
 

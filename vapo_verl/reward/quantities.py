@@ -73,6 +73,21 @@ def _quotient(over: str, under: str, sign: int) -> Fraction | None:
     return sign * Fraction(over) / bottom
 
 
+_DIGITS = re.compile(r"([+-]?) ?(\d*)\.?(\d*)(?:[eE]([+-]?\d{1,18}))?")
+
+
+def decimal_key(text: str) -> str | None:
+    """Equal for decimals of one value, of any length: `007`, `7.0` and `0.7e1`; None for others."""
+    match = _DIGITS.fullmatch(normalised(text))
+    if match is None or not match[2] + match[3]:
+        return None
+    digits = (match[2] + match[3]).lstrip("0")
+    significant = digits.rstrip("0")
+    exponent = int(match[4] or 0) - len(match[3]) + len(digits) - len(significant)
+    sign = "-" if match[1] == "-" else ""
+    return f"{sign}{significant}e{exponent}" if significant else "0"
+
+
 def same_number(a: Fraction, b: Fraction) -> bool:
     """Equal, or equal to 6 decimals and within a relative 1e-5: 0.333333 is 1/3, 0.333 is not."""
     if a == b:
@@ -151,7 +166,7 @@ _UNIT = re.compile(
     rf"(?:(?P<dimension>(?i:{_either(set(_SQUARE))})) ?)?(?P<atom>{_ATOM})(?P<power>{_POWER})"
     rf"(?P<more>(?:(?: ?[/·*] ?|(?i: per )| (?={_ATOM}\^\{{-)){_ATOM}{_POWER})*)"
 )
-_FACTOR = re.compile(rf"(?P<joint>[/·*]|(?i:per)|^) ?(?P<atom>{_ATOM})(?P<power>{_POWER})")
+_FACTOR = re.compile(rf"(?P<joint>[/·*]|(?i:per )|^) ?(?P<atom>{_ATOM})(?P<power>{_POWER})")
 _WITH_UNIT = re.compile(rf"(?P<value>.+?)(?P<space> ?)(?P<unit>{_UNIT.pattern})")
 _WITH_MONEY = re.compile(
     r"(?P<sign>-?) ?(?P<unit>USD|EUR|GBP|JPY|CNY|RMB|INR|[€£¥₹₩]) ?(?P<value>.+)"
@@ -218,7 +233,7 @@ def _unit_name(match: re.Match[str]) -> str:
     for factor in _FACTOR.finditer(f"{match['atom']}{match['power'] or dimension}{_joined(match)}"):
         name = _UNITS.get(factor["atom"]) or _UNITS_BY_WORD[factor["atom"].casefold()]
         power = factor["power"].strip("^{} ").replace("squared", "2").replace("cubed", "3")
-        sign = -1 if factor["joint"] in ("/", "per", "Per") else 1
+        sign = -1 if factor["joint"].casefold() in ("/", "per ") else 1
         for part in name.split("/")[:1]:
             base, _, own = part.partition("^")
             powers[base] = powers.get(base, 0) + sign * int(power or 1) * int(own or 1)
@@ -233,4 +248,4 @@ def _joined(match: re.Match[str]) -> str:
     """Further factors, each with its sign: `m s^{-1}` has none in writing."""
     more = match["more"].strip()
     has_sign = not more or more[0] in "/·*" or more.casefold().startswith("per ")
-    return more if has_sign else f"·{more}"
+    return f" {more}" if has_sign else f"·{more}"

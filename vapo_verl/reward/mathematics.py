@@ -1,0 +1,352 @@
+r"""The style `math`: answers that are equal in value, whatever way they are written.
+
+The two sides are treated alike, so a pair compares the same in both orders. What is read off an
+image (dates, codes, times, scores) is compared as text, mathematics by value.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from vapo_verl.reward.answers import MAX_CHARS, TO_LATEX, Choice, choice, normalised, text_key
+from vapo_verl.reward.math_verifier import math_equal
+from vapo_verl.reward.quantities import Quantity, decimal_key, number, quantity, same_number
+
+_MAX_PARTS = 24
+_MAX_DEPTH = 8
+
+
+def math_match(answer: str, truth: str) -> bool:
+    r"""Equal in value. The shape of the two sides decides, in this order:
+
+    1. Numbers by value: `1,000`, `1e3`, `1 \times 10^3`; `1 1/2`, `1.5`, `\frac{3}{2}`. A rounded
+       decimal is not an exact value: `3.46` is not `2\sqrt{3}`. Six decimals are.
+    2. Choice letters as a set: `B` is `(b)`, `[B]` and `B. cat`; `A, C` is `AC`.
+    3. Lists by their parts: in order inside `( )` and `[ ]`, in any order inside `{ }` or without
+       brackets. `[1, 2]` is not `(1, 2)`; `\pm 3` is `3, -3`.
+    4. A name in front of `=` is dropped: `x=5` is `5`, `Perimeter = 18.8 cm` is `18.8 cm`; two
+       names must agree. `4=5` is not `5`: sides without a variable must all be equal.
+    5. Quantities: units must be the same where both sides have one, without conversion; `5` is
+       `5 cm`. `50\%` is `0.5` and `50`.
+    6. Text as text (`text_key`): words, dates, times, codes, versions, phone numbers, ranges and
+       scores (`3-2`), sizes (`3 x 4`), and chemical formulas, which keep their case.
+       A ratio `3:2` is `\frac{3}{2}` too, but not `6:4`.
+    7. All else symbolically, by the math verifier: expressions, equations, inequalities.
+
+    Answers of over 1,000 characters are compared as text.
+    """
+    answer, truth = normalised(answer), normalised(truth)
+    if max(len(answer), len(truth)) > MAX_CHARS:
+        return text_key(answer) == text_key(truth)
+    return _same(answer, truth, 0)
+
+
+def _same(a: str, b: str, depth: int) -> bool:
+    a, b = _bare(a), _bare(b)
+    if a == b or not (a and b) or depth > _MAX_DEPTH:
+        return a == b
+    for compare in (_numbers, _choices, _named, _lists, _quantities, _texts):
+        if (equal := compare(a, b, depth)) is not None:
+            return equal
+    return math_equal(_as_latex(a), _as_latex(b))
+
+
+def _bare(text: str) -> str:
+    """Without round brackets around one thing, and without `=` or `≈` in front."""
+    text = text.strip().lstrip("=≈ ")
+    while (
+        text[:1] == "(" and text[-1:] == ")" and len(_split(text)) == len(_split(text[1:-1])) == 1
+    ):
+        if not _encloses(text):
+            break
+        text = text[1:-1].strip()
+    return text
+
+
+def _as_latex(text: str) -> str:
+    text = _FUNCTION.sub(lambda name: name[0] if name[0][0] == "\\" else rf"\{name[0]} ", text)
+    return text.replace("°", r"^{\circ}").replace("%", r"\%").translate(TO_LATEX)
+
+
+def _numbers(a: str, b: str, depth: int) -> bool | None:
+    x, y = number(a), number(b)
+    if x is not None and y is not None:
+        return same_number(x, y)
+    x_key, y_key = decimal_key(a), decimal_key(b)
+    return x_key == y_key if x_key and y_key else None
+
+
+def _choices(a: str, b: str, depth: int) -> bool | None:
+    x, y = choice(a), choice(b)
+    if x and y:
+        if x.letters != y.letters or (x.is_word and y.is_word):
+            return False
+        return not (x.text and y.text) or _same(x.text, y.text, depth + 1)
+    if x:
+        return _letters_or_maths(x, a, b, depth)
+    return _letters_or_maths(y, b, a, depth) if y else None
+
+
+def _letters_or_maths(lettered: Choice, text: str, other: str, depth: int) -> bool | None:
+    """One side only has letters: their text may be the other, bare letters may be variables."""
+    if lettered.text:
+        return _same(lettered.text, other, depth + 1)
+    is_value = number(other) is not None or quantity(other) is not None
+    return None if text.isalpha() and not is_value else False
+
+
+_BRACKETS = {"(": ")", "[": "]", "{": "}", "⟨": "⟩"}
+_MARK = re.compile(r"[(\[{⟨)\]}⟩]|[,;∪]|(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
+_IN_ORDER = ("()", "[]", "[)", "(]", "⟨⟩")
+
+
+def _split(text: str) -> list[str]:
+    """Parts between commas, semicolons, `and`, `or` and unions outside of all brackets."""
+    parts, depth, start = [], 0, 0
+    for mark in _MARK.finditer(text):
+        if mark[0] in _BRACKETS:
+            depth += 1
+        elif mark[0] in ")]}⟩":
+            depth -= 1
+        elif depth == 0:
+            parts.append(text[start : mark.start()].strip())
+            start = mark.end()
+    return [part for part in (*parts, text[start:].strip()) if part]
+
+
+def _encloses(text: str) -> bool:
+    """Whether the first bracket closes with the last sign."""
+    depth = 0
+    for position, sign in enumerate(text):
+        depth += (sign in "([{⟨") - (sign in ")]}⟩")
+        if depth == 0:
+            return position == len(text) - 1
+    return False
+
+
+def _parts(text: str) -> tuple[str, list[str]]:
+    """The brackets around a list, as `()`, and its parts; `±` makes two of one."""
+    text = (
+        re.sub(r"^<([^<>=≤≥]+,[^<>=≤≥]+)>$", r"⟨\1⟩", text).replace(r"\{", "{").replace(r"\}", "}")
+    )
+    kind, inner = "", text
+    if text[:1] in _BRACKETS and text[-1:] in ")]}⟩" and _encloses(text):
+        kind, inner = text[0] + text[-1], text[1:-1]
+    parts = []
+    for part in _split(inner):
+        once = part.count("±") == 1
+        parts += [part.replace("±", "+"), part.replace("±", "-")] if once else [part]
+    return kind, [re.sub(r"(^|[=(,]) ?\+", r"\1", part) for part in parts]
+
+
+def _lists(a: str, b: str, depth: int) -> bool | None:
+    sides = (a_kind, a_parts), (b_kind, b_parts) = _parts(a), _parts(b)
+    if len(a_parts) < 2 and len(b_parts) < 2 and not a_kind and not b_kind:
+        return None
+    if any(map(_is_textual, map(_core, (*a_parts, *b_parts)))):
+        return _same_text(a, b)
+    if any(len(x) == 1 and not kind and re.search("[<>≤≥]", x[0]) for kind, x in sides):
+        return None
+    if len(a_parts) != len(b_parts) or len(a_parts) > _MAX_PARTS:
+        return False
+    kinds = {a_kind.replace("⟨", "(").replace("⟩", ")"), b_kind.replace("⟨", "(").replace("⟩", ")")}
+    if kinds <= {"", "{}"}:
+        return _same_in_any_order(a_parts, b_parts, depth + 1)
+    has_order = len(kinds - {""}) == 1 and "{}" not in kinds
+    return has_order and all(_same(x, y, depth + 1) for x, y in zip(a_parts, b_parts, strict=True))
+
+
+def _same_in_any_order(a_parts: Sequence[str], b_parts: Sequence[str], depth: int) -> bool:
+    left = list(b_parts)
+    for part in a_parts:
+        equal = next((other for other in left if _same(part, other, depth)), None)
+        if equal is None:
+            return False
+        left.remove(equal)
+    return True
+
+
+class _Name(NamedTuple):
+    key: str
+    is_word: bool
+    value: str
+
+
+_VARIABLE = re.compile(
+    r"(?:m ?(?=∠))?(?:∠ ?|△ ?|\||\\(?:overline|vec|hat|widehat|widetilde|bar) ?)?\{?"
+    r"(?:[^\W\d_]|[A-Z]{1,4}|d[a-z]/d[a-z]|\([a-z](?:, ?[a-z])+\))(?:_\w|_\{\w+\})?'{0,2}\}?\|?"
+    r"(?:\^\{-1\})?(?: ?\([a-zA-Zθ](?:, ?[a-z])*\))?"
+    r"|\\?(?:sin|cos|tan|cot|sec|csc) ?(?:∠|△)?[({]?[A-Za-zθαβγ][)}]?"
+)
+_WORDS = re.compile(r"[^\W\d_][^\d_=+*/^<>≤≥\\()\[\]{},;∪]{1,60}(?:\([^()=]{1,20}\))?")
+_EQUALS = re.compile(r"[=≈∈]|(?<=[^\W\d_]{2}):(?= ?[-\d\\])")
+_NEXT_SIDE = re.compile(r"[=≈]")
+
+
+def _split_name(text: str) -> _Name | None:
+    """The name in front of the first `=`, as `x`, `f(x)` or `Slope`, and what follows."""
+    equals = _EQUALS.search(text)
+    if equals is None:
+        return None
+    name, value = text[: equals.start()].strip(), text[equals.end() :].strip()
+    if not value or (equals[0] == ":" and number(value) is None and quantity(value) is None):
+        return None
+    if _VARIABLE.fullmatch(name):
+        key = re.sub(r"\\(?:overline|vec|bar|(?:wide)?(?:hat|tilde))|[\s{}|\\]|^m(?=∠)", "", name)
+        return _Name(key.casefold(), False, value)
+    is_word = _WORDS.fullmatch(name) and re.search(r"[^\W\d_]{3}|\w\.", name)
+    return _Name(name.casefold(), True, value) if is_word else None
+
+
+def _core(text: str) -> str:
+    """Without a name and a unit."""
+    named = _split_name(text)
+    measured = quantity(named.value if named else text)
+    return measured.value if measured else named.value if named else text
+
+
+def _sides(text: str) -> list[str]:
+    return _NEXT_SIDE.split(text)
+
+
+def _named(a: str, b: str, depth: int) -> bool | None:
+    if max(len(_split(a)), len(_split(b))) > 1:
+        return None
+    x, y = _split_name(a), _split_name(b)
+    if x and y:
+        return _both_named(x, y, depth)
+    named, other = (x, b) if x else (y, a)
+    if named is None:
+        return _chains(a, b, depth)
+    return _is_last_side(named.value, other, depth) if len(_sides(other)) == 1 else None
+
+
+def _both_named(x: _Name, y: _Name, depth: int) -> bool | None:
+    """Values of names that agree; `y=x-5` and `x=y+5` may still be one equation."""
+    if not _names_agree(x, y):
+        has_value = x.is_word or y.is_word or _is_constant(x.value) or _is_constant(y.value)
+        return False if has_value else None
+    if len(_sides(x.value)) > 1 and len(_sides(y.value)) > 1:
+        return _same(_sides(x.value)[-1], _sides(y.value)[-1], depth + 1)
+    longer, other = (x, y) if len(_sides(x.value)) > 1 else (y, x)
+    return _is_last_side(longer.value, other.value, depth)
+
+
+def _names_agree(x: _Name, y: _Name) -> bool:
+    if x.key == y.key or x.is_word != y.is_word:
+        return True
+    if not x.is_word:  # y = ... and f(x) = ... name one thing
+        return bool(re.fullmatch(r"y[fgh]\(x\)|[fgh]\(x\)y", x.key + y.key))
+    shared = set(re.findall(r"\w{3,}", x.key)) & set(re.findall(r"\w{3,}", y.key))
+    return bool(shared) or not all(re.search(r"\w{4,}", name.key) for name in (x, y))
+
+
+def _is_last_side(value: str, other: str, depth: int) -> bool:
+    """`other` is the last of the sides, and each one before it that has no variable."""
+    *before, last = _sides(value)
+    constant = [side for side in before if _is_constant(side)]
+    return all(_same(side, other, depth + 1) for side in (last, *constant))
+
+
+def _chains(a: str, b: str, depth: int) -> bool | None:
+    """An equation without a name is a value only where it is a chain of equal constants."""
+    a_sides, b_sides = _sides(a), _sides(b)
+    if (len(a_sides) > 1) == (len(b_sides) > 1) or _is_textual(a) or _is_textual(b):
+        return None
+    sides, value = (a_sides, b) if len(a_sides) > 1 else (b_sides, a)
+    return all(_is_constant(s) for s in sides) and all(_same(s, value, depth + 1) for s in sides)
+
+
+_FUNCTION = re.compile(
+    r"\\[A-Za-z]+|(?<![A-Za-z])(?:(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|lim|max|min|gcd|"
+    r"lcm|det)(?![a-z]{2})"
+)
+
+
+def _is_constant(text: str) -> bool:
+    """Without a variable: letters of units and functions, `e` and `i` aside."""
+    measured = quantity(text)
+    bare = _FUNCTION.sub(" ", measured.value if measured else text)
+    return not re.search(r"[A-Za-zα-ω]", re.sub(r"(?<![A-Za-z])[eiπ](?![A-Za-z])", "", bare))
+
+
+def _quantities(a: str, b: str, depth: int) -> bool | None:
+    x, y = quantity(a), quantity(b)
+    if x and y:
+        return x.unit == y.unit and _same(x.value, y.value, depth + 1)
+    if x:
+        return _one_unit(x, b, depth)
+    return _one_unit(y, a, depth) if y else None
+
+
+def _one_unit(measured: Quantity, other: str, depth: int) -> bool:
+    """A unit may be left out; a percentage may be a fraction of 1 too."""
+    if not measured.is_sure or _is_textual(other):
+        return False
+    if _same(measured.value, other, depth + 1):
+        return True
+    if measured.unit != "%":
+        return False
+    x, y = number(measured.value), number(other)
+    if x is not None and y is not None:
+        return same_number(x / 100, y)
+    return math_equal(rf"\frac{{{_as_latex(measured.value)}}}{{100}}", _as_latex(other))
+
+
+_OF_TEXT = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af#@&?\"_→]|\.\.|\d ?'|[A-Za-z]\d|https?:|www\."
+)
+_OF_DIGITS = re.compile(
+    r"[\d\s()+./:-]*\d[ )]*-[ (]*\d[\d\s()+./:-]*"  # 3-2, 2023-01-02, (555) 123-4567
+    r"|\d+(?: ?/ ?\d+){2,}|v?\d+(?:\.\d+){2,}|\+?\d+(?: \d+)+|\d+(?: ?: ?\d+)+"
+    r"|\d[\d.]*(?: ?× ?\d[\d.]*)+"
+    r"|[A-Z]+ ?[- ] ?\d+|\d+ ?- ?[A-Z]+"
+)
+_LETTERS = re.compile(r"(?:(?![Ͱ-Ͽ])[^\W\d_]){2,}")
+_OPERATOR = re.compile(r"[=+^×÷·*<>≤≥√]|\\[a-z]")
+
+
+def _is_textual(text: str) -> bool:
+    """Read off an image rather than computed; see `math_match`."""
+    if _OF_DIGITS.fullmatch(text):
+        return True
+    bare = _FUNCTION.sub(" ", re.sub(r"_(?:\w|\{\w+\})", "", text))
+    if _OF_TEXT.search(bare):
+        return True
+    longest = max(map(len, _LETTERS.findall(bare)), default=0)
+    return longest > 3 or (longest > 1 and not _OPERATOR.search(text))
+
+
+def _texts(a: str, b: str, depth: int) -> bool | None:
+    if _same_text(a, b):
+        return True
+    x, y = _ratio(a), _ratio(b)
+    if x and y and (":" in a or ":" in b):
+        return x == y
+    return False if _is_textual(a) or _is_textual(b) else None
+
+
+def _ratio(text: str) -> tuple[str | None, ...]:
+    """The numbers of `3:2`, and of the same as a fraction, as they stand."""
+    text = re.sub(r"\\frac\{([\d.]+)\}\{([\d.]+)\}", r"\1/\2", text)
+    is_ratio = re.fullmatch(r"[\d.]+(?:(?: ?: ?[\d.]+)+| ?/ ?[\d.]+)", text)
+    return tuple(decimal_key(part) for part in re.split("[:/]", text)) if is_ratio else ()
+
+
+_ELEMENT_NAMES = (
+    "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se "
+    "Br Kr Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba Hf Ta W Re Os Ir Pt Au Hg Tl "
+    "Pb Bi Po At Rn Fr Ra Th U Pu"
+)
+_ELEMENT = "|".join(sorted(_ELEMENT_NAMES.split(), key=len, reverse=True))
+_FORMULA = re.compile(rf"(?:(?:{_ELEMENT}|[()])\d*)+[+-]?")
+_WORDS_TOO = frozenset({"no", "in", "he", "as", "be", "at", "i", "on", "us", "so"})
+
+
+def _same_text(a: str, b: str) -> bool:
+    """Equal keys; two chemical formulas that differ in case are two substances."""
+    if text_key(a) != text_key(b):
+        return False
+    x, y = (re.sub(r"[\s_{}^]", "", text) for text in (a, b))
+    are_formulas = _FORMULA.fullmatch(x) and _FORMULA.fullmatch(y)
+    return x == y or not are_formulas or x.casefold() in _WORDS_TOO
