@@ -18,7 +18,7 @@ from vapo_verl.preflight import InputError, check_run
 
 @pytest.fixture(scope="module")
 def digits(digits_data):
-    return digits_data(train=3, val=2)
+    return digits_data(train=16, val=2)  # a batch of the smoke recipe
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def refused(check, *overrides) -> str:
 
 def test_good_input_is_described(check):
     train, val = check()
-    assert "train.parquet: 3 rows" in train
+    assert "train.parquet: 16 rows" in train
     assert "val.parquet: 2 rows" in val
 
 

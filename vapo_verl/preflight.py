@@ -9,13 +9,17 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vapo_verl.config import VapoConfig, vapo_config
 from vapo_verl.rollout.engine_args import ENGINE, processor_max_pixels
+
+if TYPE_CHECKING:
+    from vapo_verl.data.cells import RowRules
+    from vapo_verl.data.run_files import RunData
 
 ANCHORED_MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
@@ -354,22 +358,71 @@ def check_answer_words(config: DictConfig) -> None:
 
 
 def check_data(config: DictConfig) -> Iterator[str]:
-    """Read the data files; a line about each.
+    """Read the data files; a line about each, and warnings about them together.
 
     Raises:
-        ValueError: the first row or file that is wrong.
+        ValueError: the rows or the file that are wrong; too few rows for a batch.
     """
-    from vapo_verl.data.rows import check_parquet
+    from vapo_verl.data.run_files import check_run_files
 
-    settings = _settings(config)
-    for key in ("train_files", "val_files"):
-        files = config.data[key]
-        for file in [files] if isinstance(files, str) else files:
-            path = Path(file).expanduser()
-            report = check_parquet(path, key=f"data.{key}", min_claims=settings.anchors.num_anchors)
-            if settings.probes_claims:
+    data = run_data(config)
+    yield from check_run_files(data)
+    if _settings(config).probes_claims:
+        for key, paths in data.files.items():
+            for path in paths:
                 _refuse_videos(path, f"data.{key}", config.data.video_key)
-            yield str(report)
+
+
+def run_data(config: DictConfig) -> "RunData":
+    """What the composed config asks of its data files.
+
+    Raises:
+        ValueError: no files are given.
+    """
+    from vapo_verl.data.run_files import KEYS, RunData, files_of
+
+    data, settings = config.data, _settings(config)
+    batch = max(data.train_batch_size, data.get("gen_batch_size") or 0)
+    named = "train_batch_size" if batch == data.train_batch_size else "gen_batch_size"
+    plain: dict[str, Any] = OmegaConf.to_container(data, resolve=True)  # type: ignore[assignment]
+    return RunData(
+        files={key: files_of(plain[key], key) for key in KEYS},
+        needed={
+            "train_files": (batch, f"data.{named}={batch}"),
+            "val_files": (1, "a validation"),
+        },
+        max_samples={key: plain.get(f"{key.split('_')[0]}_max_samples") or -1 for key in KEYS},
+        rules=row_rules(config),
+        min_claims=settings.anchors.num_anchors,
+        model=config.actor_rollout_ref.model.path,
+        max_prompt_length=data.max_prompt_length,
+        filters_long=bool(data.filter_overlong_prompts),
+        limits={name: plain.get(name) for name in ("min_pixels", "max_pixels")},
+        template_options=plain.get("apply_chat_template_kwargs") or {},
+        processor_options=plain.get("mm_processor_kwargs") or {},
+        draws_subset=bool(plain.get("shuffle")),
+        subset_seed=plain.get("seed"),
+    )
+
+
+def row_rules(config: DictConfig) -> "RowRules":
+    """What the run asks of each row: its tokenizer's control tokens, the engine's image limit."""
+    from vapo_verl.data.cells import RowRules
+    from vapo_verl.data.control_tokens import ControlTokens, model_folder, tokenizer_tokens
+
+    folder = model_folder(config.actor_rollout_ref.model.path)
+    tokens = tokenizer_tokens(folder) if folder is not None else None
+    limit_key = f"{ENGINE}.limit_mm_per_prompt.image"
+    limit = OmegaConf.select(config, limit_key)
+    if limit is None:
+        limit_key = "actor_rollout_ref.rollout.limit_images"
+        limit = OmegaConf.select(config, limit_key)
+    return RowRules(
+        controls=ControlTokens() if tokens is None else ControlTokens(tokens),
+        refuse_controls=_settings(config).data.control_tokens == "refuse",
+        max_images=limit if isinstance(limit, int) else None,
+        max_images_key=limit_key,
+    )
 
 
 def _refuse_videos(path: Path, key: str, column: str) -> None:

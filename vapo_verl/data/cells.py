@@ -5,7 +5,6 @@ commands that read rows call it, so that a row is refused by all of them in the 
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -16,6 +15,7 @@ from vapo_verl.data.claims_column import read_claims
 from vapo_verl.data.control_tokens import ESCAPE, MEDIA_WORDS, ControlTokens
 from vapo_verl.data.errors import BadCell, shown
 from vapo_verl.data.images import image_options, image_source
+from vapo_verl.reward.accuracy import truths_of as accepted_truths
 
 IMAGE_PLACEHOLDER = "<image>"
 ROLES = ("system", "user", "assistant")
@@ -33,10 +33,6 @@ _STYLE = f"write one of {', '.join(repr(s) for s in STYLES if s)}, or leave it n
 _INDEX = "write extra_info.index as a whole number, or leave the field out of all rows"
 _PLAIN_TEXT = "reword it, or encode it as the characters it is made of: control_tokens=text"
 _FEWER = "raise the limit, or drop the row"
-_SPACES = re.compile(
-    r"\\(?:boxed|text|mathrm|mathbf|mbox|left|right|quad|qquad)\b|\\[,;:!()\[\] ]|[\s{}$~]"
-)
-"""What is no part of an answer: LaTeX around it, and white space."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +104,15 @@ def check_images_match(prompt: list[dict[str, str]], images: object) -> list[byt
     return sources
 
 
+def chat_parts(content: str) -> list[dict[str, str]]:
+    """A turn's text and images in their order, as a chat template of a VL model takes them."""
+    parts: list[dict[str, str]] = []
+    for number, text in enumerate(content.split(IMAGE_PLACEHOLDER)):
+        parts += [{"type": "image"}] if number else []
+        parts += [{"type": "text", "text": text}] if text else []
+    return parts
+
+
 def truths_of(reward_model: object) -> tuple[str, ...]:
     """The answers of a row as text: any of them is correct.
 
@@ -121,10 +126,20 @@ def truths_of(reward_model: object) -> tuple[str, ...]:
     answer = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
     if hasattr(answer, "tolist"):  # an array or a number of numpy
         answer = answer.tolist()
-    if answer is None or answer == [] or (isinstance(answer, str) and _is_blank(answer)):
+    if answer is None or answer == [] or (isinstance(answer, str) and not answer.strip()):
         raise BadCell("reward_model", f"no answer in {shown(reward_model)}", _ANSWER)
-    members = answer if isinstance(answer, list | tuple) else [answer]
-    return tuple(_truth(member) for member in members)
+    members = list(answer) if isinstance(answer, list | tuple) else [answer]
+    for member in members:
+        if isinstance(member, bool) or not isinstance(member, str | int | float | Decimal):
+            raise BadCell("reward_model", f"an answer is {shown(member)}", _TEXT_ANSWER)
+        if not isinstance(member, str) and not math.isfinite(member):
+            raise BadCell("reward_model", f"an answer is {member}, no number", _TEXT_ANSWER)
+        try:
+            accepted_truths(_as_text(member))
+        except ValueError as error:
+            found = f"an answer is {shown(member)}, which nothing can match"
+            raise BadCell("reward_model", found, _TEXT_ANSWER) from error
+    return tuple(map(_as_text, members))
 
 
 def check_answer(reward_model: object) -> None:
@@ -221,18 +236,11 @@ def _is_chat(prompt: object) -> bool:
     )
 
 
-def _truth(member: object) -> str:
-    if isinstance(member, str) and not _is_blank(member):
-        return member
-    if isinstance(member, int | Decimal) and not isinstance(member, bool):
-        return str(member)
-    if isinstance(member, float) and math.isfinite(member):
-        return str(int(member)) if member.is_integer() and abs(member) < 2**53 else repr(member)
-    raise BadCell("reward_model", f"an answer is {shown(member)}", _TEXT_ANSWER)
-
-
-def _is_blank(text: str) -> bool:
-    return not _SPACES.sub("", text)
+def _as_text(member: str | int | float | Decimal) -> str:
+    """A number as it would be written: 3.0, of a column that holds 2.5 too, is 3."""
+    if isinstance(member, float) and member.is_integer() and abs(member) < 2**53:
+        return str(int(member))
+    return member if isinstance(member, str) else str(member)
 
 
 def _is_whole(value: object) -> bool:

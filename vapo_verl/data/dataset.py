@@ -16,6 +16,7 @@ validation.
 
 import contextlib
 import io
+import os
 import time
 from typing import Any
 from uuid import uuid4
@@ -25,8 +26,9 @@ from PIL import Image as Pixels
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from vapo_verl.data.claims_column import read_claims
+from vapo_verl.data.control_tokens import ControlTokens, added_tokens, read_escapes, show
 from vapo_verl.data.errors import BadCell, FileError, RowError
-from vapo_verl.data.images import IMAGE_ERRORS, load_image
+from vapo_verl.data.images import IMAGE_ERRORS, image_options, load_image
 from vapo_verl.data.prompt_length import (
     NotFromHeaders,
     is_supported,
@@ -40,7 +42,6 @@ _UNALIGNED = "can't be aligned"
 _ROW, _LENGTH, _PROBLEM = "row", "length", "problem"
 """Columns of a table of lengths."""
 _PROBLEMS_SHOWN = 5
-_IMAGE_FIELDS = ("bytes", "path", "image")
 
 
 class VapoDataset(RLHFDataset):
@@ -56,7 +57,27 @@ class VapoDataset(RLHFDataset):
     is opened, and addresses are downloaded.
 
     Files with and without a `claims` column may be mixed.
+
+    With `data.control_tokens=text` the control tokens in a prompt are measured as plain text; the
+    agent loop, which encodes the prompt, does the same.
     """
+
+    def __init__(
+        self,
+        data_files: Any,
+        tokenizer: Any,
+        config: Any,
+        processor: Any = None,
+        max_samples: int = -1,
+    ) -> None:
+        self._controls: ControlTokens | None = None
+        if config.get("control_tokens") == "text":
+            self._controls = ControlTokens(added_tokens(tokenizer))
+            for each in (tokenizer, getattr(processor, "tokenizer", None)):
+                read_escapes(each)
+        files = [data_files] if isinstance(data_files, str) else data_files
+        files = [os.path.expanduser(file) for file in files]
+        super().__init__(files, tokenizer, config, processor, max_samples)
 
     def __getitem__(self, item: int) -> dict:
         row = super().__getitem__(item)
@@ -66,13 +87,27 @@ class VapoDataset(RLHFDataset):
             raise RowError(f"row {item} of {self.data_files}, {problem}") from problem
         for image in stored_images(row["raw_prompt"]):
             image.where = f"row {item} of {self.data_files}"
+        _show_text(row["raw_prompt"])
         row["claims"] = [claim.as_dict() for claim in claims]
         row["prompt_uid"] = str(item)  # the same in every run over the same files
         return row
 
+    @property
+    def image_patch_size(self) -> int:
+        """The processor's, as in the agent loop; `data.image_patch_size` is where it has none."""
+        image_processor = getattr(self.processor, "image_processor", None)
+        return int(getattr(image_processor, "patch_size", None) or self._patch_size)
+
+    @image_patch_size.setter
+    def image_patch_size(self, value: int) -> None:
+        self._patch_size = value
+
     def _build_messages(self, example: dict, key: str) -> list[dict]:
         images = example.get(self.image_key) or []
         example[self.image_key] = [self._as_part(image) for image in images]
+        if self._controls is not None:
+            hide = self._controls.hide
+            example[key] = [{**turn, "content": hide(turn["content"])} for turn in example[key]]
         return super()._build_messages(example, key)
 
     def maybe_filter_out_long_prompts(self, dataframe: Dataset | None = None) -> Dataset:
@@ -186,13 +221,22 @@ class VapoDataset(RLHFDataset):
 
         Options that the row's struct has beside the image stay: qwen_vl_utils reads them.
         """
-        options = {}
-        if isinstance(entry, dict):
-            options = {name: value for name, value in entry.items() if name not in _IMAGE_FIELDS}
+        options = image_options(entry)
         wanted = {name: self.config.get(name) for name in ("min_pixels", "max_pixels")}
         limits = {name: pixels for name, pixels in wanted.items() if pixels is not None}
         image = load_image(entry) if isinstance(entry, Pixels.Image) else StoredImage(entry)
         return {**options, **limits, "image": image}
+
+
+def _show_text(messages: list[dict[str, Any]]) -> None:
+    """Take the escapes out of a prompt again, in place."""
+    for turn in messages:
+        if isinstance(turn["content"], str):
+            turn["content"] = show(turn["content"])
+            continue
+        for part in turn["content"]:
+            if part["type"] == "text":
+                part["text"] = show(part["text"])
 
 
 def _still_encoded(dataframe: Dataset, column: str) -> Dataset:

@@ -7,13 +7,22 @@ processor under its own), with :class:`Frame` in the place of the pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 from transformers import Qwen2_5_VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
 
-from vapo_verl.data.images import is_remote, read_header
+from vapo_verl.data.cells import chat_parts
+from vapo_verl.data.control_tokens import ControlTokens
+from vapo_verl.data.images import (
+    image_options,
+    image_source,
+    is_remote,
+    load_image,
+    read_header,
+    resized,
+)
 from vapo_verl.data.stored_image import StoredImage
 
 
@@ -101,3 +110,68 @@ def num_prompt_tokens(processor: Any, text: str, images: Sequence[Image.Image] |
     num_patches = [cutter.get_number_of_image_patches(i.height, i.width, {}) for i in images]
     num_image_tokens = sum(num // cutter.merge_size**2 for num in num_patches)
     return len(tokenizer(text)["input_ids"]) - len(images) + num_image_tokens
+
+
+class PromptMeter:
+    """Lengths of prompts before a run, without veRL: as `VapoDataset.prompt_length` finds them.
+
+    Args:
+        processor: one that :func:`is_supported`.
+        template_options: `data.apply_chat_template_kwargs`.
+        limits: `min_pixels` and `max_pixels` of the data; None is the model's own.
+        controls: these are hidden (`vapo.data.control_tokens=text`).
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        *,
+        template_options: Mapping[str, Any],
+        limits: Mapping[str, int | None],
+        controls: ControlTokens | None = None,
+    ) -> None:
+        self._processor, self._options = processor, template_options
+        self._limits, self._controls = limits, controls
+
+    def num_tokens(self, prompt: Sequence[Mapping[str, str]], images: Sequence[Any]) -> int:
+        """Tokens of a prompt that passed the checks of a row.
+
+        Raises:
+            NotFromHeaders: an image is at an address.
+            BadCell, OSError, SyntaxError, ValueError: an image cannot be read or resized.
+        """
+        hide = self._controls.hide if self._controls is not None else str
+        messages = [
+            {"role": turn["role"], "content": chat_parts(hide(turn["content"]))} for turn in prompt
+        ]
+        text = self._processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, **self._options
+        )
+        frames = [self._frame(entry) for entry in images]
+        return num_prompt_tokens(self._processor, text, frames or None)
+
+    def _frame(self, entry: Any) -> Image.Image:
+        try:
+            size = _stated_size(StoredImage(entry))
+        except NotFromHeaders:
+            if is_remote(image_source(entry)):
+                raise
+            size = load_image(entry).size
+        limits = {**image_options(entry), **{k: v for k, v in self._limits.items() if v}}
+        patch_size = self._processor.image_processor.patch_size
+        return resized(Frame(size), patch_size=patch_size, **limits)
+
+
+def long_rows(
+    rows: Iterable[Mapping[str, Any]], meter: PromptMeter, max_length: int
+) -> Iterator[int]:
+    """The length of each row's prompt where it is over `max_length`, else 0.
+
+    Rows whose length nothing here can tell count as fitting.
+    """
+    for row in rows:
+        try:
+            length = meter.num_tokens(row["prompt"], row["images"] or ())
+        except NotFromHeaders:
+            length = 0
+        yield length if length > max_length else 0

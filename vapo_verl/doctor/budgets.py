@@ -54,7 +54,8 @@ def _context(config: DictConfig) -> None:
 
 def _data(config: DictConfig) -> Iterator[Finding]:
     for report in preflight.check_data(config):
-        yield ok("data", report)
+        what, _, fix = report.removeprefix("warning: ").rpartition("; ")
+        yield warning("data", what, fix) if report.startswith("warning: ") else ok("data", report)
 
 
 def check_pixels(config: DictConfig) -> Iterator[Finding]:

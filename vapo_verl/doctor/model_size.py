@@ -6,7 +6,6 @@ before its model is downloaded.
 """
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+
+from vapo_verl.data import control_tokens
 
 BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1}
 NAME_FACTOR = 1.2
@@ -45,14 +46,7 @@ class VisionTokenGeometry:
 
 def model_folder(config: DictConfig) -> Path | None:
     """The folder of the run's model: a path, or a hub name that is in the local cache."""
-    name = config.actor_rollout_ref.model.path
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    hub = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub"
-    hub = Path(os.environ.get("HF_HUB_CACHE", hub))
-    found = sorted(hub.glob(f"models--{name.replace('/', '--')}/snapshots/*/config.json"))
-    return found[-1].parent if found else None
+    return control_tokens.model_folder(config.actor_rollout_ref.model.path)
 
 
 def model_size(config: DictConfig) -> ModelSize | None:

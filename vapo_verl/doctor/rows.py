@@ -15,8 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from vapo_verl.data.cells import RowRules, check_row
+from vapo_verl.data.errors import BadCell
+from vapo_verl.data.images import check_image, image_source, is_remote
+from vapo_verl.data.rows import MEDIA_COLUMNS, OPTIONAL_COLUMNS, REQUIRED_COLUMNS
 from vapo_verl.doctor.findings import Finding, error, ok, warning
 from vapo_verl.doctor.model_size import model_folder
+from vapo_verl.preflight import row_rules
 
 NUM_ROWS, NUM_PLACES = 32, 4
 BAD_ROW = (AssertionError, ValueError, TypeError, KeyError, IndexError, OSError)
@@ -29,7 +34,7 @@ SHOWN = 3
 
 def check_rows(config: DictConfig) -> Iterator[Finding]:
     files = config.data.train_files
-    file = Path(files if isinstance(files, str) else files[0])
+    file = Path(files if isinstance(files, str) else files[0]).expanduser()
     folder = model_folder(config)
     if not file.is_file():
         yield warning(CHECK, f"data.train_files={file} is not here", "see the check `data`")
@@ -44,11 +49,15 @@ def check_rows(config: DictConfig) -> Iterator[Finding]:
     for row, sample in read_samples(config, file, folder):
         if isinstance(sample, PromptSample):
             samples.append(sample)
+        elif isinstance(sample, BadCell):  # in the words of the checks before a run
+            found = f"{file} row {row}, column '{sample.column}': {sample.found}"
+            yield error(CHECK, found, sample.fix)
         else:
             yield error(
                 CHECK,
                 f"row {row} of {file} cannot be read: {type(sample).__name__}: {sample}",
-                "fix the row: `python -m vapo_verl.data check FILE` checks all of them",
+                "`python -m vapo_verl.data check FILE --skip-bad-rows OUT` writes the rows that can "
+                "be used; if it keeps this one, report the check",
             )
     yield from judge_samples(
         samples,
@@ -87,11 +96,23 @@ def read_samples(
         part = Path(scratch) / "sample.parquet"
         pq.write_table(table, part)
         dataset = get_dataset_class(data)([str(part)], tokenizer, data, processor)
+        rules = row_rules(config)
         for place, number in enumerate(numbers):
             try:
+                _check(table, place, rules)
                 yield number, _sample(dataset, place, number, num_images(table, dataset, place))
             except BAD_ROW as problem:
                 yield number, problem
+
+
+def _check(table: pa.Table, place: int, rules: RowRules) -> None:
+    """Raises BadCell, as the checks before a run and `data check` do."""
+    [row] = table.slice(place, 1).to_pylist()
+    row = {name: row.get(name) for name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, *MEDIA_COLUMNS)}
+    check_row(row, rules)
+    for entry in row["images"] or ():
+        if not is_remote(source := image_source(entry)):
+            check_image(source, decode=True)
 
 
 def _sample(dataset: Any, place: int, number: int, images_in_row: int) -> PromptSample:
