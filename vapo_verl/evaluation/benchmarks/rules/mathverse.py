@@ -8,9 +8,10 @@ same option, and otherwise the same meaning, "for example, 0.5m and 50cm". Here:
 - Multiple choice (`question_type` `multi-choice`, or a ground truth that is an option): the letter,
   or the text of an option. Options stand in the question behind "Choices:".
 - Free form: equal as training compares (`vapo_verl.reward.accuracy`), which knows units and named
-  values such as `Perimeter $=18.8 \mathrm{~cm}$`. Beyond that, `y = ...` and `f(x) = ...` define
-  the same function, and parts with labels (`domain: [0, 1] and range: [2, 3]`) equal the same parts
-  without, in this order, or with the same labels in any order.
+  values such as `Perimeter $=18.8 \mathrm{~cm}$`. Beyond that, lengths, areas, volumes, masses and
+  times are converted; `y = ...` and `f(x) = ...` define the same function; and parts with labels
+  (`domain: [0, 1] and range: [2, 3]`) equal the same parts without, in this order, or with the same
+  labels in any order.
 
 The prompt is column `question`; that of Vision Only says nothing of the problem, which the image
 holds.
@@ -19,8 +20,10 @@ Scores: accuracy by `problem_version`, `subject` and `question_type`, where thes
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 
 from vapo_verl.evaluation.benchmarks import BenchmarkRow, Grade, Rule
 from vapo_verl.evaluation.benchmarks.rules.extraction import (
@@ -37,13 +40,33 @@ from vapo_verl.evaluation.benchmarks.rules.generic import (
     scores_by,
 )
 from vapo_verl.reward.accuracy import math_match
+from vapo_verl.reward.answers import normalised
+from vapo_verl.reward.quantities import number, quantity, same_number
 
 NAME = "mathverse"
 MULTIPLE_CHOICE = "multi-choice"
 _LETTER = re.compile(r"\(?[A-Z]\)?\.?")
 _FUNCTION = re.compile(r"\s*\$?\s*(?:y(?:_\d)?|[a-zA-Z]\s*\(\s*[a-z]\s*\))\s*=(?P<rule>[^=]*)")
+_BASE_UNITS = {
+    **{"nm": ("m", Fraction(1, 10**9), 1), "mm": ("m", Fraction(1, 1000), 1)},
+    **{"cm": ("m", Fraction(1, 100), 1), "dm": ("m", Fraction(1, 10), 1)},
+    **{"m": ("m", Fraction(1), 1), "km": ("m", Fraction(1000), 1)},
+    **{"in": ("m", Fraction(254, 10**4), 1), "ft": ("m", Fraction(3048, 10**4), 1)},
+    **{"yd": ("m", Fraction(9144, 10**4), 1), "mi": ("m", Fraction(1609344, 1000), 1)},
+    **{"ha": ("m", Fraction(10**4), 2), "L": ("m", Fraction(1, 1000), 3)},
+    **{"mL": ("m", Fraction(1, 10**6), 3), "cL": ("m", Fraction(1, 10**5), 3)},
+    **{"dL": ("m", Fraction(1, 10**4), 3), "mg": ("g", Fraction(1, 1000), 1)},
+    **{"g": ("g", Fraction(1), 1), "kg": ("g", Fraction(1000), 1), "t": ("g", Fraction(10**6), 1)},
+    **{
+        "ms": ("s", Fraction(1, 1000), 1),
+        "s": ("s", Fraction(1), 1),
+        "min": ("s", Fraction(60), 1),
+    },
+    **{"h": ("s", Fraction(3600), 1), "day": ("s", Fraction(86400), 1)},
+}
+"""Unit -> base unit, size in it, and the power of the base unit."""
 _LABEL = re.compile(r"(?:^|[,;]|\band\b)\s*([A-Za-z][A-Za-z ]*?)\s*:\s*", re.I)
-_AND = re.compile(r"\s*(?:,?\s*\\text\s*\{\s*and\s*\}|,?\s*\band\b|;|\\quad)\s*")
+_AND = re.compile(r"\s*(?:[,;]\s*and\b|[,;]|\band\b)\s*(?=[\[(]|\\\{)")
 
 
 def grade(row: BenchmarkRow, prediction: str) -> Grade:
@@ -85,16 +108,41 @@ def same_meaning(answer: str, truth: str) -> bool:
     if functions[1]:
         ours = functions[0]["rule"] if functions[0] else answer
         return math_match(ours, functions[1]["rule"])
-    return _same_parts(answer, truth)
+    return _same_quantity(answer, truth) or _same_parts(answer, truth)
+
+
+def _same_quantity(answer: str, truth: str) -> bool:
+    """Whether two quantities with units are equal once converted: 0.5 m is 50 cm."""
+    found, wanted = _in_base_units(answer), _in_base_units(truth)
+    if found is None or wanted is None:
+        return False
+    return found[1] == wanted[1] and same_number(found[0], wanted[0])
+
+
+def _in_base_units(text: str) -> tuple[Fraction, Counter[str]] | None:
+    """Value in metres, grams and seconds, and the power of each; None for any other unit."""
+    measured = quantity(text)
+    value = number(measured.value) if measured else None
+    if measured is None or value is None:
+        return None
+    powers: Counter[str] = Counter()
+    for factor in measured.unit.split():
+        name, _, power = factor.partition("^")
+        if name not in _BASE_UNITS:
+            return None
+        base, size, own = _BASE_UNITS[name]
+        value *= size ** int(power or 1)
+        powers[base] += own * int(power or 1)
+    return value, powers
 
 
 def _same_parts(answer: str, truth: str) -> bool:
-    wanted = _labelled(truth)
+    wanted = _labelled(normalised(truth))
     if len(wanted) < 2:
         return False
-    found = _labelled(answer)
+    found = _labelled(normalised(answer))
     if not found:
-        values = _AND.split(answer)
+        values = _AND.split(normalised(answer))
         found = dict(zip(wanted, values, strict=True)) if len(values) == len(wanted) else {}
     return found.keys() == wanted.keys() and all(
         math_match(found[label], wanted[label]) for label in wanted

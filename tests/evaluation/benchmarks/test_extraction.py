@@ -1,0 +1,146 @@
+r"""What counts as an answer, and which option it names."""
+
+from fractions import Fraction
+
+import pytest
+
+from vapo_verl.evaluation.benchmarks.rules.extraction import (
+    chosen_letters,
+    free_answer,
+    literal_list,
+    parse_choices,
+    value_of,
+)
+
+ANGLES = {"A": "40°", "B": "60°", "C": "120°", "D": "140°"}
+ANIMALS = {"A": "a cat", "B": "a dog", "C": "a black dog", "D": "None of the above"}
+IN_THE_IMAGE: dict[str, str] = {}
+
+
+@pytest.mark.parametrize(
+    "text, letters",
+    [
+        (r"\boxed{B}", "B"),
+        (r"\boxed{b}", "B"),
+        (r"\boxed{(B)}", "B"),
+        (r"\boxed{\text{B}}", "B"),
+        (r"\boxed{\mathbf{B}.}", "B"),
+        (r"\boxed{B. 60}", "B"),
+        (r"\boxed{B: 60^\circ}", "B"),
+        (r"\boxed{60^\circ}", "B"),
+        (r"\boxed{60 degrees}", "B"),
+        (r"\boxed{x = 60^\circ}", "B"),
+        (r"\boxed{\angle B = 40^\circ}", "A"),
+        (r"\boxed{A) or B)}", "AB"),
+        (r"\boxed{A or B}", "AB"),
+        (r"\boxed{E}", "E"),
+        (r"\boxed{75^\circ}", None),
+        (r"<think>\boxed{A}</think>\boxed{B}", "B"),
+        (r"\boxed{B} no, \boxed{C}", "C"),
+        ("The answer is (C).", "C"),
+        ("The correct answer is C: 120°.", "C"),
+        ("**Answer: C**", "C"),
+        ("Answer:\nC", "C"),
+        ("答案：C。", "C"),
+        ("Ｂ", "B"),
+        ("The correct choice is B because AB = CD.", "B"),
+        ("I think A is wrong. The answer is 140°. So done.", "D"),
+        ("So I look.\nSo I choose B.", "B"),
+        ("Option C is correct", "C"),
+        ("The angle is 60°", "B"),
+        ("It is either 40° or 60°", None),
+        ("The answer is not B but C", None),
+        ("A triangle has 180 degrees.", None),
+        ("I cannot tell.", None),
+        ("", None),
+        ("<think>The answer is B", None),
+        ("<think>The answer is B</think>C", "C"),
+    ],
+)
+def test_options_with_values(text, letters):
+    assert chosen_letters(text, ANGLES) == letters
+
+
+@pytest.mark.parametrize(
+    "text, letters",
+    [
+        (r"\boxed{\text{a dog}}", "B"),
+        (r"\boxed{A dog}", "B"),
+        ("It is a black dog.", "C"),
+        ("A cat", "A"),
+        (r"\boxed{A}", "A"),
+        ("The answer is a cat", "A"),
+        ('The answer is "a dog".', "B"),
+        (r"\boxed{\text{None of the above}}", "D"),
+        (r"\boxed{a bird}", None),
+    ],
+)
+def test_options_with_words(text, letters):
+    assert chosen_letters(text, ANIMALS) == letters
+
+
+@pytest.mark.parametrize(
+    "text, letters",
+    [
+        (r"\boxed{A, C}", "AC"),
+        (r"\boxed{CA}", "AC"),
+        (r"\boxed{A\text{ and }C}", "AC"),
+        (r"\boxed{\{A,C\}}", "AC"),
+        (r"\boxed{(A), (C)}", "AC"),
+        ("The answer is A, C and D.", "ACD"),
+        ("Figures A and C", "AC"),
+        ("The sequence of the boxes is A, B, C, D, E.", "ABCDE"),
+        ('The figure on the right, labeled "D," is a rotation of the object.', "D"),
+        (r"\boxed{5}", None),
+    ],
+)
+def test_options_that_are_in_the_image(text, letters):
+    assert chosen_letters(text, IN_THE_IMAGE) == letters
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        ("The answer is 3.5. So it is small.", "3.5"),
+        ("Final answer: $\\sqrt{2}$", "\\sqrt{2}"),
+        ("12 cm", "12 cm"),
+        ("<think>12</think>\n\n14.", "14"),
+        ("First, 12.\nThen, 13.", None),
+        ("<think>12", None),
+        (" ", None),
+    ],
+)
+def test_free_answers(text, answer):
+    assert free_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    "question, choices",
+    [
+        ("Q\nChoices:\nA:40°\nB:60°", {"A": "40°", "B": "60°"}),
+        ("Q\nChoices:\nA.(x, y)\nB.  \n z\n", {"A": "(x, y)", "B": "z"}),
+        ("Q\nChoice:\nA. 1\nB. 2\nChoice:\nA. 3\nB. 4", {"A": "3", "B": "4"}),
+        ("Choices: (A) 3/11 (B) 8/11 (C) 3/5", {"A": "3/11", "B": "8/11", "C": "3/5"}),
+        ("Which? (A) 3 cm, (B) 4 cm", {"A": "3 cm", "B": "4 cm"}),
+        ("Q A. 3 B. 4", {"A": "3", "B": "4"}),
+        ("Choices:\nA:26°\nB:74°\n102", {"A": "26°", "B": "74°"}),
+        ("Angle A. It is (A) big. Choices are none.", {}),
+        ("Q\nB. 1\nC. 2", {}),
+    ],
+)
+def test_options_in_the_text_of_a_question(question, choices):
+    assert parse_choices(question) == choices
+
+
+def test_lists_are_parsed_and_never_evaluated():
+    assert literal_list("['a', 2]") == ["a", "2"]
+    assert literal_list("a") is None
+    assert literal_list("[__import__('os').getcwd()]") is None
+    assert literal_list("[" * 10_000 + "]" * 10_000) is None
+
+
+def test_values_without_name_and_unit():
+    assert value_of("x = 1 1/2 cm") == Fraction(3, 2)
+    assert value_of(r"1,200\text{ m}^2") == 1200
+    assert value_of("between 3 and 4") is None
