@@ -159,15 +159,15 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     for area, commands in areas.items():
         module = importlib.import_module(f"vapo_verl.{area}.__main__")
         for command in commands:
-            parser = module._parser() if area == "data" else module._parser([command])
+            parser = module.build_parser() if area == "data" else module.build_parser([command])
             (choices,) = [
                 action.choices
                 for action in parser._actions
                 if isinstance(action, argparse._SubParsersAction)
             ]
             found[f"{area} {command}"] = choices[command]
-    found["export"] = importlib.import_module("vapo_verl.export.__main__")._parser()
-    found["report"] = importlib.import_module("vapo_verl.report.__main__")._parser()
+    found["export"] = importlib.import_module("vapo_verl.export.__main__").build_parser()
+    found["report"] = importlib.import_module("vapo_verl.report.__main__").build_parser()
     return found
 
 

@@ -75,7 +75,7 @@ class Terminal(io.StringIO):
 
 
 def test_a_terminal_replaces_its_last_line(monkeypatch):
-    monkeypatch.setattr(Screen, "_width", lambda _: 80)
+    monkeypatch.setattr(Screen, "width", lambda _: 80)
     text = shown(Terminal())
     clear = "\r\x1b[K"
     assert f"{clear}Ray ... 0 s{clear}Ray: 4 s\n" in text

@@ -119,7 +119,7 @@ class Screen:
                 self._phase = ""
             return
         seconds = f" ... {taken:.0f} s" if self._since else ""
-        self._shown = f"{self._phase}{seconds}"[: self._width() - 1]
+        self._shown = f"{self._phase}{seconds}"[: self.width() - 1]
         self._stream.write(f"{_CLEAR}{self._shown}")
         self._stream.flush()
 
@@ -128,7 +128,8 @@ class Screen:
         self._phase = ""
         self._write("")
 
-    def _width(self) -> int:
+    def width(self) -> int:
+        """Columns of the terminal."""
         return os.get_terminal_size(self._stream.fileno()).columns
 
     def _write(self, text: str) -> None:

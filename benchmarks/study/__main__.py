@@ -34,7 +34,7 @@ Task = tuple[str, Callable[[int], None]]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what is not done yet; returns 1 when a run failed, the others having been finished."""
-    parser = _parser()
+    parser = build_parser()
     options = parser.parse_args(arguments)
     if fault := _fault(options):
         parser.error(fault)
@@ -76,13 +76,13 @@ def _arms(work: Workspace, plan: Plan, options: argparse.Namespace) -> None:
     on_test_rows = partial(measure, work, plan)
     start: Task = (WARM_START, partial(on_test_rows, WARM_START))
     _do_all([start, *_trainings(work, plan, all_runs(plan), on_test_rows)], options.jobs)
-    _report(work, plan, options.document)
+    report_arms(work, plan, options.document)
 
 
 def _variants(work: Workspace, plan: Plan, options: argparse.Namespace) -> None:
     measured = partial(measure_on_validation_rows, work)
     _do_all(_trainings(work, plan, variants.all_runs(), measured), options.jobs)
-    _report_variants(work, options.document)
+    report_variants(work, options.document)
 
 
 def _trainings(
@@ -121,7 +121,8 @@ def all_runs(plan: Plan) -> list[Run]:
     return [Run(arm=arm, seed=seed) for seed in plan.seeds for arm in plan.arms]
 
 
-def _report(work: Workspace, plan: Plan, document: bool) -> None:
+def report_arms(work: Workspace, plan: Plan, document: bool) -> None:
+    """Write tables and figures of the arms; with `document`, into docs/study.md too."""
     runs = all_runs(plan)
     of_runs = [figures.read_figures(work, run.name, run.arm, run.seed) for run in runs]
     of_runs.insert(0, figures.read_figures(work, WARM_START, WARM_START, NO_SEED))
@@ -168,7 +169,8 @@ def _committed(plan: Plan) -> list[figures.Figures]:
     return figures.read_csv(file) if as_large and file.exists() else []
 
 
-def _report_variants(work: Workspace, document: bool) -> None:
+def report_variants(work: Workspace, document: bool) -> None:
+    """Write the table of the variants; with `document`, into docs/study.md too."""
     rows = [variants.read_variant(work, run) for run in variants.all_runs()]
     differences = variants.compare_variants(work)
     text = f"{page.variants_table(rows)}\n\n{page.variants_comparison_table(differences)}"
@@ -180,7 +182,8 @@ def _report_variants(work: Workspace, document: bool) -> None:
     print(f"\nCSV file: {out / VARIANTS_CSV}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=main.__doc__)
     add = parser.add_argument
     size = parser.add_mutually_exclusive_group()

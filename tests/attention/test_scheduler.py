@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from vapo_verl.attention.scheduler import _PassesVisualAttention
+from vapo_verl.attention.scheduler import PassesVisualAttention
 from vapo_verl.attention.settings import Settings
 
 VALUES = np.array([0.1, 0.2, 0.3], dtype=np.float32)
@@ -28,10 +28,8 @@ class Upstream:
         return {0: SimpleNamespace(outputs=outputs)}
 
 
-class Scheduler(_PassesVisualAttention, Upstream):
-    def __init__(self, *args, **kwargs):
-        Upstream.__init__(self, *args, **kwargs)
-        self._settings = Settings.from_additional_config(self.vllm_config.additional_config)
+class Scheduler(PassesVisualAttention, Upstream):
+    pass
 
 
 def request(**extra_args):

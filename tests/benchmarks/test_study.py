@@ -140,7 +140,7 @@ def test_results_are_written_and_read_back(work, tmp_path, monkeypatch, capsys):
     document.write_text(f"Before.\n\n{start}\nold\n{end}\n\nAfter.\n")
     monkeypatch.setattr(study, "DOCUMENT", document)
     monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
-    study._report(work, PLAN, document=True)
+    study.report_arms(work, PLAN, document=True)
     text = document.read_text()
     assert text.startswith("Before.") and text.endswith("After.\n") and "old" not in text
     # its figures, two comparisons, claims by kind, what it learnt from
@@ -191,7 +191,7 @@ def test_variants_are_written_with_what_they_learnt_from(
     document.write_text(f"Before.\n{start}\n{end}\nAfter.\n")
     monkeypatch.setattr(study, "DOCUMENT", document)
     monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
-    study._report_variants(with_variants, document=True)
+    study.report_variants(with_variants, document=True)
     text = document.read_text()
     assert text.count("| VAPO, gamma 1 |") == 2 and text.endswith("After.\n")
     assert "| VAPO, learning rate 1e-4 | GRPO, learning rate 1e-4 | +0.000" in text

@@ -117,6 +117,6 @@ def test_the_server_ends_when_its_parent_is_killed(tmp_path):
     port = int(done.stdout.rsplit(":", 1)[1].split("/")[0])
     (child,) = children(tmp_path / "log")
     deadline = time.monotonic() + 20
-    while serve._is_healthy(port) or is_running(child):
+    while serve.is_healthy(port) or is_running(child):
         assert time.monotonic() < deadline
         time.sleep(0.05)

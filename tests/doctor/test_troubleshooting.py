@@ -73,5 +73,5 @@ def test_linked_pages_exist():
 
 
 def test_the_command_at_the_top_is_the_doctors():
-    parser = doctor._parser()
+    parser = doctor.build_parser()
     assert parser.prog in PAGE

@@ -20,7 +20,7 @@ def model():
 
 def test_upstream_still_fails_on_text_alone(model):
     with pytest.raises(AttributeError, match="mean"):
-        text_only_forward._get_input_embeds(model, torch.tensor([[1, 2, 3]]))
+        text_only_forward.upstream_get_input_embeds(model, torch.tensor([[1, 2, 3]]))
         pytest.fail(
             "veRL now handles batches without images: vapo_verl/patches/text_only_forward.py "
             "and its call can go"
@@ -29,7 +29,9 @@ def test_upstream_still_fails_on_text_alone(model):
 
 def test_the_signature_is_upstreams():
     ours = inspect.signature(text_only_forward.get_input_embeds).parameters
-    assert list(ours) == list(inspect.signature(text_only_forward._get_input_embeds).parameters)
+    assert list(ours) == list(
+        inspect.signature(text_only_forward.upstream_get_input_embeds).parameters
+    )
 
 
 def test_text_alone_embeds_as_text_and_reaches_the_vision_tower(model):
@@ -47,4 +49,4 @@ def test_applying_twice_replaces_once():
     text_only_forward.apply()
     text_only_forward.apply()
     assert upstream._get_input_embeds is text_only_forward.get_input_embeds
-    assert text_only_forward._get_input_embeds is not text_only_forward.get_input_embeds
+    assert text_only_forward.upstream_get_input_embeds is not text_only_forward.get_input_embeds

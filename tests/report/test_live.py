@@ -52,7 +52,7 @@ def test_pictures_show_the_rollouts_since_the_last_ones(tmp_path, monkeypatch):
     run = write_run(tmp_path / "run", steps, {1: METRICS})
     shown = []
     monkeypatch.setattr("vapo_verl.plots.matplotlib_figure.picture", shown.append)
-    monkeypatch.setattr("vapo_verl.report.live._send_to_wandb", lambda *_: None)
+    monkeypatch.setattr("vapo_verl.report.live.send_to_wandb", lambda *_: None)
     pictures = KeyPictures(run, {"wandb": None}, freq=2, last_step=100)
     pictures.log({}, 2)
     pictures.log({}, 4)
@@ -68,7 +68,7 @@ def test_what_was_not_sampled_is_left_out(tmp_path):
 
 
 def test_no_pictures_are_drawn_for_nobody(run, monkeypatch):
-    monkeypatch.setattr(KeyPictures, "_pictures", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr(KeyPictures, "pictures", lambda *_: pytest.fail("drawn"))
     KeyPictures(run, {"console": object()}, freq=1, last_step=7).log({}, 1)
     KeyPictures(run, {"wandb": Wandb()}, freq=0, last_step=7).log({}, 7)
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 
-class _PassesVisualAttention:
-    """Mixin of a `Scheduler`."""
+class PassesVisualAttention:
+    """Mixin of a vLLM `Scheduler`: copies a row of the worker's values to its request's output."""
 
     vllm_config: VllmConfig
     requests: dict[str, Request]
@@ -58,11 +58,11 @@ class _PassesVisualAttention:
         return bool(params is not None and (params.extra_args or {}).get(KEY))
 
 
-class VisualAttentionScheduler(_PassesVisualAttention, Scheduler):
+class VisualAttentionScheduler(PassesVisualAttention, Scheduler):
     pass
 
 
-class AsyncVisualAttentionScheduler(_PassesVisualAttention, AsyncScheduler):
+class AsyncVisualAttentionScheduler(PassesVisualAttention, AsyncScheduler):
     pass
 
 

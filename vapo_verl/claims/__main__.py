@@ -79,7 +79,7 @@ _COMMANDS: dict[str, _Command] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns 2, with the message on stderr, for what a user has to fix."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parser(arguments).parse_args(arguments)
+    options = build_parser(arguments).parse_args(arguments)
     try:
         return importlib.import_module(_COMMANDS[options.command][1]).run(options)
     except (DataError, ValueError, OSError) as error:
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """A parser that lists all commands and imports the arguments of the one that is called."""
     parser = argparse.ArgumentParser(prog="python -m vapo_verl.claims", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

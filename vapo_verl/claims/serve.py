@@ -134,7 +134,7 @@ def _wait_until_healthy(
     process: subprocess.Popen[bytes], port: int, log: Path, timeout_s: float
 ) -> None:
     deadline = time.monotonic() + timeout_s
-    while not _is_healthy(port):
+    while not is_healthy(port):
         if process.poll() is not None:
             raise ServerError(
                 f"vllm serve ended with code {process.returncode}; correct --model or --vllm-args."
@@ -148,7 +148,8 @@ def _wait_until_healthy(
         time.sleep(_POLL_S)
 
 
-def _is_healthy(port: int) -> bool:
+def is_healthy(port: int) -> bool:
+    """Whether the server at this port of the machine answers that it is ready."""
     connection = http.client.HTTPConnection(HOST, port, timeout=5)
     try:
         connection.request("GET", "/health")

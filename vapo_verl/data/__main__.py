@@ -33,7 +33,7 @@ _READERS = {"import-vapo-thinker": vapo_thinker_reader, "import-plain": plain_re
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns 1, with the message on stderr, for what a user has to fix."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
         return _check(options) if options.command == "check" else _import(options)
     except (DataError, OSError) as error:  # OSError: no room, or no right to write there
@@ -107,7 +107,8 @@ def _import(options: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of the command."""
     parser = argparse.ArgumentParser(prog="python -m vapo_verl.data", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and write the data set."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
 
     from vapo_verl.digits.build import DigitsConfig, write_dataset
 
@@ -21,7 +21,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(path)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of the command."""
     parser = argparse.ArgumentParser(prog="python -m vapo_verl.digits", description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the parquet files")
     for split in ("train", "val", "test"):

@@ -22,7 +22,7 @@ RECIPE = "+recipe="
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _parser()
+    parser = build_parser()
     options = parser.parse_args(arguments)
     recipe, overrides = _split(parser, options.overrides)
     config = _config(parser, recipe, overrides)
@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any(finding.status == "error" for finding in findings))
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m vapo_verl.doctor",
         description="Find problems before a run starts. Without a recipe: the machine only.",

@@ -62,7 +62,7 @@ COMMANDS = BENCHMARKS | PROBING
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns 2, with the message on stderr, for what a user has to fix."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parser(arguments).parse_args(arguments)
+    options = build_parser(arguments).parse_args(arguments)
     try:
         return _module(options.command).run(options)
     except (RunError, DataError, OptionError, OSError) as error:
@@ -77,7 +77,7 @@ def _module(command: str) -> Any:
     return importlib.import_module(COMMANDS[command][1])
 
 
-def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """A parser that lists all commands and imports the arguments of the one that is called."""
     parser = argparse.ArgumentParser(prog="python -m vapo_verl.evaluation", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

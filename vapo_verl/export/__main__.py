@@ -33,7 +33,7 @@ class ExportOptions:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export; returns 2, with the message on stderr, for errors that a user has to fix."""
-    options = options_from(ExportOptions, _parser().parse_args(arguments))
+    options = options_from(ExportOptions, build_parser().parse_args(arguments))
     from vapo_verl.export.model_folder import write_model_folder  # not for --help
 
     try:
@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of the command."""
     parser = argparse.ArgumentParser(prog="python -m vapo_verl.export", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_options(parser, ExportOptions)

@@ -21,7 +21,7 @@ from vapo_verl.gpu_check.runner import (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _parser()
+    parser = build_parser()
     options = parser.parse_args(arguments)
     try:
         stages = select_stages(options.stages)
@@ -79,7 +79,8 @@ def plan(stages: Sequence[Stage], minutes: float) -> str:
     return "\n".join(lines)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m vapo_verl.gpu_check",
         description="Prove on this machine's GPU what vapo_verl does on one. No download: models "

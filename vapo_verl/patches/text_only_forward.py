@@ -16,7 +16,8 @@ import verl.models.transformers.qwen2_vl as upstream
 DUMMY_GRID = (1, 4, 4)
 """Frames, rows and columns of patches of the dummy image."""
 
-_get_input_embeds = upstream._get_input_embeds
+upstream_get_input_embeds = upstream._get_input_embeds
+"""veRL's own function."""
 
 
 def apply() -> None:
@@ -35,7 +36,7 @@ def get_input_embeds(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Upstream's function with images; without, text embeddings plus zero times a dummy image."""
     if pixel_values is not None or pixel_values_videos is not None:
-        return _get_input_embeds(
+        return upstream_get_input_embeds(
             model,
             input_ids,
             attention_mask,

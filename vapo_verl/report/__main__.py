@@ -39,7 +39,7 @@ class ReportOptions:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the report; returns 2, with the message on stderr, for what a user has to fix."""
-    given = _parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    given = build_parser().parse_args(sys.argv[1:] if arguments is None else arguments)
     try:
         return _report(options_from(ReportOptions, given))
     except (RunError, OptionError, OSError) as error:
@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of the command."""
     parser = argparse.ArgumentParser(prog="python -m vapo_verl.report", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_options(parser, ReportOptions)

@@ -36,7 +36,7 @@ class KeyPictures:
     def __init__(self, run_dir: Path, backends: Mapping[str, Any], *, freq: int, last_step: int):
         """`freq`: steps between pictures, which are also made at `last_step`; 0 makes none."""
         self._run_dir, self._freq, self._last_step = run_dir, freq, last_step
-        senders = {"wandb": _send_to_wandb, "tensorboard": _send_to_tensorboard}
+        senders = {"wandb": send_to_wandb, "tensorboard": send_to_tensorboard}
         self._sends = [(send, backends[name]) for name, send in senders.items() if name in backends]
         self._warned = False
 
@@ -45,7 +45,7 @@ class KeyPictures:
         if not (self._sends and self._is_due(step)):
             return
         try:
-            for name, image in self._pictures(step):
+            for name, image in self.pictures(step):
                 for send, backend in self._sends:
                     send(backend, name, image, step)
         except ModuleNotFoundError as error:
@@ -63,7 +63,8 @@ class KeyPictures:
     def _is_due(self, step: int) -> bool:
         return self._freq > 0 and step > 0 and (step % self._freq == 0 or step == self._last_step)
 
-    def _pictures(self, step: int) -> Iterator[tuple[str, Image.Image]]:
+    def pictures(self, step: int) -> Iterator[tuple[str, Image.Image]]:
+        """Name and image of each key figure at `step`."""
         from vapo_verl.plots.matplotlib_figure import picture  # matplotlib: only where it is needed
 
         since = range((step - 1) // self._freq * self._freq + 1, step + 1)
@@ -85,9 +86,11 @@ def write_final_report(run_dir: Path) -> None:
         say(f"WARNING: no {REPORT_FILE}: {error!r}")
 
 
-def _send_to_wandb(wandb: Any, name: str, image: Image.Image, step: int) -> None:
+def send_to_wandb(wandb: Any, name: str, image: Image.Image, step: int) -> None:
+    """Log an image with the `wandb` module of the run."""
     wandb.log({name: wandb.Image(image)}, step=step)
 
 
-def _send_to_tensorboard(backend: Any, name: str, image: Image.Image, step: int) -> None:
+def send_to_tensorboard(backend: Any, name: str, image: Image.Image, step: int) -> None:
+    """Log an image with veRL's TensorBoard backend."""
     backend.writer.add_image(name, np.asarray(image), step, dataformats="HWC")

@@ -174,7 +174,7 @@ def test_cascade_attention_walks_the_whole_context(attention, paged_batch, monke
 def test_without_a_tap_it_walks_the_whole_context(attention, paged_batch, monkeypatch):
     batch = paged_batch()
     layer = Layer(batch)
-    layer.impl._tap = None
+    layer.impl.tap = None
     ratio = layer.capture()
     layer.forward()
     assert attention.lse_asked_for == [False]
@@ -184,7 +184,7 @@ def test_without_a_tap_it_walks_the_whole_context(attention, paged_batch, monkey
 def test_an_exception_leaves_no_state_behind(attention, paged_batch):
     batch = paged_batch()
     layer = Layer(batch)
-    tap = layer.impl._tap
+    tap = layer.impl.tap
     layer.capture()
     attention.fails = True
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -202,7 +202,7 @@ def test_an_exception_leaves_no_state_behind(attention, paged_batch):
 
 def test_the_tap_is_installed_once(attention, paged_batch):
     first, second = Layer(paged_batch()), Layer(paged_batch())
-    assert flash_attn.flash_attn_varlen_func is first.impl._tap is second.impl._tap
+    assert flash_attn.flash_attn_varlen_func is first.impl.tap is second.impl.tap
     second.forward()
     assert attention.lse_asked_for == [False]
 

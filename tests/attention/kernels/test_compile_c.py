@@ -21,7 +21,7 @@ def built(tmp_path):
 def test_it_is_compiled_once_and_again_when_the_source_changes(source, tmp_path, monkeypatch):
     assert load_library(source).answer() == 42
     [first] = built(tmp_path)
-    monkeypatch.setattr(cpu, "_compile", None)  # a second compilation would fail
+    monkeypatch.setattr(cpu, "compile_library", None)  # a second compilation would fail
     assert load_library(source).answer() == 42
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -73,7 +73,7 @@ class Case:
 
     def compiled(self, window=None):
         out = torch.full((len(self.seq_lens),), 7.0)
-        assert cpu._c_function() is not None, "no C compiler on this machine"
+        assert cpu.compiled_function() is not None, "no C compiler on this machine"
         cpu.visual_ratio(*self._arguments(), out, window)
         return out
 
@@ -166,12 +166,12 @@ def test_without_a_compiler_pytorch_gives_the_same(monkeypatch):
     case.cache.nan_to_num_()
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CC", raising=False)
-    cpu._c_function.cache_clear()
+    cpu.compiled_function.cache_clear()
     try:
         out = torch.zeros(len(case.seq_lens))
         cpu.visual_ratio(*case._arguments(), out)
     finally:
-        cpu._c_function.cache_clear()
+        cpu.compiled_function.cache_clear()
     torch.testing.assert_close(out, case.expected(), rtol=0, atol=1e-6, equal_nan=True)
     assert "no C compiler found" in said[0]
 
@@ -180,8 +180,8 @@ def test_loading_it_leaves_denormals_alone():
     """A library linked with -ffast-math flushes them for the whole process: other tokens."""
     code = (
         "import numpy as np\n"
-        "from vapo_verl.attention.kernels.cpu import _c_function\n"
-        "assert _c_function() is not None\n"
+        "from vapo_verl.attention.kernels.cpu import compiled_function\n"
+        "assert compiled_function() is not None\n"
         "print(np.float32(1e-40) * np.float32(0.5) > 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

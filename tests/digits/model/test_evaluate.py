@@ -24,7 +24,7 @@ def test_mixed_groups_are_neither_all_right_nor_all_wrong(monkeypatch):
         turn = next(rounds)
         return [of_row[turn] for of_row in answers]
 
-    monkeypatch.setattr(evaluate, "_prompt", lambda processor, row: row)
+    monkeypatch.setattr(evaluate, "make_prompt", lambda processor, row: row)
     monkeypatch.setattr(evaluate, "respond", respond)
-    monkeypatch.setattr(evaluate, "_answer", lambda processor, sample: sample)
+    monkeypatch.setattr(evaluate, "read_answer", lambda processor, sample: sample)
     assert mixed_groups(None, None, rows) == pytest.approx(1 / 4)

@@ -17,7 +17,7 @@ def test_vllm_generates_what_transformers_generates(packaged, monkeypatch):
     monkeypatch.setitem(os.environ, "TORCHDYNAMO_DISABLE", "1")
     vllm = pytest.importorskip("vllm")
     model, processor = packaged
-    prompts = [_prompt(processor, question, seed) for seed, question in enumerate(QUESTIONS)]
+    prompts = [make_prompt(processor, question, seed) for seed, question in enumerate(QUESTIONS)]
     engine = vllm.LLM(
         model=str(model_dir()),
         dtype="float32",
@@ -31,7 +31,7 @@ def test_vllm_generates_what_transformers_generates(packaged, monkeypatch):
         assert list(output.outputs[0].token_ids) == _transformers(model, processor, prompt)
 
 
-def _prompt(processor, question, seed):
+def make_prompt(processor, question, seed):
     scene = sample_scene(random.Random(seed), scan_pool("test"), 2, 2 + seed % 2)
     content = [{"type": "image"}, {"type": "text", "text": question}]
     text = processor.apply_chat_template(

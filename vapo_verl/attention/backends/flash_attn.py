@@ -27,12 +27,13 @@ class RecordingFlashAttentionImpl(FullContextImpl, FlashAttentionImpl):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._tap = flash_attention_lse.install(flash_attn)
+        self.tap = flash_attention_lse.install(flash_attn)
+        """None where vLLM's function cannot return an LSE."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        if self.capture is None or self._tap is None:
+        if self.capture is None or self.tap is None:
             return super().forward(*args, **kwargs)
-        with self._tap.open():
+        with self.tap.open():
             return super().forward(*args, **kwargs)
 
     def record(
@@ -43,8 +44,8 @@ class RecordingFlashAttentionImpl(FullContextImpl, FlashAttentionImpl):
         batch: Batch,
         lse: Tensor | None = None,
     ) -> None:
-        if self._tap is not None:
-            lse = self._tap.lse
+        if self.tap is not None:
+            lse = self.tap.lse
         super().record(capture, query, kv_cache, batch, lse)
 
 

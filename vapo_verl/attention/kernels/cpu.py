@@ -88,7 +88,7 @@ def visual_ratio(
     that starts below 0 gets nan. The integer tensors are int32; `out` is contiguous float32.
     """
     arguments = (query, kv_cache, layout, query_start_loc, seq_lens, block_table, spans, scale)
-    if _c_function() is None:
+    if compiled_function() is None:
         out.copy_(visual_ratio_torch(*arguments, window=window))
     else:
         _call_c(*arguments, out, window or 0)
@@ -157,7 +157,8 @@ class _Arguments(ctypes.Structure):
 
 
 @functools.cache
-def _c_function() -> Callable[[Any], int] | None:
+def compiled_function() -> Callable[[Any], int] | None:
+    """The C kernel, compiled at the first call; None, with a warning, without a C compiler."""
     try:
         function = load_library(Path(__file__).with_name("visual_ratio.c")).visual_ratio
     except CannotCompileError as e:
@@ -208,7 +209,7 @@ def _call_c(
         layout=layout,
         window=window,
     )
-    function = _c_function()
+    function = compiled_function()
     assert function is not None
     if function(ctypes.byref(arguments)) != 0:
         raise MemoryError("no memory for the scores of the visual attention ratio")
@@ -236,14 +237,19 @@ def load_library(source: Path) -> ctypes.CDLL:
                 continue
             library = folder / name
             if not library.exists():
-                _compile(compiler, source, library)
+                compile_library(compiler, source, library)
             return ctypes.CDLL(str(library))
         except OSError as e:
             problem = e
     raise CannotCompileError(f"no folder to keep {name} in: {problem}") from problem
 
 
-def _compile(compiler: str, source: Path, library: Path) -> None:
+def compile_library(compiler: str, source: Path, library: Path) -> None:
+    """Compile `source` to `library` atomically, with OpenMP where the compiler has it.
+
+    Raises:
+        CannotCompileError: the compiler fails or takes longer than `TIMEOUT_S`.
+    """
     handle, draft = tempfile.mkstemp(dir=library.parent, suffix=".so")
     os.close(handle)
     try:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> None:
     """Make a small model: train, save in bfloat16, measure, and write its card."""
-    parser = _parser()
+    parser = build_parser()
     options = parser.parse_args(arguments)
     if options.command == "random":
         _make_random(options)
@@ -97,7 +97,8 @@ def _document(options: argparse.Namespace, config: RecipeConfig, minutes: float)
     (options.out / "README.md").write_text(card)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m vapo_verl.digits.model",
         usage="%(prog)s --out DIR [--preset NAME] [--seed N] [--threads N]\n"

@@ -97,8 +97,8 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    samples = respond(model, processor, [_prompt(processor, row) for row in rows], temperature)
-    answers = [_answer(processor, sample) for sample in samples]
+    samples = respond(model, processor, [make_prompt(processor, row) for row in rows], temperature)
+    answers = [read_answer(processor, sample) for sample in samples]
     lengths = [len(sample.response_ids) for sample in samples]
     claims = [row["claims"][:num_claims] for row in rows]
     judged = judge(model, processor, samples, claims)
@@ -125,9 +125,9 @@ def mixed_groups(
 
     Only mixed groups give an advantage that compares the samples of one prompt.
     """
-    prompts = [_prompt(processor, row) for row in rows]
+    prompts = [make_prompt(processor, row) for row in rows]
     samplings = [respond(model, processor, prompts, temperature=1.0) for _ in range(GROUP_SIZE)]
-    answers = np.array([[_answer(processor, s) for s in samples] for samples in samplings])
+    answers = np.array([[read_answer(processor, s) for s in samples] for samples in samplings])
     right = answers == np.array(_truths(rows))
     return float((right.any(axis=0) & ~right.all(axis=0)).mean())
 
@@ -227,7 +227,8 @@ def _answer_positions(sample: Sample) -> list[int]:
     return (ends - 2).tolist()
 
 
-def _prompt(processor: Qwen2_5_VLProcessor, row: dict) -> Sample:
+def make_prompt(processor: Qwen2_5_VLProcessor, row: dict) -> Sample:
+    """A row's prompt and image, without a response."""
     rows, cols = parse_grid(row["extra_info"]["grid"])
     question = row["extra_info"]["question"]
     return Sample(
@@ -244,7 +245,8 @@ def _truths(rows: Sequence[dict]) -> list[str]:
     return [row["reward_model"]["ground_truth"] for row in rows]
 
 
-def _answer(processor: Qwen2_5_VLProcessor, sample: Sample) -> str | None:
+def read_answer(processor: Qwen2_5_VLProcessor, sample: Sample) -> str | None:
+    """The boxed answer of a sample's response; None where it is not in the format."""
     text = processor.tokenizer.decode(sample.response_ids, skip_special_tokens=True)
     match = _FORMAT.fullmatch(text)
     return match[1] if match else None
