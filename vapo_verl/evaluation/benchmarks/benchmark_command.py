@@ -13,6 +13,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,8 @@ PAPER_SUFFIX = (
     "<think> </think> tags. Then, provide your final answer enclosed within \\boxed{}."
 )
 """The text that VAPO's evaluation puts behind the question, without a separator."""
-SUFFIXES = ("paper", "vapo", "none")
+SUFFIXES = ("paper", "vapo", "trained", "none")
+_ROWS_FOR_SUFFIX = 64
 _NAME_LIMIT = 120
 
 
@@ -65,7 +67,7 @@ class BenchmarkOptions:
     rules: str | None = field(default=None, metadata=cli(metavar="NAME"))
     """Rule of all files (by the name of a file, else by its columns)."""
     suffix: str | None = field(default=None, metadata=cli(choices=SUFFIXES))
-    """Behind the question of TSV rows (paper; for avg8 that of the training rows, or vapo)."""
+    """Behind the question of TSV rows (paper; for avg8 trained, of a run folder, or vapo)."""
     limit: int | None = field(default=None, metadata=cli(low=1))
     """Only the first rows of each file, for a trial."""
     step: int | None = field(default=None, metadata=cli(low=1))
@@ -125,7 +127,9 @@ def run(arguments: argparse.Namespace) -> int:
     results = read_results(options.out)
     atomic_write_text(options.out / SCORES_FILE, scores_csv(results))
     page = options.out / PAGE_FILE
-    write_page(page, f"Benchmarks of {model.name}", _note(model, options), benchmark_body(results))
+    write_page(
+        page, f"Benchmarks of {model.name}", _note(tasks, model, options), benchmark_body(results)
+    )
     print(page)
     return 0
 
@@ -138,8 +142,8 @@ class _Model:
     fingerprint: str
     engine: EngineOptions | None
     """None for an endpoint; without min_pixels and max_pixels those of the run folder."""
-    suffix: str | None
-    """Of the rows it was trained on, one of `SUFFIXES`; None where that is not known."""
+    trained_suffix: str | None
+    """Behind the questions it was trained on; None where that is not known."""
     seed: int
     template_options: Mapping[str, Any]
 
@@ -198,7 +202,7 @@ def _model(options: BenchmarkOptions) -> _Model:
             name=options.model_name,
             fingerprint=f"{model} {options.model_name}",
             engine=None,
-            suffix=None,
+            trained_suffix=None,
             seed=seed or 0,
             template_options={},
         )
@@ -214,7 +218,7 @@ def _model(options: BenchmarkOptions) -> _Model:
         name=folder.resolve().name,
         fingerprint=model_fingerprint(model),
         engine=replace(options.engine, seed=seed or 0),
-        suffix=None,
+        trained_suffix=None,
         seed=seed or 0,
         template_options={},
     )
@@ -250,15 +254,18 @@ def _run_folder_model(run_dir: Path, options: BenchmarkOptions) -> _Model:
         name=f"{run_dir.resolve().name}, step {step}",
         fingerprint=model_fingerprint(str(folder)),
         engine=replace(engine, model=str(folder), seed=seed, **pixels),
-        suffix=trained_suffix(config),
+        trained_suffix=trained_suffix(config),
         seed=seed,
         template_options={str(name): value for name, value in (template or {}).items()},
     )
 
 
 def trained_suffix(config: DictConfig) -> str | None:
-    """Which of `SUFFIXES` the first training row of a run ends with; None if it cannot be known:
-    its file is gone, or it ends otherwise."""
+    """What stands behind the questions a run trains on; None where its first file is gone.
+
+    It is the paper's suffix, or else the lines in which the first rows' prompts all end; empty
+    where they end differently.
+    """
     from vapo_verl.data.errors import FileError
     from vapo_verl.data.parquet_stream import iter_rows, open_parquet
 
@@ -266,23 +273,42 @@ def trained_suffix(config: DictConfig) -> str | None:
     path = Path(files if isinstance(files, str) else files[0])
     try:
         with open_parquet(path, key="data.train_files") as parquet:
-            _, row = next(iter_rows(parquet, ("prompt",), path=path, key="data.train_files"))
-    except (FileError, StopIteration):
+            rows: Any = iter_rows(parquet, ("prompt",), path=path, key="data.train_files")
+            texts = [str(row["prompt"][-1]["content"]) for _, row in islice(rows, _ROWS_FOR_SUFFIX)]
+    except FileError:
         return None
-    prompt: Any = row["prompt"]
-    text = str(prompt[-1]["content"])
-    return next((name for name in ("paper", "vapo") if text.endswith(_suffix_text(name))), None)
+    if all(text.endswith(PAPER_SUFFIX) for text in texts):
+        return PAPER_SUFFIX
+    common: list[str] = []
+    for line, *others in zip(*(reversed(text.split("\n")[1:]) for text in texts), strict=False):
+        if len(set(texts)) == 1 or any(other != line for other in others):
+            break
+        common.insert(0, f"\n{line}")
+    return "".join(common)
 
 
-def _suffix_text(name: str) -> str:
+def suffix_text(chosen: str | None, protocol: str, trained: str | None) -> str:
+    """The text behind the questions of a TSV.
+
+    Args:
+        chosen: one of `SUFFIXES`; None takes that of the protocol.
+        trained: as :func:`trained_suffix`.
+
+    Raises:
+        OptionError: that of the training rows is chosen and not known.
+    """
     from vapo_verl.data.schema import PROMPT_SUFFIX
 
-    return {"paper": PAPER_SUFFIX, "vapo": f"\n{PROMPT_SUFFIX}", "none": ""}[name]
-
-
-def _suffix_name(model: _Model, options: BenchmarkOptions) -> str:
-    by_protocol = "paper" if options.protocol == "paper" else model.suffix or "vapo"
-    return options.suffix or by_protocol
+    texts = {"paper": PAPER_SUFFIX, "vapo": f"\n{PROMPT_SUFFIX}", "none": "", "trained": trained}
+    if chosen is None:
+        chosen = "paper" if protocol == "paper" else "vapo" if trained is None else "trained"
+    text = texts[chosen]
+    if text is None:
+        raise OptionError(
+            f"--suffix {chosen}: MODEL is no run folder whose training file is still there; choose "
+            "paper, vapo or none"
+        )
+    return text
 
 
 def _task(
@@ -297,7 +323,7 @@ def _task(
         max_tokens=options.max_tokens,
         seed=model.seed,
     )
-    suffix = _suffix_text(_suffix_name(model, options))
+    suffix = suffix_text(options.suffix, options.protocol, model.trained_suffix)
     ending = "" if options.image == "own" else f".{options.image}"
     return Task(
         name=path.stem,
@@ -347,11 +373,11 @@ def _ask(tasks: Sequence[Task], model: _Model, options: BenchmarkOptions) -> Non
     from vapo_verl.evaluation.benchmarks.answering import ask_endpoint, ask_engine
 
     print(
-        f"{model.name}: protocol {options.protocol}, images {options.image}, "
-        f"suffix {_suffix_name(model, options)}, seed {model.seed}"
+        f"{model.name}: protocol {options.protocol}, images {options.image}, seed {model.seed}, "
+        f"suffix {tasks[0].suffix!r}"
     )
-    if model.suffix not in (None, _suffix_name(model, options)):
-        print(f"note: its training rows end with the suffix `{model.suffix}`")
+    if model.trained_suffix not in (None, tasks[0].suffix):
+        print(f"note: its training questions end with {model.trained_suffix!r}")
     if model.engine is not None:
         ask_engine(tasks, model.engine, options.batch, model.template_options)
         return
@@ -417,10 +443,10 @@ def _reasons(failures: Mapping[str, int]) -> str:
     return "; ".join(f"{count} x {reason}" for reason, count in failures.items())
 
 
-def _note(model: _Model, options: BenchmarkOptions) -> str:
+def _note(tasks: Sequence[Task], model: _Model, options: BenchmarkOptions) -> str:
     samples, temperature = PROTOCOLS[options.protocol]
     drawn = "one greedy answer" if samples == 1 else f"{samples} samples at {temperature:g}"
     return (
         f"{model.fingerprint}. Protocol {options.protocol}: {drawn} of up to {options.max_tokens} "
-        f"tokens per row, suffix {_suffix_name(model, options)!r}, seed {model.seed}."
+        f"tokens per row, seed {model.seed}, suffix {tasks[0].suffix!r}."
     )

@@ -1,0 +1,320 @@
+"""The command against a scripted endpoint: answers, scores, resuming, image changes, refusals."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from omegaconf import OmegaConf
+
+from tests.evaluation.benchmarks.chat_server import Reply, benchmark, chat_server, png, write_tsv
+from vapo_verl.data.schema import PROMPT_SUFFIX
+from vapo_verl.evaluation.__main__ import main
+from vapo_verl.evaluation.benchmarks.benchmark_command import (
+    PAPER_SUFFIX,
+    suffix_text,
+    trained_suffix,
+)
+from vapo_verl.evaluation.benchmarks.benchmark_results import ANSWERS_FILE, SCORES_FILE
+from vapo_verl.evaluation.probing.journal import PAGE_FILE, ROWS_FILE, SUMMARY_FILE
+
+ANSWERS = {
+    "Colour?": "It is \\boxed{B}",
+    "Shape?": "I would say \\boxed{A}",
+    "Size?": "\\boxed{B}",
+    "Place?": "That is hard to tell.",
+    "Age?": "<think>Let me see. The",
+}
+"""Question -> reply: two correct, one incorrect, two without a readable answer."""
+
+
+@pytest.fixture
+def tsv(tmp_path):
+    def write(name="quiz.tsv", **cells):
+        rows = [
+            {"question": question, "A": "red", "B": "blue", "C": "grey", "answer": answer}
+            | {"category": "look" if place < 2 else "think"}
+            | {column: values[place] for column, values in cells.items()}
+            for place, (question, answer) in enumerate(zip(ANSWERS, "BACBA", strict=True))
+        ]
+        return write_tsv(tmp_path / name, rows)
+
+    return write
+
+
+def by_question(request):
+    (question,) = (each for each in ANSWERS if each in request.text)
+    cut_off = question == "Age?"
+    return Reply(text=ANSWERS[question], finish_reason="length" if cut_off else "stop")
+
+
+def read_summary(out, name="quiz"):
+    return json.loads((out / name / SUMMARY_FILE).read_text())
+
+
+def test_scores_of_a_greedy_run_by_hand(tsv, tmp_path, capsys):
+    out = tmp_path / "out"
+    with chat_server(by_question) as server:
+        assert benchmark(server.url, out, tsv()) == 0
+    # Colour B, Shape A are correct; Size B is not; Place and Age cannot be read
+    summary = read_summary(out)
+    assert summary["accuracy"]["mean"] == pytest.approx(2 / 5)
+    assert summary["accuracy"]["interval"] == "wilson"
+    # Wilson of 2 in 5: z²/n = 0.76829, middle (0.4 + 0.38415) / 1.76829 = 0.44345,
+    # half 1.95996 sqrt(0.24 / 5 + 0.76829 / 20) / 1.76829 = 0.32583
+    assert summary["accuracy"]["low"] == pytest.approx(0.11762, abs=1e-4)
+    assert summary["accuracy"]["high"] == pytest.approx(0.76928, abs=1e-4)
+    assert summary["unparsed"]["num"] == 2
+    assert summary["truncated"]["num"] == 1
+    assert summary["rule"] == "mcq"
+    assert summary["judge"] is None
+    assert summary["categories"]["look"]["accuracy"]["mean"] == 1
+    assert summary["categories"]["think"]["accuracy"]["mean"] == 0
+    lines = [json.loads(line) for line in (out / "quiz" / ANSWERS_FILE).open()]
+    assert [line["correct"] for line in lines] == [True, True, False, None, None]
+    assert [line["extracted"] for line in lines][:3] == ["B", "A", "B"]
+    assert [line["num_tokens"] for line in lines] == [3, 4, 1, 5, 4]
+    assert "quiz: 40.0 % of 5 rows, unparsed 40.0 %, truncated 20.0 %" in capsys.readouterr().out
+    with (out / SCORES_FILE).open() as file:
+        scores = {(row["category"], row["score"]): row["value"] for row in csv.DictReader(file)}
+    assert scores["", "accuracy"] == scores["", "unparsed"] == "0.4"
+    assert scores["look", "accuracy"] == "1"
+    page = (out / PAGE_FILE).read_text()
+    assert "40.0 % (11.8 to 76.9)" in page
+    assert "<script" not in page
+
+
+def test_the_endpoint_is_asked_as_the_protocol_says(tsv, tmp_path):
+    with chat_server(by_question) as server:
+        assert benchmark(server.url, tmp_path / "out", tsv(), "--max-tokens", "77") == 0
+    for request in server.requests:
+        assert request.text.endswith(PAPER_SUFFIX)
+        assert request.body["temperature"] == 0
+        assert request.body["max_completion_tokens"] == 77
+        assert len(request.images) == 1
+    first = next(request for request in server.requests if "Colour?" in request.text)
+    assert "A. red\nB. blue\nC. grey" in first.text
+    assert first.images[0].getpixel((0, 0)) == (50, 200, 30)
+
+
+def test_several_samples_by_hand(tmp_path):
+    data = write_tsv(tmp_path / "sums.tsv", [{"question": "1 + 1?", "answer": "2"}])
+    replies = iter(["2", "2", "2", "3", "3", "4", "5", "none"])
+
+    def script(request):
+        assert request.body["temperature"] == 1
+        assert "Look at the image and think" in request.text
+        text = next(replies)
+        return Reply(text="" if text == "none" else f"\\boxed{{{text}}}")
+
+    words = ("--protocol", "avg8", "--max-concurrency", "1")
+    with chat_server(script) as server:
+        assert benchmark(server.url, tmp_path / "out", data, *words) == 0
+    summary = read_summary(tmp_path / "out", "sums")
+    assert len(server.requests) == 8
+    assert summary["accuracy"] == {
+        "mean": 3 / 8,
+        "low": None,
+        "high": None,
+        "interval": "bootstrap",
+    }
+    # 1 - C(5, 2) / C(8, 2) = 1 - 10 / 28
+    assert summary["pass"]["2"]["mean"] == pytest.approx(18 / 28)
+    assert summary["pass"]["8"]["mean"] == 1
+    assert summary["majority"]["mean"] == 1
+    assert summary["unparsed"]["num"] == 1
+
+
+def test_failed_answers_are_named_and_asked_again_and_no_other(tsv, tmp_path, capsys):
+    out, data = tmp_path / "out", tsv()
+
+    def refusing(request):
+        return Reply(status=400) if "Size?" in request.text else by_question(request)
+
+    with chat_server(refusing) as server:
+        assert benchmark(server.url, out, data) == 2
+        message = capsys.readouterr().err
+        assert "1 of 5 answers failed" in message
+        assert "refused with status 400" in message
+        assert not (out / "quiz" / SUMMARY_FILE).exists()
+        server.script = by_question
+        del server.requests[:]
+        assert benchmark(server.url, out, data) == 0
+        assert ["Size?" in request.text for request in server.requests] == [True]
+        del server.requests[:]
+        assert benchmark(server.url, out, data) == 0
+        assert server.requests == []
+    assert read_summary(out)["accuracy"]["mean"] == pytest.approx(2 / 5)
+
+
+def test_an_endpoint_that_refuses_everything_says_what_to_correct(tsv, tmp_path, capsys):
+    with chat_server(lambda request: Reply(status=401)) as server:
+        assert benchmark(server.url, tmp_path / "out", tsv()) == 2
+    assert "refuses the key; correct OPENAI_API_KEY" in capsys.readouterr().err
+
+
+def test_other_settings_are_refused(tsv, tmp_path, capsys):
+    out, data = tmp_path / "out", tsv()
+    with chat_server(by_question) as server:
+        assert benchmark(server.url, out, data) == 0
+        assert benchmark(server.url, out, data, "--max-tokens", "5") == 2
+    assert "--max-tokens was 2048, is 5" in capsys.readouterr().err
+
+
+def test_a_killed_run_asks_nothing_that_is_stored_again(tmp_path):
+    rows = [{"question": f"{n:02d} + 0?", "answer": str(n)} for n in range(60)]
+    data, out = write_tsv(tmp_path / "sums.tsv", rows), tmp_path / "out"
+
+    def script(request):
+        time.sleep(0.01)
+        return Reply(text=f"\\boxed{{{request.text.partition(' + 0?')[0].split()[-1]}}}")
+
+    with chat_server(script) as server:
+        words = [sys.executable, "-m", "vapo_verl.evaluation", "benchmark", server.url, str(data)]
+        words += ["--out", str(out), "--model-name", "scripted", "--max-concurrency", "4"]
+        journal = out / "sums" / ROWS_FILE
+        for threshold in (5, 25, 45):
+            process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+            while not journal.exists() or journal.read_bytes().count(b"\n") < threshold:
+                assert process.poll() is None
+                time.sleep(0.002)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            stored = {
+                rows[json.loads(line)["index"]]["question"]
+                for line in journal.read_text().split("\n")[:-1]
+            }
+            time.sleep(0.1)  # requests of the killed process that were on their way
+            del server.requests[:]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+        asked = {question for question in stored for r in server.requests if question in r.text}
+    assert asked == set()
+    assert read_summary(out, "sums")["accuracy"]["mean"] == 1
+
+
+def test_changed_images_reach_the_model_and_stand_beside_the_plain_score(tmp_path):
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    names = ["red", "green", "blue"]
+    rows = [
+        {"question": "Which colour?", "A": "red", "B": "green", "C": "blue", "answer": letter}
+        | {"image": png(color)}
+        for letter, color in zip("ABC", colors, strict=True)
+    ]
+    data, out = write_tsv(tmp_path / "colours.tsv", rows), tmp_path / "out"
+
+    def seeing(request):
+        pixel = np.asarray(request.images[0].getpixel((0, 0)))
+        assert request.images[0].size == (56, 28)
+        return Reply(text=f"\\boxed{{{'ABC'[int(pixel.argmax())]}}}")
+
+    shown = {}
+    with chat_server(seeing) as server:
+        for kind in ("own", "blank", "blurred", "swapped"):
+            del server.requests[:]
+            assert benchmark(server.url, out, data, "--image", kind) == 0
+            shown[kind] = [np.asarray(request.images[0]) for request in server.requests]
+    assert len(names) == len(shown["own"]) == 3
+    assert all(len(np.unique(image.reshape(-1, 3), axis=0)) == 1 for image in shown["blank"])
+    # the edge between colour and black is soft, the far ends are as they were
+    assert all(0 < image[14, 28].max() < 255 for image in shown["blurred"])
+    assert all(image[14, 0].max() > 240 for image in shown["blurred"])
+    own = {image.tobytes() for image in shown["own"]}
+    assert {image.tobytes() for image in shown["swapped"]} == own
+    assert read_summary(out, "colours")["accuracy"]["mean"] == 1
+    assert read_summary(out, "colours.swapped")["accuracy"]["mean"] == 0
+    assert read_summary(out, "colours.blank")["accuracy"]["mean"] == 1  # the mean colour is enough
+    page = (out / PAGE_FILE).read_text()
+    assert "Visual dependence" in page
+    assert "colours, image swapped" in page
+
+
+def test_images_cannot_be_swapped_when_all_are_the_same(tmp_path, capsys):
+    rows = [{"question": f"Q{n}?", "answer": "1", "image": png((9, 9, 9))} for n in range(3)]
+    data = write_tsv(tmp_path / "same.tsv", rows)
+    with chat_server(by_question) as server:
+        assert benchmark(server.url, tmp_path / "out", data, "--image", "swapped") == 2
+        assert server.requests == []
+    assert "the rows of same hold 1 different images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace("answer", "solution"), "answer"),
+        (lambda text: text.replace(png((51, 200, 30)), ""), "row 1"),
+        (lambda text: text.replace(png((52, 200, 30)), "not+an+image+" * 9), "row 2"),
+        (lambda text: text.replace("\t3\t", "\t1\t"), "row 3"),
+    ],
+    ids=["column", "missing image", "damaged image", "duplicate index"],
+)
+def test_a_bad_file_is_refused_before_anything_is_asked(change, message, tsv, tmp_path, capsys):
+    data = tsv()
+    data.write_text(change(data.read_text()))
+    with chat_server(by_question) as server:
+        assert benchmark(server.url, tmp_path / "out", data) == 2
+        assert server.requests == []
+    error = capsys.readouterr().err
+    assert message in error
+    assert str(data) in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["benchmark", "http://127.0.0.1:9/v1", "DATA"], "name the endpoint's model with"),
+        (["benchmark", "Qwen/Qwen2.5-VL-7B-Instruct", "DATA"], "nothing is downloaded"),
+        (["benchmark", "MODEL", "DATA", "DATA"], "quiz is given more than once"),
+        (["benchmark", "MODEL", "DATA", "--judge", "localhost"], "give an address"),
+        (["benchmark", "MODEL", "DATA", "--judge", "http://localhost/v1"], "--judge-model"),
+        (["benchmark", "MODEL", "DATA", "--rules", "mathvers"], "pick one of mathvista"),
+        (["benchmark", "MODEL", "DATA", "--limit", "0"], "--limit 0: give 1 or more"),
+        (["benchmark", "MODEL", "none.tsv"], "none.tsv"),
+    ],
+)
+def test_refusals_name_the_fix(words, message, tsv, tmp_path, capsys):
+    data = str(tsv())
+    words = [data if word == "DATA" else word for word in words]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("endings", "suffix"),
+    [
+        ([PAPER_SUFFIX] * 2, PAPER_SUFFIX),
+        (["\nThink first.\nAnswer shortly."] * 2, "\nThink first.\nAnswer shortly."),
+        (["\nAnswer shortly.", "\nAnswer at length."], ""),
+        (["", ""], ""),
+    ],
+)
+def test_the_suffix_of_a_run_is_that_of_its_training_rows(endings, suffix, tmp_path):
+    path = tmp_path / "train.parquet"
+    questions = ["<image>How many?", "<image>Which is larger?"]
+    prompt = [
+        [{"role": "user", "content": question + ending}]
+        for question, ending in zip(questions, endings, strict=True)
+    ]
+    pq.write_table(pa.table({"prompt": prompt}), path)
+    config = OmegaConf.create({"data": {"train_files": [str(path)]}})
+    assert trained_suffix(config) == suffix
+    config.data.train_files = str(tmp_path / "gone.parquet")
+    assert trained_suffix(config) is None
+
+
+def test_which_suffix_is_asked():
+    assert suffix_text(None, "paper", "\nAs trained.") == PAPER_SUFFIX
+    assert suffix_text(None, "avg8", "\nAs trained.") == "\nAs trained."
+    assert suffix_text(None, "avg8", None) == f"\n{PROMPT_SUFFIX}"
+    assert suffix_text("trained", "paper", "\nAs trained.") == "\nAs trained."
+    assert suffix_text("none", "paper", None) == ""
+    with pytest.raises(ValueError, match="--suffix trained: MODEL is no run folder"):
+        suffix_text("trained", "paper", None)
