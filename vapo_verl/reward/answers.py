@@ -82,6 +82,7 @@ _ANNOUNCED = re.compile(
     re.I,
 )
 _QUOTED = re.compile(r"""(["'])(?=\S)((?:(?!\1).)*\S)\1""", re.S)
+_CJK = r"[\u3040-\u30ff\u3400-\u9fff]"
 _STOP = re.compile(r"(?<![.。,;])[.。,;]$")
 
 
@@ -220,15 +221,16 @@ def _join_thousands(text: str) -> str:
 def text_key(text: str, *, drop_article: bool = True) -> str:
     """Equal for texts that are the same: case, spaces at signs and a leading article aside.
 
-    Spaces between two letters or digits count, as `1 12` is not `11 2`; not in Chinese text.
-    `3 p.m.` is `3pm`, and `H_2O` is `H2O`.
+    Spaces between two letters or two digits count, as `1 12` is not `11 2`; not those between
+    a letter and a digit, or in Chinese text. `3 p.m.` is `3pm`, and `H_2O` is `H2O`.
     """
     text = normalised(text).casefold()
     text = re.sub(r"_\{?(\w+)\}?", r"\1", text)
     text = re.sub(r"(?<=\d) ?([ap])(?:\. ?m\b\.?|m\b)", r"\1m", text)
     if drop_article:
         text = re.sub(r"^(?:the|an?) (?=\w{2})", "", text)
-    text = re.sub(r"(?<![a-z0-9]) | (?![a-z0-9])", "", text)
+    text = re.sub(r"(?<![^\W_]) | (?![^\W_])|(?<=\d) (?=\D)|(?<=[^\W\d]) (?=\d)", "", text)
+    text = re.sub(rf"(?<={_CJK}) | (?={_CJK})", "", text)
     return text or normalised(text)
 
 

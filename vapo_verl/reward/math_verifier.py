@@ -1,107 +1,187 @@
-"""The math verifier: a child process that compares answers and is killed when it takes too long.
+"""The math verifier: a pool of processes that compare answers and end when one takes too long.
 
-Safe in any thread: a call holds a lock and waits on a pipe, without the interpreter lock. The
-child starts at the first comparison (seconds) and ends with its parent.
+Safe in any thread, event loop or Ray actor: a call waits on a socket, without the interpreter
+lock. The first comparison starts the process that forks the workers (seconds); all of them end
+with the process that asked, however that ends.
 """
 
 import atexit
 import json
 import logging
 import os
-import selectors
+import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
-ANSWER_LIMIT_S = 10.0
+from vapo_verl.reward.math_worker import READY
+
+ANSWER_LIMIT_S = 3.0
+"""CPU seconds of one comparison: the load of the machine does not change a result."""
+WAIT_LIMIT_S = 120.0
+"""Wall seconds after which a worker that gets no CPU time is given up."""
 START_LIMIT_S = 180.0
+MAX_WORKERS = 8
 MAX_CHARS = 1000
 
 _log = logging.getLogger(__name__)
 
 
 class MathVerifier:
-    """One child process, started when needed, replaced after it was killed."""
+    """Workers that are started when needed; each compares one pair of answers at a time.
 
-    def __init__(self, answer_limit_s: float = ANSWER_LIMIT_S):
+    A hard pair ends its worker and no other, and pairs that wait for a worker wait only while all
+    `max_workers` are busy.
+    """
+
+    def __init__(self, answer_limit_s: float = ANSWER_LIMIT_S, max_workers: int = MAX_WORKERS):
         self.answer_limit_s = answer_limit_s
-        self.forget()
+        self.max_workers = max_workers
+        self._workers: set[socket.socket] = set()
+        self._parent: _WorkerParent | None = None
+        self._reset_locks()
 
     def equal(self, answer: str, truth: str) -> bool:
         """Whether the two are equal in value; too long, too slow or unreadable: False.
 
         Raises:
-            RuntimeError: the child does not start, as without math-verify.
+            RuntimeError: the processes do not start, as without math-verify.
         """
         if max(len(answer), len(truth)) > MAX_CHARS:
             return False
-        with self._lock:
-            child = self._running()
-            reply = self._ask(child, json.dumps([answer, truth]))
-            if not reply:
-                _log.warning("no answer on %.80r against %.80r: counted incorrect", answer, truth)
-                self._kill(child)
-        return reply == "1"
+        question = json.dumps([answer, truth, self.answer_limit_s]).encode() + b"\n"
+        for _ in range(3):  # again only where somebody else ended the process
+            parent, worker = self._take()
+            reply = _ask(worker, question)
+            self._give_back(worker, is_usable=reply in ("0", "1"))
+            if reply in ("0", "1"):
+                return reply == "1"
+            if reply == "?" and parent.is_running(wait_s=0.1):
+                break
+        _log.warning("no answer on %.80r against %.80r: counted incorrect", answer, truth)
+        return False
 
     def close(self) -> None:
-        """End the child; the next comparison starts another."""
+        """End all processes; the next comparison starts others."""
         with self._lock:
-            if self._child is not None:
-                self._kill(self._child)
+            self._drop_idle()
+            if self._parent is not None:
+                self._parent.end()
+            self._parent = None
 
     def forget(self) -> None:
-        """Drop the child without ending it: after a fork it belongs to the parent."""
+        """Drop the processes without ending them: after a fork they belong to the parent."""
+        for worker in self._workers:
+            worker.close()
+        self._workers.clear()
+        if self._parent is not None:
+            self._parent.control.close()
+        self._parent = None
+        self._reset_locks()
+
+    def _reset_locks(self) -> None:
         self._lock = threading.Lock()
-        self._child: subprocess.Popen[str] | None = None
+        self._free = threading.Semaphore(self.max_workers)
+        self._idle: list[socket.socket] = []
 
-    def _running(self) -> subprocess.Popen[str]:
-        if self._child is None or self._child.poll() is not None:
-            self._child = _start()
-        return self._child
-
-    def _ask(self, child: subprocess.Popen[str], question: str) -> str:
-        assert child.stdin is not None
+    def _take(self) -> tuple["_WorkerParent", socket.socket]:
+        self._free.acquire()
         try:
-            child.stdin.write(question + "\n")
-            child.stdin.flush()
-        except BrokenPipeError:
+            with self._lock:
+                if self._parent is None or not self._parent.is_running():
+                    self._drop_idle()
+                    self._parent = _WorkerParent()
+                worker = self._idle.pop() if self._idle else self._parent.fork_worker()
+                self._workers.add(worker)
+                return self._parent, worker
+        except BaseException:
+            self._free.release()
+            raise
+
+    def _drop_idle(self) -> None:
+        for worker in self._idle:
+            self._workers.discard(worker)
+            worker.close()
+        self._idle.clear()
+
+    def _give_back(self, worker: socket.socket, *, is_usable: bool) -> None:
+        with self._lock:
+            if is_usable:
+                self._idle.append(worker)
+            else:
+                self._workers.discard(worker)
+                worker.close()
+        self._free.release()
+
+
+class _WorkerParent:
+    """The process that has sympy loaded and forks the workers."""
+
+    def __init__(self) -> None:
+        package_root = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+        self.control, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "vapo_verl.reward.math_worker"],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": path},
+            )
+        self.control.settimeout(START_LIMIT_S)
+        if _receive(self.control, len(READY)) != READY:
+            self.end()
+            raise RuntimeError(
+                "the math verifier did not start: `python -m vapo_verl.reward.math_worker` says "
+                "why; it needs math-verify with its antlr4 runtime"
+            )
+
+    def is_running(self, wait_s: float = 0.0) -> bool:
+        """Whether it still is after `wait_s`: workers end a moment before it does."""
+        try:
+            self._process.wait(timeout=wait_s)
+        except subprocess.TimeoutExpired:
+            return True
+        return False
+
+    def fork_worker(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(self.control, [b"w"], [theirs.fileno()])
+        ours.settimeout(WAIT_LIMIT_S)
+        return ours
+
+    def end(self) -> None:
+        self.control.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def _ask(worker: socket.socket, question: bytes) -> str:
+    """`0` or `1`; `?` of a worker that ended while it compared; blank of one that was gone."""
+    try:
+        worker.sendall(question)
+        if _receive(worker, 1) != b"?":
             return ""
-        return _read_line(child, self.answer_limit_s)
-
-    def _kill(self, child: subprocess.Popen[str]) -> None:
-        child.kill()
-        child.communicate()
-        self._child = None
-
-
-def _start() -> subprocess.Popen[str]:
-    package_root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-    child = subprocess.Popen(
-        [sys.executable, "-m", "vapo_verl.reward.math_worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path},
-    )
-    if _read_line(child, START_LIMIT_S) != "ready":
-        child.kill()
-        child.communicate()
-        raise RuntimeError(
-            "the math verifier did not start: `python -m vapo_verl.reward.math_worker` says why; "
-            "it needs math-verify with its antlr4 runtime"
-        )
-    return child
+    except OSError:
+        return ""
+    try:
+        return _receive(worker, 1).decode() or "?"
+    except OSError:
+        return "?"
 
 
-def _read_line(child: subprocess.Popen[str], limit_s: float) -> str:
-    """The child's next line; empty if the child ends or the time limit passes first."""
-    assert child.stdout is not None
-    with selectors.DefaultSelector() as selector:
-        selector.register(child.stdout, selectors.EVENT_READ)
-        return child.stdout.readline().strip() if selector.select(limit_s) else ""
+def _receive(connection: socket.socket, size: int) -> bytes:
+    """Up to `size` bytes; fewer when the other end closes or the time limit passes."""
+    received = b""
+    try:
+        while len(received) < size and (more := connection.recv(size - len(received))):
+            received += more
+    except OSError:
+        return received
+    return received
 
 
 _verifier = MathVerifier()

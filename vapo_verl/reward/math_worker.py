@@ -1,61 +1,113 @@
-r"""Symbolic comparison of two LaTeX answers with math-verify, and the loop of the child process.
+r"""Symbolic comparison of two LaTeX answers with math-verify, in processes of its own.
 
-Run as `python -m vapo_verl.reward.math_worker` by `math_verifier.py`. Model text can make sympy
-compute for hours or fill the memory; math-verify's own limit is a signal, which works in the main
-thread only and does not interrupt a computation in C. So its limits are off (None) here, and
-model text must be compared in a process that can be killed.
+Run as `python -m vapo_verl.reward.math_worker` by `math_verifier.py`, with a socket as stdin. The
+process loads sympy once and forks a worker for every socket it is sent, which takes milliseconds.
+Model text can make sympy compute for hours or fill the memory, and math-verify's own limit is a
+signal, which works in the main thread only and does not interrupt a computation in C. So its
+limits are off (None) here, and a worker is limited by the system: CPU time and address space.
 """
 
+import ctypes
+import gc
 import json
 import os
 import re
 import resource
+import signal
+import socket
+import stat
 import sys
-from typing import IO
 
-MEMORY_GIB = 4
+MEMORY_GIB = 1
+"""Address space of a worker, over what it has at its start."""
+READY = b"ready"
 
-_ROOT_SIGN = re.compile(r"√\s*(?:\(([^()]*)\)|([\w.]+))")
+_ABSURD = re.compile(r"\d{400}|\^ ?\{? ?-?\d{5}|\^ ?\{? ?\d+ ?\^ ?\{? ?\d|\d{4} ?!|!!!")
+"""Numbers whose digits alone fill the memory: `10^{99999}`, `9^{9^9}`, `9999!`."""
 
 
 def symbolically_equal(answer: str, truth: str) -> bool:
-    """Whether math-verify finds the two expressions equal; unreadable ones are not."""
+    """Whether math-verify finds the two expressions equal; unreadable ones are not.
+
+    Raises:
+        MemoryError: the process is at its limit, and best ended.
+    """
     from math_verify import parse, verify
 
+    if _ABSURD.search(answer) or _ABSURD.search(truth):
+        return False
     try:
-        gold = parse(_as_maths(truth), parsing_timeout=None)
-        target = parse(_as_maths(answer), parsing_timeout=None)
+        gold = parse(f"${truth}$", parsing_timeout=None)
+        target = parse(f"${answer}$", parsing_timeout=None)
         return bool(
             gold
             and target
             and verify(gold, target, allow_set_relation_comp=True, timeout_seconds=None)
         )
+    except MemoryError:
+        raise
     except Exception:  # the boundary to sympy: model text reaches all of its errors
         return False
 
 
-def _as_maths(expression: str) -> str:
-    """As inline maths: math-verify reads units, degrees and percents there, and not in a box."""
-    with_roots = _ROOT_SIGN.sub(lambda root: rf"\sqrt{{{root[1] or root[2]}}}", expression)
-    return f"${with_roots}$"
+def answer_questions(connection: socket.socket) -> None:
+    """Reply to JSON lines `[answer, truth, cpu_seconds]`: `?` when read, then `1` or `0`.
+
+    A question that takes more CPU time ends the process (SIGPROF), which the other end sees.
+    """
+    with connection, connection.makefile("r") as questions:
+        for line in questions:
+            connection.sendall(b"?")
+            answer, truth, limit_s = json.loads(line)
+            signal.setitimer(signal.ITIMER_PROF, limit_s)
+            reply = symbolically_equal(answer, truth)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            connection.sendall(b"1" if reply else b"0")
 
 
-def serve(questions: IO[str], replies: IO[str]) -> None:
-    """Answer each JSON line `[answer, truth]` with 1 or 0, after a first line `ready`."""
-    replies.write("ready\n" if symbolically_equal(r"\frac{1}{2}", "0.5") else "broken\n")
-    replies.flush()
-    for line in questions:
-        replies.write(f"{int(symbolically_equal(*json.loads(line)))}\n")
-        replies.flush()
+def serve(control: socket.socket) -> None:
+    """Fork a worker for every socket received, until the other end closes."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers
+    own_id = os.getpid()
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not message:
+            return
+        connection = socket.socket(fileno=descriptors[0])
+        if os.fork() == 0:
+            control.close()
+            _limit_worker(own_id)
+            answer_questions(connection)
+            os._exit(0)
+        connection.close()
+
+
+def _limit_worker(parent_id: int) -> None:
+    """End with the parent, even while computing; and keep to the memory limit."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        if os.getppid() != parent_id:
+            os._exit(1)
+        with open("/proc/self/statm") as statm:
+            used = int(statm.read().split()[0]) * resource.getpagesize()
+        limit = used + MEMORY_GIB * 2**30
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def main() -> None:
-    """Keep stdout for replies alone, cap the memory, and serve until stdin closes."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    limit = MEMORY_GIB * 2**30
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    serve(sys.stdin, replies)
+    """Load sympy by a first comparison, say so, and serve."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end is ours
+    if not symbolically_equal(r"\frac{1}{2}", "0.5") or symbolically_equal("x+1", "(x+2)^2"):
+        sys.exit("math-verify is installed and does not compare: it needs its antlr4 runtime")
+    if not stat.S_ISSOCK(os.fstat(0).st_mode):
+        print("math-verify works; vapo_verl starts this process itself")
+        return
+    control = socket.socket(fileno=os.dup(0))
+    gc.freeze()  # forked workers keep these pages shared
+    control.sendall(READY)
+    serve(control)
 
 
 if __name__ == "__main__":

@@ -150,10 +150,16 @@ def _lists(a: str, b: str, depth: int) -> bool | None:
     if len(a_parts) != len(b_parts) or len(a_parts) > _MAX_PARTS:
         return False
     kinds = {a_kind.replace("⟨", "(").replace("⟩", ")"), b_kind.replace("⟨", "(").replace("⟩", ")")}
-    if kinds <= {"", "{}"}:
+    if kinds <= {"", "{}"} and not _is_named_once(a_parts, b_parts):
         return _same_in_any_order(a_parts, b_parts, depth + 1)
-    has_order = len(kinds - {""}) == 1 and "{}" not in kinds
+    has_order = len(kinds - {""}) <= 1 and "{}" not in kinds
     return has_order and all(_same(x, y, depth + 1) for x, y in zip(a_parts, b_parts, strict=True))
+
+
+def _is_named_once(a_parts: Sequence[str], b_parts: Sequence[str]) -> bool:
+    """`x=1, y=2` against `1, 2`: names of one side alone are in the order of the other."""
+    names = [{name.key for part in p if (name := _split_name(part))} for p in (a_parts, b_parts)]
+    return min(map(len, names)) == 0 and max(map(len, names)) > 1
 
 
 def _same_in_any_order(a_parts: Sequence[str], b_parts: Sequence[str], depth: int) -> bool:
@@ -179,7 +185,7 @@ _VARIABLE = re.compile(
     r"|\\?(?:sin|cos|tan|cot|sec|csc) ?(?:∠|△)?[({]?[A-Za-zθαβγ][)}]?"
 )
 _WORDS = re.compile(r"[^\W\d_][^\d_=+*/^<>≤≥\\()\[\]{},;∪]{1,60}(?:\([^()=]{1,20}\))?")
-_EQUALS = re.compile(r"[=≈∈]|(?<=[^\W\d_]{2}):(?= ?[-\d\\])")
+_EQUALS = re.compile(r"[=≈∈]|(?<=[^\W\d_]{2}):(?= ?[-\d\\(\[])")
 _NEXT_SIDE = re.compile(r"[=≈]")
 
 
@@ -189,7 +195,8 @@ def _split_name(text: str) -> _Name | None:
     if equals is None:
         return None
     name, value = text[: equals.start()].strip(), text[equals.end() :].strip()
-    if not value or (equals[0] == ":" and number(value) is None and quantity(value) is None):
+    is_value = number(value) is not None or quantity(value) is not None or _encloses(value)
+    if not value or (equals[0] == ":" and not is_value):
         return None
     if _VARIABLE.fullmatch(name):
         key = re.sub(r"\\(?:overline|vec|bar|(?:wide)?(?:hat|tilde))|[\s{}|\\]|^m(?=∠)", "", name)
@@ -300,7 +307,7 @@ _OF_DIGITS = re.compile(
     r"[\d\s()+./:-]*\d[ )]*-[ (]*\d[\d\s()+./:-]*"  # 3-2, 2023-01-02, (555) 123-4567
     r"|\d+(?: ?/ ?\d+){2,}|v?\d+(?:\.\d+){2,}|\+?\d+(?: \d+)+|\d+(?: ?: ?\d+)+"
     r"|\d[\d.]*(?: ?× ?\d[\d.]*)+"
-    r"|[A-Z]+ ?[- ] ?\d+|\d+ ?- ?[A-Z]+"
+    r"|[A-Z]+ ?[- ] ?\d+|\d+ ?- ?[A-Z]+|[NSEW] ?\d[\d.]*° ?[NSEW]"
 )
 _LETTERS = re.compile(r"(?:(?![Ͱ-Ͽ])[^\W\d_]){2,}")
 _OPERATOR = re.compile(r"[=+^×÷·*<>≤≥√]|\\[a-z]")
