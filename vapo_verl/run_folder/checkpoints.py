@@ -26,11 +26,15 @@ import xxhash
 
 from vapo_verl.files import atomic_write_text, sync_folder
 from vapo_verl.run_folder import RunFolderError
+from vapo_verl.run_folder.layout import METRICS_FILE
+from vapo_verl.run_folder.metrics import read_metrics
 
 MARKER = "complete.json"
 DAMAGED_MARKER = "damaged.json"
 """Name of the marker of a checkpoint that failed its verification: it is no longer complete."""
 POINTER = "latest_checkpointed_iteration.txt"
+BEST_FILE = "best_checkpoint.json"
+"""Step, metric and value of the best checkpoint, where one is kept by a metric."""
 ALGORITHM = "xxh3_128"
 """Non-cryptographic, some GB/s a core: it detects damage, not an attack."""
 NUM_THREADS = 8
@@ -207,7 +211,9 @@ def discard(run_dir: Path, step: int) -> None:
 
 
 @contextmanager
-def writing(run_dir: Path, step: int, keep: int | None = None) -> Iterator[dict[str, FileRecord]]:
+def writing(
+    run_dir: Path, step: int, keep: int | None = None, best_by: str | None = None
+) -> Iterator[dict[str, FileRecord]]:
     """Write the files of the checkpoint of `step` within; :func:`declare_complete` follows.
 
     The folder of an earlier attempt is removed first. Old checkpoints go before the write, to make
@@ -215,6 +221,7 @@ def writing(run_dir: Path, step: int, keep: int | None = None) -> Iterator[dict[
 
     Args:
         keep: complete checkpoints to leave, this one among them; all, where it is None.
+        best_by: metric whose best checkpoint is left too, see :func:`best_complete`.
 
     Yields:
         Records by path relative to the checkpoint. The caller may add those that the writing
@@ -226,7 +233,7 @@ def writing(run_dir: Path, step: int, keep: int | None = None) -> Iterator[dict[
     records: dict[str, FileRecord] = {}
     discard(run_dir, step)
     if keep != 1:
-        remove_old(run_dir, step, keep)
+        remove_old(run_dir, step, keep, best_by)
     with _named_failure(run_dir, step):
         yield records
         folder = checkpoint_folder(run_dir, step)
@@ -241,16 +248,37 @@ def writing(run_dir: Path, step: int, keep: int | None = None) -> Iterator[dict[
 
 
 def declare_complete(
-    run_dir: Path, step: int, files: Mapping[str, FileRecord], keep: int | None = None
+    run_dir: Path,
+    step: int,
+    files: Mapping[str, FileRecord],
+    keep: int | None = None,
+    best_by: str | None = None,
 ) -> None:
     """Declare a checkpoint complete whose `files` are written, point to it, then remove old ones.
+
+    With `best_by`, :data:`BEST_FILE` names the best checkpoint by that metric.
 
     Raises:
         CheckpointError: the marker could not be written; older checkpoints are as they were.
     """
     with _named_failure(run_dir, step):
         _write_marker(run_dir, step, files)
-    remove_old(run_dir, step, keep)
+        if best_by is not None and (best := best_complete(run_dir, best_by)) is not None:
+            content = {"step": best[0], "metric": best_by, "value": best[1]}
+            atomic_write_text(run_dir / BEST_FILE, json.dumps(content) + "\n")
+    remove_old(run_dir, step, keep, best_by)
+
+
+def best_complete(run_dir: Path, metric: str) -> tuple[int, float] | None:
+    """Step and value of the complete checkpoint whose step has the highest value of a metric.
+
+    The newest of equal ones; None where no complete checkpoint's step has a value in
+    ``metrics.jsonl``.
+    """
+    values = read_metrics(run_dir / METRICS_FILE).series(metric)
+    known = [(values[step], step) for step in complete_steps(run_dir) if step in values]
+    value, step = max(known, default=(0.0, None))
+    return None if step is None else (step, value)
 
 
 def mark_complete(run_dir: Path, step: int) -> None:
@@ -258,10 +286,11 @@ def mark_complete(run_dir: Path, step: int) -> None:
     _write_marker(run_dir, step, file_records(checkpoint_folder(run_dir, step)))
 
 
-def remove_old(run_dir: Path, step: int, keep: int | None) -> None:
+def remove_old(run_dir: Path, step: int, keep: int | None, best_by: str | None = None) -> None:
     """Leave `keep` complete checkpoints, that of `step` and those before it, and no remains.
 
-    One whose files do not have the recorded sizes does not count as complete here. Where no other
+    With `best_by`, a metric, the best one by :func:`best_complete` is left too. One whose files do
+    not have the recorded sizes does not count as complete here. Where no other
     is left, nothing is removed. Does nothing where `keep` is None or not positive, either.
     """
     if keep is None or keep < 1:
@@ -276,6 +305,8 @@ def remove_old(run_dir: Path, step: int, keep: int | None) -> None:
         return
     room = keep if step in complete else keep - 1  # the one that is about to be written
     kept = {step, *good[len(good) - min(room, len(good)) :]}
+    if best_by is not None and (best := best_complete(run_dir, best_by)) is not None:
+        kept.add(best[0])
     for other in set(_steps(run_dir)) - kept:
         if other < step:
             discard(run_dir, other)

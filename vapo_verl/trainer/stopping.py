@@ -134,11 +134,14 @@ class SafeStop:
     Args:
         run_dir: folder of the run.
         num_checkpoints: complete checkpoints to keep; all, where it is None.
+        best_by: metric whose best checkpoint is kept too.
     """
 
-    def __init__(self, run_dir: Path, num_checkpoints: int | None) -> None:
+    def __init__(
+        self, run_dir: Path, num_checkpoints: int | None, best_by: str | None = None
+    ) -> None:
         self._run_dir = run_dir
-        self._num_checkpoints = num_checkpoints
+        self._retention = (num_checkpoints, best_by)
         self._requested = threading.Event()
         self._training = False
         self._saved_step = 0
@@ -161,7 +164,7 @@ class SafeStop:
     def saving(self, step: int) -> Iterator[dict[str, FileRecord]]:
         """Write the checkpoint of `step` within; see :func:`checkpoints.writing`."""
         phases.begin(f"checkpoint of step {step}")
-        with checkpoints.writing(self._run_dir, step, self._num_checkpoints) as records:
+        with checkpoints.writing(self._run_dir, step, *self._retention) as records:
             yield records
         phases.end()
         self._written = step, records
@@ -174,7 +177,7 @@ class SafeStop:
         """
         if self._written is not None:
             step, records = self._written
-            checkpoints.declare_complete(self._run_dir, step, records, self._num_checkpoints)
+            checkpoints.declare_complete(self._run_dir, step, records, *self._retention)
             self._saved_step, self._written = step, None
 
     def begin_step(
