@@ -242,12 +242,15 @@ def test_without_anchors_no_room_is_asked_for_them(check):
 
 
 def test_video_rows_are_refused_where_anchors_are_asked(check, digits, tmp_path):
-    table = pq.read_table(digits["train"])
+    rows = pq.read_table(digits["train"]).to_pylist()
+    for row in rows:
+        row["videos"] = None
+    rows[2]["prompt"][-1]["content"] += " <video>"
+    rows[2]["videos"] = ["clip.mp4"]
     path = tmp_path / "video.parquet"
-    videos = pa.array([[], None, ["clip.mp4"]], pa.list_(pa.string()))
-    pq.write_table(table.append_column("videos", videos), path)
+    pq.write_table(pa.Table.from_pylist(rows), path)
     message = refused(check, f"data.train_files={path}")
-    assert f"data.train_files={path}: row 2 has videos" in message
+    assert f"{path} row 2, column 'videos'" in message
     check(f"data.train_files={path}", "vapo.anchors.num_anchors=0")
 
 

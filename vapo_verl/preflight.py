@@ -365,12 +365,7 @@ def check_data(config: DictConfig) -> Iterator[str]:
     """
     from vapo_verl.data.run_files import check_run_files
 
-    data = run_data(config)
-    yield from check_run_files(data)
-    if _settings(config).probes_claims:
-        for key, paths in data.files.items():
-            for path in paths:
-                _refuse_videos(path, f"data.{key}", config.data.video_key)
+    yield from check_run_files(run_data(config))
 
 
 def run_data(config: DictConfig) -> "RunData":
@@ -422,23 +417,7 @@ def row_rules(config: DictConfig) -> "RowRules":
         refuse_controls=_settings(config).data.control_tokens == "refuse",
         max_images=limit if isinstance(limit, int) else None,
         max_images_key=limit_key,
+        refuse_media=_settings(config).probes_claims,
+        video_column=config.data.video_key,
+        audio_column=config.data.audio_key,
     )
-
-
-def _refuse_videos(path: Path, key: str, column: str) -> None:
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-        if column not in file.schema_arrow.names:
-            return
-        first = 0
-        for batch in file.iter_batches(columns=[column]):
-            filled = pc.greater(pc.fill_null(pc.list_value_length(batch[column]), 0), 0)
-            if pc.any(filled).as_py():
-                row = first + pc.index(filled, True).as_py()
-                raise ValueError(
-                    f"{key}={path}: row {row} has {column}; anchors are asked about images only: "
-                    "leave such rows out, or set vapo.anchors.num_anchors=0"
-                )
-            first += len(batch)

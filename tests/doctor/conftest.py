@@ -16,7 +16,7 @@ composed_once = cache(compose_recipe)
 
 @pytest.fixture(scope="session")
 def digits(digits_data) -> dict[str, Path]:
-    return digits_data(train=3, val=2)
+    return digits_data(train=16, val=2)  # a batch of the smoke recipe
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from vapo_verl.data.control_tokens import ControlTokens, read_escapes
+
 ANSWER_BIAS = 100.0
 """Added to the logits of yes and no in a probe, the most vLLM takes: no other token keeps any
 probability. Not ``allowed_token_ids``: vLLM 0.24 leaks its mask to other requests of the batch
@@ -30,9 +32,13 @@ class AnchorQuestion:
     tokenizer: Tokenizer
     yes_id: int
     no_id: int
+    controls: ControlTokens | None = None
+    """Control tokens that a claim may hold: they are encoded as plain text."""
 
     def token_ids(self, claim: str) -> list[int]:
         """The question about ``claim``, tokenised apart so that the prefix keeps its tokens."""
+        if self.controls is not None:
+            claim = self.controls.hide(claim)
         return _encode(self.tokenizer, self.template.replace("{claim}", claim))
 
     @property
@@ -56,14 +62,25 @@ class AnchorQuestion:
 
 
 def bind_question(
-    tokenizer: Tokenizer, template: str, yes_words: Sequence[str], no_words: Sequence[str]
+    tokenizer: Tokenizer,
+    template: str,
+    yes_words: Sequence[str],
+    no_words: Sequence[str],
+    *,
+    controls: ControlTokens | None = None,
 ) -> AnchorQuestion:
     """Find the answer tokens of this tokenizer and check that they can follow the question.
+
+    Args:
+        controls: these are encoded as plain text where a claim holds them
+            (`vapo.data.control_tokens=text`).
 
     Raises:
         ValueError: no word of a list is one token that follows the question's own tokens, or both
             answers are the same token.
     """
+    if controls is not None:
+        read_escapes(tokenizer)
     yes_id = _answer_id(tokenizer, template, yes_words, "vapo.anchors.yes_words")
     no_id = _answer_id(tokenizer, template, no_words, "vapo.anchors.no_words")
     if yes_id == no_id:
@@ -71,7 +88,9 @@ def bind_question(
             f"vapo.anchors.yes_words={list(yes_words)} and no_words={list(no_words)} name the same "
             f"token {yes_id}; give two words with distinct tokens"
         )
-    return AnchorQuestion(template=template, tokenizer=tokenizer, yes_id=yes_id, no_id=no_id)
+    return AnchorQuestion(
+        template=template, tokenizer=tokenizer, yes_id=yes_id, no_id=no_id, controls=controls
+    )
 
 
 def _answer_id(tokenizer: Tokenizer, template: str, words: Sequence[str], key: str) -> int:

@@ -32,6 +32,9 @@ _TEXT_ANSWER = "write the answer as text, a number, or a list of texts any of wh
 _STYLE = f"write one of {', '.join(repr(s) for s in STYLES if s)}, or leave it null"
 _INDEX = "write extra_info.index as a whole number, or leave the field out of all rows"
 _PLAIN_TEXT = "reword it, or encode it as the characters it is made of: control_tokens=text"
+_IMAGES_ONLY = (
+    "anchors are asked about images only: leave such rows out, or set vapo.anchors.num_anchors=0"
+)
 _FEWER = "raise the limit, or drop the row"
 
 
@@ -46,6 +49,10 @@ class RowRules:
     """Images of a row that the engine takes; None is no limit."""
     max_images_key: str = "--max-images"
     """Where the limit is set, for the message."""
+    refuse_media: bool = False
+    """Refuse videos and recordings: anchors are asked about images only."""
+    video_column: str = "videos"
+    audio_column: str = "audios"
 
 
 def row_problems(row: Mapping[str, Any], rules: RowRules) -> list[BadCell]:
@@ -172,15 +179,25 @@ def check_source(data_source: object, extra_info: object) -> None:
 def _check_prompt(row: Mapping[str, Any], rules: RowRules) -> None:
     prompt = row["prompt"]
     check_prompt(prompt)
-    videos = {"<video>": row.get("videos"), "<audio>": row.get("audios")}
-    allowed = tuple(word for word in MEDIA_WORDS if videos[word])
+    media = [row.get(column) or () for column in (rules.video_column, rules.audio_column)]
+    allowed = [word for word, cell in zip(MEDIA_WORDS, media, strict=True) if len(cell)]
     for turn in prompt:
         _refuse_controls("prompt", turn["content"], rules, allowed)
-    text = "".join(turn["content"] for turn in prompt)
-    for word in allowed:
-        if text.count(word) != len(videos[word] or ()):
-            found = f"{text.count(word)} {word} in the prompt, {len(videos[word] or ())} in the row"
-            raise BadCell("prompt", found, f"write one {word} for each")
+
+
+def _check_media(row: Mapping[str, Any], rules: RowRules) -> None:
+    for column, word in zip((rules.video_column, rules.audio_column), MEDIA_WORDS, strict=True):
+        cell = row.get(column)
+        if not cell:
+            continue
+        if rules.refuse_media:
+            raise BadCell(column, f"the row has {column}", _IMAGES_ONLY)
+        if not isinstance(cell, list):
+            raise BadCell(column, f"the cell is {shown(cell)}", "write a list")
+        text = "".join(turn["content"] for turn in row["prompt"]) if _is_chat(row["prompt"]) else ""
+        if text.count(word) != len(cell):
+            found = f"{text.count(word)} {word} in the prompt, {len(cell)} {column}"
+            raise BadCell(column, found, f"write one {word} for each")
 
 
 def _check_images(row: Mapping[str, Any], rules: RowRules) -> None:
@@ -210,6 +227,7 @@ def _check_claims(row: Mapping[str, Any], rules: RowRules) -> None:
 CHECKS: tuple[Callable[[Mapping[str, Any], RowRules], None], ...] = (
     _check_prompt,
     _check_images,
+    _check_media,
     _check_answer,
     _check_source,
     _check_claims,

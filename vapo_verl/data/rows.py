@@ -55,7 +55,6 @@ __all__ = [
 
 REQUIRED_COLUMNS = ("prompt", "data_source", "reward_model")
 OPTIONAL_COLUMNS = ("images", "extra_info", "claims")
-MEDIA_COLUMNS = ("videos", "audios")
 RESERVED_COLUMNS = (
     *("self", "sampling_params", "trajectory", "trace", "agent_name", "session_id", "priority"),
     *("validate", "__rollout_n__", "__do_sample__"),
@@ -185,20 +184,20 @@ def check_parquet(
         FileError: missing, not parquet, empty, or without a required column.
         RowError: rows that cannot be trained on.
     """
+    rules = rules or RowRules()
     with open_parquet(path, key=key) as parquet:
         present = parquet.schema_arrow.names
         require_columns(parquet, REQUIRED_COLUMNS, path=str(path), fix=_IMPORT_FIRST)
         _refuse_reserved(present, key=key, path=str(path))
         num_rows = parquet.metadata.num_rows
         counts = RowCounts(
-            rules or RowRules(),
+            rules,
             min_claims,
             max_images_checked,
             _decode_every(decode_images, num_rows),
         )
         log = ProblemLog(shown_per_kind)
-        media = tuple(name for name in MEDIA_COLUMNS if name in present)
-        columns = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, *media)
+        columns = columns_for(rules)
         bar = progress_bar(num_rows, unit="row") if show_progress else nullcontext()
         with bar as progress:
             for number, row in iter_rows(parquet, columns, path=path, key=key):
@@ -209,6 +208,11 @@ def check_parquet(
     if not skip_bad_rows:
         log.raise_if_any()
     return counts.report(str(path), log.reasons() if skip_bad_rows else {})
+
+
+def columns_for(rules: RowRules) -> tuple[str, ...]:
+    """Columns that the checks of a row look at; those that a file lacks are null."""
+    return (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, rules.video_column, rules.audio_column)
 
 
 def write_usable(path: Path, out: Path, report: CheckReport) -> int:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from vapo_verl.data.cells import RowRules, check_row
 from vapo_verl.data.errors import BadCell
 from vapo_verl.data.images import check_image, image_source, is_remote
-from vapo_verl.data.rows import MEDIA_COLUMNS, OPTIONAL_COLUMNS, REQUIRED_COLUMNS
+from vapo_verl.data.rows import columns_for
 from vapo_verl.doctor.findings import Finding, error, ok, warning
 from vapo_verl.doctor.model_size import model_folder
 from vapo_verl.preflight import row_rules
@@ -108,7 +108,7 @@ def read_samples(
 def _check(table: pa.Table, place: int, rules: RowRules) -> None:
     """Raises BadCell, as the checks before a run and `data check` do."""
     [row] = table.slice(place, 1).to_pylist()
-    row = {name: row.get(name) for name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, *MEDIA_COLUMNS)}
+    row = {name: row.get(name) for name in columns_for(rules)}
     check_row(row, rules)
     for entry in row["images"] or ():
         if not is_remote(source := image_source(entry)):

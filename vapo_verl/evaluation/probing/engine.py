@@ -15,7 +15,9 @@ from PIL import Image
 
 from vapo_verl.anchors.question import ANSWER_BIAS, AnchorQuestion
 from vapo_verl.attention import engine_args, visual_attention
-from vapo_verl.data.cells import IMAGE_PLACEHOLDER
+from vapo_verl.data.cells import chat_parts
+from vapo_verl.data.control_tokens import ControlTokens, added_tokens, read_escapes
+from vapo_verl.data.images import resized
 from vapo_verl.evaluation.probing.probe_options import EngineOptions
 from vapo_verl.evaluation.probing.rows import Row, open_image
 from vapo_verl.run_folder import RunError
@@ -98,6 +100,11 @@ class Engine:
         config = AutoConfig.from_pretrained(options.model)
         self._processor = AutoProcessor.from_pretrained(options.model)
         self.tokenizer = self._processor.tokenizer
+        self.controls: ControlTokens | None = None
+        """These are encoded as plain text."""
+        if options.control_tokens == "text":
+            self.controls = ControlTokens(added_tokens(self.tokenizer))
+            read_escapes(self.tokenizer)
         self._pieces: dict[int, str] = {}
         self._forbidden = _vision_ids(config)
         self._llm = LLM(
@@ -127,8 +134,10 @@ class Engine:
 
     def prompt(self, row: Row) -> Context:
         """The row's chat up to where the model answers."""
+        hide = str if self.controls is None else self.controls.hide
         messages = [
-            {"role": turn["role"], "content": _parts(turn["content"])} for turn in row.messages
+            {"role": turn["role"], "content": chat_parts(hide(turn["content"]))}
+            for turn in row.messages
         ]
         text = self._processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, **self._template_options
@@ -137,13 +146,11 @@ class Engine:
 
     def image(self, source: bytes | str) -> Image.Image:
         """The image as training shows it: veRL resizes by the same function."""
-        from qwen_vl_utils import fetch_image
-
-        limits = {"min_pixels": self._options.min_pixels, "max_pixels": self._options.max_pixels}
-        given = {name: value for name, value in limits.items() if value is not None}
-        return fetch_image(
-            {"image": open_image(source), **given},
-            image_patch_size=self._processor.image_processor.patch_size,
+        return resized(
+            open_image(source),
+            patch_size=self._processor.image_processor.patch_size,
+            min_pixels=self._options.min_pixels,
+            max_pixels=self._options.max_pixels,
         )
 
     def user_turn(self, num_images: int, text: str) -> tuple[int, ...]:
@@ -271,16 +278,6 @@ TopLogprobs = dict[int, float]
 def _request(context: Context) -> dict[str, Any]:
     images = {"multi_modal_data": {"image": list(context.images)}} if context.images else {}
     return {"prompt_token_ids": list(context.ids), **images}
-
-
-def _parts(content: str) -> list[dict[str, str]]:
-    """A turn's text and images in their order."""
-    texts = content.split(IMAGE_PLACEHOLDER)
-    parts: list[dict[str, str]] = []
-    for number, text in enumerate(texts):
-        parts += [{"type": "image"}] if number else []
-        parts += [{"type": "text", "text": text}] if text else []
-    return parts
 
 
 def _vision_ids(config: Any) -> list[int]:

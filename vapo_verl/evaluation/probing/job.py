@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from vapo_verl.data.cells import RowRules
+from vapo_verl.data.control_tokens import ControlTokens, model_folder, tokenizer_tokens
 from vapo_verl.evaluation.probing.engine import Engine
 from vapo_verl.evaluation.probing.journal import Journal, read_records, write_summary
-from vapo_verl.evaluation.probing.probe_options import ProbeOptions
+from vapo_verl.evaluation.probing.probe_options import EngineOptions, ProbeOptions
 from vapo_verl.evaluation.probing.rows import Row, batches, read_rows
 from vapo_verl.progress import progress_bar
 
@@ -21,6 +23,18 @@ def chosen_rows(options: ProbeOptions) -> list[Row]:
         num_rows=options.num_rows,
         seed=options.seed,
         answer_style=options.answer_style,
+        rules=_rules(options.engine),
+    )
+
+
+def _rules(engine: EngineOptions) -> RowRules:
+    """Rows are refused for the control tokens of the model, where its tokenizer is here."""
+    folder = model_folder(engine.model)
+    tokens = tokenizer_tokens(folder) if folder is not None else None
+    return RowRules(
+        controls=ControlTokens() if tokens is None else ControlTokens(tokens),
+        refuse_controls=engine.control_tokens == "refuse",
+        refuse_media=True,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vapo_verl.cli_options import add_options, check_bounds, cli, options_from, settings_of
-from vapo_verl.config import ANSWER_STYLES
+from vapo_verl.config import ANSWER_STYLES, CONTROL_TOKENS
 from vapo_verl.run_folder import RunError
 
 T = TypeVar("T")
@@ -47,6 +47,10 @@ class EngineOptions:
     """Smaller images are enlarged (4 image tokens)."""
     max_pixels: int | None = field(default=None, metadata=cli(low=1))
     """Larger images are shrunk (16384 image tokens)."""
+    control_tokens: str = field(
+        default="refuse", metadata=cli(choices=CONTROL_TOKENS, setting=False)
+    )
+    """As vapo.data.control_tokens: refuse rows with such text, or encode it as plain text."""
     attention_layers: str | tuple[int, ...] | None = field(default=None, metadata=cli(hidden=True))
     """As :func:`vapo_verl.attention.engine_args` takes them."""
     seed: int = field(default=0, metadata=cli(hidden=True))

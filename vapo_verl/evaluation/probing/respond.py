@@ -93,7 +93,10 @@ def row_key(row: Row, options: ProbeOptions) -> SampleKey:
 
 def grade(text: str, row: Row) -> Grade:
     """The answer in the text of a response, compared by the project's reward."""
-    return Grade(answer=answer_of(text), right=accuracy(text, row.ground_truth, row.style) == 1.0)
+    return Grade(
+        answer=answer_of(text),
+        right=accuracy(text, row.truths or row.ground_truth, row.style) == 1.0,
+    )
 
 
 def _response(engine: Engine, row: Row, prompt: Context, completion: Completion) -> Response:
@@ -119,7 +122,13 @@ class ClaimProbe:
 def project_question(engine: Engine) -> AnchorQuestion:
     """The default question of training, in the tokens of this model."""
     config = AnchorConfig()
-    return bind_question(engine.tokenizer, config.question, config.yes_words, config.no_words)
+    return bind_question(
+        engine.tokenizer,
+        config.question,
+        config.yes_words,
+        config.no_words,
+        controls=engine.controls,
+    )
 
 
 def cycle_claims(

@@ -9,12 +9,18 @@ import numpy as np
 from PIL import Image
 
 from vapo_verl.config import ANSWER_STYLES
-from vapo_verl.data.cells import check_answer, check_images_match, check_prompt
+from vapo_verl.data.cells import RowRules, check_row, truths_of
 from vapo_verl.data.claims_column import Claim, read_claims
 from vapo_verl.data.errors import BadCell, FileError, RowError
-from vapo_verl.data.images import IMAGE_ERRORS, is_remote, load_image, read_header
+from vapo_verl.data.images import (
+    IMAGE_ERRORS,
+    image_source,
+    is_remote,
+    load_image,
+    read_header,
+)
 from vapo_verl.data.parquet_stream import iter_rows, open_parquet, require_columns
-from vapo_verl.data.rows import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
+from vapo_verl.data.rows import REQUIRED_COLUMNS, columns_for
 
 T = TypeVar("T")
 KEY = "DATA"
@@ -35,9 +41,12 @@ class Row:
     images: tuple[bytes | str, ...]
     """Encoded images, or where they are."""
     ground_truth: str
+    """The answer; several that are correct are joined by ` | `."""
     style: str
     """How answers are compared, see :func:`vapo_verl.reward.accuracy.accuracy`."""
     claims: tuple[Claim, ...]
+    truths: tuple[str, ...] = ()
+    """Any of these is correct; `ground_truth` alone where there are none."""
 
     def identity(self) -> dict[str, Any]:
         """Fields of the row in every result."""
@@ -49,12 +58,20 @@ class Row:
         }
 
 
-def read_rows(path: Path, *, num_rows: int | None, seed: int, answer_style: str) -> list[Row]:
+def read_rows(
+    path: Path,
+    *,
+    num_rows: int | None,
+    seed: int,
+    answer_style: str,
+    rules: RowRules | None = None,
+) -> list[Row]:
     """Draw `num_rows` rows of a file, in the file's order; they are held in memory, encoded.
 
     Args:
         num_rows: None takes all of them.
-        answer_style: of rows whose `reward_model.style` is neither `exact` nor `math`.
+        answer_style: of rows that name none in `reward_model.style`.
+        rules: what is asked of the rows; of their control tokens, those of Qwen-VL are refused.
 
     Raises:
         FileError: no such file, not parquet, or without a required column.
@@ -64,9 +81,11 @@ def read_rows(path: Path, *, num_rows: int | None, seed: int, answer_style: str)
         require_columns(parquet, REQUIRED_COLUMNS, path=str(path), fix=_IMPORT_FIRST)
         total = parquet.metadata.num_rows
         wanted = frozenset(draw_rows(total, num_rows, seed))
-        columns = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
-        rows = iter_rows(parquet, columns, path=path, key=KEY)
-        return [_row(path, number, row, answer_style) for number, row in rows if number in wanted]
+        rules = rules or RowRules(refuse_media=True)
+        rows = iter_rows(parquet, columns_for(rules), path=path, key=KEY)
+        return [
+            _row(path, number, row, answer_style, rules) for number, row in rows if number in wanted
+        ]
 
 
 def draw_rows(total: int, num_rows: int | None, seed: int) -> list[int]:
@@ -103,12 +122,12 @@ def image_size(source: bytes | str) -> tuple[int, int]:
         raise FileError(f"{KEY}: an image cannot be read: {error}; drop the row") from error
 
 
-def _row(path: Path, number: int, row: Mapping[str, Any], answer_style: str) -> Row:
+def _row(
+    path: Path, number: int, row: Mapping[str, Any], answer_style: str, rules: RowRules
+) -> Row:
     try:
-        check_prompt(row["prompt"])
-        images = check_images_match(row["prompt"], row["images"])
-        check_answer(row["reward_model"])
-        claims = read_claims(row["claims"])
+        check_row(row, rules)
+        truths = truths_of(row["reward_model"])
     except BadCell as problem:
         raise RowError(problem.at(number).describe(str(path))) from problem
     style = row["reward_model"].get("style")
@@ -117,10 +136,11 @@ def _row(path: Path, number: int, row: Mapping[str, Any], answer_style: str) -> 
         data_source=str(row["data_source"]),
         index=(row["extra_info"] or {}).get("index"),
         messages=tuple(row["prompt"]),
-        images=tuple(images),
-        ground_truth=str(row["reward_model"]["ground_truth"]),
+        images=tuple(image_source(entry) for entry in row["images"] or ()),
+        ground_truth=" | ".join(truths),
         style=style if style in ANSWER_STYLES else answer_style,
-        claims=claims,
+        claims=read_claims(row["claims"]),
+        truths=truths,
     )
 
 
