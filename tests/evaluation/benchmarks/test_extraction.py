@@ -144,3 +144,18 @@ def test_values_without_name_and_unit():
     assert value_of("x = 1 1/2 cm") == Fraction(3, 2)
     assert value_of(r"1,200\text{ m}^2") == 1200
     assert value_of("between 3 and 4") is None
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("So AB = 17.6.\nTherefore, the distance is approximately 22.3 metres.", "22.3 metres"),
+        ("Rounded, it is:\n\n\\((-2, 1)\\)", "(-2, 1)"),
+        ("We have:\n\nSo \\(f(x) = x\\).\n\nThe function is\n\\[f(x) = -x^2 + 1\\]", "-x^2 + 1"),
+        ("First we look.\nSo the area equals \\(9\\pi\\).", "9\\pi"),
+        ("We look.\nI cannot say what it is.", None),
+        ("We look.\nThe figure is a nice one.", None),
+    ],
+)
+def test_what_the_end_of_a_response_comes_to(text, value):
+    assert free_answer(text) == value

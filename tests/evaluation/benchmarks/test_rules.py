@@ -228,3 +228,22 @@ def test_scores_by_category():
     assert find_rule("mmstar").scores(rows, grades) == {
         **{"l2_category: all": pytest.approx(2 / 3), "category: x": 0.5, "category: y": 1.0},
     }
+
+
+def test_a_response_cut_off_in_its_reasoning():
+    """The judge of MathVerse reads all of a response; elsewhere open reasoning is no answer."""
+    text = "<think>\n\\[ x = \\frac{4320}{30} = 144\\]\nVerified, verified, verified"
+    given = row("B", "x?\nChoices:\nA.120\nB.144")
+    assert correct("mathverse", given, text) is True
+    assert correct("mathverse", row("144", "x?"), text) is True
+    assert correct("mathverse", given, text + "</think>\\boxed{A}") is False
+    assert correct("mcq", given, text) is None
+    assert correct("mathvision", row("144", "x?"), text) is None
+
+
+def test_only_boxes_count_where_the_protocol_says_so():
+    for rules in ("geo3k", "mmk12"):
+        assert correct(rules, row("12"), "The answer is 12.") is None
+        assert correct(rules, row("12"), r"\boxed{12}") is True
+    assert correct("mmk12", row("B", "Pick.\nA. 3 V\nB. 4 V"), "The answer is B.") is None
+    assert correct("free-form", row("12"), "The answer is 12.") is True

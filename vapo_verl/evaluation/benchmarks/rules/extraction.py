@@ -1,12 +1,13 @@
 r"""What all rules share: reading the answer out of a response, and options out of a question.
 
 An answer is, in this order, the last `\boxed{...}` behind the reasoning; the last statement such as
-"the answer is ..."; and, for questions with options only, the option that is named in what is
-visible. Reasoning in a `<think>` that never closes is no answer. Nothing is guessed: where two
-options are named the answer names two, and where none is named there is no answer.
+"the answer is ..."; for questions with options, the option that is named in what is visible; and
+what the last sentence or the last equation comes to. Reasoning in a `<think>` that never closes is
+no answer, except for MathVerse. Nothing is guessed: where two options are named the answer names
+two, and where none is named there is no answer.
 
-The last step follows `can_infer` of VLMEvalKit (vlmeval/utils/matching_util.py, read 2026-11): one
-option letter among the tokens, near the end, else the one option whose text occurs in a short
+Naming an option follows `can_infer` of VLMEvalKit (vlmeval/utils/matching_util.py, read 2026-11):
+one option letter among the tokens, near the end, else the one option whose text occurs in a short
 answer. It differs where that function guesses: an article "A" is no letter, and option texts are
 compared at the borders of tokens, so that "5" does not occur in "15".
 """
@@ -29,6 +30,8 @@ _LAST_TOKENS = 5
 """A bare letter in a sentence counts among so many last tokens: VLMEvalKit's limit."""
 _SHORT_ANSWER = 60
 """Characters of a response of one line that is an answer by itself."""
+_CONCLUSION_LENGTH = 80
+"""Most characters of what a last sentence comes to."""
 _EMPHASIS = re.compile(r"\*\*|__|`")
 _STATEMENT = re.compile(
     r"\b(?:answer|(?:correct|right|best)\s+(?:option|choice|statement))s?\s*"
@@ -52,6 +55,12 @@ _TOKEN_BREAK = re.compile(r"[\s.()\[\],:;!?*#{}\"“”]+")
 _MATHS = re.compile(r"[=\\^+<>°∠△\d]")
 _HEADER = re.compile(r"^[^\w\n]*(?:choices?|options?)[^\w\n]*:[^\S\n]*", re.I | re.M)
 _OPTION_LINE = re.compile(r"\s*\(?([A-Z])\s*[).:、．：]\s*(.*)")
+_COMES_TO = re.compile(
+    r".*(?:\b(?:is|are|be|equals?|becomes|gives)\b|[=≈:])\s*"
+    r"(?:(?:equal\s+to|approximately|about|exactly|therefore|thus|given\s+by)\s+)*(\S.*)"
+)
+_SEGMENT = re.compile(r"\\\[(.+?)\\\]|\\\((.+?)\\\)|\$\$(.+?)\$\$|\$([^$]+)\$", re.S)
+_HAS_VALUE = re.compile(r"\d|\\[a-z]|[√π∞=]")
 _OPTION_INLINE = re.compile(r"\(([A-Z])\)|(?<![\w(])([A-Z])[.:)](?=\s)")
 
 
@@ -81,12 +90,58 @@ def stated_answer(prediction: str) -> str | None:
 
 
 def free_answer(prediction: str) -> str | None:
-    """As :func:`stated_answer`; a response of one short line is its own answer."""
+    """As :func:`stated_answer`; else a response of one short line, or what its end comes to."""
     if stated := stated_answer(prediction):
         return stated
     text = _EMPHASIS.sub("", visible(prediction))
-    is_short = text and "\n" not in text and len(text) <= _SHORT_ANSWER
-    return text.strip("$").removesuffix(".").strip() or None if is_short else None
+    if text and "\n" not in text and len(text) <= _SHORT_ANSWER:
+        return text.strip("$").removesuffix(".").strip() or None
+    return conclusion(text)
+
+
+def conclusion(text: str) -> str | None:
+    """The value that a text without a stated answer ends with; None where it ends with words.
+
+    That is a last line behind one that ends with a colon; else what the last sentence says that
+    something is (`... the distance is approximately 22.3 metres.`); else the last side of an
+    equation in the last paragraph.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return None
+    if len(lines) > 1 and lines[-2].endswith(":") and len(lines[-1]) <= _CONCLUSION_LENGTH:
+        return _bare_maths(lines[-1])
+    if _SEGMENT.fullmatch(lines[-1].removesuffix(".")):
+        return last_equation(lines[-1]) or _bare_maths(lines[-1])
+    sentence = [part for part in _SENTENCE_END.split(lines[-1]) if part.strip()][-1:]
+    found = _COMES_TO.fullmatch(sentence[0].strip()) if sentence else None
+    if found and len(found[1]) <= _CONCLUSION_LENGTH and _HAS_VALUE.search(found[1]):
+        return _bare_maths(found[1])
+    return last_equation(text.strip().split("\n\n")[-1])
+
+
+def last_equation(text: str) -> str | None:
+    r"""The last side of the last complete equation in maths: `4\sqrt{3}` of `\(S = 4\sqrt{3}\)`."""
+    sides = [
+        next(filter(None, groups)).rpartition("=")
+        for groups in _SEGMENT.findall(text)
+        if any("=" in group for group in groups)
+    ]
+    last = sides[-1][2].strip().rstrip(".,;").strip() if sides else ""
+    return last if 0 < len(last) <= _CONCLUSION_LENGTH else None
+
+
+def _bare_maths(text: str) -> str | None:
+    """Without the signs of inline maths and a closing full stop."""
+    text = text.strip().removesuffix(".").strip()
+    for start, end in ((r"\(", r"\)"), (r"\[", r"\]"), ("$", "$")):
+        if (
+            text.startswith(start)
+            and text.endswith(end)
+            and text.count(start) <= 1 + (start == end)
+        ):
+            text = text[len(start) : -len(end)].strip()
+    return text or None
 
 
 def chosen_letters(prediction: str, choices: Mapping[str, str]) -> str | None:
@@ -111,7 +166,10 @@ def chosen_letters(prediction: str, choices: Mapping[str, str]) -> str | None:
     is_letter = choice(lines[-1]) is not None
     if is_letter or len(lines) == 1:
         return letters_of(lines[-1], choices)
-    return _bare_letter("\n".join(lines), choices)
+    if letter := _bare_letter("\n".join(lines), choices):
+        return letter
+    value = conclusion("\n".join(lines))
+    return letters_of(value, choices) if value else None
 
 
 def letters_of(answer: str, choices: Mapping[str, str]) -> str | None:

@@ -10,7 +10,8 @@ select. Its random option where nothing is read is not taken over: such a row is
 words of the answer hold `yes` and not `no`, or the other way around; both or none is no answer.
 
 `free-form`: the answer equals the ground truth by `vapo_verl.reward.accuracy`, in the style of the
-row (`exact`, `math`), else as mathematics. This is what training rewards.
+row (`exact`, `math`), else as mathematics. An answer outside of a box counts too, which training
+does not reward.
 """
 
 import hashlib
@@ -74,14 +75,19 @@ def grade_yes_no(row: BenchmarkRow, prediction: str, rule: str) -> Grade:
     return Grade(correct=extracted == truth, extracted=extracted, rule=rule)
 
 
-def grade_free_form(row: BenchmarkRow, prediction: str, rule: str) -> Grade:
+def grade_free_form(
+    row: BenchmarkRow, prediction: str, rule: str, *, boxed_only: bool = False
+) -> Grade:
     """Compare answer and ground truth as training does.
+
+    Args:
+        boxed_only: what is not in a box is no answer.
 
     Raises:
         BadCell: the ground truth is blank.
     """
     check_answer(row)
-    answer = free_answer(prediction)
+    answer = answer_of(prediction) if boxed_only else free_answer(prediction)
     if answer is None:
         return Grade(correct=None, extracted=None, rule=rule)
     match = exact_match if row.style == ANSWER_STYLES[0] else math_match

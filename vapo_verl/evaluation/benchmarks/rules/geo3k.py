@@ -4,8 +4,8 @@ Protocol: `hiyouga/geometry3k` as graded by VAPO's training and by PAPO-Eval
 (papo_eval/eval_utils.py, read 2026-11); Lu et al. 2021 (arXiv 2105.04165). The last `\boxed{...}`
 is compared with the ground truth (`12 \sqrt{3}`, `37^\circ`, `4.5`) by a program: mathruler there,
 `vapo_verl.reward.accuracy` here. Decimals are compared as they stand: `2\sqrt{3}` is not 3.46.
-There is no judge. The four options of the original data set are not shown, so a letter is no
-answer.
+There is no judge, and what is not in a box is no answer. The four options of the original data set
+are not shown, so a letter is no answer.
 
 Scores: accuracy by `split` where a file holds both.
 """
@@ -27,7 +27,7 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
     Raises:
         BadCell: the ground truth is blank.
     """
-    return grade_free_form(row, prediction, NAME)
+    return grade_free_form(row, prediction, NAME, boxed_only=True)
 
 
 RULE = Rule(

@@ -13,6 +13,9 @@ same option, and otherwise the same meaning, "for example, 0.5m and 50cm". Here:
   (`domain: [0, 1] and range: [2, 3]`) equal the same parts without, in this order, or with the same
   labels in any order.
 
+The judge reads all of a response there. So a response that is cut off in its reasoning, without a
+box, counts with the last equation that it comes to. `--max-tokens` has to be large enough.
+
 The prompt is column `question`; that of Vision Only says nothing of the problem, which the image
 holds.
 
@@ -29,7 +32,9 @@ from vapo_verl.evaluation.benchmarks import BenchmarkRow, Grade, Rule
 from vapo_verl.evaluation.benchmarks.rules.extraction import (
     choices_of,
     free_answer,
+    last_equation,
     option_equal_to,
+    visible,
 )
 from vapo_verl.evaluation.benchmarks.rules.generic import (
     category_scores,
@@ -39,7 +44,7 @@ from vapo_verl.evaluation.benchmarks.rules.generic import (
     question_prompt,
     scores_by,
 )
-from vapo_verl.reward.accuracy import math_match
+from vapo_verl.reward.accuracy import answer_of, math_match
 from vapo_verl.reward.answers import normalised
 from vapo_verl.reward.quantities import number, quantity, same_number
 
@@ -77,12 +82,21 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
     """
     check_answer(row)
     choices = choices_of(row)
+    prediction = _with_last_equation(prediction)
     if is_choice(row):
         return grade_choice(replace(row, choices=choices), prediction, NAME)
     answer = free_answer(prediction)
     if answer is None:
         return Grade(correct=None, extracted=None, rule=NAME)
     return Grade(correct=same_meaning(answer, row.answer), extracted=answer, rule=NAME)
+
+
+def _with_last_equation(prediction: str) -> str:
+    """A response that is cut off in its reasoning, closed with what its last equation comes to."""
+    if answer_of(prediction) is not None or visible(prediction):
+        return prediction
+    value = last_equation(prediction)
+    return f"The answer is {value}" if value else prediction
 
 
 def is_choice(row: BenchmarkRow) -> bool:

@@ -3,7 +3,7 @@ r"""MMK12: 2,000 test questions of school maths, physics, chemistry and biology,
 Protocol: PAPO-Eval (papo_eval/eval_utils.py and papo_eval/run_infer.sh, read 2026-11) on the test
 split of MMK12, Meng et al. 2025 (arXiv 2503.07365): avg@8 at temperature 1.0; the last
 `\boxed{...}`, with blanks around `<`, `>` and `/` removed, is compared by a program. There is no
-judge.
+judge, and what is not in a box is no answer.
 
 Questions of the test split are multiple choice: options stand in the question's text, and the
 ground truth is a letter. Such a row is graded as multiple choice, so that an option's text counts
@@ -26,6 +26,7 @@ from vapo_verl.evaluation.benchmarks.rules.generic import (
     question_prompt,
     scores_by,
 )
+from vapo_verl.reward.accuracy import answer_of
 
 NAME = "mmk12"
 _LETTERS = re.compile(r"\(?[A-H]\)?\.?")
@@ -39,10 +40,12 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
         BadCell: the ground truth is blank, or a letter that is no option.
     """
     choices = choices_of(row)
+    if answer_of(prediction) is None:
+        prediction = ""
     if _LETTERS.fullmatch(row.answer.strip()):
         return grade_choice(replace(row, choices=choices), prediction, NAME)
     plain_row = replace(row, answer=_SPACED_SIGN.sub(r"\1", row.answer))
-    return grade_free_form(plain_row, prediction, NAME)
+    return grade_free_form(plain_row, prediction, NAME, boxed_only=True)
 
 
 def scores(rows: Sequence[BenchmarkRow], grades: Sequence[Grade]) -> dict[str, float]:
