@@ -1,7 +1,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-core test-cluster test-gpu gpu-check bench study study-quick study-variants doctor lint format lock clean
+.PHONY: help setup demo test test-slow test-core test-cluster test-gpu chaos gpu-check bench study study-quick study-variants doctor lint format lock clean
 
 VENV ?= .venv
 # Where `make demo` leaves its run, and the data of the recipes (main reads VAPO_DATA_DIR).
@@ -46,6 +46,9 @@ test-cluster: setup ## real Slurm, Docker and Ray over several simulated nodes; 
 
 test-gpu: setup ## the tests that need a GPU, in an environment of EXTRA=gpu
 	$(PYTEST) -m gpu --timeout 1800 $(ARGS)
+
+chaos: setup ## kill, stop, fill and damage whole runs, and compare with one that nothing happened to; root: ARGS="--faults 8 --seed 1"
+	$(BIN)/python tests/system/chaos $(ARGS)
 
 gpu-check: ## prove on this machine's GPU what runs on one, in 12 minutes: ARGS="--minutes 5"
 	@[[ -d "$(VENV)" ]] || export EXTRA=$${EXTRA:-gpu}; requirements/install.sh

@@ -31,7 +31,7 @@ TERM_S = 10.0
 """Between SIGTERM and SIGKILL. vLLM ignores SIGTERM while it loads a model."""
 _KILL_S = 5.0
 _POLL_S = 0.05
-SNAPSHOT_S = 2.0
+SNAPSHOT_S = 5.0
 """Between two looks of a run's guard at the processes that the run has started."""
 END_S = 5.0
 """Time for a run's processes to end by themselves once their owner is gone."""
