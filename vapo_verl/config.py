@@ -15,7 +15,7 @@ PAIRINGS = ("independent", "group")
 GATES = ("correct", "always", "relaxed")
 PERCEPTION_SOURCES = ("claims", "attention", "none")
 ATTENTION_MODES = ("focus", "grounded")
-ANSWER_STYLES = ("exact", "math")
+ANSWER_STYLES = ("exact", "math", "choice", "text")
 """How an answer is compared: see :func:`vapo_verl.reward.accuracy.accuracy`."""
 CONSOLES = ("short", "full")
 CONTROL_TOKENS = ("refuse", "text")
@@ -75,7 +75,8 @@ class RewardConfig:
     """``claims``: the anchors. ``attention``: the mean visual attention (ablation of table 10).
     ``none``: no perception reward."""
     answer_style: str = "math"
-    """How an answer is compared when a row does not say: ``exact`` or ``math``."""
+    """How an answer is compared when a row does not say: ``exact``, ``math``, ``choice`` or
+    ``text``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -137,7 +137,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         style = reference.get("style")
         style = style if style in ANSWER_STYLES else self.vapo.reward.answer_style
         return await self.loop.run_in_executor(
-            None, accuracy, text, str(reference["ground_truth"]), style
+            None, accuracy, text, reference["ground_truth"], style
         )
 
     def _is_probed(self, right: float) -> bool:

@@ -18,7 +18,6 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from vapo_verl.config import ANSWER_STYLES
 from vapo_verl.data.cells import IMAGE_PLACEHOLDER
 from vapo_verl.data.errors import BadCell, shown
 from vapo_verl.evaluation.benchmarks import (
@@ -36,7 +35,7 @@ from vapo_verl.evaluation.benchmarks.rules.extraction import (
     true_letters,
     visible,
 )
-from vapo_verl.reward.accuracy import answer_of, exact_match, math_match
+from vapo_verl.reward.accuracy import MATCHERS, answer_of
 
 SELECT = "Please select the correct answer from the options above. \n"
 _YES_NO = {"yes": "Yes", "no": "No", "1": "Yes", "0": "No", "true": "Yes", "false": "No"}
@@ -90,7 +89,7 @@ def grade_free_form(
     answer = answer_of(prediction) if boxed_only else free_answer(prediction)
     if answer is None:
         return Grade(correct=None, extracted=None, rule=rule)
-    match = exact_match if row.style == ANSWER_STYLES[0] else math_match
+    match = MATCHERS[row.style]
     correct = any(match(answer, truth) for truth in (row.answer, *row.alternatives))
     return Grade(correct=correct, extracted=answer, rule=rule)
 
