@@ -9,6 +9,7 @@ goes to the math verifier.
 import math
 import re
 from collections.abc import Iterable
+from decimal import Decimal
 
 from vapo_verl.reward import THINK_END
 from vapo_verl.reward.answers import choice, normalised, text_key
@@ -47,7 +48,8 @@ def truths_of(ground_truth: object) -> tuple[str, ...]:
 
     Raises:
         ValueError: a value that no answer can match, with the reason: blank (also `\boxed{}` and
-            `$`), not a number (nan, inf), bytes, a struct, a list that is empty or nested.
+            `$`), not a number (nan, inf), bytes, a truth value, a struct, a list that is empty
+            or nested.
     """
     as_list = getattr(ground_truth, "tolist", None)  # numpy arrays and scalars
     value = as_list() if as_list else ground_truth
@@ -59,11 +61,11 @@ def truths_of(ground_truth: object) -> tuple[str, ...]:
 
 
 def _truth(value: object) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"ground_truth={value!r} is no number: give the row an answer")
-    if not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         kind = "null" if value is None else type(value).__name__
         raise ValueError(f"ground_truth is {kind}: give the answer as a string or a number")
+    if not isinstance(value, str) and not math.isfinite(value):
+        raise ValueError(f"ground_truth={value!r} is no number: give the row an answer")
     text = str(value)
     truth = last_boxed(text) or text.strip()
     if not normalised(truth):
