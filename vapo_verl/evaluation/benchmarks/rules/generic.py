@@ -89,7 +89,7 @@ def grade_free_form(
     answer = answer_of(prediction) if boxed_only else free_answer(prediction)
     if answer is None:
         return Grade(correct=None, extracted=None, rule=rule)
-    match = MATCHERS[row.style]
+    match = MATCHERS.get(row.style, MATCHERS["math"])
     correct = any(match(answer, truth) for truth in (row.answer, *row.alternatives))
     return Grade(correct=correct, extracted=answer, rule=rule)
 
