@@ -45,12 +45,11 @@ from vapo_verl.evaluation.benchmarks.rules.generic import (
     scores_by,
 )
 from vapo_verl.reward.accuracy import answer_of, math_match
-from vapo_verl.reward.answers import normalised
+from vapo_verl.reward.answers import choice, normalised
 from vapo_verl.reward.quantities import number, quantity, same_number
 
 NAME = "mathverse"
 MULTIPLE_CHOICE = "multi-choice"
-_LETTER = re.compile(r"\(?[A-Z]\)?\.?")
 _FUNCTION = re.compile(r"\s*\$?\s*(?:y(?:_\d)?|[a-zA-Z]\s*\(\s*[a-z]\s*\))\s*=(?P<rule>[^=]*)")
 _BASE_UNITS = {
     **{"nm": ("m", Fraction(1, 10**9), 1), "mm": ("m", Fraction(1, 1000), 1)},
@@ -104,8 +103,10 @@ def is_choice(row: BenchmarkRow) -> bool:
     if kind := row.extra.get("question_type", ""):
         return kind == MULTIPLE_CHOICE
     choices = choices_of(row)
-    is_letter = _LETTER.fullmatch(row.answer.strip()) is not None
-    return is_letter or option_equal_to(row.answer, choices) is not None
+    picked = choice(row.answer)
+    if picked is not None and not picked.text:
+        return picked.letters <= choices.keys() if choices else len(picked.letters) == 1
+    return option_equal_to(row.answer, choices) is not None
 
 
 def same_meaning(answer: str, truth: str) -> bool:
