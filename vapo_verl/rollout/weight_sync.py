@@ -141,6 +141,8 @@ def fitting_bucket(num_bytes: int) -> int:
 class BucketSender(BucketedWeightSender):
     """veRL's transfer, failing with the engine, or if it does not answer in :data:`TIMEOUT_S`."""
 
+    bucket_size: int
+    """Bytes."""
     receiver: Any = None
     """Ray's reference to the engine's call; None on ranks that started none."""
     socket: Any
