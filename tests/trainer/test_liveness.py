@@ -1,17 +1,250 @@
-"""A dead actor is detected without blocking; a busy one does not count as dead."""
+"""The monitor names the process that died or hangs; a busy or slow one is left alone."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
-from vapo_verl.trainer.liveness import Liveness
+from vapo_verl import heartbeat
+from vapo_verl.trainer import liveness
+from vapo_verl.trainer.liveness import (
+    ENGINE,
+    LOOP,
+    RANK,
+    ROLLOUT,
+    SAVE,
+    SERVER,
+    TRANSFER,
+    UPDATE,
+    Finding,
+    HangDetector,
+    Member,
+    Monitor,
+    NodeWatch,
+    RunnerWatch,
+    Sighting,
+    outlook,
+)
+
+TIMEOUT_S = 300.0
+
+
+def member(role: str, pid: int = 1) -> Member:
+    return Member(role=role, pid=pid, node="n", address="10.0.0.1")
+
+
+def judged(phase, sightings, *, every_s=2.0, until_s=400.0):
+    """When the detector finds something in `sightings(seconds)`, and what it finds."""
+    detector, now = HangDetector(TIMEOUT_S), 0.0
+    while now <= until_s:
+        found = detector.judge(now, phase, sightings(now))
+        if found is not None:
+            return now, *found
+        now += every_s
+    return None
+
+
+IDLE = Sighting(status=psutil.STATUS_SLEEPING)
+
+
+@pytest.mark.parametrize("phase", [None, ROLLOUT, UPDATE, TRANSFER, SAVE])
+@pytest.mark.parametrize("role", [SERVER, LOOP, RANK, ENGINE, "TransferQueue storage"])
+def test_a_dead_process_is_named_at_once_in_every_phase(phase, role):
+    process = member(role, 7)
+    now, what, who = judged(phase, lambda s: {process: replace(IDLE, alive=s < 10)})
+    assert (now, who) == (10.0, process)
+    assert what == f"the {role} (pid 7, node 10.0.0.1) died"
+
+
+@pytest.mark.parametrize("phase", [None, ROLLOUT, UPDATE])
+@pytest.mark.parametrize("status", [psutil.STATUS_STOPPED, psutil.STATUS_DISK_SLEEP])
+@pytest.mark.parametrize("role", [SERVER, LOOP, RANK, "reward worker", "TransferQueue storage"])
+def test_a_process_that_cannot_run_hangs_after_the_timeout_in_every_phase(phase, status, role):
+    process, other = member(role, 7), member(RANK, 8)
+
+    def seen(s):
+        return {process: replace(IDLE, status=status), other: replace(IDLE, beats=int(s))}
+
+    now, what, who = judged(phase, seen)
+    assert (now, who) == (TIMEOUT_S, process)
+    assert "hangs: " in what or "holds it up" in what
+
+
+def test_a_process_that_waits_for_its_disk_and_works_does_not_hang():
+    status = psutil.STATUS_DISK_SLEEP
+    process = member(RANK)
+    seen = lambda s: {process: replace(IDLE, status=status, cpu_s=s / 10)}  # noqa: E731
+    assert judged(None, seen) is None
+
+
+def test_a_stop_that_ends_in_time_is_forgotten():
+    def seen(s):
+        stopped = s % 290 > 4
+        return {
+            member(LOOP): replace(IDLE, status=psutil.STATUS_STOPPED if stopped else "sleeping")
+        }
+
+    assert judged(None, seen, until_s=2000.0) is None
+
+
+@pytest.mark.parametrize(
+    ("phase", "role"), [(ROLLOUT, SERVER), (ROLLOUT, LOOP), (UPDATE, RANK), (TRANSFER, RANK)]
+)
+def test_progress_however_slow_is_no_hang(phase, role):
+    seen = lambda s: {member(role): replace(IDLE, beats=int(s / 290))}  # noqa: E731
+    assert judged(phase, seen, until_s=3000.0) is None
+
+
+def test_a_save_makes_progress_by_what_it_writes_or_computes():
+    rank = member(RANK)
+    for change in ("written", "cpu_s"):
+        seen = lambda s, c=change: {rank: replace(IDLE, **{c: int(s)})}  # noqa: E731
+        assert judged(SAVE, seen) is None
+    assert judged(SAVE, lambda _: {rank: IDLE})[0] == TIMEOUT_S
+    assert judged(UPDATE, lambda s: {rank: replace(IDLE, cpu_s=s)})[0] == TIMEOUT_S
+
+
+def test_a_request_that_never_returns_is_found_at_its_server():
+    loop, server, other = member(LOOP, 1), member(SERVER, 2), member(SERVER, 3)
+
+    def seen(s):
+        return {
+            loop: replace(IDLE, beats=min(int(s), 20), pending=1, doing="1 responses in flight"),
+            server: replace(IDLE, beats=int(s) if s < 20 else 20, pending=1, doing="1 requests"),
+            other: replace(IDLE, beats=int(s) if s < 20 else 20),
+        }
+
+    now, what, who = judged(ROLLOUT, seen)
+    assert who == server and TIMEOUT_S + 20 <= now <= TIMEOUT_S + 22
+    assert "no progress for 300 s; the vLLM server (pid 2, node 10.0.0.1) holds it up" in what
+    assert "1 requests" in what
+
+
+def test_a_reward_that_never_returns_is_found_at_its_agent_loop():
+    loops = [member(LOOP, 1), member(LOOP, 2)]
+    doing = "3 responses in flight, the oldest 000001-00002_4"
+    seen = lambda _: {  # noqa: E731
+        member(SERVER, 3): IDLE,
+        loops[0]: IDLE,
+        loops[1]: replace(IDLE, pending=3, doing=doing),
+    }
+    _, what, who = judged(ROLLOUT, seen)
+    assert who == loops[1]
+    assert "000001-00002_4" in what
+
+
+def test_the_rank_that_the_others_wait_for_is_named():
+    ranks = [member(RANK, pid) for pid in range(4)]
+
+    def seen(s):
+        return {rank: replace(IDLE, beats=min(int(s), 5 if rank.pid == 2 else 6)) for rank in ranks}
+
+    assert judged(UPDATE, seen)[2] == ranks[2]
+
+
+def test_each_phase_has_the_whole_timeout():
+    detector, rank = HangDetector(TIMEOUT_S), member(RANK)
+    for number in range(10):
+        phase = UPDATE if number % 2 else TRANSFER
+        assert detector.judge(number * 290.0, phase, {rank: IDLE}) is None
+    assert detector.judge(9 * 290.0 + TIMEOUT_S, UPDATE, {rank: IDLE}) is not None
+
+
+CHILD = """
+import os, sys, time
+from pathlib import Path
+from vapo_verl import heartbeat
+heartbeat.start(Path(sys.argv[1]))
+while True:
+    heartbeat.beat("working", pending=1)
+    time.sleep(0.02)
+"""
+
+
+@pytest.fixture
+def session(tmp_path, monkeypatch):
+    (tmp_path / "logs").mkdir()
+    monkeypatch.setattr(liveness, "session_folder", lambda: tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def child(session):
+    process = subprocess.Popen([sys.executable, "-c", CHILD, str(session / heartbeat.FOLDER)])
+    while not heartbeat.read(session / heartbeat.FOLDER, process.pid).count:
+        time.sleep(0.02)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_real_process_is_seen_working_stopped_and_dead(session, child):
+    watch = NodeWatch()
+    first = watch.look([child.pid])[child.pid]
+    time.sleep(0.2)
+    second = watch.look([child.pid])[child.pid]
+    assert second.alive and second.beats > first.beats
+    assert (second.doing, second.pending) == ("working", 1)
+
+    child.send_signal(signal.SIGSTOP)
+    time.sleep(0.1)
+    stopped = watch.look([child.pid])[child.pid]
+    assert stopped.alive and stopped.status == psutil.STATUS_STOPPED
+
+    watch.kill([child.pid])  # reaches a stopped process
+    deadline = time.monotonic() + 10
+    while watch.look([child.pid])[child.pid].alive and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not watch.look([child.pid])[child.pid].alive  # a zombie: nobody has waited for it
+    child.wait()
+    assert not watch.look([child.pid])[child.pid].alive
+
+
+def test_the_last_words_are_those_of_the_process(session, child):
+    logs = session / "logs"
+    name = f"worker-abc-01000000-{child.pid}"
+    (logs / f"{name}.out").write_text("out\n")
+    (logs / f"{name}.err").write_text(
+        ":job_id:01\n\x1b[31mfirst\x1b[0m\n\n" + "\n".join(f"line {n}" for n in range(9)) + "\n"
+    )
+    words = NodeWatch().evidence(child.pid, None)
+    assert words[:5] == ["Its last lines: line 4", *(f"  line {n}" for n in range(5, 9))]
+
+    (logs / "worker-abc-01000000-77.err").write_text("(EngineCore pid=12) mine\nanother's\n")
+    assert NodeWatch().evidence(12, 77)[0] == "Its last lines: (EngineCore pid=12) mine"
+    assert NodeWatch().evidence(13, 78) == []
+
+
+def test_a_bus_error_names_shared_memory(session, child):
+    log = session / "logs" / f"worker-abc-01000000-{child.pid}.err"
+    log.write_text("Fatal Python error: Bus error\n")
+    assert any("/dev/shm has" in line for line in NodeWatch().evidence(child.pid, None))
 
 
 @ray.remote(num_cpus=0)
 class Worker:
+    def pid(self) -> int:
+        return os.getpid()
+
     def busy(self, seconds: float) -> None:
         time.sleep(seconds)
+
+
+@ray.remote(num_cpus=0)
+class Runner:
+    """Stands for the trainer's process."""
+
+    def failure(self) -> str | None:
+        return None
 
 
 @pytest.fixture(scope="module")
@@ -21,39 +254,113 @@ def cluster():
     ray.shutdown()
 
 
-def test_a_dead_actor_is_an_error_and_a_busy_one_is_not(cluster):
-    workers = [Worker.remote() for _ in range(2)]
-    ray.get([worker.__ray_ready__.remote() for worker in workers])
-    liveness = Liveness(workers, interval_s=0)
-    workers[0].busy.remote(60)
-    for _ in range(5):
-        liveness.check()
-        time.sleep(0.1)
-    ray.kill(workers[1])
-    with pytest.raises(ray.exceptions.RayActorError):
-        for _ in range(100):
-            liveness.check()
-            time.sleep(0.1)
-    ray.kill(workers[0])
+class Watched:
+    """A monitor over two workers, and what it finds."""
+
+    def __init__(self, timeout_s: float = 3.0) -> None:
+        self.workers = [Worker.remote() for _ in range(2)]
+        self.pids = ray.get([worker.pid.remote() for worker in self.workers])
+        self.ended: list[Finding] = []
+        self.monitor = Monitor(timeout_s, self.ended.append, lambda: "step 3, update", 0.1)
+        self.monitor.start()
+
+    def close(self) -> None:
+        self.monitor.stop()
+        for pid in self.pids:
+            if psutil.pid_exists(pid):
+                os.kill(pid, signal.SIGKILL)
 
 
-def test_the_ping_of_all_actors_waits_for_answers_up_to_its_timeout(cluster):
-    workers = [Worker.remote() for _ in range(2)]
-    ray.get([worker.__ray_ready__.remote() for worker in workers])
-    Liveness(workers).look_for_death()  # all answer
-    workers[0].busy.remote(600)
-    Liveness(workers).look_for_death(timeout_s=1)
-    ray.kill(workers[1])
-    with pytest.raises(ray.exceptions.RayActorError):
-        Liveness(workers).look_for_death(timeout_s=30)
-    ray.kill(workers[0])
+@pytest.fixture
+def watched(cluster):
+    watched = Watched()
+    yield watched
+    watched.close()
 
 
-def test_pings_keep_their_interval(cluster, monkeypatch):
-    pings = []
-    monkeypatch.setattr(ray, "wait", lambda refs, **_: (pings.append(refs), ([], []))[1])
-    worker = Worker.remote()
-    liveness = Liveness([worker], interval_s=3600)
-    liveness.check()
-    liveness.check()
-    assert len(pings) == 1
+def test_a_killed_actor_is_found_within_seconds(watched):
+    watched.workers[0].busy.remote(60)
+    assert watched.monitor.wait(1.0) is None  # a busy one is not dead
+    os.kill(watched.pids[1], signal.SIGKILL)
+    finding = watched.monitor.wait(10.0)
+    assert finding is not None and watched.ended == [finding]
+    assert finding.what.startswith(f"step 3, update: the Worker (pid {watched.pids[1]}, node ")
+    assert finding.what.endswith("died")
+
+
+def test_a_stopped_actor_is_a_suspect_at_once_and_found_after_the_timeout(watched):
+    assert watched.monitor.suspect() is None
+    os.kill(watched.pids[0], signal.SIGSTOP)
+    time.sleep(0.2)
+    suspect = watched.monitor.suspect()
+    assert suspect is not None and suspect.what.endswith("is stopped by a signal")
+    finding = watched.monitor.wait(10.0)
+    assert finding is not None and f"pid {watched.pids[0]}" in finding.what
+    watched.monitor.kill(finding)
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(watched.pids[0]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(watched.pids[0])
+
+
+def test_after_its_stop_nothing_is_found(watched):
+    watched.monitor.stop()
+    os.kill(watched.pids[1], signal.SIGKILL)
+    assert watched.monitor.wait(1.0) is None
+
+
+def test_a_look_costs_little(watched):
+    started = time.process_time()
+    for _ in range(50):
+        watched.monitor.suspect()
+    assert (time.process_time() - started) / 50 < 0.01 * liveness.INTERVAL_S
+
+
+def interrupted_by(watch: RunnerWatch, runner: object, within_s: float) -> bool:
+    """Whether the main thread, which waits, is interrupted."""
+    watch.start(runner)
+    try:
+        threading.Event().wait(within_s)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        watch.stop()
+    return False
+
+
+def test_a_trainer_that_does_not_answer_interrupts_the_driver(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(liveness, "INTERVAL_S", 0.1)
+    runner = Runner.remote()
+    ray.get(runner.__ray_ready__.remote())
+    (pid,) = [a["Pid"] for a in liveness.job_actors() if a["ActorClassName"] == "Runner"]
+    watch = RunnerWatch(1.0, tmp_path)
+    threading.Timer(2.0, os.kill, (pid, signal.SIGSTOP)).start()
+    assert interrupted_by(watch, runner, 20)
+    assert "has not answered for 1 s" in str(watch.failure)
+    assert "No step is saved: the same command starts again." in str(watch.failure)
+
+
+def test_a_head_that_is_gone_interrupts_the_driver(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(liveness, "INTERVAL_S", 0.1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    context = type("Context", (), {"gcs_address": address})()
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    watch = RunnerWatch(60.0, tmp_path)
+    assert interrupted_by(watch, Runner.remote(), 20)
+    assert f"Ray's head process (GCS) at {address} is gone" in str(watch.failure)
+
+
+def test_a_trainer_that_answers_does_not(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(liveness, "INTERVAL_S", 0.1)
+    watch = RunnerWatch(1.0, tmp_path)
+    assert not interrupted_by(watch, Runner.remote(), 3)
+    assert watch.failure is None
+
+
+def test_the_outlook_names_the_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(liveness, "latest_complete", lambda _: 4)
+    said = outlook(Path(tmp_path))
+    assert f"Saved: step 4, in {tmp_path / 'global_step_4'}" in said
+    assert "goes on with step 5" in said

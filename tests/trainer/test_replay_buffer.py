@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import transfer_queue
 from tensordict import NonTensorData, NonTensorStack
@@ -11,7 +12,17 @@ from transfer_queue import KVBatchMeta
 
 import vapo_verl
 from tests.sample_records import sample_record
-from vapo_verl.trainer.replay_buffer import column_values, fit_width, read_columns, read_responses
+from vapo_verl.rollout.agent_loop_worker import FAILURE_TAG, REASON_TAG
+from vapo_verl.trainer.replay_buffer import (
+    FAILED,
+    CountedReplayBuffer,
+    ResponsesFailed,
+    column_values,
+    count_responses,
+    fit_width,
+    read_columns,
+    read_responses,
+)
 
 RECORD = sample_record()
 
@@ -20,11 +31,15 @@ def ragged(*rows):
     return torch.nested.as_nested_tensor([torch.tensor(row) for row in rows], layout=torch.jagged)
 
 
-def test_no_other_module_imports_transfer_queue():
+def test_two_modules_import_transfer_queue():
+    """The trainer's side, and the agent loops' side, in processes of their own."""
     package = Path(vapo_verl.__file__).parent
     importing = re.compile(r"^\s*(?:import|from) transfer_queue\b", re.MULTILINE)
     found = [p for p in package.rglob("*.py") if importing.search(p.read_text())]
-    assert [str(p.relative_to(package)) for p in found] == ["trainer/replay_buffer.py"]
+    assert sorted(str(p.relative_to(package)) for p in found) == [
+        "rollout/agent_loop_worker.py",
+        "trainer/replay_buffer.py",
+    ]
 
 
 def test_responses_of_a_step_are_typed_and_padded_without_padding_rows(monkeypatch):
@@ -87,3 +102,154 @@ def test_widths_are_cut_or_filled_with_nan():
     wide = fit_width(values, 3)
     assert wide[0, :2].tolist() == [1.0, 2.0]
     assert wide[0, 2].isnan()
+
+
+def failure(kind: str, reason: str = "ValueError: bad") -> dict[str, str]:
+    return {"status": "failure", FAILURE_TAG: kind, REASON_TAG: reason}
+
+
+def entries(groups: dict[str, str]) -> tuple[list[str], list[dict[str, str]]]:
+    """Keys and tags of groups that are written as `{"a": "..rs"}`: a letter per response, where
+    `.` is one that came, `r` a fault of the row, `s` of the system and `-` one that nobody
+    reported."""
+    made = {".": {"status": "success"}, "r": failure("row"), "s": failure("system", "dead")}
+    found = [
+        (f"{uid}_{session}_0", made[letter])
+        for uid, letters in groups.items()
+        for session, letter in enumerate(letters)
+        if letter != "-"
+    ]
+    return [key for key, _ in found], [tag for _, tag in found]
+
+
+def counted(groups, *, num_groups=None, min_group=2, n=4):
+    keys, tags = entries(groups)
+    expected = dict.fromkeys(groups, n)
+    count = count_responses(keys, tags, expected, num_groups or len(groups), min_group)
+    return count, [keys[i] for i in count.kept]
+
+
+@pytest.mark.parametrize(
+    ("groups", "rows", "systems", "kept"),
+    [
+        ({"a": "....", "b": "...."}, 0, 0, 8),
+        ({"a": "...r", "b": "...."}, 1, 0, 7),
+        ({"a": "..rr", "b": "...."}, 2, 0, 6),
+        ({"a": ".rrr", "b": "...."}, 3, 0, 4),  # one response is no group: it is dropped
+        ({"a": "rrrr", "b": "...."}, 4, 0, 4),
+        ({"a": "...s", "b": "...."}, 0, 1, 7),
+        ({"a": "ssss", "b": "...."}, 0, 4, 4),
+        ({"a": "..rs", "b": "s..."}, 1, 2, 5),
+        ({"a": "...-", "b": "...."}, 0, 1, 7),
+        ({"a": "-..r", "b": "--.."}, 1, 3, 4),
+    ],
+)
+def test_every_response_is_kept_or_accounted_for(groups, rows, systems, kept):
+    count, keys = counted(groups)
+    assert count.expected == 8
+    assert (count.row_failures.total(), count.system_failures.total()) == (rows, systems)
+    assert len(keys) == kept
+    assert not any(groups[key[0]][int(key[2])] != "." for key in keys)
+
+
+def test_a_prompt_of_which_nothing_came_is_missing_as_a_whole():
+    count, _ = counted({"a": "....", "b": "----"}, num_groups=2)
+    assert (count.expected, count.system_failures.total()) == (8, 4)
+
+
+def test_a_validation_keeps_single_responses():
+    _, keys = counted({"a": ".rrr"}, min_group=1)
+    assert keys == ["a_0_0"]
+
+
+def test_a_response_of_several_outputs_counts_once():
+    keys = ["a_0_0", "a_0_1", "a_1_0", "a_2_0", "a_2_1"]
+    tags = [{}, {}, {}, {}, failure("row")]
+    count = count_responses(keys, tags, {"a": 3}, 1)
+    assert (count.expected, count.row_failures.total()) == (3, 1)
+    assert count.kept == [0, 1, 2]  # what a failed one had written goes with it
+
+
+class Buffer(CountedReplayBuffer):
+    """A buffer whose prompts have ended."""
+
+    def __init__(self, groups: dict[str, str], max_failed_fraction: float = 0.1) -> None:
+        self.groups = groups
+        self.watch(
+            interval_s=0.1,
+            max_failed_fraction=max_failed_fraction,
+            expected=dict.fromkeys(groups, len(next(iter(groups.values())))),
+        )
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """`sampled(buffer, partition)`: what veRL's sample returns, counted; and the cleared keys."""
+
+    def sample(self, global_steps, partition_id, batch_size):
+        keys, tags = entries(self.groups)
+        return KVBatchMeta(partition_id=partition_id, keys=keys, tags=tags), {"a": 1}
+
+    cleared = []
+    monkeypatch.setattr(CountedReplayBuffer.__bases__[0], "sample", sample)
+    monkeypatch.setattr(transfer_queue, "kv_clear", lambda keys, partition_id: cleared.extend(keys))
+
+    def run(buffer: Buffer, partition_id: str = "train"):
+        batch, metrics = buffer.sample(3, partition_id, len(buffer.groups))
+        return batch, metrics, cleared
+
+    return run
+
+
+def test_a_healthy_step_is_what_verl_sampled(sampled):
+    batch, metrics, cleared = sampled(Buffer({"a": "....", "b": "...."}))
+    assert (batch.keys, cleared) == (entries({"a": "....", "b": "...."})[0], [])
+    assert metrics == {"a": 1, FAILED: 0}
+
+
+def test_a_row_that_fails_is_left_out_and_counted(sampled, capsys):
+    groups = {"a": ".........r", "b": "r........."}
+    batch, metrics, cleared = sampled(Buffer(groups))
+    assert len(batch.keys) == len(batch.tags) == 18
+    assert cleared == ["a_9_0", "b_0_0"]
+    assert metrics[FAILED] == 2
+    said = capsys.readouterr().out
+    assert "WARNING: 2 of 20 responses of step 3 failed and are left out: 2 x ValueError" in said
+
+
+def test_more_failures_than_allowed_end_the_run(sampled):
+    groups = {"a": "........rr", "b": ".........r"}
+    with pytest.raises(ResponsesFailed, match=r"3 of 20 .*max_failed_fraction=0.1 of.*: 3 x Val"):
+        sampled(Buffer(groups))
+    assert len(sampled(Buffer(groups, 0.15))[0].keys) == 17  # as many as allowed are allowed
+    with pytest.raises(ResponsesFailed, match="2 of 2 responses of the validation"):
+        sampled(Buffer({"a": "r", "b": "r"}), "val")
+
+
+def test_no_group_that_is_left_ends_the_run_whatever_is_allowed(sampled):
+    with pytest.raises(ResponsesFailed):
+        sampled(Buffer({"a": ".rrr", "b": "rrrr"}, 1.0))
+
+
+@pytest.mark.parametrize("groups", [{"a": "...s"}, {"a": "...-"}, {"a": "ssss"}, {"a": "sr-."}])
+@pytest.mark.parametrize("partition", ["train", "val"])
+def test_one_failure_of_the_system_ends_the_step(sampled, groups, partition):
+    with pytest.raises(ResponsesFailed, match=r"of 4 responses of (step 3|the validation) failed"):
+        sampled(Buffer(groups, 1.0), partition)
+
+
+def test_a_failure_of_the_system_is_noticed_while_others_still_run():
+    buffer = Buffer({"a": "....", "b": "...."})
+    buffer.partitions = {"train": {"a_0_0": failure("row"), "a_1_0": {}}}
+    buffer.pending_keys = buffer.running_keys = {"train": set()}
+    buffer.finished_keys = buffer.failure_keys = {"train": set()}
+    assert buffer._wait_for_next_poll("train", 1e12) == 1e12
+    buffer.partitions["train"]["b_3_0"] = failure("system", "EngineDeadError: it died")
+    with pytest.raises(ResponsesFailed, match=r"1 of 8 .* so far: 1 x EngineDeadError: it died"):
+        buffer._wait_for_next_poll("train", 1e12)
+
+
+def test_reasons_are_folded_with_their_counts(sampled):
+    buffer = Buffer({"a": "s" * 38 + "." * 42})
+    with pytest.raises(ResponsesFailed, match=r"38 of 80 responses of step 3 failed: 38 x dead$"):
+        sampled(buffer)

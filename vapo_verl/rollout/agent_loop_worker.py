@@ -30,8 +30,8 @@ FAILURE_TAG = "failed"
 REASON_TAG = "reason"
 _MAX_REASON = 300
 _SYSTEM_ERRORS = (
-    *(ServerFailed, MemoryError, TimeoutError, ConnectionError, zmq.ZMQError),
-    concurrent.futures.BrokenExecutor,
+    *(ray.exceptions.RayError, ServerFailed, MemoryError, TimeoutError, ConnectionError),
+    *(asyncio.CancelledError, concurrent.futures.BrokenExecutor, zmq.ZMQError),
 )
 _SYSTEM_ERRNOS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO),
@@ -58,7 +58,7 @@ def failure_kind(error: BaseException) -> str:
     reward) is one of the row unless it names a process or a resource of the machine.
     """
     cause = cause_of(error)
-    if isinstance(cause, ray.exceptions.RayError | asyncio.CancelledError | _SYSTEM_ERRORS):
+    if isinstance(cause, _SYSTEM_ERRORS):
         return "system"
     if isinstance(cause, OSError) and cause.errno in _SYSTEM_ERRNOS:
         return "system"
@@ -72,7 +72,7 @@ def reason_of(error: BaseException) -> str:
     return f"{type(cause).__name__}: {lines[0]}"[:_MAX_REASON]
 
 
-class _Reported(logging.Filter):
+class ReportedFilter(logging.Filter):
     """Drops veRL's traceback of a response whose failure the trainer is told anyway."""
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -85,7 +85,7 @@ class VapoAgentLoopWorker(agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modif
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         heartbeat.start(session_folder() / heartbeat.FOLDER)
         super().__init__(*args, **kwargs)
-        agent_loop_tq.logger.addFilter(_Reported())
+        agent_loop_tq.logger.addFilter(ReportedFilter())
         self._in_flight: dict[str, float] = {}
         self._logged: set[str] = set()
 

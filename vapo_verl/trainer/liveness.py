@@ -162,8 +162,7 @@ class NodeWatch:
     def evidence(self, pid: int, owner: int | None) -> list[str]:
         """The last words of a process in Ray's logs, and what its node knows of its end."""
         lines = self._last_lines(pid, owner)
-        words = [f"Its last lines: {lines[0]}", *(f"  {line}" for line in lines[1:])]
-        found = words if lines else []
+        found = [f"{'  ' if i else 'Its last lines: '}{line}" for i, line in enumerate(lines)]
         if (killed := _oom_kills() - self._oom_kills) > 0:
             found.append(
                 f"The kernel's OOM killer ended {killed} processes of the node since the run began."
@@ -417,7 +416,7 @@ class Monitor:
     def _finding(self, what: str, member: Member | None) -> Finding:
         evidence: list[str] = []
         if member is not None:
-            with suppress(ray.exceptions.RayError):  # of a node that is gone as well
+            with suppress(ray.exceptions.RayError, OSError):  # a node that is gone as well
                 evidence = self._call(member.node, "evidence", member.pid, member.owner)
         return Finding(what=f"{self._where()}: {what}", member=member, evidence=tuple(evidence))
 

@@ -1,0 +1,174 @@
+"""A failed response is reported once, with whether it is the row's fault or the system's."""
+
+import asyncio
+import concurrent.futures
+import errno
+import logging
+
+import pytest
+import ray
+import zmq
+from PIL import UnidentifiedImageError
+from verl.trainer.ppo.v1 import agent_loop_tq
+from verl.workers.rollout.replica import TokenOutput
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from vapo_verl.rollout import agent_loop_worker
+from vapo_verl.rollout.agent_loop_worker import (
+    FAILURE_TAG,
+    REASON_TAG,
+    ResponseFailed,
+    VapoAgentLoopWorker,
+    failure_kind,
+    reason_of,
+)
+from vapo_verl.rollout.prober import CUT_SHORT, OneServerClient, ServerFailed
+
+ROW = [
+    UnidentifiedImageError("cannot identify image file 'a.png'"),
+    FileNotFoundError(errno.ENOENT, "No such file", "a.png"),
+    ValueError("Prompt length (400) leaves no room to generate"),
+    KeyError("ground_truth"),
+    RuntimeError("the reward function does not know this answer"),
+    ZeroDivisionError("division by zero"),
+]
+SYSTEM = [
+    ServerFailed("EngineDeadError: EngineCore encountered an issue"),
+    ray.exceptions.ActorDiedError(),
+    ray.exceptions.ActorUnavailableError("unavailable", b"\0" * 16),
+    ray.exceptions.OutOfMemoryError("killed by the raylet"),
+    ray.exceptions.ObjectLostError("id", None, ""),
+    TimeoutError("no answer"),
+    MemoryError(),
+    ConnectionResetError(errno.ECONNRESET, "reset"),
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EMFILE, "Too many open files"),
+    RuntimeError("can't start new thread"),
+    zmq.ZMQError(zmq.ETERM),
+    concurrent.futures.BrokenExecutor(),
+    asyncio.CancelledError(),
+]
+
+
+def from_another_process(error: Exception) -> ray.exceptions.RayTaskError:
+    return ray.exceptions.RayTaskError("f", "traceback", error)
+
+
+@pytest.mark.parametrize("error", ROW, ids=lambda e: type(e).__name__)
+def test_faults_of_the_row(error):
+    assert failure_kind(error) == failure_kind(from_another_process(error)) == "row"
+
+
+@pytest.mark.parametrize("error", SYSTEM, ids=lambda e: type(e).__name__)
+def test_faults_of_the_system(error):
+    assert failure_kind(error) == "system"
+    if isinstance(error, Exception):
+        assert failure_kind(from_another_process(from_another_process(error))) == "system"
+
+
+def test_a_reason_is_one_line_with_the_first_error():
+    error = from_another_process(ValueError("first line\nsecond line"))
+    assert reason_of(error) == "ValueError: first line"
+    assert reason_of(KeyError()) == "KeyError: "
+    assert len(reason_of(ValueError("x" * 10_000))) <= 300
+
+
+class Client:
+    """A client whose server does what it is told."""
+
+    def __init__(self, outcome: TokenOutput | Exception) -> None:
+        self.outcome = outcome
+
+    async def generate(self, session: str, **request: object) -> TokenOutput:
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+def generated(outcome):
+    return asyncio.run(OneServerClient(Client(outcome), "session").generate("id"))
+
+
+@pytest.mark.parametrize("reason", CUT_SHORT)
+def test_an_output_that_the_engine_gave_up_is_no_response(reason):
+    with pytest.raises(ServerFailed, match=reason):
+        generated(TokenOutput(token_ids=[1, 2], stop_reason=reason))
+
+
+@pytest.mark.parametrize("reason", ["completed", None])
+def test_a_finished_output_passes(reason):
+    assert generated(TokenOutput(token_ids=[1], stop_reason=reason)).token_ids == [1]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ValueError("prompt too long"), "row"),
+        (EngineDeadError(), "system"),
+        (RuntimeError("CUDA error: an illegal memory access"), "system"),
+        (AssertionError(), "system"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_server_may_refuse_a_prompt_and_fails_at_the_rest(error, kind):
+    with pytest.raises(Exception) as raised:
+        generated(from_another_process(error).as_instanceof_cause())
+    assert failure_kind(raised.value) == kind
+
+
+class Loop(VapoAgentLoopWorker):
+    """A worker whose agent loop fails, without the models that a real one loads."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error, self._in_flight, self._logged = error, {}, set()
+
+
+@pytest.fixture
+def reports(monkeypatch):
+    """Tags that workers have put, and the error of their agent loop."""
+    tags = []
+
+    async def put(**entry):
+        tags.append(entry)
+
+    async def run(self, *_, **__):
+        if self.error is not None:
+            raise self.error
+
+    monkeypatch.setattr(agent_loop_worker.tq, "async_kv_put", put)
+    monkeypatch.setattr(VapoAgentLoopWorker.__bases__[0], "_run_agent_loop", run)
+    return tags
+
+
+def run_loop(worker: Loop, *, validate: bool = False) -> None:
+    row = {"uid": "000001-00002", "session_id": 4}
+    asyncio.run(worker._run_agent_loop({}, {"validate": validate}, **row))
+
+
+@pytest.mark.parametrize("validate", [False, True])
+@pytest.mark.parametrize(("error", "kind"), [(KeyError("x"), "row"), (MemoryError(), "system")])
+def test_a_failure_is_an_entry_under_the_key_of_its_response(reports, error, kind, validate):
+    with pytest.raises(ResponseFailed, match="000001-00002_4_0"):
+        run_loop(Loop(error), validate=validate)
+    (entry,) = reports
+    assert entry["key"] == "000001-00002_4_0"
+    assert entry["partition_id"] == ("val" if validate else "train")
+    assert entry["tag"][FAILURE_TAG] == kind
+    assert entry["tag"][REASON_TAG] == reason_of(error)
+
+
+def test_a_response_that_comes_is_no_failure(reports):
+    run_loop(Loop(None))
+    assert reports == []
+
+
+def test_errors_of_one_cause_are_logged_once(reports, caplog):
+    worker = Loop(KeyError("x"))
+    agent_loop_tq.logger.addFilter(agent_loop_worker.ReportedFilter())
+    for _ in range(40):
+        with pytest.raises(ResponseFailed):
+            run_loop(worker)
+        agent_loop_tq.logger.error("as veRL does", exc_info=ResponseFailed("key"))
+    failures = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert len(failures) == 1
+    assert len(reports) == 40

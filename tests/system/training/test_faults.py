@@ -1,0 +1,150 @@
+"""Processes of a run are killed or stopped: each is named, no step is trained on a part of its
+responses, and the same command goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.system.smoke import Smoke, metrics, rollouts
+from vapo_verl.run_folder.checkpoints import complete_steps
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+STEPS = 3
+SHORT = (
+    f"trainer.total_training_steps={STEPS}",
+    "trainer.save_freq=1",
+    "trainer.test_freq=-1",
+    "trainer.val_before_train=false",
+    "vapo.logging.console=short",
+)
+TITLES = {
+    "engine": "VLLM::EngineCore",
+    "server": "ray::VapoHttpServer",
+    "agent loop": "ray::VapoAgentLoopWorker",
+    "FSDP worker": "ray::WorkerDict",
+    "trainer": "ray::VapoTaskRunner",
+}
+MEASURED_IN_SECONDS = re.compile(r"timing|perf/|_s$|memory|throughput|step_share")
+
+
+class FaultyRun:
+    """One run of the smoke recipe to which something happens."""
+
+    def __init__(self, smoke: Smoke, name: str, *overrides: str) -> None:
+        self.smoke, self.name = smoke, name
+        self.run_dir = smoke.root / name
+        self._before = len(self.log())
+        self.process = smoke.start(name, *SHORT, *overrides)
+
+    def log(self) -> str:
+        log = self.run_dir / "console.log"
+        return log.read_text(errors="replace") if log.exists() else ""
+
+    def wait_for(self, text: str, after_s: float = 0.0) -> None:
+        """Until this start of the run has logged `text`, and some seconds longer."""
+        while text not in self.log()[self._before :]:
+            assert self.process.poll() is None, self.smoke.log(self.name)[-6000:]
+            time.sleep(0.02)
+        time.sleep(after_s)
+
+    def send(self, process: str, number: int) -> int:
+        """Send a signal to a process of the run; its pid."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        titles = {child.pid: " ".join(child.cmdline()) for child in children}
+        (pid, *_) = [pid for pid, title in titles.items() if title.startswith(TITLES[process])]
+        os.kill(pid, number)
+        return pid
+
+    def end(self, within_s: float) -> str:
+        """What the console shows of a run that must end with code 1 within some seconds."""
+        try:
+            assert self.process.wait(timeout=within_s + 30) == 1  # 30 s: Ray's own end
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise
+        said = self.smoke.log(self.name)
+        last = said[said.rindex("vapo_verl:") :]
+        assert "Traceback" not in last
+        assert f"{self.run_dir / 'console.log'}" in last.splitlines()[-1]
+        assert len(last.splitlines()) <= 15, last
+        return last
+
+
+@pytest.fixture(scope="module")
+def straight(smoke: Smoke) -> Path:
+    return smoke.run("straight", *SHORT)
+
+
+@pytest.fixture
+def run(smoke: Smoke, request: pytest.FixtureRequest) -> Iterator[FaultyRun]:
+    name = request.node.name.replace("[", "_").replace("]", "")
+    run = FaultyRun(smoke, name, *getattr(request, "param", ()))
+    yield run
+    if run.process.poll() is None:
+        os.killpg(run.process.pid, signal.SIGKILL)
+
+
+def check_same(one: Path, other: Path) -> None:
+    """Two runs have the same steps, sampled responses and metrics that are not times."""
+    first, second = metrics(one), metrics(other)
+    assert sorted(first) == sorted(second) == list(range(1, STEPS + 1))
+    for step in first:
+        texts = [[row["response"] for row in rollouts(run, step)] for run in (one, other)]
+        assert texts[0] == texts[1], f"step {step}"
+        names = [name for name in first[step] if not MEASURED_IN_SECONDS.search(name)]
+        for name in names:
+            value = pytest.approx(first[step][name], rel=1e-3, abs=1e-4, nan_ok=True)
+            assert second[step][name] == value, f"step {step}: {name}"
+
+
+def test_an_engine_killed_in_a_rollout_trains_nothing(smoke, straight, run):
+    run.wait_for("] rollout")
+    run.wait_for("step 1/3 | ")
+    run.wait_for("step 2/3 [", after_s=2.0)  # some of its responses are finished
+    pid = run.send("engine", signal.SIGKILL)
+    said = run.end(within_s=30)
+    assert f"the vLLM engine process VLLM::EngineCore (pid {pid}" in said
+    assert "step 2, rollout" in said
+    assert "ended with SIGKILL" in said
+    assert re.search(r"\d+ of 80 responses .*failed", said)
+    assert "The same command goes on with step 2" in said
+    assert run.log().count("Traceback") < 10
+    assert "synthetic padding" not in run.log()
+    assert complete_steps(run.run_dir) == [1]
+
+    smoke.run(run.name, *SHORT)
+    check_same(straight, run.run_dir)
+
+
+def test_a_server_killed_between_rollout_and_update_is_named(run):
+    run.wait_for("step 1/3 | ")
+    run.wait_for("step 2/3 [")
+    run.wait_for("step 2/3 [=======.............] log probabilities")
+    pid = run.send("server", signal.SIGKILL)
+    said = run.end(within_s=20)
+    assert f"the vLLM server (pid {pid}" in said
+    assert re.search(r"step 2, (log probabilities|update|checkpoint|weight transfer)", said)
+    assert complete_steps(run.run_dir) == [1]
+    assert not list(Path("/dev/shm").glob("verl_weights_*"))
+
+
+@pytest.mark.parametrize("run", [("vapo.rollout.timeout_s=20",)], indirect=True, ids=["20s"])
+@pytest.mark.parametrize("process", ["server", "agent loop", "FSDP worker"])
+def test_a_stopped_process_is_named_within_the_timeout(run, process):
+    run.wait_for("] rollout")
+    pid = run.send(process, signal.SIGSTOP)
+    said = run.end(within_s=60)
+    assert re.search(rf"the (vLLM )?{process}( worker)? \(pid {pid}", said)
+    assert "stopped by a signal" in said
+    assert complete_steps(run.run_dir) == []
+    assert not psutil.pid_exists(pid)
