@@ -26,10 +26,12 @@ if sys.argv[1:]:
 time.sleep(600)
 """
 OWNER = """
-import subprocess, sys
+import fcntl, subprocess, sys
 from vapo_verl import process_tree
 process_tree.SNAPSHOT_S = process_tree.END_S = 0.5
-with process_tree.guarded_run() as folder:
+lock = open(sys.argv[2], "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+with process_tree.guarded_run(held=[lock.fileno()]) as folder:
     print(folder, flush=True)
     (folder / "socket").touch()
     subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[1]], start_new_session=True)
@@ -38,10 +40,10 @@ with process_tree.guarded_run() as folder:
 
 
 @pytest.fixture
-def owner() -> Iterator[tuple[subprocess.Popen[str], Path, list[psutil.Process]]]:
+def owner(tmp_path) -> Iterator[tuple[subprocess.Popen[str], Path, list[psutil.Process]]]:
     """A process in `guarded_run`, its folder, its child and its grandchild."""
     process = subprocess.Popen(
-        [sys.executable, "-c", OWNER, CHILD],
+        [sys.executable, "-c", OWNER, CHILD, str(tmp_path / "lock")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -68,9 +70,25 @@ def wait_for(happened: Callable[[], bool], timeout_s: float = 30) -> None:
 def test_a_killed_owner_leaves_nothing(owner, of_group):
     process, folder, members = owner
     members[1].suspend()  # a stopped process does not even get SIGTERM
-    time.sleep(2 * process_tree.SNAPSHOT_S)
+    time.sleep(1)
     (os.killpg if of_group else os.kill)(process.pid, signal.SIGKILL)
     wait_for(lambda: not any(map(is_alive, members)) and not folder.exists())
+
+
+def test_a_lock_of_a_killed_owner_is_free_only_when_its_processes_are_gone(owner, tmp_path):
+    process, _, members = owner
+    time.sleep(1)
+    process.kill()
+
+    def is_free() -> bool:
+        alive = any(map(is_alive, members))
+        with (tmp_path / "lock").open() as file, suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            assert not alive
+            return True
+        return False
+
+    wait_for(is_free)
 
 
 def test_an_owner_that_ends_leaves_nothing(owner):

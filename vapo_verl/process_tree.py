@@ -104,17 +104,21 @@ def guarded() -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def guarded_run() -> Iterator[Path]:
+def guarded_run(held: Sequence[int] = ()) -> Iterator[Path]:
     """Yield a temporary folder for all processes that this one starts within.
 
     When this process leaves the context or is killed, a guard terminates those that are left and
     removes the folder and other remains. What earlier runs left is removed first.
+
+    Args:
+        held: descriptors of locked files. Their locks stay until the guard is done, so that a new
+            run does not meet processes of this one.
     """
     remove_remains()
     folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=_short_temporary_folder()))
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        guard = _start_guard(str(os.getpid()), str(folder))
+        guard = _start_guard(str(os.getpid()), str(folder), held=held)
         assert guard.stdin is not None
         try:
             yield folder
@@ -173,13 +177,14 @@ def _short_temporary_folder() -> str:
     return chosen if len(os.fsencode(chosen)) <= _LONGEST_FOLDER else "/tmp"
 
 
-def _start_guard(*arguments: str) -> subprocess.Popen[bytes]:
+def _start_guard(*arguments: str, held: Sequence[int] = ()) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "vapo_verl.process_tree", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # a Ctrl-C at the terminal must not reach the guard
+        pass_fds=held,
     )
 
 
