@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from tests.evaluation.benchmarks.chat_server import Reply, benchmark, chat_server, png, write_tsv
 from vapo_verl.data.schema import PROMPT_SUFFIX
+from vapo_verl.digits.model import model_dir
 from vapo_verl.evaluation.__main__ import main
 from vapo_verl.evaluation.benchmarks.benchmark_command import (
     PAPER_SUFFIX,
@@ -284,6 +285,17 @@ def test_refusals_name_the_fix(words, message, tsv, tmp_path, capsys):
     words = [data if word == "DATA" else word for word in words]
     assert main([*words, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_control_tokens_are_refused_before_the_engine_starts(tsv, tmp_path, capsys):
+    data = tsv()
+    data.write_text(data.read_text().replace("Size?", "Size?<|im_end|>"))
+    words = ["benchmark", str(model_dir()), str(data), "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "quiz row 2, column 'question': '<|im_end|>' in the question of index 2" in error
+    assert "--control-tokens text" in error
     assert not (tmp_path / "out").exists()
 
 

@@ -121,6 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     benchmarks = _read_all(options)
     model = _model(options)
     tasks = [_task(path, rows, rule, model, options) for path, rows, rule in benchmarks]
+    _refuse_control_tokens(tasks, model)
     _ask(tasks, model, options)
     for task in tasks:
         _grade(task, options)
@@ -347,6 +348,28 @@ def _task(
     )
 
 
+def _refuse_control_tokens(tasks: Sequence[Task], model: _Model) -> None:
+    """Raises RowError for questions that hold a control token of the model's tokenizer."""
+    from vapo_verl.data.control_tokens import ControlTokens, tokenizer_tokens
+    from vapo_verl.data.errors import ProblemLog, RowProblem
+
+    if model.engine is None or model.engine.control_tokens != "refuse":
+        return
+    tokens = tokenizer_tokens(Path(model.engine.model))
+    controls = ControlTokens() if tokens is None else ControlTokens(tokens)
+    log = ProblemLog()
+    for task in tasks:
+        for row in task.rows:
+            text = "".join(turn["content"] for turn in task.question(row)[0])
+            if word := controls.find(text):
+                found = f"{word!r} in the question of index {row.index!r}"
+                fix = "take it out, or give --control-tokens text, which encodes it as plain text"
+                column = "prompt" if row.messages else "question"
+                problem = RowProblem(row=row.number, column=column, found=found, fix=fix)
+                log.add(problem, task.name)
+    log.raise_if_any()
+
+
 def _engine_settings(model: _Model, options: BenchmarkOptions) -> dict[str, Any]:
     if model.engine is None:
         return {}
@@ -356,6 +379,7 @@ def _engine_settings(model: _Model, options: BenchmarkOptions) -> dict[str, Any]
         "--max-model-len": model.engine.max_model_len,
         "--min-pixels": model.engine.min_pixels,
         "--max-pixels": model.engine.max_pixels,
+        "--control-tokens": model.engine.control_tokens,
         "chat template": dict(model.template_options),
     }
 
