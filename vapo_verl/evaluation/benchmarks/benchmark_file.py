@@ -124,11 +124,8 @@ def read_predictions(path: Path, needs: Sequence[str] = ()) -> tuple[list[Benchm
 def _row(
     number: int, index: int | str, cells: Cells, images: tuple[bytes | str, ...]
 ) -> BenchmarkRow:
-    for column in ("question", "answer"):
-        if not cells[column].strip() and not (column == "question" and images):
-            raise BadCell(
-                column, f"index {cells['index']!r} is blank", "fill it in, or drop the row"
-            )
+    if not cells["answer"].strip():
+        raise BadCell("answer", f"index {cells['index']!r} is blank", "fill it in, or drop the row")
     known = {*_USUAL, *_OPTIONS, "choices", "prediction"}
     return BenchmarkRow(
         number=number,

@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,12 +59,13 @@ def score(options: ScoreOptions) -> tuple[list[BenchmarkRow], list[Grade], Rule]
     """
     from vapo_verl.evaluation.benchmarks.benchmark_file import read_predictions
     from vapo_verl.evaluation.benchmarks.rules import check_rows, find_rule
+    from vapo_verl.reward.math_verifier import MAX_WORKERS
 
     rule = find_rule(options.rules)
     rows, predictions = read_predictions(options.file, rule.needs)
     check_rows(rule, rows, options.file)
-    pairs = zip(rows, predictions, strict=True)
-    return rows, [rule.grade(row, prediction) for row, prediction in pairs], rule
+    with ThreadPoolExecutor(MAX_WORKERS) as pool:  # grading waits for the math verifier's pool
+        return rows, list(pool.map(rule.grade, rows, predictions)), rule
 
 
 def write_grades(path: Path, rows: Sequence[BenchmarkRow], grades: Sequence[Grade]) -> None:
