@@ -24,8 +24,7 @@ from vapo_verl.anchors import (
 from vapo_verl.config import ANSWER_STYLES, VapoConfig, vapo_config
 from vapo_verl.data.claims_column import Claim, read_claims
 from vapo_verl.reward.accuracy import accuracy
-from vapo_verl.reward.components import RewardComponents, compose_reward
-from vapo_verl.reward.format import format_score
+from vapo_verl.reward.components import RewardComponents, compose_reward, format_score
 from vapo_verl.reward.perception import attention_perception_score
 from vapo_verl.rollout.prober import OneServerClient, Prober, prompt_session
 from vapo_verl.rollout.sample import (

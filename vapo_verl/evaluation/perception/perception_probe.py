@@ -19,7 +19,7 @@ from vapo_verl.evaluation.probing.respond import (
     row_key,
 )
 from vapo_verl.evaluation.probing.rows import Row
-from vapo_verl.reward.format import format_score
+from vapo_verl.reward.components import format_score
 
 
 def perceive(
