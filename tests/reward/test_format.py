@@ -1,6 +1,6 @@
 import pytest
 
-from vapo_verl.reward.format import format_score
+from vapo_verl.reward.components import format_score
 
 
 @pytest.mark.parametrize(

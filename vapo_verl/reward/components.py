@@ -1,8 +1,13 @@
-"""The reward of a response from its parts (Eq. 5 of arXiv 2509.25848)."""
+r"""The reward of a response from its parts (Eq. 5 of arXiv 2509.25848), and its format part."""
 
+import re
 from dataclasses import dataclass
 
 from vapo_verl.config import GATES
+from vapo_verl.reward import THINK_END, THINK_START
+from vapo_verl.reward.accuracy import answer_of
+
+_THINK_TAG = re.compile(f"{THINK_START}|{THINK_END}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,3 +62,17 @@ def compose_reward(
     seen = perception if accuracy == 1 or gate == "relaxed" else 0.0
     total = accuracy_weight * accuracy + format_weight * format + perception_weight * seen
     return RewardComponents(accuracy=accuracy, format=format, perception=perception, total=total)
+
+
+def format_score(text: str) -> float:
+    r"""1.0 when the response is one `<think>...</think>` and then a text with `\boxed{...}`.
+
+    White space may precede the opening tag, and any text may surround the box. The text inside
+    the tags is not scored: Eq. 5 of arXiv 2509.25848 leaves that to accuracy and perception. 0.0
+    for a second pair of tags, a missing or an unclosed one, a box only inside the reasoning,
+    and a box that is blank or cut off. A chat template that puts `<think>` into the prompt
+    leaves the response without it: prepend it before scoring.
+    """
+    tags_in_order = _THINK_TAG.findall(text) == [THINK_START, THINK_END]
+    starts_with_tag = text.lstrip().startswith(THINK_START)
+    return float(tags_in_order and starts_with_tag and answer_of(text) is not None)
