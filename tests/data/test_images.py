@@ -22,23 +22,44 @@ from transformers import AutoProcessor
 import vapo_verl
 from vapo_verl.claims.audit.page import page_image
 from vapo_verl.claims.images import media_type
+from vapo_verl.claims.making.prompt import verdict_messages
 from vapo_verl.claims.requests.picture import prepare
 from vapo_verl.data.dataset import VapoDataset
 from vapo_verl.data.errors import BadCell, RowError
-from vapo_verl.data.images import check_image, load_image, read_header
+from vapo_verl.data.images import check_image, load_image, read_header, resized
 from vapo_verl.data.prompt_length import NotFromHeaders
 from vapo_verl.data.rows import check_parquet
 from vapo_verl.data.stored_image import StoredImage
 from vapo_verl.digits.model import model_dir
-from vapo_verl.evaluation.probing.rows import image_size, open_image
+from vapo_verl.evaluation.probing.rows import image_size, open_image, read_rows
 from vapo_verl.run_folder.images import image_uri, prompt_images
 
+ROOT = Path(vapo_verl.__file__).parent
 WIDTH, HEIGHT = 56, 84
-OPENERS = {
-    "vapo_verl/data/images.py": "the opener",
-    "vapo_verl/plots/matplotlib_figure.py": "reads back the figure that it has just drawn",
+OPENER = "vapo_verl/data/images.py"
+CONSUMERS = {
+    "claims/audit/page.py": "images of the audit page",
+    "claims/images.py": "kinds of image files",
+    "claims/requests/picture.py": "requests to a claim maker or a judge",
+    "data/dataset.py": "the policy's prompts",
+    "data/rows.py": "data check",
+    "data/prompt_length.py": "lengths of prompts",
+    "data/stored_image.py": "the policy's images",
+    "digits/model/evaluate.py": "the small model on its own task",
+    "doctor/rows.py": "rows as a run reads them",
+    "evaluation/benchmarks/benchmark_file.py": "images of a benchmark",
+    "evaluation/benchmarks/compare_command.py": "the page that compares two models",
+    "evaluation/probing/engine.py": "the engine of all probing commands",
+    "evaluation/probing/rows.py": "rows of all probing commands",
+    "plots/matplotlib_figure.py": "a figure that was just drawn",
+    "run_folder/images.py": "rollout samples and the report",
 }
-"""Modules that may call PIL.Image.open, and why."""
+"""Modules that have images opened, and what for: each is compared with the others below."""
+DECODERS = {
+    *("frombuffer", "frombytes", "fromstring", "imread", "imdecode", "decode_image", "read_image"),
+    *("fetch_image", "process_image", "ImageFile", "exif_transpose"),
+}
+IMAGE_LIBRARIES = {"cv2", "imageio", "skimage", "tifffile", "pyvips", "torchvision", "wand"}
 
 
 def scene(ground=255, bar=0):
@@ -422,11 +443,130 @@ def test_the_check_counts_what_is_not_shown_as_stored(write, row):
 
 
 def test_no_other_module_opens_images():
-    root = Path(vapo_verl.__file__).parent
+    assert set(opening_calls()) == {OPENER}
+
+
+def opening_calls():
+    """Modules of the package that decode an image by themselves, and by which call."""
+    for path in sorted(ROOT.rglob("*.py")):
+        names = {"Image", "PIL.Image"}
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "PIL":
+                names |= {alias.asname or alias.name for alias in node.names}
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                modules = [alias.name for alias in node.names]
+                modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                if IMAGE_LIBRARIES & {module.split(".")[0] for module in modules}:
+                    yield str(path.relative_to(ROOT.parent))
+            if not isinstance(node, ast.Call):
+                continue
+            called, _, method = ast.unparse(node.func).rpartition(".")
+            if called == "torch":  # tensors, as weights in shared memory
+                continue
+            if (method == "open" and called in names) or method in DECODERS:
+                yield str(path.relative_to(ROOT.parent))
+
+
+def test_no_consumer_is_left_out():
+    openers = {"load_image", "read_header", "check_image", "resized", "StoredImage"}
     found = {
-        str(path.relative_to(root.parent))
-        for path in root.rglob("*.py")
+        str(path.relative_to(ROOT))
+        for path in ROOT.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Image.open")
+        if isinstance(node, ast.ImportFrom)
+        and (node.module or "").startswith("vapo_verl.data.")
+        and openers & {alias.name for alias in node.names}
     }
-    assert found == set(OPENERS)
+    assert found == set(CONSUMERS)
+
+
+def black_bar(mode):
+    """13 of 84 lines are black, the rest is transparent, and black below."""
+    alpha = np.zeros((84, 56), np.uint8)
+    alpha[:13] = 255
+    if mode in ("P", "grey", "rgb"):
+        drawn = Image.fromarray((alpha == 0).astype(np.uint8) * 7, "P" if mode == "P" else "L")
+        if mode == "P":
+            drawn.putpalette([0] * 30)
+        transparent = (7, 7, 7) if mode == "rgb" else 7
+        return saved(drawn.convert("RGB") if mode == "rgb" else drawn, transparency=transparent)
+    la = Image.merge("LA", [Image.new("L", (56, 84)), Image.fromarray(alpha)])
+    return saved(la if mode == "LA" else la.convert(mode))
+
+
+def seen_by_all(data, folder, processor, row, feature=False):
+    """Consumer -> the image that it shows to a model or a person."""
+    import datasets
+
+    table = datasets.Dataset.from_list([{**row(), "images": [{"bytes": data, "path": None}]}])
+    if feature:
+        table = table.cast_column("images", datasets.List(datasets.Image()))
+    path = folder / "rows.parquet"
+    table.to_parquet(path)
+    config = OmegaConf.create({"filter_overlong_prompts_workers": None, "max_pixels": 10**6})
+    policy = VapoDataset(str(path), processor.tokenizer, config, processor)
+    messages = policy[0]["raw_prompt"]
+    (image,), _ = asyncio.run(policy.process_vision_info(messages, 14, config))
+    pixels = processor(text=[processor.image_token], images=[image], return_tensors="pt")
+    yield "policy", image
+    yield "processor", from_patches(pixels, processor.image_processor)
+    for limit in (None, 10**6, 84 * 56 - 1):
+        picture = prepare(data, media_type(data), limit)
+        (part, _) = verdict_messages(picture, "It is black.")[0]["content"]
+        yield f"claims, --max-pixels {limit}", from_uri(part["image_url"]["url"])
+    yield "audit", from_uri(page_image(data).uri)
+    yield "report", from_uri(image_uri(data))
+    (sample,) = prompt_images(messages)
+    yield "samples", Image.open(io.BytesIO(sample))
+    yield "probing", resized(open_image(data), patch_size=14, max_pixels=10**6)
+    (stored,) = read_rows(path, num_rows=None, seed=0, answer_style="math")
+    yield "evaluation", open_image(stored.images[0])
+
+
+def from_uri(uri):
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
+def from_patches(inputs, image_processor):
+    """The image that a processor cut into patches of two equal frames."""
+    (_, height, width) = inputs["image_grid_thw"][0].tolist()
+    merge, side = image_processor.merge_size, image_processor.patch_size
+    patches = (
+        inputs["pixel_values"]
+        .numpy()
+        .reshape(height // merge, width // merge, merge, merge, 3, 2, side, side)
+    )
+    image = (
+        patches[:, :, :, :, :, 0]
+        .transpose(0, 2, 5, 1, 3, 6, 4)
+        .reshape(height * side, width * side, 3)
+    )
+    mean, std = np.array(image_processor.image_mean), np.array(image_processor.image_std)
+    return Image.fromarray(np.rint((image * std + mean) * 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("feature", [False, True])
+@pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "grey", "rgb"])
+def test_a_black_bar_on_a_transparent_ground_is_on_white_for_all(
+    mode, feature, tmp_path, processor, row
+):
+    for name, image in seen_by_all(black_bar(mode), tmp_path, processor, row, feature):
+        assert abs(np.asarray(image.convert("RGB")).mean() - 216) <= 1, name
+
+
+@pytest.mark.parametrize("feature", [False, True])
+def test_a_turned_photograph_is_upright_for_all(feature, tmp_path, processor, row):
+    data = saved(rgb(), "JPEG", exif=exif(6), quality=100, subsampling=0)
+    for name, image in seen_by_all(data, tmp_path, processor, row, feature):
+        shrunk = str(84 * 56 - 1) in name
+        assert image.size == ((83, 55) if shrunk else (84, 56)), name
+
+
+@pytest.mark.parametrize("kind", ["PPM", "TGA", "JPEG2000", "AVIF", "ICO", "PCX", "DDS"])
+def test_a_rare_format_is_opened_by_all_or_by_none(kind, tmp_path, processor, row):
+    data = saved(rgb(), kind, **({"sizes": [(56, 84)]} if kind == "ICO" else {}))
+    expected = np.asarray(load_image(data))
+    assert expected.shape == UPRIGHT.shape
+    for name, image in seen_by_all(data, tmp_path, processor, row):
+        if str(84 * 56 - 1) not in name:
+            assert np.abs(np.asarray(image.convert("RGB"), int) - expected).max() <= 1, name

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vapo_verl.data.errors import BadCell, FileError, RowProblem, shown
-from vapo_verl.data.images import image_source, is_remote, local_path
+from vapo_verl.data.images import (
+    IMAGE_ERRORS,
+    image_source,
+    is_remote,
+    local_path,
+    read_header,
+)
 from vapo_verl.data.parquet_stream import iter_rows, open_parquet, require_columns
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -102,15 +108,22 @@ def cell_bytes(cell: object, base: Path) -> bytes:
 
 
 def media_type(data: bytes) -> str:
-    """Raises BadCell when the first bytes are none of an image format known here."""
+    """`image/png` and the like: of common formats from the first bytes, else from the header.
+
+    Raises:
+        BadCell: no image, or of a format that nothing here opens.
+    """
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
     for magic, name in _MAGIC:
         if data.startswith(magic):
             return name
-    raise BadCell(
-        "images", f"{shown(data)} that are no image file", f"store one of {IMAGE_SUFFIXES}"
-    )
+    try:
+        return f"image/{read_header(data).format.lower()}"
+    except IMAGE_ERRORS as error:
+        raise BadCell(
+            "images", f"{shown(data)} that are no image file", f"store one of {IMAGE_SUFFIXES}"
+        ) from error
 
 
 def _files(source: Path) -> list[Path]:

@@ -21,6 +21,7 @@ import time
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 from datasets import Dataset, Image, List
 from PIL import Image as Pixels
 from verl.utils.dataset.rl_dataset import RLHFDataset
@@ -224,7 +225,8 @@ class VapoDataset(RLHFDataset):
         options = image_options(entry)
         wanted = {name: self.config.get(name) for name in ("min_pixels", "max_pixels")}
         limits = {name: pixels for name, pixels in wanted.items() if pixels is not None}
-        image = load_image(entry) if isinstance(entry, Pixels.Image) else StoredImage(entry)
+        is_decoded = isinstance(entry, Pixels.Image | np.ndarray)
+        image = load_image(entry) if is_decoded else StoredImage(entry)
         return {**options, **limits, "image": image}
 
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from vapo_verl.data.images import load_image
 from vapo_verl.plots.panel import Numbers, Panel, Series
 
 WIDTH, HEIGHT = 640, 400
@@ -39,7 +40,7 @@ def picture(panel: Panel) -> Image.Image:
         axes.legend(fontsize=8, frameon=False)
     file = io.BytesIO()
     canvas.print_png(file)
-    return Image.open(file).convert("RGB")
+    return load_image(file.getvalue())
 
 
 def _draw(axes: Axes, series: Series, color: str) -> None:
