@@ -55,7 +55,7 @@ def test_steps_without_a_validation_are_never_the_best(tmp_path):
 def test_without_any_value_nothing_is_named(tmp_path):
     train(tmp_path, [0.1, 0.2], 1, freq=9)
     assert checkpoints.complete_steps(tmp_path) == [2]
-    assert checkpoints.best_complete(tmp_path, METRIC) is None
+    assert checkpoints.best_complete(tmp_path, checkpoints.Scores(METRIC, {3: 0.5})) is None
     assert not (tmp_path / checkpoints.BEST_FILE).exists()
 
 

@@ -26,8 +26,6 @@ import xxhash
 
 from vapo_verl.files import atomic_write_text, sync_folder
 from vapo_verl.run_folder import RunFolderError
-from vapo_verl.run_folder.layout import METRICS_FILE
-from vapo_verl.run_folder.metrics import read_metrics
 
 MARKER = "complete.json"
 DAMAGED_MARKER = "damaged.json"
@@ -79,6 +77,15 @@ class ResumePoint:
     """False where its marker, of an older release, holds no checksums."""
     damaged: Mapping[int, list[Problem]] = field(default_factory=dict)
     """Newer complete checkpoints that failed their verification, by step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A metric that says which checkpoint is best: the one with its highest value."""
+
+    metric: str
+    by_step: Mapping[int, float]
+    """Of the steps that have a value."""
 
 
 def checkpoint_folder(run_dir: Path, step: int) -> Path:
@@ -212,7 +219,7 @@ def discard(run_dir: Path, step: int) -> None:
 
 @contextmanager
 def writing(
-    run_dir: Path, step: int, keep: int | None = None, best_by: str | None = None
+    run_dir: Path, step: int, keep: int | None = None, best_by: Scores | None = None
 ) -> Iterator[dict[str, FileRecord]]:
     """Write the files of the checkpoint of `step` within; :func:`declare_complete` follows.
 
@@ -221,7 +228,7 @@ def writing(
 
     Args:
         keep: complete checkpoints to leave, this one among them; all, where it is None.
-        best_by: metric whose best checkpoint is left too, see :func:`best_complete`.
+        best_by: scores whose best checkpoint is left too, see :func:`best_complete`.
 
     Yields:
         Records by path relative to the checkpoint. The caller may add those that the writing
@@ -252,11 +259,11 @@ def declare_complete(
     step: int,
     files: Mapping[str, FileRecord],
     keep: int | None = None,
-    best_by: str | None = None,
+    best_by: Scores | None = None,
 ) -> None:
     """Declare a checkpoint complete whose `files` are written, point to it, then remove old ones.
 
-    With `best_by`, :data:`BEST_FILE` names the best checkpoint by that metric.
+    With `best_by`, :data:`BEST_FILE` names the best checkpoint by these scores.
 
     Raises:
         CheckpointError: the marker could not be written; older checkpoints are as they were.
@@ -264,21 +271,18 @@ def declare_complete(
     with _named_failure(run_dir, step):
         _write_marker(run_dir, step, files)
         if best_by is not None and (best := best_complete(run_dir, best_by)) is not None:
-            content = {"step": best[0], "metric": best_by, "value": best[1]}
+            content = {"step": best, "metric": best_by.metric, "value": best_by.by_step[best]}
             atomic_write_text(run_dir / BEST_FILE, json.dumps(content) + "\n")
     remove_old(run_dir, step, keep, best_by)
 
 
-def best_complete(run_dir: Path, metric: str) -> tuple[int, float] | None:
-    """Step and value of the complete checkpoint whose step has the highest value of a metric.
+def best_complete(run_dir: Path, scores: Scores) -> int | None:
+    """Step of the complete checkpoint with the highest score, the newest of equal ones.
 
-    The newest of equal ones; None where no complete checkpoint's step has a value in
-    ``metrics.jsonl``.
+    None where the step of no complete checkpoint has a score.
     """
-    values = read_metrics(run_dir / METRICS_FILE).series(metric)
-    known = [(values[step], step) for step in complete_steps(run_dir) if step in values]
-    value, step = max(known, default=(0.0, None))
-    return None if step is None else (step, value)
+    known = [step for step in complete_steps(run_dir) if step in scores.by_step]
+    return max(known, key=lambda step: (scores.by_step[step], step), default=None)
 
 
 def mark_complete(run_dir: Path, step: int) -> None:
@@ -286,12 +290,12 @@ def mark_complete(run_dir: Path, step: int) -> None:
     _write_marker(run_dir, step, file_records(checkpoint_folder(run_dir, step)))
 
 
-def remove_old(run_dir: Path, step: int, keep: int | None, best_by: str | None = None) -> None:
+def remove_old(run_dir: Path, step: int, keep: int | None, best_by: Scores | None = None) -> None:
     """Leave `keep` complete checkpoints, that of `step` and those before it, and no remains.
 
-    With `best_by`, a metric, the best one by :func:`best_complete` is left too. One whose files do
-    not have the recorded sizes does not count as complete here. Where no other
-    is left, nothing is removed. Does nothing where `keep` is None or not positive, either.
+    With `best_by`, the best one by :func:`best_complete` is left too. One whose files do not have
+    the recorded sizes does not count as complete here. Where no other is left, nothing is removed.
+    Does nothing where `keep` is None or not positive, either.
     """
     if keep is None or keep < 1:
         return
@@ -306,7 +310,7 @@ def remove_old(run_dir: Path, step: int, keep: int | None, best_by: str | None =
     room = keep if step in complete else keep - 1  # the one that is about to be written
     kept = {step, *good[len(good) - min(room, len(good)) :]}
     if best_by is not None and (best := best_complete(run_dir, best_by)) is not None:
-        kept.add(best[0])
+        kept.add(best)
     for other in set(_steps(run_dir)) - kept:
         if other < step:
             discard(run_dir, other)

@@ -19,7 +19,9 @@ from typing import Any
 
 from vapo_verl.console import mark, phases
 from vapo_verl.run_folder import checkpoints
-from vapo_verl.run_folder.checkpoints import FileRecord
+from vapo_verl.run_folder.checkpoints import FileRecord, Scores
+from vapo_verl.run_folder.layout import METRICS_FILE
+from vapo_verl.run_folder.metrics import read_metrics
 
 EXIT_STOPPED = os.EX_TEMPFAIL
 """Exit code of a run that stopped on request: the same command resumes it."""
@@ -141,7 +143,7 @@ class SafeStop:
         self, run_dir: Path, num_checkpoints: int | None, best_by: str | None = None
     ) -> None:
         self._run_dir = run_dir
-        self._retention = (num_checkpoints, best_by)
+        self._num_checkpoints, self._best_by = num_checkpoints, best_by
         self._requested = threading.Event()
         self._training = False
         self._saved_step = 0
@@ -164,7 +166,7 @@ class SafeStop:
     def saving(self, step: int) -> Iterator[dict[str, FileRecord]]:
         """Write the checkpoint of `step` within; see :func:`checkpoints.writing`."""
         phases.begin(f"checkpoint of step {step}")
-        with checkpoints.writing(self._run_dir, step, *self._retention) as records:
+        with checkpoints.writing(self._run_dir, step, *self._retention()) as records:
             yield records
         phases.end()
         self._written = step, records
@@ -177,8 +179,15 @@ class SafeStop:
         """
         if self._written is not None:
             step, records = self._written
-            checkpoints.declare_complete(self._run_dir, step, records, *self._retention)
+            checkpoints.declare_complete(self._run_dir, step, records, *self._retention())
             self._saved_step, self._written = step, None
+
+    def _retention(self) -> tuple[int | None, Scores | None]:
+        """Which checkpoints are kept, by the metrics that are on the disk."""
+        if self._best_by is None:
+            return self._num_checkpoints, None
+        metrics = read_metrics(self._run_dir / METRICS_FILE)
+        return self._num_checkpoints, Scores(self._best_by, metrics.series(self._best_by))
 
     def begin_step(
         self, step: int, *, sleep: Callable[[], object], save_step: Callable[[int], None]
