@@ -44,6 +44,8 @@ IN_THE_IMAGE: dict[str, str] = {}
         ("答案：C。", "C"),
         ("Ｂ", "B"),
         ("The correct choice is B because AB = CD.", "B"),
+        ("The answer is (B), since option A is too small.", "B"),
+        ("The answer is option B, not option C.", "B"),
         ("I think A is wrong. The answer is 140°. So done.", "D"),
         ("So I look.\nSo I choose B.", "B"),
         ("Option C is correct", "C"),

@@ -90,6 +90,7 @@ def test_mathvision():
         ("True?\nChoice:\nA. True\nB. False", "False", r"\boxed{B}", True),
         ("Rate?\nChoices:\nA.$y$ grows\nB.$y$ falls", "(B)", r"\boxed{B}", True),
         ("The options are hidden", "C", r"\boxed{C}", True),
+        ("Some are\nChoices:\nA. 1\nB. 2\nin the image", "D", r"\boxed{D}", True),
         ("Perimeter?", r"Perimeter $=18.8 \mathrm{~cm}$", r"\boxed{18.8}", True),
         ("Perimeter?", r"Perimeter $=18.8 \mathrm{~cm}$", r"\boxed{18.9}", False),
         ("Slope?", r"Slope $=\frac{1}{5}$", r"\boxed{0.2}", True),

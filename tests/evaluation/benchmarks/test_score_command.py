@@ -58,7 +58,7 @@ def test_a_judge_only_benchmark_says_so_and_has_no_accuracy(tmp_path, capsys):
 @pytest.mark.parametrize(
     "rules, change, message",
     [
-        ("wemath", {}, r"missing columns ['ID', 'key']"),
+        ("wemath", {}, "missing columns ['key']"),
         ("mcq", {"answer": "E"}, "row 0, column 'answer': 'E' (str) is no option of index 4"),
         ("yes-no", {}, "row 0, column 'answer': 'B' (str) of index 4 is neither yes nor no"),
         ("mathverse", {"answer": " "}, "row 0, column 'answer'"),

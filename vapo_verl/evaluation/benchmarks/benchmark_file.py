@@ -38,6 +38,7 @@ _QUESTION_COLUMNS = ("index", "question", "answer")
 _IMAGE_COLUMNS = ("image", "image_path")
 _USUAL = {*_QUESTION_COLUMNS, *_IMAGE_COLUMNS, "hint", "category", "l2-category", "split"}
 _OPTIONS = tuple(string.ascii_uppercase)
+_NO_LIST = ("", "None", "nan", "[]")
 _CELL_LIMIT = 2**31 - 1
 _INTEGER = re.compile(r"[+-]?\d{1,18}(?:\.0+)?", re.ASCII)
 _UNIQUE = "give every row an index of its own, or drop the row"
@@ -145,7 +146,7 @@ def _row(
 def _choices(cells: Cells) -> dict[str, str]:
     found = {letter: cells[letter] for letter in _OPTIONS if cells.get(letter, "").strip()}
     cell = cells.get("choices", "").strip()
-    if found or not cell:
+    if found or cell in _NO_LIST:
         return found
     options = literal_list(cell)
     if options is None or len(options) > len(_OPTIONS):
@@ -362,11 +363,12 @@ def _read_our_parquet(path: Path) -> list[BenchmarkRow]:
         _require(path, parquet.schema_arrow.names, REQUIRED_COLUMNS)
         columns = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
         for number, row in iter_rows(parquet, columns, path=path, key=KEY):
+            sources: tuple[bytes | str, ...] = ()
             problems = row_problems(row, RowRules())
             try:
                 sources = () if problems else _sources(row)
-            except BadCell as problem:
-                problems, sources = [problem], ()
+            except BadCell as damaged:
+                problems = [damaged]
             for problem in problems:
                 log.add(problem.at(number), str(path))
             table.append({**row, "sources": sources})

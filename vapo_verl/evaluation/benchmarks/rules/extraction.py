@@ -41,12 +41,13 @@ _STATEMENT = re.compile(
 )
 _SENTENCE_END = re.compile(r"(?<!\b[A-Z])\.(?=\s|$)|(?<=[.!?])\s+(?=[A-Z][a-z])")
 _MARKED_LETTER = re.compile(
-    r"^[(\[]?([A-Z])[)\]]?\s*(?:[.:),]|(?=\s(?:because|since|as|for|which|where|with|is)\b))"
+    r"^[(\[]?([A-Z])[)\]]?\s*(?:[.:),]|(?=\s(?:for|with|is)\b))"
     r"|(?<![\w\\])[(\[]([A-Z])[)\]]"
     r"|(?<![\w(])([A-Z])\)"
     r"|[\"“]([A-Z])[.,]?[\"”]"
     r"|\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)s?\s*(?:is|are)?\s*:?\s*[(\[]?([A-Z])(?![\w'’])"
 )
+_REASON = re.compile(r",?\s+(?:because|since|as|which|where|while|but|not|instead|rather)\b")
 _LETTER_RUN = re.compile(
     r"(?<![\w'])[A-Z](?:\s*(?:,\s*(?:and|or)|[,;/&]|\band|\bor)\s*[A-Z](?![\w'(]))+"
 )
@@ -182,12 +183,17 @@ def letters_of(answer: str, choices: Mapping[str, str]) -> str | None:
     """
     picked = choice(answer)
     letters = "".join(sorted(picked.letters)) if picked else ""
-    is_known = not choices or all(letter in choices for letter in letters)
+    is_known = not choices or set(letters) <= choices.keys()
     if picked and len(letters) == 1 and not picked.text and is_known:
         return letters
     if same := option_equal_to(answer, choices):
         return same
-    answer = normalised(answer)
+    answer = _REASON.split(normalised(answer))[0]
+    if re.match(r"(?:it\s+is\s+)?not\b", answer, re.I):
+        return option_within(answer, choices)
+    if picked is None and (head := choice(answer)):
+        letters = "".join(sorted(head.letters))
+        is_known = not choices or head.letters <= choices.keys()
     if letters and (is_known or (len(letters) == 1 and answer.isupper())):
         return letters
     marked = {next(filter(None, groups)) for groups in _MARKED_LETTER.findall(answer)}
@@ -285,7 +291,7 @@ def _option_lines(block: str) -> dict[str, str]:
 
 
 def _inline_options(block: str) -> dict[str, str]:
-    marks = []
+    marks: list[re.Match[str]] = []
     for mark in _OPTION_INLINE.finditer(block):
         if len(marks) < len(LETTERS) and (mark[1] or mark[2]) == LETTERS[len(marks)]:
             marks.append(mark)
@@ -297,8 +303,15 @@ def _inline_options(block: str) -> dict[str, str]:
 
 
 def choices_of(row: BenchmarkRow) -> Mapping[str, str]:
-    """The row's own options, else those in the text of its question."""
-    return row.choices or parse_choices(row.question)
+    """The row's own options, else those in the text of its question.
+
+    Of a question whose text does not list the ground truth's letter, no option is known.
+    """
+    if row.choices:
+        return row.choices
+    found, picked = parse_choices(row.question), choice(row.answer)
+    is_listed = picked is None or picked.text or picked.letters <= found.keys()
+    return found if is_listed else {}
 
 
 def true_letters(row: BenchmarkRow, choices: Mapping[str, str]) -> str:

@@ -53,9 +53,9 @@ def place_of(row: BenchmarkRow) -> tuple[int, str, str]:
     chain = row.extra.get("ID") or row.extra.get("id", "")
     found = _KEY.fullmatch(key.strip())
     if found is None or not chain:
-        found = f"ID {chain!r} and key {key!r} of index {row.index!r} name no place in a chain"
+        said = f"ID {chain!r} and key {key!r} of index {row.index!r} name no place in a chain"
         fix = "keep both columns of the original file (2steps_1, 2steps_2, 2steps_multi)"
-        raise BadCell("key", found, fix)
+        raise BadCell("key", said, fix)
     return int(found[1]), chain, found[2]
 
 
@@ -120,5 +120,5 @@ RULE = Rule(
     prompt=prompt,
     scores=scores,
     cluster=chain_cluster,
-    needs=("ID", "key"),
+    needs=("key",),
 )
