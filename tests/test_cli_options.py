@@ -153,7 +153,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     areas = {
         "claims": ("generate", "self", "check", "audit", "attach"),
         "evaluation": tuple(PROBING),
-        "data": ("check", "import-vapo-thinker", "import-plain"),
+        "data": ("check", "grade", "import-vapo-thinker", "import-plain"),
     }
     found = {}
     for area, commands in areas.items():

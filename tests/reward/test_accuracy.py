@@ -1,11 +1,19 @@
 import asyncio
 import threading
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vapo_verl.reward.accuracy import accuracy, answer_of
+from vapo_verl.reward.accuracy import (
+    accuracy,
+    answer_of,
+    choice_match,
+    exact_match,
+    text_match,
+    truths_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -132,3 +140,112 @@ def test_what_the_caller_got_wrong_is_refused():
         accuracy(r"\boxed{1}", "1", "fuzzy")
     with pytest.raises(ValueError, match="ground_truth"):
         accuracy(r"\boxed{1}", " ", "exact")
+
+
+@pytest.mark.parametrize("style", ["exact", "text", "choice", "math"])
+def test_a_list_means_any_of_its_members(style):
+    for truth in (["red", "A"], ("A", "red"), np.array(["red", "A"])):
+        assert accuracy(r"\boxed{red}", truth, style) == 1.0
+        assert accuracy(r"\boxed{A}", truth, style) == 1.0
+        assert accuracy(r"\boxed{blue}", truth, style) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("truth", "texts"),
+    [
+        ("7", ("7",)),
+        (7, ("7",)),
+        (3.0, ("3.0",)),
+        (np.float32(0.5), ("0.5",)),
+        (r"\boxed{7}", ("7",)),
+        (["7", 8], ("7", "8")),
+        (np.array([1, 2]), ("1", "2")),
+    ],
+)
+def test_truths_are_texts_and_numbers(truth, texts):
+    assert truths_of(truth) == texts
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [
+        *(
+            "",
+            " ",
+            "$",
+            "$$",
+            r"\boxed{}",
+            r"\text{ }",
+            "\u200b",
+            None,
+            [],
+            [[]],
+            [["7"]],
+            ["7", ""],
+        ),
+        *(b"7", {"answer": "7"}, float("nan"), float("inf"), True, ["7", None]),
+    ],
+)
+def test_truths_that_nothing_can_match_are_refused(truth):
+    with pytest.raises(ValueError, match="ground_truth"):
+        accuracy(r"\boxed{7}", truth, "math")
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "expected"),
+    [
+        ("3.0", "3", True),
+        ("1,000", "1e3", True),
+        ("The cat", "the  cat.", True),
+        ("the cat", "cat", False),
+        ("1/2", "0.5", False),
+        ("5 cm", "5", False),
+        ("3-2", "2-1", False),
+    ],
+)
+def test_exact_is_text_and_decimals(answer, truth, expected):
+    assert exact_match(answer, truth) is exact_match(truth, answer) is expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "expected"),
+    [
+        ("The Cat", "cat", True),
+        ("３ p.m.", "3 pm", True),
+        ("红 色。", "红色", True),
+        ("007", "7", False),
+        ("ABC-123", "CBA-123", False),
+        ("3.0", "3", False),
+    ],
+)
+def test_text_is_words(answer, truth, expected):
+    assert text_match(answer, truth) is text_match(truth, answer) is expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "expected"),
+    [
+        ("(b) 12", "B", True),
+        ("B. dog", "B. cat", True),
+        ("cat", "B. cat", True),
+        ("CA", "A, C", True),
+        ("A, C", "AC", True),
+        ("b", "B", True),
+        ("A) or B)", "A", False),
+        ("A, B", "B", False),
+        ("A. cat", "B. cat", False),
+        ("True", "true", True),
+    ],
+)
+def test_choice_is_a_set_of_letters(answer, truth, expected):
+    assert choice_match(answer, truth) is choice_match(truth, answer) is expected
+
+
+def test_hard_texts_are_bounded_in_every_style():
+    texts = ["9" * 200_000, "(" * 5_000 + "1" + ")" * 5_000, "{" * 200_000, r"\frac{" * 50_000]
+    texts += ["9^{9^{9^9}}", "1" + "0" * 4_000 + "!", "1e999999999", "a b " * 50_000, "±" * 900]
+    for style in ("exact", "text", "choice", "math"):
+        for text in texts:
+            assert accuracy(rf"\boxed{{{text}}}", "7", style) == 0.0
+    for text in ("9" * 200_000, "(" * 5_000 + "1" + ")" * 5_000, "a b " * 50_000):
+        assert accuracy(rf"\boxed{{{text}}}", text, "math") == 1.0

@@ -1,6 +1,7 @@
-"""Command line: check data files, and import published data sets.
+"""Command line: check and grade data files, and import published data sets.
 
 python -m vapo_verl.data check FILE... [--skip-bad-rows OUT]
+python -m vapo_verl.data grade FILE [--style STYLE] [--predictions COLUMN] [--out OUT]
 python -m vapo_verl.data import-vapo-thinker SRC... --out OUT
 python -m vapo_verl.data import-plain SRC... --out OUT --data-source NAME [--image-root DIR]
 """
@@ -11,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vapo_verl.cli_options import add_options, options_from
-from vapo_verl.config import CONTROL_TOKENS
+from vapo_verl.config import ANSWER_STYLES, CONTROL_TOKENS
 from vapo_verl.data.claims_column import CLAIMS_PER_IMAGE
 from vapo_verl.data.control_tokens import ControlTokens, model_folder, tokenizer_tokens
 from vapo_verl.data.errors import DataError
-from vapo_verl.data.importers.import_options import ImportOptions
+from vapo_verl.data.grade import PREDICTION_COLUMNS, grade_file
 from vapo_verl.data.importers.plain import plain_reader
-from vapo_verl.data.importers.run import import_rows
+from vapo_verl.data.importers.run import ImportOptions, import_rows
 from vapo_verl.data.importers.vapo_thinker import vapo_thinker_reader
 from vapo_verl.data.rows import (
     CheckReport,
@@ -34,8 +35,9 @@ _READERS = {"import-vapo-thinker": vapo_thinker_reader, "import-plain": plain_re
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns 1, with the message on stderr, for what a user has to fix."""
     options = build_parser().parse_args(arguments)
+    run = {"check": _check, "grade": _grade}.get(options.command, _import)
     try:
-        return _check(options) if options.command == "check" else _import(options)
+        return run(options)
     except (DataError, OSError) as error:  # OSError: no room, or no right to write there
         print(error, file=sys.stderr)
         return 1
@@ -101,6 +103,20 @@ def _rules(options: argparse.Namespace) -> RowRules:
     )
 
 
+def _grade(options: argparse.Namespace) -> int:
+    """Grade a file; 1 where a ground truth is not correct against itself."""
+    report = grade_file(
+        options.file,
+        style=options.style,
+        prediction_column=options.predictions,
+        out=options.out,
+        shown_per_kind=options.show,
+        show_progress=True,
+    )
+    print(report)
+    return 1 if report.num_errors else 0
+
+
 def _import(options: argparse.Namespace) -> int:
     importing = options_from(ImportOptions, options)
     print(import_rows(options.sources, _READERS[options.command], importing))
@@ -113,6 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)
     _add_check(commands.add_parser("check", help="check rows against the row format"))
+    _add_grade(commands.add_parser("grade", help="grade ground truths against themselves"))
     thinker = commands.add_parser("import-vapo-thinker", help="VAPO-Thinker-train36k, with claims")
     _add_import(thinker, data_source="vapo_thinker")
     plain = commands.add_parser("import-plain", help="ViRL39K, geometry3k and the like, no claims")
@@ -146,6 +163,25 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         metavar="OUT",
         help="write the rows that can be used to this file, and count the others",
     )
+
+
+def _add_grade(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Exit codes: 0, all ground truths are correct against themselves; 1, some are not, or the "
+        "file cannot be read; 2, wrong arguments."
+    )
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE")
+    add(
+        "--style",
+        choices=ANSWER_STYLES,
+        default="math",
+        help="of rows that name none (%(default)s)",
+    )
+    columns = ", ".join(PREDICTION_COLUMNS)
+    add("--predictions", metavar="COLUMN", help=f"full responses (the first of {columns})")
+    add("--out", type=Path, help="write a JSON line per row")
+    add("--show", type=int, default=5, help="rows to show of each kind (%(default)s)")
 
 
 def _add_import(parser: argparse.ArgumentParser, **defaults: str) -> None:

@@ -158,7 +158,7 @@ def _lists(a: str, b: str, depth: int) -> bool | None:
 
 def _is_named_once(a_parts: Sequence[str], b_parts: Sequence[str]) -> bool:
     """`x=1, y=2` against `1, 2`: names of one side alone are in the order of the other."""
-    names = [{name.key for part in p if (name := _split_name(part))} for p in (a_parts, b_parts)]
+    names = [{name.key for part in p if (name := split_name(part))} for p in (a_parts, b_parts)]
     return min(map(len, names)) == 0 and max(map(len, names)) > 1
 
 
@@ -172,10 +172,15 @@ def _same_in_any_order(a_parts: Sequence[str], b_parts: Sequence[str], depth: in
     return True
 
 
-class _Name(NamedTuple):
+class Name(NamedTuple):
+    """What stands in front of a value."""
+
     key: str
+    """Equal for names that are the same."""
     is_word: bool
+    """A word, as `Perimeter`; else a variable, a function or an angle."""
     value: str
+    """What follows the `=`."""
 
 
 _VARIABLE = re.compile(
@@ -189,8 +194,12 @@ _EQUALS = re.compile(r"[=≈∈]|(?<=[^\W\d_]{2}):(?= ?[-\d\\(\[])")
 _NEXT_SIDE = re.compile(r"[=≈]")
 
 
-def _split_name(text: str) -> _Name | None:
-    """The name in front of the first `=`, as `x`, `f(x)` or `Slope`, and what follows."""
+def split_name(text: str) -> Name | None:
+    """The name in front of the first `=`, as `x`, `f(x)` or `Slope`; None without one.
+
+    Args:
+        text: in normal form.
+    """
     equals = _EQUALS.search(text)
     if equals is None:
         return None
@@ -200,14 +209,14 @@ def _split_name(text: str) -> _Name | None:
         return None
     if _VARIABLE.fullmatch(name):
         key = re.sub(r"\\(?:overline|vec|bar|(?:wide)?(?:hat|tilde))|[\s{}|\\]|^m(?=∠)", "", name)
-        return _Name(key.casefold(), False, value)
+        return Name(key.casefold(), False, value)
     is_word = _WORDS.fullmatch(name) and re.search(r"[^\W\d_]{3}|\w\.", name)
-    return _Name(name.casefold(), True, value) if is_word else None
+    return Name(name.casefold(), True, value) if is_word else None
 
 
 def _core(text: str) -> str:
     """Without a name and a unit."""
-    named = _split_name(text)
+    named = split_name(text)
     measured = quantity(named.value if named else text)
     return measured.value if measured else named.value if named else text
 
@@ -219,7 +228,7 @@ def _sides(text: str) -> list[str]:
 def _named(a: str, b: str, depth: int) -> bool | None:
     if max(len(_split(a)), len(_split(b))) > 1:
         return None
-    x, y = _split_name(a), _split_name(b)
+    x, y = split_name(a), split_name(b)
     if x and y:
         return _both_named(x, y, depth)
     named, other = (x, b) if x else (y, a)
@@ -228,7 +237,7 @@ def _named(a: str, b: str, depth: int) -> bool | None:
     return _is_last_side(named.value, other, depth) if len(_sides(other)) == 1 else None
 
 
-def _both_named(x: _Name, y: _Name, depth: int) -> bool | None:
+def _both_named(x: Name, y: Name, depth: int) -> bool | None:
     """Values of names that agree; `y=x-5` and `x=y+5` may still be one equation."""
     if not _names_agree(x, y):
         has_value = x.is_word or y.is_word or _is_constant(x.value) or _is_constant(y.value)
@@ -239,7 +248,7 @@ def _both_named(x: _Name, y: _Name, depth: int) -> bool | None:
     return _is_last_side(longer.value, other.value, depth)
 
 
-def _names_agree(x: _Name, y: _Name) -> bool:
+def _names_agree(x: Name, y: Name) -> bool:
     if x.key == y.key or x.is_word != y.is_word:
         return True
     if not x.is_word:  # y = ... and f(x) = ... name one thing
