@@ -22,7 +22,7 @@ LAYERS = (
     ),
     ("advantage", "analysis", "attention", "hydra_config", "platform", "reward"),
     ("data",),
-    ("anchors", "run_folder"),
+    ("anchors", "run_folder", "settings"),
     ("digits", "export", "plots"),
     ("claims",),
     ("evaluation",),
@@ -37,7 +37,7 @@ LAYERS = (
 PURE = {
     *("cli_options", "config", "files", "hydra_config", "preflight", "progress"),
     *("advantage", "analysis", "anchors", "claims", "data", "digits", "export", "plots"),
-    *("report", "reward", "run_folder"),
+    *("report", "reward", "run_folder", "settings"),
 }
 """Areas that import no framework at module level."""
 ADAPTERS = {"vapo_verl.advantage.estimator", "vapo_verl.data.dataset"}

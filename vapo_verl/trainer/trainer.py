@@ -58,6 +58,7 @@ from vapo_verl.trainer.rollout_samples import captured_layers, sample_rows
 from vapo_verl.trainer.step_line import StepLine
 from vapo_verl.trainer.stopping import RunStopped, SafeStop
 from vapo_verl.trainer.trackers import StepEnd, tell_resumed
+from vapo_verl.trainer.train_loader import TrainLoader
 from vapo_verl.trainer.worker import PhaseMemory, VapoWorker
 
 EXPLAIN_S = 10.0
@@ -101,6 +102,7 @@ class VapoTrainer(PPOTrainerSync):
     def _init_dataloader(self) -> None:
         phases.begin("data")
         super()._init_dataloader()
+        self.train_dataloader = TrainLoader.like(self.train_dataloader)
 
     def _init_resource_pool_mgr(self) -> None:
         ranks = self.config.trainer.n_gpus_per_node * self.config.trainer.nnodes
