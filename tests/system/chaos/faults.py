@@ -9,12 +9,12 @@ from itertools import product
 
 ROLES = {
     "driver": (r"vapo_verl\.main", ""),
-    "task runner": (r"^ray::VapoTaskRunner", "VapoTaskRunner|task runner|trainer"),
-    "rank": (r"^ray::\S*WorkerDict", "WorkerDict|rank"),
+    "task runner": (r"^ray::VapoTaskRunner", "VapoTaskRunner|trainer"),
+    "rank": (r"^ray::\S*WorkerDict", "FSDP worker|WorkerDict"),
     "server": (r"^ray::\S*HttpServer", "server|Server"),
     "engine": (r"^VLLM::|EngineCore", "engine|Engine"),
     "agent loop": (r"^ray::\S*AgentLoop", "AgentLoop|agent loop"),
-    "reward worker": (r"^ray::\S*RewardLoop", "RewardLoop|reward"),
+    "reward worker": (r"^ray::\S*RewardLoop", "RewardLoop|reward worker"),
     "queue controller": (r"^ray::TransferQueueController", "TransferQueue|replay buffer"),
     "queue storage": (r"^ray::SimpleStorageUnit", "SimpleStorage|TransferQueue|replay buffer"),
     "raylet": (r"/raylet/raylet ", "raylet|node|Ray"),
