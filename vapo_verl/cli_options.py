@@ -16,9 +16,11 @@ import ast
 import dataclasses
 import inspect
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -112,6 +114,11 @@ def settings_of(options: Any) -> dict[str, Any]:
         elif how.setting:
             found[how.positional or _flag(each.name, how)] = value
     return found
+
+
+def user_path(text: str) -> Path:
+    """A path of the command line; `~` is the home folder, also behind a `=`."""
+    return Path(os.path.expanduser(text))
 
 
 def check_bounds(options: Any) -> None:

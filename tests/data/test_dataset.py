@@ -9,9 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from vapo_verl.data.errors import FileError, RowError
-from vapo_verl.data.importers.import_options import ImportOptions
 from vapo_verl.data.importers.plain import plain_reader
-from vapo_verl.data.importers.run import import_rows
+from vapo_verl.data.importers.run import ImportOptions, import_rows
 from vapo_verl.data.importers.vapo_thinker import vapo_thinker_reader
 
 CLAIMS = [{"text": "It is red.", "label": True}, {"text": "Blue.", "label": False}]

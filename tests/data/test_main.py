@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
+
 from vapo_verl.data.__main__ import main
 
 
@@ -49,3 +51,61 @@ def test_a_place_that_cannot_be_written_is_a_message(thinker_row, write, tmp_pat
     source, out = write([thinker_row()]), tmp_path / "file" / "out.parquet"
     assert main(["import-vapo-thinker", str(source), "--out", str(out)]) == 1
     assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_unusable_rows_are_left_out_of_a_copy_and_counted(row, write, tmp_path, capsys):
+    rows = [row(extra_info={"split": "train", "index": i}, note=f"row {i}") for i in range(90)]
+    rows[3]["reward_model"] = {"style": "rule", "ground_truth": "$$"}
+    rows[40]["images"] = [{"bytes": b"no image", "path": None}]
+    rows[41]["images"] = [{"bytes": b"no image", "path": None}]
+    rows[77]["prompt"] = [{"role": "user", "content": "<image>What <|im_end|>?"}]
+    path, out = write(rows), tmp_path / "sub" / "usable.parquet"
+    assert main(["check", str(path), "--skip-bad-rows", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"{out}: 86 rows written" in said
+    assert "4 rows cannot be used" in said
+    assert "  2 of them: column 'images': replace the image or drop the row" in said
+    assert "  1 of them: column 'prompt'" in said
+    table = pq.read_table(out)
+    assert table.schema == pq.read_schema(path)
+    assert table["note"].to_pylist() == [f"row {i}" for i in range(90) if i not in (3, 40, 41, 77)]
+    assert main(["check", str(out)]) == 0
+
+
+def test_a_copy_is_complete_or_absent(row, write, tmp_path, capsys, monkeypatch):
+    bad = write([row(reward_model=None)], "bad.parquet")
+    out = tmp_path / "usable.parquet"
+    assert main(["check", str(bad), "--skip-bad-rows", str(out)]) == 1
+    assert "no row can be used" in capsys.readouterr().err
+    assert main(["check", str(bad), "--skip-bad-rows", str(bad)]) == 1
+    assert "is the checked file" in capsys.readouterr().err
+    path = write([row(), row()])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    assert main(["check", str(path), "--skip-bad-rows", str(out)]) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bad.parquet", "train.parquet"]
+
+
+def test_rows_of_two_files_that_ask_the_same_are_told(row, write, tmp_path, png, capsys):
+    (tmp_path / "a.png").write_bytes(png())
+    asked = [{"role": "user", "content": "<image>What  COLOUR is it?"}]
+    train = write([row(), row(images=[{"bytes": png("blue"), "path": None}])], "train.parquet")
+    val = write([row(prompt=asked, images=[str(tmp_path / "a.png")])], "val.parquet")
+    assert main(["check", str(train), str(val)]) == 0
+    assert f"warning: 1 rows of {val} ask what a row of {train} asks" in capsys.readouterr().out
+
+
+def test_too_few_rows_for_a_batch(row, write, capsys):
+    path = write([row(), row()])
+    assert main(["check", str(path), "--batch-size", "3"]) == 1
+    assert "2 rows, but --batch-size 3 takes 3 at a time; give more rows" in capsys.readouterr().err
+
+
+def test_the_home_folder_is_found(row, write, tmp_path, monkeypatch, capsys):
+    write([row()])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["check", "~/train.parquet"]) == 0

@@ -9,9 +9,8 @@ python -m vapo_verl.data import-plain SRC... --out OUT --data-source NAME [--ima
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from vapo_verl.cli_options import add_options, options_from
+from vapo_verl.cli_options import add_options, options_from, user_path
 from vapo_verl.config import ANSWER_STYLES, CONTROL_TOKENS
 from vapo_verl.data.claims_column import CLAIMS_PER_IMAGE
 from vapo_verl.data.control_tokens import ControlTokens, model_folder, tokenizer_tokens
@@ -139,7 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("files", nargs="+", type=Path, metavar="FILE")
+    add("files", nargs="+", type=user_path, metavar="FILE")
     add(
         "--min-claims",
         type=int,
@@ -159,7 +158,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--skip-bad-rows",
-        type=Path,
+        type=user_path,
         metavar="OUT",
         help="write the rows that can be used to this file, and count the others",
     )
@@ -171,7 +170,7 @@ def _add_grade(parser: argparse.ArgumentParser) -> None:
         "file cannot be read; 2, wrong arguments."
     )
     add = parser.add_argument
-    add("file", type=Path, metavar="FILE")
+    add("file", type=user_path, metavar="FILE")
     add(
         "--style",
         choices=ANSWER_STYLES,
@@ -180,12 +179,12 @@ def _add_grade(parser: argparse.ArgumentParser) -> None:
     )
     columns = ", ".join(PREDICTION_COLUMNS)
     add("--predictions", metavar="COLUMN", help=f"full responses (the first of {columns})")
-    add("--out", type=Path, help="write a JSON line per row")
+    add("--out", type=user_path, help="write a JSON line per row")
     add("--show", type=int, default=5, help="rows to show of each kind (%(default)s)")
 
 
 def _add_import(parser: argparse.ArgumentParser, **defaults: str) -> None:
-    parser.add_argument("sources", nargs="+", type=Path, metavar="SRC")
+    parser.add_argument("sources", nargs="+", type=user_path, metavar="SRC")
     add_options(parser, ImportOptions, defaults)
 
 

@@ -4,10 +4,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from vapo_verl.data.errors import DataError, FileError, RowError
-from vapo_verl.data.importers.import_options import ImportOptions
-from vapo_verl.data.importers.plain import plain_reader
-from vapo_verl.data.importers.run import import_rows
-from vapo_verl.data.importers.source_row import unbox
+from vapo_verl.data.importers.plain import plain_reader, unbox
+from vapo_verl.data.importers.run import ImportOptions, import_rows
 from vapo_verl.data.rows import check_parquet
 
 

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vapo_verl.data.errors import FileError, RowError
-from vapo_verl.data.importers.import_options import ImportOptions
-from vapo_verl.data.importers.run import import_rows
+from vapo_verl.data.importers.run import ImportOptions, import_rows
 from vapo_verl.data.importers.vapo_thinker import vapo_thinker_reader
 from vapo_verl.data.rows import check_parquet
 from vapo_verl.data.schema import PROMPT_SUFFIX

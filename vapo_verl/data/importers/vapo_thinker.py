@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.errors import BadCell, FileError, shown
-from vapo_verl.data.importers.source_row import RowReader, SourceRow, id_columns, read_basics
+from vapo_verl.data.importers.plain import RowReader, SourceRow, id_columns, read_basics
 
 _CLAIM_COLUMN = re.compile(r"claim_(\d+)")
 _LABELS = {"CORRECT": True, "WRONG": False}
