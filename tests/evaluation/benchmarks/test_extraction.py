@@ -161,3 +161,8 @@ def test_values_without_name_and_unit():
 )
 def test_what_the_end_of_a_response_comes_to(text, value):
     assert free_answer(text) == value
+
+
+@pytest.mark.parametrize("text", ["It is -5", "so 1/5", "It is 2√5", "It is 5.5", "x is 5cm^2"])
+def test_an_option_within_another_number_is_not_named(text):
+    assert chosen_letters(text, {"A": "5", "B": "7"}) is None

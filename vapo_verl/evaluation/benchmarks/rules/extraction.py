@@ -243,7 +243,7 @@ def option_within(answer: str, choices: Mapping[str, str]) -> str | None:
 
 
 def _occurs(text: str, inside: str) -> bool:
-    return re.search(rf"(?<![\w.]){re.escape(text)}(?![\w]|\.\d)", inside) is not None
+    return re.search(rf"(?<![\w.\-/{{^√]){re.escape(text)}(?!\w|[./]\d)", inside) is not None
 
 
 def _bare_letter(text: str, choices: Mapping[str, str]) -> str | None:

@@ -10,8 +10,8 @@ select. Its random option where nothing is read is not taken over: such a row is
 words of the answer hold `yes` and not `no`, or the other way around; both or none is no answer.
 
 `free-form`: the answer equals the ground truth by `vapo_verl.reward.accuracy`, in the style of the
-row (`exact`, `math`), else as mathematics. An answer outside of a box counts too, which training
-does not reward.
+row (`exact`, `math`, `choice`, `text`), else as mathematics. An answer outside of a box counts too,
+which training does not reward.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from vapo_verl.evaluation.benchmarks.rules.extraction import (
     true_letters,
     visible,
 )
-from vapo_verl.reward.accuracy import MATCHERS, answer_of
+from vapo_verl.reward.accuracy import MATCHERS, answer_of, truths_of
 
 SELECT = "Please select the correct answer from the options above. \n"
 _YES_NO = {"yes": "Yes", "no": "No", "1": "Yes", "0": "No", "true": "Yes", "false": "No"}
@@ -90,7 +90,7 @@ def grade_free_form(
     if answer is None:
         return Grade(correct=None, extracted=None, rule=rule)
     match = MATCHERS.get(row.style, MATCHERS["math"])
-    correct = any(match(answer, truth) for truth in (row.answer, *row.alternatives))
+    correct = any(match(answer, truth) for truth in truths_of([row.answer, *row.alternatives]))
     return Grade(correct=correct, extracted=answer, rule=rule)
 
 
