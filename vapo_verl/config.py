@@ -158,6 +158,9 @@ class VapoConfig:
     where this is false, such a run is refused. It changes nothing with flash-attn, or on CPU."""
     replay_poll_s: float = 0.2
     """How often the trainer asks the replay buffer for finished responses (veRL: 2 s, no key)."""
+    keep_best: str = ""
+    """Metric of the validation, as ``val/digits/accuracy``: the checkpoint with its highest value
+    is kept beside the newest ones. Empty keeps the newest ones only."""
     data: DataConfig = field(default_factory=DataConfig)
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)

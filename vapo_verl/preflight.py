@@ -288,6 +288,24 @@ def check_context(config: DictConfig) -> None:
         )
 
 
+def check_best_checkpoint(config: DictConfig) -> None:
+    """Refuse to keep a best checkpoint of steps that are not validated.
+
+    Raises:
+        ValueError: ``trainer.test_freq`` is no multiple of ``trainer.save_freq``.
+    """
+    metric, trainer = _settings(config).keep_best, config.trainer
+    if not metric or (
+        min(trainer.save_freq, trainer.test_freq) > 0 and trainer.test_freq % trainer.save_freq == 0
+    ):
+        return
+    raise ValueError(
+        f"vapo.keep_best={metric} with trainer.save_freq={trainer.save_freq} and "
+        f"trainer.test_freq={trainer.test_freq}: the best checkpoint is one that was validated; "
+        f"set both above 0, and trainer.test_freq to a multiple of trainer.save_freq"
+    )
+
+
 class Check(NamedTuple):
     """One check of a composed config by itself, without the files it names."""
 
@@ -306,6 +324,7 @@ CHECKS: tuple[Check, ...] = (
     Check("padding", check_padding),
     Check("images of the engine", check_engine_images),
     Check("context", check_context),
+    Check("best checkpoint", check_best_checkpoint),
 )
 """In the order of a run's start, which stops at the first problem; the doctor reports all."""
 
@@ -363,9 +382,20 @@ def check_data(config: DictConfig) -> Iterator[str]:
     Raises:
         ValueError: the rows or the file that are wrong; too few rows for a batch.
     """
-    from vapo_verl.data.run_files import check_run_files
+    from vapo_verl.data.run_files import check_run_files, files_of
+    from vapo_verl.evaluation.benchmarks.validation_rows import is_benchmark_file
 
     yield from check_run_files(run_data(config))
+    for path in filter(is_benchmark_file, files_of(_plain_files(config), "val_files")):
+        from vapo_verl.evaluation.benchmarks.benchmark_command import read_with_rule
+
+        rows, rule = read_with_rule(path)
+        yield f"{path}: {len(rows)} rows of a benchmark, graded by the rule {rule.name}"
+
+
+def _plain_files(config: DictConfig) -> Any:
+    files = config.data.val_files
+    return files if isinstance(files, str) else OmegaConf.to_container(files)
 
 
 def run_data(config: DictConfig) -> "RunData":
@@ -375,16 +405,19 @@ def run_data(config: DictConfig) -> "RunData":
         ValueError: no files are given.
     """
     from vapo_verl.data.run_files import KEYS, RunData, files_of
+    from vapo_verl.evaluation.benchmarks.validation_rows import is_benchmark_file
 
     data, settings = config.data, _settings(config)
     batch = max(data.train_batch_size, data.get("gen_batch_size") or 0)
     named = "train_batch_size" if batch == data.train_batch_size else "gen_batch_size"
     plain: dict[str, Any] = OmegaConf.to_container(data, resolve=True)  # type: ignore[assignment]
+    files = {key: files_of(plain[key], key) for key in KEYS}
+    parquet = [path for path in files["val_files"] if not is_benchmark_file(path)]
     return RunData(
-        files={key: files_of(plain[key], key) for key in KEYS},
+        files={**files, "val_files": parquet},
         needed={
             "train_files": (batch, f"data.{named}={batch}"),
-            "val_files": (1, "a validation"),
+            "val_files": (int(parquet == files["val_files"]), "a validation"),
         },
         max_samples={key: plain.get(f"{key.split('_')[0]}_max_samples") or -1 for key in KEYS},
         rules=row_rules(config),

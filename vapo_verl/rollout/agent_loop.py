@@ -23,6 +23,8 @@ from vapo_verl.anchors import (
 )
 from vapo_verl.config import ANSWER_STYLES, VapoConfig, vapo_config
 from vapo_verl.data.claims_column import Claim, read_claims
+from vapo_verl.evaluation.benchmarks import Grade
+from vapo_verl.evaluation.benchmarks.validation_rows import COLUMN, grade_cell
 from vapo_verl.reward.accuracy import accuracy
 from vapo_verl.reward.components import RewardComponents, compose_reward, format_score
 from vapo_verl.reward.perception import attention_perception_score
@@ -107,7 +109,12 @@ class VapoAgentLoop(SingleTurnAgentLoop):
     ) -> None:
         generated_at = time.time()
         text = self.tokenizer.decode(output.response_ids, skip_special_tokens=True)
-        right = await self._accuracy(text, row["reward_model"])
+        grade = await self._benchmark_grade(text, row)
+        right = (
+            await self._accuracy(text, row["reward_model"])
+            if grade is None
+            else float(grade.correct or 0.0)
+        )
         asked_at = time.time()
         claims, skipped = self.askable(read_claims(row.get("claims")))
         results = await self._probe(output, claims, key) if self._is_probed(right) else []
@@ -130,7 +137,17 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         )
         output.reward_score = record.reward.total
         output.extra_fields[RECORD_FIELD] = record.to_plain()
-        output.extra_fields["reward_extra_info"] = record.reward_extra_info()
+        info = record.reward_extra_info()
+        if grade is not None:
+            info["unparsed"] = float(grade.correct is None)
+            info["truncated"] = float(len(output.response_ids) >= self.response_length)
+        output.extra_fields["reward_extra_info"] = info
+
+    async def _benchmark_grade(self, text: str, row: Mapping[str, Any]) -> Grade | None:
+        """Of a validation row from a benchmark file, by the benchmark's rule; None of others."""
+        if not (cell := row.get(COLUMN)):
+            return None
+        return await self.loop.run_in_executor(None, grade_cell, str(cell), text)
 
     async def _accuracy(self, text: str, reference: dict[str, Any]) -> float:
         style = reference.get("style")

@@ -6,7 +6,8 @@ A mean over nothing is nan, not 0: a step that probed no response has no anchor 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -135,6 +136,36 @@ def attention_metrics(visual_attention: Tensor, response_mask: Tensor) -> dict[s
         "vapo/attention/slope": _slope(where, values),
         "vapo/attention/missing_fraction": mean((~known[mask]).tolist()),
     }
+
+
+_BY_SOURCE = re.compile(
+    r"val-(?:core|aux)/(?P<source>.+)/(?P<what>acc|unparsed|truncated)/mean@\d+"
+)
+"""veRL's names of what a validation measures for each data source."""
+
+
+def validation_metrics(values: Mapping[str, float]) -> dict[str, float]:
+    """``val/SOURCE/accuracy`` for every data source, and for a benchmark file ``val/SOURCE/``
+    ``unparsed`` and ``truncated``: means over rows and samples, from veRL's metrics."""
+    found = ((_BY_SOURCE.fullmatch(name), value) for name, value in values.items())
+    return {
+        f"val/{match['source']}/{match['what'].replace('acc', 'accuracy')}": value
+        for match, value in found
+        if match is not None
+    }
+
+
+def require_metric(values: Mapping[str, float], name: str) -> None:
+    """Refuse a best checkpoint by a metric that the validation does not have.
+
+    Raises:
+        ValueError: with those that it has.
+    """
+    if name not in values:
+        raise ValueError(
+            f"vapo.keep_best={name}: the validation has no such metric; set one of "
+            f"{', '.join(sorted(values))}"
+        )
 
 
 def mean(values: Iterable[float]) -> float:

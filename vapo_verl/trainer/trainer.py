@@ -28,6 +28,7 @@ from vapo_verl.advantage import estimator
 from vapo_verl.anchors.format_check import FormatCheck
 from vapo_verl.config import vapo_config
 from vapo_verl.console import phases, say
+from vapo_verl.evaluation.benchmarks.validation_rows import validation_files
 from vapo_verl.patches.upstream import use_replay_buffer
 from vapo_verl.report.live import KeyPictures, write_final_report
 from vapo_verl.rollout import server as rollout_server
@@ -42,9 +43,11 @@ from vapo_verl.trainer.metrics import (
     anchor_metrics,
     attention_metrics,
     origin_metrics,
+    require_metric,
     reward_metrics,
     signal_metrics,
     stats_metrics,
+    validation_metrics,
 )
 from vapo_verl.trainer.replay_buffer import (
     FAILED,
@@ -95,13 +98,18 @@ class VapoTrainer(PPOTrainerSync):
             self._resume_point = ThreadPoolExecutor(1).submit(
                 checkpoints.resume_point, self.run_dir
             )
-        self._safe_stop = SafeStop(self.run_dir, config.trainer.max_actor_ckpt_to_keep)
+        self._safe_stop = SafeStop(
+            self.run_dir, config.trainer.max_actor_ckpt_to_keep, self.vapo.keep_best or None
+        )
         config.trainer.max_actor_ckpt_to_keep = None  # veRL forgets, on resume, what it saved
         config.trainer.max_critic_ckpt_to_keep = None  # before, and leaves parts of a checkpoint
 
     def _init_dataloader(self) -> None:
         phases.begin("data")
+        given = self.config.data.val_files
+        self.config.data.val_files = validation_files(self.config)
         super()._init_dataloader()
+        self.config.data.val_files = given  # what the run folder's config says
         self.train_dataloader = TrainLoader.like(self.train_dataloader)
 
     def _init_resource_pool_mgr(self) -> None:
@@ -153,6 +161,9 @@ class VapoTrainer(PPOTrainerSync):
         with self._monitor.phase(liveness.VALIDATION):
             values = super()._validate()
         phases.end()
+        values |= validation_metrics(values)
+        if self.vapo.keep_best:
+            require_metric(values, self.vapo.keep_best)
         failed = self.replay_buffer.num_failed["val"] - failed_before
         return {**values, FAILED_IN_VALIDATION: failed}
 

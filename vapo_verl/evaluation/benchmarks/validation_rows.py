@@ -11,8 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from vapo_verl.evaluation.benchmarks import BenchmarkError, BenchmarkRow, Grade, Rule
-from vapo_verl.evaluation.benchmarks.benchmark_command import read_with_rule
 from vapo_verl.evaluation.benchmarks.rules import find_rule
 from vapo_verl.files import atomic_write
 
@@ -24,6 +25,18 @@ FOLDER = "benchmarks"
 def is_benchmark_file(path: str | Path) -> bool:
     """Whether a validation file is a TSV of VLMEvalKit, and not parquet."""
     return Path(path).suffix == ".tsv"
+
+
+def validation_files(config: DictConfig) -> list[str]:
+    """The validation files of a run as veRL reads them; see :func:`write_validation_files`."""
+    files = config.data.val_files
+    listed = [files] if isinstance(files, str) else list(files)
+    if not any(map(is_benchmark_file, listed)):
+        return listed
+    from vapo_verl.evaluation.benchmarks.benchmark_command import suffix_text, trained_suffix
+
+    suffix = suffix_text(None, "avg8", trained_suffix(config))
+    return write_validation_files(listed, Path(config.trainer.default_local_dir), suffix)
 
 
 def write_validation_files(files: Sequence[str], run_dir: Path, suffix: str) -> list[str]:
@@ -67,6 +80,7 @@ def _write(path: Path, folder: Path, suffix: str, *, embed: bool) -> Path:
     import pyarrow.parquet as pq
 
     from vapo_verl.data.schema import row_schema
+    from vapo_verl.evaluation.benchmarks.benchmark_command import read_with_rule
 
     rows, rule = read_with_rule(path)
     if rule.judge_only:
