@@ -1,4 +1,4 @@
-"""What a run is asked to do: the arguments of `generate`, `self` and `check` are these fields."""
+"""What a run is asked to do: the arguments of the commands are these fields."""
 
 import argparse
 import math
@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from vapo_verl.claims.making.rules import ClaimRules
 from vapo_verl.cli_options import cli, finite, options_from
+from vapo_verl.data.errors import FileError
 
 OPENAI_URL = "https://api.openai.com/v1"
 NO_KEY = "none"
@@ -148,6 +149,35 @@ class ServeOptions:
     """For `vllm serve`: --vllm-args="--dtype float32"."""
     start_timeout_s: float = 1800.0
     """Until it answers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachOptions:
+    """The files of `attach`, and which rows get claims."""
+
+    claims_dir: Path = field(metadata=cli(positional="CLAIMS_DIR"))
+    """Left by generate or check."""
+    train: Path = field(metadata=cli(positional="TRAIN"))
+    """Parquet file with images."""
+    out: Path = field(metadata=cli(metavar="OUT.parquet"))
+    column: str = "images"
+    """Of the images, a list of them a row, or one."""
+    min_claims: int = field(default=1, metadata=cli(metavar="N"))
+    """An image with fewer claims counts as one without."""
+    drop_uncovered: bool = False
+    """Leave out the rows that end without claims."""
+    single_image_only: bool = False
+    """Rows of several images get no claims; else they say 'In image 2, ...'."""
+    replace: bool = False
+    """Rows that have claims get the new ones; those that are not covered keep theirs."""
+
+    def __post_init__(self) -> None:
+        if self.min_claims < 1:
+            raise ValueError(f"--min-claims is {self.min_claims}, want at least 1")
+        if self.out.suffix != ".parquet":
+            raise FileError(f"--out: {self.out} does not end in .parquet; veRL goes by that")
+        if self.out.exists() and self.train.exists() and self.out.samefile(self.train):
+            raise FileError(f"--out: {self.out} is TRAIN itself; give another path")
 
 
 def endpoint_from(environment: Mapping[str, str], arguments: argparse.Namespace) -> EndpointOptions:

@@ -8,9 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vapo_verl.claims.attach import AttachOptions
-from vapo_verl.claims.attach.index import read_index
-from vapo_verl.claims.attach.join import AttachReport, ClaimJoin
+from vapo_verl.claims.attach.join import AttachReport, ClaimJoin, read_index
+from vapo_verl.claims.options import AttachOptions
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.errors import BadCell, FileError, ProblemLog
 from vapo_verl.data.parquet_stream import open_parquet, require_columns
