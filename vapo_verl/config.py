@@ -6,7 +6,7 @@ dataclasses and refuses what cannot work, naming the key, the value and the fix.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -17,6 +17,10 @@ PERCEPTION_SOURCES = ("claims", "attention", "none")
 ATTENTION_MODES = ("focus", "grounded")
 ANSWER_STYLES = ("exact", "math", "choice", "text")
 """How an answer is compared: see :func:`vapo_verl.reward.accuracy.accuracy`."""
+MAX_NUMBER = 10**9
+"""Of whole numbers: a larger one is a slip of the keyboard."""
+MAX_ANCHORS, MAX_BINS = 10_000, 10_000
+MAX_POLL_S = 60.0
 CONSOLES = ("short", "full")
 CONTROL_TOKENS = ("refuse", "text")
 
@@ -156,6 +160,9 @@ class VapoConfig:
     allow_sdpa: bool = False
     """On a GPU without flash-attn, train with sdpa on padded sequences in micro-batches of two;
     where this is false, such a run is refused. It changes nothing with flash-attn, or on CPU."""
+    accept_changes: tuple[str, ...] = ()
+    """Keys of model, data, seed and reward in which this command may differ from the run that its
+    folder holds; a resume with any other such change is refused. See docs/run_folder.md."""
     replay_poll_s: float = 0.2
     """How often the trainer asks the replay buffer for finished responses (veRL: 2 s, no key)."""
     keep_best: str = ""
@@ -190,6 +197,23 @@ def vapo_config(node: Mapping[str, Any] | None) -> VapoConfig:
     return config
 
 
+def flat(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of a nested mapping; an empty group is a value."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{key}.")
+        else:
+            found[key] = value
+    return found
+
+
+def is_within(key: str, groups: Iterable[str]) -> bool:
+    """Whether a dotted key is one of `groups`, or below one of them."""
+    return any(key == group or key.startswith(f"{group}.") for group in groups)
+
+
 def _section(cls: type[Section], values: dict[str, Any], path: str) -> Section:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
@@ -208,16 +232,27 @@ def _value(spec: dataclasses.Field[Any], value: Any, path: str) -> Any:
         if not isinstance(value, Mapping):
             raise ValueError(f"{path}={value!r} is not a group of settings")
         return _section(type(default), dict(value), path)
-    if spec.name == "layers" and value == "all":
-        return value
-    if spec.name in ("yes_words", "no_words", "layers"):
-        return _items(value, path, optional=default is None)
+    if spec.name == "layers":
+        if value is None or value == "all":
+            return value
+        return _items(value, path, int)
+    if isinstance(default, tuple):
+        return _items(value, path, str)
     expected = type(default)
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = _to_float(value, path)
     if type(value) is not expected:
         raise ValueError(f"{path}={value!r} is a {type(value).__name__}; set a {expected.__name__}")
+    if expected is int and abs(value) > MAX_NUMBER:
+        raise ValueError(f"{path} is far out of range; set at most {MAX_NUMBER}")
     return value
+
+
+def _to_float(value: int, path: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{path} is far out of range; set a smaller number") from error
 
 
 def _default(spec: dataclasses.Field[Any]) -> Any:
@@ -226,11 +261,12 @@ def _default(spec: dataclasses.Field[Any]) -> Any:
     return spec.default
 
 
-def _items(value: Any, path: str, *, optional: bool) -> tuple[Any, ...] | None:
-    if value is None and optional:
-        return None
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
+def _items(value: Any, path: str, kind: type) -> tuple[Any, ...]:
+    if isinstance(value, str | Mapping) or not hasattr(value, "__iter__"):
         raise ValueError(f"{path}={value!r} is not a list; write it as [a, b]")
+    for item in value:
+        if type(item) is not kind:
+            raise ValueError(f"{path}: {item!r} is a {type(item).__name__}; set a {kind.__name__}")
     return tuple(value)
 
 
@@ -245,16 +281,21 @@ def _check(config: VapoConfig) -> None:
     _one_of("vapo.logging.console", config.logging.console, CONSOLES)
     _one_of("vapo.advantage.attention_mode", advantage.attention_mode, ATTENTION_MODES)
     _at_least("vapo.anchors.num_anchors", anchors.num_anchors, 0)
+    _at_most("vapo.anchors.num_anchors", anchors.num_anchors, MAX_ANCHORS)
     _at_least("vapo.anchors.min_gap", anchors.min_gap, 1)
     _at_least("vapo.anchors.max_claim_tokens", anchors.max_claim_tokens, 1)
     _at_least("vapo.anchors.max_tokens_in_flight", anchors.max_tokens_in_flight, 0)
     _at_least("vapo.anchors.self_test_rows", anchors.self_test_rows, 0)
     _at_least("vapo.advantage.num_bins", advantage.num_bins, 1)
+    _at_most("vapo.advantage.num_bins", advantage.num_bins, MAX_BINS)
     _at_least("vapo.logging.num_rollout_samples", config.logging.num_rollout_samples, 0)
     _at_least("vapo.logging.rollout_freq", config.logging.rollout_freq, 1)
     _at_least("vapo.logging.report_freq", config.logging.report_freq, 0)
-    if config.replay_poll_s <= 0:
-        raise ValueError(f"vapo.replay_poll_s={config.replay_poll_s}: set seconds above 0")
+    _at_least("vapo.seed", config.seed, 0)
+    if not 0 < config.replay_poll_s <= MAX_POLL_S:
+        raise ValueError(
+            f"vapo.replay_poll_s={config.replay_poll_s}: set seconds above 0, up to {MAX_POLL_S}"
+        )
     if not 10 <= config.rollout.timeout_s < math.inf:
         raise ValueError(
             f"vapo.rollout.timeout_s={config.rollout.timeout_s}: set 10 or more seconds; the first "
@@ -270,6 +311,9 @@ def _check(config: VapoConfig) -> None:
             f"vapo.rollout.max_failed_fraction={config.rollout.max_failed_fraction} is outside "
             "[0, 1]: set the fraction of a step's responses that may fail"
         )
+    for key, value in flat(dataclasses.asdict(config), "vapo.").items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{key}={value!r}: set a finite number")
     for name in ("accuracy_weight", "format_weight", "perception_weight"):
         _at_least(f"vapo.reward.{name}", getattr(reward, name), 0.0)
     if not 0 <= advantage.attention_coef < 1:
@@ -277,6 +321,9 @@ def _check(config: VapoConfig) -> None:
             f"vapo.advantage.attention_coef={advantage.attention_coef} is outside [0, 1): "
             "at 1 a token could lose all its credit; 0 turns it off, 0.3 is a start"
         )
+    for name in ("yes_words", "no_words"):
+        if not all(getattr(anchors, name)) or not getattr(anchors, name):
+            raise ValueError(f"vapo.anchors.{name} holds no word; set words such as [Yes]")
     if anchors.question.count("{claim}") != 1 or anchors.question != anchors.question.rstrip():
         raise ValueError(
             f"vapo.anchors.question={anchors.question!r} must hold {{claim}} once and not end with "
@@ -299,3 +346,8 @@ def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
 def _at_least(key: str, value: float, low: float) -> None:
     if value < low:
         raise ValueError(f"{key}={value!r} is too small; set {low} or more")
+
+
+def _at_most(key: str, value: float, high: float) -> None:
+    if value > high:
+        raise ValueError(f"{key}={value!r} is too large; set {high} or less")

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import socket
+import sys
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +22,13 @@ FOLDER_SYNC_UNSUPPORTED = frozenset(
 )
 """Errors of network file systems (CIFS, some FUSE and NFS servers) on fsync of a folder."""
 LOCK_NAME = ".lock"
+HEARTBEAT_S, EXPIRY_S = 10.0, 60.0
+_POLL_S = 0.5
+_SETTLE_S = 1.0
+_NO_LOCKS = frozenset(
+    {errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EREMOTEIO}
+)
+"""Errors of file systems without locks (Lustre without its mount option, some FUSE)."""
 
 
 @contextmanager
@@ -66,47 +78,179 @@ def sync_folder(folder: Path) -> None:
 
 
 class FolderLocked(OSError):
-    """Another process writes the folder; the message names both."""
+    """Another process writes the folder; the message names both, and the fix."""
+
+    def __init__(self, message: str, holder: str, *, is_elsewhere: bool):
+        super().__init__(message)
+        self.holder = holder
+        """The process and its host, for a person."""
+        self.is_elsewhere = is_elsewhere
+        """On another machine: whether it lives is known by its heartbeat alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Holder:
+    """What the lock's file says of the process that holds it."""
+
+    pid: int
+    host: str
+    boot: str
+    """The kernel's id of its boot: two containers of one machine share it, two machines do not."""
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
 
 
 class FolderLock:
-    """An advisory lock on a folder; the kernel frees it when the holding process ends.
+    """A lock on a folder, held by one process at a time. Used as a context, which makes the folder.
 
-    The file stays: only the lock on it counts, and its text names the holder. Used as a context,
-    which makes the folder if needed.
+    On one machine the kernel's lock on the file ``.lock`` decides, and it goes with the process.
+    Network file systems may keep such locks to a machine, or have none. The file therefore names
+    its holder, who renews its time stamp every ``HEARTBEAT_S``: a holder on another machine is
+    alive until that is ``EXPIRY_S`` old by the file system's own clock. The file stays, empty.
+
+    Args:
+        wait_s: how long to wait for a holder on this machine. Where this is above 0, one on another
+            machine is waited for until its heartbeat could have expired.
+        fix: what a person can do about a folder that stays locked.
     """
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(
+        self, folder: Path, *, wait_s: float = 0.0, fix: str = "wait for it, or give another --out"
+    ):
+        self._folder, self._wait_s, self._fix = folder, wait_s, fix
+        self._path = folder / LOCK_NAME
+        self._me = _Holder(pid=os.getpid(), host=socket.gethostname(), boot=_boot_id())
         self._file: IO[str] | None = None
+        self._released = threading.Event()
 
     def __enter__(self) -> FolderLock:
         """Raises FolderLocked, naming the other process, when one holds the folder."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._acquire()
+        started, said = time.monotonic(), False
+        while True:
+            try:
+                self._acquire()
+                break
+            except FolderLocked as locked:
+                wait_s = self._wait_s
+                if wait_s and locked.is_elsewhere:
+                    wait_s = max(wait_s, EXPIRY_S + HEARTBEAT_S)
+                if time.monotonic() - started >= wait_s:
+                    raise
+                if not said:
+                    text = f"{self._folder} is in use by {locked.holder}"
+                    _print_line(f"{text}; waiting up to {wait_s:.0f} s for it to end")
+                    said = True
+            time.sleep(_POLL_S)
+        threading.Thread(target=self._beat, daemon=True, name="folder lock").start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._released.set()
         if self._file is not None:
+            with suppress(OSError):  # the folder may be gone
+                self._file.truncate(0)
             self._file.close()
             self._file = None
 
     def _acquire(self) -> None:
-        path = self._folder / LOCK_NAME
-        file = path.open("a+", encoding="utf-8")
+        file = self._path.open("a+", encoding="utf-8", errors="replace")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            has_kernel_lock = _lock(file)
+            holder = _read_holder(file)
+            if holder is not None:
+                is_dead = has_kernel_lock and holder.boot == self._me.boot
+                if not is_dead and self._heartbeat_age_s(file) < EXPIRY_S:
+                    raise self._locked(holder)
+                _print_line(
+                    f"{self._folder}: taking over the lock of {holder}, which ended without "
+                    "releasing it"
+                )
+            _write_holder(file, self._me)
+            if not has_kernel_lock:
+                time.sleep(_SETTLE_S)  # of two that came at once, the later one is in the file
+                if (now := _read_holder(file)) != self._me:
+                    raise self._locked(now)
         except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
+            holder = _read_holder(file)
             file.close()
-            raise FolderLocked(
-                f"{self._folder}: {holder} is writing here; wait for it, or give another --out"
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+            raise self._locked(holder) from error
+        except BaseException:
+            file.close()
+            raise
         self._file = file
+
+    def _locked(self, holder: _Holder | None) -> FolderLocked:
+        name = str(holder) if holder else "another process"
+        elsewhere = holder is not None and holder.boot != self._me.boot
+        return FolderLocked(
+            f"{self._folder}: {name} is writing here; {self._fix}", name, is_elsewhere=elsewhere
+        )
+
+    def _heartbeat_age_s(self, file: IO[str]) -> float:
+        """By the clock of the file system, which another machine's need not agree with."""
+        probe = self._path.with_name(f"{LOCK_NAME}.{self._me.host}.{self._me.pid}")
+        try:
+            probe.touch()
+            now = probe.stat().st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
+        return now - os.fstat(file.fileno()).st_mtime
+
+    def _beat(self) -> None:
+        while not self._released.wait(HEARTBEAT_S):
+            with suppress(OSError):  # a file system that is away for a moment
+                if self._holder_now() != self._me:
+                    return  # suspended for longer than the lease: somebody else has taken over
+                os.utime(self._path)
+
+    def _holder_now(self) -> _Holder | None:
+        with self._path.open(encoding="utf-8", errors="replace") as file:
+            return _read_holder(file)
+
+
+def _lock(file: IO[str]) -> bool:
+    """Take the kernel's lock on a file; False where its file system has none.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True
+
+
+def _read_holder(file: IO[str]) -> _Holder | None:
+    """None for an empty file, and for one that no version of this lock wrote."""
+    file.seek(0)
+    try:
+        return _Holder(**json.loads(file.read()))
+    except (ValueError, TypeError):
+        return None
+
+
+def _write_holder(file: IO[str], holder: _Holder) -> None:
+    file.truncate(0)
+    file.write(json.dumps(asdict(holder)) + "\n")
+    file.flush()
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # not Linux
+        return socket.gethostname()
+
+
+def _print_line(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def append_line(file: IO[str], line: str) -> None:

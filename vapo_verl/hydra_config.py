@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from vapo_verl.config import VapoConfig
@@ -33,6 +34,18 @@ def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
     register()
     with initialize_config_dir(str(CONFIGS), version_base=None):
         return compose("vapo", [f"+recipe={recipe}", *overrides])
+
+
+def compose_base() -> DictConfig:
+    """The config without a recipe: veRL's defaults and this package's."""
+    register()
+    outer = GlobalHydra.instance()
+    running, outer.hydra = outer.hydra, None  # within hydra.main there is one already
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base=None):
+            return compose("vapo")
+    finally:
+        outer.hydra = running
 
 
 def recipe_names() -> list[str]:

@@ -7,15 +7,17 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from vapo_verl.config import vapo_config
 from vapo_verl.console import Console, phases
+from vapo_verl.files import FolderLock, FolderLocked
 from vapo_verl.patches.upstream import keep_sigterm_handler
 from vapo_verl.platform import CPU_ENVIRONMENT
 from vapo_verl.preflight import PASSES, InputError, check_run, lacks_flash_attention
@@ -25,12 +27,23 @@ from vapo_verl.rollout.engine_args import add_attention, settle_image_limit
 from vapo_verl.run_folder.checkpoints import checkpoint_folder, latest_complete, verify_checkpoint
 from vapo_verl.run_folder.layout import METRICS_FILE, REPORT_FILE
 from vapo_verl.run_folder.metrics import read_metrics
+from vapo_verl.run_folder.resume import (
+    changes_since,
+    inputs_of,
+    references,
+    refuse_finished_run,
+    refuse_other_run,
+    write_inputs,
+)
+from vapo_verl.settings import check_settings
 from vapo_verl.trainer.stopping import AnnouncedActor, RunStopped, StopSignals
 from vapo_verl.trainer.trackers import check_trackers
 
 OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory")
 """Arguments of ``ray.init`` that it refuses when it joins a cluster."""
 
+LOCK_WAIT_S, REQUEUE_WAIT_S = 10.0, 120.0
+"""How long a start waits for a run in its folder to end; the second after a Slurm requeue."""
 SDPA_MICRO_BATCH = 2
 """Sequences in a micro-batch without flash-attn. Two of 4096 + 2048 tokens, padded, are 12288,
 within the 16384 that the recipes allow a 7B model on a GPU of 80 GB."""
@@ -58,7 +71,12 @@ def launch(config: DictConfig) -> None:
 
 
 def _launch(config: DictConfig, signals: StopSignals) -> None:
-    settle(config)
+    derived = references(plain(config, resolve=False))
+    with input_errors():
+        check_settings(config)
+        settle(config)
+        check_run_folder(config)
+        compare_with_folder(config, derived)
     if is_finished(config):
         if not lacks_validation(config):
             write_missing_report(Path(config.trainer.default_local_dir))
@@ -77,11 +95,32 @@ def _launch(config: DictConfig, signals: StopSignals) -> None:
     export_attention(config)
     set_environment(config)
     join_cluster(config)
-    with open_console(config) as console, guarded_run() as temporary:
+    with (
+        run_folder_lock(config),
+        open_console(config) as console,
+        guarded_run() as temporary,
+    ):
+        with input_errors():  # another start may have come first
+            compare_with_folder(config, derived, tell=False)
+        write_inputs(Path(config.trainer.default_local_dir), inputs_of(plain(config)))
         use_temporary_folder(config, temporary)
         validate_as_verl_does(config)
         train(config, signals)
     print(f"Done. Results in {config.trainer.default_local_dir}, the full log in {console.log}")
+
+
+@contextlib.contextmanager
+def input_errors() -> Iterator[None]:
+    """Turn what a check or a reference in the config raises into an :class:`InputError`."""
+    try:
+        yield
+    except (ValueError, OmegaConfBaseException) as error:
+        raise InputError(str(error)) from error
+
+
+def plain(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
+    """The config as dicts and lists."""
+    return OmegaConf.to_container(config, resolve=resolve)  # type: ignore[return-value]
 
 
 def open_console(config: DictConfig) -> Console:
@@ -94,10 +133,88 @@ def open_console(config: DictConfig) -> Console:
     try:
         return Console(folder, config.vapo.logging.console)
     except OSError as error:
-        raise InputError(
-            f"trainer.default_local_dir={folder} cannot be written: {error}; name a folder that "
-            "you may write"
-        ) from error
+        raise unusable_folder(folder, error) from error
+
+
+def unusable_folder(folder: Path, reason: object) -> InputError:
+    return InputError(
+        f"trainer.default_local_dir={folder} cannot be written: {reason}; name a folder that "
+        "you may write"
+    )
+
+
+def check_run_folder(config: DictConfig) -> None:
+    """Refuse a run folder that cannot be made or written, before the checks that take long.
+
+    Raises:
+        InputError: with what is in the way.
+    """
+    folder = Path(config.trainer.default_local_dir)
+    try:
+        above = next(path for path in (folder, *folder.parents) if path.exists())
+    except OSError as error:  # a name that is too long, say
+        raise unusable_folder(folder, error) from error
+    if not above.is_dir():
+        raise unusable_folder(folder, f"{above} is no folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise unusable_folder(folder, f"no permission for {above}")
+
+
+def run_folder_lock(config: DictConfig) -> contextlib.AbstractContextManager[object]:
+    """Hold the run folder for as long as this process runs; a second run in it is refused.
+
+    A run that was queued again may begin while the one before still ends: it waits a while.
+
+    Raises:
+        InputError: on entry, another run has the folder, or it cannot be written.
+    """
+    folder = Path(config.trainer.default_local_dir)
+    queued_again = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+    lock = FolderLock(
+        folder,
+        wait_s=REQUEUE_WAIT_S if queued_again else LOCK_WAIT_S,
+        fix="wait for it, or set trainer.default_local_dir to another folder",
+    )
+
+    @contextlib.contextmanager
+    def held() -> Iterator[None]:
+        try:
+            lock.__enter__()
+        except FolderLocked as error:
+            raise InputError(f"trainer.default_local_dir={error}") from error
+        except OSError as error:
+            raise unusable_folder(folder, error) from error
+        try:
+            yield
+        finally:
+            lock.__exit__()
+
+    return held()
+
+
+def compare_with_folder(config: DictConfig, derived: Collection[str], *, tell: bool = True) -> None:
+    """Refuse a start that would go on with another run; print what else has changed.
+
+    Args:
+        derived: keys that follow others, by :func:`vapo_verl.run_folder.resume.references`.
+
+    Raises:
+        OtherRun: the folder's checkpoint is of another model, data, seed or reward; or the run is
+            finished, and this command asks for another one.
+    """
+    trainer, run_dir = config.trainer, Path(config.trainer.default_local_dir)
+    step = latest_complete(run_dir)
+    if trainer.resume_mode != "auto" or step is None:
+        return
+    settings = plain(config)
+    changes = changes_since(run_dir, settings, inputs_of(settings), derived)
+    if trainer.total_training_steps is not None and step >= trainer.total_training_steps:
+        refuse_finished_run(run_dir, changes, step)
+    else:
+        refuse_other_run(run_dir, changes, config.vapo.accept_changes, step)
+    if tell and changes:
+        lines = "\n".join(f"  {change}" for change in changes)
+        print(f"{run_dir} holds step {step}; since its start these settings have changed:\n{lines}")
 
 
 def settle(config: DictConfig) -> None:
@@ -352,10 +469,12 @@ def composed(recipe: str, overrides: Sequence[str]) -> DictConfig:
 
     Raises:
         hydra.errors.HydraException, omegaconf.errors.OmegaConfBaseException: no such recipe or key.
+        ValueError: a value that no run can have.
     """
     from vapo_verl.hydra_config import compose_recipe
 
     config = compose_recipe(recipe, overrides)
+    check_settings(config)
     with contextlib.redirect_stdout(sys.stderr):
         settle(config)
     return config

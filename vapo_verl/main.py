@@ -5,17 +5,25 @@ Light until a run starts: ``--help`` and ``--cfg job`` import neither torch nor 
 
 import sys
 import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vapo_verl.hydra_config import recipe_names, register
+from vapo_verl.settings import check_keys, check_recipe_package, unreadable_override
 
+BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 """Of a command that Ctrl-C ended, as a shell has it."""
+WITH_VALUE = (
+    *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p"),
+    *("--experimental-rerun", "--cfg", "-c", "--info", "-i"),
+)
+"""Hydra's options whose next argument is not a setting."""
 LAST_LINES = 12
 """Of an error that is not one of ours, on the console."""
 
@@ -27,6 +35,10 @@ def main(config: DictConfig) -> None:
     choices = HydraConfig.get().runtime.choices
     if "recipe" not in choices:
         fail(f"no recipe was given; add +recipe=NAME, one of {', '.join(recipe_names())}")
+    try:
+        check_composition(config, choices["recipe"])
+    except ValueError as error:
+        fail(str(error))
     config.vapo.recipe = choices["recipe"]
     from vapo_verl.console import LOG_FILE
     from vapo_verl.launch import ProcessDied, RunInterrupted, launch
@@ -53,8 +65,24 @@ def main(config: DictConfig) -> None:
         raise SystemExit(EXIT_STOPPED) from None
     except Exception as error:
         if config.vapo.logging.console == "full":
-            raise
+            traceback.print_exc()
+            raise Ended(1) from None
         fail(last_words(error, config.trainer.default_local_dir), exit_code=1)
+
+
+def check_composition(config: DictConfig, recipe: str) -> None:
+    """Refuse a recipe with settings that nothing reads.
+
+    Raises:
+        ValueError: with the file or the key, and the fix.
+    """
+    hydra_config = HydraConfig.get()
+    sources = hydra_config.runtime.config_sources
+    folders = [Path(source.path) for source in sources if source.schema == "file"]
+    check_recipe_package(config, recipe, folders)
+    given = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+    added = [str(item) for item in given if str(item).startswith("+")]
+    check_keys(config, [item.lstrip("+").partition("=")[0] for item in added])
 
 
 def last_words(error: Exception, run_dir: str) -> str:
@@ -69,11 +97,40 @@ def last_words(error: Exception, run_dir: str) -> str:
     return f"the run failed; the whole log is {log}, and this its end:\n{end}"
 
 
-def fail(message: str, exit_code: int = 2) -> NoReturn:
+def fail(message: str, exit_code: int = BAD_INPUT) -> NoReturn:
     """End with a message for a person instead of a stack trace."""
     print(f"vapo_verl: {message}", file=sys.stderr)
-    raise SystemExit(exit_code)
+    raise Ended(exit_code)
+
+
+class Ended(SystemExit):
+    """The exit code of a run; Hydra's own errors are a plain SystemExit of 1."""
+
+
+def run() -> None:
+    """Run the command line: :func:`main`, and exit code 2 for all that a person has to correct."""
+    arguments = sys.argv[1:]
+    several_runs = bool({"-m", "--multirun"} & set(arguments))
+    for argument in overrides(arguments):
+        problem = unreadable_override(argument, several_runs=several_runs)
+        if problem is not None:
+            fail(problem)
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code == 1 and not isinstance(ended, Ended):
+            raise SystemExit(BAD_INPUT) from None
+        raise
+
+
+def overrides(arguments: Sequence[str]) -> Iterator[str]:
+    """The arguments that are settings, and not Hydra's options."""
+    before = ""
+    for argument in arguments:
+        if not argument.startswith("-") and before not in WITH_VALUE:
+            yield argument
+        before = argument
 
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -1,5 +1,7 @@
 """The files of a run folder, and its resolved config."""
 
+import itertools
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,19 +9,41 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from vapo_verl.files import atomic_write_text
+from vapo_verl.files import atomic_write, atomic_write_text
 from vapo_verl.run_folder import RunFolderError
+from vapo_verl.run_folder.checkpoints import latest_complete
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 ROLLOUT_FOLDER = "rollouts"
 REPORT_FILE = "report.html"
+_KEPT = re.compile(r"config\.step_(\d+)(?:\.(\d+))?\.yaml")
 
 
 def write_config(run_dir: Path, config: DictConfig) -> None:
-    """The config as it was run, every reference resolved."""
+    """The config as it was run, every reference resolved.
+
+    Another one that is there is kept first, under the step that the run had reached by it:
+    ``config.step_3.yaml``, then ``config.step_3.2.yaml``.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(run_dir / CONFIG_FILE, OmegaConf.to_yaml(config, resolve=True))
+    text, file = OmegaConf.to_yaml(config, resolve=True), run_dir / CONFIG_FILE
+    if file.exists() and (old := file.read_bytes()) != text.encode():
+        stem = f"config.step_{latest_complete(run_dir) or 0}"
+        names = itertools.chain([f"{stem}.yaml"], (f"{stem}.{n}.yaml" for n in itertools.count(2)))
+        kept = next(path for name in names if not (path := run_dir / name).exists())
+        with atomic_write(kept) as temporary:
+            temporary.write_bytes(old)
+    atomic_write_text(file, text)
+
+
+def config_file(run_dir: Path, step: int) -> Path:
+    """The config under which the checkpoint of `step` was written; it need not exist."""
+    kept = []
+    for path in run_dir.glob("config.step_*.yaml"):
+        if match := _KEPT.fullmatch(path.name):
+            kept.append((int(match[1]), int(match[2] or 1), path))
+    return next((path for last, _, path in sorted(kept) if last >= step), run_dir / CONFIG_FILE)
 
 
 @contextmanager

@@ -1,0 +1,273 @@
+"""Whether a command goes on with the run in its folder, or is another run.
+
+A run resumes where its folder holds a complete checkpoint. What makes it the same run is compared
+with the folder: the settings in ``config.yaml``, and what the data and model files held, in
+``inputs.json``. A change of those in :data:`IDENTITY` needs ``vapo.accept_changes``; every other
+one is a line of output.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vapo_verl.config import flat, is_within
+from vapo_verl.files import atomic_write_text
+from vapo_verl.run_folder.layout import CONFIG_FILE
+
+INPUTS_FILE = "inputs.json"
+ACCEPT_KEY = "vapo.accept_changes"
+MODEL_KEY = "actor_rollout_ref.model.path"
+FILE_KEYS = ("data.train_files", "data.val_files")
+IDENTITY = (
+    *(MODEL_KEY, "actor_rollout_ref.model.lora", "actor_rollout_ref.model.target_modules"),
+    *FILE_KEYS,
+    *("data.train_max_samples", "data.val_max_samples", "data.shuffle", "data.seed"),
+    *("data.prompt_key", "data.image_key", "data.video_key", "data.custom_cls"),
+    *("data.max_prompt_length", "data.filter_overlong_prompts", "data.min_pixels"),
+    *("data.max_pixels", "data.apply_chat_template_kwargs"),
+    *("vapo.seed", "vapo.reward", "vapo.anchors"),
+    *("reward", "reward_model", "custom_reward_function"),
+)
+"""Model, data, seed and reward: keys, and groups of keys, that make a run what it is."""
+HARMLESS = (
+    *("vapo.anchors.max_tokens_in_flight", "vapo.anchors.self_test_rows"),
+    *("data.filter_overlong_prompts_workers", "reward.num_workers", "reward.reward_model.rollout"),
+)
+"""Keys within those groups that change no result."""
+OF_THE_START = (
+    *("ray_kwargs", "trainer.v1.trainer_mode", "transfer_queue", "vapo.recipe", ACCEPT_KEY),
+    "trainer.default_local_dir",
+    *(
+        f"actor_rollout_ref.rollout.engine_kwargs.vllm.{name}"
+        for name in ("worker_cls", "scheduler_cls", "additional_config")
+    ),
+)
+"""Keys that a start sets by itself, by other keys and by the machine: not compared."""
+OF_THE_RUN = ("trainer", "vapo.logging", "vapo.replay_poll_s")
+"""Keys by which a finished run stays the run that it was."""
+_REFERENCE = re.compile(r"\$\{[\w.]+\}")
+_HASHED_BYTES = 1 << 16
+_SHOWN_CHARACTERS = 100
+_ABSENT = object()
+
+
+class OtherRun(ValueError):
+    """The folder holds another run; the message names the keys, both values and the fix."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A key whose value differs from that in the folder."""
+
+    key: str
+    old: str
+    """As shown; so is `new`."""
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old} -> {self.new}"
+
+
+def references(config: Mapping[str, Any]) -> frozenset[str]:
+    """Keys of an unresolved config that are another key's value: they change with that one."""
+    return frozenset(
+        key
+        for key, value in flat(config).items()
+        if isinstance(value, str) and _REFERENCE.fullmatch(value)
+    )
+
+
+def changes_since(
+    run_dir: Path,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    references: Collection[str] = (),
+) -> list[Change]:
+    """What differs from the run in `run_dir`, keys of :data:`IDENTITY` first.
+
+    Keys that the folder's config lacks, as those of a later release do, are not compared.
+
+    Args:
+        config: the settled config, without references.
+        inputs: by :func:`inputs_of`.
+        references: keys to leave out, by :func:`references`.
+
+    Raises:
+        OtherRun: the folder's config cannot be read.
+    """
+    old, new = flat(_read_config(run_dir)), flat(config)
+    pairs = {
+        key: (value, new.get(key, _ABSENT))
+        for key, value in old.items()
+        if not is_within(key, OF_THE_START) and key not in references
+    }
+    stored = _read_inputs(run_dir)
+    for key in (*FILE_KEYS, MODEL_KEY):
+        if key in stored and key in inputs:  # paths say nothing: a file can move, and can change
+            same = _contents(stored[key]) == _contents(inputs[key])
+            pairs[key] = (None, None) if same else (_Files(stored[key]), _Files(inputs[key]))
+    changes = [
+        Change(key=key, old=_shown(before), new=_shown(now))
+        for key, (before, now) in pairs.items()
+        if before != now
+    ]
+    return sorted(changes, key=lambda change: (not is_identity(change.key), change.key))
+
+
+def is_identity(key: str) -> bool:
+    """Whether a change of `key` makes another run."""
+    return is_within(key, IDENTITY) and not is_within(key, HARMLESS)
+
+
+def refuse_other_run(
+    run_dir: Path, changes: Sequence[Change], accepted: Iterable[str], step: int
+) -> None:
+    """Refuse to resume with another model, data, seed or reward, but for `accepted` keys.
+
+    Raises:
+        OtherRun: with the keys, both values, and what to do.
+    """
+    refused = [change for change in changes if is_identity(change.key)]
+    refused = [change for change in refused if change.key not in set(accepted)]
+    if not refused:
+        return
+    keys = sorted({*accepted, *(change.key for change in refused)})
+    raise OtherRun(
+        f"trainer.default_local_dir={run_dir} holds step {step} of a run with other settings:\n"
+        f"{_listed(refused)}\n"
+        "To start a new run, set trainer.default_local_dir to another folder. To go on in this one "
+        f"with these changes, add '{ACCEPT_KEY}=[{','.join(keys)}]'"
+    )
+
+
+def refuse_finished_run(run_dir: Path, changes: Sequence[Change], step: int) -> None:
+    """Refuse other settings where the run in the folder has reached its last step.
+
+    Raises:
+        OtherRun: nothing would be trained with the new settings.
+    """
+    refused = [change for change in changes if not is_within(change.key, OF_THE_RUN)]
+    if refused:
+        raise OtherRun(
+            f"trainer.default_local_dir={run_dir} already holds step {step}, the last one, of a "
+            f"run with other settings:\n{_listed(refused)}\n"
+            "Set trainer.default_local_dir to another folder for each run, such as "
+            "'trainer.default_local_dir=runs/mine_seed${vapo.seed}'"
+        )
+
+
+def inputs_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the data files and a local model folder hold, cheaply: sizes, rows, first and last 64
+    KiB of each file. Files that are not on this machine are left out."""
+    data = config["data"]
+    found: dict[str, Any] = {}
+    for key in FILE_KEYS:
+        files = data.get(key.removeprefix("data."))
+        paths = [Path(file) for file in ([files] if isinstance(files, str) else files or [])]
+        if paths and all(path.is_file() for path in paths):
+            found[key] = [_fingerprint(path) for path in paths]
+    model = Path(str(config["actor_rollout_ref"]["model"]["path"]))
+    weights = sorted(model.glob("*.safetensors")) if model.is_dir() else []
+    if weights:
+        files = [path for path in (model / "config.json", *weights) if path.is_file()]
+        found[MODEL_KEY] = [_fingerprint(path) for path in files]
+    return found
+
+
+def write_inputs(run_dir: Path, inputs: Mapping[str, Any]) -> None:
+    """Keep what the run starts from, for the next start."""
+    atomic_write_text(run_dir / INPUTS_FILE, json.dumps(inputs, indent=1) + "\n")
+
+
+def _read_config(run_dir: Path) -> Mapping[str, Any]:
+    file = run_dir / CONFIG_FILE
+    if not file.exists():
+        return {}
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise OtherRun(_unreadable(file, str(error))) from error
+    if not isinstance(content, dict):
+        raise OtherRun(_unreadable(file, "it holds no settings"))
+    return content
+
+
+def _unreadable(file: Path, reason: str) -> str:
+    reason = " ".join(reason.split())
+    return (
+        f"{file} cannot be read ({reason}), so that nobody knows whether its checkpoints are of "
+        "this run; restore it, or delete it to go on without this check"
+    )
+
+
+def _read_inputs(run_dir: Path) -> Mapping[str, Any]:
+    """Empty for a folder of an older release, and for a damaged file."""
+    try:
+        content = json.loads((run_dir / INPUTS_FILE).read_text(encoding="utf-8"))
+        return {key: value for key, value in content.items() if _is_fingerprints(value)}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _is_fingerprints(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(item, dict) and {"path", "bytes", "sha256"} <= item.keys() for item in value
+    )
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(_HASHED_BYTES))
+        file.seek(max(size - _HASHED_BYTES, 0))
+        digest.update(file.read(_HASHED_BYTES))
+    return {"path": str(path), "bytes": size, "rows": _rows(path), "sha256": digest.hexdigest()}
+
+
+def _rows(path: Path) -> int | None:
+    if path.suffix != ".parquet":
+        return None
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_metadata(path).num_rows
+    except (pa.ArrowException, OSError):  # the check of the data says so
+        return None
+
+
+def _contents(fingerprints: Sequence[Mapping[str, Any]]) -> list[tuple[Any, Any]]:
+    return [(each["bytes"], each["sha256"]) for each in fingerprints]
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Fingerprints, as they are shown."""
+
+    fingerprints: Sequence[Mapping[str, Any]]
+
+    def __str__(self) -> str:
+        shown = []
+        for each in self.fingerprints:
+            rows = f"{each.get('rows')} rows, " if each.get("rows") is not None else ""
+            size = f"{each['bytes']} bytes, sha256 {str(each['sha256'])[:8]}"
+            shown.append(f"{each['path']} ({rows}{size})")
+        return ", ".join(shown)
+
+
+def _shown(value: object) -> str:
+    if value is _ABSENT:
+        return "absent"
+    text = str(value) if isinstance(value, _Files) else json.dumps(value, default=str)
+    limit = 10 * _SHOWN_CHARACTERS if isinstance(value, _Files) else _SHOWN_CHARACTERS
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def _listed(changes: Iterable[Change]) -> str:
+    return "\n".join(f"  {change}" for change in changes)

@@ -1,0 +1,328 @@
+"""Checks of all settings of a run, veRL's among them: types, finite numbers, limits, known keys.
+
+veRL reads most of its keys without looking at them, minutes after the start.
+:mod:`~vapo_verl.config` checks those under ``vapo.*`` as well, where they are read.
+"""
+
+import difflib
+import math
+import re
+import shlex
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vapo_verl.config import flat, is_within
+from vapo_verl.hydra_config import compose_base
+
+MAX_COUNT = 10**9
+"""A larger number of rows, tokens, ranks or steps is a slip of the keyboard."""
+HEADER = "# @package _global_"
+_HEADER = re.compile(r"#\s*@package\b\s*:?\s*_global_\s*$")
+
+
+class Number(NamedTuple):
+    """What a number must be."""
+
+    low: float
+    high: float = MAX_COUNT
+    whole: bool = True
+    optional: bool = False
+    """null is allowed."""
+
+
+_COUNT, _COUNT_OR_NULL, _SIZE = Number(1), Number(1, optional=True), Number(0)
+_ANY = Number(-MAX_COUNT)
+_FRACTION = Number(0, 1, whole=False)
+_POLICY = "actor_rollout_ref"
+NUMBERS: Mapping[str, Number] = {
+    **dict.fromkeys(("trainer.n_gpus_per_node", "trainer.nnodes", "trainer.total_epochs"), _COUNT),
+    **dict.fromkeys(("trainer.save_freq", "trainer.test_freq"), _ANY),
+    "trainer.total_training_steps": _COUNT_OR_NULL,
+    "trainer.max_actor_ckpt_to_keep": Number(-MAX_COUNT, optional=True),
+    "trainer.critic_warmup": _SIZE,
+    **dict.fromkeys(
+        ("data.train_batch_size", "data.max_prompt_length", "data.max_response_length"), _COUNT
+    ),
+    **dict.fromkeys(
+        ("data.gen_batch_size", "data.val_batch_size", "data.min_pixels", "data.max_pixels"),
+        _COUNT_OR_NULL,
+    ),
+    **dict.fromkeys(("data.train_max_samples", "data.val_max_samples"), _ANY),
+    "data.dataloader_num_workers": Number(0, 1024),
+    "data.seed": Number(0, 2**63 - 1, optional=True),
+    **dict.fromkeys(
+        (
+            *(f"{_POLICY}.actor.ppo_mini_batch_size", f"{_POLICY}.actor.ppo_epochs"),
+            f"{_POLICY}.actor.ppo_max_token_len_per_gpu",
+            *(f"{_POLICY}.rollout.n", f"{_POLICY}.rollout.tensor_model_parallel_size"),
+            f"{_POLICY}.rollout.data_parallel_size",
+            f"{_POLICY}.rollout.pipeline_model_parallel_size",
+            *(f"{_POLICY}.rollout.max_num_seqs", f"{_POLICY}.rollout.max_num_batched_tokens"),
+        ),
+        _COUNT,
+    ),
+    **dict.fromkeys(
+        (
+            f"{_POLICY}.actor.ppo_micro_batch_size_per_gpu",
+            f"{_POLICY}.ref.log_prob_micro_batch_size_per_gpu",
+            f"{_POLICY}.rollout.log_prob_micro_batch_size_per_gpu",
+            f"{_POLICY}.rollout.max_model_len",
+        ),
+        _COUNT_OR_NULL,
+    ),
+    f"{_POLICY}.rollout.gpu_memory_utilization": _FRACTION,
+    f"{_POLICY}.rollout.top_p": _FRACTION,
+    **dict.fromkeys(
+        (
+            *(f"{_POLICY}.rollout.temperature", f"{_POLICY}.actor.optim.lr"),
+            *(f"{_POLICY}.actor.kl_loss_coef", f"{_POLICY}.actor.grad_clip"),
+        ),
+        Number(0, whole=False),
+    ),
+}
+"""Keys with limits. All other keys are compared with the type of their default."""
+PATHS = ("data.train_files", "data.val_files")
+TEXTS = ("trainer.default_local_dir", "actor_rollout_ref.model.path")
+RESUME_MODES = ("auto", "disable", "resume_path")
+_OPEN = ("ray_kwargs", "hydra")
+"""Groups whose keys are arguments of another library."""
+_SIMILAR = 0.8
+
+
+def check_settings(config: DictConfig) -> None:
+    """Refuse a key whose value no run can have.
+
+    Raises:
+        ValueError: the first one, with the key, the value and the fix.
+    """
+    for key in TEXTS:
+        value = _value_of(config, key)
+        if not isinstance(value, str) or not value.strip() or "\0" in value:
+            raise ValueError(f"{key}={value!r} is no path; give one")
+    mode = _value_of(config, "trainer.resume_mode")
+    if mode not in RESUME_MODES:
+        raise ValueError(f"trainer.resume_mode={mode!r}: use one of {', '.join(RESUME_MODES)}")
+    for key in PATHS:
+        _check_files(key, _value_of(config, key))
+    for key, number in NUMBERS.items():
+        _check_number(key, _value_of(config, key), number)
+    defaults = _defaults()
+    for key, value in flat(_plain(config, resolve=True)).items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, float) and not math.isfinite(item):
+                raise ValueError(f"{key}={value!r}: give a finite number")
+        _check_type(key, value, defaults.get(key))
+
+
+def _value_of(config: DictConfig, key: str) -> Any:
+    try:
+        return OmegaConf.select(config, key)
+    except OmegaConfBaseException as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{key}: {reason}; correct the reference, or give a value") from error
+
+
+def _check_files(key: str, value: Any) -> None:
+    files = [value] if isinstance(value, str) else value
+    if not OmegaConf.is_list(files) and not isinstance(files, list):
+        raise ValueError(f"{key}={value!r}: give a file, or a list of files as [a, b]")
+    for file in files:
+        if not isinstance(file, str) or not file.strip():
+            raise ValueError(f"{key}: {file!r} is no file; give the path of a parquet file")
+    if not files:
+        raise ValueError(f"{key}=[]: give the path of a parquet file")
+
+
+def _check_number(key: str, value: Any, number: Number) -> None:
+    if value is None and number.optional:
+        return
+    what = "whole number" if number.whole else "number"
+    kinds = (int,) if number.whole else (int, float)
+    null = ", or null" if number.optional else ""
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise ValueError(
+            f"{key}={value!r} is a {type(value).__name__}; give a {what} from {number.low}{null}"
+        )
+    if not math.isfinite(value):
+        raise ValueError(f"{key}={value!r}: give a finite number")
+    if not number.low <= value <= number.high:
+        raise ValueError(
+            f"{key}={_short(value)} is out of range; give a {what} from {number.low} to "
+            f"{number.high}{null}"
+        )
+
+
+def _check_type(key: str, value: Any, default: Any) -> None:
+    """A number where the default is one, and true or false where that is one."""
+    if value is None or default is None:
+        return
+    if isinstance(default, bool):
+        if not isinstance(value, bool) and value not in (0, 1):
+            raise ValueError(f"{key}={value!r} is a {type(value).__name__}; give true or false")
+    elif isinstance(default, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{key}={value!r} is a {type(value).__name__}; give a number")
+        if abs(value) > MAX_COUNT**2:
+            raise ValueError(f"{key}={_short(value)} is out of range; give a smaller number")
+
+
+def _short(value: float) -> str:
+    """Python refuses to write whole numbers of over 4,300 digits."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    return repr(value)
+
+
+@cache
+def _defaults() -> Mapping[str, Any]:
+    """The value of each key without a recipe; references are texts, and say no type."""
+    return flat(_plain(compose_base(), resolve=False))
+
+
+def _plain(config: DictConfig, *, resolve: bool) -> dict[str, Any]:
+    return OmegaConf.to_container(config, resolve=resolve)  # type: ignore[return-value]
+
+
+def check_keys(config: DictConfig, added: Iterable[str] = ()) -> None:
+    """Refuse keys of a recipe file that nothing reads. Hydra accepts any.
+
+    Known are the keys that exist without a recipe, those below a value that is null or empty there,
+    and those that the command line adds. Where veRL builds a class of a group it knows more keys
+    than its files have: there only one that looks like a slip is refused.
+
+    Args:
+        added: keys that the command line adds with a leading ``+``.
+
+    Raises:
+        ValueError: the first one, with the keys it may stand for.
+    """
+    defaults = _defaults()
+    groups = {key.rpartition(".")[0] for key in defaults}
+    groups |= {parent for key in groups for parent in _parents(key)} | {""}
+    for key in flat(_plain(config, resolve=False)):
+        if is_within(key, (*_OPEN, *added)) or key in defaults or key in groups:
+            continue
+        if any(parent in defaults for parent in _parents(key)):
+            continue  # below a value that is null or {} by default
+        group = next(parent for parent in (*_parents(key), "") if parent in groups)
+        name = key.removeprefix(f"{group}." if group else "").partition(".")[0]
+        siblings = sorted(_children(group, (*defaults, *groups)))
+        near = difflib.get_close_matches(name, siblings, n=3, cutoff=_SIMILAR)
+        if near or "_target_" not in siblings:
+            unknown = f"{group}.{name}" if group else name
+            meant = " or ".join(f"{group}.{other}" if group else other for other in near)
+            fix = f"use {meant}" if near else f"delete it, or add it with +{unknown}=..."
+            raise ValueError(f"{unknown} is in the recipe, and no setting has this name; {fix}")
+
+
+def check_recipe_package(config: DictConfig, recipe: str, folders: Sequence[Path]) -> None:
+    """Refuse a recipe file without its package line: Hydra puts its settings where none are read.
+
+    Args:
+        recipe: its name.
+        folders: where recipes are looked for, by Hydra's search path.
+
+    Raises:
+        ValueError: with the file and the line to add.
+    """
+    if "recipe" not in config:
+        return
+    files = [file for folder in folders for file in sorted((folder / "recipe").rglob("*.yaml"))]
+    files.sort(key=lambda file: file.stem != recipe.rpartition("/")[2])
+    bare = [file for file in files if not _has_header(file)]
+    name = bare[0] if bare else f"recipe {recipe}"
+    node = config.recipe
+    settings = ", ".join(flat(_plain(node, resolve=False)) if OmegaConf.is_dict(node) else [])
+    raise ValueError(
+        f"{name} does not begin with the line `{HEADER}`, so that its settings ({settings}) would "
+        "be ignored; add that line as the first one"
+    )
+
+
+def _has_header(file: Path) -> bool:
+    """Whether the package line is among the comments at the file's beginning, as Hydra reads it."""
+    lines = file.read_text("utf-8", "replace").splitlines()
+    comments = takewhile(lambda line: line.startswith("#") or not line.strip(), lines)
+    return any(_HEADER.match(line) for line in comments)
+
+
+def unreadable_override(argument: str, *, several_runs: bool = False) -> str | None:
+    """What is wrong with `key=value` by Hydra's grammar, and how to quote it; None for a good one.
+
+    The quoted form is for a POSIX shell: outer quotes for the shell, inner ones for Hydra.
+
+    Args:
+        several_runs: whether `a,b` may stand for a run with each.
+    """
+    key, equals, value = argument.partition("=")
+    if not equals and not argument.startswith("~"):
+        return f"{argument} is no setting; give key=value"
+    try:
+        override = OverridesParser.create().parse_override(argument)
+        if several_runs or not override.is_sweep_override():
+            return None
+        problem = "its value stands for several runs, which need -m"
+    except (HydraException, RecursionError):
+        problem = "its value has characters that need quotes, for Hydra and for the shell"
+    forms = [f"{key}={form}" for form in _quoted_forms(value)]
+    good = [form for form in forms if _is_value(form)]
+    if not good:
+        return (
+            f"the argument {argument} cannot be read; give key=value, +key=value to add a key or "
+            "~key to delete one. Values with special characters: docs/troubleshooting.md"
+        )
+    written = "".join(f"\n  {shlex.quote(form)}" for form in good)
+    return f"the argument {argument} cannot be read: {problem}. Write it so:{written}"
+
+
+def _quoted_forms(value: str) -> Iterator[str]:
+    """As a list, where it may be one, and as a text."""
+    if value.startswith("[") and value.endswith("]"):
+        value = value[1:-1]
+        yield f"[{','.join(map(_quoted_item, value.split(',')))}]"
+        return
+    if "," in value:
+        yield f"[{','.join(map(_quoted_item, value.split(',')))}]"
+    yield _quoted(value)
+
+
+def _quoted_item(text: str) -> str:
+    """A number, true, false or null as it is."""
+    try:
+        value = OverridesParser.create().parse_override(f"key={text}").value()
+    except HydraException:
+        value = ""
+    return _quoted(text.strip()) if isinstance(value, str) else text.strip()
+
+
+def _quoted(value: str) -> str:
+    """A quoted value of Hydra's grammar: backslashes count before a quote and at the end only."""
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    escaped = re.sub(r"(\\+)$", r"\1\1", escaped)
+    return f'"{escaped}"'
+
+
+def _is_value(argument: str) -> bool:
+    try:
+        return not OverridesParser.create().parse_override(argument).is_sweep_override()
+    except HydraException:
+        return False
+
+
+def _parents(key: str) -> list[str]:
+    """The groups around a key, the nearest first."""
+    parts = key.split(".")[:-1]
+    return [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+
+
+def _children(group: str, keys: Collection[str]) -> set[str]:
+    prefix = f"{group}." if group else ""
+    return {key.removeprefix(prefix).partition(".")[0] for key in keys if key.startswith(prefix)}
