@@ -9,7 +9,7 @@ from vapo_verl.analysis.anchor_accuracy import AnchorAccuracy, wilson
 from vapo_verl.analysis.attention_curves import (
     NUM_TOKEN_BINS,
     AttentionCurves,
-    ShareHistograms,
+    RatioHistograms,
     half_life,
     progress_bins,
     response_attention,
@@ -17,12 +17,13 @@ from vapo_verl.analysis.attention_curves import (
 from vapo_verl.analysis.statistics import paired_difference
 from vapo_verl.report.explorer_samples import BoundedSample
 from vapo_verl.run_folder.metrics import read_metrics
+from vapo_verl.run_folder.rollouts import RolloutAnchor
 
 nan = math.nan
 
 
 def test_quantiles_of_a_stream_to_half_a_cell():
-    histograms = ShareHistograms(2)
+    histograms = RatioHistograms(2)
     values = np.array([0.1, 0.2, 0.3, 0.4, 0.5, nan])
     histograms.add(np.zeros(6, dtype=int), values)
     assert histograms.sizes().tolist() == [5, 0]
@@ -100,9 +101,20 @@ def test_anchors_by_position_and_their_calibration():
         {"position": 5, "label": True, "answer": False, "correct": False, "p_yes": None},
         {"position": None, "label": True, "answer": None, "correct": None, "p_yes": nan},
     ]
-    anchors.add(rows, num_tokens=10)
-    assert anchors.asked.tolist() == [0, 2, 0, 0, 0, 1, 0, 0, 0, 1]  # a / T = 1 in the last bin
-    assert anchors.right.tolist() == [0, 1, 0, 0, 0, 0, 0, 0, 0, 1]
+    anchors.add([RolloutAnchor(**row) for row in rows], num_tokens=10)
+    assert anchors.num_probed.tolist() == [
+        0,
+        2,
+        0,
+        0,
+        0,
+        1,
+        0,
+        0,
+        0,
+        1,
+    ]  # a / T = 1 in the last bin
+    assert anchors.num_correct.tolist() == [0, 1, 0, 0, 0, 0, 0, 0, 0, 1]
     assert (anchors.num_anchors, anchors.accuracy()) == (4, 0.5)
     assert (anchors.num_yes, anchors.num_labels_true) == (2, 2)
     assert anchors.num_with_probability.tolist() == [0, 0, 1, 0, 0, 0, 0, 0, 0, 2]

@@ -68,7 +68,7 @@ def test_a_run_in_numbers(make_run, rollout_row):
     assert curve["x"] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert curve["y"] == pytest.approx([0.8, 0.8, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1], abs=0.0006)
     samples = data_of(page)["samples"]
-    assert [(s["right"], s["index"]) for s in samples] == [(False, 0), (True, 1)]
+    assert [(s["correct"], s["index"]) for s in samples] == [(False, 0), (True, 1)]
     assert samples[0]["anchors"][1]["p_yes"] == 0.6
     assert samples[0]["attention"][2] == 0.3
     text = visible(page)
@@ -284,7 +284,7 @@ def test_a_thousand_steps_in_bounded_memory(make_run, rollout_row):
     assert (summary.num_files, summary.num_responses) == (1000, 8000)
     shown = summary.explorer.responses()
     assert len(shown) == 20
-    assert sum(response.right is True for response in shown) == 10
+    assert sum(response.correct is True for response in shown) == 10
     assert len({response.step for response in shown}) > 10  # from all over the run
     assert summary.anchors.num_anchors == 16_000
 

@@ -1,4 +1,4 @@
-"""How the visual attention ratio falls along a response, in histograms of bounded memory."""
+"""The visual attention ratio along responses, in histograms of bounded memory."""
 
 from dataclasses import dataclass
 
@@ -22,8 +22,8 @@ class AttentionCurves:
     """
 
     def __init__(self) -> None:
-        self.by_progress = ShareHistograms(NUM_PROGRESS_BINS)
-        self.by_token = ShareHistograms(NUM_TOKEN_BINS)
+        self.by_progress = RatioHistograms(NUM_PROGRESS_BINS)
+        self.by_token = RatioHistograms(NUM_TOKEN_BINS)
         self.token_width = 1
         self.num_responses = 0
         self.num_other_layers = 0
@@ -80,11 +80,11 @@ class AttentionCurves:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseAttention:
-    """One response in three numbers, each nan where it is not defined."""
+    """Three statistics of one response, each nan where it is not defined."""
 
     mean: float
     slope: float
-    """Least-squares slope of the ratio against progress: its change over a whole response."""
+    """Least-squares slope of the ratio against progress: its change over the response."""
     late_over_early: float
     """Mean of the last third over the mean of the first."""
 
@@ -103,9 +103,9 @@ def response_attention(ratio: np.ndarray) -> ResponseAttention:
 
 
 def half_life(where: np.ndarray, values: np.ndarray) -> float:
-    """Where a curve has first fallen to half of its first known value, between points linearly.
+    """Distance over which a curve falls to half of its first known value, linear between points.
 
-    In units of `where`, from the first known point on. nan: it never does, or there is no curve.
+    In units of `where`, from the first known point. nan if it never does, or without a curve.
     """
     known = np.isfinite(values)
     where, values = where[known], values[known]
@@ -115,8 +115,8 @@ def half_life(where: np.ndarray, values: np.ndarray) -> float:
     if len(below) == 0:
         return float("nan")
     last = int(below[0])
-    share = (values[last - 1] - values[0] / 2) / (values[last - 1] - values[last])
-    return float(where[last - 1] + share * (where[last] - where[last - 1]) - where[0])
+    fraction = (values[last - 1] - values[0] / 2) / (values[last - 1] - values[last])
+    return float(where[last - 1] + fraction * (where[last] - where[last - 1]) - where[0])
 
 
 def progress_bins(num_tokens: int, num_bins: int) -> np.ndarray:
@@ -147,14 +147,14 @@ def _slope(x: np.ndarray, y: np.ndarray) -> float:
     return float((centred * y).sum() / np.square(centred).sum())
 
 
-class ShareHistograms:
+class RatioHistograms:
     """One histogram of values in [0, 1] per bin."""
 
     def __init__(self, num_bins: int) -> None:
         self.counts = np.zeros((num_bins, NUM_CELLS), dtype=np.int64)
 
     def add(self, bins: np.ndarray, values: np.ndarray) -> None:
-        """Count `values` [n] in `bins` [n]; nan is left out, what lies outside is clipped."""
+        """Count `values` [n] in `bins` [n]; nan is left out, values outside [0, 1] are clipped."""
         known = np.isfinite(values)
         cells = np.clip((values[known] * NUM_CELLS).astype(np.int64), 0, NUM_CELLS - 1)
         np.add.at(self.counts, (bins[known], cells), 1)
@@ -170,7 +170,7 @@ class ShareHistograms:
         return self.counts.sum(axis=1)
 
     def quantile(self, q: float) -> np.ndarray:
-        """Of each bin [bins]: the middle of the cell of the ceil(q n)-th value; nan of none."""
+        """Of each bin [bins]: the middle of the cell of the ceil(q n)-th value; nan without one."""
         sizes = self.sizes()
         rank = np.maximum(np.ceil(q * sizes), 1)
         cell = (self.counts.cumsum(axis=1) < rank[:, None]).sum(axis=1)

@@ -89,7 +89,7 @@ function fillAnchors(sample) {
 
 function facts(sample) {
   const rewards = Object.entries(sample.reward).map(([part, value]) => `${part} ${number(value)}`).join(", ");
-  const right = sample.right === null ? "not scored" : sample.right ? "✓ correct" : "✗ incorrect";
+  const right = sample.correct === null ? "not scored" : sample.correct ? "✓ correct" : "✗ incorrect";
   const run = DATA.runs.length > 1 ? `${DATA.runs[sample.run]}, ` : "";
   return `${run}step ${sample.step ?? "–"}, ${sample.data_source} ${sample.index ?? ""}, sample ${sample.sample ?? "–"}: ${right}; ` +
     `expected answer ${sample.ground_truth}; ${sample.num_tokens} tokens; ${rewards}`;
@@ -118,7 +118,7 @@ function show() {
 function filter() {
   const run = $("run").value, step = $("step").value, right = $("right").value;
   shownSamples = DATA.samples.filter(sample =>
-    String(sample.run) === run && (!step || String(sample.step) === step) && (!right || String(sample.right === true) === right));
+    String(sample.run) === run && (!step || String(sample.step) === step) && (!right || String(sample.correct === true) === right));
   place = 0;
   show();
 }

@@ -3,11 +3,11 @@
 import hashlib
 import heapq
 import math
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 from vapo_verl.run_folder.images import image_uri
-from vapo_verl.run_folder.rollouts import Rollout
+from vapo_verl.run_folder.rollouts import RewardParts, Rollout, RolloutAnchor
 
 MAX_TOKENS = 4096
 """Tokens shown of one response."""
@@ -33,9 +33,9 @@ class ShownResponse:
     attention: list[float | None]
     """One per shown token; empty if not exported."""
     ground_truth: str
-    right: bool | None
-    reward: dict[str, float | None]
-    anchors: list[dict[str, Any]]
+    correct: bool | None
+    reward: RewardParts
+    anchors: list[RolloutAnchor]
     images: list[str]
     """``data:`` addresses of the prompt's images that could be read."""
 
@@ -46,17 +46,17 @@ class ExplorerSamples:
     def __init__(self, size: int, seed: int) -> None:
         sizes = {True: size // 2, False: size - size // 2}
         self._kept = {
-            right: BoundedSample[ShownResponse](part, seed) for right, part in sizes.items()
+            correct: BoundedSample[ShownResponse](part, seed) for correct, part in sizes.items()
         }
         self.num_seen = {True: 0, False: 0}
 
     def add(self, rollout: Rollout) -> None:
         """Count one response and keep it if it is drawn."""
-        right = _right(rollout)
-        self.num_seen[bool(right)] += 1
-        names = ("step", "uid", "sample", "data_source", "index")
-        key = "\t".join(str(rollout.cell(name)) for name in names)
-        kept = self._kept[bool(right)]
+        correct = bool(_is_correct(rollout.reward))
+        self.num_seen[correct] += 1
+        row = (rollout.step, rollout.uid, rollout.sample, rollout.data_source, rollout.index)
+        key = "\t".join(map(str, row))
+        kept = self._kept[correct]
         if kept.admits(key):
             kept.put(key, shown_response(rollout))
 
@@ -67,33 +67,35 @@ class ExplorerSamples:
 
 
 def shown_response(rollout: Rollout) -> ShownResponse:
-    """The page's view of one row; a missing column stays empty."""
-    tokens = rollout.cell("tokens") or [rollout.cell("response") or ""]
-    attention = rollout.attention()
+    """The page's view of one row; a column that the file lacks stays empty."""
+    tokens = rollout.tokens or [rollout.response]
+    attention, reward = rollout.attention(), rollout.reward
     known = len(attention) == len(tokens) and any(map(math.isfinite, attention))
     return ShownResponse(
-        step=rollout.cell("step"),
-        uid=str(rollout.cell("uid")),
-        sample=rollout.cell("sample"),
-        data_source=str(rollout.cell("data_source")),
-        index=rollout.cell("index"),
-        prompt=(rollout.cell("prompt") or "")[:MAX_PROMPT_CHARACTERS],
-        tokens=[token or "" for token in tokens[:MAX_TOKENS]],
+        step=rollout.step,
+        uid=rollout.uid,
+        sample=rollout.sample,
+        data_source=rollout.data_source,
+        index=rollout.index,
+        prompt=rollout.prompt[:MAX_PROMPT_CHARACTERS],
+        tokens=tokens[:MAX_TOKENS],
         num_tokens=len(tokens),
         attention=[_rounded(value) for value in attention[:MAX_TOKENS]] if known else [],
-        ground_truth=str(rollout.cell("ground_truth") or ""),
-        right=_right(rollout),
-        reward={part: _rounded(value) for part, value in (rollout.cell("reward") or {}).items()},
-        anchors=[
-            {**anchor, "p_yes": _rounded(anchor["p_yes"])}
-            for anchor in rollout.cell("anchors") or []
-        ],
-        images=[uri for data in rollout.cell("images") or [] if data and (uri := image_uri(data))],
+        ground_truth=rollout.ground_truth,
+        correct=_is_correct(reward),
+        reward=RewardParts(
+            accuracy=_rounded(reward.accuracy),
+            format=_rounded(reward.format),
+            perception=_rounded(reward.perception),
+            total=_rounded(reward.total),
+        ),
+        anchors=[replace(anchor, p_yes=_rounded(anchor.p_yes)) for anchor in rollout.anchors],
+        images=[uri for image in rollout.images if (uri := image_uri(image))],
     )
 
 
-def _right(rollout: Rollout) -> bool | None:
-    accuracy = (rollout.cell("reward") or {}).get("accuracy")
+def _is_correct(reward: RewardParts) -> bool | None:
+    accuracy = reward.accuracy
     return None if accuracy is None or math.isnan(accuracy) else accuracy >= 1
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vapo_verl.analysis.anchor_accuracy import NUM_POSITION_BINS, NUM_PROBABILITY_BINS, wilson
-from vapo_verl.analysis.attention_curves import ShareHistograms, progress_centres, token_centres
+from vapo_verl.analysis.attention_curves import RatioHistograms, progress_centres, token_centres
 from vapo_verl.plots.panel import Heat, Panel, Series, missing_from, numbers
 from vapo_verl.report.run_summary import RunSummary
 from vapo_verl.reward.perception import CHANCE
@@ -30,21 +30,21 @@ def anchor_panels(runs: Sequence[RunSummary]) -> list[Panel]:
 
 def _accuracy_by_position(runs: Sequence[RunSummary]) -> Panel:
     series = []
-    for place, run in enumerate(runs):
+    for number, run in enumerate(runs):
         if not run.anchors.num_anchors:
             continue
-        some = run.anchors.asked > 0
-        asked, right = run.anchors.asked[some], run.anchors.right[some]
-        bounds = [wilson(int(r), int(n)) for r, n in zip(right, asked, strict=True)]
+        some = run.anchors.num_probed > 0
+        probed, correct = run.anchors.num_probed[some], run.anchors.num_correct[some]
+        bounds = [wilson(int(c), int(n)) for c, n in zip(correct, probed, strict=True)]
         series.append(
             Series(
                 name="accuracy",
                 x=numbers(((np.arange(NUM_POSITION_BINS) + 0.5) / NUM_POSITION_BINS)[some]),
-                y=numbers(right / asked),
+                y=numbers(correct / probed),
                 low=numbers(low for low, _ in bounds),
                 high=numbers(high for _, high in bounds),
-                texts=[f"{r} of {n}" for r, n in zip(right, asked, strict=True)],
-                run=place,
+                texts=[f"{c} of {n}" for c, n in zip(correct, probed, strict=True)],
+                run=number,
                 bars=True,
             )
         )
@@ -63,21 +63,21 @@ def _accuracy_by_position(runs: Sequence[RunSummary]) -> Panel:
 
 def _calibration(runs: Sequence[RunSummary]) -> Panel:
     series = []
-    for place, run in enumerate(runs):
+    for number, run in enumerate(runs):
         some = run.anchors.num_with_probability > 0
-        asked, true = run.anchors.num_with_probability[some], run.anchors.true_of_bin[some]
-        if not len(asked):
+        probed, true = run.anchors.num_with_probability[some], run.anchors.true_of_bin[some]
+        if not len(probed):
             continue
-        bounds = [wilson(int(t), int(n)) for t, n in zip(true, asked, strict=True)]
+        bounds = [wilson(int(t), int(n)) for t, n in zip(true, probed, strict=True)]
         series.append(
             Series(
                 name="claims that are true",
-                x=numbers(run.anchors.probability_of_bin[some] / asked),
-                y=numbers(true / asked),
+                x=numbers(run.anchors.probability_of_bin[some] / probed),
+                y=numbers(true / probed),
                 low=numbers(low for low, _ in bounds),
                 high=numbers(high for _, high in bounds),
-                texts=[f"{t} of {n}" for t, n in zip(true, asked, strict=True)],
-                run=place,
+                texts=[f"{t} of {n}" for t, n in zip(true, probed, strict=True)],
+                run=number,
                 bars=True,
             )
         )
@@ -104,8 +104,8 @@ def attention_panels(runs: Sequence[RunSummary]) -> list[Panel]:
 
 def _by_progress(runs: Sequence[RunSummary]) -> Panel:
     series = [
-        _curve(run.curves.by_progress, progress_centres(), place, "responses")
-        for place, run in enumerate(runs)
+        _curve(run.curves.by_progress, progress_centres(), number, "responses")
+        for number, run in enumerate(runs)
         if run.curves.num_responses
     ]
     return Panel(
@@ -120,8 +120,8 @@ def _by_progress(runs: Sequence[RunSummary]) -> Panel:
 
 def _by_token(runs: Sequence[RunSummary]) -> Panel:
     series = [
-        _curve(run.curves.by_token, token_centres(run.curves.token_width), place, "tokens")
-        for place, run in enumerate(runs)
+        _curve(run.curves.by_token, token_centres(run.curves.token_width), number, "tokens")
+        for number, run in enumerate(runs)
         if run.curves.num_responses
     ]
     widths = " and ".join(str(run.curves.token_width) for run in runs)
@@ -136,7 +136,7 @@ def _by_token(runs: Sequence[RunSummary]) -> Panel:
     )
 
 
-def _curve(counts: ShareHistograms, where: np.ndarray, run: int, what: str) -> Series:
+def _curve(counts: RatioHistograms, where: np.ndarray, run: int, what: str) -> Series:
     sizes = counts.sizes()
     some = sizes > 0
     low, middle, high = (counts.quantile(q)[some] for q in (0.25, 0.5, 0.75))

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from vapo_verl.analysis.anchor_accuracy import AnchorAccuracy
 from vapo_verl.analysis.attention_curves import (
@@ -46,9 +45,8 @@ class PromptMeans:
 
     def add(self, rollout: Rollout, num_tokens: int, attention: ResponseAttention) -> None:
         """Count one response."""
-        index = rollout.cell("index")
-        cells = [rollout.cell("step"), rollout.cell("data_source"), index]
-        key = "\t".join(map(str, cells if index is not None else [*cells, rollout.cell("uid")]))
+        prompt = (rollout.step, rollout.data_source, rollout.index)
+        key = "\t".join(map(str, prompt if rollout.index is not None else (*prompt, rollout.uid)))
         if not self._sums.admits(key):
             return
         sums = self._sums.get(key) or [[0.0, 0.0] for _ in QUANTITIES]
@@ -60,8 +58,8 @@ class PromptMeans:
 
     def means(self, quantity: str) -> dict[str, float]:
         """Prompt -> mean over its responses; a prompt without a value is absent."""
-        place = QUANTITIES.index(quantity)
-        sums = {key: values[place] for key, values in self._sums.items()}
+        column = QUANTITIES.index(quantity)
+        sums = {key: values[column] for key, values in self._sums.items()}
         return {key: total / count for key, (total, count) in sums.items() if count}
 
 
@@ -139,9 +137,9 @@ def _with_rollouts(summary: RunSummary, files: Sequence[Path]) -> RunSummary:
     num_responses = 0
     for rollout in read_rollouts(files, summary.problems):
         ratio = rollout.attention()
-        num_tokens = rollout.num_tokens() or len(ratio)
+        num_tokens = rollout.num_tokens()
         summary.curves.add(ratio, rollout.layer_attention(), rollout.layers)
-        summary.anchors.add(rollout.cell("anchors") or [], num_tokens)
+        summary.anchors.add(rollout.anchors, num_tokens)
         summary.prompts.add(rollout, num_tokens, response_attention(ratio))
         summary.explorer.add(rollout)
         num_responses += 1
@@ -154,13 +152,12 @@ def _with_rollouts(summary: RunSummary, files: Sequence[Path]) -> RunSummary:
 
 
 def _quantities(rollout: Rollout, num_tokens: int, attention: ResponseAttention) -> list[float]:
-    reward: dict[str, Any] = rollout.cell("reward") or {}
-    anchors = rollout.cell("anchors") or []
-    answers = [bool(anchor["correct"]) for anchor in anchors if anchor["correct"] is not None]
+    reward = rollout.reward
+    answers = [anchor.correct for anchor in rollout.anchors if anchor.correct is not None]
     return [
-        _number(reward.get("accuracy")),
-        _number(reward.get("format")),
-        _number(reward.get("total")),
+        _number(reward.accuracy),
+        _number(reward.format),
+        _number(reward.total),
         float(num_tokens),
         sum(answers) / len(answers) if answers else math.nan,
         attention.mean,

@@ -3,9 +3,9 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from vapo_verl.run_folder.layout import ROLLOUT_FOLDER, named_failure
 
+T = TypeVar("T")
 BATCH_ROWS = 32
 _LEFT_OUT = {"prompt_ids", "response_ids", "advantages", "rollout_log_probs", "old_log_probs"}
 LAYERS_KEY = "visual_attention_layers"
@@ -62,24 +63,100 @@ ROLLOUT_SCHEMA = pa.schema(
 _COLUMNS = [name for name in ROLLOUT_SCHEMA.names if name not in _LEFT_OUT]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardParts:
+    """The reward of a response and its parts; None for a part that the file does not hold."""
+
+    accuracy: float | None = None
+    format: float | None = None
+    perception: float | None = None
+    total: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutAnchor:
+    """A claim probed along a response; None for a value that the file does not hold."""
+
+    position: int | None = None
+    """Tokens of the response before the cut."""
+    claim: str = ""
+    label: bool | None = None
+    answer: bool | None = None
+    """The prediction: true for yes."""
+    correct: bool | None = None
+    p_yes: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One row of a rollout file; its cells become Python objects when they are asked for."""
+    """One row of a rollout file, by the columns of :data:`ROLLOUT_SCHEMA`.
+
+    A cell becomes a Python object when its property is read, so that a row that is only counted
+    costs little. Where the file has no such column, as one of an earlier version, or the cell is
+    null, a number is None, a text "", a sequence empty, and `reward` has no part.
+    """
 
     batch: pa.RecordBatch
     row: int
     layers: tuple[int, ...] = ()
     """The model's layers in the columns of `layer_attention`; empty where the file names none."""
 
-    def cell(self, name: str) -> Any:
-        """The cell as Python objects; None where the file has no such column."""
-        cell = self._scalar(name)
-        return None if cell is None else cell.as_py()
+    @property
+    def step(self) -> int | None:
+        return self._cell("step")
+
+    @property
+    def uid(self) -> str:
+        return self._cell("uid") or ""
+
+    @property
+    def sample(self) -> int | None:
+        return self._cell("sample")
+
+    @property
+    def data_source(self) -> str:
+        return self._cell("data_source") or ""
+
+    @property
+    def index(self) -> int | None:
+        return self._cell("index")
+
+    @property
+    def prompt(self) -> str:
+        return self._cell("prompt") or ""
+
+    @property
+    def images(self) -> list[bytes]:
+        """The prompt's images that could be read, encoded."""
+        return [image for image in self._cell("images") or [] if image]
+
+    @property
+    def response(self) -> str:
+        return self._cell("response") or ""
+
+    @property
+    def tokens(self) -> list[str]:
+        """Text of each token of the response."""
+        return [token or "" for token in self._cell("tokens") or []]
+
+    @property
+    def ground_truth(self) -> str:
+        return self._cell("ground_truth") or ""
+
+    @property
+    def reward(self) -> RewardParts:
+        return _record(RewardParts, self._cell("reward") or {})
+
+    @property
+    def anchors(self) -> list[RolloutAnchor]:
+        """By ascending position."""
+        return [_record(RolloutAnchor, anchor) for anchor in self._cell("anchors") or []]
 
     def num_tokens(self) -> int:
-        """Tokens of the response; 0 where they are not known."""
+        """Tokens of the response, or values of its visual attention where it has no tokens."""
         cell = self._scalar("tokens")
-        return 0 if cell is None or not cell.is_valid else len(cell.values)
+        length = 0 if cell is None or not cell.is_valid else len(cell.values)
+        return length or len(self.attention())
 
     def attention(self) -> np.ndarray:
         """Visual attention ratio [tokens], nan where unknown; empty where none was exported."""
@@ -98,13 +175,17 @@ class Rollout:
             return None
         return values.reshape(num_tokens, -1)
 
+    def _cell(self, name: str) -> Any:
+        cell = self._scalar(name)
+        return None if cell is None else cell.as_py()
+
     def _scalar(self, name: str) -> Any:
         index = self.batch.schema.get_field_index(name)
         return None if index < 0 else self.batch.column(index)[self.row]
 
 
 def rollout_files(run_dir: Path, steps: range | None = None) -> list[Path]:
-    """Files of whole steps, or of those in `steps`; those being written have another suffix."""
+    """Files of finished steps, or of those in `steps`; unfinished ones have another suffix."""
     if steps is not None:
         named = (rollout_file(run_dir, step) for step in steps)
         return [path for path in named if path.exists()]
@@ -125,6 +206,12 @@ def read_rollouts(files: Sequence[Path], problems: list[str]) -> Iterator[Rollou
             problems.append(f"{path} cannot be read and is left out: {error}")
 
 
+def _record(kind: type[T], cell: Mapping[str, Any]) -> T:
+    """The struct as a dataclass, whose defaults are in place of null and of absent fields."""
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: cell[name] for name in names if cell.get(name) is not None})
+
+
 def _layers(schema: pa.Schema) -> tuple[int, ...]:
     stored = (schema.metadata or {}).get(LAYERS_KEY.encode(), b"[]")
     return tuple(int(layer) for layer in json.loads(stored))
@@ -135,6 +222,7 @@ def _floats(values: pa.Array) -> np.ndarray:
 
 
 def rollout_file(run_dir: Path, step: int) -> Path:
+    """The file of one step."""
     return run_dir / ROLLOUT_FOLDER / f"step_{step:06d}.parquet"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from vapo_verl.analysis.attention_curves import (
     AttentionCurves,
-    ShareHistograms,
+    RatioHistograms,
     progress_centres,
     response_attention,
     token_centres,
@@ -59,7 +59,7 @@ def attention_panels(summaries: dict[str, dict[str, Any]]) -> list[Panel]:
     ]
 
 
-def _curve(counts: ShareHistograms, where: np.ndarray) -> dict[str, Numbers]:
+def _curve(counts: RatioHistograms, where: np.ndarray) -> dict[str, Numbers]:
     some = counts.sizes() > 0
     low, middle, high = (numbers(counts.quantile(q)[some]) for q in (0.25, 0.5, 0.75))
     return {"x": numbers(where[some]), "y": middle, "low": low, "high": high}
