@@ -32,6 +32,8 @@ _SHORT_ANSWER = 60
 """Characters of a response of one line that is an answer by itself."""
 _CONCLUSION_LENGTH = 80
 """Most characters of what a last sentence comes to."""
+_END = 10_000
+"""Characters of the end of a response that are searched for equations."""
 _EMPHASIS = re.compile(r"\*\*|__|`")
 _STATEMENT = re.compile(
     r"\b(?:answer|(?:correct|right|best)\s+(?:option|choice|statement))s?\s*"
@@ -125,7 +127,7 @@ def last_equation(text: str) -> str | None:
     r"""The last side of the last complete equation in maths: `4\sqrt{3}` of `\(S = 4\sqrt{3}\)`."""
     sides = [
         next(filter(None, groups)).rpartition("=")
-        for groups in _SEGMENT.findall(text)
+        for groups in _SEGMENT.findall(text[-_END:])
         if any("=" in group for group in groups)
     ]
     last = sides[-1][2].strip().rstrip(".,;").strip() if sides else ""

@@ -117,6 +117,7 @@ def same_meaning(answer: str, truth: str) -> bool:
     >>> same_meaning(r"[-4, 4] \text{ and } [0, 2]", "domain: [-4,4] and range: [0,2]")
     True
     """
+    answer, truth = _tidied(answer), _tidied(truth)
     if math_match(answer, truth):
         return True
     functions = _FUNCTION.fullmatch(answer), _FUNCTION.fullmatch(truth)
@@ -124,6 +125,13 @@ def same_meaning(answer: str, truth: str) -> bool:
         ours = functions[0]["rule"] if functions[0] else answer
         return math_match(ours, functions[1]["rule"])
     return _same_quantity(answer, truth) or _same_parts(answer, truth)
+
+
+def _tidied(text: str) -> str:
+    """Normal form, a true bearing without its T, `1 to 64` as a ratio, degree signs repaired."""
+    text = normalised(text.replace("掳", "°"))  # a degree sign that was read in GBK
+    text = re.sub(r"°\s*T\b", "°", text)
+    return re.sub(r"(\d)\s+to\s+(\d)", r"\1:\2", text)
 
 
 def _same_quantity(answer: str, truth: str) -> bool:
@@ -136,7 +144,7 @@ def _same_quantity(answer: str, truth: str) -> bool:
 
 def _in_base_units(text: str) -> tuple[Fraction, Counter[str]] | None:
     """Value in metres, grams and seconds, and the power of each; None for any other unit."""
-    measured = quantity(text)
+    measured = quantity(text.rpartition("=")[2])
     value = number(measured.value) if measured else None
     if measured is None or value is None:
         return None
@@ -152,12 +160,12 @@ def _in_base_units(text: str) -> tuple[Fraction, Counter[str]] | None:
 
 
 def _same_parts(answer: str, truth: str) -> bool:
-    wanted = _labelled(normalised(truth))
+    wanted = _labelled(truth)
     if len(wanted) < 2:
         return False
-    found = _labelled(normalised(answer))
+    found = _labelled(answer)
     if not found:
-        values = _AND.split(normalised(answer))
+        values = _AND.split(answer)
         found = dict(zip(wanted, values, strict=True)) if len(values) == len(wanted) else {}
     return found.keys() == wanted.keys() and all(
         math_match(found[label], wanted[label]) for label in wanted
