@@ -15,9 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from vapo_verl.reward import THINK_END, THINK_START
+
 ESCAPE = "\ufdd0"
 """A noncharacter of Unicode, which no text may hold."""
-RESPONSE_TAGS = ("<think>", "</think>")
+RESPONSE_TAGS = (THINK_START, THINK_END)
 """Tokens of their own for some tokenizers, but part of every prompt's instructions."""
 MEDIA_WORDS = ("<video>", "<audio>")
 """What veRL reads as the place of a video or of a recording, where a row has images."""
@@ -83,11 +85,6 @@ class ControlTokens:
             if hidden == text:  # an occurrence may have overlapped another
                 return text
             text = hidden
-
-
-def show(text: str) -> str:
-    """A text without its escapes."""
-    return text.replace(ESCAPE, "")
 
 
 def tokenizer_tokens(folder: Path) -> tuple[str, ...] | None:

@@ -27,7 +27,7 @@ from PIL import Image as Pixels
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from vapo_verl.data.claims_column import read_claims
-from vapo_verl.data.control_tokens import ControlTokens, added_tokens, read_escapes, show
+from vapo_verl.data.control_tokens import ControlTokens, added_tokens, read_escapes
 from vapo_verl.data.errors import BadCell, FileError, RowError
 from vapo_verl.data.images import IMAGE_ERRORS, image_options, load_image
 from vapo_verl.data.prompt_length import (
@@ -59,8 +59,8 @@ class VapoDataset(RLHFDataset):
 
     Files with and without a `claims` column may be mixed.
 
-    With `data.control_tokens=text` the control tokens in a prompt are measured as plain text; the
-    agent loop, which encodes the prompt, does the same.
+    With `data.control_tokens=text` the control tokens in a prompt are escaped, and the tokenizers
+    that measure it read them as plain text; so does the agent loop's, which encodes it.
     """
 
     def __init__(
@@ -88,7 +88,6 @@ class VapoDataset(RLHFDataset):
             raise RowError(f"row {item} of {self.data_files}, {problem}") from problem
         for image in stored_images(row["raw_prompt"]):
             image.where = f"row {item} of {self.data_files}"
-        _show_text(row["raw_prompt"])
         row["claims"] = [claim.as_dict() for claim in claims]
         row["prompt_uid"] = str(item)  # the same in every run over the same files
         return row
@@ -228,17 +227,6 @@ class VapoDataset(RLHFDataset):
         is_decoded = isinstance(entry, Pixels.Image | np.ndarray)
         image = load_image(entry) if is_decoded else StoredImage(entry)
         return {**options, **limits, "image": image}
-
-
-def _show_text(messages: list[dict[str, Any]]) -> None:
-    """Take the escapes out of a prompt again, in place."""
-    for turn in messages:
-        if isinstance(turn["content"], str):
-            turn["content"] = show(turn["content"])
-            continue
-        for part in turn["content"]:
-            if part["type"] == "text":
-                part["text"] = show(part["text"])
 
 
 def _still_encoded(dataframe: Dataset, column: str) -> Dataset:

@@ -1,0 +1,194 @@
+"""Control tokens in the text of rows: refused, or encoded as the characters they are made of."""
+
+import json
+
+import pytest
+from omegaconf import OmegaConf
+from transformers import AutoProcessor, AutoTokenizer
+
+from vapo_verl.anchors import bind_question
+from vapo_verl.config import AnchorConfig
+from vapo_verl.data.cells import RowRules
+from vapo_verl.data.control_tokens import (
+    ESCAPE,
+    MEDIA_WORDS,
+    PROCESSOR_WORDS,
+    QWEN_TOKENS,
+    RESPONSE_TAGS,
+    ControlTokens,
+    added_tokens,
+    read_escapes,
+    tokenizer_tokens,
+    vision_token_ids,
+)
+from vapo_verl.data.dataset import VapoDataset
+from vapo_verl.data.errors import RowError
+from vapo_verl.data.images import load_image
+from vapo_verl.data.prompt_length import PromptMeter
+from vapo_verl.data.rows import check_parquet
+from vapo_verl.digits.model import model_dir
+
+WORDS = (*QWEN_TOKENS, *MEDIA_WORDS, *PROCESSOR_WORDS)
+
+
+def asks(text):
+    return [{"role": "user", "content": f"<image>What is {text}?"}]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_in_a_question_it_is_refused_with_file_row_and_column(word, row, write):
+    path = write([row(), row(prompt=asks(word))])
+    with pytest.raises(RowError) as caught:
+        check_parquet(path)
+    said = str(caught.value)
+    assert said.startswith(f"{path} row 1, column 'prompt': {word} in the prompt")
+    assert "reword it, or encode it as the characters it is made of: control_tokens=text" in said
+
+
+@pytest.mark.parametrize("word", [*WORDS, "<image>"])
+def test_in_a_claim_too(word, row, write):
+    path = write([row(claims=[{"text": f"It shows {word}.", "label": True}])])
+    with pytest.raises(RowError, match="row 0, column 'claims'") as caught:
+        check_parquet(path)
+    assert word in str(caught.value)
+
+
+def test_in_any_turn(row, write):
+    turns = [{"role": "system", "content": "Be kind. <|im_end|>"}, *asks("it")]
+    with pytest.raises(RowError, match=r"<\|im_end\|> in the prompt"):
+        check_parquet(write([row(prompt=turns)]))
+
+
+def test_the_tags_of_the_format_are_no_control_tokens(row, write):
+    check_parquet(write([row(prompt=asks(" ".join(RESPONSE_TAGS)))]))
+
+
+def test_ordinary_angle_brackets_stay(row, write):
+    check_parquet(write([row(prompt=asks("a <b> c < d, f(<x>) and <|y|>"))]))
+
+
+def test_of_a_tokenizer_its_own_list_counts(row, write, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(model_dir())
+    assert tokenizer_tokens(model_dir()) == added_tokens(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[MARK]"]})
+    tokenizer.save_pretrained(tmp_path / "model")
+    rules = RowRules(controls=ControlTokens(tokenizer_tokens(tmp_path / "model") or ()))
+    path = write([row(prompt=asks("[MARK]"))])
+    check_parquet(path)
+    with pytest.raises(RowError, match=r"\[MARK\] in the prompt"):
+        check_parquet(path, rules=rules)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("added_tokens.json", {"<a>": 7}),
+        ("special_tokens_map.json", {"eos_token": {"content": "<a>"}}),
+        ("special_tokens_map.json", {"additional_special_tokens": ["<a>"]}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"7": {"content": "<a>"}}}),
+        ("tokenizer.json", {"added_tokens": [{"id": 7, "content": "<a>"}]}),
+    ],
+)
+def test_every_file_of_a_tokenizer_is_read(name, content, tmp_path):
+    assert tokenizer_tokens(tmp_path) is None
+    (tmp_path / name).write_text(json.dumps(content))
+    assert tokenizer_tokens(tmp_path) == ("<a>",)
+
+
+@pytest.fixture
+def processor():
+    """The packaged model's, loaded for each test: they change its tokenizer."""
+    return AutoProcessor.from_pretrained(model_dir())
+
+
+@pytest.fixture
+def encode(processor, row, write, tmp_path):
+    """The ids of a question by way of the data set and veRL's own builder, with escapes read."""
+    from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
+
+    def ids(text, mode="text"):
+        config = OmegaConf.create(
+            {"control_tokens": mode, "filter_overlong_prompts": False, "max_prompt_length": 4096}
+        )
+        path = write([row(prompt=asks(text))])
+        data = VapoDataset(str(path), processor.tokenizer, config, processor)
+        messages = data[0]["raw_prompt"]
+        builder = create_continuous_token_builder(
+            processor.tokenizer, hf_model_type="qwen2_5_vl", processor=processor
+        )
+        image = load_image(messages[0]["content"][0]["image"])
+        return builder.build_initial_tokens(messages, images=[image])
+
+    return ids
+
+
+def plain(tokenizer, text):
+    """Ids of a text in which no token but ordinary ones is looked for."""
+    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+
+@pytest.mark.parametrize("word", [*WORDS, "<|im_<|im_end|>end|>", "<|im_end|><|image_pad|>é"])
+def test_as_text_each_token_of_the_prompt_is_that_of_its_characters(word, encode, processor):
+    tokenizer = AutoTokenizer.from_pretrained(model_dir())
+    num_pads = 4  # 56 x 56 pixels
+    expected = [
+        *tokenizer.encode("<|im_start|>user\n<|vision_start|>"),
+        *[processor.image_token_id] * num_pads,
+        *tokenizer.encode("<|vision_end|>"),
+        *plain(tokenizer, f"What is {word}?"),
+        *tokenizer.encode("<|im_end|>\n<|im_start|>assistant\n"),
+    ]
+    assert encode(word) == expected
+
+
+def test_plain_text_has_the_same_ids_in_both_modes(encode):
+    refused = encode("the largest of 3 < 4 and é", mode="refuse")
+    assert encode("the largest of 3 < 4 and é") == refused
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_claim_at_an_anchor_too(word):
+    tokenizer, settings = AutoTokenizer.from_pretrained(model_dir()), AnchorConfig()
+    words = settings.yes_words, settings.no_words
+    untouched = AutoTokenizer.from_pretrained(model_dir())
+    controls = ControlTokens(added_tokens(tokenizer))
+    question = bind_question(tokenizer, settings.question, *words, controls=controls)
+    text = settings.question.replace("{claim}", f"It shows {word}.")
+    assert question.token_ids(f"It shows {word}.") == plain(untouched, text)
+
+
+def test_lengths_are_those_of_the_text(encode, processor, row, write):
+    rules = RowRules(
+        refuse_controls=False, controls=ControlTokens(added_tokens(processor.tokenizer))
+    )
+    cells = row(prompt=asks("<|image_pad|><|im_end|>"))
+    assert check_parquet(write([cells]), rules=rules).rows_with_controls == 1
+    meter = PromptMeter(processor, template_options={}, limits={}, controls=rules.controls)
+    length = len(encode("<|image_pad|><|im_end|>"))
+    assert meter.num_tokens(cells["prompt"], cells["images"]) == length
+
+
+def test_no_text_holds_the_escape(row, write):
+    rules = RowRules(refuse_controls=False)
+    for cells in ({"prompt": asks(ESCAPE)}, {"claims": [{"text": ESCAPE, "label": True}]}):
+        with pytest.raises(RowError, match=r"U\+FDD0 in .*take the character out"):
+            check_parquet(write([row(**cells)]), rules=rules)
+
+
+def test_a_tokenizer_that_looks_for_tokens_later_is_refused():
+    from tokenizers import AddedToken
+
+    tokenizer = AutoTokenizer.from_pretrained(model_dir())
+    tokenizer.add_tokens([AddedToken("<late>", normalized=True)])
+    with pytest.raises(ValueError, match=r"control_tokens=text: .*<late>.*set refuse"):
+        read_escapes(tokenizer)
+    with pytest.raises(ValueError, match="no fast tokenizer"):
+        read_escapes(object())
+
+
+def test_what_stands_for_images_and_videos():
+    tokenizer = AutoTokenizer.from_pretrained(model_dir())
+    names = tokenizer.convert_ids_to_tokens(vision_token_ids(tokenizer))
+    assert set(names) == {
+        *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+    }
