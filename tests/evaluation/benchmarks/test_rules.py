@@ -171,6 +171,16 @@ def test_yes_and_no():
         correct("yes-no", row("maybe"), "yes")
 
 
+def test_sets_of_hallusionbench_are_numbered_within_a_topic():
+    """Both figures are 0_0, of two topics: one correct, one not."""
+    rows = [row("Yes", index=f"VD_{topic}_1_0_0_{q}") for topic in ("math", "map") for q in (0, 1)]
+    rule = find_rule("hallusionbench")
+    grades = [rule.grade(*pair) for pair in zip(rows, ("yes", "yes", "yes", "no"), strict=True)]
+    scores = rule.scores(rows, grades)
+    assert (scores["aAcc"], scores["fAcc"], scores["qAcc"]) == (0.75, 0.5, 0.75)
+    assert len({rule.cluster(each) for each in rows}) == 2
+
+
 def test_the_four_kinds_of_we_math():
     """N = 10: IK 2, IG 2, CM 3, RM 3 strict; of those one has no correct step."""
     chains = [

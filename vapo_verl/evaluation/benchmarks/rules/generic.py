@@ -152,7 +152,7 @@ def interleaved(prompt: Prompt, row: BenchmarkRow) -> Prompt:
 
 
 def category_scores(rows: Sequence[BenchmarkRow], grades: Sequence[Grade]) -> dict[str, float]:
-    """Accuracy by `split`, `l2-category` and `category`, where a column has more than one value."""
+    """Accuracy for each value of `split`, `l2-category` and `category`."""
     found: dict[str, float] = {}
     for column in ("split", "l2_category", "category"):
         found |= scores_by(column, [getattr(row, column) for row in rows], grades)
@@ -160,12 +160,11 @@ def category_scores(rows: Sequence[BenchmarkRow], grades: Sequence[Grade]) -> di
 
 
 def scores_by(name: str, values: Sequence[str], grades: Sequence[Grade]) -> dict[str, float]:
-    """`name: value` -> accuracy of the rows with that value; nothing for fewer than two values."""
+    """`name: value` -> accuracy of the rows with that value; blank values are left out."""
     by_value: dict[str, list[bool]] = {}
     for value, grade in zip(values, grades, strict=True):
         by_value.setdefault(value, []).append(grade.correct is True)
-    named = {value: flags for value, flags in sorted(by_value.items()) if value}
-    return {f"{name}: {value}": rate(flags) for value, flags in named.items()} if named else {}
+    return {f"{name}: {value}": rate(flags) for value, flags in sorted(by_value.items()) if value}
 
 
 def image_cluster(row: BenchmarkRow) -> str:

@@ -60,7 +60,7 @@ def scores(rows: Sequence[BenchmarkRow], grades: Sequence[Grade]) -> dict[str, f
         set_id, figure, question = ids_of(row)
         correct = grade.correct is True
         for groups, key in ((figures, figure), (questions, question)):
-            group = (row.l2_category, set_id, key)
+            group = (_topic(row), set_id, key)
             groups[group] = groups.get(group, True) and correct
     accuracies = {
         "aAcc": rate([grade.correct is True for grade in grades]),
@@ -74,7 +74,12 @@ def scores(rows: Sequence[BenchmarkRow], grades: Sequence[Grade]) -> dict[str, f
 def figure_cluster(row: BenchmarkRow) -> str:
     """Rows about one figure of one set share a key."""
     set_id, figure, _ = ids_of(row)
-    return f"{row.l2_category} {set_id} {figure}"
+    return f"{_topic(row)} {set_id} {figure}"
+
+
+def _topic(row: BenchmarkRow) -> str:
+    """The subcategory, within which sets are numbered: of its column, else of the index."""
+    return row.l2_category or "_".join(str(row.index).split("_")[:2])
 
 
 RULE = Rule(
