@@ -39,13 +39,13 @@ def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
 def compose_base() -> DictConfig:
     """The config without a recipe: veRL's defaults and this package's."""
     register()
-    outer = GlobalHydra.instance()
-    running, outer.hydra = outer.hydra, None  # within hydra.main there is one already
+    running = GlobalHydra.instance().hydra  # within hydra.main there is one already
+    GlobalHydra.instance().hydra = None
     try:
         with initialize_config_dir(str(CONFIGS), version_base=None):
             return compose("vapo")
     finally:
-        outer.hydra = running
+        GlobalHydra.instance().hydra = running
 
 
 def recipe_names() -> list[str]:

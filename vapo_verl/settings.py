@@ -151,7 +151,7 @@ def _check_number(key: str, value: Any, number: Number) -> None:
         raise ValueError(
             f"{key}={value!r} is a {type(value).__name__}; give a {what} from {number.low}{null}"
         )
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{key}={value!r}: give a finite number")
     if not number.low <= value <= number.high:
         raise ValueError(

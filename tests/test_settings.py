@@ -1,0 +1,219 @@
+"""Settings that no run can have: refused with key, value and fix, before anything starts."""
+
+import copy
+import shlex
+from functools import cache
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from vapo_verl.hydra_config import RECIPES, compose_base, compose_recipe, recipe_names
+from vapo_verl.settings import (
+    check_keys,
+    check_recipe_package,
+    check_settings,
+    unreadable_override,
+)
+
+
+@cache
+def _smoke():
+    return compose_recipe("smoke")
+
+
+def smoke():
+    """The recipe's config, composed once."""
+    config = copy.deepcopy(_smoke())
+    OmegaConf.set_struct(config, False)
+    return config
+
+
+LR = "actor_rollout_ref.actor.optim.lr"
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_passes(recipe):
+    config = compose_recipe(recipe)
+    check_settings(config)
+    check_keys(config)
+    check_recipe_package(config, recipe, [RECIPES.parent])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fix"),
+    [
+        ("trainer.n_gpus_per_node", 0, "is out of range; give a whole number from 1"),
+        ("trainer.n_gpus_per_node", -1, "is out of range"),
+        ("trainer.n_gpus_per_node", 1.5, "is a float; give a whole number"),
+        ("trainer.n_gpus_per_node", None, "is a NoneType; give a whole number"),
+        ("trainer.n_gpus_per_node", True, "is a bool; give a whole number"),
+        ("trainer.n_gpus_per_node", "8", "is a str; give a whole number"),
+        ("trainer.nnodes", 0, "is out of range"),
+        ("trainer.nnodes", 10**12, "is out of range"),
+        ("trainer.total_training_steps", "abc", "is a str; give a whole number from 1, or null"),
+        ("trainer.total_training_steps", 0, "is out of range"),
+        ("trainer.total_training_steps", -5, "is out of range"),
+        ("trainer.total_training_steps", 2.5, "is a float"),
+        ("trainer.total_training_steps", [5], "is a ListConfig; give a whole number"),
+        ("trainer.total_epochs", 0, "is out of range"),
+        ("trainer.save_freq", "often", "is a str"),
+        ("trainer.val_before_train", "no", "is a str; give true or false"),
+        ("trainer.resume_mode", "always", "use one of auto, disable, resume_path"),
+        ("trainer.default_local_dir", None, "is no path"),
+        ("trainer.default_local_dir", "", "is no path"),
+        ("trainer.default_local_dir", 7, "is no path"),
+        ("trainer.default_local_dir", "a\0b", "is no path"),
+        ("data.train_batch_size", 0, "is out of range"),
+        ("data.train_batch_size", 10**30, "is out of range"),
+        pytest.param("data.train_batch_size", 10**5000, "is out of range", id="5001 digits"),
+        ("data.dataloader_num_workers", -1, "is out of range"),
+        ("data.train_files", 5, "give a file, or a list of files"),
+        ("data.train_files", None, "give a file, or a list of files"),
+        ("data.train_files", [], "give the path of a parquet file"),
+        ("data.val_files", ["a.parquet", None], "None is no file"),
+        ("data.seed", -1, "is out of range"),
+        (LR, float("nan"), "give a finite number"),
+        (LR, float("inf"), "give a finite number"),
+        (LR, "small", "is a str; give a number"),
+        ("actor_rollout_ref.rollout.gpu_memory_utilization", 90, "from 0 to 1"),
+        ("actor_rollout_ref.rollout.temperature", float("inf"), "give a finite number"),
+        ("actor_rollout_ref.rollout.val_kwargs.top_p", float("nan"), "give a finite number"),
+        ("actor_rollout_ref.actor.clip_ratio", float("-inf"), "give a finite number"),
+        ("actor_rollout_ref.actor.clip_ratio", "wide", "is a str; give a number"),
+        ("actor_rollout_ref.actor.optim.betas", [0.9, float("nan")], "give a finite number"),
+        ("algorithm.kl_ctrl.kl_coef", float("inf"), "give a finite number"),
+        ("actor_rollout_ref.actor.ppo_epochs", "two", "is a str"),
+        ("vapo.reward.late_emphasis", float("inf"), "give a finite number"),
+        ("vapo.replay_poll_s", float("inf"), "give a finite number"),
+        ("data.train_files", "${nope}", "Interpolation key 'nope' not found"),
+    ],
+)
+def test_a_value_that_no_run_can_have_is_named_with_its_key(key, value, fix):
+    config = smoke()
+    OmegaConf.update(config, key, value)
+    with pytest.raises(ValueError, match=rf"{key.replace('.', '[.]')}\b") as refused:
+        check_settings(config)
+    assert fix in str(refused.value)
+    assert len(str(refused.value)) < 300
+
+
+def given(text: str):
+    return OmegaConf.merge(smoke(), OmegaConf.create(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trainer: {total_trainingsteps: 5}", r"trainer\.total_trainingsteps .* use trainer\."),
+        ("trainer: {colour: red}", r"trainer\.colour .* no setting has this name; delete it"),
+        ("model: {path: x}", r"^model is in the recipe.*\+model="),
+        ("vapo: {anchor: {num_anchors: 7}}", r"vapo\.anchor .* use vapo\.anchors$"),
+        ("vapo: {anchors: {number: 7}}", r"vapo\.anchors\.number "),
+        (
+            "actor_rollout_ref: {rollout: {temprature: 1.0}}",
+            r"use .*\.rollout\.temp",
+        ),
+        ("data: {train_file: a}", r"data\.train_file .* use data\.train_files"),
+    ],
+)
+def test_a_key_that_nothing_reads_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        check_keys(given(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "actor_rollout_ref: {rollout: {engine_kwargs: {vllm: {any_name: 1}}}}",
+        "actor_rollout_ref: {model: {override_config: {a: {b: 1}}}}",
+        "ray_kwargs: {ray_init: {any_name: {b: 1}}}",
+        "data: {apply_chat_template_kwargs: {enable_thinking: false}}",
+    ],
+)
+def test_groups_of_another_library_take_any_key(text):
+    check_keys(given(text))
+
+
+def test_a_key_that_the_command_line_adds_is_meant():
+    check_keys(given("trainer: {colour: red}"), ["trainer.colour"])
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("vapo: {anchors: {num_anchors: 7}}\n", True),
+        ("defaults: [vapo]\n# @package _global_\n", True),
+        ("# mine\n\n# @package _global_\ndefaults: [vapo]\n", False),
+        ("#@package:_global_\n", False),
+    ],
+)
+def test_a_recipe_without_its_package_line_is_named_with_the_line(tmp_path, text, missing):
+    (tmp_path / "recipe").mkdir()
+    file = tmp_path / "recipe" / "mine.yaml"
+    file.write_text(text)
+    config = given("recipe: {vapo: {anchors: {num_anchors: 7}}}")
+    with pytest.raises(ValueError, match="# @package _global_") as refused:
+        check_recipe_package(config, "mine", [tmp_path])
+    assert (str(file) in str(refused.value)) == missing
+    assert "vapo.anchors.num_anchors" in str(refused.value)
+
+
+VALUES = [
+    *("/tmp/ä.parquet", "日本", "a=b", "f(x)", "a(b", "a)b", "a,b(c", "it's", 'say "hi"', "a&b"),
+    *("{x", "a;b", "#x", "~/x", "a!", "[1].parquet", 'a"\\"b', "ä\\", 'ä\\"b', "a|b<c>d", "é\nf"),
+    *("'", '"', "ä${oc.env:HOME}", "a?(b)", "(a), (b)"),
+]
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_the_quoted_form_is_read_as_that_value(value):
+    problem = unreadable_override(f"data.train_files={value}")
+    assert problem is not None and problem.startswith(f"the argument data.train_files={value} ")
+    forms = shlex.split(problem.partition("Write it so:")[2])
+    assert all(unreadable_override(form) is None for form in forms)
+    assert OverridesParser.create().parse_override(forms[-1]).value() == value
+
+
+def test_a_list_is_quoted_item_by_item_and_numbers_stay_numbers():
+    problem = unreadable_override("key=[ä.parquet, b(1), 3, null]")
+    (form,) = shlex.split(problem.partition("Write it so:")[2])
+    assert OverridesParser.create().parse_override(form).value() == ["ä.parquet", "b(1)", 3, None]
+
+
+@pytest.mark.parametrize("value", ["a,b", "choice(1,2)", "range(1,4)"])
+def test_values_of_several_runs_are_good_with_m_alone(value):
+    assert "which need -m" in unreadable_override(f"vapo.seed={value}")
+    assert unreadable_override(f"vapo.seed={value}", several_runs=True) is None
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "+recipe=smoke",
+        "a.b=1",
+        "a=[1,2]",
+        "a={b: 1}",
+        "~a.b",
+        "+a.b='x y'",
+        "a=",
+        "a=x/y-z.w",
+        "a=b c",
+    ],
+)
+def test_what_hydra_reads_is_left_alone(argument):
+    assert unreadable_override(argument) is None
+
+
+def test_a_word_is_no_setting():
+    assert unreadable_override("smoke") == "smoke is no setting; give key=value"
+
+
+def test_the_base_config_can_be_composed_within_another_hydra():
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    with initialize_config_dir(str(RECIPES.parent), version_base=None):
+        outer = GlobalHydra.instance().hydra
+        assert "trainer" in compose_base()
+        assert GlobalHydra.instance().hydra is outer
