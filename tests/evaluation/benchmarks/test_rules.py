@@ -113,6 +113,21 @@ def test_mathverse(question, answer, text, expected):
     assert correct("mathverse", row(answer, question), text) is expected
 
 
+def test_mathverse_takes_any_ground_truth():
+    """A row of the file that is damaged does not end the grading of all others."""
+    lost = row("9", "x?\nChoices:\nA:7\nB:8", question_type="multi-choice")
+    assert correct("mathverse", lost, r"\boxed{9}") is True
+    assert correct("mathverse", lost, r"\boxed{A}") is False
+    both = row("A\nC", "x?", question_type="multi-choice")
+    assert correct("mathverse", both, r"\boxed{A, C}") is True
+    text = row(
+        "B. it rises", "x?\nChoices:\nA. it falls\nB. it rises", question_type="multi-choice"
+    )
+    assert correct("mathverse", text, r"\boxed{B}") is True
+    assert correct("mathverse", row("7", "x?\nChoices:\nA:7\nB:8"), r"\boxed{A}") is True
+    assert correct("mathverse", row("7", "x?", question_type="free-form"), r"\boxed{7}") is True
+
+
 @pytest.mark.parametrize(
     "answer, expected",
     [

@@ -5,8 +5,8 @@ et al. 2024 (arXiv 2403.14624). There a judge works in two stages: it extracts t
 response, and says whether it is consistent with the ground truth, which for multiple choice is the
 same option, and otherwise the same meaning, "for example, 0.5m and 50cm". Here:
 
-- Multiple choice (`question_type` `multi-choice`, or a ground truth that is an option): the letter,
-  or the text of an option. Options stand in the question behind "Choices:".
+- Multiple choice (a ground truth that is an option, and a `question_type` that is not another
+  one): the letter, or the text of an option. Options stand in the question behind "Choices:".
 - Free form: equal as training compares (`vapo_verl.reward.accuracy`), which knows units and named
   values such as `Perimeter $=18.8 \mathrm{~cm}$`. Beyond that, lengths, areas, volumes, masses and
   times are converted; `y = ...` and `f(x) = ...` define the same function; and parts with labels
@@ -77,7 +77,7 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
     """Multiple choice or free form, as the row says.
 
     Raises:
-        BadCell: the ground truth is blank, or no option of a multiple-choice row.
+        BadCell: the ground truth is blank.
     """
     check_answer(row)
     choices = choices_of(row)
@@ -99,13 +99,19 @@ def _with_last_equation(prediction: str) -> str:
 
 
 def is_choice(row: BenchmarkRow) -> bool:
-    """Whether the row is multiple choice: by its column, else by its ground truth."""
-    if kind := row.extra.get("question_type", ""):
-        return kind == MULTIPLE_CHOICE
+    """Whether the ground truth is an option, and `question_type`, where it is there, says so too.
+
+    A multiple-choice row whose ground truth is no option is compared by meaning.
+    """
+    kind = row.extra.get("question_type", "")
+    if kind not in ("", MULTIPLE_CHOICE):
+        return False
     choices = choices_of(row)
     picked = choice(row.answer)
     if picked is not None and not picked.text:
-        return picked.letters <= choices.keys() if choices else len(picked.letters) == 1
+        return (
+            picked.letters <= choices.keys() if choices else len(picked.letters) == 1 or bool(kind)
+        )
     return option_equal_to(row.answer, choices) is not None
 
 
