@@ -62,6 +62,14 @@ def test_uniform_spreads_over_the_reasoning():
     assert [position for position, _ in cuts] == [1, 26, 50, 75, 100]
 
 
+@pytest.mark.parametrize("num_anchors", [0, 2])
+@pytest.mark.parametrize("placement", ["middle", "", "Uniform", "uniform "])
+def test_an_unknown_placement_is_refused(placement: str, num_anchors: int):
+    with pytest.raises(ValueError, match="random, relative, uniform, front, back") as refused:
+        place([5, 10], num_anchors, end=12, placement=placement, min_gap=1, rng=rng())
+    assert repr(placement) in str(refused.value)
+
+
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_too_few_boundaries_repeat_the_last_cut(placement: str):
     cuts = place([4, 9], 4, end=12, placement=placement, min_gap=1, rng=rng())

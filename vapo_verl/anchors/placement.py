@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vapo_verl.config import PLACEMENTS
 from vapo_verl.reward import BOX, THINK_END
 
 BOUNDARY_CHARACTERS = frozenset(",.!?;:\n，。！？；：")
@@ -70,7 +71,12 @@ def place(
             depend on the response, so that siblings with equal generators get equal fractions.
 
     With too few boundaries the last cut is repeated; without any, every anchor is at ``end``.
+
+    Raises:
+        ValueError: a placement that is not one of :data:`vapo_verl.config.PLACEMENTS`.
     """
+    if placement not in PLACEMENTS:
+        raise ValueError(f"placement={placement!r} is unknown; use one of {', '.join(PLACEMENTS)}")
     if num_anchors == 0:
         return []
     if placement == "relative":
@@ -94,6 +100,7 @@ def _preference(
         return list(reversed(boundaries))
     if placement == "random":
         return [boundaries[i] for i in rng.permutation(len(boundaries))]
+    assert placement == "uniform", placement
     return _evenly(boundaries, num_anchors)
 
 
