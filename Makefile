@@ -1,7 +1,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-core test-cluster test-gpu chaos gpu-check bench study study-quick study-variants doctor lint format lock clean
+.PHONY: help setup demo test test-slow test-core test-cluster test-gpu chaos gpu-check bench study study-quick study-variants doctor lint format wheel lock clean
 
 VENV ?= .venv
 # Where `make demo` leaves its run, and the data of the recipes (main reads VAPO_DATA_DIR).
@@ -80,6 +80,11 @@ lint: setup ## ruff, mypy, shellcheck
 format: setup ## apply ruff's fixes and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+wheel: ## build dist/*.whl, and check its size and contents: PYTHON=python3 (with `build`) ARGS=--no-isolation
+	rm -rf dist
+	$(or $(PYTHON),$(BIN)/python) -m build $(ARGS)
+	$(or $(PYTHON),$(BIN)/python) requirements/check_wheel.py dist/*.whl
 
 lock: ## resolve setup.py into requirements/*.txt: UPGRADE=1 for the newest versions
 	@requirements/lock.sh

@@ -72,6 +72,47 @@ def test_the_wheel_stays_small(wheel):
     assert wheel.stat().st_size < 12e6
 
 
+def test_make_wheel_accepts_it(root, wheel):
+    done = check(root, wheel)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{wheel}: ")
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "vapo_verl/conf/recipe/smoke.yaml",
+        "vapo_verl/digits/model/digits/model.safetensors",
+        "vapo_verl/plots/plots.js",
+    ],
+)
+def test_make_wheel_names_a_file_that_is_missing(root, wheel, tmp_path, lost):
+    broken = tmp_path / wheel.name
+    with zipfile.ZipFile(wheel) as archive, zipfile.ZipFile(broken, "w") as copy:
+        for name in archive.namelist():
+            if name != lost:
+                copy.writestr(name, archive.read(name))
+    done = check(root, broken)
+    assert done.returncode == 1
+    assert f"{lost} is missing" in done.stderr
+
+
+def test_make_wheel_refuses_what_is_large_or_does_not_belong(root, tmp_path, wheel):
+    large = tmp_path / wheel.name
+    shutil.copy(wheel, large)
+    with zipfile.ZipFile(large, "a") as archive:
+        archive.writestr("tests/large.bin", os.urandom(13_000_000))
+    done = check(root, large)
+    assert done.returncode == 1
+    assert "the limit is 12,000,000" in done.stderr
+    assert "tests/large.bin does not belong into the wheel" in done.stderr
+
+
+def check(root: Path, wheel: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, root / "requirements/check_wheel.py", wheel]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
 def test_recipes_in_the_wheel_are_real_files(root, wheel):
     recipes = sorted((root / "recipes").glob("*.yaml"))
     assert recipes
