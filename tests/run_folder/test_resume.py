@@ -1,0 +1,266 @@
+"""A start goes on with the run in its folder, or is told that it is another one."""
+
+import copy
+import json
+from functools import cache
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from omegaconf import OmegaConf
+
+from vapo_verl import launch
+from vapo_verl.hydra_config import compose_recipe
+from vapo_verl.preflight import InputError
+from vapo_verl.run_folder.checkpoints import checkpoint_folder, mark_complete
+from vapo_verl.run_folder.layout import config_file, write_config
+from vapo_verl.run_folder.resume import inputs_of, references, write_inputs
+
+
+@cache
+def smoke():
+    return compose_recipe("smoke")
+
+
+class Run:
+    """A run of the smoke recipe in a folder of its own."""
+
+    def __init__(self, tmp_path):
+        self.tmp_path = tmp_path
+        self.folder = tmp_path / "run"
+        self.train, self.val, self.model = (
+            tmp_path / name for name in ("train.parquet", "val.parquet", "model")
+        )
+        for path, num_rows in ((self.train, 40), (self.val, 20)):
+            self.rows(path, num_rows)
+        self.model.mkdir()
+        (self.model / "config.json").write_text('{"model_type": "qwen3_vl"}')
+        (self.model / "model.safetensors").write_bytes(b"weights")
+
+    def rows(self, path, num_rows):
+        pq.write_table(
+            pa.table({"prompt": [f"{path.stem} {row}" for row in range(num_rows)]}), path
+        )
+
+    def config(self, **changes):
+        config = copy.deepcopy(smoke())
+        config.trainer.default_local_dir = str(self.folder)
+        config.data.train_files, config.data.val_files = str(self.train), str(self.val)
+        config.actor_rollout_ref.model.path = str(self.model)
+        for key, value in changes.items():
+            OmegaConf.update(config, key.replace("__", "."), value)
+        return config
+
+    def train_to(self, step, **changes):
+        """What a run leaves: its config, its inputs, and the checkpoint of `step`."""
+        config = self.config(**changes)
+        launch.settle(config)
+        self.folder.mkdir(exist_ok=True)
+        write_inputs(self.folder, inputs_of(launch.plain(config)))
+        launch.export_attention(config)
+        launch.set_environment(config)
+        write_config(self.folder, config)
+        checkpoint_folder(self.folder, step).mkdir(exist_ok=True)
+        mark_complete(self.folder, step)
+
+    def start(self, **changes):
+        """Compare as a start does."""
+        config = self.config(**changes)
+        derived = references(launch.plain(config, resolve=False))
+        with launch.input_errors():
+            launch.settle(config)
+            launch.compare_with_folder(config, derived)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    for name in launch.CPU_ENVIRONMENT:
+        monkeypatch.setenv(name, "1")
+    return Run(tmp_path)
+
+
+def test_the_same_command_goes_on_without_a_word(run, capsys):
+    run.start()  # nothing there
+    run.train_to(3)
+    run.start()
+    run.train_to(6)
+    run.start()
+    assert capsys.readouterr().out == ""
+
+
+IDENTITY = [
+    ("vapo__seed", 1, "vapo.seed: 0 -> 1"),
+    ("vapo__reward__perception_weight", 0.5, "vapo.reward.perception_weight: 0.1 -> 0.5"),
+    ("vapo__reward__answer_style", "math", 'vapo.reward.answer_style: "exact" -> "math"'),
+    ("vapo__anchors__num_anchors", 4, "vapo.anchors.num_anchors: 8 -> 4"),
+    ("data__shuffle", False, "data.shuffle: true -> false"),
+    ("data__train_max_samples", 16, "data.train_max_samples: -1 -> 16"),
+    ("custom_reward_function__path", "mine.py", 'custom_reward_function.path: null -> "mine.py"'),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "shown"), IDENTITY)
+def test_another_seed_reward_or_data_is_refused_and_can_be_accepted(run, capsys, key, value, shown):
+    run.train_to(3)
+    with pytest.raises(InputError, match=r"holds step 3 of a run with other settings") as refused:
+        run.start(**{key: value})
+    assert f"\n  {shown}\n" in str(refused.value)
+    assert str(refused.value).count(" -> ") == 1  # not the keys that follow it
+    accepted = key.replace("__", ".")
+    assert f"add 'vapo.accept_changes=[{accepted}]'" in str(refused.value)
+    run.start(**{key: value, "vapo__accept_changes": [accepted]})
+    assert shown in capsys.readouterr().out
+
+
+def test_what_is_accepted_is_only_what_is_named(run):
+    run.train_to(3)
+    changes = {"vapo__seed": 1, "vapo__reward__late_emphasis": 0.0}
+    with pytest.raises(InputError, match="late_emphasis") as refused:
+        run.start(**changes, vapo__accept_changes=["vapo.seed"])
+    assert "vapo.seed: 0" not in str(refused.value)
+    assert "[vapo.reward.late_emphasis,vapo.seed]" in str(refused.value)
+
+
+def test_other_keys_are_a_line_each(run, capsys):
+    run.train_to(3)
+    run.start(actor_rollout_ref__actor__optim__lr=1e-6, data__train_batch_size=8)
+    said = capsys.readouterr().out
+    assert "holds step 3; since its start these settings have changed" in said
+    assert "  actor_rollout_ref.actor.optim.lr: 5e-05 -> 1e-06\n" in said
+    assert "  data.train_batch_size: 16 -> 8\n" in said
+
+
+def test_data_are_compared_by_content(run, capsys):
+    run.train_to(3)
+    run.rows(run.train, 30)
+    with pytest.raises(InputError, match=r"data\.train_files: .*\(40 rows, .*\(30 rows, "):
+        run.start()
+    run.start(vapo__accept_changes=["data.train_files"])
+    run.rows(run.train, 40)
+    run.start()
+
+
+def test_rows_of_the_same_size_with_other_text_are_other_data(run):
+    run.train_to(3)
+    table = pq.read_table(run.val).to_pydict()
+    pq.write_table(
+        pa.table({"prompt": [text.replace("val", "VAL") for text in table["prompt"]]}), run.val
+    )
+    with pytest.raises(InputError, match=r"data\.val_files: "):
+        run.start()
+
+
+def test_files_that_moved_are_the_same_data(run, capsys):
+    run.train_to(3)
+    moved = run.tmp_path / "moved"
+    moved.mkdir()
+    run.train, run.model = (path.rename(moved / path.name) for path in (run.train, run.model))
+    run.start()
+    assert "data.train_files" not in capsys.readouterr().out
+
+
+def test_another_model_is_refused(run):
+    run.train_to(3)
+    (run.model / "model.safetensors").write_bytes(b"WEIGHTS")
+    with pytest.raises(InputError, match=r"actor_rollout_ref\.model\.path: .*model\.safetensors"):
+        run.start()
+
+
+def test_another_hub_name_is_refused(run):
+    run.train_to(3, actor_rollout_ref__model__path="Qwen/A")
+    with pytest.raises(InputError, match=r'model\.path: "Qwen/A" -> "Qwen/B"'):
+        run.start(actor_rollout_ref__model__path="Qwen/B")
+
+
+def test_a_folder_of_an_older_release_is_compared_by_its_config(run):
+    run.train_to(3)
+    (run.folder / "inputs.json").unlink()
+    run.start()
+    other = run.tmp_path / "other.parquet"
+    run.rows(other, 5)
+    with pytest.raises(InputError, match=r"data\.train_files: .*other\.parquet"):
+        run.start(data__train_files=str(other))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"data.train_files": 3}', '{"a": [1]}', "\0"])
+def test_damaged_fingerprints_are_none(run, text):
+    run.train_to(3)
+    (run.folder / "inputs.json").write_text(text)
+    run.start()
+
+
+@pytest.mark.parametrize("text", ["a: [", "just text", "", "\xff\xfe", "- 1"])
+def test_a_config_that_cannot_be_read_is_named(run, text):
+    run.train_to(3)
+    (run.folder / "config.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(
+        InputError, match=r"config\.yaml cannot be read .*; restore it, or delete it"
+    ):
+        run.start()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vapo__seed": 1},
+        {"vapo__reward__perception_weight": 0.5},
+        {"actor_rollout_ref__actor__optim__lr": 1e-6},
+        {"vapo__seed": 1, "vapo__accept_changes": ["vapo.seed"]},
+    ],
+)
+def test_a_finished_run_is_not_done_for_other_settings(run, changes):
+    run.train_to(6)
+    with pytest.raises(
+        InputError, match=r"already holds step 6, the last one, of a run with"
+    ) as no:
+        run.start(**changes)
+    assert "trainer.default_local_dir to another folder for each run" in str(no.value)
+
+
+def test_a_finished_run_is_done_whatever_the_start_shows_or_saves(run):
+    run.train_to(6)
+    run.start(vapo__logging__console="full", trainer__save_freq=1, trainer__total_training_steps=5)
+
+
+def test_a_finished_run_can_be_prolonged(run, capsys):
+    run.train_to(6)
+    run.start(trainer__total_training_steps=9)
+    assert "trainer.total_training_steps: 6 -> 9" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["disable", "resume_path"])
+def test_a_start_that_does_not_resume_from_the_folder_is_not_compared(run, mode):
+    run.train_to(3)
+    run.start(trainer__resume_mode=mode, vapo__seed=1)
+
+
+def test_the_config_of_earlier_steps_is_kept(run):
+    run.train_to(3)
+    first = (run.folder / "config.yaml").read_text()
+    run.train_to(6, actor_rollout_ref__actor__optim__lr=1e-6)
+    run.train_to(6, actor_rollout_ref__actor__optim__lr=1e-6)  # the same: nothing to keep
+    run.train_to(9, actor_rollout_ref__actor__optim__lr=1e-7)
+    run.train_to(9, actor_rollout_ref__actor__optim__lr=1e-8)
+    names = sorted(path.name for path in run.folder.glob("config*.yaml"))
+    assert names == [
+        *("config.step_3.yaml", "config.step_6.yaml", "config.step_9.yaml", "config.yaml"),
+    ]
+    assert (run.folder / "config.step_3.yaml").read_text() == first
+    rates = {
+        step: OmegaConf.load(config_file(run.folder, step)).actor_rollout_ref.actor.optim.lr
+        for step in (1, 3, 4, 6, 9, 12)
+    }
+    assert rates == {1: 5e-5, 3: 5e-5, 4: 1e-6, 6: 1e-6, 9: 1e-7, 12: 1e-8}
+    write_config(run.folder, OmegaConf.create({"a": 1}))
+    assert (run.folder / "config.step_9.2.yaml").is_file()
+    assert config_file(run.folder, 9).name == "config.step_9.yaml"
+
+
+def test_fingerprints_say_rows_bytes_and_content(run):
+    found = inputs_of(launch.plain(run.config()))
+    (train,) = found["data.train_files"]
+    assert (train["rows"], train["bytes"]) == (40, run.train.stat().st_size)
+    assert len(train["sha256"]) == 64
+    assert json.dumps(found)
+    run.train.unlink()
+    assert "data.train_files" not in inputs_of(launch.plain(run.config()))
