@@ -40,6 +40,14 @@ def test_a_line_for_each_row_and_the_scores(tmp_path, capsys):
     ]
 
 
+def test_a_lone_surrogate_is_written_as_json_escapes_it(tmp_path):
+    path, out = tmp_path / "p.jsonl", tmp_path / "o.jsonl"
+    row = {"index": 1, "question": "?", "answer": "x", "prediction": "\\boxed{\ud800}"}
+    path.write_text(json.dumps(row))
+    assert main(["score", str(path), "--rules", "free-form", "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["extracted"] == "\ud800"
+
+
 def test_scores_of_the_benchmark_are_printed(tmp_path, capsys):
     row = {"question": "Is it?", "answer": "Yes", "prediction": "yes", "l2-category": "map"}
     places = ("0_0_0", "0_0_1", "0_1_0")

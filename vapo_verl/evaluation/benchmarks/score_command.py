@@ -73,7 +73,11 @@ def write_grades(path: Path, rows: Sequence[BenchmarkRow], grades: Sequence[Grad
     from vapo_verl.files import atomic_write
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with (
+        atomic_write(path) as temporary,
+        # a lone surrogate is escaped as JSON does
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         for row, grade in zip(rows, grades, strict=True):
             line = {
                 "index": row.index,
