@@ -364,3 +364,26 @@ def test_the_outlook_names_the_checkpoint(tmp_path, monkeypatch):
     said = outlook(Path(tmp_path))
     assert f"Saved: step 4, in {tmp_path / 'global_step_4'}" in said
     assert "goes on with step 5" in said
+
+
+@ray.remote(num_cpus=0)
+class Late:
+    def pid(self) -> int:
+        return os.getpid()
+
+
+def test_a_process_that_starts_later_is_watched_after_a_renewal(watched):
+    late = Late.remote()
+    pid = ray.get(late.pid.remote())
+    watched.monitor.renew()
+    time.sleep(1.0)
+    os.kill(pid, signal.SIGKILL)
+    finding = watched.monitor.wait(10.0)
+    assert finding is not None and f"the Late (pid {pid}, " in finding.what
+
+
+def test_a_renewal_forgets_no_process_that_has_died(watched):
+    os.kill(watched.pids[0], signal.SIGKILL)
+    watched.monitor.renew()
+    finding = watched.monitor.wait(10.0)
+    assert finding is not None and f"pid {watched.pids[0]}" in finding.what

@@ -14,6 +14,7 @@ import concurrent.futures
 import errno
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -129,6 +130,8 @@ class VapoAgentLoopManager(agent_loop_tq.AgentLoopManagerTQ):
         self.agent_loop_workers_class = ray.remote(VapoAgentLoopWorker)
         self.expected: dict[str, int] = {}
         """Responses by prompt uid, of the prompts in flight."""
+        self.after_dispatch: Callable[[], None] = lambda: None
+        """Called when the workers have got a batch."""
 
     def generate_sequences(self, prompts: Any) -> None:
         """Dispatch a batch, see the base class."""
@@ -139,3 +142,4 @@ class VapoAgentLoopManager(agent_loop_tq.AgentLoopManagerTQ):
         counts = prompts["__rollout_n__"] if "__rollout_n__" in prompts else [n] * len(uids)
         self.expected.update(zip(map(str, uids), map(int, counts), strict=True))
         super().generate_sequences(prompts)
+        self.after_dispatch()

@@ -30,6 +30,7 @@ import psutil
 import ray
 
 from vapo_verl import heartbeat
+from vapo_verl.console import say
 from vapo_verl.patches.upstream import job_actors, session_folder
 from vapo_verl.run_folder.checkpoints import checkpoint_folder, latest_complete
 
@@ -129,11 +130,11 @@ class NodeWatch:
     def engines(self, server: int) -> dict[int, str]:
         """Pid and title of vLLM's processes below a server."""
         found = {}
-        for child in psutil.Process(server).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                title = " ".join(child.cmdline())
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(server).children(recursive=True):
+                title = " ".join(child.cmdline()).strip()
                 if title.startswith("VLLM::"):
-                    found[child.pid] = title.strip()
+                    found[child.pid] = title
         return found
 
     def look(self, pids: Sequence[int]) -> dict[int, Sighting]:
@@ -148,6 +149,8 @@ class NodeWatch:
             written = process.io_counters().write_chars
         except psutil.NoSuchProcess:
             return Sighting(alive=False)
+        except psutil.AccessDenied:  # a hardened kernel hides /proc/PID/io
+            written = 0
         beat = heartbeat.read(self._folder / heartbeat.FOLDER, pid)
         return Sighting(
             alive=process.is_running() and status not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD),
@@ -322,11 +325,15 @@ class Monitor:
         self._found = threading.Event()
         self._renew = threading.Event()
         self.finding: Finding | None = None
-        self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
 
     def start(self) -> None:
-        self.find_members()
-        self._thread.start()
+        """Watch the processes that are there, in a thread."""
+        self._add_members()
+        threading.Thread(target=self._run, name="monitor", daemon=True).start()
+
+    def renew(self) -> None:
+        """Look for new processes before the next look."""
+        self._renew.set()
 
     def stop(self) -> None:
         """No process is watched any more; what ends from now on ends on purpose."""
@@ -350,14 +357,16 @@ class Monitor:
         """The phase from now on; None where the trainer works alone."""
         self._phase = name
 
-    def find_members(self) -> None:
-        """Take the actors of the job, and the engines of its servers, as the members."""
-        members = []
+    def _add_members(self) -> None:
+        """Take in the actors of the job that are new, and the engines of its servers.
+
+        None is taken out: one that is no longer in Ray's table has died.
+        """
+        known, members = {(member.node, member.pid) for member in self._members}, []
         for actor in job_actors():
-            name = actor["ActorClassName"]
-            if name in IGNORED_ACTORS or not actor["Pid"]:
+            name, address = actor["ActorClassName"], actor["Address"]
+            if name in IGNORED_ACTORS or (address["NodeID"], actor["Pid"]) in known:
                 continue
-            address = actor["Address"]
             member = Member(
                 role=ROLES.get(name, name),
                 pid=actor["Pid"],
@@ -377,7 +386,7 @@ class Monitor:
                     )
                     for pid, title in engines.items()
                 ]
-        self._members = members
+        self._members = [*self._members, *members]
 
     def wait(self, timeout_s: float) -> Finding | None:
         """The finding, if there is one within `timeout_s`: a failure may be a consequence."""
@@ -394,7 +403,13 @@ class Monitor:
     def _run(self) -> None:
         while not self._stop.wait(self._interval_s):
             try:
+                if self._renew.is_set():
+                    self._renew.clear()
+                    self._add_members()
                 found = self._detector.judge(time.monotonic(), self._phase, self._look())
+            except (OSError, psutil.Error) as error:
+                say(f"WARNING: the processes of the run are not watched for a moment: {error!r}")
+                continue
             except ray.exceptions.RayError as error:  # the watch of another node
                 found = f"a node of the run does not answer: {str(error).splitlines()[0]}", None
             if found is not None and not self._stop.is_set():

@@ -177,7 +177,7 @@ class VapoTrainer(PPOTrainerSync):
             expected=agent_loop_manager.expected,
         )
         self._actors += agent_loop_manager.agent_loop_workers
-        self._monitor.find_members()  # the agent loops are new
+        agent_loop_manager.after_dispatch = self._monitor.renew  # the loops are there by then
         try:
             with self._explained():
                 super().fit(agent_loop_manager)
