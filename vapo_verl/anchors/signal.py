@@ -80,11 +80,11 @@ def perception_spread(
         late_emphasis: beta of Eq. 4.
         paired: whether siblings get the same claims (``vapo.anchors.pairing=group``).
     """
-    groups = defaultdict(list)
+    probed_together = defaultdict(list)
     for response in responses:
         if response.results:
-            groups[response.group_id].append(response)
-    groups = {name: group for name, group in groups.items() if len(group) > 1}
+            probed_together[response.group_id].append(response)
+    groups = {name: group for name, group in probed_together.items() if len(group) > 1}
     if not groups:
         return PerceptionSpread(spread=math.nan, draw_fraction=math.nan)
     moments = {
@@ -105,7 +105,7 @@ def perception_spread(
     a, v = differing / pairs / 2, float(np.mean(within))
     unexplained = min(max((a + h * f * v - total) / (1 + h * f - h), 0.0), a, v) if h < 1 else a
     drawn = h * (f * (v - unexplained) + unexplained)
-    return PerceptionSpread(spread=math.sqrt(total), draw_fraction=min(drawn / total, 1.0))
+    return PerceptionSpread(spread=math.sqrt(total), draw_fraction=float(min(drawn / total, 1.0)))
 
 
 def no_signal(agreements: Sequence[float], spreads: Sequence[float]) -> str | None:
