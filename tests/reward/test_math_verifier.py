@@ -22,6 +22,13 @@ EQUAL_PAIRS = [(rf"\frac{{{n}}}{{8}}", str(n / 8)) for n in range(1, 9)]
 
 
 @pytest.fixture
+def new_workers():
+    """Processes of verifiers that a test has started, the parent of the workers first."""
+    before = {process.pid for process in workers()}
+    return lambda: [process for process in workers() if process.pid not in before]
+
+
+@pytest.fixture
 def verifier():
     verifier = MathVerifier(answer_limit_s=60.0)
     yield verifier
@@ -55,7 +62,7 @@ def test_digits_of_absurd_size_are_refused_before_they_are_computed(verifier, ab
     assert not verifier.equal("3", absurd)
 
 
-def test_a_hungry_comparison_is_bounded_in_memory(verifier):
+def test_a_hungry_comparison_is_bounded_in_memory(verifier, new_workers):
     verifier.answer_limit_s = 1.0
     assert verifier.equal("0.5", r"\frac{1}{2}")
     peak, stop = [0], threading.Event()
@@ -63,7 +70,7 @@ def test_a_hungry_comparison_is_bounded_in_memory(verifier):
     def watch():
         while not stop.is_set():
             with contextlib.suppress(psutil.NoSuchProcess):
-                peak[0] = max(peak[0], *(worker.memory_info().rss for worker in workers()))
+                peak[0] = max(peak[0], *(worker.memory_info().rss for worker in new_workers()))
             time.sleep(0.01)
 
     watcher = threading.Thread(target=watch)
@@ -75,22 +82,22 @@ def test_a_hungry_comparison_is_bounded_in_memory(verifier):
     assert peak[0] < (MEMORY_GIB + 1) * 2**30
 
 
-def test_hard_answers_change_no_result_of_the_others_and_do_not_hold_them_up(verifier):
+def test_hard_answers_change_no_result_of_the_others_and_do_not_hold_them_up(verifier, new_workers):
     assert verifier.equal("0.5", r"\frac{1}{2}")
     with ThreadPoolExecutor(verifier.max_workers - 1) as pool:
         endless = [pool.submit(verifier.equal, ENDLESS, str(n)) for n in range(3)]
-        while len(workers()) < 4:
+        while len(new_workers()) < 4:
             time.sleep(0.01)
         assert all(verifier.equal(*pair) for pair in EQUAL_PAIRS)
         assert not any(future.done() for future in endless)
-        for worker in workers()[1:]:
+        for worker in new_workers()[1:]:
             worker.kill()
         assert not any(future.result() for future in endless)
 
 
-def test_a_child_that_died_between_questions_is_replaced(verifier):
+def test_a_child_that_died_between_questions_is_replaced(verifier, new_workers):
     assert verifier.equal("0.25", r"\frac{1}{4}")
-    processes = workers()
+    processes = new_workers()
     assert len(processes) == 2  # the parent of the workers, and one worker
     for process in reversed(processes):
         process.kill()
@@ -98,10 +105,10 @@ def test_a_child_that_died_between_questions_is_replaced(verifier):
         assert verifier.equal("0.25", r"\frac{1}{4}")
 
 
-def test_very_long_expressions_are_not_asked(verifier):
+def test_very_long_expressions_are_not_asked(verifier, new_workers):
     long = "1+" * MAX_CHARS + "1"
     assert not verifier.equal(long, long)
-    assert not workers()
+    assert not new_workers()
 
 
 def test_results_are_the_same_in_threads_and_in_an_event_loop(verifier):

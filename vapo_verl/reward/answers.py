@@ -75,10 +75,11 @@ _THOUSANDS = re.compile(
 )
 _LIST = re.compile(r"[(\[{]\s*-?\d+(?:\.\d+)?(?:,-?\d+(?:\.\d+)?)+\s*\\?[)\]}]")
 _BOLD = re.compile(r"(?<![\w*])(\*{1,3})(?![\s*])([^*]+?)(?<!\s)\1(?![\w*])")
+_UNDERLINED = re.compile(r"^__?([^_]+)__?$")
 _ANNOUNCED = re.compile(
     r"(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:(?:final|correct|right|best)\s+)?"
-    r"(?:answer|option|choice)\s*(?:\bis\b\s*:?|:|=)\s*(?=\S)"
-    r"|(?:正确)?答案\s*(?:是|应?为)?\s*:?\s*(?=\S)|选项?\s*:?\s*(?=[A-Za-z](?![A-Za-z]))",
+    r"(?:answer|ans\.?|option|choice)\s*(?:\bis\b\s*:?|:|=)\s*(?=\S)"
+    r"|(?:正确)?答案\s*(?:是|应?为|选)?\s*:?\s*(?=\S)|选项?\s*:?\s*(?=(?:[A-Z]{1,6}|[a-z])(?![A-Za-z]))",
     re.I,
 )
 _QUOTED = re.compile(r"""(["'])(?=\S)((?:(?!\1).)*\S)\1""", re.S)
@@ -121,6 +122,7 @@ def _one_pass(text: str) -> str:
     text = re.sub(r"\^(-?\d{2,}|-\d)(?![\d}])", r"^{\1}", text)
     text = re.sub(r"\\frac ?(\d)(?=[\d{])", r"\\frac{\1}", text)
     text = re.sub(r"(\\frac\{\d+\}) ?(\d)", r"\1{\2}", text)
+    text = re.sub(r"\\frac ([A-Za-z])([A-Za-z])(?![A-Za-z])", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\sqrt ?(\d)", r"\\sqrt{\1}", text)
     text = re.sub(r"(?:√|(?<![A-Za-z\\])sqrt) ?(?:\(([^()]*)\)|(\w+))", r"\\sqrt{\1\2}", text)
     text = re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", "π", text)
@@ -128,7 +130,8 @@ def _one_pass(text: str) -> str:
     text = re.sub(r"<=|>=|!=|==|->", lambda sign: _PAIRS[sign[0]], text)
     text = re.sub(r"(?<=\d) ?[xX] ?(?=\d)", "×", text)
     text = _join_thousands(text)
-    text = _BOLD.sub(r"\2", text.replace("`", ""))
+    text = re.sub(r"(?<=[\w)])\*\*(?=[\w(-])", "^", text.replace("`", ""))
+    text = _UNDERLINED.sub(r"\1", _BOLD.sub(r"\2", text))
     if announced := _ANNOUNCED.match(text):
         text = text[announced.end() :]
     text = text.strip()
@@ -225,7 +228,7 @@ def text_key(text: str, *, drop_article: bool = True) -> str:
     a letter and a digit, or in Chinese text. `3 p.m.` is `3pm`, and `H_2O` is `H2O`.
     """
     text = normalised(text).casefold()
-    text = re.sub(r"_\{?(\w+)\}?", r"\1", text)
+    text = re.sub(r"_\{([^{}]*)\}", r"\1", text).replace("_", "")
     text = re.sub(r"(?<=\d) ?([ap])(?:\. ?m\b\.?|m\b)", r"\1m", text)
     if drop_article:
         text = re.sub(r"^(?:the|an?) (?=\w{2})", "", text)
@@ -248,14 +251,15 @@ class Choice:
 
 _LETTER = r"(?:\([A-Za-z]\)|[A-Za-z][.)]?)"
 _MARKED_LETTERS = re.compile(
-    rf"(?:both |options? |choices? )?{_LETTER}(?:(?: ?[,;&] ?| )(?:and )?{_LETTER}){{1,25}}"
+    rf"(?:both |options? |choices? )?{_LETTER}(?:(?: ?[,;&和与及] ?| )(?:and )?{_LETTER}){{1,25}}"
+    r"|(?:\([A-Z]\)){2,26}"
 )
 _BRACKETED_LETTERS = re.compile(r"\\?[(\[{] ?([A-J](?: ?[,;] ?[A-J])+) ?\\?[)\]}]")
 _BARE_LETTERS = re.compile(r"[A-J]{2,10}")
 _ONE_LETTER = re.compile(
-    r"(?:option |choice )?"
-    r"(?:\\?[(\[{] ?(?P<inside>[A-Za-z]) ?\\?[)\]}] ?[.:]?"
-    r"|(?P<bare>[A-Za-z])(?:$| ?[)\]]| ?[.:](?![A-Za-z])| -(?= )))"
+    r"(?:option |choice |answer )?"
+    r"(?:\\?[(\[{<] ?(?P<inside>[A-Za-z]) ?\\?[)\]}>] ?[.:]?"
+    r"|(?P<bare>[A-Za-z])(?:$| ?选项| ?[)\]]| ?[.:](?![A-Za-z])| -(?= )))"
     r" ?(?P<text>.*)",
     re.I | re.S,
 )
@@ -273,6 +277,8 @@ def choice(text: str) -> Choice | None:
     text = normalised(text)
     if len(text) > MAX_CHARS:
         return None
+    if text[:1] in ("[", "(", "\\"):
+        text = re.sub("[\"']", "", text)  # ["A", "C"]
     if _BARE_LETTERS.fullmatch(text):
         is_set = len(set(text)) == len(text)
         letters = frozenset(text)
@@ -293,4 +299,4 @@ def _is_several(text: str) -> bool:
     """Letters with marks between them; parted by spaces alone, capitals only."""
     if not _MARKED_LETTERS.fullmatch(text):
         return False
-    return bool(re.search(r"[,;&)]|\band\b", text)) or text.isupper()
+    return bool(re.search(r"[,;&)和与及]|\band\b", text)) or text.isupper()

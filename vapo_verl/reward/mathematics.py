@@ -42,7 +42,7 @@ def math_match(answer: str, truth: str) -> bool:
 
 
 def _same(a: str, b: str, depth: int) -> bool:
-    a, b = _bare(a), _bare(b)
+    a, b = _ascending(_bare(a)), _ascending(_bare(b))
     if a == b or not (a and b) or depth > _MAX_DEPTH:
         return a == b
     for compare in (_numbers, _choices, _named, _lists, _quantities, _texts):
@@ -61,6 +61,14 @@ def _bare(text: str) -> str:
             break
         text = text[1:-1].strip()
     return text
+
+
+def _ascending(text: str) -> str:
+    """`5 > x > 2` as `2 < x < 5`."""
+    sides = re.split("([>≥])", text)
+    if len(sides) == 1 or re.search("[<≤=≠,;∈]", text):
+        return text
+    return "".join({">": "<", "≥": "≤"}.get(side, side.strip()) for side in reversed(sides))
 
 
 def _as_latex(text: str) -> str:
@@ -185,13 +193,19 @@ class Name(NamedTuple):
 
 _VARIABLE = re.compile(
     r"(?:m ?(?=∠))?(?:∠ ?|△ ?|\||\\(?:overline|vec|hat|widehat|widetilde|bar) ?)?\{?"
-    r"(?:[^\W\d_]|[A-Z]{1,4}|d[a-z]/d[a-z]|\([a-z](?:, ?[a-z])+\))(?:_\w|_\{\w+\})?'{0,2}\}?\|?"
+    r"(?:[^\W\d_]|[A-Z]{1,4}|d[a-z]/d[a-z]|\\frac\{d[a-z]\}\{d[a-z]\}|\([a-z](?:, ?[a-z])+\))"
+    r"(?:_\w|_\{\w+\})?'{0,2}\}?\|?"
     r"(?:\^\{-1\})?(?: ?\([a-zA-Zθ](?:, ?[a-z])*\))?"
     r"|\\?(?:sin|cos|tan|cot|sec|csc) ?(?:∠|△)?[({]?[A-Za-zθαβγ][)}]?"
 )
+_NO_KEY = re.compile(r"\\(?:overline|vec|bar|(?:wide)?(?:hat|tilde))|[\s{}|\\]|^m(?=∠)")
 _WORDS = re.compile(r"[^\W\d_][^\d_=+*/^<>≤≥\\()\[\]{},;∪]{1,60}(?:\([^()=]{1,20}\))?")
 _EQUALS = re.compile(r"[=≈∈]|(?<=[^\W\d_]{2}):(?= ?[-\d\\(\[])")
 _NEXT_SIDE = re.compile(r"[=≈]")
+
+
+def _name_key(name: str) -> str:
+    return _NO_KEY.sub("", name).casefold()
 
 
 def split_name(text: str) -> Name | None:
@@ -208,8 +222,9 @@ def split_name(text: str) -> Name | None:
     if not value or (equals[0] == ":" and not is_value):
         return None
     if _VARIABLE.fullmatch(name):
-        key = re.sub(r"\\(?:overline|vec|bar|(?:wide)?(?:hat|tilde))|[\s{}|\\]|^m(?=∠)", "", name)
-        return Name(key.casefold(), False, value)
+        return Name(_name_key(name), False, value)
+    if re.fullmatch(_VARIABLE, value) and _is_constant(name) and equals[0] == "=":
+        return Name(_name_key(value), False, name)  # 5=x
     is_word = _WORDS.fullmatch(name) and re.search(r"[^\W\d_]{3}|\w\.", name)
     return Name(name.casefold(), True, value) if is_word else None
 
@@ -301,12 +316,13 @@ def _one_unit(measured: Quantity, other: str, depth: int) -> bool:
         return False
     if _same(measured.value, other, depth + 1):
         return True
-    if measured.unit != "%":
+    whole = {"%": 100, "‰": 1000}.get(measured.unit)
+    if whole is None:
         return False
     x, y = number(measured.value), number(other)
     if x is not None and y is not None:
-        return same_number(x / 100, y)
-    return math_equal(rf"\frac{{{_as_latex(measured.value)}}}{{100}}", _as_latex(other))
+        return same_number(x / whole, y)
+    return math_equal(rf"\frac{{{_as_latex(measured.value)}}}{{{whole}}}", _as_latex(other))
 
 
 _OF_TEXT = re.compile(
@@ -324,7 +340,7 @@ _OPERATOR = re.compile(r"[=+^×÷·*<>≤≥√]|\\[a-z]")
 
 def _is_textual(text: str) -> bool:
     """Read off an image rather than computed; see `math_match`."""
-    if _OF_DIGITS.fullmatch(text):
+    if _OF_DIGITS.fullmatch(text) or text[-1:] in "+-*/=<>":
         return True
     bare = _FUNCTION.sub(" ", re.sub(r"_(?:\w|\{\w+\})", "", text))
     if _OF_TEXT.search(bare):

@@ -107,14 +107,14 @@ _PREFIXED = {
 _SYMBOL_NAMES = (
     "nm μm mm cm dm m km in ft yd mi mg g kg t lb oz ml mL dl cl L l s ms min h ha cc Hz kHz MHz "
     "GHz N kN J kJ MJ W mW kW MW kWh V mV kV A mA Ω kΩ Pa kPa hPa MPa K mol cal kcal eV rad deg "
-    "dB px rpm mph kph kmh C F °C °F °T °K ° % ' \" USD EUR GBP JPY CNY RMB INR € £ ¥ ₹ ₩ "
+    "dB px rpm mph kph kmh C F °C °F °T °K ° % ‰ ' \" USD EUR GBP JPY CNY RMB INR € £ ¥ ₹ ₩ "
     "GB MB KB kB TB kbps Mbps"
 )
 _SYMBOLS = _SYMBOL_NAMES.split()
 _SAME = {
     **{"l": "L", "ml": "mL", "dl": "dL", "cl": "cL", "cc": "cm^3", "deg": "°", "C": "°C"},
     **{"F": "°F", "°K": "K", "€": "EUR", "£": "GBP", "¥": "JPY", "₹": "INR", "₩": "KRW"},
-    **{"RMB": "CNY", "kph": "km/h", "kmh": "km/h", "KB": "kB", "'": "ft", '"': "in"},
+    **{"RMB": "CNY", "kph": "km/h", "mph": "mi/h", "kmh": "km/h", "KB": "kB", "'": "ft", '"': "in"},
 }
 _WORDS = {
     **{"inch": "in", "inches": "in", "foot": "ft", "feet": "ft", "yard": "yd", "mile": "mi"},
@@ -168,6 +168,7 @@ _UNIT = re.compile(
 )
 _FACTOR = re.compile(rf"(?P<joint>[/·*]|(?i:per )|^) ?(?P<atom>{_ATOM})(?P<power>{_POWER})")
 _WITH_UNIT = re.compile(rf"(?P<value>.+?)(?P<space> ?)(?P<unit>{_UNIT.pattern})")
+_IN_BRACKETS = re.compile(rf"(?P<value>.*\d.*?) ?[(\[] ?(?P<unit>{_UNIT.pattern}) ?[)\]]")
 _WITH_MONEY = re.compile(
     r"(?P<sign>-?) ?(?P<unit>USD|EUR|GBP|JPY|CNY|RMB|INR|[€£¥₹₩]) ?(?P<value>.+)"
 )
@@ -203,6 +204,8 @@ def quantity(text: str) -> Quantity | None:
     text = normalised(text)
     if len(text) > MAX_DIGITS:
         return None
+    if bracketed := _IN_BRACKETS.fullmatch(text):
+        text = f"{bracketed['value']} {bracketed['unit']}"
     if money := _WITH_MONEY.fullmatch(text):
         name = _UNITS[money["unit"]]
         value = money["sign"] + money["value"]
