@@ -10,8 +10,10 @@ from vapo_verl.config import VapoConfig
 from vapo_verl.trainer.metrics import (
     anchor_metrics,
     attention_metrics,
+    require_metric,
     reward_metrics,
     signal_metrics,
+    validation_metrics,
 )
 
 
@@ -133,3 +135,29 @@ def test_no_attention_at_all_is_nan():
     assert metrics.pop("vapo/attention/missing_fraction") == 1
     assert all(math.isnan(value) for value in metrics.values())
     assert len(metrics) == 4
+
+
+def test_validation_metrics_are_named_by_data_source():
+    values = {
+        "val-core/hiyouga/geometry3k/acc/mean@8": 0.5,
+        "val-core/hiyouga/geometry3k/acc/best@8/mean": 0.9,
+        "val-core/quiz/acc/mean@8": 0.25,
+        "val-aux/quiz/acc_success_only/mean@8": 0.3,
+        "val-aux/quiz/unparsed/mean@8": 0.1,
+        "val-aux/quiz/truncated/mean@8": 0.2,
+        "val-aux/quiz/reward/mean@8": 1.5,
+        "val-aux/num_turns/mean": 2.0,
+    }
+    assert validation_metrics(values) == {
+        "val/hiyouga/geometry3k/accuracy": 0.5,
+        "val/quiz/accuracy": 0.25,
+        "val/quiz/unparsed": 0.1,
+        "val/quiz/truncated": 0.2,
+    }
+
+
+def test_an_unknown_metric_of_the_best_checkpoint_is_refused_with_those_there_are():
+    values = {"val/quiz/accuracy": 0.5, "val/quiz/unparsed": 0.1}
+    require_metric(values, "val/quiz/accuracy")
+    with pytest.raises(ValueError, match=r"vapo\.keep_best=val/quiz/acc: .*val/quiz/accuracy, val"):
+        require_metric(values, "val/quiz/acc")
