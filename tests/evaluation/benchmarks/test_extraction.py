@@ -49,6 +49,10 @@ IN_THE_IMAGE: dict[str, str] = {}
         ("I think A is wrong. The answer is 140°. So done.", "D"),
         ("So I look.\nSo I choose B.", "B"),
         ("Option C is correct", "C"),
+        ("B\n\nThe triangle is equilateral, so A is too small.", "B"),
+        ("B. 60°\n\nAll of its sides are equal.", "B"),
+        ("The correct answer is:\n\n**B. 60°**\n\nAll of its sides are equal.", "B"),
+        ("The answer is \\(\\text{B}\\).", "B"),
         ("The angle is 60°", "B"),
         ("It is either 40° or 60°", None),
         ("The answer is not B but C", None),
@@ -70,6 +74,7 @@ def test_options_with_values(text, letters):
         (r"\boxed{A dog}", "B"),
         ("It is a black dog.", "C"),
         ("A cat", "A"),
+        ("D. None of the above", "D"),
         (r"\boxed{A}", "A"),
         ("The answer is a cat", "A"),
         ('The answer is "a dog".', "B"),
@@ -106,6 +111,9 @@ def test_options_that_are_in_the_image(text, letters):
         (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
         ("The answer is 3.5. So it is small.", "3.5"),
         ("Final answer: $\\sqrt{2}$", "\\sqrt{2}"),
+        ("The final answer is \\(14\\).", "14"),
+        ("The answer is:\n\\[\n14\n\\]", "14"),
+        ("The answer is $5 and not $6.", "5 and not $6"),
         ("12 cm", "12 cm"),
         ("<think>12</think>\n\n14.", "14"),
         ("First, 12.\nThen, 13.", None),
@@ -166,3 +174,7 @@ def test_what_the_end_of_a_response_comes_to(text, value):
 @pytest.mark.parametrize("text", ["It is -5", "so 1/5", "It is 2√5", "It is 5.5", "x is 5cm^2"])
 def test_an_option_within_another_number_is_not_named(text):
     assert chosen_letters(text, {"A": "5", "B": "7"}) is None
+
+
+def test_an_option_that_names_others_is_one_option():
+    assert chosen_letters("C. Both A and B", {"A": "x", "B": "y", "C": "Both A and B"}) == "C"

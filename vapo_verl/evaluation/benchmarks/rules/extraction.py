@@ -15,6 +15,7 @@ compared at the borders of tokens, so that "5" does not occur in "15".
 import ast
 import re
 import string
+from collections import deque
 from collections.abc import Mapping
 from fractions import Fraction
 
@@ -64,6 +65,7 @@ _COMES_TO = re.compile(
 )
 _SEGMENT = re.compile(r"\\\[(.+?)\\\]|\\\((.+?)\\\)|\$\$(.+?)\$\$|\$([^$]+)\$", re.S)
 _HAS_VALUE = re.compile(r"\d|\\[a-z]|[√π∞=]")
+_ONE_LETTER = re.compile(r"[(\[]?([A-Z])[)\]]?")
 _OPTION_INLINE = re.compile(r"\(([A-Z])\)|(?<![\w(])([A-Z])[.:)](?=\s)")
 
 
@@ -85,10 +87,14 @@ def stated_answer(prediction: str) -> str | None:
     """
     if boxed := answer_of(prediction):
         return boxed
-    statements = _STATEMENT.findall(_EMPHASIS.sub("", visible(prediction)))
-    if not statements:
+    text = _EMPHASIS.sub("", visible(prediction))
+    last = deque(_STATEMENT.finditer(text), maxlen=1)
+    if not last:
         return None
-    said = _SENTENCE_END.split(statements[-1], maxsplit=1)[0]
+    maths = _SEGMENT.match(text, last[0].start(1))
+    if maths and not text[maths.end() :].partition("\n")[0].strip(" .,;"):
+        return next(filter(None, maths.groups())).strip() or None
+    said = _SENTENCE_END.split(last[0][1], maxsplit=1)[0]
     return said.strip().strip("$\"'“”").strip() or None
 
 
@@ -166,9 +172,10 @@ def chosen_letters(prediction: str, choices: Mapping[str, str]) -> str | None:
     lines = _EMPHASIS.sub("", visible(prediction)).splitlines()
     if not lines:
         return None
-    is_letter = choice(lines[-1]) is not None
-    if is_letter or len(lines) == 1:
+    if choice(lines[-1]) is not None or len(lines) == 1:
         return letters_of(lines[-1], choices)
+    if letter := _option_line(lines[0], choices):
+        return letter
     if letter := _bare_letter("\n".join(lines), choices):
         return letter
     value = conclusion("\n".join(lines))
@@ -188,7 +195,7 @@ def letters_of(answer: str, choices: Mapping[str, str]) -> str | None:
     is_known = not choices or set(letters) <= choices.keys()
     if picked and len(letters) == 1 and not picked.text and is_known:
         return letters
-    if same := option_equal_to(answer, choices):
+    if same := option_equal_to(answer, choices) or _option_line(answer, choices):
         return same
     answer = _REASON.split(normalised(answer))[0]
     if re.match(r"(?:it\s+is\s+)?not\b", answer, re.I):
@@ -223,6 +230,16 @@ def option_equal_to(answer: str, choices: Mapping[str, str]) -> str | None:
         if len(equal) == 1:
             return equal[0]
     return None
+
+
+def _option_line(line: str, choices: Mapping[str, str]) -> str | None:
+    """The letter of a line that is one letter, or an option as it is listed: `B. Both A and C`."""
+    option = _OPTION_LINE.fullmatch(normalised(line)) or _ONE_LETTER.fullmatch(normalised(line))
+    if option is None or option[1] not in choices:
+        return None
+    text = option[2] if option.re is _OPTION_LINE else ""
+    same = not text or text_key(text) == text_key(choices[option[1]])
+    return option[1] if same else None
 
 
 def option_within(answer: str, choices: Mapping[str, str]) -> str | None:
