@@ -228,7 +228,8 @@ def test_processes_of_a_run_keep_sockets_and_locks_in_its_folder(no_cluster, mon
     for name in ("RAY_TMPDIR", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    launch.use_temporary_folder(compose_recipe("smoke"), tmp_path)
+    config = compose_recipe("smoke", ["+ray_kwargs.ray_init.address=local"])
+    launch.use_temporary_folder(config, tmp_path)
     assert os.environ["TMPDIR"] == str(tmp_path)
     assert os.environ["RAY_TMPDIR"] == "/tmp"  # its sessions have the logs
     assert str(tmp_path) not in os.environ["TORCHINDUCTOR_CACHE_DIR"]

@@ -154,6 +154,11 @@ class FolderLock:
             self._file.close()
             self._file = None
 
+    def fileno(self) -> int:
+        """Descriptor of the locked file: a process that inherits it holds the lock, too."""
+        assert self._file is not None, "the folder is not locked"
+        return self._file.fileno()
+
     def _acquire(self) -> None:
         file = self._path.open("a+", encoding="utf-8", errors="replace")
         try:

@@ -42,8 +42,9 @@ from vapo_verl.trainer.trackers import check_trackers
 OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory")
 """Arguments of ``ray.init`` that it refuses when it joins a cluster."""
 
-LOCK_WAIT_S, REQUEUE_WAIT_S = 10.0, 120.0
-"""How long a start waits for a run in its folder to end; the second after a Slurm requeue."""
+LOCK_WAIT_S, REQUEUE_WAIT_S = 20.0, 120.0
+"""How long a start waits for a run in its folder to end; the second after a Slurm requeue. A killed
+run has the folder until its guard has ended all its processes, which takes up to 12 s."""
 SDPA_MICRO_BATCH = 2
 """Sequences in a micro-batch without flash-attn. Two of 4096 + 2048 tokens, padded, are 12288,
 within the 16384 that the recipes allow a 7B model on a GPU of 80 GB."""
@@ -96,9 +97,9 @@ def _launch(config: DictConfig, signals: StopSignals) -> None:
     set_environment(config)
     join_cluster(config)
     with (
-        run_folder_lock(config),
+        run_folder_lock(config) as lock,
         open_console(config) as console,
-        guarded_run() as temporary,
+        guarded_run(held=[lock.fileno()]) as temporary,
     ):
         with input_errors():  # another start may have come first
             compare_with_folder(config, derived, tell=False)
@@ -160,7 +161,7 @@ def check_run_folder(config: DictConfig) -> None:
         raise unusable_folder(folder, f"no permission for {above}")
 
 
-def run_folder_lock(config: DictConfig) -> contextlib.AbstractContextManager[object]:
+def run_folder_lock(config: DictConfig) -> contextlib.AbstractContextManager[FolderLock]:
     """Hold the run folder for as long as this process runs; a second run in it is refused.
 
     A run that was queued again may begin while the one before still ends: it waits a while.
@@ -177,7 +178,7 @@ def run_folder_lock(config: DictConfig) -> contextlib.AbstractContextManager[obj
     )
 
     @contextlib.contextmanager
-    def held() -> Iterator[None]:
+    def held() -> Iterator[FolderLock]:
         try:
             lock.__enter__()
         except FolderLocked as error:
@@ -185,7 +186,7 @@ def run_folder_lock(config: DictConfig) -> contextlib.AbstractContextManager[obj
         except OSError as error:
             raise unusable_folder(folder, error) from error
         try:
-            yield
+            yield lock
         finally:
             lock.__exit__()
 
