@@ -1,10 +1,12 @@
 """The command line answers fast, and from any directory."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
+import yaml
 
 
 def run(*arguments, cwd, **environment):
@@ -43,7 +45,7 @@ def test_a_config_is_printed_from_any_directory_and_nothing_is_written(tmp_path)
 
 def test_an_unknown_recipe_is_named_with_those_there_are(tmp_path):
     result = run("-m", "vapo_verl.main", "+recipe=vapoo", cwd=tmp_path)
-    assert result.returncode != 0
+    assert result.returncode == 2
     assert "vapoo" in result.stderr
     assert "vapo_paper" in result.stderr
 
@@ -82,6 +84,47 @@ def test_a_gpu_run_without_flash_attention_ends_before_ray_and_names_both_ways_o
     assert "vapo.allow_sdpa=true" in result.stderr
     assert "Traceback" not in result.stderr
     assert "STARTED []" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trainer.foo=1"], "trainer.foo"),
+        (["data.train_files=/tmp/ä(1).parquet"], "\n  'data.train_files=\"/tmp/ä(1).parquet\"'\n"),
+        (["vapo.seed=0,1"], "which need -m"),
+        (["trainer.n_gpus_per_node=0"], "vapo_verl: trainer.n_gpus_per_node=0 is out of range"),
+        (["trainer.total_training_steps=abc"], "'abc' is a str; give a whole number from 1"),
+        (
+            ["-m", "vapo.seed=0,1", "trainer.nnodes=0"],
+            "vapo_verl: trainer.nnodes=0 is out of range",
+        ),
+        (["trainer.default_local_dir=FILE/run"], "FILE is no folder; name a folder that you may"),
+        (["--config-dir", "FOLDER", "+recipe=bare"], "begin with the line `# @package _global_`"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_bad_input_ends_with_2_before_ray_and_without_a_traceback(tmp_path, arguments, said):
+    (tmp_path / "FILE").touch()
+    (tmp_path / "FOLDER" / "recipe").mkdir(parents=True)
+    (tmp_path / "FOLDER" / "recipe" / "bare.yaml").write_text("trainer: {nnodes: 2}\n")
+    recipe = [] if "+recipe=bare" in arguments else ["+recipe=smoke"]
+    result = run("-m", "vapo_verl.main", *arguments, *recipe, cwd=tmp_path)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} <= {"FILE", "FOLDER", "runs"}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_the_quoted_argument_that_an_error_shows_works_in_bash(tmp_path):
+    value = '/tmp/ä (1), it\'s "$HOME".parquet'
+    refused = run("-m", "vapo_verl.main", "+recipe=smoke", f"data.val_files={value}", cwd=tmp_path)
+    shown = refused.stderr.strip().splitlines()[-1]
+    command = f"{sys.executable} -m vapo_verl.main +recipe=smoke {shown} --cfg job -p data"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert yaml.safe_load(done.stdout)["val_files"] == value
 
 
 @pytest.mark.parametrize(
