@@ -178,3 +178,9 @@ def test_an_option_within_another_number_is_not_named(text):
 
 def test_an_option_that_names_others_is_one_option():
     assert chosen_letters("C. Both A and B", {"A": "x", "B": "y", "C": "Both A and B"}) == "C"
+
+
+def test_an_option_that_begins_an_answer():
+    options = {"A": "Yes", "B": "No"}
+    assert chosen_letters("No, the red line is much longer than the blue one.", options) == "B"
+    assert chosen_letters("Nothing, the red line is as long as the blue one.", options) is None

@@ -1,9 +1,12 @@
 r"""The protocol of each benchmark, on rows whose grade is plain."""
 
+import ast
 import math
+from pathlib import Path
 
 import pytest
 
+import vapo_verl.evaluation.benchmarks.rules
 from vapo_verl.data.errors import BadCell
 from vapo_verl.evaluation.benchmarks import BenchmarkRow, Grade
 from vapo_verl.evaluation.benchmarks.rules import RULES, find_rule
@@ -35,6 +38,24 @@ def test_every_rule_grades_nothing_as_unparsed(rules):
     assert all(math.isnan(score) for score in rule.scores([], []).values())
     assert rule.prompt(given).text.count(given.question) == 1
     assert rule.cluster(given)
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(Path(vapo_verl.evaluation.benchmarks.rules.__file__).parent.glob("*.py")),
+    ids=lambda path: path.stem,
+)
+def test_rules_evaluate_nothing_and_draw_nothing(path):
+    tree = ast.parse(path.read_text())
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    modules = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    assert not names & {"eval", "exec", "compile", "random"}
+    assert not modules & {"random", "numpy", "pickle"}
 
 
 def test_mathvista():

@@ -243,15 +243,20 @@ def _option_line(line: str, choices: Mapping[str, str]) -> str | None:
 
 
 def option_within(answer: str, choices: Mapping[str, str]) -> str | None:
-    """The one option whose text occurs in a short answer; None for none, two, or a long answer.
+    """The one option whose text begins an answer (`Yes, ...`), or occurs in a short one, else None.
 
-    Texts are compared in lower case at the borders of words and numbers. An option whose text lies
+    Short is what VLMEvalKit takes for it: at most twice as long as all options together. Texts are compared in lower case at the borders of words and numbers. An option whose text lies
     within that of another one that occurs is not counted: "not blue" names the option "not blue".
     """
-    if len(answer) > 2 * sum(map(len, choices.values())):
-        return None
     inside = normalised(answer).casefold()
     texts = {letter: normalised(text).casefold() for letter, text in choices.items()}
+    first = [
+        x for x, text in texts.items() if text and re.match(rf"{re.escape(text)}[,;:!]", inside)
+    ]
+    if len(first) == 1:
+        return first[0]
+    if len(answer) > 2 * sum(map(len, choices.values())):
+        return None
     found = {letter: text for letter, text in texts.items() if text and _occurs(text, inside)}
     longest = [
         letter
