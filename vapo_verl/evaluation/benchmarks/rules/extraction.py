@@ -245,8 +245,9 @@ def _option_line(line: str, choices: Mapping[str, str]) -> str | None:
 def option_within(answer: str, choices: Mapping[str, str]) -> str | None:
     """The one option whose text begins an answer (`Yes, ...`), or occurs in a short one, else None.
 
-    Short is what VLMEvalKit takes for it: at most twice as long as all options together. Texts are compared in lower case at the borders of words and numbers. An option whose text lies
-    within that of another one that occurs is not counted: "not blue" names the option "not blue".
+    Short is what VLMEvalKit takes for it: at most twice as long as all options together. Texts are
+    compared in lower case at the borders of words and numbers. An option whose text lies within
+    that of another one that occurs is not counted: "not blue" names the option "not blue".
     """
     inside = normalised(answer).casefold()
     texts = {letter: normalised(text).casefold() for letter, text in choices.items()}
