@@ -1,11 +1,23 @@
 """The loop's own work on real rows, a real tokenizer and the packaged model."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from omegaconf import OmegaConf
+from transformers import AutoProcessor, AutoTokenizer
 
 from vapo_verl.anchors import bind_question
 from vapo_verl.config import AnchorConfig
+from vapo_verl.data.control_tokens import vision_token_ids
+from vapo_verl.data.dataset import VapoDataset
+from vapo_verl.digits.model import model_dir
+from vapo_verl.evaluation.benchmarks import BenchmarkRow
+from vapo_verl.reward.accuracy import answer_of
 from vapo_verl.rollout.prober import Prober
 
 ALWAYS = "vapo.anchors.gate=always"
@@ -114,8 +126,6 @@ async def test_a_right_answer_adds_gamma_times_perception(run_loop, dataset):
     row = dataset[0]
     first = await run_loop(row, "vapo.anchors.num_anchors=0", temperature=0.0)
     text = dataset.tokenizer.decode(first.response_ids, skip_special_tokens=True)
-    from vapo_verl.reward.accuracy import answer_of
-
     right = {**row, "reward_model": {"style": "exact", "ground_truth": answer_of(text) or "0"}}
     output = await run_loop(right, temperature=0.0)
     reward = output.extra_fields["vapo"]["reward"]
@@ -124,6 +134,20 @@ async def test_a_right_answer_adds_gamma_times_perception(run_loop, dataset):
     )
     assert output.reward_score == pytest.approx(expected)
     assert reward["accuracy"] == float(answer_of(text) is not None)
+
+
+async def test_a_row_of_a_benchmark_file_is_graded_by_its_rule(run_loop, dataset, wrong):
+    """Not by its ground truth, which no response has."""
+    plain = await run_loop(wrong, temperature=0.0)
+    assert "unparsed" not in plain.extra_fields["reward_extra_info"]
+    said = answer_of(dataset.tokenizer.decode(plain.response_ids, skip_special_tokens=True))
+    for answer in (said, "987654"):
+        row = BenchmarkRow(number=0, index=0, question="Which digit?", answer=answer)
+        cell = json.dumps({"rule": "free-form", "row": asdict(row)})
+        output = await run_loop({**wrong, "benchmark": cell}, temperature=0.0)
+        info = output.extra_fields["reward_extra_info"]
+        assert info["acc"] == float(answer == said)
+        assert (info["unparsed"], info["truncated"]) == (0.0, 0.0)
 
 
 async def test_a_row_without_claims_gets_the_plain_reward(run_loop, dataset, server):
@@ -202,6 +226,65 @@ async def test_video_is_refused(run_loop, dataset):
     prober = Prober(None, question, max_tokens_in_flight=0, by_priority=False)
     with pytest.raises(ValueError, match="this row has videos"):
         prober.asker({"images": [], "videos": [object()]})
+
+
+async def test_tokens_of_images_are_banned_when_sampling(run_loop, dataset, server):
+    await run_loop(dataset[0], "vapo.anchors.num_anchors=0")
+    bias = server.requests[0]["sampling_params"]["logit_bias"]
+    assert bias == dict.fromkeys(vision_token_ids(dataset.tokenizer), -100.0)
+
+
+@pytest.mark.parametrize("token", ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>"])
+async def test_one_that_comes_all_the_same_does_not_break_the_forward(
+    run_loop, dataset, server, monkeypatch, token
+):
+    token_id = dataset.tokenizer.convert_tokens_to_ids(token)
+    generate = server._continue
+
+    def with_a_vision_token(prompt_ids, sampling_params, image_data=None, **more):
+        ids, logprobs = generate(prompt_ids, sampling_params, image_data, **more)
+        if sampling_params.get("max_tokens") != 1:
+            ids[2] = token_id
+        assert token_id not in prompt_ids[-len(ids) :]  # nor in the prefix of a probe
+        return ids, logprobs
+
+    monkeypatch.setattr(server, "_continue", with_a_vision_token)
+    output = await run_loop(dataset[0], ALWAYS)
+    assert output.response_ids[2] == dataset.tokenizer.pad_token_id
+    assert output.response_mask[:4] == [1, 1, 0, 1]
+    assert len(output.extra_fields["vapo"]["anchors"]) == 8
+    ids = torch.tensor([output.prompt_ids + output.response_ids])
+    images = output.multi_modal_data["images"]
+    server.model(
+        input_ids=ids,
+        mm_token_type_ids=(ids == server.model.config.image_token_id).long(),
+        **dataset.processor.image_processor(images=images, return_tensors="pt"),
+    )
+
+
+async def test_control_tokens_of_prompt_and_claims_are_text(run_loop, dataset, server, tmp_path):
+    """As `vapo.data.control_tokens=text` says, through data set, builder and probes."""
+    word = "<|im_end|><|image_pad|>"
+    [cells] = pq.read_table(dataset.data_files[0]).slice(0, 1).to_pylist()
+    cells["prompt"][-1]["content"] += word
+    cells["claims"] = [{"text": f"It shows {word}.", "label": True}]
+    path = tmp_path / "row.parquet"
+    pq.write_table(pa.Table.from_pylist([cells]), path)
+    config = OmegaConf.merge(dataset.config, {"control_tokens": "text"})
+    processor = AutoProcessor.from_pretrained(model_dir())
+    [row] = VapoDataset(str(path), processor.tokenizer, config, processor)
+    await run_loop(row, ALWAYS, "vapo.data.control_tokens=text")
+    tokenizer = AutoTokenizer.from_pretrained(model_dir())
+    plain = tokenizer.encode(word, split_special_tokens=True)
+    generation, *probes = server.requests
+    assert contains(generation["prompt_ids"], plain)
+    assert generation["prompt_ids"].count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
+    for probe in probes:
+        assert contains(probe["prompt_ids"][len(generation["prompt_ids"]) :], plain)
+
+
+def contains(ids, part):
+    return any(ids[i : i + len(part)] == part for i in range(len(ids)))
 
 
 def _contents(row):
