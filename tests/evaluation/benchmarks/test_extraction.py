@@ -99,6 +99,7 @@ def test_options_with_words(text, letters):
         ("The sequence of the boxes is A, B, C, D, E.", "ABCDE"),
         ('The figure on the right, labeled "D," is a rotation of the object.', "D"),
         (r"\boxed{5}", None),
+        ("NO", None),
     ],
 )
 def test_options_that_are_in_the_image(text, letters):
@@ -171,7 +172,9 @@ def test_what_the_end_of_a_response_comes_to(text, value):
     assert free_answer(text) == value
 
 
-@pytest.mark.parametrize("text", ["It is -5", "so 1/5", "It is 2√5", "It is 5.5", "x is 5cm^2"])
+@pytest.mark.parametrize(
+    "text", ["It is -5", "5, 7", "5 or 7", "so 1/5", "It is 2√5", "It is 5.5", "x is 5cm^2"]
+)
 def test_an_option_within_another_number_is_not_named(text):
     assert chosen_letters(text, {"A": "5", "B": "7"}) is None
 

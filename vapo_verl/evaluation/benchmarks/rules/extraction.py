@@ -65,6 +65,7 @@ _COMES_TO = re.compile(
 )
 _SEGMENT = re.compile(r"\\\[(.+?)\\\]|\\\((.+?)\\\)|\$\$(.+?)\$\$|\$([^$]+)\$", re.S)
 _HAS_VALUE = re.compile(r"\d|\\[a-z]|[√π∞=]")
+_WORD = re.compile(r"[^\W\d_]{2}")
 _ONE_LETTER = re.compile(r"[(\[]?([A-Z])[)\]]?")
 _OPTION_INLINE = re.compile(r"\(([A-Z])\)|(?<![\w(])([A-Z])[.:)](?=\s)")
 
@@ -252,7 +253,9 @@ def option_within(answer: str, choices: Mapping[str, str]) -> str | None:
     inside = normalised(answer).casefold()
     texts = {letter: normalised(text).casefold() for letter, text in choices.items()}
     first = [
-        x for x, text in texts.items() if text and re.match(rf"{re.escape(text)}[,;:!]", inside)
+        letter
+        for letter, text in texts.items()
+        if _WORD.search(text) and re.match(rf"{re.escape(text)}[,;:!]", inside)
     ]
     if len(first) == 1:
         return first[0]
@@ -277,7 +280,8 @@ def _bare_letter(text: str, choices: Mapping[str, str]) -> str | None:
     found = {
         token: place
         for place, token in enumerate(tokens)
-        if token in LETTERS
+        if len(token) == 1
+        and token in LETTERS
         and (token in choices or not choices)
         and not (token in "AI" and place + 1 < len(tokens) and tokens[place + 1].islower())
     }
