@@ -45,3 +45,33 @@ def test_pickles_are_not_opened():
     np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="allow_pickle"):
         decode_visual_attention(base64.b64encode(file.getvalue()).decode())
+
+
+def encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def header(shape: str, kind: str = "<f4") -> bytes:
+    text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}"
+    text += " " * (-(len(text) + 11) % 64) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        header("(1000000000000,)"),
+        header("(1000000000, 1000000000)") + b"\0" * 16,
+        header("(3,)") + b"\0" * 11,
+        header("(3,)") + b"\0" * 13,
+        header("(-1,)") + b"\0" * 4,
+        header("(1,)", "|O") + b"\0" * 8,
+        header("(2,")[:40],
+        b"PK\x03\x04",
+        b"",
+        b"values",
+    ],
+)
+def test_a_claimed_size_takes_no_memory(data):
+    with pytest.raises(ValueError):
+        decode_visual_attention(encoded(data))

@@ -6,7 +6,8 @@ visual_attention(llm.generate(...)[0].outputs[0])  # [T], each in [0, 1]
 
 import base64
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,14 @@ def engine_args(
     *,
     on_request: bool = False,
     max_spans: int = DEFAULT_MAX_SPANS,
+    additional_config: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Arguments that make a vLLM engine export visual attention.
 
     For ``vllm.LLM(model, **engine_args())``, ``AsyncEngineArgs`` and veRL's
-    ``engine_kwargs.vllm``; nothing of vLLM is replaced in the calling process.
+    ``engine_kwargs.vllm``; nothing of vLLM is replaced in the calling process. An
+    ``additional_config`` of your own goes through here: next to ``**engine_args()`` Python refuses
+    the second one, and after it, in a dict, it would replace the settings of the capture.
 
     Args:
         layers: decoder layers to watch: a list of indices, ``all``, or None for one in 8, evenly
@@ -37,9 +41,11 @@ def engine_args(
         on_request: only for requests with
             ``SamplingParams(extra_args={"visual_attention": True})``.
         max_spans: runs of visual tokens a prompt may have before its values are nan.
+        additional_config: vLLM's, for other plugins; it is merged, and not changed itself.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument out of its range, or an `additional_config` that is no mapping or
+            holds other settings of visual attention.
     """
     settings = Settings(
         layers=as_layers(layers), per_layer=per_layer, on_request=on_request, max_spans=max_spans
@@ -47,8 +53,23 @@ def engine_args(
     return {
         "worker_cls": "vapo_verl.attention.worker.VisualAttentionWorker",
         "scheduler_cls": "vapo_verl.attention.scheduler.make_scheduler",
-        "additional_config": settings.to_additional_config(),
+        "additional_config": _merged(additional_config, settings.to_additional_config()),
     }
+
+
+def _merged(given: Mapping[str, Any] | None, ours: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(given, Mapping | None):
+        raise ValueError(
+            f"additional_config={given!r} is a {type(given).__name__}: give a mapping of names "
+            "to values"
+        )
+    for key, value in ours.items():
+        if given and key in given and given[key] != value:
+            raise ValueError(
+                f"additional_config[{key!r}]={given[key]!r} contradicts the other arguments, which "
+                f"give {value!r}: leave it out"
+            )
+    return {**(given or {}), **ours}
 
 
 def visual_attention(completion_output: Any) -> Values:
@@ -90,5 +111,20 @@ def decode_visual_attention(encoded: str) -> Values:
 
     Args:
         encoded: base64 of NumPy's ``.npy`` format.
+
+    Raises:
+        ValueError: it is something else. No memory is taken for a size that it does not have.
     """
-    return np.load(io.BytesIO(base64.b64decode(encoded)), allow_pickle=False)
+    data = base64.b64decode(encoded)
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"the values are in version {version} of the .npy format; (1, 0) is known")
+    shape, _, kind = np.lib.format.read_array_header_1_0(file)
+    num_bytes, num_given = math.prod(shape) * kind.itemsize, len(data) - file.tell()
+    if kind.hasobject or num_bytes != num_given:
+        raise ValueError(
+            f"the values claim shape {shape} of {kind}, which are not the {num_given} bytes that "
+            "follow: the response was cut, or holds something else (allow_pickle=False)"
+        )
+    return np.load(io.BytesIO(data), allow_pickle=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -10,6 +11,7 @@ KEY = "visual_attention"
 """Key in vLLM's `additional_config`, and name of the request argument."""
 
 DEFAULT_MAX_SPANS = 32
+MAX_SPANS, MAX_LAYERS = 4096, 10_000
 SPREAD_EVERY = 8
 """The default subset has one of this many layers, at least 2: the cost grows with their number."""
 
@@ -41,12 +43,23 @@ class Settings:
                 raise ValueError(
                     f"{KEY}.layers={self.layers!r}: use 'spread', 'all' or a list of layer indices"
                 )
-        elif not self.layers or len(set(self.layers)) < len(self.layers) or min(self.layers) < 0:
+        elif (
+            not self.layers
+            or len(set(self.layers)) < len(self.layers)
+            or not 0 <= min(self.layers) <= max(self.layers) < MAX_LAYERS
+        ):
             raise ValueError(
-                f"{KEY}.layers={list(self.layers)}: give distinct layer indices, counted from 0"
+                f"{KEY}.layers={_short(self.layers)}: give distinct layer indices, counted from 0"
             )
+        for name in ("per_layer", "on_request"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{KEY}.{name}={value!r} is a {type(value).__name__}: use a bool")
+        if type(self.max_spans) is not int:
+            raise ValueError(f"{KEY}.max_spans={self.max_spans!r} is no whole number")
         if self.max_spans < 1:
             raise ValueError(f"{KEY}.max_spans={self.max_spans} must be at least 1")
+        if self.max_spans > MAX_SPANS:  # the engine keeps as many pairs for each of its requests
+            raise ValueError(f"{KEY}.max_spans is above {MAX_SPANS}: no prompt has so many images")
 
     @classmethod
     def from_additional_config(cls, additional_config: dict[str, Any] | None) -> Settings:
@@ -59,7 +72,8 @@ class Settings:
         if values is None:
             raise ValueError(
                 f"additional_config has no {KEY!r}, which its worker and scheduler read: "
-                "start the engine with all of vapo_verl.attention.engine_args()"
+                "start the engine with all of vapo_verl.attention.engine_args(), and give a config "
+                "of your own to it: engine_args(additional_config=...)"
             )
         known = [f.name for f in fields(cls)]
         unknown = sorted(set(values) - set(known))
@@ -99,7 +113,15 @@ def as_layers(layers: str | Sequence[int] | None) -> Layers:
         return "spread"
     if isinstance(layers, str):
         return layers  # type: ignore[return-value]  # checked by Settings
-    return tuple(int(x) for x in layers)
+    indices = tuple(layers)
+    if any(isinstance(x, bool) or not isinstance(x, numbers.Integral) for x in indices):
+        raise ValueError(f"{KEY}.layers={_short(indices)}: an index is a whole number")
+    return tuple(int(x) for x in indices)
+
+
+def _short(layers: Sequence[Any]) -> str:
+    shown = [repr(x) if not isinstance(x, int) or abs(x) < 10**9 else "..." for x in layers[:8]]
+    return f"[{', '.join(shown)}{', ...' if len(layers) > len(shown) else ''}]"
 
 
 def spread(layers: list[int]) -> list[int]:
