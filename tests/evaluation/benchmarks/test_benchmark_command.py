@@ -278,11 +278,17 @@ def test_a_bad_file_is_refused_before_anything_is_asked(change, message, tsv, tm
         (["benchmark", "MODEL", "DATA", "--rules", "mathvers"], "pick one of mathvista"),
         (["benchmark", "MODEL", "DATA", "--limit", "0"], "--limit 0: give 1 or more"),
         (["benchmark", "MODEL", "none.tsv"], "none.tsv"),
+        (["benchmark", "http://127.0.0.1:9/v1", "DATA", "--step", "3"], "--step 3: it chooses"),
+        (["benchmark", "http://127.0.0.1:9/v1", "DATA", "--max-pixels", "99"], "--max-pixels 99"),
+        (["benchmark", "DIGITS", "DATA", "--step", "3"], "--step 3: it chooses a checkpoint of"),
+        (["benchmark", "DIGITS", "DATA", "--model-name", "m"], "--model-name m: it names a"),
+        (["benchmark", "DIGITS", "DATA", "--suffix", "trained"], "MODEL is no run folder"),
     ],
 )
 def test_refusals_name_the_fix(words, message, tsv, tmp_path, capsys):
     data = str(tsv())
-    words = [data if word == "DATA" else word for word in words]
+    given = {"DATA": data, "DIGITS": str(model_dir())}
+    words = [given.get(word, word) for word in words]
     assert main([*words, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

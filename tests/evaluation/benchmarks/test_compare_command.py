@@ -152,6 +152,12 @@ def test_several_arms_are_compared_with_the_first(results, tmp_path):
     assert [float(line["difference"]) for line in lines] == pytest.approx([0.1, 0.2])
 
 
+def test_a_folders_name_may_hold_an_equals_sign(results, tmp_path):
+    a, b = results("lr=1e-5", "quiz", "10"), results("b", "quiz", "11")
+    whole, *_ = compare(tmp_path / "out", a, b)
+    assert (whole["a"], whole["b"]) == ("lr=1e-5", "b")
+
+
 def test_other_rows_are_refused(results, tmp_path, capsys):
     a = results("a", "quiz", "10")
     b = results("b", "quiz", "101")

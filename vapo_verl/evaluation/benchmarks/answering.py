@@ -148,7 +148,15 @@ def ask_engine(
             for rows in some:
                 finished = journal.finished()
                 engine.forget()
-                for number, answer in _answer_batch(engine, task, rows, images):
+                try:
+                    answers = _answer_batch(engine, task, rows, images)
+                except RunError as error:
+                    first, last = rows[0][1].index, rows[-1][1].index
+                    raise RunError(
+                        f"{task.name}, one of the rows {first!r} to {last!r}: {error}. A prompt "
+                        "that is too long needs a higher --max-model-len or a lower --max-pixels"
+                    ) from error
+                for number, answer in answers:
                     if number not in finished:
                         journal.append({"row": number, **asdict(answer)})
                         progress.update()

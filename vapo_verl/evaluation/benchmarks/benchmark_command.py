@@ -197,6 +197,10 @@ def _rule_by_columns(rows: Sequence[BenchmarkRow]) -> str:
 def _model(options: BenchmarkOptions) -> _Model:
     model, seed = options.engine.model, options.seed
     if is_endpoint(model):
+        _refuse(options.step, "--step", "it chooses a checkpoint of a run folder")
+        for name in ("min_pixels", "max_pixels"):
+            fix = "an endpoint resizes images by itself"
+            _refuse(getattr(options.engine, name), f"--{name.replace('_', '-')}", fix)
         if not options.model_name:
             raise OptionError(f"MODEL {model}: name the endpoint's model with --model-name")
         return _Model(
@@ -207,9 +211,11 @@ def _model(options: BenchmarkOptions) -> _Model:
             seed=seed or 0,
             template_options={},
         )
+    _refuse(options.model_name, "--model-name", "it names a model of an endpoint")
     folder = Path(model)
     if (folder / CONFIG_FILE).is_file():
         return _run_folder_model(folder, options)
+    _refuse(options.step, "--step", "it chooses a checkpoint of a run folder")
     if not (folder / "config.json").is_file():
         raise OptionError(
             f"MODEL {model}: neither a Hugging Face folder (config.json), nor a run folder "
@@ -225,6 +231,11 @@ def _model(options: BenchmarkOptions) -> _Model:
     )
 
 
+def _refuse(value: object, option: str, reason: str) -> None:
+    if value is not None:
+        raise OptionError(f"{option} {value}: {reason}; leave it out for this MODEL")
+
+
 def _run_folder_model(run_dir: Path, options: BenchmarkOptions) -> _Model:
     """The exported checkpoint, asked as it was trained."""
     from omegaconf import DictConfig, OmegaConf
@@ -235,8 +246,13 @@ def _run_folder_model(run_dir: Path, options: BenchmarkOptions) -> _Model:
     config = OmegaConf.load(run_dir / CONFIG_FILE)
     assert isinstance(config, DictConfig)
     try:
-        step = find_checkpoint(run_dir, options.step).step
-        folder = run_dir / f"model_step_{step}"
+        checkpoint = find_checkpoint(run_dir, options.step)
+        step, folder = checkpoint.step, run_dir / f"model_step_{checkpoint.step}"
+        if folder.is_dir() and folder.stat().st_mtime < checkpoint.folder.stat().st_mtime:
+            raise OptionError(
+                f"MODEL {run_dir}: {folder} is older than the checkpoint of step {step}, so that "
+                "it may be of another one; remove it, and it is made again"
+            )
         if not folder.is_dir():
             print(f"exporting step {step} to {folder}", flush=True)
             write_model_folder(run_dir, step, folder)

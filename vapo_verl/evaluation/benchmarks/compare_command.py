@@ -168,9 +168,11 @@ def read_arm(text: str) -> Arm:
     """
 
     name, separator, listed = text.partition("=")
-    folders = [Path(each) for each in listed.split(",")] if separator else [Path(text)]
+    if not separator or Path(text).is_dir():  # a folder's own name may hold an equals sign
+        name, listed = Path(text).resolve().name, text
+    folders = [Path(text)] if listed == text else [Path(each) for each in listed.split(",")]
     return Arm(
-        name=name if separator else folders[0].resolve().name,
+        name=name,
         seeds=tuple({each.name: each for each in read_results(folder)} for folder in folders),
     )
 
