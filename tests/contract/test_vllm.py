@@ -19,6 +19,8 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.engine.core_client import BackgroundResources
+from vllm.v1.engine.utils import CoreEngineProcManager
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker
@@ -173,3 +175,9 @@ def test_the_cpu_cache_is_laid_out_as_the_kernel_reads_it():
     assert cpu_attn.CPUAttentionBackend.get_required_kv_cache_layout() == "HND", moved(
         "the CPU KV cache layout", "kernels/cpu.py (KeyLayout)"
     )
+
+
+def test_the_exit_codes_of_engine_processes_are_kept():
+    """`engine_exits` in vapo_verl/patches/upstream.py reads them."""
+    assert callable(CoreEngineProcManager.finished_procs)
+    assert "engine_manager" in names(BackgroundResources)
