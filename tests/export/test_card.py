@@ -57,3 +57,13 @@ def test_a_run_without_config_is_refused(run):
     (run.path / "config.yaml").unlink()
     with pytest.raises(ExportError, match=r"config.yaml is missing"):
         write_card(run.path, 4, run.path)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"a: [", b"just text", b"- 1", b"\xff\xfe\x00", b"<html>", b"trainer: 3", b"a: 1"]
+)
+def test_a_broken_config_is_named(run, text):
+    (run.path / "config.yaml").write_bytes(text)
+    with pytest.raises(ExportError, match=r"config.yaml is damaged \(.*\), and the .* restore it"):
+        write_card(run.path, 4, run.path)
+    assert not (run.path / "README.md").exists()

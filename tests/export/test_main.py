@@ -25,7 +25,7 @@ def test_help_is_light():
 
 def test_the_folder_is_printed(run, monkeypatch, capsys):
     run.save(4)
-    monkeypatch.setattr(model_folder, "write_model", lambda _checkpoint, out: None)
+    monkeypatch.setattr(model_folder, "write_model", lambda _checkpoint, out, **_how: None)
     out = run.path.parent / "exported"
     assert main([str(run.path), "--step", "4", "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"

@@ -1,9 +1,8 @@
 """A model folder appears complete, holds the trained weights, and nothing else."""
 
-import pickle
-
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from tests.export.conftest import SHARD
@@ -11,6 +10,8 @@ from vapo_verl.digits.model import model_dir
 from vapo_verl.export import model_folder
 from vapo_verl.export.model_folder import atomic_folder, write_model_folder
 from vapo_verl.export.source import ExportError
+from vapo_verl.run_folder.checkpoints import mark_complete
+from vapo_verl.run_folder.layout import write_config
 
 
 def test_weights_tokenizer_processor_and_card_are_written(run):
@@ -39,11 +40,74 @@ def test_a_checkpoint_that_carries_code_is_refused(run, tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "harm"), "w"))
 
-    torch.save({"weight": Harm()}, run.save(4) / SHARD)
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+    torch.save({"weight": Harm()}, run.save(4, complete=False) / SHARD)
+    mark_complete(run.path, 4)
+    with pytest.raises(ExportError, match="UnpicklingError: Weights only load failed"):
         write_model_folder(run.path)
     assert not (tmp_path / "harm").exists()
     assert not (run.path / "model_step_4").exists()
+
+
+def spoiled(run, value, name="lm_head.weight"):
+    """A checkpoint of step 4 with one weight of that value; the tensor's name."""
+    weights = load_file(f"{model_dir()}/model.safetensors")
+    name = name if name in weights else sorted(weights)[0]
+    weights[name].view(-1)[3] = value
+    actor = run.save(4, complete=False)
+    torch.save(weights, actor / SHARD)
+    mark_complete(run.path, 4)
+    return name
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(run, value):
+    name = spoiled(run, value)
+    with pytest.raises(ExportError, match=rf"1 of \d+ tensors hold .*: {name} \(1\); .*--step"):
+        write_model_folder(run.path)
+    assert not [path for path in run.path.iterdir() if "model_step" in path.name]
+
+
+def test_weights_that_are_not_finite_can_be_had_on_purpose(run):
+    name = spoiled(run, float("nan"))
+    out = write_model_folder(run.path, allow_nonfinite=True)
+    assert load_file(f"{out}/model.safetensors")[name].isnan().sum() == 1
+
+
+def test_a_shard_that_lacks_a_tensor_is_refused_by_name(run):
+    weights = load_file(f"{model_dir()}/model.safetensors")
+    name = sorted(name for name in weights if "norm" in name)[0]
+    shape = list(weights.pop(name).shape)
+    torch.save(weights, run.save(4, complete=False) / SHARD)
+    mark_complete(run.path, 4)
+    with pytest.raises(ExportError, match=r"lacks 1 of the \d+ tensors .* again") as no:
+        write_model_folder(run.path)
+    assert f"of shape {shape}; copy" in str(no.value)
+
+
+@pytest.mark.parametrize(
+    "content", [[1, 2], {}, {"weight": "text"}, {"weight": torch.zeros(3)}], ids=str
+)
+def test_a_shard_with_other_content_is_an_error_and_leaves_nothing(run, content):
+    actor = run.save(4, complete=False)
+    torch.save(content, actor / SHARD)
+    mark_complete(run.path, 4)
+    before = sorted(run.path.iterdir())
+    with pytest.raises(ExportError, match=r"cannot be merged: |lacks \d+ of the \d+ tensors"):
+        write_model_folder(run.path)
+    assert sorted(run.path.iterdir()) == before
+
+
+def test_the_card_names_the_model_of_its_own_step(run):
+    """After a resume with another model, which has to be accepted."""
+    run.save(4)
+    config = OmegaConf.load(run.path / "config.yaml")
+    first = config.actor_rollout_ref.model.path
+    config.actor_rollout_ref.model.path = "Other/Model"
+    write_config(run.path, config)
+    run.save(8)
+    cards = [(write_model_folder(run.path, step) / "README.md").read_text() for step in (4, 8)]
+    assert "`digits` after" in cards[0] and "Other/Model" not in cards[0], first
+    assert "`Other/Model` after" in cards[1]
 
 
 def test_an_existing_folder_is_never_touched(run):
@@ -56,7 +120,7 @@ def test_an_existing_folder_is_never_touched(run):
 
 
 def test_an_error_leaves_nothing(run, monkeypatch):
-    def no_space(_checkpoint, _out):
+    def no_space(_checkpoint, _out, **_how):
         raise OSError(28, "No space left on device")
 
     run.save(4)

@@ -23,8 +23,10 @@ def main() -> None:
         "--always", action="store_true", help="for every request, not only for those that ask"
     )
     options = parser.parse_args()
-    layers = "all" if options.layers == ["all"] else options.layers
+    layers = options.layers
     try:
+        if layers is not None:
+            layers = "all" if layers == ["all"] else [int(layer) for layer in layers]
         arguments = engine_args(layers, options.per_layer, on_request=not options.always)
     except ValueError as error:
         parser.error(str(error))

@@ -29,6 +29,8 @@ class ExportOptions:
     """Which checkpoint (the newest complete one)."""
     out: Path | None = field(default=None, metadata=cli(metavar="DIR"))
     """Folder to make (RUN_DIR/model_step_N)."""
+    allow_nonfinite: bool = False
+    """Write weights that are nan or infinite, too: to look into a run that diverged."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from vapo_verl.export.model_folder import write_model_folder  # not for --help
 
     try:
-        print(write_model_folder(options.run_dir, options.step, options.out))
+        folder = write_model_folder(
+            options.run_dir,
+            options.step,
+            options.out,
+            allow_nonfinite=options.allow_nonfinite,
+        )
+        print(folder)
     except (ExportError, OSError) as error:
         print(error, file=sys.stderr)
         return BAD_INPUT

@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vapo_verl.export.source import ExportError
-from vapo_verl.run_folder.layout import CONFIG_FILE, METRICS_FILE
+from vapo_verl.run_folder.layout import METRICS_FILE, config_file
 from vapo_verl.run_folder.metrics import Metrics, read_metrics
 from vapo_verl.version import __version__
 
@@ -52,17 +53,25 @@ _HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")
 
 
 def write_card(run_dir: Path, step: int, out: Path) -> None:
-    """Write ``README.md`` from the run's ``config.yaml`` and ``metrics.jsonl``.
+    """Write ``README.md`` from the config of that step and ``metrics.jsonl``.
 
     Raises:
-        ExportError: the run folder lacks its config.
+        ExportError: the run folder lacks its config, or it is damaged.
     """
-    file = run_dir / CONFIG_FILE
+    file = config_file(run_dir, step)
     if not file.is_file():
         raise ExportError(f"{file} is missing, and the model card is made from it")
-    config = OmegaConf.load(file)
-    assert isinstance(config, DictConfig)
-    (out / "README.md").write_text(card(config, read_metrics(run_dir / METRICS_FILE), step))
+    try:
+        config = OmegaConf.load(file)
+        if not isinstance(config, DictConfig):
+            raise ValueError("it holds no settings")
+        text = card(config, read_metrics(run_dir / METRICS_FILE), step)
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise ExportError(
+            f"{file} is damaged ({reason}), and the model card is made from it; restore it"
+        ) from error
+    (out / "README.md").write_text(text, encoding="utf-8")
 
 
 def card(config: DictConfig, metrics: Metrics, step: int) -> str:
