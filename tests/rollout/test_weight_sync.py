@@ -156,6 +156,21 @@ def test_a_bucket_fits_into_shared_memory(monkeypatch, capsys, free_mib, bucket_
 
 
 @pytest.mark.usefixtures("on_cpu")
+def test_an_engine_that_fails_ends_the_transfer_at_once(monkeypatch, tmp_path):
+    def failed(_: object) -> None:
+        raise MemoryError("the engine's error")
+
+    monkeypatch.setattr(weight_sync.ray, "wait", lambda references, timeout: (references, []))
+    monkeypatch.setattr(weight_sync.ray, "get", failed)
+    sender = weight_sync.BucketSender(f"ipc://{tmp_path}/socket", 1, use_shm=True)
+    sender.receiver = "the reference to its call"
+    started = time.monotonic()
+    with pytest.raises(MemoryError, match="the engine's error"):
+        asyncio.run(sender.async_send_weights(iter([("weight", torch.zeros(4))])))
+    assert time.monotonic() - started < 0.1 * weight_sync.TIMEOUT_S
+
+
+@pytest.mark.usefixtures("on_cpu")
 def test_weights_of_two_runs_at_once_do_not_mix():
     runs = {value: sender_and_receiver(f"session_{os.getpid()}_{value}") for value in (1.0, 2.0)}
     received: dict[float, list[float]] = {value: [] for value in runs}

@@ -148,3 +148,14 @@ def test_a_stopped_process_is_named_within_the_timeout(run, process):
     assert "stopped by a signal" in said
     assert complete_steps(run.run_dir) == []
     assert not psutil.pid_exists(pid)
+
+
+def test_two_interrupts_end_a_run_without_a_traceback(run):
+    run.wait_for("[vapo begin] vLLM")
+    for _ in range(2):
+        os.killpg(run.process.pid, signal.SIGINT)
+        time.sleep(0.7)
+    assert run.process.wait(timeout=60) == 130
+    said = run.smoke.log(run.name)
+    assert "Traceback" not in said
+    assert "vapo_verl: interrupted (Ctrl-C). No step is saved" in said.splitlines()[-1]
