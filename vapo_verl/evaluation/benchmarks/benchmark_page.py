@@ -10,7 +10,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from vapo_verl.analysis.score_statistics import PairedScores, compare_paired
+from vapo_verl.analysis.statistics import PairedScores, compare_paired
+from vapo_verl.evaluation.benchmarks import BenchmarkRow
 from vapo_verl.evaluation.benchmarks.benchmark_results import (
     GradedAnswer,
     Result,
@@ -259,3 +260,75 @@ def compare_results(a: Result, b: Result) -> PairedScores:
 def cluster_of(answers: Sequence[GradedAnswer]) -> str:
     """The cluster of a row, by its answers."""
     return answers[0].cluster
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedRow:
+    """A row of a benchmark, and what two models made of it."""
+
+    index: int | str
+    scores: tuple[float, float]
+    """Fraction of correct answers of A and of B."""
+    answers: tuple[GradedAnswer, GradedAnswer]
+    row: BenchmarkRow | None
+    """None where the benchmark's file is gone."""
+
+
+def differing_rows(names: tuple[str, str], rows: Sequence[ComparedRow], limit: int) -> str:
+    """The rows on which two models differ most, with images, question and both answers.
+
+    Args:
+        names: of A and B.
+        limit: rows shown; all are counted.
+    """
+    differing = [each for each in rows if each.scores[0] != each.scores[1]]
+    differing.sort(key=lambda each: -abs(each.scores[1] - each.scores[0]))
+    gained = sum(each.scores[1] > each.scores[0] for each in differing)
+    drawn = differing[:limit]
+    gone = any(each.row is None for each in drawn)
+    counts = (
+        f"<p class=note>{len(differing)} of {len(rows)} rows differ: {gained} are better in B, "
+        f"{len(differing) - gained} in A. {len(drawn)} are shown, the largest differences first."
+        f"{' The benchmark file is not where it was, so images are missing.' if gone else ''}</p>"
+    )
+    return counts + "".join(_row_html(names, each) for each in drawn)
+
+
+def _row_html(names: tuple[str, str], each: ComparedRow) -> str:
+    shown = "".join(
+        _answer_html(*one) for one in zip(names, each.scores, each.answers, strict=True)
+    )
+    question = ""
+    if each.row is not None:
+        question = f"<p class=text>{escape(_question(each.row))}</p>{_images(each.row)}"
+    truth = f"<p>Ground truth: {escape(each.answers[0].answer)}</p>"
+    category = f", {escape(each.answers[0].category)}" if each.answers[0].category else ""
+    title = f"<h3>{escape(str(each.index))}{category}</h3>"
+    return f"<article>{title}{question}{truth}{shown}</article>"
+
+
+def _answer_html(name: str, score: float, answer: GradedAnswer) -> str:
+    extracted = "unparsed" if answer.extracted is None else answer.extracted
+    return (
+        f"<details><summary>{escape(name)}: {100 * score:.0f} % correct, answers "
+        f"{escape(extracted)}</summary><p class=text>{escape(answer.prediction)}</p></details>"
+    )
+
+
+def _question(row: BenchmarkRow) -> str:
+    text = "\n".join(turn["content"] for turn in row.messages) or row.question
+    return text + "".join(f"\n{letter}. {option}" for letter, option in row.choices.items())
+
+
+def _images(row: BenchmarkRow) -> str:
+    from vapo_verl.data.images import IMAGE_ERRORS, load_image  # not for --help
+    from vapo_verl.run_folder.images import image_uri, small_image
+
+    found = []
+    for source in row.images:
+        try:
+            uri = image_uri(small_image(load_image(source)))
+            found.append(f'<img src="{uri}" alt="image of the row">')
+        except IMAGE_ERRORS as error:
+            found.append(f"<p class=problem>an image cannot be shown: {type(error).__name__}</p>")
+    return "".join(found)

@@ -17,13 +17,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vapo_verl.analysis.score_statistics import (
+from vapo_verl.analysis.statistics import (
     Interval,
     clustered_interval,
     majority_score,
     pass_at_k,
+    share_of,
+    wilson_interval,
 )
-from vapo_verl.analysis.statistics import share_of, wilson_interval
 from vapo_verl.evaluation.benchmarks import BenchmarkError, BenchmarkRow, Grade
 from vapo_verl.evaluation.probing.journal import SUMMARY_FILE, write_summary
 from vapo_verl.files import atomic_write

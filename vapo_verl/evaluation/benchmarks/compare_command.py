@@ -15,11 +15,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vapo_verl.analysis.score_statistics import (
+from vapo_verl.analysis.statistics import (
     arm_score,
     benjamini_hochberg,
     compare_arms,
@@ -28,14 +27,15 @@ from vapo_verl.analysis.score_statistics import (
 from vapo_verl.cli_options import OptionError, add_options, check_bounds, cli, options_from
 from vapo_verl.evaluation.benchmarks.benchmark_command import data_fingerprint
 from vapo_verl.evaluation.benchmarks.benchmark_page import (
+    ComparedRow,
     Point,
+    differing_rows,
     interval_plot,
     section,
     shown_interval,
     write_page,
 )
 from vapo_verl.evaluation.benchmarks.benchmark_results import (
-    GradedAnswer,
     Result,
     fraction_correct,
     read_results,
@@ -325,8 +325,7 @@ def _body(
         rows = _read_rows(arms, benchmark)
         for arm in arms[1:]:
             title = f"{benchmark}: rows on which {arms[0].name} and {arm.name} differ"
-            shown = _differing_rows(arms[0], arm, benchmark, rows, shown_rows)
-            parts.append(section(title, shown))
+            parts.append(section(title, _differing(arms[0], arm, benchmark, rows, shown_rows)))
     return "".join(parts)
 
 
@@ -382,71 +381,16 @@ def _read_rows(arms: Sequence[Arm], benchmark: str) -> dict[int | str, Benchmark
     return {row.index: row for row in read_benchmark(path)}
 
 
-def _differing_rows(
+def _differing(
     a: Arm, b: Arm, benchmark: str, rows: Mapping[int | str, BenchmarkRow], limit: int
 ) -> str:
-    scores = {
-        index: (a.row_score(benchmark, index), b.row_score(benchmark, index))
-        for index in a.seeds[0][benchmark].answers
-    }
-    differing = [index for index, (first, second) in scores.items() if first != second]
-    differing.sort(key=lambda index: -abs(scores[index][1] - scores[index][0]))
-    gained = sum(scores[index][1] > scores[index][0] for index in differing)
-    drawn = differing[:limit]
-    counts = (
-        f"<p class=note>{len(differing)} of {len(scores)} rows differ: {gained} are better in B, "
-        f"{len(differing) - gained} in A. {len(drawn)} are shown, the largest differences first."
-        f"{'' if rows else ' The benchmark file is not where it was, so images are missing.'}</p>"
-    )
-    return counts + "".join(
-        _row_html(a, b, benchmark, index, scores[index], rows.get(index)) for index in drawn
-    )
-
-
-def _row_html(
-    a: Arm,
-    b: Arm,
-    benchmark: str,
-    index: int | str,
-    scores: tuple[float, float],
-    row: BenchmarkRow | None,
-) -> str:
-
-    answers = [arm.seeds[0][benchmark].answers[index][0] for arm in (a, b)]
-    shown = "".join(
-        _answer_html(arm.name, score, answer)
-        for arm, score, answer in zip((a, b), scores, answers, strict=True)
-    )
-    question = "" if row is None else f"<p class=text>{escape(_question(row))}</p>{_images(row)}"
-    truth = f"<p>Ground truth: {escape(answers[0].answer)}</p>"
-    category = f", {escape(answers[0].category)}" if answers[0].category else ""
-    return f"<article><h3>{escape(str(index))}{category}</h3>{question}{truth}{shown}</article>"
-
-
-def _answer_html(name: str, score: float, answer: GradedAnswer) -> str:
-
-    extracted = "unparsed" if answer.extracted is None else answer.extracted
-    return (
-        f"<details><summary>{escape(name)}: {100 * score:.0f} % correct, answers "
-        f"{escape(extracted)}</summary><p class=text>{escape(answer.prediction)}</p></details>"
-    )
-
-
-def _question(row: BenchmarkRow) -> str:
-    text = "\n".join(turn["content"] for turn in row.messages) or row.question
-    return text + "".join(f"\n{letter}. {option}" for letter, option in row.choices.items())
-
-
-def _images(row: BenchmarkRow) -> str:
-    from vapo_verl.data.errors import BadCell
-    from vapo_verl.data.images import IMAGE_ERRORS, load_image
-    from vapo_verl.run_folder.images import image_uri, small_image
-
-    found = []
-    for source in row.images:
-        try:
-            uri = image_uri(small_image(load_image(source)))
-            found.append(f'<img src="{uri}" alt="image of the row">')
-        except (BadCell, *IMAGE_ERRORS) as error:
-            found.append(f"<p class=problem>an image cannot be shown: {type(error).__name__}</p>")
-    return "".join(found)
+    both = [
+        ComparedRow(
+            index=index,
+            scores=(a.row_score(benchmark, index), b.row_score(benchmark, index)),
+            answers=(samples[0], b.seeds[0][benchmark].answers[index][0]),
+            row=rows.get(index),
+        )
+        for index, samples in a.seeds[0][benchmark].answers.items()
+    ]
+    return differing_rows((a.name, b.name), both, limit)
