@@ -430,13 +430,14 @@ def train(config: DictConfig, signals: StopSignals) -> None:
         run_ppo(config, task_runner_class=runner_class)
     except ray.exceptions.RayError as error:
         cause = cause_of(error)
-        if isinstance(cause, RunFailed):
-            raise ProcessDied(str(cause)) from error
+        failure = str(cause) if isinstance(cause, RunFailed) else watch.failure
+        if failure is not None:
+            raise ProcessDied(failure) from error
         if not isinstance(cause, ray.exceptions.RayActorError):
             raise
         if ended.is_set():
             raise RunStopped(None) from error
-        raise ProcessDied(watch.failure or death_message(error)) from error
+        raise ProcessDied(death_message(error)) from error
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would interrupt the clean-up
         if watch.failure is not None:
