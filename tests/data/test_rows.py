@@ -7,8 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from vapo_verl.data.cells import RowRules, truths_of
 from vapo_verl.data.errors import FileError, RowError
-from vapo_verl.data.rows import check_parquet
+from vapo_verl.data.rows import (
+    RESERVED_COLUMNS,
+    check_parquet,
+    num_duplicates,
+    require_same_columns,
+)
 
 
 def message(path, error=RowError, **options) -> str:
@@ -102,6 +108,191 @@ def test_each_problem_names_file_row_column_value_and_fix(row, write, cells, col
     assert text.startswith(f"{path} row 0, column '{column}': ")
     assert found in text and fix in text
     assert len(text.splitlines()) == 1
+
+
+def truth(answer):
+    return {"reward_model": {"style": "rule", "ground_truth": answer}}
+
+
+def index(value):
+    return {"extra_info": {"split": "train", "index": value}}
+
+
+def chat(*turns):
+    return {"prompt": [{"role": role, "content": text} for role, text in turns], "images": []}
+
+
+@pytest.mark.parametrize(
+    ("cells", "column", "found", "fix"),
+    [
+        (truth({"a": 1}), "reward_model", "an answer is {'a': 1} (dict)", "write the answer as"),
+        (truth(b"4"), "reward_model", "an answer is 1 bytes", "write the answer as text"),
+        (truth(float("nan")), "reward_model", "an answer is nan, no number", "write the answer as"),
+        (truth(float("inf")), "reward_model", "an answer is inf, no number", "write the answer as"),
+        (truth(True), "reward_model", "an answer is True (bool)", "write the answer as"),
+        (truth("\\boxed{}"), "reward_model", "which nothing can match", "write the answer as"),
+        (truth("$"), "reward_model", "an answer is '$' (str)", "write the answer as"),
+        (truth("$$"), "reward_model", "an answer is '$$' (str)", "write the answer as"),
+        (truth([]), "reward_model", "no answer in", "set reward_model to"),
+        (truth(["4", ""]), "reward_model", "an answer is '' (str)", "write the answer as"),
+        (truth([["4"]]), "reward_model", "an answer is ['4'] (list)", "write the answer as"),
+        (
+            {"reward_model": {"style": "Math", "ground_truth": "4"}},
+            "reward_model",
+            "the style is 'Math' (str)",
+            "write one of 'rule', 'exact', 'math'",
+        ),
+        (
+            {"reward_model": {"style": "exakt", "ground_truth": "4"}},
+            "reward_model",
+            "the style is 'exakt' (str)",
+            "or leave it null",
+        ),
+        (index("7"), "extra_info", "index is '7' (str)", "write extra_info.index as a whole"),
+        (index(None), "extra_info", "index is null", "leave the field out of all rows"),
+        (index(1.5), "extra_info", "index is 1.5 (float)", "write extra_info.index as a whole"),
+        (
+            chat(("user", "What?"), ("assistant", "It is")),
+            "prompt",
+            "the last turn is the assistant's",
+            "end the prompt with the user's turn",
+        ),
+        (chat(("human", "What?")), "prompt", "the role 'human' (str)", "use the roles system"),
+        (chat(("user", "What?"), ("", "x")), "prompt", "the role '' (str)", "use the roles system"),
+        ({"images": [[b"x"]]}, "images", "an image is", "write a path"),
+        ({"images": [{"url": "a.png"}]}, "images", "an image is", "write a path"),
+        ({"images": b"x"}, "images", "the cell is 1 bytes", "write a list of images"),
+        ({"images": ["data:image/png;base64,@@"]}, "images", "a data URI", "write data:image/png"),
+        ({"images": ["data:image/png;base64,"]}, "images", "it is empty", "write data:image/png"),
+        ({"images": ["s3://bucket/a.png"]}, "images", "an address of an unknown", "download the"),
+        ({"images": ["iVBORw0KGgo" * 500]}, "images", "(5500 characters)", "images"),
+        (
+            {"images": [{"bytes": b"x", "path": None, "max_pixels": 0}]},
+            "images",
+            "max_pixels of an image is 0 (int)",
+            "write a number of pixels, or null",
+        ),
+        ({"videos": ["a.mp4"]}, "videos", "0 <video> in the prompt, 1 videos", "write one <video>"),
+    ],
+)
+def test_what_would_end_a_run_later_is_refused_with_its_fix(row, write, cells, column, found, fix):
+    path = write([row(**cells)])
+    text = message(path)
+    assert text.startswith(f"{path} row 0, column '{column}': ")
+    assert found in text and fix in text
+    assert len(text.splitlines()) == 1
+    assert len(text) < len(str(path)) + 600
+
+
+@pytest.mark.parametrize(
+    ("answer", "texts"),
+    [
+        (3.0, ("3",)),
+        (2.5, ("2.5",)),
+        (7, ("7",)),
+        (["4", "four"], ("4", "four")),
+        ([3, 4], ("3", "4")),
+        ("\\boxed{4}", ("\\boxed{4}",)),
+        ("None", ("None",)),
+    ],
+)
+def test_an_answer_is_a_text_a_number_or_any_of_a_list(row, write, answer, texts):
+    path = write([row(**truth(answer))])
+    check_parquet(path)
+    [stored] = pq.read_table(path).to_pylist()
+    assert truths_of(stored["reward_model"]) == texts
+
+
+def test_images_are_counted_against_the_limit_of_the_engine(row, write, png):
+    three = [{"bytes": png(), "path": None}] * 3
+    path = write([row(prompt=chat(("user", "<image>" * 3 + "?"))["prompt"], images=three)])
+    check_parquet(path)
+    rules = RowRules(max_images=2, max_images_key="limit_mm_per_prompt.image")
+    text = message(path, rules=rules)
+    assert "row 0, column 'images': 3 images, limit_mm_per_prompt.image=2; raise the limit" in text
+
+
+def test_an_index_that_several_rows_have_is_told(row, write):
+    path = write([row(**index(n)) for n in (0, 1, 1, 2, 2, 2)])
+    report = check_parquet(path)
+    assert report.rows_with_shared_index == 5
+    assert "5 rows with the extra_info.index of another row" in str(report)
+
+
+def test_columns_that_a_run_makes_itself_are_refused(row, write):
+    text = message(write([row(responses="x", agent_name="tool_agent")]), FileError)
+    assert "columns ['responses', 'agent_name']" in text and "rename them" in text
+
+
+def test_reserved_names_are_those_that_verl_uses():
+    """A column would be passed twice, or would replace a field of the response."""
+    import inspect
+
+    from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, AgentLoopWorker
+
+    run = inspect.signature(AgentLoopWorker._run_agent_loop).parameters
+    assert {*run} - {"kwargs"} <= {*RESERVED_COLUMNS}
+    renamed = {"prompt_ids": "prompts", "response_ids": "responses", "reward_score": "rm_scores"}
+    renamed |= {"response_logprobs": "rollout_log_probs", "multi_modal_data": "metrics"}
+    fields = {renamed.get(name, name) for name in AgentLoopOutput.model_fields}
+    assert fields <= {*RESERVED_COLUMNS}
+
+
+def test_an_address_is_told_and_not_opened(row, write):
+    report = check_parquet(write([row(images=["https://example.org/a.png"])]))
+    assert (report.num_images_opened, report.images_remote) == (0, 1)
+    assert "1 image at an address, not opened" in str(report)
+
+
+def test_text_that_is_no_utf8_is_a_problem_of_its_row(row, write):
+    path = write([row(), row(data_source="ABCDEFGH")])
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"ABCDEFGH", b"ABC\xff\xfeFGH"))
+    assert "row 1, column 'data_source': the source is unreadable" in message(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fix"),
+    [
+        ("rows.jsonl", b"{}\n", "read_json('rows.jsonl', lines=True).to_parquet('rows.parquet')"),
+        ("rows.json", b"[]\n", "read_json('rows.json').to_parquet('rows.parquet')"),
+        ("rows.csv", b"a\n", "read_csv('rows.csv').to_parquet('rows.parquet')"),
+        ("rows", b"a\n", "give one that ends in .parquet"),
+        ("rows.pq", b"PAR1", "veRL goes by that; rename it"),
+        ("rows.parquet", b"", "is empty, 0 bytes; download or make it again"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_with_its_reason(tmp_path, name, content, fix):
+    (tmp_path / name).write_bytes(content)
+    assert fix in message(tmp_path / name, FileError)
+
+
+def test_files_of_differing_columns_are_named(row, write, tmp_path, png):
+    (tmp_path / "a.png").write_bytes(png())
+    paths = [
+        write([row()], "a.parquet"),
+        write([row(claims=None)], "b.parquet"),  # all null: fits any type
+        write([row(images=[str(tmp_path / "a.png")])], "c.parquet"),
+    ]
+    require_same_columns(paths[:2], key="data.train_files")
+    with pytest.raises(FileError, match=r"data.train_files: column 'images' is .*a.parquet, but"):
+        require_same_columns(paths, key="data.train_files")
+
+
+def test_questions_on_the_same_images_are_found_wherever_they_are_stored(row, write, tmp_path, png):
+    (tmp_path / "a.png").write_bytes(png("red", (64, 64)))
+    stored = write(
+        [row(images=[{"bytes": png("red", (64, 64)), "path": None}]), row()], "a.parquet"
+    )
+    asked = [{"role": "user", "content": "<image>what colour  is it?"}]
+    other = write(
+        [
+            row(images=[str(tmp_path / "a.png")], prompt=asked),
+            row(images=[str(tmp_path / "a.png")], prompt=[{**asked[0], "content": "<image>Why?"}]),
+        ],
+        "b.parquet",
+    )
+    assert num_duplicates(check_parquet(stored), check_parquet(other)) == 1
 
 
 def test_the_row_number_is_that_of_the_file_beyond_the_first_batch(row, write):
