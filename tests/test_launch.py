@@ -14,7 +14,7 @@ from vapo_verl.hydra_config import compose_recipe, recipe_names
 from vapo_verl.platform import CPU_ENVIRONMENT
 from vapo_verl.preflight import InputError
 from vapo_verl.ray_address import address_file
-from vapo_verl.run_folder.checkpoints import checkpoint_folder, mark_complete
+from vapo_verl.run_folder.checkpoints import CheckpointError, checkpoint_folder, mark_complete
 from vapo_verl.run_folder.metrics import MetricsFile
 
 
@@ -148,6 +148,22 @@ def test_a_damaged_last_checkpoint_is_no_finished_run(tmp_path):
     assert launch.is_finished(config)
     (checkpoint_folder(tmp_path, 6) / "data.pt").write_bytes(b"dat")
     assert not launch.is_finished(config)
+
+
+def test_cut_files_are_named_before_anything_starts(tmp_path, capsys):
+    config = finished_run(tmp_path)
+    checkpoint_folder(tmp_path, 4).mkdir()
+    (checkpoint_folder(tmp_path, 4) / "data.pt").write_bytes(b"data")
+    mark_complete(tmp_path, 4)
+    launch.look_for_damage(config)
+    assert capsys.readouterr().out == ""
+    (checkpoint_folder(tmp_path, 6) / "data.pt").write_bytes(b"dat")
+    launch.look_for_damage(config)
+    said = capsys.readouterr().out
+    assert "data.pt: expected 4 bytes, found 3 bytes; the run falls back to step 4" in said
+    (checkpoint_folder(tmp_path, 4) / "data.pt").unlink()
+    with pytest.raises(CheckpointError, match="No intact checkpoint is left"):
+        launch.look_for_damage(config)
 
 
 def test_a_finished_run_without_its_last_validation_is_validated(tmp_path):

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from vapo_verl.config import vapo_config
-from vapo_verl.console import Console, phases
+from vapo_verl.console import Console, phases, say
 from vapo_verl.files import FolderLock, FolderLocked
 from vapo_verl.patches.upstream import keep_sigterm_handler
 from vapo_verl.platform import CPU_ENVIRONMENT
@@ -24,7 +24,13 @@ from vapo_verl.preflight import PASSES, InputError, check_run, lacks_flash_atten
 from vapo_verl.process_tree import guarded_run
 from vapo_verl.ray_address import joined_cluster
 from vapo_verl.rollout.engine_args import add_attention, settle_image_limit
-from vapo_verl.run_folder.checkpoints import checkpoint_folder, latest_complete, verify_checkpoint
+from vapo_verl.run_folder.checkpoints import (
+    checkpoint_folder,
+    damage_message,
+    latest_complete,
+    resume_point,
+    verify_checkpoint,
+)
 from vapo_verl.run_folder.layout import METRICS_FILE, REPORT_FILE
 from vapo_verl.run_folder.metrics import read_metrics
 from vapo_verl.run_folder.resume import (
@@ -104,6 +110,7 @@ def _launch(config: DictConfig, signals: StopSignals) -> None:
         with input_errors():  # another start may have come first
             compare_with_folder(config, derived, tell=False)
         write_inputs(Path(config.trainer.default_local_dir), inputs_of(plain(config)))
+        look_for_damage(config)
         use_temporary_folder(config, temporary)
         validate_as_verl_does(config)
         train(config, signals)
@@ -304,6 +311,21 @@ def is_finished(config: DictConfig) -> bool:
     if done is None or done < trainer.total_training_steps:
         return False
     return not verify_checkpoint(checkpoint_folder(run_dir, done))
+
+
+def look_for_damage(config: DictConfig) -> None:
+    """Compare the sizes of checkpoint files before anything starts; the trainer compares contents.
+
+    Raises:
+        CheckpointError: no complete checkpoint of the run folder has all its files in full.
+    """
+    run_dir = Path(config.trainer.default_local_dir)
+    if config.trainer.resume_mode != "auto":
+        return
+    point = resume_point(run_dir, sizes_only=True)
+    for step, problems in point.damaged.items():
+        damage = damage_message(checkpoint_folder(run_dir, step), problems)
+        say(f"WARNING: {damage}; the run falls back to step {point.step}")
 
 
 def lacks_validation(config: DictConfig) -> bool:

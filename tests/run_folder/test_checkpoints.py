@@ -304,9 +304,29 @@ def test_no_checkpoint_means_from_the_start_but_only_damaged_ones_are_an_error(t
     assert checkpoints.resume_point(tmp_path).step is None
     written(tmp_path, 2)
     cut(checkpoints.checkpoint_folder(tmp_path, 2) / SHARD)
+    said = []
     with pytest.raises(checkpoints.CheckpointError, match="No intact checkpoint is left") as caught:
-        checkpoints.resume_point(tmp_path)
+        checkpoints.prepare_resume(tmp_path, said.append)
+    assert said == [f"WARNING: {caught.value.message}"]
     assert f"{tmp_path / 'global_step_2'} is damaged: {SHARD}" in caught.value.message
+
+
+def test_a_resume_says_what_is_wrong_and_points_to_the_intact_checkpoint(tmp_path):
+    for step in (2, 4):
+        written(tmp_path, step)
+    save(tmp_path, 6, whole=False)
+    flip_a_bit(checkpoints.checkpoint_folder(tmp_path, 4) / SHARD)
+    assert checkpoints.resume_point(tmp_path, sizes_only=True).step == 4
+    said = []
+    assert checkpoints.prepare_resume(tmp_path, said.append).step == 2
+    assert said[0] == f"{tmp_path / 'global_step_6'} is incomplete and not used"
+    assert said[1].startswith(f"WARNING: {tmp_path / 'global_step_4'} is damaged: {SHARD}: ")
+    assert said[1].endswith("it is set aside, resuming from step 2")
+    assert pointer(tmp_path) == "2"
+    assert checkpoints.complete_steps(tmp_path) == [2]
+    (checkpoints.checkpoint_folder(tmp_path, 2) / checkpoints.MARKER).write_text('{"step": 2}')
+    checkpoints.prepare_resume(tmp_path, said.append)
+    assert said[-1] == "the checkpoint of step 2 has no checksums: used unverified"
 
 
 def test_files_that_no_marker_names_do_no_harm(tmp_path):

@@ -143,8 +143,8 @@ def has_checksums(folder: Path) -> bool:
         return True  # damaged: `verify_checkpoint` says so
 
 
-def resume_point(run_dir: Path) -> ResumePoint:
-    """The newest complete checkpoint that is intact.
+def resume_point(run_dir: Path, *, sizes_only: bool = False) -> ResumePoint:
+    """The newest complete checkpoint that is intact, by its sizes alone or by its checksums, too.
 
     Raises:
         CheckpointError: there are complete checkpoints, and all of them are damaged.
@@ -152,7 +152,7 @@ def resume_point(run_dir: Path) -> ResumePoint:
     damaged: dict[int, list[Problem]] = {}
     for step in reversed(complete_steps(run_dir)):
         folder = checkpoint_folder(run_dir, step)
-        problems = verify_checkpoint(folder)
+        problems = verify_checkpoint(folder, sizes_only=sizes_only)
         if not problems:
             return ResumePoint(step, verified=has_checksums(folder), damaged=damaged)
         damaged[step] = problems
@@ -166,6 +166,32 @@ def resume_point(run_dir: Path) -> ResumePoint:
             "trainer.default_local_dir=ANOTHER_FOLDER."
         )
     return ResumePoint(None)
+
+
+def prepare_resume(run_dir: Path, say: Callable[[str], None]) -> ResumePoint:
+    """Choose the checkpoint to resume from, for all ranks, and point veRL to it.
+
+    Damaged checkpoints are set aside. `say` is called as soon as there is something to say: the
+    files are read while workers start, and an error is raised only where its result is asked for.
+
+    Raises:
+        CheckpointError: all complete checkpoints are damaged.
+    """
+    for folder in incomplete(run_dir):
+        say(f"{folder} is incomplete and not used")
+    try:
+        point = resume_point(run_dir)
+    except CheckpointError as error:
+        say(f"WARNING: {error.message}")
+        raise
+    for step, problems in point.damaged.items():
+        damage = damage_message(checkpoint_folder(run_dir, step), problems)
+        say(f"WARNING: {damage}; it is set aside, resuming from step {point.step}")
+        set_aside(run_dir, step)
+    point_to(run_dir, point.step)
+    if not point.verified:
+        say(f"the checkpoint of step {point.step} has no checksums: used unverified")
+    return point
 
 
 def require_intact(folder: Path) -> None:

@@ -96,7 +96,7 @@ class VapoTrainer(PPOTrainerSync):
         write_config(self.run_dir, config)
         if config.trainer.resume_mode == "auto":  # reads files while the workers start
             self._resume_point = ThreadPoolExecutor(1).submit(
-                checkpoints.resume_point, self.run_dir
+                checkpoints.prepare_resume, self.run_dir, say
             )
         self._safe_stop = SafeStop(
             self.run_dir, config.trainer.max_actor_ckpt_to_keep, self.vapo.keep_best or None
@@ -397,17 +397,7 @@ class VapoTrainer(PPOTrainerSync):
             phases.begin("verifying checkpoints")
             point = self._resume_point.result()
             phases.end()
-            for folder in checkpoints.incomplete(self.run_dir):
-                say(f"{folder} is incomplete and not used; resuming from step {point.step or 0}")
-            for step, problems in point.damaged.items():
-                folder = checkpoints.checkpoint_folder(self.run_dir, step)
-                damage = checkpoints.damage_message(folder, problems)
-                say(f"WARNING: {damage}; it is set aside, resuming from step {point.step}")
-                checkpoints.set_aside(self.run_dir, step)
-            checkpoints.point_to(self.run_dir, point.step)
             if point.step is not None:
-                if not point.verified:
-                    say(f"the checkpoint of step {point.step} has no checksums: used unverified")
                 phases.begin(f"checkpoint of step {point.step}")
         elif self.config.trainer.resume_mode == "resume_path":
             checkpoints.require_intact(Path(self.config.trainer.resume_from_path))

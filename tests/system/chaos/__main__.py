@@ -107,7 +107,8 @@ def try_chain(folder: Path, data: Path, chain: list[Fault], straight: Path) -> l
             path = results / f"{number}_{fault.name}.json"
             if not path.exists():
                 say(f"{folder.name}: {fault.name}")
-                seen = trial.try_fault(run, fault, number, usual_s)
+                needs_two = any(later.phase == "resume" for later in chain[number + 1 :])
+                seen = trial.try_fault(run, fault, number, usual_s, 3 if needs_two else 1)
                 seen.problems += reference.problems(run.run_dir, straight, is_finished=False)
                 trial.save(seen, path)
                 say(f"  {summary(seen)}")

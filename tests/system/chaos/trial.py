@@ -23,7 +23,7 @@ import psutil
 
 from tests.system.chaos.faults import ROLES, Fault
 from vapo_verl.console import marked
-from vapo_verl.run_folder.checkpoints import checkpoint_folder, latest_complete
+from vapo_verl.run_folder.checkpoints import checkpoint_folder, complete_steps, latest_complete
 
 NAMED_S = 60.0
 """Within this a death is to be noticed; a hang within `HANG_S` more."""
@@ -257,15 +257,21 @@ def damage(fault: Fault, run_dir: Path) -> str:
     return str(path.relative_to(run_dir))
 
 
-def try_fault(run: Run, fault: Fault, number: int, usual_s: dict[str, float]) -> Observation:
+def try_fault(
+    run: Run, fault: Fault, number: int, usual_s: dict[str, float], first_step: int = 1
+) -> Observation:
     """Start the command, do the harm, watch the end and what is left.
 
     Args:
         number: of the start in this run folder.
         usual_s: length of the phases in the reference.
+        first_step: before which no harm is done.
     """
     seen = Observation(fault=fault.name)
-    step = (latest_complete(run.run_dir) or 0) + 1
+    step = max((latest_complete(run.run_dir) or 0) + 1, first_step)
+    if fault.phase == "resume" and len(complete_steps(run.run_dir)) < 2:
+        seen.note = "not tried: there is no older checkpoint"
+        return seen
     if fault.phase == "validation":
         step += -step % TEST_FREQ
     if step > NUM_STEPS:
