@@ -21,8 +21,15 @@ from vapo_verl.anchors import (
     plan_anchors,
     probe_anchors,
 )
+from vapo_verl.anchors.question import ANSWER_BIAS
 from vapo_verl.config import ANSWER_STYLES, VapoConfig, vapo_config
 from vapo_verl.data.claims_column import Claim, read_claims
+from vapo_verl.data.control_tokens import (
+    ControlTokens,
+    added_tokens,
+    read_escapes,
+    vision_token_ids,
+)
 from vapo_verl.evaluation.benchmarks import Grade
 from vapo_verl.evaluation.benchmarks.validation_rows import COLUMN, grade_cell
 from vapo_verl.reward.accuracy import accuracy
@@ -74,9 +81,15 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         self._client = kwargs["server_manager"]
         self.vapo: VapoConfig = vapo_config(OmegaConf.to_container(self.config.vapo, resolve=True))  # type: ignore[arg-type]
         anchors = self.vapo.anchors
+        controls = self._read_controls_as_text()
         self.question: AnchorQuestion = bind_question(
-            self.tokenizer, anchors.question, anchors.yes_words, anchors.no_words
+            self.tokenizer,
+            anchors.question,
+            anchors.yes_words,
+            anchors.no_words,
+            controls=controls,
         )
+        self._vision_ids = frozenset(vision_token_ids(self.tokenizer))
 
     async def run(
         self, sampling_params: dict[str, Any], priority: int = 0, **row: Any
@@ -91,14 +104,37 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         )
         if self.vapo.seeded_sampling:
             sampling_params = {**sampling_params, "seed": key.sampling_seed()}
+        if self._vision_ids:
+            bias = dict.fromkeys(self._vision_ids, -ANSWER_BIAS)
+            sampling_params = {**sampling_params, "logit_bias": bias}
         started_at = time.time()
         generated = await super().run(sampling_params, priority, **row)
         output = VapoAgentLoopOutput(
             **{name: getattr(generated, name) for name in generated.model_fields_set}
         )
         _take_attention(output)
+        self._drop_vision_tokens(output)
         await self._score(output, row, key, started_at)
         return output
+
+    def _read_controls_as_text(self) -> ControlTokens | None:
+        """With ``vapo.data.control_tokens=text``: prompts come escaped, claims will be."""
+        if self.vapo.data.control_tokens != "text":
+            return None
+        for tokenizer in (self.tokenizer, getattr(self.processor, "tokenizer", None)):
+            read_escapes(tokenizer)
+        return ControlTokens(added_tokens(self.tokenizer))
+
+    def _drop_vision_tokens(self, output: VapoAgentLoopOutput) -> None:
+        """Replace what stands for an image or a video, and take it out of the loss.
+
+        They are banned when sampling. If one came through all the same, the actor would look for
+        the features of an image that is not there, and so would the engine of a probe.
+        """
+        for place, token_id in enumerate(output.response_ids):
+            if token_id in self._vision_ids:
+                output.response_ids[place] = self.tokenizer.pad_token_id
+                output.response_mask[place] = 0
 
     def open_session(self, row: Mapping[str, Any]) -> None:
         """Send what follows to the server of the row's prompt."""
