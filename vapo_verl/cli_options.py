@@ -1,4 +1,4 @@
-"""Command-line arguments from dataclasses: a default and its meaning stand once, at the field.
+"""Command-line arguments from dataclasses: a default and its meaning are at the field, once.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:

@@ -21,7 +21,7 @@ from typing import TextIO
 
 LOG_FILE = "console.log"
 SAY, BEGIN, END, PROGRESS = "[vapo] ", "[vapo begin] ", "[vapo end] ", "[vapo progress] "
-"""Marks of a line, after which its text stands."""
+"""Marks of a line, before its text."""
 _MARKED = re.compile(
     r"^(?:(?:\x1b\[\d+m)*\([^()]*\)(?:\x1b\[0m)* ?)*\[vapo(?: (begin|end|progress))?\] (.*)$"
 )

@@ -34,7 +34,7 @@ def reads_of(response: str, scene: Scene) -> Iterator[tuple[float, bool]]:
     """Progress along the text and correctness of every read of an existing cell."""
     for match in _READ.finditer(response):
         place, color, digit = match.groups()
-        cell = scene.places.get(place)
+        cell = scene.positions.get(place)
         if cell is not None:
             yield match.end() / len(response), (cell.color, cell.digit) == (color, int(digit))
 

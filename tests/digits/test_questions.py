@@ -127,7 +127,8 @@ def test_every_kind_is_asked_and_solved_from_true_reads(grid, question_set):
         reads = re.findall(r"(\w+ \w+) is (red|green|blue|yellow) (\d)\.", " ".join(question.steps))
         assert reads
         for place, color, digit in reads:
-            assert (scene.places[place].color, scene.places[place].digit) == (color, int(digit))
+            cell = scene.positions[place]
+            assert (cell.color, cell.digit) == (color, int(digit))
         assert all(step.endswith(".") for step in question.steps)
     assert kinds == set(QUESTION_SETS[question_set])
 

@@ -45,7 +45,7 @@ def test_json_round_trip():
 def test_places_and_lines():
     cells = tuple(Cell(digit=digit, color="red", scan=0) for digit in range(6))
     scene = Scene(rows=2, cols=3, cells=cells)
-    assert [scene.places[name].digit for name in ("top left", "top center", "bottom right")] == [
+    assert [scene.positions[name].digit for name in ("top left", "top center", "bottom right")] == [
         0,
         1,
         5,

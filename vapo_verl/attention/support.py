@@ -58,5 +58,5 @@ def check_supported(config: VllmConfig) -> None:
 
 
 def _message(key: str, value: object, why: str, fix: str) -> str:
-    remedy = f"use {key}={fix}, or leave capture off" if fix else "leave capture off"
-    return f"visual attention does not work with {key}={value}: {why}; {remedy}"
+    fix_text = f"use {key}={fix}, or leave capture off" if fix else "leave capture off"
+    return f"visual attention does not work with {key}={value}: {why}; {fix_text}"

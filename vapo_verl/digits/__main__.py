@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--grids", type=_grids, help="comma-separated grid shapes, such as 2x2,2x3")
     parser.add_argument(
         "--questions",
-        help="standard (the default); long: about whole grids, best of 3x3; parts: the "
+        help="standard (the default); long: about all cells of a grid, best of 3x3; parts: the "
         "long ones with several parts",
     )
     return parser

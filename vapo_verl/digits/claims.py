@@ -34,19 +34,19 @@ class DigitClaim:
     """The digit at a position."""
 
     kind: ClassVar[str] = "identity"
-    place: str
+    position: str
     digit: int
 
     @property
     def text(self) -> str:
-        return f"The {self.place} digit is {self.digit}."
+        return f"The {self.position} digit is {self.digit}."
 
     @property
     def topic(self) -> tuple:
-        return (self.kind, self.place)
+        return (self.kind, self.position)
 
     def holds(self, scene: Scene) -> bool:
-        return scene.places[self.place].digit == self.digit
+        return scene.positions[self.position].digit == self.digit
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +54,19 @@ class ColorClaim:
     """The colour of the digit at a position."""
 
     kind: ClassVar[str] = "color"
-    place: str
+    position: str
     color: str
 
     @property
     def text(self) -> str:
-        return f"The {self.place} digit is {self.color}."
+        return f"The {self.position} digit is {self.color}."
 
     @property
     def topic(self) -> tuple:
-        return (self.kind, self.place)
+        return (self.kind, self.position)
 
     def holds(self, scene: Scene) -> bool:
-        return scene.places[self.place].color == self.color
+        return scene.positions[self.position].color == self.color
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +74,19 @@ class LargerClaim:
     """One digit is strictly larger than another."""
 
     kind: ClassVar[str] = "relation"
-    place: str
+    position: str
     other: str
 
     @property
     def text(self) -> str:
-        return f"The {self.place} digit is larger than the {self.other} digit."
+        return f"The {self.position} digit is larger than the {self.other} digit."
 
     @property
     def topic(self) -> tuple:
-        return (self.kind, *sorted((self.place, self.other)))
+        return (self.kind, *sorted((self.position, self.other)))
 
     def holds(self, scene: Scene) -> bool:
-        return scene.places[self.place].digit > scene.places[self.other].digit
+        return scene.positions[self.position].digit > scene.positions[self.other].digit
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class PresenceClaim:
         return (self.kind, self.line, self.color, self.digit)
 
     def holds(self, scene: Scene) -> bool:
-        cells = (scene.places[place] for place in scene.lines[self.line])
+        cells = (scene.positions[position] for position in scene.lines[self.line])
         return any(cell.color == self.color and cell.digit == self.digit for cell in cells)
 
 
@@ -118,14 +118,14 @@ def all_claims(scene: Scene) -> list[Claim]:
     coloured digit of the scene in the wrong line or with one attribute changed. Equal digits are
     never compared.
     """
-    places = scene.places
-    digits = (DigitClaim(place, digit) for place in places for digit in range(10))
-    colors = (ColorClaim(place, color) for place in places for color in COLORS)
+    positions = scene.positions
+    digits = (DigitClaim(position, digit) for position in positions for digit in range(10))
+    colors = (ColorClaim(position, color) for position in positions for color in COLORS)
     return [*digits, *colors, *_comparisons(scene), *_presences(scene)]
 
 
 def _comparisons(scene: Scene) -> list[Claim]:
-    pairs = combinations(scene.places.items(), 2)
+    pairs = combinations(scene.positions.items(), 2)
     unequal = [(first, second) for (first, a), (second, b) in pairs if a.digit != b.digit]
     return [claim for a, b in unequal for claim in (LargerClaim(a, b), LargerClaim(b, a))]
 

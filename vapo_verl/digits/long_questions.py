@@ -1,4 +1,4 @@
-"""Questions about a whole grid, whose solutions read cells until they end.
+"""Questions about all cells of a grid, whose solutions read cells until they end.
 
 Most have several parts, and the later ones read cells a second time, so late reads matter as much
 as early ones. There is no arithmetic, only positions and comparisons. The parts of an answer are
@@ -28,7 +28,7 @@ class _Part(NamedTuple):
 
 def _all_and_largest(rng: random.Random, scene: Scene) -> Drawn:
     lines = rng.sample(list(scene.lines), 2)
-    parts = [_listed(scene, scene.places), *(_largest_in(scene, line) for line in lines)]
+    parts = [_listed(scene, scene.positions), *(_largest_in(scene, line) for line in lines)]
     first, second = (f"the largest digit in the {line}" for line in lines)
     return _joined(f"What are all digits and {first} and {second}?", parts)
 
@@ -55,16 +55,16 @@ def _largest_twice(rng: random.Random, scene: Scene) -> Drawn:
 
 
 def _larger_count(rng: random.Random, scene: Scene) -> Drawn:
-    place = rng.choice(list(scene.places))
-    steps, count = [read(scene, place)], 0
-    for other, cell in scene.places.items():
-        if other == place:
+    position = rng.choice(list(scene.positions))
+    steps, count = [read(scene, position)], 0
+    for other, cell in scene.positions.items():
+        if other == position:
             continue
         steps.append(read(scene, other))
-        if cell.digit > scene.places[place].digit:
+        if cell.digit > scene.positions[position].digit:
             count += 1
             steps.append(f"that makes {count}.")
-    return Drawn(f"How many digits are larger than the {place} digit?", count, steps)
+    return Drawn(f"How many digits are larger than the {position} digit?", count, steps)
 
 
 PARTS_KINDS: dict[str, Maker] = {
@@ -88,10 +88,10 @@ def _joined(text: str, parts: list[_Part]) -> Drawn:
     )
 
 
-def _listed(scene: Scene, places: Iterable[str]) -> _Part:
-    places = list(places)
-    answer = "".join(str(scene.places[place].digit) for place in places)
-    return _Part([read(scene, place) for place in places], [], answer)
+def _listed(scene: Scene, positions: Iterable[str]) -> _Part:
+    positions = list(positions)
+    answer = "".join(str(scene.positions[position].digit) for position in positions)
+    return _Part([read(scene, position) for position in positions], [], answer)
 
 
 def _largest_in(scene: Scene, line: str) -> _Part:
@@ -101,5 +101,5 @@ def _largest_in(scene: Scene, line: str) -> _Part:
 
 def _largest_of(scene: Scene, color: str) -> _Part:
     largest = max(cell.digit for cell in scene.cells if cell.color == color)
-    reads = _listed(scene, scene.places).reads
+    reads = _listed(scene, scene.positions).reads
     return _Part(reads, [f"the largest {color} digit is {largest}."], str(largest))

@@ -34,8 +34,8 @@ def judge(claim: str, scene: Scene) -> bool:
     )
 
 
-def _cell(scene: Scene, place: str) -> Cell:
-    row, column = place.split()
+def _cell(scene: Scene, position: str) -> Cell:
+    row, column = position.split()
     row_index = _index(_ROWS[scene.rows], row)
     return scene.cells[row_index * scene.cols + _index(_COLUMNS[scene.cols], column)]
 
@@ -49,5 +49,5 @@ def _line(scene: Scene, name: str, axis: str) -> tuple[Cell, ...]:
 
 def _index(names: tuple[str, ...], name: str) -> int:
     if name not in names:
-        raise ValueError(f"place={name!r} is not in this grid; it has {', '.join(names)}")
+        raise ValueError(f"position={name!r} is not in this grid; it has {', '.join(names)}")
     return names.index(name)

@@ -15,7 +15,7 @@ COLORS = ("red", "green", "blue", "yellow")
 _ROW_NAMES = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
 _COLUMN_NAMES = {2: ("left", "right"), 3: ("left", "center", "right")}
 SPLITS = ("train", "val", "test")
-_SHARES = {"train": 0.7, "val": 0.1}
+_FRACTIONS = {"train": 0.7, "val": 0.1}
 _SPLIT_SEED = 0
 
 
@@ -41,9 +41,9 @@ class Scene:
     """Row-major, `rows * cols` of them."""
 
     @property
-    def places(self) -> dict[str, Cell]:
+    def positions(self) -> dict[str, Cell]:
         """Cells by the name of their position, row-major: "top left", "top right", ..."""
-        return dict(zip(_place_names(self.rows, self.cols), self.cells, strict=True))
+        return dict(zip(_position_names(self.rows, self.cols), self.cells, strict=True))
 
     @property
     def lines(self) -> Mapping[str, tuple[str, ...]]:
@@ -63,13 +63,13 @@ class Scene:
 
 
 @cache
-def _place_names(rows: int, cols: int) -> tuple[str, ...]:
+def _position_names(rows: int, cols: int) -> tuple[str, ...]:
     return tuple(f"{row} {column}" for row in _ROW_NAMES[rows] for column in _COLUMN_NAMES[cols])
 
 
 @cache
 def _lines(rows: int, cols: int) -> Mapping[str, tuple[str, ...]]:
-    names = _place_names(rows, cols)
+    names = _position_names(rows, cols)
     by_row = {f"{row} row": names[i * cols :][:cols] for i, row in enumerate(_ROW_NAMES[rows])}
     by_column = {f"{column} column": names[i::cols] for i, column in enumerate(_COLUMN_NAMES[cols])}
     return MappingProxyType(by_row | by_column)
@@ -134,14 +134,14 @@ def scan_pool(split: str) -> ScanPool:
     if split not in SPLITS:
         raise ValueError(f"split={split!r} is unknown; use one of {', '.join(SPLITS)}")
     _, digits = load_scans()
-    return ScanPool(by_digit=tuple(_class_share(split, digits, digit) for digit in range(10)))
+    return ScanPool(by_digit=tuple(_class_part(split, digits, digit) for digit in range(10)))
 
 
-def _class_share(split: str, digits: np.ndarray, digit: int) -> tuple[int, ...]:
+def _class_part(split: str, digits: np.ndarray, digit: int) -> tuple[int, ...]:
     scans = np.flatnonzero(digits == digit).tolist()
     random.Random(f"{_SPLIT_SEED}/{digit}").shuffle(scans)
-    train_end = round(len(scans) * _SHARES["train"])
-    val_end = train_end + round(len(scans) * _SHARES["val"])
+    train_end = round(len(scans) * _FRACTIONS["train"])
+    val_end = train_end + round(len(scans) * _FRACTIONS["val"])
     bounds = {"train": (0, train_end), "val": (train_end, val_end), "test": (val_end, len(scans))}
     start, end = bounds[split]
     return tuple(scans[start:end])

@@ -22,16 +22,16 @@ Maker = Callable[[random.Random, Scene], Drawn | None]
 """Draws a question of one kind about a scene; None if it has no single answer."""
 
 
-def read(scene: Scene, place: str) -> str:
+def read(scene: Scene, position: str) -> str:
     """The sentence that reads one cell: "top left is red 3."."""
-    cell: Cell = scene.places[place]
-    return f"{place} is {cell.color} {cell.digit}."
+    cell: Cell = scene.positions[position]
+    return f"{position} is {cell.color} {cell.digit}."
 
 
 def _line_sum(rng: random.Random, scene: Scene) -> Drawn:
-    line, places = rng.choice(list(scene.lines.items()))
-    steps = [read(scene, place) for place in places]
-    digits = [scene.places[place].digit for place in places]
+    line, positions = rng.choice(list(scene.lines.items()))
+    steps = [read(scene, position) for position in positions]
+    digits = [scene.positions[position].digit for position in positions]
     return Drawn(f"What is the sum of the {line}?", sum(digits), steps + _running_sum(digits))
 
 
@@ -43,9 +43,9 @@ def _color_sum(rng: random.Random, scene: Scene) -> Drawn:
 
 
 def _line_largest(rng: random.Random, scene: Scene) -> Drawn:
-    line, places = rng.choice(list(scene.lines.items()))
-    largest = max(scene.places[place].digit for place in places)
-    steps = [*(read(scene, place) for place in places), f"the largest is {largest}."]
+    line, positions = rng.choice(list(scene.lines.items()))
+    largest = max(scene.positions[position].digit for position in positions)
+    steps = [*(read(scene, position) for position in positions), f"the largest is {largest}."]
     return Drawn(f"What is the largest digit in the {line}?", largest, steps)
 
 
@@ -59,8 +59,8 @@ def _color_largest(rng: random.Random, scene: Scene) -> Drawn:
 def _parity_count(rng: random.Random, scene: Scene) -> Drawn:
     parity = rng.choice(("even", "odd"))
     steps, count = [], 0
-    for place, cell in scene.places.items():
-        steps.append(read(scene, place))
+    for position, cell in scene.positions.items():
+        steps.append(read(scene, position))
         if cell.digit % 2 == (parity == "odd"):
             count += 1
             steps.append(f"that makes {count}.")
@@ -68,8 +68,8 @@ def _parity_count(rng: random.Random, scene: Scene) -> Drawn:
 
 
 def _difference(rng: random.Random, scene: Scene) -> Drawn:
-    first, second = rng.sample(list(scene.places), 2)
-    low, high = sorted((scene.places[first].digit, scene.places[second].digit))
+    first, second = rng.sample(list(scene.positions), 2)
+    low, high = sorted((scene.positions[first].digit, scene.positions[second].digit))
     text = f"What is the difference between the {first} digit and the {second} digit?"
     steps = [read(scene, first), read(scene, second), f"{high}-{low}={high - low}."]
     return Drawn(text, high - low, steps)
@@ -86,7 +86,7 @@ def _largest_color_name(_: random.Random, scene: Scene) -> Drawn | None:
 
 
 def _read_all(scene: Scene) -> list[str]:
-    return [read(scene, place) for place in scene.places]
+    return [read(scene, position) for position in scene.positions]
 
 
 def _running_sum(digits: Iterable[int]) -> list[str]:

@@ -191,15 +191,15 @@ def judge_nodes(
     if config is None:
         return ok(CHECK, found)
     wanted, each = config.trainer.nnodes, config.trainer.n_gpus_per_node
-    asked = f"trainer.nnodes={wanted}, trainer.n_gpus_per_node={each}"
+    wanted_slots = f"trainer.nnodes={wanted}, trainer.n_gpus_per_node={each}"
     if sum(number >= each for _, number in slots) < wanted:
         return error(
             CHECK,
-            f"{asked}, but {found}",
+            f"{wanted_slots}, but {found}",
             "ray start on the nodes that are missing (--num-gpus where Ray does not see them), or "
             "a smaller trainer.nnodes or trainer.n_gpus_per_node",
         )
     if free_slots < wanted * each:
         fix = "end the other run, or wait for it: `ray status` lists what is in use"
-        return error(CHECK, f"{asked}, but another run holds slots: {found}", fix)
-    return ok(CHECK, f"{asked}; {found}")
+        return error(CHECK, f"{wanted_slots}, but another run holds slots: {found}", fix)
+    return ok(CHECK, f"{wanted_slots}; {found}")

@@ -98,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--minutes",
         type=float,
         default=DEFAULT_MINUTES,
-        help="for the whole check, the most telling cases first (default %(default)g)",
+        help="for the complete check, the most informative cases first (default %(default)g)",
     )
     parser.add_argument(
         "--out",

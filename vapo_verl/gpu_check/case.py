@@ -22,7 +22,7 @@ CLOSING_S = 8.0
 
 
 class CaseFailed(AssertionError):
-    """What a case looked at is wrong; the message has the figure and its limit."""
+    """A case found a fault; the message has the figure and its limit."""
 
 
 class CaseSkipped(Exception):
@@ -41,7 +41,7 @@ class Check:
     Args:
         device: ``cuda``, or ``cpu`` for a rehearsal with small sizes.
         scratch: a folder of the stage's own, deleted with the check's others.
-        seconds: for the whole stage.
+        seconds: for all cases of the stage.
     """
 
     def __init__(self, device: str, scratch: Path, seconds: float) -> None:

@@ -57,7 +57,7 @@ class EngineJob:
 
 
 def gpu_jobs(num_gpus: int) -> list[EngineJob]:
-    """The engines of a CUDA machine, the most telling first."""
+    """The engines of a CUDA machine, the most informative first."""
     prompts = make_prompts(1, 0, 2, 1, 3, 0, 2, 1, longest_side=16)
     mixed = Batch(prompts=prompts, sampling={"n": 2})
     greedy = Batch(prompts=prompts, sampling={"temperature": 0.0, "max_tokens": 64})
@@ -258,18 +258,18 @@ class Judge:
         values = [
             (x.values, exact.visual_attention(x), rounded.visual_attention(x)) for x in samples
         ]
-        errors = np.concatenate([abs(got - right).ravel() for got, right, _ in values])
-        own = np.concatenate([abs(other - right).ravel() for _, right, other in values])
+        errors = np.concatenate([abs(got - exact).ravel() for got, exact, _ in values])
+        own = np.concatenate([abs(other - exact).ravel() for _, exact, other in values])
         figures: dict[str, Figure] = {
             "mean_error": significant(errors.mean()),
             "largest_error": significant(errors.max()),
             "mean_error_of_bfloat16": significant(own.mean()),
             "largest_error_of_bfloat16": significant(own.max()),
         }
-        told = ", ".join(f"{name} {value}" for name, value in figures.items())
+        shown = ", ".join(f"{name} {value}" for name, value in figures.items())
         # a comparison with nan is false
         holds = errors.mean() <= 2 * own.mean() and errors.max() <= 2 * own.max()
-        require(bool(holds), f"more than twice as far from float32 as bfloat16: {told}")
+        require(bool(holds), f"more than twice as far from float32 as bfloat16: {shown}")
         return figures
 
 

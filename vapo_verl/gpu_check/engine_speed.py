@@ -139,7 +139,7 @@ class Switch:
                 self._graphs[way] = self._captured(way, worker.model_runner)
 
     def _captured(self, way: str, runner: Any) -> list[tuple[Any, dict[Any, Any]]]:
-        """Capture the engine's graphs anew; each wrapper with those of this way."""
+        """Capture the engine's graphs again; each wrapper with those of this way."""
         from vllm.compilation.cuda_graph import CUDAGraphWrapper
 
         self._record(way)
@@ -172,8 +172,8 @@ def _timed_rounds(
     engine.step()  # the last prefill has been sampled
     for number in range(plan.rounds):
         seconds = {}
-        for place in range(len(WAYS)):
-            way = WAYS[(number + place) % len(WAYS)]
+        for offset in range(len(WAYS)):
+            way = WAYS[(number + offset) % len(WAYS)]
             switch.set(way)
             _synchronize()
             start = time.perf_counter()

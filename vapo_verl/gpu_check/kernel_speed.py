@@ -174,7 +174,7 @@ def _layer(shape: Shape, sizes: tuple[int, ...], table: Tensor) -> Layer:
 
 
 def _log_sum_exp(query: Tensor, keys: Tensor) -> Tensor:
-    """[heads], in FlashAttention's place, which computes it on the way."""
+    """[heads]; FlashAttention computes it on the way, this stands for that."""
     kv_heads, _, dim = keys.shape
     grouped = query.float().view(kv_heads, -1, dim)
     scores = dim**-0.5 * grouped @ keys.float().transpose(1, 2)

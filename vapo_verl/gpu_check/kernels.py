@@ -49,12 +49,12 @@ class Geometry:
 
     @property
     def name(self) -> str:
-        way = "visual keys" if self.with_lse else "whole context"
+        way = "visual keys" if self.with_lse else "full context"
         return f"{self.kind}, {self.dtype}, head size {self.dim}, {way}"
 
 
 def geometries(device: str) -> Iterator[Geometry]:
-    """The cases, the most telling first."""
+    """The cases, the most informative first."""
     on_gpu = device == "cuda"
     dtypes = ("bfloat16", "float32", "float16") if on_gpu else ("bfloat16", "float32")
     dims = (128, 64, 80) if on_gpu else (64,)
@@ -118,7 +118,9 @@ def agreement(case: Geometry, ratio: Ratio) -> dict[str, Figure]:
             where = f"{heads} heads, {kv_heads} KV heads, {layout}, window {window}"
             worst = max(worst, _error(got, expected, where))
             shifted = _error_of_shifted_spans(batch, got, window)
-            require(shifted > 10 * TOLERANCE, f"{where}: spans off by one are not told apart")
+            require(
+                shifted > 10 * TOLERANCE, f"{where}: a shift of the spans by one is not noticed"
+            )
             number += 1
     return {"combinations": number, "largest_error": significant(worst)}
 
@@ -212,8 +214,10 @@ def kernel_ratio(
 
 
 def _error(got: Tensor, expected: Tensor, where: str) -> float:
-    """Largest absolute error; nan must stand where it is expected."""
-    require(bool((got.isnan() == expected.isnan()).all()), f"{where}: nan at the wrong rows")
+    """Largest absolute error; nan must be where it is expected."""
+    require(
+        bool((got.isnan() == expected.isnan()).all()), f"{where}: nan in other rows than expected"
+    )
     error = _largest_difference(got, expected)
     require(error <= TOLERANCE, f"{where}: off by {error:.1e}, {TOLERANCE:.0e} is allowed")
     return error

@@ -240,7 +240,7 @@ class Eager:
         """Share of the attention on the prompt's images, of the query that produced each token.
 
         Args:
-            query_shift: look at queries this much later than the right ones.
+            query_shift: look at queries this much later than the correct ones.
             span_shift: move the images' positions by this.
         """
         prompt_len, length = len(sample.prompt_ids), len(sample.completion.token_ids)
@@ -263,8 +263,8 @@ class Eager:
         first = prompt_len - 1 + query_shift
         queries = torch.stack([x[0, :, first : first + length] for x in output.attentions])
         queries = queries.float().cpu()
-        share = queries[..., visual.roll(span_shift)].sum(-1).mean(1)  # [layers, response]
-        return share.t().numpy()
+        fraction = queries[..., visual.roll(span_shift)].sum(-1).mean(1)  # [layers, response]
+        return fraction.t().numpy()
 
     def errors(
         self, samples: Sequence[Sample], of_layers: OfLayers = np.asarray, **shifts: int

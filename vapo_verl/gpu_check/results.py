@@ -48,7 +48,7 @@ class StageResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """A whole check."""
+    """All stages of a check."""
 
     command: str
     date: str
@@ -78,7 +78,7 @@ def stage_status(cases: Sequence[CaseResult], problem: str) -> Status:
 
 
 def write_results(result: CheckResult, out: Path) -> None:
-    """Write ``results.json`` and ``results.md`` into the folder `out`, each whole or not at all."""
+    """Write ``results.json`` and ``results.md`` into the folder `out` atomically."""
     texts = {
         "results.json": json.dumps({**asdict(result), "passed": result.passed}, indent=1) + "\n",
         "results.md": markdown(result),
@@ -91,11 +91,11 @@ def write_results(result: CheckResult, out: Path) -> None:
 def markdown(result: CheckResult) -> str:
     """Two tables: one row per stage, and one row per case with its figures."""
     about = ", ".join(f"{name} {value}" for name, value in result.machine.items() if value)
-    verdict = "passed" if result.passed else "failed"
+    outcome = "passed" if result.passed else "failed"
     if result.stopped:
-        verdict = f"stopped by {result.stopped}"
+        outcome = f"stopped by {result.stopped}"
     lines = [
-        f"`{result.command}`, {result.date}, {result.seconds:.0f} s: {verdict}.",
+        f"`{result.command}`, {result.date}, {result.seconds:.0f} s: {outcome}.",
         "",
         f"{about}.",
         "",

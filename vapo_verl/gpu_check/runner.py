@@ -48,7 +48,7 @@ class Stage:
     needs: str
     """Packages beside torch."""
     core_s: int
-    """Seconds on one H100 for its most telling cases, process start included."""
+    """Seconds on one H100 for its most informative cases, process start included."""
     cap_s: int
     """Seconds after which it is ended."""
 
@@ -63,7 +63,7 @@ STAGES = (
     ),
     Stage(
         name="kernel_speed",
-        what="time of the kernels as a share of a decode step's memory traffic",
+        what="time of the kernels as a fraction of a decode step's memory traffic",
         needs="triton, jaxtyping",
         core_s=25,
         cap_s=50,
@@ -122,7 +122,7 @@ def select_stages(names: Sequence[str] | None) -> list[Stage]:
 
 
 def allot(stages: Sequence[Stage], budget_s: float) -> dict[str, int]:
-    """Whole seconds for each stage: first the most telling cases of each, then the rest.
+    """Seconds for each stage, an integer: first the most informative cases of each, then the rest.
 
     In the order of the stages each gets its `core_s` while the budget lasts, and then what is left
     is added in the same order, up to `cap_s`. 0: there is no time for the stage.
@@ -230,10 +230,10 @@ def run_check(
 
     out.mkdir(parents=True, exist_ok=True)
     with stopping() as stop, guarded() as watch, tempfile.TemporaryDirectory() as scratch:
-        for place, stage in enumerate(stages):
+        for number, stage in enumerate(stages):
             left = 60 * minutes - (time.monotonic() - started)
-            seconds = allot(stages[place:], left)[stage.name]
-            say(f"[{place + 1}/{len(stages)}] {stage.name}: {stage.what}")
+            seconds = allot(stages[number:], left)[stage.name]
+            say(f"[{number + 1}/{len(stages)}] {stage.name}: {stage.what}")
             if stop.name:
                 result = StageResult(name=stage.name, status="skipped", message="stopped")
             elif not seconds:
@@ -246,7 +246,7 @@ def run_check(
                 log = out / f"{stage.name}.log"
                 result = run_stage(stage, seconds, words, folder, log, stop, watch, say)
             found.append(result)
-            say(f"      {result.status}{_told(result)} ({result.seconds:.0f} s)")
+            say(f"      {result.status}{_describe(result)} ({result.seconds:.0f} s)")
             write(stop.name)
     return write(stop.name)
 
@@ -263,14 +263,14 @@ def run_stage(
 ) -> StageResult:
     """One stage's process, to its end or its time limit, with all that it started."""
     started = time.monotonic()
-    num_told = 0
+    num_shown = 0
 
     def tell_cases() -> list[CaseResult]:
-        nonlocal num_told
+        nonlocal num_shown
         cases = read_cases(scratch)
-        for case in cases[num_told:]:
+        for case in cases[num_shown:]:
             say(f"      {_case_line(case)}")
-        num_told = len(cases)
+        num_shown = len(cases)
         return cases
 
     with log.open("wb") as stream:
@@ -318,11 +318,11 @@ def _case_line(case: CaseResult) -> str:
     return f"{status:8} {case.name} ({case.seconds:.1f} s)" + (f": {what}" if what else "")
 
 
-def _told(result: StageResult) -> str:
+def _describe(result: StageResult) -> str:
     parts = [part for part in (result.counts(), result.message.partition(";")[0]) if part]
     return f": {'; '.join(parts)}" if parts else ""
 
 
 def _last(lines: Sequence[str], number: int) -> str:
-    told = [line.strip() for line in lines if line.strip()]
-    return " / ".join(told[-number:]) or "(it printed nothing)"
+    shown = [line.strip() for line in lines if line.strip()]
+    return " / ".join(shown[-number:]) or "(it printed nothing)"

@@ -9,7 +9,7 @@ of     function                            why
 ray    upstream.keep_sigterm_handler       its handler ends the cluster at once; a run
                                            stops between two steps instead
 ray    upstream.session_folder, job_actors where a run's processes are and what they print
-verl   upstream.silence_config_print       prints the whole config, which is a file
+verl   upstream.silence_config_print       prints the complete config, which is a file
 verl   upstream.use_replay_buffer          the trainer names the class; ours counts the
                                            responses and polls at an interval with a key
 verl   upstream.use_weight_sender          no registry function for the sender
@@ -22,7 +22,7 @@ vllm   upstream.keep_outputs               veRL drops the per-token array of an 
 vllm   upstream.engine_exits               exit code of a dead engine core
 vllm   upstream.keep_linear_weights        oneDNN packing drops `weight` on CPU
 vllm   flash_attention_lse.install         FlashAttention computes the log-sum-exp and
-                                           does not hand it out
+                                           does not return it
 =====  ==================================  ======================================================
 
 docs/architecture.md has the upstream places and the tests.

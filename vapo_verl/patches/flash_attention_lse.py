@@ -1,8 +1,8 @@
 """Patch of vLLM 0.24: what FlashAttention computes beside its output, the LSE, becomes readable.
 
 FlashAttention's kernels always compute the log-sum-exp of each query's logits, but
-`FlashAttentionImpl.forward` does not ask for it (`return_softmax_lse`) and could not hand it out.
-To capture visual attention without it costs a walk of the whole context instead of the visual keys
+`FlashAttentionImpl.forward` does not ask for it (`return_softmax_lse`) and could not return it.
+To capture visual attention without it costs a walk of the full context instead of the visual keys
 alone. The other ways are a copy of that method or a second attention call; this wraps the function
 it calls. Can go when an implementation can be asked for its LSE.
 """
@@ -21,7 +21,7 @@ FUNCTION = "flash_attn_varlen_func"
 
 
 class LSETap:
-    """In the place of `flash_attn_varlen_func`: the same function, but while `open`, `lse` is kept.
+    """Replaces `flash_attn_varlen_func`: the same function, but while `open`, `lse` is kept.
 
     One forward at a time, as in a worker without dual batch overlap.
     """

@@ -20,9 +20,9 @@ NONE = "–"
 def figures_html(panels: Sequence[Panel], first: int) -> str:
     """One box per panel; the page's script draws panel `data-panel` when the box is visible."""
     parts = []
-    for place, panel in enumerate(panels, start=first):
+    for number, panel in enumerate(panels, start=first):
         drawn = panel.series or panel.heat
-        body = f'<div class=plot data-panel="{place}"></div>' if drawn else ""
+        body = f'<div class=plot data-panel="{number}"></div>' if drawn else ""
         if panel.missing:
             body += f"<p class=missing>{escape(panel.missing)}</p>"
         note = f"<figcaption>{escape(panel.note)}</figcaption>" if panel.note else ""

@@ -26,8 +26,8 @@ def picture(panel: Panel) -> Image.Image:
     axes = figure.add_subplot(title=panel.title, xlabel=panel.x_title, ylabel=panel.y_title)
     axes.grid(color="#d3d9e0", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    for place, series in enumerate(panel.series):
-        _draw(axes, series, _COLORS[place % len(_COLORS)])
+    for number, series in enumerate(panel.series):
+        _draw(axes, series, _COLORS[number % len(_COLORS)])
     if panel.level is not None:
         axes.axhline(panel.level, color=_SOFT, linestyle="--", linewidth=1, label=panel.level_name)
     if panel.diagonal:

@@ -33,8 +33,8 @@ QUANTITIES = (
 def early_panel(runs: Sequence[RunSummary]) -> Panel:
     """Accuracy of forced answers by the fraction of the reasoning before them."""
     series = [
-        _curve(run.early_decision, place)
-        for place, run in enumerate(runs)
+        _curve(run.early_decision, number)
+        for number, run in enumerate(runs)
         if run.early_decision is not None
     ]
     return Panel(
@@ -66,11 +66,11 @@ def early_table(runs: Sequence[RunSummary]) -> Table | None:
 
 def early_rows(decision: EarlyDecision, quantity: str) -> dict[str, float]:
     """Row of the data -> 1 if `quantity` holds for its response, else 0."""
-    right = decision.right()
+    correct = decision.right()
     values = {
-        "correct with no reasoning": right[:, 0],
-        "correct at any earlier cut": right[:, :-1].max(axis=1),
-        "correct with all reasoning": right[:, -1],
+        "correct with no reasoning": correct[:, 0],
+        "correct at any earlier cut": correct[:, :-1].max(axis=1),
+        "correct with all reasoning": correct[:, -1],
     }[quantity]
     names = (f"{row.data_source}\t{row.row}" for row in decision.rows)
     return dict(zip(names, values.astype(float).tolist(), strict=True))
@@ -86,35 +86,35 @@ def _column(run: RunSummary) -> dict[str, str]:
     interval = f"{shown(drop['low'])} to {shown(drop['high'])}"
     values = (
         str(found["num_rows"]),
-        _share(cuts[-1]["share"]),
-        _share(cuts[0]["share"]),
-        _share(peak["share"]) + at_peak,
+        _shown_rate(cuts[-1]["share"]),
+        _shown_rate(cuts[0]["share"]),
+        _shown_rate(peak["share"]) + at_peak,
         f"{shown(drop['difference'])} ({interval}), p {shown(drop['p'], 2)}",
-        _share(any_cut["of_errors"]),
-        _share(any_cut["of_rows"]),
-        _share(single["of_errors"]) + at_single,
-        _share(single["of_rows"]) + at_single,
+        _shown_rate(any_cut["of_errors"]),
+        _shown_rate(any_cut["of_rows"]),
+        _shown_rate(single["of_errors"]) + at_single,
+        _shown_rate(single["of_rows"]) + at_single,
     )
     return dict(zip(_ROWS, values, strict=True))
 
 
-def _share(share: Share) -> str:
+def _shown_rate(rate: Share) -> str:
     """``0.25 (0.1 to 0.4), 5 of 20``"""
-    if share["share"] is None or share["low"] is None or share["high"] is None:
+    if rate["share"] is None or rate["low"] is None or rate["high"] is None:
         return NONE
-    interval = f"{shown(share['low'])} to {shown(share['high'])}"
-    return f"{shown(share['share'])} ({interval}), {share['num']} of {share['of']}"
+    interval = f"{shown(rate['low'])} to {shown(rate['high'])}"
+    return f"{shown(rate['share'])} ({interval}), {rate['num']} of {rate['of']}"
 
 
 def _curve(decision: EarlyDecision, run: int) -> Series:
     cuts = accuracy_by_cut(decision)
-    shares = [cut["share"] for cut in cuts]
+    rates = [cut["share"] for cut in cuts]
     return Series(
         name="accuracy",
         x=numbers(cut["target"] for cut in cuts),
-        y=numbers(share["share"] for share in shares),
-        low=numbers(share["low"] for share in shares),
-        high=numbers(share["high"] for share in shares),
-        texts=[f"{share['num']} of {share['of']}" for share in shares],
+        y=numbers(rate["share"] for rate in rates),
+        low=numbers(rate["low"] for rate in rates),
+        high=numbers(rate["high"] for rate in rates),
+        texts=[f"{rate['num']} of {rate['of']}" for rate in rates],
         run=run,
     )

@@ -52,8 +52,8 @@ def render_report(runs: Sequence[RunSummary]) -> str:
     plotly, script = plotly_script(), "\n".join(resource_text(*script) for script in _SCRIPTS)
     names = [run.name for run in runs]
     samples = [
-        {"run": place, **asdict(response)}
-        for place, run in enumerate(runs)
+        {"run": number, **asdict(response)}
+        for number, run in enumerate(runs)
         for response in run.explorer.responses()
     ]
     data = {
@@ -86,10 +86,10 @@ def render_report(runs: Sequence[RunSummary]) -> str:
 
 def _once_each(samples: Sequence[dict[str, Any]]) -> list[str]:
     """All images, each once; samples refer to them by index."""
-    places: dict[str, int] = {}
+    indices: dict[str, int] = {}
     for sample in samples:
-        sample["images"] = [places.setdefault(uri, len(places)) for uri in sample["images"]]
-    return list(places)
+        sample["images"] = [indices.setdefault(uri, len(indices)) for uri in sample["images"]]
+    return list(indices)
 
 
 def _comparison(runs: Sequence[RunSummary]) -> str:

@@ -159,6 +159,6 @@ def _heat_map(run: RunSummary, several: bool) -> Panel:
         return Panel(title=title, x_title=x_title, y_title=y_title, missing=_NO_LAYERS)
     names = [f"layer {layer}" for layer in run.curves.layers]
     if len(names) != means.shape[1]:
-        names = [f"captured layer {place}" for place in range(means.shape[1])]
+        names = [f"captured layer {column}" for column in range(means.shape[1])]
     heat = Heat(x=numbers(progress_centres()), y=names, values=[numbers(row) for row in means.T])
     return Panel(title=title, x_title=x_title, y_title=y_title, heat=heat, note="Mean over tokens.")

@@ -47,7 +47,7 @@ def _found(runs: Sequence[RunSummary], prefix: str) -> tuple[tuple[str, str], ..
 
 def _panel(plan: Plan, runs: Sequence[RunSummary]) -> Panel:
     series = []
-    for place, run in enumerate(runs):
+    for number, run in enumerate(runs):
         for color, (metric, name) in enumerate(plan.metrics):
             column = run.metrics.series(metric)
             if column:
@@ -56,7 +56,7 @@ def _panel(plan: Plan, runs: Sequence[RunSummary]) -> Panel:
                         name=name,
                         x=numbers(column),
                         y=numbers(column.values()),
-                        run=place,
+                        run=number,
                         color=color,
                     )
                 )
@@ -69,7 +69,7 @@ def _panel(plan: Plan, runs: Sequence[RunSummary]) -> Panel:
         level_name=plan.level_name,
         note=plan.note,
         missing=missing_from([run.name for run in runs], series, plan.missing),
-        y_range=(0.0, 1.0) if plan.share else None,
+        y_range=(0.0, 1.0) if plan.is_fraction else None,
     )
 
 
@@ -85,7 +85,7 @@ class Plan:
     note: str = ""
     level: float | None = None
     level_name: str = ""
-    share: bool = False
+    is_fraction: bool = False
     """Drawn from 0 to 1."""
 
 
@@ -106,7 +106,7 @@ PLANS = (
         metrics=(("vapo/anchors/probed_fraction", "probed"),),
         note="Fraction of responses whose anchors were probed.",
         missing=_NO_ANCHORS,
-        share=True,
+        is_fraction=True,
     ),
     Plan(
         title="Anchor accuracy",
@@ -120,7 +120,7 @@ PLANS = (
         missing=_NO_ANCHORS,
         level=CHANCE,
         level_name="chance",
-        share=True,
+        is_fraction=True,
     ),
     Plan(
         title="Groups",
@@ -134,7 +134,7 @@ PLANS = (
         note="Fractions of prompts by their answers, and the fraction of the sum of absolute "
         "advantages in groups whose rewards differ only in perception.",
         missing=NOT_LOGGED,
-        share=True,
+        is_fraction=True,
     ),
     Plan(
         title="Yes-rate",
@@ -144,7 +144,7 @@ PLANS = (
         missing=_NO_ANCHORS,
         level=0.5,
         level_name="half",
-        share=True,
+        is_fraction=True,
     ),
     Plan(
         title="Visual attention",

@@ -122,7 +122,7 @@ class RecordingImpl:
         """Write row r's ratio to `capture.ratio[self.slot, r]`, from its last query.
 
         Args:
-            query: [tokens, heads, head_dim] of the whole batch, padded at the end.
+            query: [tokens, heads, head_dim] of the complete batch, padded at the end.
             kv_cache: the layer's paged cache in the backend's own layout.
         """
         raise NotImplementedError

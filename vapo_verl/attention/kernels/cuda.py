@@ -154,14 +154,14 @@ def mean_kernel(
     mask = (head < HEADS)[:, None] & (split < num_splits)[None, :]
     visual = tl.load(part, mask=mask, other=0.0)
     if WITH_LSE:
-        share = tl.sum(visual, 1)
+        fraction = tl.sum(visual, 1)
     else:
         size = tl.num_programs(0).to(tl.int64) * HEADS * num_splits
         total = tl.load(part + size, mask=mask, other=0.0)
         peak = tl.load(part + 2 * size, mask=mask, other=float("-inf"))
         weight = tl.exp2(peak - tl.max(peak, 1)[:, None])  # 0 for a split that had no tile
-        share = tl.sum(visual * weight, 1) / tl.sum(total * weight, 1)
-    ratio = tl.sum(tl.where(head < HEADS, share, 0.0), 0) / HEADS
+        fraction = tl.sum(visual * weight, 1) / tl.sum(total * weight, 1)
+    ratio = tl.sum(tl.where(head < HEADS, fraction, 0.0), 0) / HEADS
     index = tl.arange(0, SPANS_PAD)
     lower = tl.load(spans_ptr + (row * MAX_SPANS + index) * 2, mask=index < MAX_SPANS, other=0)
     tl.store(out_ptr + row, tl.where(tl.min(lower, 0) < 0, float("nan"), ratio))

@@ -128,8 +128,8 @@ def mixed_groups(
     prompts = [make_prompt(processor, row) for row in rows]
     samplings = [respond(model, processor, prompts, temperature=1.0) for _ in range(GROUP_SIZE)]
     answers = np.array([[read_answer(processor, s) for s in samples] for samples in samplings])
-    right = answers == np.array(_truths(rows))
-    return float((right.any(axis=0) & ~right.all(axis=0)).mean())
+    correct = answers == np.array(_truths(rows))
+    return float((correct.any(axis=0) & ~correct.all(axis=0)).mean())
 
 
 def chance(rows: Sequence[dict]) -> float:
@@ -144,9 +144,9 @@ def swap_images(rows: Sequence[dict]) -> list[dict]:
     """Give every row another row's image of the same grid: a control for text alone."""
     swapped = list(rows)
     for grid in {row["extra_info"]["grid"] for row in rows}:
-        places = [i for i, row in enumerate(rows) if row["extra_info"]["grid"] == grid]
-        for place, other in zip(places, places[1:] + places[:1], strict=True):
-            swapped[place] = {**rows[place], "images": rows[other]["images"]}
+        indices = [i for i, row in enumerate(rows) if row["extra_info"]["grid"] == grid]
+        for index, other in zip(indices, indices[1:] + indices[:1], strict=True):
+            swapped[index] = {**rows[index], "images": rows[other]["images"]}
     return swapped
 
 

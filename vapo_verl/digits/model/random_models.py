@@ -210,7 +210,7 @@ def random_config(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_V
 
 def _vision_config(shape: Shape) -> dict[str, Any]:
     depth, period = shape.vision_layers, shape.vision_period
-    whole = list(range(period - 1, depth, period)) or [depth - 1]
+    full = list(range(period - 1, depth, period)) or [depth - 1]
     return {
         "depth": depth,
         "hidden_size": shape.vision_hidden_size,
@@ -222,7 +222,7 @@ def _vision_config(shape: Shape) -> dict[str, Any]:
         "temporal_patch_size": 2,
         "tokens_per_second": 2,
         "window_size": 4 * CELL_PIXELS,
-        "fullatt_block_indexes": whole,
+        "fullatt_block_indexes": full,
         "initializer_range": shape.vision_hidden_size**-0.5,
     }
 

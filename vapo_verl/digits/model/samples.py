@@ -88,8 +88,10 @@ class SampleMaker:
     def reading(self, rng: random.Random, rows: int, cols: int) -> Sample:
         """Draw a sample whose response reads every cell, in random order."""
         scene = sample_scene(rng, self.pool, rows, cols)
-        places = rng.sample(list(scene.places), rows * cols)
-        response = f"{THINK_START}{' '.join(read(scene, place) for place in places)}{THINK_END}"
+        positions = rng.sample(list(scene.positions), rows * cols)
+        response = (
+            f"{THINK_START}{' '.join(read(scene, position) for position in positions)}{THINK_END}"
+        )
         return self._sample(rng, scene, READ_PROMPT, response)
 
     def question(self, rng: random.Random, rows: int, cols: int) -> Sample:
@@ -228,8 +230,8 @@ def _row(sample: Sample, length: int, pad_id: int) -> tuple[np.ndarray, ...]:
 def trunk_positions(sample: Sample) -> Int[np.ndarray, "axes trunk"]:
     """Return Qwen2.5-VL's rotary positions (time, row, column) of prompt and response tokens.
 
-    Text counts up on all axes; image tokens share one time and are told apart by row and column;
-    text goes on behind the largest position of the image.
+    Text counts up on all axes; image tokens share one time and differ in row and column;
+    text continues after the largest position of the image.
     """
     first = sample.prompt_ids.index(_image_id(sample))
     num_cells = sample.rows * sample.cols

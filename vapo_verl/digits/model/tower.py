@@ -75,18 +75,6 @@ def train_tower(
         yield loss.item()
 
 
-@torch.no_grad()
-def tower_accuracy(
-    model: Qwen2_5_VLForConditionalGeneration,
-    processor: Qwen2_5_VLProcessor,
-    scenes: list[Scene],
-) -> dict[str, float]:
-    """Return the fraction of cells described correctly, by group of words."""
-    scores = describe(model, processor, scenes, random.Random(0))
-    labels = cell_labels(scenes)
-    return {k: (scores[k].argmax(-1) == labels[k]).float().mean().item() for k in _WORDS}
-
-
 def draw_scenes(rng: random.Random, pool: ScanPool, grid: str, number: int) -> list[Scene]:
     """Draw scenes of one grid shape."""
     return [sample_scene(rng, pool, *parse_grid(grid)) for _ in range(number)]
@@ -112,16 +100,16 @@ def describe(
 
 def cell_labels(scenes: list[Scene]) -> dict[str, Tensor]:
     """Return class numbers of every cell, by group of words."""
-    places = [place.split() for scene in scenes for place in scene.places]
+    positions = [position.split() for scene in scenes for position in scene.positions]
     cells = [cell for scene in scenes for cell in scene.cells]
     digits = [cell.digit for cell in cells]
-    rows = [_ROWS.index(row) for row, _ in places]
+    rows = [_ROWS.index(row) for row, _ in positions]
     labels = {
         "digit": digits,
         "digit in arithmetic": digits,
         "color": [COLORS.index(cell.color) for cell in cells],
         "row": rows,
         "row of the first sentence": rows,
-        "column": [_COLUMNS.index(column) for _, column in places],
+        "column": [_COLUMNS.index(column) for _, column in positions],
     }
     return {name: torch.tensor(numbers) for name, numbers in labels.items()}
