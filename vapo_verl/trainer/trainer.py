@@ -66,6 +66,8 @@ from vapo_verl.trainer.worker import PhaseMemory, VapoWorker
 
 EXPLAIN_S = 10.0
 """Time for the monitor to see the death behind an error."""
+NOTICE_S = 2.0
+"""Time for the trainer to meet what follows from a death, which says more: failed responses."""
 FAILED_IN_VALIDATION = f"{FAILED}_in_validation"
 WORKER_ROLES = (Role.ActorRolloutRef, Role.ActorRollout, Role.Actor, Role.RefPolicy)
 
@@ -91,6 +93,7 @@ class VapoTrainer(PPOTrainerSync):
             self.vapo.rollout.timeout_s, end=self._end, where=self._where
         )
         self.failure: str | None = None  # why the run cannot go on, in full
+        self._noticed = threading.Event()  # this process has met an error by itself
         self._places: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
         self.stopped_at: int | None = None  # the last finished step of a run that was asked to stop
         write_config(self.run_dir, config)
@@ -200,8 +203,11 @@ class VapoTrainer(PPOTrainerSync):
         except RunStopped:
             raise
         except Exception as error:
+            self._noticed.set()
             finding = self._monitor.wait(EXPLAIN_S) or self._monitor.suspect()
             self._monitor.stop()
+            if finding is not None:
+                self._monitor.kill(finding)
             if finding is not None or isinstance(error, ResponsesFailed):
                 text = str(error) if isinstance(error, ResponsesFailed) else ""
                 self.failure = self._message(finding, text)
@@ -214,6 +220,8 @@ class VapoTrainer(PPOTrainerSync):
         exit_in_time = threading.Timer(liveness.GRACE_S, os._exit, (1,))
         exit_in_time.daemon = True
         exit_in_time.start()
+        if self._noticed.wait(NOTICE_S):
+            return
         self._monitor.kill(finding)
         for actor in self._actors:
             ray.kill(actor)
