@@ -44,6 +44,8 @@ class ChatServer:
     url: str
     script: Script
     requests: list[Request] = field(default_factory=list)
+    models: tuple[str, ...] = ("scripted",)
+    """What it lists."""
 
 
 @contextlib.contextmanager
@@ -68,6 +70,14 @@ def chat_server(script: Script) -> Iterator[ChatServer]:
             data = json.dumps(answer).encode()
             self.send_response(reply.status)
             self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def do_GET(self) -> None:
+            assert self.path == "/v1/models"
+            data = json.dumps({"data": [{"id": name} for name in state.models]}).encode()
+            self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)

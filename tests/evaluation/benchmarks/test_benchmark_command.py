@@ -161,6 +161,19 @@ def test_an_endpoint_that_refuses_everything_says_what_to_correct(tsv, tmp_path,
     assert "refuses the key; correct OPENAI_API_KEY" in capsys.readouterr().err
 
 
+def test_the_only_model_that_an_endpoint_lists_needs_no_name(tsv, tmp_path, capsys):
+    out, data = tmp_path / "out", str(tsv())
+    with chat_server(by_question) as server:
+        server.models = ("one", "two")
+        assert main(["benchmark", server.url, data, "--out", str(out)]) == 2
+        assert "lists 2 models: one, two; name one with --model-name" in capsys.readouterr().err
+        server.models = ("one",)
+        words = [data, "--out", str(out), "--judge", server.url]
+        assert main(["benchmark", server.url, *words]) == 0
+        assert {request.body["model"] for request in server.requests} == {"one"}
+    assert read_summary(out)["judge"]["model"] == "one"
+
+
 def test_other_settings_are_refused(tsv, tmp_path, capsys):
     out, data = tmp_path / "out", tsv()
     with chat_server(by_question) as server:
@@ -270,11 +283,14 @@ def test_a_bad_file_is_refused_before_anything_is_asked(change, message, tsv, tm
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["benchmark", "http://127.0.0.1:9/v1", "DATA"], "name the endpoint's model with"),
+        (["benchmark", "http://127.0.0.1:9/v1", "DATA"], "name the model with --model-name"),
         (["benchmark", "Qwen/Qwen2.5-VL-7B-Instruct", "DATA"], "nothing is downloaded"),
         (["benchmark", "MODEL", "DATA", "DATA"], "quiz is given more than once"),
         (["benchmark", "MODEL", "DATA", "--judge", "localhost"], "give an address"),
-        (["benchmark", "MODEL", "DATA", "--judge", "http://localhost/v1"], "--judge-model"),
+        (
+            ["benchmark", "DIGITS", "DATA", "--judge", "http://127.0.0.1:9/v1"],
+            "http://127.0.0.1:9/v1/models lists no models (ConnectError",
+        ),
         (["benchmark", "MODEL", "DATA", "--rules", "mathvers"], "pick one of mathvista"),
         (["benchmark", "MODEL", "DATA", "--limit", "0"], "--limit 0: give 1 or more"),
         (["benchmark", "MODEL", "none.tsv"], "none.tsv"),

@@ -79,20 +79,18 @@ class BenchmarkOptions:
     seed: int | None = field(default=None, metadata=cli(low=0))
     """Of samples and of swapped images (vapo.seed of a run folder, else 0)."""
     model_name: str | None = None
-    """The model of an endpoint."""
+    """The model of an endpoint (the only one that it lists)."""
     max_concurrency: int = field(default=16, metadata=cli(low=1))
     """Requests to an endpoint or a judge at once."""
     judge: str | None = field(default=None, metadata=cli(metavar="URL"))
     """OpenAI-compatible endpoint that decides about answers no rule can read."""
     judge_model: str | None = None
-    """The judge's model."""
+    """The judge's model (the only one that its endpoint lists)."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
         if self.judge is not None and not is_endpoint(self.judge):
             raise OptionError(f"--judge {self.judge}: give an address as http://HOST:PORT/v1")
-        if self.judge is not None and not self.judge_model:
-            raise OptionError(f"--judge {self.judge}: name its model with --judge-model")
 
 
 def is_endpoint(model: str) -> bool:
@@ -122,6 +120,9 @@ def run(arguments: argparse.Namespace) -> int:
     model = _model(options)
     tasks = [_task(path, rows, rule, model, options) for path, rows, rule in benchmarks]
     _refuse_control_tokens(tasks, model)
+    if options.judge is not None and options.judge_model is None:
+        judge_model = served_model(options.judge, "--judge-model")
+        options = replace(options, judge_model=judge_model)
     _ask(tasks, model, options)
     for task in tasks:
         _grade(task, options)
@@ -201,11 +202,10 @@ def _model(options: BenchmarkOptions) -> _Model:
         for name in ("min_pixels", "max_pixels"):
             fix = "an endpoint resizes images by itself"
             _refuse(getattr(options.engine, name), f"--{name.replace('_', '-')}", fix)
-        if not options.model_name:
-            raise OptionError(f"MODEL {model}: name the endpoint's model with --model-name")
+        name = options.model_name or served_model(model, "--model-name")
         return _Model(
-            name=options.model_name,
-            fingerprint=f"{model} {options.model_name}",
+            name=name,
+            fingerprint=f"{model} {name}",
             engine=None,
             trained_suffix=None,
             seed=seed or 0,
@@ -229,6 +229,32 @@ def _model(options: BenchmarkOptions) -> _Model:
         seed=seed or 0,
         template_options={},
     )
+
+
+def served_model(url: str, option: str) -> str:
+    """The only model that an endpoint lists.
+
+    Raises:
+        OptionError: it does not answer, or lists none or several; `option` names one.
+    """
+    import httpx
+
+    key = os.environ.get("OPENAI_API_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    address = f"{url.rstrip('/')}/models"
+    try:
+        reply = httpx.get(address, headers=headers, timeout=30.0).raise_for_status()
+        names = [str(model["id"]) for model in reply.json()["data"]]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise OptionError(
+            f"{address} lists no models ({reason}); correct the address, or name the model with "
+            f"{option}"
+        ) from error
+    if len(names) != 1:
+        listed = f"{len(names)} models: {', '.join(names[:5])}"
+        raise OptionError(f"{address} lists {listed}; name one with {option}")
+    return names[0]
 
 
 def _refuse(value: object, option: str, reason: str) -> None:
@@ -421,7 +447,7 @@ def _ask(tasks: Sequence[Task], model: _Model, options: BenchmarkOptions) -> Non
     if model.engine is not None:
         ask_engine(tasks, model.engine, options.batch, model.template_options)
         return
-    endpoint = _endpoint(options.engine.model, str(options.model_name), options.max_tokens)
+    endpoint = _endpoint(options.engine.model, model.name, options.max_tokens)
     temperature = tasks[0].sampling.temperature
     ask_endpoint(tasks, replace(endpoint, temperature=temperature), options.max_concurrency)
 
