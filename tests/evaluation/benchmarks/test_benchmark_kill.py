@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -38,14 +39,25 @@ def tsv_of(parquet: Path, path: Path) -> Path:
     return write_tsv(path, rows)
 
 
-def start(data: list[Path], out: Path) -> subprocess.Popen:
-    words = [sys.executable, "-m", "vapo_verl.evaluation", "benchmark", str(model_dir())]
-    words += [*map(str, data), "--out", str(out), "--protocol", "avg8", "--batch", "2"]
-    words += ["--dtype", "float32", "--kv-cache-gib", "0.25", "--max-tokens", "96", "--suffix"]
-    with (out.parent / "log.txt").open("a") as log:
-        return subprocess.Popen(
-            [*words, "none"], env=os.environ | ENVIRONMENT, stdout=log, stderr=log
-        )
+@pytest.fixture
+def start() -> Iterator[Callable[[list[Path], Path], subprocess.Popen]]:
+    """Begin the command in a process of its own."""
+    started = []
+
+    def begin(data: list[Path], out: Path) -> subprocess.Popen:
+        words = [sys.executable, "-m", "vapo_verl.evaluation", "benchmark", str(model_dir())]
+        words += [*map(str, data), "--out", str(out), "--protocol", "avg8", "--batch", "2"]
+        words += ["--dtype", "float32", "--kv-cache-gib", "0.25", "--max-tokens", "96"]
+        words += ["--suffix", "none"]
+        with (out.parent / "log.txt").open("a") as log:
+            process = subprocess.Popen(words, env=os.environ | ENVIRONMENT, stdout=log, stderr=log)
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def num_stored(data: list[Path], out: Path) -> int:
@@ -72,7 +84,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_killed_three_times_and_resumed_equals_an_unkilled_run(digits_data, tmp_path):
+def test_killed_three_times_and_resumed_equals_an_unkilled_run(start, digits_data, tmp_path):
     parquet = digits_data(test=NUM_ROWS)["test"]
     data = [parquet, tsv_of(parquet, tmp_path / "digits_tsv.tsv")]
     total = len(data) * NUM_ROWS * NUM_SAMPLES
