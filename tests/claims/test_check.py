@@ -6,12 +6,12 @@ import pytest
 
 from vapo_verl.claims.images import image_key
 from vapo_verl.claims.making.judge import measure_agreement, read_vote, vote_entropy
-from vapo_verl.claims.shards import ClaimRecord, ShardWriter, Verdict, read_records
+from vapo_verl.claims.shards import ClaimRecord, ShardWriter, VoteCount, read_records
 from vapo_verl.data.claims_column import Claim
 
 
-def verdict(label: bool, num_yes: int, num_no: int, num_unclear: int = 0) -> Verdict:
-    return Verdict(text="x", label=label, num_yes=num_yes, num_no=num_no, num_unclear=num_unclear)
+def vote_count(label: bool, num_yes: int, num_no: int, num_unclear: int = 0) -> VoteCount:
+    return VoteCount(text="x", label=label, num_yes=num_yes, num_no=num_no, num_unclear=num_unclear)
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def test_flipped_labels_are_found(claims, server, oracle, stored, parquet, png, 
     records = {record.image_key: record for record in read_records(out)}
     assert [len(records[image_key(png(image))].claims) for image in range(3)] == [4, 3, 4]
     flipped = records[image_key(png(1))]
-    assert [verdict.kept for verdict in flipped.verdicts] == [True, True, False, True]
-    assert all(claim.text != flipped.verdicts[2].text for claim in flipped.claims)
+    assert [vote_count.kept for vote_count in flipped.vote_counts] == [True, True, False, True]
+    assert all(claim.text != flipped.vote_counts[2].text for claim in flipped.claims)
     assert (flipped.model, flipped.check_model) == ("maker", "scripted-vlm")
     assert flipped.check_usage.num_requests == 4
     figures = json.loads((out / "report.json").read_text())["folder"]["agreement"]
@@ -59,7 +59,7 @@ def test_flipped_labels_are_found(claims, server, oracle, stored, parquet, png, 
     assert figures["rate"] == pytest.approx(11 / 12)
     assert (figures["rate_true"], figures["rate_false"]) == (1, pytest.approx(6 / 7))
     assert figures["kappa"] == pytest.approx(5 / 6)
-    assert figures["share_unanimous"] == 1 and figures["mean_vote_entropy"] == 0
+    assert figures["fraction_unanimous"] == 1 and figures["mean_vote_entropy"] == 0
     assert "kappa 0.833" in capsys.readouterr().out
 
 
@@ -79,7 +79,7 @@ def test_separate_votes_and_servers_that_do_not_know_n(
         server.seen.clear()
         claims("check", stored, parquet(1), "--out", tmp_path / name, *extra)
         (record,) = read_records(tmp_path / name)
-        assert {verdict.num_yes for verdict in record.verdicts} == {3}
+        assert {vote_count.num_yes for vote_count in record.vote_counts} == {3}
         assert len(server.seen) == 4 * 3
         assert any("n" in seen.body for seen in server.seen) == (name == "ignored")
 
@@ -144,12 +144,12 @@ def test_votes(text, vote):
 def test_agreement_by_hand():
     figures = measure_agreement(
         [
-            verdict(True, 3, 0),
-            verdict(True, 2, 1),
-            verdict(True, 0, 3),
-            verdict(False, 0, 2, 1),
-            verdict(False, 2, 1),
-            verdict(False, 1, 1, 1),
+            vote_count(True, 3, 0),
+            vote_count(True, 2, 1),
+            vote_count(True, 0, 3),
+            vote_count(False, 0, 2, 1),
+            vote_count(False, 2, 1),
+            vote_count(False, 1, 1, 1),
         ]
     )
     assert (figures.num_claims, figures.num_undecided) == (6, 1)
@@ -158,7 +158,7 @@ def test_agreement_by_hand():
     assert (figures.rate_true, figures.rate_false) == (pytest.approx(2 / 3), 1 / 2)
     # chance = (3 * 3 + 2 * 2) / 25 = 13/25; kappa = (15/25 - 13/25) / (12/25) = 1/6
     assert figures.kappa == pytest.approx(1 / 6)
-    assert figures.share_unanimous == pytest.approx(2 / 6)
+    assert figures.fraction_unanimous == pytest.approx(2 / 6)
     # 2:1 is 0.9183 bits, twice; 1:1 is 1 bit; the other three are 0
     assert figures.mean_vote_entropy == pytest.approx((2 * 0.918296 + 1) / 6, abs=1e-6)
 
@@ -166,7 +166,7 @@ def test_agreement_by_hand():
 def test_agreement_without_anything_to_divide_by():
     nothing = measure_agreement([])
     assert nothing.rate is nothing.kappa is nothing.mean_vote_entropy is None
-    unclear = measure_agreement([verdict(True, 0, 0, 3)])
-    assert unclear.num_undecided == 1 and unclear.rate is None and unclear.share_unanimous == 0
-    assert measure_agreement([verdict(True, 3, 0)]).kappa is None  # chance is 1
-    assert vote_entropy(verdict(True, 0, 0, 3)) == 0
+    unclear = measure_agreement([vote_count(True, 0, 0, 3)])
+    assert unclear.num_undecided == 1 and unclear.rate is None and unclear.fraction_unanimous == 0
+    assert measure_agreement([vote_count(True, 3, 0)]).kappa is None  # chance is 1
+    assert vote_entropy(vote_count(True, 0, 0, 3)) == 0

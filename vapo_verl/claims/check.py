@@ -14,7 +14,7 @@ from vapo_verl.claims.making.prompt import question_text
 from vapo_verl.claims.options import CheckOptions, RunOptions, endpoint_from
 from vapo_verl.claims.report import Figures, RunCounts, describe_folder, folder_figures
 from vapo_verl.claims.requests.retry import PatientAsker
-from vapo_verl.claims.shards import RecordIndex, Usage, Verdict, read_records
+from vapo_verl.claims.shards import RecordIndex, Usage, VoteCount, read_records
 from vapo_verl.cli_options import options_from
 from vapo_verl.data.claims_column import is_balanced
 from vapo_verl.data.errors import FileError
@@ -79,7 +79,7 @@ def _cost(
 
 def _totals(folder: Path, *, num_records: int) -> tuple[Figures, str]:
     """Figures of the checked records; images of CLAIMS_DIR that are not checked are counted."""
-    agreement = measure_agreement(_verdicts(folder))
+    agreement = measure_agreement(_vote_counts(folder))
     figures = folder_figures(read_records(folder))
     num_checked = figures["images"]
     assert isinstance(num_checked, int)
@@ -87,7 +87,7 @@ def _totals(folder: Path, *, num_records: int) -> tuple[Figures, str]:
     figures |= {
         "not_checked": num_records - num_checked,
         "unbalanced_images": unbalanced,
-        "agreement": asdict(agreement) | {"share_undecided": agreement.share_undecided},
+        "agreement": asdict(agreement) | {"fraction_undecided": agreement.fraction_undecided},
     }
     lines = [
         f"{describe_folder(figures)}; {unbalanced} images out of balance",
@@ -97,9 +97,9 @@ def _totals(folder: Path, *, num_records: int) -> tuple[Figures, str]:
     return figures, "\n".join(lines)
 
 
-def _verdicts(folder: Path) -> Iterator[Verdict]:
+def _vote_counts(folder: Path) -> Iterator[VoteCount]:
     for record in read_records(folder):
-        yield from record.verdicts or ()
+        yield from record.vote_counts or ()
 
 
 def describe_agreement(agreement: Agreement) -> str:
@@ -107,14 +107,14 @@ def describe_agreement(agreement: Agreement) -> str:
     return (
         f"votes agree with labels: {_percent(agreement.rate)}"
         f" (true {_percent(agreement.rate_true)}, false {_percent(agreement.rate_false)}),"
-        f" kappa {_number(agreement.kappa)}, undecided {_percent(agreement.share_undecided)}\n"
-        f"votes agree with each other: unanimous {_percent(agreement.share_unanimous)},"
+        f" kappa {_number(agreement.kappa)}, undecided {_percent(agreement.fraction_undecided)}\n"
+        f"votes agree with each other: unanimous {_percent(agreement.fraction_unanimous)},"
         f" mean entropy {_number(agreement.mean_vote_entropy)} bits"
     )
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
+def _percent(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:.1%}"
 
 
 def _number(value: float | None) -> str:

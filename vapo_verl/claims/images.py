@@ -30,7 +30,7 @@ _MAGIC = (
 )
 
 OnProblem = Callable[[RowProblem, str], None]
-"""Told of an unreadable image and of the file it is in; raises, or returns to go on without it."""
+"""Called with an unreadable image and its file; raises, or returns to go on without it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,8 +94,8 @@ def folder_figures(records: Iterable[ClaimRecord]) -> Figures:
         "images": num_images,
         "short": num_short,
         "claims": num_claims,
-        "share_true": num_true / num_claims if num_claims else None,
-        "share_low_level": num_low_level / num_claims if num_claims else None,
+        "fraction_true": num_true / num_claims if num_claims else None,
+        "fraction_low_level": num_low_level / num_claims if num_claims else None,
         "images_by_model": dict(models),
         "rejected": dict(rejected.most_common()),
         "usage": _usage(usage),
@@ -126,8 +126,8 @@ def describe_run(counts: RunCounts) -> str:
 
 def describe_folder(figures: Figures) -> str:
     """The folder in one line."""
-    share = figures["share_true"]
-    true = f", {share:.1%} true" if isinstance(share, float) else ""
+    fraction = figures["fraction_true"]
+    true = f", {fraction:.1%} true" if isinstance(fraction, float) else ""
     return (
         f"in the folder: {figures['images']} images, {figures['short']} of them short,"
         f" {figures['claims']} claims{true}"

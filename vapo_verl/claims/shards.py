@@ -37,7 +37,7 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class VoteCount:
     """How the votes of `check` fell on one claim."""
 
     text: str
@@ -78,10 +78,10 @@ class ClaimRecord:
     """Tokens of making these claims."""
     rejected: Mapping[str, int] = field(default_factory=dict)
     """Candidates turned down, by reason: those of `answer` and of `choose`."""
-    verdicts: tuple[Verdict, ...] | None = None
+    vote_counts: tuple[VoteCount, ...] | None = None
     """Left by `check`: one per claim it asked about, dropped claims too. None: not checked."""
     check_model: str | None = None
-    """Gave the verdicts."""
+    """Gave the votes."""
     check_usage: Usage = field(default_factory=Usage)
     """Tokens of checking."""
 
@@ -103,14 +103,16 @@ class ClaimRecord:
         """
         fields: dict[str, Any] = json.loads(line)
         del fields["status"]
-        verdicts = fields["verdicts"]
+        if "verdicts" in fields:  # the name in older shards
+            fields["vote_counts"] = fields.pop("verdicts")
+        votes = fields["vote_counts"]
         return cls(
             **fields
             | {
                 "claims": _claims(fields["claims"], fields["image_key"]),
                 "usage": Usage(**fields["usage"]),
                 "check_usage": Usage(**fields["check_usage"]),
-                "verdicts": None if verdicts is None else tuple(Verdict(**v) for v in verdicts),
+                "vote_counts": None if votes is None else tuple(VoteCount(**v) for v in votes),
             }
         )
 

@@ -118,7 +118,7 @@ def exported(browser: AuditBrowser, folder: Path) -> Path:
     return wait_for(lambda: next(folder.glob("*.json"), None), "no file was exported")
 
 
-def test_verdicts_are_counted_kept_over_a_reload_exported_and_imported(browser, page, tmp_path):
+def test_answers_are_counted_kept_over_a_reload_exported_and_imported(browser, page, tmp_path):
     browser.open(page)
     assert browser.text("#claims > li .text") == EVIL  # shown as it is written
     assert browser.evaluate("window.evil") is None
@@ -161,7 +161,7 @@ def test_verdicts_are_counted_kept_over_a_reload_exported_and_imported(browser, 
     assert shares(browser) == ["– 0 of 0"] * 3
     browser.choose_file("#file", file)
     wait_for(lambda: browser.text("#message"), "nothing was imported")
-    assert browser.text("#message") == f"Imported 2 of 2 verdicts from {file.name}."
+    assert browser.text("#message") == f"Imported 2 of 2 answers from {file.name}."
     assert shares(browser) == expected
     assert browser.evaluate("document.getElementById('auditor').value") == "Ada y12"
 
@@ -178,7 +178,7 @@ def test_an_audit_by_keyboard_alone(browser, page):
     browser.press("y")
     assert browser.text("#progress") == "Image 2 of 2, 5 of 5 claims judged"
     browser.press("o")
-    assert browser.text("#message") == "Every claim is judged: export your verdicts."
+    assert browser.text("#message") == "Every claim is judged: export your answers."
 
 
 def test_what_is_no_export_and_what_is_broken_in_the_store_do_no_harm(browser, page, tmp_path):

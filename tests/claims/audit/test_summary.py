@@ -8,7 +8,7 @@ from vapo_verl.data.errors import FileError
 
 
 def export(folder: Path, person: str, *answers: str, **fields) -> Path:
-    """Verdicts on claims 0, 1, ...: `answers` to "label right"; all else is answered with yes."""
+    """Answers on claims 0, 1, ...: `answers` to "label right"; all else is answered with yes."""
     verdicts = [
         {
             "image_key": "a" * 64,

@@ -102,7 +102,7 @@ def test_similarity_by_hand():
 
 
 def test_colour_claims_come_last_and_are_capped():
-    rules = ClaimRules(num_claims=4, max_low_level_share=0.25)  # 1 of 4
+    rules = ClaimRules(num_claims=4, max_low_level_fraction=0.25)  # 1 of 4
     red = [Claim("The hat is red.", True), Claim("The coat is green.", False)]
     rest = [Claim("The cat sleeps nearby.", True), Claim("A tower leans over.", True)]
     kept, rejected = add_candidates((), red + rest, rules)
@@ -133,7 +133,7 @@ def test_the_balanced_choice_is_balanced_and_the_largest(labels):
         assert not is_balanced([*kept, dropped])
 
 
-@pytest.mark.parametrize("wrong", [{"num_claims": 1}, {"max_low_level_share": 1.5}])
+@pytest.mark.parametrize("wrong", [{"num_claims": 1}, {"max_low_level_fraction": 1.5}])
 def test_rules_that_cannot_be(wrong):
     with pytest.raises(ValueError, match="give"):
         ClaimRules(**wrong)

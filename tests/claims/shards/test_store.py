@@ -14,7 +14,7 @@ from vapo_verl.claims.shards import (
     ClaimRecord,
     ShardWriter,
     Usage,
-    Verdict,
+    VoteCount,
     read_records,
     shard_paths,
 )
@@ -35,20 +35,28 @@ def write(folder: Path, *records: ClaimRecord) -> None:
 
 
 def test_a_record_comes_back_as_it_was(tmp_path):
-    verdict = Verdict(text="x", label=True, num_yes=2, num_no=1, num_unclear=0)
+    vote_count = VoteCount(text="x", label=True, num_yes=2, num_no=1, num_unclear=0)
     usage = Usage(num_requests=2, prompt_tokens=3, completion_tokens=4)
     record = make(
         num_wanted=2,
         attempts=3,
         usage=usage,
         rejected={"hedge": 2},
-        verdicts=(verdict,),
+        vote_counts=(vote_count,),
         check_model="judge",
         check_usage=usage,
     )
     write(tmp_path, record, make("b" * 64))
     assert list(read_records(tmp_path)) == [record, make("b" * 64)]
     assert [r.status for r in read_records(tmp_path)] == ["full", "short"]
+
+
+def test_votes_under_their_older_name_are_read(tmp_path):
+    count = VoteCount(text="x", label=True, num_yes=2, num_no=1, num_unclear=0)
+    write(tmp_path, make(vote_counts=(count,)))
+    (path,) = shard_paths(tmp_path)
+    path.write_text(path.read_text().replace('"vote_counts"', '"verdicts"'))
+    assert list(read_records(tmp_path)) == [make(vote_counts=(count,))]
 
 
 def test_a_writer_begins_its_own_shard_and_none_without_a_record(tmp_path):
@@ -114,8 +122,10 @@ def test_a_killed_writer_leaves_no_lock(tmp_path):
 )
 def test_the_majority_of_a_true_claim(votes, majority, kept):
     num_yes, num_no, num_unclear = votes
-    verdict = Verdict(text="x", label=True, num_yes=num_yes, num_no=num_no, num_unclear=num_unclear)
-    assert (verdict.majority, verdict.kept) == (majority, kept)
+    vote_count = VoteCount(
+        text="x", label=True, num_yes=num_yes, num_no=num_no, num_unclear=num_unclear
+    )
+    assert (vote_count.majority, vote_count.kept) == (majority, kept)
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ class AttachReport:
         )
         return (
             f"{self.out}: {_counted(self.num_rows - self.num_rows_dropped, 'row')} written,"
-            f" {_share(self.num_rows_with_claims, self.num_rows)} with claims{_listed(notes)}"
+            f" {_part_of(self.num_rows_with_claims, self.num_rows)} with claims{_listed(notes)}"
         )
 
     def _missing(self) -> str:
@@ -144,7 +144,7 @@ class AttachReport:
         return (
             f"claims per row with claims: min {self.fewest_claims},"
             f" mean {self.num_claims / num_rows:.1f}, max {self.most_claims};"
-            f" {_share(self.num_true_claims, self.num_claims)} true"
+            f" {_part_of(self.num_true_claims, self.num_claims)} true"
         )
 
 
@@ -235,8 +235,8 @@ class ClaimJoin:
         )
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{part} of {whole} ({part / whole:.1%})"
+def _part_of(part: int, total: int) -> str:
+    return f"{part} of {total} ({part / total:.1%})"
 
 
 def _counted(count: int, noun: str) -> str:

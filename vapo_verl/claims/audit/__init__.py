@@ -1,7 +1,7 @@
 """`audit`: let people judge a random sample of claims, and sum up what they found.
 
 python -m vapo_verl.claims audit CLAIMS_DIR SOURCE --out audit.html
-python -m vapo_verl.claims audit --summary VERDICTS.json [VERDICTS.json ...]
+python -m vapo_verl.claims audit --summary ANSWERS.json [ANSWERS.json ...]
 
 The first writes one page that works without a network; the second reads what the page exports.
 """
@@ -16,7 +16,7 @@ from vapo_verl.cli_options import add_options, cli, options_from
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditOptions:
-    """The page to write, or the verdicts to sum up."""
+    """The page to write, or the answers to sum up."""
 
     claims_dir: Path | None = field(default=None, metadata=cli(positional="CLAIMS_DIR"))
     """Left by generate or check."""
@@ -30,18 +30,18 @@ class AuditOptions:
     """Size of the sample."""
     seed: int = 0
     """Another seed, another sample."""
-    summary: tuple[Path, ...] | None = field(default=None, metadata=cli(metavar="VERDICTS.json"))
-    """Print what exported verdicts say, and how far people agree; writes no page."""
+    summary: tuple[Path, ...] | None = field(default=None, metadata=cli(metavar="ANSWERS.json"))
+    """Print what exported answers say, and how far people agree; writes no page."""
 
     def __post_init__(self) -> None:
         wanted = ("claims_dir", "source", "out")
         given = [name for name in wanted if getattr(self, name) is not None]
         if self.summary and given:
             left_out = ", ".join(given)
-            raise ValueError(f"--summary reads exported verdicts only; leave out {left_out}")
+            raise ValueError(f"--summary reads exported answers only; leave out {left_out}")
         if not self.summary and len(given) < len(wanted):
             raise ValueError(
-                "give CLAIMS_DIR, SOURCE and --out for a page, or --summary VERDICTS.json"
+                "give CLAIMS_DIR, SOURCE and --out for a page, or --summary ANSWERS.json"
             )
         if self.num_images < 1:
             raise ValueError(f"--num-images is {self.num_images}, want at least 1")

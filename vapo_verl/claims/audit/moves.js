@@ -16,7 +16,7 @@ function focusCard(element, stay = false) {
 function goToOpen() {
   const open = [...byId.keys()].find((id) => !isDone(id));
   if (open === undefined) {
-    say("Every claim is judged: export your verdicts.");
+    say("Every claim is judged: export your answers.");
     return;
   }
   const { i } = byId.get(open);

@@ -23,7 +23,7 @@ from vapo_verl.data.images import load_image
 from vapo_verl.files import atomic_write
 from vapo_verl.plots.html import inert_json, policy_hash
 
-_SCRIPTS = ("verdicts.js", "view.js", "moves.js")
+_SCRIPTS = ("answers.js", "view.js", "moves.js")
 """In this order they are one script."""
 _PAGE_ID_CHARACTERS = 16
 MAX_SIDE = 1280
@@ -35,7 +35,7 @@ _JPEG = b"\xff\xd8\xff"
 
 
 def write_page(out: Path, images: Sequence[AuditImage], *, seed: int) -> None:
-    """Write the page to `out`, whole or not at all.
+    """Write the page to `out`, complete or not at all.
 
     Raises:
         FileError: an image that cannot be decoded.
@@ -60,7 +60,7 @@ def render_page(images: Sequence[AuditImage], *, seed: int) -> str:
 
 
 def page_id(images: Sequence[AuditImage]) -> str:
-    """Names the sample: pages with the same images and claims share it, and their verdicts."""
+    """Names the sample: pages with the same images and claims share it, and their answers."""
     content = [[image.key, [claim.as_dict() for claim in image.claims]] for image in images]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:_PAGE_ID_CHARACTERS]
 

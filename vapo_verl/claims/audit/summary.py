@@ -1,4 +1,4 @@
-"""What exported verdicts say of the claims, and how far people agree."""
+"""What exported answers say of the claims, and how far people agree."""
 
 import json
 from collections import Counter
@@ -23,21 +23,21 @@ ClaimKey = tuple[str, str, bool]
 
 
 def summarise(paths: Sequence[Path]) -> str:
-    """Lines for a person: shares of each one, of all together, and the agreement of each two.
+    """Lines for a person: rates of each one, of all together, and the agreement of each two.
 
     Raises:
         FileError: a file that is no export.
     """
-    everyone = [read_verdicts(path) for path in paths]
-    lines = [line for person in everyone for line in _shares(person)]
+    everyone = [read_answers(path) for path in paths]
+    lines = [line for person in everyone for line in _rates(person)]
     if len(everyone) > 1:
-        lines += _shares(together(everyone))
+        lines += _rates(together(everyone))
     lines += [line for first, second in combinations(everyone, 2) for line in _pair(first, second)]
     return "\n".join(lines)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdicts:
+class PersonAnswers:
     """What one person said of claims; a question that was not answered is left out."""
 
     person: str
@@ -45,16 +45,16 @@ class Verdicts:
     """By question, then by claim: one of ANSWERS."""
 
 
-def together(everyone: Sequence[Verdicts]) -> Verdicts:
+def together(everyone: Sequence[PersonAnswers]) -> PersonAnswers:
     """One answer a claim and question: what most said; "unsure" where no answer has most.
 
     Pooling all answers instead would count a claim twice, and make the intervals too narrow.
     """
     answers = {question: _majority(everyone, question) for question in QUESTIONS}
-    return Verdicts(person=f"majority of {len(everyone)} people", answers=answers)
+    return PersonAnswers(person=f"majority of {len(everyone)} people", answers=answers)
 
 
-def _majority(everyone: Sequence[Verdicts], question: str) -> dict[ClaimKey, str]:
+def _majority(everyone: Sequence[PersonAnswers], question: str) -> dict[ClaimKey, str]:
     votes: dict[ClaimKey, Counter[str]] = {}
     for person in everyone:
         for claim, answer in person.answers[question].items():
@@ -67,14 +67,14 @@ def _winner(count: Counter[str]) -> str:
     return "unsure" if others and others[0][1] == most else answer
 
 
-def _shares(person: Verdicts) -> Iterator[str]:
+def _rates(person: PersonAnswers) -> Iterator[str]:
     yield f"{person.person}:"
     for question, title in QUESTIONS.items():
-        yield f"  {title:<19} {share_line(person.answers[question])}"
+        yield f"  {title:<19} {rate_line(person.answers[question])}"
 
 
-def share_line(answers: Mapping[ClaimKey, str]) -> str:
-    """The share of "yes" among all answers: "unsure" counts as not yes, and is told."""
+def rate_line(answers: Mapping[ClaimKey, str]) -> str:
+    """The rate of "yes" among all answers: "unsure" counts as not yes, and is counted."""
     count = Counter(answers.values())
     if not answers:
         return "no answers"
@@ -86,7 +86,7 @@ def share_line(answers: Mapping[ClaimKey, str]) -> str:
     )
 
 
-def _pair(first: Verdicts, second: Verdicts) -> Iterator[str]:
+def _pair(first: PersonAnswers, second: PersonAnswers) -> Iterator[str]:
     yield f"{first.person} and {second.person}:"
     for question, title in QUESTIONS.items():
         mine, yours = first.answers[question], second.answers[question]
@@ -99,26 +99,26 @@ def _agreement_line(pairs: Sequence[tuple[str, str]]) -> str:
         return "no claim that both judged"
     same = sum(a == b for a, b in pairs)
     kappa = cohens_kappa(pairs)
-    told = "undefined: both gave one answer throughout" if kappa is None else f"{kappa:.2f}"
-    return f"{same / len(pairs):6.1%}  the same ({same} of {len(pairs)}), Cohen's kappa {told}"
+    shown = "undefined: both gave one answer throughout" if kappa is None else f"{kappa:.2f}"
+    return f"{same / len(pairs):6.1%}  the same ({same} of {len(pairs)}), Cohen's kappa {shown}"
 
 
-def read_verdicts(path: Path) -> Verdicts:
+def read_answers(path: Path) -> PersonAnswers:
     """Raises FileError, naming the file and what is wrong, for anything but an export."""
     try:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT or content["version"] != VERSION:
             raise ValueError(f"format {shown(content['format'])}, version {content['version']}")
         answers: dict[str, dict[ClaimKey, str]] = {question: {} for question in QUESTIONS}
-        for verdict in content["verdicts"]:
-            key = (str(verdict["image_key"]), str(verdict["claim"]), bool(verdict["label"]))
-            for question in QUESTIONS.keys() & verdict.keys():
-                answers[question][key] = _answer(verdict[question])
+        for given in content["verdicts"]:
+            key = (str(given["image_key"]), str(given["claim"]), bool(given["label"]))
+            for question in QUESTIONS.keys() & given.keys():
+                answers[question][key] = _answer(given[question])
         person = str(content.get("auditor") or "").strip() or path.stem
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise FileError(f"--summary: {path} is no export ({reason}); {_EXPORT_AGAIN}") from error
-    return Verdicts(person=person, answers=answers)
+    return PersonAnswers(person=person, answers=answers)
 
 
 def _answer(value: object) -> str:

@@ -22,7 +22,7 @@ CONTROL = "control_character"
 CUT_OFF = "cut_off"
 """The unfinished last line of an answer that ran into its token limit."""
 EMPTY = "empty"
-"""The whole answer holds no text."""
+"""The answer holds no text at all."""
 
 _THINKING = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 _FENCE = re.compile(r"^\s*```\w*\s*$")
@@ -65,11 +65,11 @@ def parse_answer(text: str, *, cut_off: bool = False) -> ParsedAnswer:
 
 def _entries(lines: list[str]) -> Iterator[object]:
     """The decoded entries; a line that is no JSON comes back as its own text."""
-    whole = _decode("\n".join(lines))
-    if isinstance(whole, dict) and len(whole) == 1:
-        whole = next(iter(whole.values()))
-    if isinstance(whole, list):
-        yield from whole
+    decoded = _decode("\n".join(lines))
+    if isinstance(decoded, dict) and len(decoded) == 1:
+        decoded = next(iter(decoded.values()))
+    if isinstance(decoded, list):
+        yield from decoded
         return
     for line in lines:
         line = line.strip().rstrip(",")

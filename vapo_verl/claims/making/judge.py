@@ -11,11 +11,11 @@ from vapo_verl.analysis.statistics import kappa_of_counts
 from vapo_verl.claims.images import ImageItem
 from vapo_verl.claims.making.answer import without_thinking
 from vapo_verl.claims.making.maker import prepared
-from vapo_verl.claims.making.prompt import verdict_messages
+from vapo_verl.claims.making.prompt import vote_messages
 from vapo_verl.claims.options import CheckOptions
 from vapo_verl.claims.requests.picture import Picture
 from vapo_verl.claims.requests.retry import PatientAsker
-from vapo_verl.claims.shards import ClaimRecord, RecordIndex, Usage, Verdict
+from vapo_verl.claims.shards import ClaimRecord, RecordIndex, Usage, VoteCount
 from vapo_verl.data.claims_column import Claim
 
 _FIRST_WORD = re.compile(r"[^\W_]+")
@@ -38,7 +38,7 @@ class ClaimJudge:
         self._model, self._seed, self._max_pixels = model, seed, max_pixels
 
     async def make(self, item: ImageItem) -> ClaimRecord:
-        """The image's record with verdicts, and without the claims they went against.
+        """The image's record with its votes, and without the claims that they went against.
 
         Raises:
             ImageFailed: a claim could not be asked about.
@@ -47,23 +47,23 @@ class ClaimJudge:
         record = self._records[item.key]
         picture = await prepared(item, self._max_pixels)
         rng = Random(f"{self._seed}:{item.key}")
-        verdicts, usage = [], Usage()
+        vote_counts, usage = [], Usage()
         for claim in record.claims:
-            verdict, spent = await self._judge(claim, picture, rng)
-            verdicts.append(verdict)
+            vote_count, spent = await self._judge(claim, picture, rng)
+            vote_counts.append(vote_count)
             usage += spent
-        judged = zip(record.claims, verdicts, strict=True)
+        judged = zip(record.claims, vote_counts, strict=True)
         return replace(
             record,
-            claims=tuple(claim for claim, verdict in judged if verdict.kept),
-            verdicts=tuple(verdicts),
+            claims=tuple(claim for claim, vote_count in judged if vote_count.kept),
+            vote_counts=tuple(vote_counts),
             check_model=self._model,
             check_usage=usage,
         )
 
-    async def _judge(self, claim: Claim, picture: Picture, rng: Random) -> tuple[Verdict, Usage]:
+    async def _judge(self, claim: Claim, picture: Picture, rng: Random) -> tuple[VoteCount, Usage]:
         votes, usage = list[bool | None](), Usage()
-        messages = verdict_messages(picture, claim.text)
+        messages = vote_messages(picture, claim.text)
         while (num_missing := self._options.votes - len(votes)) > 0:
             num_choices = 1 if self._options.separate_votes else num_missing
             reply = await self._asker.ask(messages, rng, num_choices)
@@ -71,14 +71,14 @@ class ClaimJudge:
             votes += [read_vote(choice.text) for choice in reply.choices[:num_missing]]
             usage += reply.usage
         counts = Counter(votes)
-        verdict = Verdict(
+        vote_count = VoteCount(
             text=claim.text,
             label=claim.label,
             num_yes=counts[True],
             num_no=counts[False],
             num_unclear=counts[None],
         )
-        return verdict, usage
+        return vote_count, usage
 
 
 def read_vote(text: str) -> bool | None:
@@ -90,31 +90,31 @@ def read_vote(text: str) -> bool | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """Figures over many verdicts; None where there is nothing to divide by."""
+    """Figures over the votes on many claims; None where there is nothing to divide by."""
 
     num_claims: int
     num_undecided: int
-    """Ties, and claims without any yes or no. They are in no rate but `share_unanimous`."""
+    """Ties, and claims without any yes or no. They are in no rate but `fraction_unanimous`."""
     rate: float | None
-    """Share of decided claims whose majority is the label."""
+    """Fraction of decided claims whose majority is the label."""
     rate_true: float | None
     """The same over claims labelled true: the rest are true claims that the judge denies."""
     rate_false: float | None
     kappa: float | None
     """Cohen's kappa of label and majority over decided claims: 1 is full agreement, 0 is chance.
     None also when both raters always say the same one thing."""
-    share_unanimous: float | None
-    """Share of claims whose votes are all yes or all no."""
+    fraction_unanimous: float | None
+    """Fraction of claims whose votes are all yes or all no."""
     mean_vote_entropy: float | None
     """Bits, 0..1, over the yes and no votes of a claim; of claims with at least one such vote."""
 
     @property
-    def share_undecided(self) -> float | None:
-        return _share(self.num_undecided, self.num_claims)
+    def fraction_undecided(self) -> float | None:
+        return _ratio(self.num_undecided, self.num_claims)
 
 
-def measure_agreement(verdicts: Iterable[Verdict]) -> Agreement:
-    """The figures of a stream of verdicts.
+def measure_agreement(vote_counts: Iterable[VoteCount]) -> Agreement:
+    """The figures of a stream of votes on claims.
 
     With the counts n[label, majority] of decided claims and N their sum,
     rate p_o = (n[T,T] + n[F,F]) / N, chance p_e = (n[T,.] n[.,T] + n[F,.] n[.,F]) / N^2, and
@@ -123,40 +123,40 @@ def measure_agreement(verdicts: Iterable[Verdict]) -> Agreement:
     counts = {(label, majority): 0 for label in (True, False) for majority in (True, False)}
     num_claims = num_undecided = num_unanimous = num_voted = 0
     entropy = 0.0
-    for verdict in verdicts:
+    for vote_count in vote_counts:
         num_claims += 1
-        num_unanimous += _is_unanimous(verdict)
-        if verdict.num_yes + verdict.num_no:
+        num_unanimous += _is_unanimous(vote_count)
+        if vote_count.num_yes + vote_count.num_no:
             num_voted += 1
-            entropy += vote_entropy(verdict)
-        if verdict.majority is None:
+            entropy += vote_entropy(vote_count)
+        if vote_count.majority is None:
             num_undecided += 1
         else:
-            counts[verdict.label, verdict.majority] += 1
+            counts[vote_count.label, vote_count.majority] += 1
     true, false = counts[True, True], counts[False, False]
     num_true, num_false = true + counts[True, False], false + counts[False, True]
     return Agreement(
         num_claims=num_claims,
         num_undecided=num_undecided,
-        rate=_share(true + false, num_true + num_false),
-        rate_true=_share(true, num_true),
-        rate_false=_share(false, num_false),
+        rate=_ratio(true + false, num_true + num_false),
+        rate_true=_ratio(true, num_true),
+        rate_false=_ratio(false, num_false),
         kappa=kappa_of_counts(counts),
-        share_unanimous=_share(num_unanimous, num_claims),
-        mean_vote_entropy=_share(entropy, num_voted),
+        fraction_unanimous=_ratio(num_unanimous, num_claims),
+        mean_vote_entropy=_ratio(entropy, num_voted),
     )
 
 
-def vote_entropy(verdict: Verdict) -> float:
+def vote_entropy(vote_count: VoteCount) -> float:
     """Bits of the split of yes and no votes: 0 when they agree or there are none, 1 for a tie."""
-    total = verdict.num_yes + verdict.num_no
-    shares = [votes / total for votes in (verdict.num_yes, verdict.num_no) if votes]
-    return sum(-share * math.log2(share) for share in shares)
+    total = vote_count.num_yes + vote_count.num_no
+    fractions = [votes / total for votes in (vote_count.num_yes, vote_count.num_no) if votes]
+    return sum(-fraction * math.log2(fraction) for fraction in fractions)
 
 
-def _is_unanimous(verdict: Verdict) -> bool:
-    return not verdict.num_unclear and (verdict.num_yes == 0) != (verdict.num_no == 0)
+def _is_unanimous(vote_count: VoteCount) -> bool:
+    return not vote_count.num_unclear and (vote_count.num_yes == 0) != (vote_count.num_no == 0)
 
 
-def _share(part: float, whole: int) -> float | None:
-    return part / whole if whole else None
+def _ratio(part: float, total: int) -> float | None:
+    return part / total if total else None

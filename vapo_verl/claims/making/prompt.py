@@ -54,7 +54,7 @@ def task_text(rules: ClaimRules, kept: Sequence[Claim] = ()) -> str:
     )
 
 
-def verdict_messages(picture: Picture, text: str) -> list[Message]:
+def vote_messages(picture: Picture, text: str) -> list[Message]:
     """Ask whether one claim is correct."""
     return [_user(picture, question_text(text))]
 

@@ -134,8 +134,8 @@ class ClaimRules:
     num_claims: int = CLAIMS_PER_IMAGE
     """Claims per image, half of them true; of an odd number one more is false."""
     max_words: int = field(default=MAX_WORDS, metadata=cli(hidden=True))
-    max_low_level_share: float = field(default=0.4, metadata=cli(flag="--max-low-level"))
-    """Largest share of claims about bare colours and counts. The paper caps them, at no number."""
+    max_low_level_fraction: float = field(default=0.4, metadata=cli(flag="--max-low-level"))
+    """Largest fraction of claims about bare colours and counts. The paper gives no number."""
     max_similarity: float = field(default=MAX_SIMILARITY, metadata=cli(hidden=True))
 
     def __post_init__(self) -> None:
@@ -143,8 +143,10 @@ class ClaimRules:
             raise ValueError(
                 f"--num-claims: {self.num_claims}; give at least 2, a true and a false"
             )
-        if not 0 <= self.max_low_level_share <= 1:
-            raise ValueError(f"--max-low-level: {self.max_low_level_share}; give a share in [0, 1]")
+        if not 0 <= self.max_low_level_fraction <= 1:
+            raise ValueError(
+                f"--max-low-level: {self.max_low_level_fraction}; give a fraction in [0, 1]"
+            )
 
     def num_wanted(self, label: bool) -> int:
         num_true = self.num_claims // 2
@@ -157,7 +159,7 @@ class ClaimRules:
     def low_level_is_full(self, kept: Sequence[Claim]) -> bool:
         """Whether no more claims about colours and counts may come in."""
         num_low = sum(is_low_level(claim.text) for claim in kept)
-        return num_low >= int(self.max_low_level_share * self.num_claims)
+        return num_low >= int(self.max_low_level_fraction * self.num_claims)
 
 
 def add_candidates(
@@ -194,7 +196,7 @@ def rejection(kept: Sequence[Claim], claim: Claim, rules: ClaimRules) -> str | N
 
 
 def balanced(claims: Sequence[Claim]) -> tuple[Claim, ...]:
-    """The first claims of each label, as many as keep the share of true ones in `BALANCED_SHARE`.
+    """The first claims of each label, so that the fraction of true ones is in `BALANCED_SHARE`.
 
     Of claims that are all true, or all false, none: saying yes to everything would be rewarded.
     """

@@ -27,7 +27,7 @@ class Asks(Protocol):
 
 
 class Pacer:
-    """Spaces the starts of requests evenly, and holds all of them back when told to."""
+    """Spaces the starts of requests evenly, and holds all of them back on request."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class PatientAsker:
         """The reply, after up to `max_retries` further tries.
 
         Args:
-            rng: draws the jitter; seeded by image, so that it does not hang on arrival order.
+            rng: draws the jitter; seeded by image, so that it does not depend on arrival order.
 
         Raises:
             ImageFailed: the tries are used up, or the endpoint refuses this image.

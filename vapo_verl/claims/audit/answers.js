@@ -1,5 +1,5 @@
 "use strict";
-// The verdicts: kept in the browser, exported and imported. The three scripts share one scope.
+// The answers: kept in the browser, exported and imported. The three scripts share one scope.
 // Claims are what a model wrote: they reach the page as text nodes only, never as markup.
 
 const sample = JSON.parse(document.getElementById("sample").textContent);
@@ -42,7 +42,7 @@ function save() {
   try {
     localStorage.setItem(STORED, JSON.stringify(state));
   } catch {
-    say("This browser keeps nothing: export your verdicts before you close the page.");
+    say("This browser keeps nothing: export your answers before you close the page.");
   }
 }
 
@@ -56,7 +56,7 @@ function load() {
       if (Object.keys(verdict).length) state.verdicts[id] = verdict;
     }
   } catch {
-    say("This browser keeps nothing: export your verdicts before you close the page.");
+    say("This browser keeps nothing: export your answers before you close the page.");
   }
 }
 
@@ -106,5 +106,5 @@ async function importFile(file) {
   state.auditor = state.auditor || String(content.auditor ?? "");
   changed();
   show(state.image);
-  say(`Imported ${count} of ${content.verdicts.length} verdicts from ${file.name}.`);
+  say(`Imported ${count} of ${content.verdicts.length} answers from ${file.name}.`);
 }
