@@ -100,6 +100,18 @@ def test_an_owner_that_ends_leaves_nothing(owner):
     assert not folder.exists()
 
 
+def test_processes_from_before_the_run_are_left_alone():
+    earlier = subprocess.Popen(["sleep", "600"])
+    try:
+        time.sleep(0.2)
+        with guarded_run():
+            time.sleep(1)
+        assert earlier.poll() is None
+    finally:
+        earlier.kill()
+        earlier.wait()
+
+
 def test_an_error_within_leaves_nothing():
     with pytest.raises(KeyError), guarded_run() as folder:
         raise KeyError

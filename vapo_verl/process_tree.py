@@ -202,13 +202,15 @@ def _wait_for_end(members: Sequence[psutil.Process], timeout_s: float) -> None:
 def guard_run(owner: int, folder: Path) -> None:
     """Note what `owner` starts until standard input ends; then terminate it and remove `folder`.
 
+    What it had started before this process is none of the run's.
     An uploader of Weights & Biases ends by itself, and may go on after an orderly end.
     """
-    started = set[psutil.Process]()
+    started, since = set[psutil.Process](), psutil.Process().create_time()
     ready: list[int] = []
     while not ready:  # the pipe has ended, or brought "done"
         with suppress(psutil.NoSuchProcess):
             started.update(psutil.Process(owner).children(recursive=True))
+        started = {member for member in started if member.create_time() >= since}
         ready, _, _ = select.select([0], [], [], SNAPSHOT_S)
     is_orderly = bool(os.read(0, 16))
     for member in list(started):

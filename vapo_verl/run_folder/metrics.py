@@ -90,7 +90,8 @@ class MetricsFile:
         self._steps = set[int]()
         if path.exists():
             kept = self._records() if resumed_step > 0 else {}
-            self._rewrite({step: data for step, data in kept.items() if step <= resumed_step})
+            with named_failure(path):
+                self._rewrite({step: data for step, data in kept.items() if step <= resumed_step})
         self.missing_steps = sorted({*range(1, resumed_step + 1)} - self._steps)
         """Steps up to the resumed one that have no line, of a run of an older release."""
 

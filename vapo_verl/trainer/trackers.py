@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vapo_verl.console import say
+from vapo_verl.run_folder.layout import named_failure
 
 _PACKAGES = {
     "clearml": "clearml",
@@ -98,5 +99,7 @@ class StepEnd:
     def log(self, data: Mapping[str, Any], step: int) -> None:
         """Called by veRL once a step, after all other backends."""
         if "tensorboard" in self._backends:  # keeps two minutes of events in memory
-            self._backends["tensorboard"].writer.flush()
+            writer = self._backends["tensorboard"].writer
+            with named_failure(Path(writer.log_dir)):
+                writer.flush()
         self._declare_saved()
