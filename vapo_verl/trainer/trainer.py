@@ -113,7 +113,7 @@ class VapoTrainer(PPOTrainerSync):
         self.config.data.val_files = validation_files(self.config)
         super()._init_dataloader()
         self.config.data.val_files = given  # what the run folder's config says
-        self.train_dataloader = TrainLoader.like(self.train_dataloader)
+        self.train_dataloader: TrainLoader = TrainLoader.like(self.train_dataloader)
 
     def _init_resource_pool_mgr(self) -> None:
         ranks = self.config.trainer.n_gpus_per_node * self.config.trainer.nnodes
