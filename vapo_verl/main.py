@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -80,7 +80,7 @@ def check_composition(config: DictConfig, recipe: str) -> None:
     sources = hydra_config.runtime.config_sources
     folders = [Path(source.path) for source in sources if source.schema == "file"]
     check_recipe_package(config, recipe, folders)
-    given = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+    given: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
     added = [str(item) for item in given if str(item).startswith("+")]
     check_keys(config, [item.lstrip("+").partition("=")[0] for item in added])
 

@@ -93,7 +93,7 @@ class Endpoint:
 
     def _fields(self, messages: Sequence[Message], num_choices: int) -> dict[str, Any]:
         options = self._options
-        fields = {"model": options.model, "messages": list(messages)}
+        fields: dict[str, Any] = {"model": options.model, "messages": list(messages)}
         fields |= {options.token_limit_name: options.max_tokens, "temperature": options.temperature}
         fields |= {"n": num_choices if num_choices > 1 else None}
         return {name: value for name, value in fields.items() if value is not None}
