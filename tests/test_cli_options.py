@@ -19,7 +19,7 @@ from vapo_verl.cli_options import (
     options_from,
     settings_of,
 )
-from vapo_verl.evaluation.__main__ import PROBING
+from vapo_verl.evaluation.__main__ import COMMANDS
 from vapo_verl.evaluation.probing.probe_options import EngineOptions, ProbeOptions
 
 STORED = Path(__file__).parent / "cli_flags.json"
@@ -152,7 +152,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     """The parser of every command, which `--help` would print."""
     areas = {
         "claims": ("generate", "self", "check", "audit", "attach"),
-        "evaluation": tuple(PROBING),
+        "evaluation": tuple(COMMANDS),
         "data": ("check", "grade", "import-vapo-thinker", "import-plain"),
     }
     found = {}
@@ -180,7 +180,11 @@ def test_no_command_lost_or_changed_an_argument():
 
 
 @pytest.mark.parametrize(
-    "command", ["claims generate", "claims audit", "evaluation perception", "export", "report"]
+    "command",
+    [
+        *("claims generate", "claims audit", "export", "report"),
+        *("evaluation perception", "evaluation benchmark", "evaluation compare"),
+    ],
 )
 def test_help_loads_nothing_heavy(command):
     code = (
