@@ -30,7 +30,7 @@ from vapo_verl.evaluation.benchmarks.benchmark_results import (
 from vapo_verl.evaluation.probing.journal import PAGE_FILE
 from vapo_verl.evaluation.probing.probe_options import EngineOptions, model_fingerprint
 from vapo_verl.files import atomic_write_text
-from vapo_verl.run_folder.layout import CONFIG_FILE
+from vapo_verl.run_folder.layout import CONFIG_FILE, config_file
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -269,8 +269,6 @@ def _run_folder_model(run_dir: Path, options: BenchmarkOptions) -> _Model:
     from vapo_verl.export.model_folder import write_model_folder
     from vapo_verl.export.source import ExportError, find_checkpoint
 
-    config = OmegaConf.load(run_dir / CONFIG_FILE)
-    assert isinstance(config, DictConfig)
     try:
         checkpoint = find_checkpoint(run_dir, options.step)
         step, folder = checkpoint.step, run_dir / f"model_step_{checkpoint.step}"
@@ -284,6 +282,8 @@ def _run_folder_model(run_dir: Path, options: BenchmarkOptions) -> _Model:
             write_model_folder(run_dir, step, folder)
     except ExportError as error:
         raise OptionError(f"MODEL {run_dir}: {error}") from error
+    config = OmegaConf.load(config_file(run_dir, step))
+    assert isinstance(config, DictConfig)
     engine = options.engine
     seed = options.seed
     if seed is None:
@@ -296,7 +296,15 @@ def _run_folder_model(run_dir: Path, options: BenchmarkOptions) -> _Model:
     return _Model(
         name=f"{run_dir.resolve().name}, step {step}",
         fingerprint=model_fingerprint(str(folder)),
-        engine=replace(engine, model=str(folder), seed=seed, **pixels),
+        engine=replace(
+            engine,
+            model=str(folder),
+            seed=seed,
+            control_tokens=(
+                OmegaConf.select(config, "vapo.data.control_tokens") or engine.control_tokens
+            ),
+            **pixels,
+        ),
         trained_suffix=trained_suffix(config),
         seed=seed,
         template_options={str(name): value for name, value in (template or {}).items()},
