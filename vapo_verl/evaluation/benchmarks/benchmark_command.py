@@ -245,7 +245,7 @@ def served_model(url: str, option: str) -> str:
     try:
         reply = httpx.get(address, headers=headers, timeout=30.0).raise_for_status()
         names = [str(model["id"]) for model in reply.json()["data"]]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise OptionError(
             f"{address} lists no models ({reason}); correct the address, or name the model with "
@@ -292,6 +292,9 @@ def _run_folder_model(run_dir: Path, options: BenchmarkOptions) -> _Model:
         name: getattr(engine, name) or OmegaConf.select(config, f"data.{name}")
         for name in ("min_pixels", "max_pixels")
     }
+    controls = engine.control_tokens
+    if controls == "refuse":
+        controls = OmegaConf.select(config, "vapo.data.control_tokens") or controls
     template = OmegaConf.select(config, "data.apply_chat_template_kwargs")
     return _Model(
         name=f"{run_dir.resolve().name}, step {step}",
@@ -300,9 +303,7 @@ def _run_folder_model(run_dir: Path, options: BenchmarkOptions) -> _Model:
             engine,
             model=str(folder),
             seed=seed,
-            control_tokens=(
-                OmegaConf.select(config, "vapo.data.control_tokens") or engine.control_tokens
-            ),
+            control_tokens=controls,
             **pixels,
         ),
         trained_suffix=trained_suffix(config),
