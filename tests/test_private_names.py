@@ -8,7 +8,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PRODUCT = ("vapo_verl", "benchmarks")
-OF_UPSTREAM = {"_build_messages", "_compute_advantage", "_get_input_embeds", "_supports_onednn"}
+OF_UPSTREAM = {
+    *("_build_messages", "_compute_advantage", "_compute_multi_modal_inputs"),
+    *("_get_input_embeds", "_supports_onednn"),
+}
 """Private names of verl and vllm that the product overrides or replaces."""
 PATCHES = {"setattr", "getattr", "delattr", "patch", "object"}
 """Calls that take a name as a string."""

@@ -4,11 +4,12 @@ import asyncio
 import concurrent.futures
 import errno
 import logging
+from types import SimpleNamespace
 
 import pytest
 import ray
 import zmq
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from verl.trainer.ppo.v1 import agent_loop_tq
 from verl.workers.rollout.replica import TokenOutput
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -172,3 +173,21 @@ def test_errors_of_one_cause_are_logged_once(reports, caplog):
     failures = [r for r in caplog.records if r.levelno >= logging.ERROR]
     assert len(failures) == 1
     assert len(reports) == 40
+
+
+class WithoutARun(VapoAgentLoopWorker):
+    def __init__(self, processor):
+        self.processor, self.tokenizer = processor, processor.tokenizer
+
+
+@pytest.mark.parametrize("text", ["<|image_pad|> and <|image_pad|>", "<|placeholder|>", "red"])
+def test_text_that_spells_a_token_out_is_no_image(text, processor):
+    """Prompt and response become text again on the way to the actor's pixels."""
+    images = [Image.new("RGB", (56, 56), colour) for colour in ("red", "blue")]
+    output = SimpleNamespace(multi_modal_data={"images": images}, mm_processor_kwargs={})
+    ids = processor.tokenizer.encode(text, split_special_tokens=True, return_tensors="pt")
+    inputs = WithoutARun(processor)._compute_multi_modal_inputs(output, ids)
+    expected = processor.image_processor(images=images, return_tensors="pt")
+    assert inputs["pixel_values"].equal(expected["pixel_values"])
+    assert inputs["image_grid_thw"].equal(expected["image_grid_thw"])
+    assert inputs["images_seqlens"].tolist() == [16, 16]

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+import torch
 import transfer_queue as tq
 import zmq
 from verl.trainer.ppo.v1 import agent_loop_tq
@@ -104,6 +105,14 @@ class VapoAgentLoopWorker(agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modif
         finally:
             del self._in_flight[key]
             self._beat()
+
+    def _compute_multi_modal_inputs(self, output: Any, input_ids: torch.Tensor) -> dict[str, Any]:
+        """Pixels and grids of a response's images, of which the tokens tell nothing.
+
+        veRL hands the processor prompt and response as text, to drop what it makes of it. A
+        `<|image_pad|>` that the text spells out would be taken for one more image.
+        """
+        return super()._compute_multi_modal_inputs(output, input_ids.new_empty((1, 0)))
 
     def _beat(self) -> None:
         doing = "no responses in flight"
