@@ -22,6 +22,8 @@ _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+")
 _SUBSCRIPT = re.compile("[₀-₉₊₋]+")
 _VULGAR = re.compile("[¼-¾⅐-⅞↉]")
+_NOT_CIRCLED = re.compile("[^①-⑳]+|^[①-⑳]$")
+"""`①③` are two options and not 13; alone, `①` is 1."""
 _SIGNS = str.maketrans(
     {
         **dict.fromkeys("−‐‑‒–—―⁃˗", "-"),
@@ -145,7 +147,8 @@ def _unicode(text: str) -> str:
     text = _SUPERSCRIPT.sub(lambda run: f"^{{{unicodedata.normalize('NFKC', run[0])}}}", text)
     text = _SUBSCRIPT.sub(lambda run: f"_{{{unicodedata.normalize('NFKC', run[0])}}}", text)
     text = _VULGAR.sub(_vulgar, text.translate(_SIGNS))
-    text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
+    text = _NOT_CIRCLED.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text)
+    text = text.translate(_SIGNS)
     return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
 
 
@@ -230,6 +233,7 @@ def text_key(text: str, *, drop_article: bool = True) -> str:
     text = normalised(text).casefold()
     text = re.sub(r"_\{([^{}]*)\}", r"\1", text).replace("_", "")
     text = re.sub(r"(?<=\d) ?([ap])(?:\. ?m\b\.?|m\b)", r"\1m", text)
+    text = re.sub(r"(?<=[^\W\d_][^\W\d_])[!?]+$", "", text)
     if drop_article:
         text = re.sub(r"^(?:the|an?) (?=\w{2})", "", text)
     text = re.sub(r"(?<![^\W_]) | (?![^\W_])|(?<=\d) (?=\D)|(?<=[^\W\d]) (?=\d)", "", text)
@@ -242,7 +246,7 @@ class Choice:
     """The options that an answer picks."""
 
     letters: frozenset[str]
-    """Capital letters."""
+    """Capital letters, or circled numbers."""
     text: str = ""
     """What stands behind a single letter: `cat` of `A. cat`; blank without."""
     is_word: bool = False
@@ -255,15 +259,16 @@ _MARKED_LETTERS = re.compile(
     r"|(?:\([A-Z]\)){2,26}"
 )
 _BRACKETED_LETTERS = re.compile(r"\\?[(\[{] ?([A-J](?: ?[,;] ?[A-J])+) ?\\?[)\]}]")
+_CIRCLED_NUMBERS = re.compile("[①-⑳](?: ?(?:[,;&和与及]|and)? ?[①-⑳])+")
 _BARE_LETTERS = re.compile(r"[A-J]{2,10}")
 _ONE_LETTER = re.compile(
     r"(?:option |choice |answer )?"
     r"(?:\\?[(\[{<] ?(?P<inside>[A-Za-z]) ?\\?[)\]}>] ?[.:]?"
-    r"|(?P<bare>[A-Za-z])(?:$| ?选项| ?[)\]]| ?[.:](?![A-Za-z])| -(?= )))"
+    r"|(?P<bare>[A-Za-z])(?:$| ?选项|(?<=(?-i:[A-J]))(?= \()| ?[)\]]| ?[.:](?![A-Za-z])| -(?= )))"
     r" ?(?P<text>.*)",
     re.I | re.S,
 )
-_GOES_ON = re.compile(r"(?:or|and|nor)\b|[,;/&|+*^=<>×·÷(≤≥]|-(?!\d)")
+_GOES_ON = re.compile(r"(?:or|and|nor)\b|[,;/&|+*^=<>×·÷≤≥]|-(?!\d)")
 _OTHER_LETTER = re.compile(
     r"(?:\b(?:or|and)|[,;/&]) ?\(?[A-Z](?:[).:]|$)|(?:^| )(?:\([A-J]\)|[A-J][).:])(?: |$)"
 )
@@ -284,11 +289,15 @@ def choice(text: str) -> Choice | None:
         letters = frozenset(text)
         return Choice(letters=letters, is_word=list(text) != sorted(text)) if is_set else None
     bracketed = _BRACKETED_LETTERS.fullmatch(text)
+    if _CIRCLED_NUMBERS.fullmatch(text):
+        return Choice(letters=frozenset(re.findall("[①-⑳]", text)))
     several = bracketed[1] if bracketed else text
     if bracketed or _is_several(several):
         marks = re.sub(r"(?i)\b(?:and|both|options?|choices?)\b", " ", several)
         return Choice(letters=frozenset(re.findall(r"[A-Z]", marks.upper())))
     one = _ONE_LETTER.fullmatch(text)
+    if one and (one["inside"] or "").islower() and one["text"].startswith("("):
+        return None  # a product, (x)(x+1)
     if one is None or _GOES_ON.match(one["text"]) or _OTHER_LETTER.search(one["text"]):
         return None
     letter = (one["inside"] or one["bare"]).upper()

@@ -17,6 +17,7 @@ import signal
 import socket
 import stat
 import sys
+from typing import Any
 
 MEMORY_GIB = 1
 """Address space of a worker, over what it has at its start."""
@@ -32,13 +33,12 @@ def symbolically_equal(answer: str, truth: str) -> bool:
     Raises:
         MemoryError: the process is at its limit, and best ended.
     """
-    from math_verify import parse, verify
+    from math_verify import verify
 
     if _ABSURD.search(answer) or _ABSURD.search(truth):
         return False
     try:
-        gold = parse(f"${truth}$", parsing_timeout=None)
-        target = parse(f"${answer}$", parsing_timeout=None)
+        gold, target = (_parsed(expression) for expression in (truth, answer))
         return bool(
             gold
             and target
@@ -48,6 +48,22 @@ def symbolically_equal(answer: str, truth: str) -> bool:
         raise
     except Exception:  # the boundary to sympy: model text reaches all of its errors
         return False
+
+
+def _parsed(expression: str) -> list[Any]:
+    """What math-verify reads; units are taken off before, or it would drop variables as units."""
+    from math_verify import LatexExtractionConfig, parse
+    from math_verify.parser import NormalizationConfig
+
+    reading = NormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
+    )
+    return parse(
+        f"${expression}$",
+        extraction_config=[LatexExtractionConfig(normalization_config=reading)],
+        fallback_mode="no_fallback",
+        parsing_timeout=None,
+    )
 
 
 def answer_questions(connection: socket.socket) -> None:

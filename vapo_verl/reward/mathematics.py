@@ -48,12 +48,15 @@ def _same(a: str, b: str, depth: int) -> bool:
     for compare in (_numbers, _choices, _named, _lists, _quantities, _texts):
         if (equal := compare(a, b, depth)) is not None:
             return equal
-    return math_equal(_as_latex(a), _as_latex(b))
+    return _symbolic(a, b)
+
+
+_ABOUT = re.compile(r"(?i:about|approximately|approx\.?|around|roughly) (?=[\d-])")
 
 
 def _bare(text: str) -> str:
     """Without round brackets around one thing, and without `=` or `≈` in front."""
-    text = text.strip().lstrip("=≈ ")
+    text = _ABOUT.sub("", text.strip().lstrip("=≈ "))
     while (
         text[:1] == "(" and text[-1:] == ")" and len(_split(text)) == len(_split(text[1:-1])) == 1
     ):
@@ -71,8 +74,38 @@ def _ascending(text: str) -> str:
     return "".join({">": "<", "≥": "≤"}.get(side, side.strip()) for side in reversed(sides))
 
 
+def _symbolic(a: str, b: str) -> bool:
+    if a.count("'") != b.count("'") or _OVERLINED_DIGITS.search(a) or _OVERLINED_DIGITS.search(b):
+        return False
+    a, b = _with_cases_apart(a, b)
+    return math_equal(_as_latex(a), _as_latex(b))
+
+
+_OVERLINED_DIGITS = re.compile(r"\\(?:overline|dot|bar)\{\d")
+_WORD = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
+
+
+def _with_cases_apart(a: str, b: str) -> tuple[str, str]:
+    """Name capitals anew where one side has both cases: the parser takes `R` and `r` for one."""
+    letters = [set(_WORD.findall(_FUNCTION.sub("", side))) for side in (a, b)]
+    twice = sorted({x for side in letters for x in side if x.isupper() and x.lower() in side})
+    free = [x for x in "bchjkpquvwz" if not any({x, x.upper()} & side for side in letters)]
+    if len(twice) > len(free):
+        return a, b
+    names = dict(zip(twice, free, strict=False))
+    a, b = (_WORD.sub(lambda word: names.get(word[0], word[0]), side) for side in (a, b))
+    return a, b
+
+
+_MIXED_FACTOR = re.compile(r"(?<![\w.}^])(\d+) ?(\\frac\{\d+\}\{\d+\})")
+_FACTOR_IN_BRACKETS = re.compile(r"(?:(?<=\))|(?<![\w.^])(\d[\d.]*)) ?(?=\()|(?<=\)) ?(?=\d)")
+
+
 def _as_latex(text: str) -> str:
+    """For the parser, which adds where a number meets another: 2(3) would be 5."""
     text = _FUNCTION.sub(lambda name: name[0] if name[0][0] == "\\" else rf"\{name[0]} ", text)
+    text = _MIXED_FACTOR.sub(r"(\1+\2)", text)
+    text = _FACTOR_IN_BRACKETS.sub(lambda factor: rf"{factor[1] or ''}\cdot ", text)
     return text.replace("°", r"^{\circ}").replace("%", r"\%").translate(TO_LATEX)
 
 
@@ -152,7 +185,7 @@ def _lists(a: str, b: str, depth: int) -> bool | None:
     if len(a_parts) < 2 and len(b_parts) < 2 and not a_kind and not b_kind:
         return None
     if any(map(_is_textual, map(_core, (*a_parts, *b_parts)))):
-        return _same_text(a, b)
+        return _same_text(a, b) or _same_words(a, a_parts, b, b_parts)
     if any(len(x) == 1 and not kind and re.search("[<>≤≥]", x[0]) for kind, x in sides):
         return None
     if len(a_parts) != len(b_parts) or len(a_parts) > _MAX_PARTS:
@@ -162,6 +195,15 @@ def _lists(a: str, b: str, depth: int) -> bool | None:
         return _same_in_any_order(a_parts, b_parts, depth + 1)
     has_order = len(kinds - {""}) <= 1 and "{}" not in kinds
     return has_order and all(_same(x, y, depth + 1) for x, y in zip(a_parts, b_parts, strict=True))
+
+
+def _same_words(a: str, a_parts: Sequence[str], b: str, b_parts: Sequence[str]) -> bool:
+    """`red and blue` is `red, blue`, in this order; Roman numerals in any."""
+    if re.search(r"\bor\b", f"{a} {b}") or len(a_parts) != len(b_parts) or len(a_parts) < 2:
+        return False
+    x, y = ([text_key(part) for part in parts] for parts in (a_parts, b_parts))
+    are_numerals = all(re.fullmatch(r"\(?[ivx]+\)?", key) for key in (*x, *y))
+    return sorted(x) == sorted(y) if are_numerals else x == y
 
 
 def _is_named_once(a_parts: Sequence[str], b_parts: Sequence[str]) -> bool:
@@ -218,8 +260,7 @@ def split_name(text: str) -> Name | None:
     if equals is None:
         return None
     name, value = text[: equals.start()].strip(), text[equals.end() :].strip()
-    is_value = number(value) is not None or quantity(value) is not None or _encloses(value)
-    if not value or (equals[0] == ":" and not is_value):
+    if not value or (equals[0] == ":" and not _is_value(value)):
         return None
     if _VARIABLE.fullmatch(name):
         return Name(_name_key(name), False, value)
@@ -227,6 +268,11 @@ def split_name(text: str) -> Name | None:
         return Name(_name_key(value), False, name)  # 5=x
     is_word = _WORDS.fullmatch(name) and re.search(r"[^\W\d_]{3}|\w\.", name)
     return Name(name.casefold(), True, value) if is_word else None
+
+
+def _is_value(text: str) -> bool:
+    has_number = number(text) is not None or quantity(text) is not None
+    return has_number or _encloses(text) or bool(_ratio(text))
 
 
 def _core(text: str) -> str:
@@ -326,7 +372,7 @@ def _one_unit(measured: Quantity, other: str, depth: int) -> bool:
 
 
 _OF_TEXT = re.compile(
-    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af#@&?\"_→]|\.\.|\d ?'|[A-Za-z]\d|https?:|www\."
+    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af#@&?\"_→∠△∥⊥≅]|\.\.|\d ?'|[A-Za-z]\d|https?:|www\."
 )
 _OF_DIGITS = re.compile(
     r"[\d\s()+./:-]*\d[ )]*-[ (]*\d[\d\s()+./:-]*"  # 3-2, 2023-01-02, (555) 123-4567

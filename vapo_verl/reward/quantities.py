@@ -22,6 +22,9 @@ _RATIO = re.compile(
     rf"|\\frac\{{ ?(?P<top>-?{_DECIMAL}) ?\}} ?\{{ ?(?P<bottom>-?{_DECIMAL}) ?\}}"
 )
 _MIXED = re.compile(r"(?P<units>\d+)(?: (?P<slash>\d+ ?/ ?\d+)| ?(?P<frac>\\frac\{\d+\} ?\{\d+\}))")
+_REPEATING = re.compile(
+    r"(?P<base>\d*\.(?P<digits>\d*))(?:\\(?:overline|dot|bar)\{(?P<over>\d+)\}|\((?P<round>\d+)\))"
+)
 _POWERS = {
     **{"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12},
     **{"千": 3, "万": 4, "亿": 8},
@@ -33,7 +36,8 @@ def number(text: str) -> Fraction | None:
     r"""The exact value of a plain number, None for anything else.
 
     Plain are decimals (`-3`, `.5`, `1,000.0`), `1e3`, `1.5 \times 10^3`, `5 million`, fractions
-    of numbers (`1/2`, `\frac{1}{2}`) and mixed numbers (`1 1/2`), in brackets or not.
+    of numbers (`1/2`, `\frac{1}{2}`), mixed numbers (`1 1/2`) and repeating decimals
+    (`0.\overline{3}`, `0.(3)`), in brackets or not.
     """
     text = normalised(text)
     return _number(text) if len(text) <= 2 * MAX_DIGITS else None
@@ -50,6 +54,10 @@ def _number(text: str) -> Fraction | None:
         return _scaled(scientific["base"] or "1", scientific["e"] or scientific["digit"], sign)
     if scaled := _SCALED.fullmatch(text):
         return _scaled(scaled["base"], str(_POWERS[scaled["power"].lower()]), sign)
+    if (repeating := _REPEATING.fullmatch(text)) and len(text) <= MAX_DIGITS:
+        period = repeating["over"] or repeating["round"]
+        last = Fraction(int(period), 10 ** len(repeating["digits"]) * (10 ** len(period) - 1))
+        return sign * (Fraction(f"{repeating['base']}0") + last)
     if ratio := _RATIO.fullmatch(text):
         return _quotient(ratio["over"] or ratio["top"], ratio["under"] or ratio["bottom"], sign)
     if mixed := _MIXED.fullmatch(text):
@@ -176,7 +184,8 @@ _WITH_NOUN = re.compile(r"(?P<value>.*\d\}?) (?P<noun>[a-z]{3,})")
 _NO_NOUN_NAMES = (
     "and the plus minus times over sin cos tan cot sec csc log exp sqrt div mod noon midnight "
     "oclock east west north south left right only not both none hundred thousand million billion "
-    "trillion dozen half third quarter percent exactly about max min lim then for from with"
+    "trillion dozen half third quarter percent exactly about max min lim then for from with "
+    "one two three four five six seven eight nine ten eleven twelve above below"
 )
 _NO_NOUN = frozenset(_NO_NOUN_NAMES.split())
 _NUMERIC = re.compile(r"(?:[\d.+\-*/×·()π√^{}! ]|\\frac|\\sqrt|\\pi)+")
@@ -212,10 +221,12 @@ def quantity(text: str) -> Quantity | None:
         return Quantity(value=value, unit=name, is_sure=True) if _is_numeric(value) else None
     if match := _WITH_UNIT.fullmatch(text):
         value, unit, space = match["value"], match["unit"], match["space"]
-        is_short = len(unit) == 1 and unit.isalpha()
-        has_letters = not space or is_short or _WORDY.search(value)
-        if _is_numeric(value) or not (has_letters or value[-1] in "=<>+-"):
-            is_code = is_short and not space and unit.isupper() and unit.isascii()
+        is_letter = len(match["atom"]) == 1 and match["atom"].isalpha()
+        may_be_factor = is_letter and not space and _number(value) is None  # 1+2m
+        has_letters = not space or len(unit) == 1 or _WORDY.search(value)
+        is_value = _is_numeric(value) or not (has_letters or value[-1] in "=<>+-")
+        if is_value and not may_be_factor:
+            is_code = is_letter and not space and unit.isupper() and unit.isascii()
             return Quantity(value=value, unit=_unit_name(match), is_sure=not is_code)
     counted = _WITH_NOUN.fullmatch(text)
     if counted and counted["noun"] not in _NO_NOUN and _is_numeric(counted["value"]):
