@@ -36,6 +36,8 @@ _SESSION_DIGITS = 12
 
 LEAST_BUCKET_BYTES = 16 << 20
 """With less room in /dev/shm a run ends at its first weight transfer."""
+AMPLE_BUCKETS = 4
+"""With room for so many, the pages of a bucket are not reserved: that takes time for each page."""
 TIMEOUT_S = 600.0
 """Time limit of the engine for one bucket of weights."""
 POLL_MS = 500
@@ -171,7 +173,8 @@ class BucketSender(BucketedWeightSender):
         self.buffer = torch.frombuffer(self.shm.buf, dtype=torch.uint8)
         with (SHARED_MEMORY / name).open("rb+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            os.posix_fallocate(file.fileno(), 0, self.bucket_size)  # an error here, not a SIGBUS
+            if shutil.disk_usage(SHARED_MEMORY).free < AMPLE_BUCKETS * self.bucket_size:
+                os.posix_fallocate(file.fileno(), 0, self.bucket_size)  # an error, not a SIGBUS
             self.socket.send_pyobj({"name": name, "size": self.bucket_size})
             self.socket.recv()
             self.shm.unlink()
