@@ -179,7 +179,10 @@ def test_other_settings_are_refused(tsv, tmp_path, capsys):
     with chat_server(by_question) as server:
         assert benchmark(server.url, out, data) == 0
         assert benchmark(server.url, out, data, "--max-tokens", "5") == 2
-    assert "--max-tokens was 2048, is 5" in capsys.readouterr().err
+        assert "--max-tokens was 2048, is 5" in capsys.readouterr().err
+        words = [str(tsv("other.tsv")), "--out", str(out), "--model-name", "another"]
+        assert main(["benchmark", server.url, *words]) == 2
+    assert "quiz is of" in capsys.readouterr().err
 
 
 def test_a_killed_run_asks_nothing_that_is_stored_again(tmp_path):

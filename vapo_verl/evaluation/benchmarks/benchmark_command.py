@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,7 @@ from vapo_verl.evaluation.benchmarks.benchmark_results import (
     summarise,
     write_results,
 )
-from vapo_verl.evaluation.probing.journal import PAGE_FILE
+from vapo_verl.evaluation.probing.journal import PAGE_FILE, SETTINGS_FILE
 from vapo_verl.evaluation.probing.probe_options import EngineOptions, model_fingerprint
 from vapo_verl.files import atomic_write_text
 from vapo_verl.run_folder.layout import CONFIG_FILE, config_file
@@ -120,6 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = _model(options)
     tasks = [_task(path, rows, rule, model, options) for path, rows, rule in benchmarks]
     _refuse_control_tokens(tasks, model)
+    _refuse_other_model(options.out, model)
     if options.judge is not None and options.judge_model is None:
         judge_model = served_model(options.judge, "--judge-model")
         options = replace(options, judge_model=judge_model)
@@ -397,6 +399,17 @@ def _task(
             **_engine_settings(model, options),
         },
     )
+
+
+def _refuse_other_model(out: Path, model: _Model) -> None:
+    """Raises OptionError where `out` holds results of another model: its page is about one."""
+    for path in sorted(out.glob(f"*/{SETTINGS_FILE}")):
+        other = json.loads(path.read_text(encoding="utf-8")).get("MODEL")
+        if other != model.fingerprint:
+            raise OptionError(
+                f"--out {out}: {path.parent.name} is of {other!r}, and MODEL is "
+                f"{model.fingerprint!r}; give each model a folder of its own"
+            )
 
 
 def _refuse_control_tokens(tasks: Sequence[Task], model: _Model) -> None:

@@ -151,19 +151,22 @@ def _shown_fraction(fraction: Mapping[str, Any]) -> str:
 
 def _accuracy_table(results: Sequence[Result]) -> Table:
     samples = max(result.summary["num_samples"] for result in results)
-    header = ["benchmark", "rule", "rows", "accuracy"]
+    header = ["benchmark", "rule", "protocol", "rows", "accuracy"]
     if samples > 1:
         header += [f"pass@{samples}", f"maj@{samples}"]
     header += ["clustered interval", "clusters", "mean tokens"]
     rows = []
     for result in results:
         summary = result.summary
-        row = [result.name, summary["rule"], str(summary["num_rows"]), _shown(summary["accuracy"])]
+        row = [result.name, summary["rule"], summary["protocol"], str(summary["num_rows"])]
+        row += [_shown(summary["accuracy"])]
         if samples > 1:
             best = summary.get("pass", {}).get(str(samples))
             row += [_shown(best) if best else NONE]
             row += [_shown(summary["majority"]) if "majority" in summary else NONE]
-        row += [_shown(summary["clustered"]), str(summary["num_clusters"])]
+        is_clustered = summary["num_clusters"] < summary["num_rows"]
+        row += [_shown(summary["clustered"]) if is_clustered else NONE]
+        row += [str(summary["num_clusters"])]
         rows.append([*row, f"{summary['mean_tokens']:.0f}"])
     return Table(
         title="Accuracy with 95 % intervals",
