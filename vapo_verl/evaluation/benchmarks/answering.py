@@ -106,11 +106,6 @@ def read_answers(task: Task) -> list[Answer]:
     ]
 
 
-def is_finished(task: Task) -> bool:
-    """Whether every answer is stored."""
-    return len(read_records(task.folder)) == task.num_answers
-
-
 def ask_engine(
     tasks: Sequence[Task],
     options: EngineOptions,
