@@ -158,15 +158,15 @@ def check_answer(reward_model: object) -> None:
         raise BadCell("reward_model", f"the style is {shown(style)}", _STYLE)
 
 
-def check_source(data_source: object, extra_info: object) -> None:
-    """`data_source` is a name; `extra_info` is null or a struct, its index a whole number.
-
-    Raises:
-        BadCell: one of them is not.
-    """
+def check_source(data_source: object) -> None:
+    """Raises BadCell when `data_source` is no name."""
     if not isinstance(data_source, str) or not data_source.strip():
         fix = "name the data set the row is from"
         raise BadCell("data_source", f"the source is {shown(data_source)}", fix)
+
+
+def check_extra_info(extra_info: object) -> None:
+    """Raises BadCell unless it is null or a struct, and its `index` a whole number."""
     if extra_info is None:
         return
     if not isinstance(extra_info, dict):
@@ -179,8 +179,8 @@ def check_source(data_source: object, extra_info: object) -> None:
 def _check_prompt(row: Mapping[str, Any], rules: RowRules) -> None:
     prompt = row["prompt"]
     check_prompt(prompt)
-    media = [row.get(column) or () for column in (rules.video_column, rules.audio_column)]
-    allowed = [word for word, cell in zip(MEDIA_WORDS, media, strict=True) if len(cell)]
+    media = [row.get(column) for column in (rules.video_column, rules.audio_column)]
+    allowed = [word for word, cell in zip(MEDIA_WORDS, media, strict=True) if cell]
     for turn in prompt:
         _refuse_controls("prompt", turn["content"], rules, allowed)
 
@@ -216,7 +216,11 @@ def _check_answer(row: Mapping[str, Any], rules: RowRules) -> None:
 
 
 def _check_source(row: Mapping[str, Any], rules: RowRules) -> None:
-    check_source(row["data_source"], row["extra_info"])
+    check_source(row["data_source"])
+
+
+def _check_extra_info(row: Mapping[str, Any], rules: RowRules) -> None:
+    check_extra_info(row["extra_info"])
 
 
 def _check_claims(row: Mapping[str, Any], rules: RowRules) -> None:
@@ -230,6 +234,7 @@ CHECKS: tuple[Callable[[Mapping[str, Any], RowRules], None], ...] = (
     _check_media,
     _check_answer,
     _check_source,
+    _check_extra_info,
     _check_claims,
 )
 
