@@ -144,7 +144,8 @@ class RolloutConfig:
     """The run ends when more than this fraction of a step's responses fail for reasons of their
     rows: an image that cannot be read, a prompt that is too long, an error of the reward."""
     restart_servers: bool = False
-    """Restart a dead rollout server within the run and ask the missing responses again."""
+    """Restart a dead rollout server within the run. Not supported, and refused: a dead server ends
+    the run, and the same command resumes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
