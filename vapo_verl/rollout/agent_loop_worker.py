@@ -30,7 +30,7 @@ from vapo_verl.rollout.prober import ServerFailed
 FAILURE_TAG = "failed"
 """Tag of a failed response: ``row`` or ``system``. Absent on the others."""
 REASON_TAG = "reason"
-_MAX_REASON = 300
+_MAX_REASON = 200
 _SYSTEM_ERRORS = (
     *(ray.exceptions.RayError, ServerFailed, MemoryError, TimeoutError, ConnectionError),
     *(asyncio.CancelledError, concurrent.futures.BrokenExecutor, zmq.ZMQError),
