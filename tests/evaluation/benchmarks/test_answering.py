@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vapo_verl.evaluation.benchmarks import BenchmarkRow, answering
+from vapo_verl.evaluation.benchmarks import BenchmarkError, BenchmarkRow, answering
 from vapo_verl.evaluation.benchmarks.answering import Sampling, Task, read_answers
 from vapo_verl.evaluation.benchmarks.rules import find_rule
 from vapo_verl.evaluation.probing.engine import Completion, Context
@@ -54,7 +54,7 @@ def engine(monkeypatch):
     return BatchEngine
 
 
-def tasks(out: Path) -> list[Task]:
+def tasks(out: Path, image: str = "own") -> list[Task]:
     sampling = Sampling(num_samples=NUM_SAMPLES, temperature=1.0, max_tokens=9, seed=3)
     rows = [
         BenchmarkRow(number=n, index=n, question=f"What is {n}?", answer=str(n))
@@ -67,7 +67,7 @@ def tasks(out: Path) -> list[Task]:
             rule=find_rule("free-form"),
             folder=out / name,
             sampling=sampling,
-            image="own",
+            image=image,
             suffix="",
             settings={"DATA": name},
         )
@@ -124,3 +124,9 @@ def test_a_request_that_vllm_refuses_names_benchmark_and_rows(tmp_path, engine, 
     monkeypatch.setattr(engine, "complete", refuse)
     with pytest.raises(RunError, match=r"first, one of the rows 0 to 1: vLLM refused .* 9000"):
         ask(tmp_path)
+
+
+def test_swapped_images_are_found_before_the_engine_starts(tmp_path, engine):
+    with pytest.raises(BenchmarkError, match="the rows of first hold 0 different images"):
+        answering.ask_engine(tasks(tmp_path, "swapped"), EngineOptions(model="m"), BATCH)
+    assert engine.started == 0

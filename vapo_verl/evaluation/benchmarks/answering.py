@@ -133,13 +133,13 @@ def ask_engine(
         print(f"{total:,} answers, {done:,} done before", flush=True)
         if not any(missing):
             return
+        shown = [_ShownImages(task) for task in tasks]
         most_images = max(len(task.question(row)[1]) for task in tasks for row in task.rows)
         engine = opened.enter_context(
             Engine(options, images_per_prompt=most_images, template_options=template_options)
         )
         progress = opened.enter_context(progress_bar(total, unit="answer", done=done))
-        for task, journal, some in zip(tasks, journals, missing, strict=True):
-            images = _ShownImages(task, engine.image)
+        for task, journal, images, some in zip(tasks, journals, shown, missing, strict=True):
             for rows in some:
                 finished = journal.finished()
                 engine.forget()
@@ -211,7 +211,7 @@ def _context(
         style=row.style,
         claims=(),
     )
-    return Context(ids=engine.prompt(text_only).ids, images=images.of(place))
+    return Context(ids=engine.prompt(text_only).ids, images=images.of(place, engine.image))
 
 
 def _seed(task: Task, row: BenchmarkRow, sample: int) -> int:
@@ -224,22 +224,22 @@ def _seed(task: Task, row: BenchmarkRow, sample: int) -> int:
 class _ShownImages:
     """The images that each row of a task is asked with."""
 
-    def __init__(self, task: Task, load: Callable[[bytes | str], Image.Image]) -> None:
+    def __init__(self, task: Task) -> None:
         """Raises BenchmarkError when images are to be swapped and all rows have the same."""
-        self._kind, self._load = task.image, load
+        self._kind = task.image
         self._own = [task.question(row)[1] for row in task.rows]
         self._donors = _donors(task, self._own) if task.image == "swapped" else {}
 
-    def of(self, place: int) -> tuple[Image.Image, ...]:
-        """Those of the row at this place in the benchmark."""
+    def of(self, place: int, load: Callable[[bytes | str], Image.Image]) -> tuple[Image.Image, ...]:
+        """Those of the row at this place in the benchmark, decoded by `load`."""
         sources = self._own[place]
-        images = tuple(map(self._load, sources))
+        images = tuple(map(load, sources))
         if self._kind == "blank":
             return tuple(map(blank, images))
         if self._kind == "blurred":
             return tuple(map(blurred, images))
         if self._kind == "swapped" and images:
-            return swapped(images, tuple(map(self._load, self._donors[sources])))
+            return swapped(images, tuple(map(load, self._donors[sources])))
         return images
 
 
@@ -282,14 +282,16 @@ def ask_endpoint(tasks: Sequence[Task], options: EndpointOptions, max_concurrenc
         print(f"{total:,} answers, {total - len(missing):,} done before", flush=True)
         if not missing:
             return
-        shown = {task.name: _ShownImages(task, open_image) for task in tasks}
+        shown = {task.name: _ShownImages(task) for task in tasks}
         failed: Counter[str] = Counter()
         with progress_bar(total, unit="answer", done=total - len(missing)) as progress:
 
             async def ask(asker: PatientAsker, place_in_line: int) -> None:
                 task, journal, place, sample = missing[place_in_line]
                 row = task.rows[place]
-                messages = _endpoint_messages(task.question(row)[0], shown[task.name].of(place))
+                messages = _endpoint_messages(
+                    task.question(row)[0], shown[task.name].of(place, open_image)
+                )
                 try:
                     reply = await asker.ask(messages, Random(_seed(task, row, sample)))
                 except ImageFailed as fault:
