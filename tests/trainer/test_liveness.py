@@ -303,6 +303,17 @@ def test_a_stopped_actor_is_a_suspect_at_once_and_found_after_the_timeout(watche
     assert not psutil.pid_exists(watched.pids[0])
 
 
+def test_the_phase_of_an_error_stays(watched):
+    monitor = watched.monitor
+    monitor.begin(UPDATE)
+    with monitor.phase(SAVE):
+        assert monitor.phase_name == SAVE
+    assert monitor.phase_name == UPDATE
+    with pytest.raises(OSError), monitor.phase(TRANSFER):
+        raise OSError
+    assert monitor.phase_name == TRANSFER
+
+
 def test_after_its_stop_nothing_is_found(watched):
     watched.monitor.stop()
     os.kill(watched.pids[1], signal.SIGKILL)

@@ -346,12 +346,13 @@ class Monitor:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """A phase of the trainer, which must make progress."""
+        """A phase of the trainer, which must make progress.
+
+        After an error it stays the phase: it is where the run ended.
+        """
         before, self._phase = self._phase, name
-        try:
-            yield
-        finally:
-            self._phase = before
+        yield
+        self._phase = before
 
     def begin(self, name: str | None) -> None:
         """The phase from now on; None where the trainer works alone."""
