@@ -389,7 +389,10 @@ def check_data(config: DictConfig) -> Iterator[str]:
     for path in filter(is_benchmark_file, files_of(_plain_files(config), "val_files")):
         from vapo_verl.evaluation.benchmarks.benchmark_command import read_with_rule
 
-        rows, rule = read_with_rule(path)
+        try:
+            rows, rule = read_with_rule(path)
+        except ValueError as error:
+            raise ValueError(f"data.val_files: {str(error).removeprefix('DATA: ')}") from error
         yield f"{path}: {len(rows)} rows of a benchmark, graded by the rule {rule.name}"
 
 
