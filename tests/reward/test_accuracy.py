@@ -3,7 +3,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vapo_verl.reward.accuracy import (
@@ -14,6 +14,7 @@ from vapo_verl.reward.accuracy import (
     text_match,
     truths_of,
 )
+from vapo_verl.reward.answers import normalised
 
 
 @pytest.mark.parametrize(
@@ -249,3 +250,10 @@ def test_hard_texts_are_bounded_in_every_style():
             assert accuracy(rf"\boxed{{{text}}}", "7", style) == 0.0
     for text in ("9" * 200_000, "(" * 5_000 + "1" + ")" * 5_000, "a b " * 50_000):
         assert accuracy(rf"\boxed{{{text}}}", text, "math") == 1.0
+
+
+@given(st.text(st.characters(exclude_characters="\\{}"), max_size=40))
+def test_every_truth_is_correct_against_itself(truth):
+    assume(normalised(truth))
+    for style in ("exact", "text", "choice", "math"):
+        assert accuracy(rf"<think>so</think> \boxed{{{truth}}}", truth, style) == 1.0
