@@ -19,9 +19,10 @@ from vapo_verl.run_folder.checkpoints import (
 
 BY_TIME = re.compile(
     r"^(timing_|perf/|actor/perf/|vapo/memory/)|_s$|_s/|tail_share|step_share|prefix_hit_rate|reused_tokens"
-    r"|prefill_tokens|encoder_runs_saved|throughput|time"
+    r"|prefill_tokens|encoder_runs_saved|throughput|time|rollout_probs_diff|^rollout_corr/"
 )
-"""Metrics that depend on the machine's load and on what the KV cache still holds."""
+"""Metrics that depend on the machine's load: times, memory, hits of the KV cache, and the rounding
+of the engine's log probabilities, which depends on what it batches together."""
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
 SAMPLE_COLUMNS = ("uid", "sample", "response_ids", "anchors")
 
