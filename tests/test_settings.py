@@ -60,6 +60,9 @@ def test_every_recipe_passes(recipe):
         ("trainer.save_freq", "often", "is a str"),
         ("trainer.val_before_train", "no", "is a str; give true or false"),
         ("trainer.resume_mode", "always", "use one of auto, disable, resume_path"),
+        ("trainer.device", "gpu", "use one of cpu, cuda, npu"),
+        ("trainer.logger", 5, "give names as [tensorboard,wandb]"),
+        ("trainer.logger", [None], "give names as [tensorboard,wandb]"),
         ("trainer.default_local_dir", None, "is no path"),
         ("trainer.default_local_dir", "", "is no path"),
         ("trainer.default_local_dir", 7, "is no path"),
@@ -96,6 +99,19 @@ def test_a_value_that_no_run_can_have_is_named_with_its_key(key, value, fix):
         check_settings(config)
     assert fix in str(refused.value)
     assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("name", ["", "global_step_", "absent/global_step_3", "step_3"])
+def test_a_path_to_resume_from_is_a_checkpoint(tmp_path, name):
+    (tmp_path / "step_3").mkdir()
+    (tmp_path / "global_step_3").mkdir()
+    config = smoke()
+    config.trainer.resume_mode = "resume_path"
+    config.trainer.resume_from_path = str(tmp_path / "global_step_3")
+    check_settings(config)
+    config.trainer.resume_from_path = str(tmp_path / name) if name else None
+    with pytest.raises(ValueError, match=r"resume_from_path=.* give the path of a folder global"):
+        check_settings(config)
 
 
 def given(text: str):

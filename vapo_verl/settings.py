@@ -91,10 +91,14 @@ NUMBERS: Mapping[str, Number] = {
 """Keys with limits. All other keys are compared with the type of their default."""
 PATHS = ("data.train_files", "data.val_files")
 TEXTS = ("trainer.default_local_dir", "actor_rollout_ref.model.path")
-RESUME_MODES = ("auto", "disable", "resume_path")
+CHOICES = {
+    "trainer.resume_mode": ("auto", "disable", "resume_path"),
+    "trainer.device": ("cpu", "cuda", "npu"),
+}
 _OPEN = ("ray_kwargs", "hydra")
 """Groups whose keys are arguments of another library."""
 _SIMILAR = 0.8
+_STEP = re.compile(r"global_step_\d+")
 
 
 def check_settings(config: DictConfig) -> None:
@@ -107,9 +111,21 @@ def check_settings(config: DictConfig) -> None:
         value = _value_of(config, key)
         if not isinstance(value, str) or not value.strip() or "\0" in value:
             raise ValueError(f"{key}={value!r} is no path; give one")
-    mode = _value_of(config, "trainer.resume_mode")
-    if mode not in RESUME_MODES:
-        raise ValueError(f"trainer.resume_mode={mode!r}: use one of {', '.join(RESUME_MODES)}")
+    for key, allowed in CHOICES.items():
+        value = _value_of(config, key)
+        if value not in allowed:
+            raise ValueError(f"{key}={value!r} is not known; use one of {', '.join(allowed)}")
+    path = _value_of(config, "trainer.resume_from_path")
+    if _value_of(config, "trainer.resume_mode") == "resume_path" and not _is_checkpoint(path):
+        raise ValueError(
+            f"trainer.resume_from_path={path!r} is no checkpoint, and trainer.resume_mode="
+            "resume_path; give the path of a folder global_step_N"
+        )
+    loggers = _value_of(config, "trainer.logger")
+    if not isinstance(loggers, str):
+        names = list(loggers) if OmegaConf.is_list(loggers) else [loggers]
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"trainer.logger={loggers}: give names as [tensorboard,wandb]")
     for key in PATHS:
         _check_files(key, _value_of(config, key))
     for key, number in NUMBERS.items():
@@ -120,6 +136,14 @@ def check_settings(config: DictConfig) -> None:
             if isinstance(item, float) and not math.isfinite(item):
                 raise ValueError(f"{key}={value!r}: give a finite number")
         _check_type(key, value, defaults.get(key))
+
+
+def _is_checkpoint(path: object) -> bool:
+    return (
+        isinstance(path, str)
+        and Path(path).expanduser().is_dir()
+        and _STEP.fullmatch(Path(path).name) is not None
+    )
 
 
 def _value_of(config: DictConfig, key: str) -> Any:
