@@ -65,7 +65,7 @@ from vapo_verl.trainer.train_loader import TrainLoader
 from vapo_verl.trainer.worker import PhaseMemory, VapoWorker
 
 EXPLAIN_S = 10.0
-"""Time for the monitor to see the death behind an error."""
+"""Time for the monitor to see the death behind an error that may follow from one."""
 NOTICE_S = 2.0
 """Time for the trainer to meet what follows from a death, which says more: failed responses."""
 FAILED_IN_VALIDATION = f"{FAILED}_in_validation"
@@ -204,7 +204,9 @@ class VapoTrainer(PPOTrainerSync):
             raise
         except Exception as error:
             self._noticed.set()
-            finding = self._monitor.wait(EXPLAIN_S) or self._monitor.suspect()
+            follows = isinstance(error, ray.exceptions.RayError | ResponsesFailed)
+            wait_s = EXPLAIN_S if follows else liveness.INTERVAL_S
+            finding = self._monitor.wait(wait_s) or self._monitor.suspect()
             self._monitor.stop()
             if finding is not None:
                 self._monitor.kill(finding)
