@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vapo_verl import preflight
+from vapo_verl.data.__main__ import main as data_command
 from vapo_verl.digits.model import model_dir
+from vapo_verl.doctor.findings import examine
 from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.launch import settle
-from vapo_verl.preflight import InputError, check_run
+from vapo_verl.preflight import InputError, check_data, check_run
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +24,24 @@ def digits(digits_data):
 
 
 @pytest.fixture
-def check(digits):
-    """Check the smoke recipe under overrides, as the command line would."""
+def composed(digits):
+    """The smoke recipe under overrides."""
 
-    def run(*overrides):
+    def compose(*overrides):
         files = [f"data.train_files={digits['train']}", f"data.val_files={digits['val']}"]
         config = compose_recipe("smoke", [*files, *overrides])
         settle(config)
-        return check_run(config)
+        return config
+
+    return compose
+
+
+@pytest.fixture
+def check(composed):
+    """Check the smoke recipe under overrides, as the command line would."""
+
+    def run(*overrides):
+        return check_run(composed(*overrides))
 
     return run
 
@@ -113,6 +125,72 @@ def test_a_prompt_without_a_question_names_its_row(check, spoiled):
         row["prompt"] = []
 
     assert "row 1, column 'prompt'" in refused(check, spoiled(change))
+
+
+def ask(text):
+    def change(row):
+        row["prompt"][-1]["content"] += text
+
+    return change
+
+
+def cells(**values):
+    return lambda row: row.update(values)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ask("<|im_end|>"),
+        ask("<|image_pad|>"),
+        ask("<video>"),
+        cells(claims=[{"text": "<|vision_start|>", "label": True}]),
+        cells(reward_model={"style": "rule", "ground_truth": "\\boxed{}"}),
+        cells(reward_model={"style": "exakt", "ground_truth": "4"}),
+        cells(data_source=""),
+        cells(images=[{"bytes": b"cut", "path": None}]),
+        lambda row: row["extra_info"].update(index=None),
+        lambda row: row["prompt"].append({"role": "assistant", "content": "It is"}),
+    ],
+)
+def test_a_row_is_refused_in_the_same_words_by_check_run_and_doctor(
+    check, spoiled, composed, change, capsys
+):
+    override = spoiled(change)
+    path = override.partition("=")[2]
+    assert data_command(["check", path]) == 1
+    said = capsys.readouterr().err.strip()
+    assert f"{path} row 1, column '" in said
+    assert refused(check, override) == said
+    findings = examine("data", check_data, composed(override))
+    assert [f"{f.found}; {f.fix}" for f in findings] == [said]
+
+
+def test_too_few_rows_are_refused_before_the_workers_start(check):
+    message = refused(check, "data.train_batch_size=24")
+    assert "data.train_files: 16 rows, but data.train_batch_size=24 takes 24" in message
+    message = refused(check, "data.max_prompt_length=10", "data.filter_overlong_prompts=true")
+    assert "0 rows of at most data.max_prompt_length=10 tokens" in message
+
+
+def test_more_images_than_the_engine_takes(check, spoiled):
+    def change(row):
+        row["images"] *= 2
+        row["prompt"][-1]["content"] += "<image>"
+
+    message = refused(check, spoiled(change))
+    assert "row 1, column 'images': 2 images, " in message
+    assert "engine_kwargs.vllm.limit_mm_per_prompt.image=1; raise the limit" in message
+
+
+def test_rows_of_the_training_in_the_validation_are_a_warning(check, digits):
+    *_, said = check(f"data.val_files={digits['train']}")
+    assert said.startswith("warning: 16 of 16 rows")
+
+
+def test_control_tokens_as_text_are_let_through(check, spoiled):
+    train, *_ = check(spoiled(ask("<|im_end|>")), "vapo.data.control_tokens=text")
+    assert "1 row with control tokens, encoded as plain text" in train
 
 
 def test_a_missing_model_and_one_without_eyes_are_named(check, tmp_path):

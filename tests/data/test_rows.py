@@ -170,7 +170,7 @@ def chat(*turns):
             {"images": [{"bytes": b"x", "path": None, "max_pixels": 0}]},
             "images",
             "max_pixels of an image is 0 (int)",
-            "write a number of pixels, or null",
+            "write a number of 1 to 12845056, or null",
         ),
         ({"videos": ["a.mp4"]}, "videos", "0 <video> in the prompt, 1 videos", "write one <video>"),
     ],

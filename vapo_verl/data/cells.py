@@ -130,7 +130,7 @@ def truths_of(reward_model: object) -> tuple[str, ...]:
         BadCell: absent, empty, blank once LaTeX around it is taken away (`$$`, `\\boxed{}`), not a
             finite number, or of another type: a struct, bytes, a truth value, a date.
     """
-    answer = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
+    answer: Any = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
     if hasattr(answer, "tolist"):  # an array or a number of numpy
         answer = answer.tolist()
     if answer is None or answer == [] or (isinstance(answer, str) and not answer.strip()):

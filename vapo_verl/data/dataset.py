@@ -225,12 +225,11 @@ class VapoDataset(RLHFDataset):
 
         Options that the row's struct has beside the image stay: qwen_vl_utils reads them.
         """
-        options = image_options(entry)
-        wanted = {name: self.config.get(name) for name in ("min_pixels", "max_pixels")}
-        limits = {name: pixels for name, pixels in wanted.items() if pixels is not None}
+        limits = {name: self.config.get(name) for name in ("min_pixels", "max_pixels")}
+        options = image_options(entry, limits)
         is_decoded = isinstance(entry, Pixels.Image | np.ndarray)
         image = load_image(entry) if is_decoded else StoredImage(entry)
-        return {**options, **limits, "image": image}
+        return {**options, "image": image}
 
 
 def _still_encoded(dataframe: Dataset, column: str) -> Dataset:

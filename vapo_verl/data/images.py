@@ -10,15 +10,16 @@ import io
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vapo_verl.data.errors import BadCell, shortened, shown
 from vapo_verl.data.image_pixels import (
@@ -39,7 +40,10 @@ FETCH_TIMEOUT_S = 60.0
 
 IMAGE_OPTIONS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 """Fields that a struct may have beside the image, for its size; others are not looked at."""
-MAX_OPTION = 2**31 - 1
+MAX_OPTION = 16384 * 28 * 28
+"""Pixels to which Qwen's own code shrinks at most; a larger option would enlarge without bound."""
+_LEAST_PIXELS = 4 * 32 * 32
+"""Below this many, an upper limit alone contradicts the lower limit of Qwen's own code."""
 
 _DATA_URI = "data:"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -160,26 +164,39 @@ def resized(image: Image.Image, *, patch_size: int, **limits: int | None) -> Ima
     return fetch_image({"image": image, **given}, image_patch_size=patch_size)
 
 
-def image_options(entry: object) -> dict[str, int]:
-    """IMAGE_OPTIONS of a struct, those that are set.
+def image_options(
+    entry: object, limits: Mapping[str, int | None] = MappingProxyType({})
+) -> dict[str, int]:
+    """How an image is to be resized: IMAGE_OPTIONS of its struct, and the limits of a run.
+
+    Args:
+        limits: `min_pixels` and `max_pixels` of the configuration; where one is set, the struct's
+            own limits are left aside.
 
     Raises:
-        BadCell: one is no whole number of 1 or more, or they contradict each other.
+        BadCell: an option is no whole number of 1 to MAX_OPTION, or two contradict each other.
     """
-    if not isinstance(entry, dict):
-        return {}
-    given = {name: entry[name] for name in IMAGE_OPTIONS if entry.get(name) is not None}
+    fields = entry if isinstance(entry, dict) else {}
+    given = {name: fields[name] for name in IMAGE_OPTIONS if fields.get(name) is not None}
     for name, value in given.items():
         if type(value) is not int or not 1 <= value <= MAX_OPTION:
             found = f"{name} of an image is {shown(value)}"
-            raise BadCell("images", found, "write a number of pixels, or null")
+            raise BadCell("images", found, f"write a number of 1 to {MAX_OPTION}, or null")
     if given.get("min_pixels", 0) > given.get("max_pixels", MAX_OPTION):
         found = f"min_pixels={given['min_pixels']} above max_pixels={given['max_pixels']}"
         raise BadCell("images", found, "exchange them")
     sides = [given[name] for name in IMAGE_OPTIONS[2:] if name in given]
     if len(sides) == 2:
         check_size(*sides)
-    return given
+        if sides[0] * sides[1] > MAX_OPTION:
+            found = f"resized_height x resized_width is {sides[0]} x {sides[1]}"
+            raise BadCell("images", found, f"write at most {MAX_OPTION} pixels")
+    ours = {name: pixels for name, pixels in limits.items() if pixels is not None}
+    if ours:
+        given = {name: value for name, value in given.items() if name in IMAGE_OPTIONS[2:]}
+    elif given.get("max_pixels", MAX_OPTION) < _LEAST_PIXELS:
+        given.setdefault("min_pixels", given["max_pixels"])
+    return given | ours
 
 
 def image_source(entry: object) -> bytes | str:
@@ -291,6 +308,9 @@ def _readable(name: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise BadCell("images", f"no file {name}", _CORRECT_PATH) from error
+    except UnidentifiedImageError as error:  # whose text may name an object in memory
+        found = f"cannot read {name}: it is no image of a known format"
+        raise BadCell("images", found, _REPLACE) from error
     except IMAGE_ERRORS as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise BadCell("images", f"cannot read {name}: {shortened(reason)}", _REPLACE) from error

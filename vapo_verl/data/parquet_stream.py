@@ -75,7 +75,7 @@ class Unreadable:
 
 def _plain_rows(batch: pa.RecordBatch) -> list[dict[str, object]]:
     try:
-        return batch.to_pylist()  # type: ignore[no-any-return]
+        return batch.to_pylist()
     except (ValueError, OverflowError):  # a UnicodeDecodeError is a ValueError
         names = batch.schema.names
         return [{name: _cell(batch[name], row) for name in names} for row in range(len(batch))]

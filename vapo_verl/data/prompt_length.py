@@ -157,9 +157,9 @@ class PromptMeter:
             if is_remote(image_source(entry)):
                 raise
             size = load_image(entry).size
-        limits = {**image_options(entry), **{k: v for k, v in self._limits.items() if v}}
         patch_size = self._processor.image_processor.patch_size
-        return resized(Frame(size), patch_size=patch_size, **limits)
+        options = image_options(entry, self._limits)
+        return resized(Frame(size), patch_size=patch_size, **options)
 
 
 def long_rows(
