@@ -11,7 +11,6 @@ from vapo_verl import heartbeat
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(heartbeat, "_writer", None)
     monkeypatch.setenv(heartbeat.FOLDER_VARIABLE, "")  # restored afterwards
     heartbeat.start(tmp_path / "beats")
     return tmp_path / "beats"
@@ -56,9 +55,17 @@ def test_a_process_that_has_not_written_is_at_zero(folder):
     assert heartbeat.read(folder, 2).count == 0
 
 
-def test_outside_a_run_nothing_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(heartbeat, "_writer", None)
-    monkeypatch.delenv(heartbeat.FOLDER_VARIABLE, raising=False)
-    monkeypatch.chdir(tmp_path)
-    heartbeat.beat("nobody listens")
+def test_a_second_start_writes_to_the_new_folder(folder, tmp_path):
+    heartbeat.start(tmp_path / "other")
+    heartbeat.beat("there")
+    assert heartbeat.read(tmp_path / "other", os.getpid()).doing == "there"
+    assert heartbeat.read(folder, os.getpid()).doing == "starting"
+
+
+@pytest.mark.parametrize("where", ["", "/no/such/folder"])
+def test_outside_a_run_nothing_is_written(tmp_path, where):
+    code = "from vapo_verl import heartbeat; heartbeat.beat('nobody listens')"
+    environment = {**os.environ, heartbeat.FOLDER_VARIABLE: where}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment)
+    assert done.returncode == 0
     assert list(tmp_path.iterdir()) == []

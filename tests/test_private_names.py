@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PRODUCT = ("vapo_verl", "benchmarks")
 OF_UPSTREAM = {
     *("_build_messages", "_compute_advantage", "_compute_multi_modal_inputs"),
-    *("_get_input_embeds", "_supports_onednn"),
+    *("_get_input_embeds", "_supports_onednn", "_run_agent_loop", "_wait_for_next_poll"),
 }
 """Private names of verl and vllm that the product overrides or replaces."""
 PATCHES = {"setattr", "getattr", "delattr", "patch", "object"}

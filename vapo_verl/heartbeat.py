@@ -57,8 +57,9 @@ _writer: _Writer | None = None
 
 def start(folder: Path) -> None:
     """Let this process and the children that it starts afterwards write to `folder`."""
+    global _writer
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ[FOLDER_VARIABLE] = str(folder)
+    os.environ[FOLDER_VARIABLE], _writer = str(folder), None
     beat("starting")
 
 
