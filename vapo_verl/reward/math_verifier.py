@@ -6,6 +6,7 @@ with the process that asked, however that ends.
 """
 
 import atexit
+import contextlib
 import json
 import logging
 import os
@@ -89,15 +90,22 @@ class MathVerifier:
         self._free.acquire()
         try:
             with self._lock:
-                if self._parent is None or not self._parent.is_running():
-                    self._drop_idle()
-                    self._parent = _WorkerParent()
-                worker = self._idle.pop() if self._idle else self._parent.fork_worker()
+                parent, worker = self._started_worker()
                 self._workers.add(worker)
-                return self._parent, worker
+                return parent, worker
         except BaseException:
             self._free.release()
             raise
+
+    def _started_worker(self) -> tuple["_WorkerParent", socket.socket]:
+        if self._parent is not None and self._parent.is_running():
+            if self._idle:
+                return self._parent, self._idle.pop()
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it ended just now
+                return self._parent, self._parent.fork_worker()
+        self._drop_idle()
+        self._parent = _WorkerParent()
+        return self._parent, self._parent.fork_worker()
 
     def _drop_idle(self) -> None:
         for worker in self._idle:
