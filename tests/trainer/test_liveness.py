@@ -221,6 +221,7 @@ def test_the_last_words_are_those_of_the_process(session, child):
 
     (logs / "worker-abc-01000000-77.err").write_text("(EngineCore pid=12) mine\nanother's\n")
     assert NodeWatch().evidence(12, 77)[0] == "Its last lines: (EngineCore pid=12) mine"
+    assert NodeWatch().evidence(77, None)[0] == "Its last lines: another's"
     assert NodeWatch().evidence(13, 78) == []
 
 

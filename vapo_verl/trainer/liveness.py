@@ -42,6 +42,8 @@ GCS_MISSES = 3
 LAST_LINES = 5
 _STOPPED = {psutil.STATUS_STOPPED, psutil.STATUS_DISK_SLEEP}
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
+_OF_CHILD = re.compile(r"\(\w+ pid=(\d+)\)")
+"""What vLLM puts before the lines of an engine, in the log of its server."""
 _CPU_S = 0.05
 """CPU time below which a process counts as not having run."""
 
@@ -182,9 +184,8 @@ class NodeWatch:
     def _last_lines(self, pid: int, owner: int | None) -> list[str]:
         for kind in ("err", "out"):
             for path in (self._folder / "logs").glob(f"worker-*-{owner or pid}.{kind}"):
-                lines = _tail(path)
-                if owner is not None:
-                    lines = [line for line in lines if f"pid={pid})" in line]
+                whose = ((line, _OF_CHILD.match(line)) for line in _tail(path))
+                lines = [line for line, of in whose if (int(of[1]) == pid if of else owner is None)]
                 if lines:
                     return lines[-LAST_LINES:]
         return []
