@@ -41,7 +41,6 @@ INSTALL_REQUIRES = [
     "msgspec",
     "numpy>=2.0",
     "omegaconf>=2.3",
-    "openai>=2",
     "pandas",
     "pillow",
     "plotly",

@@ -329,7 +329,7 @@ def ask_concurrently(
     Raises:
         RunError: the endpoint refuses every request; the message says what to correct.
     """
-    from vapo_verl.claims.requests.endpoint import Endpoint  # openai takes a second to import
+    from vapo_verl.claims.requests.endpoint import Endpoint  # aiohttp is slow to import
 
     async def run() -> None:
         async with Endpoint(options) as endpoint:
