@@ -38,6 +38,7 @@ from vapo_verl.run_folder.resume import (
     inputs_of,
     references,
     refuse_finished_run,
+    refuse_other_ranks,
     refuse_other_run,
     write_inputs,
 )
@@ -218,8 +219,9 @@ def compare_with_folder(config: DictConfig, derived: Collection[str], *, tell: b
     changes = changes_since(run_dir, settings, inputs_of(settings), derived)
     if trainer.total_training_steps is not None and step >= trainer.total_training_steps:
         refuse_finished_run(run_dir, changes, step)
-    else:
-        refuse_other_run(run_dir, changes, config.vapo.accept_changes, step)
+        return
+    refuse_other_run(run_dir, changes, config.vapo.accept_changes, step)
+    refuse_other_ranks(run_dir, step, trainer.n_gpus_per_node * trainer.nnodes)
     if tell and changes:
         lines = "\n".join(f"  {change}" for change in changes)
         print(f"{run_dir} holds step {step}; since its start these settings have changed:\n{lines}")

@@ -18,6 +18,7 @@ import yaml
 
 from vapo_verl.config import flat, is_within
 from vapo_verl.files import atomic_write_text
+from vapo_verl.run_folder.checkpoints import checkpoint_folder
 from vapo_verl.run_folder.layout import CONFIG_FILE
 
 INPUTS_FILE = "inputs.json"
@@ -144,6 +145,26 @@ def refuse_other_run(
         "To start a new run, set trainer.default_local_dir to another folder. To go on in this one "
         f"with these changes, add '{ACCEPT_KEY}=[{','.join(keys)}]'"
     )
+
+
+def refuse_other_ranks(run_dir: Path, step: int, num_ranks: int) -> None:
+    """Refuse to resume with another number of ranks than wrote the checkpoint: each reads its own
+    shard. A checkpoint whose number is not known passes.
+
+    Raises:
+        OtherRun: with both numbers.
+    """
+    file = checkpoint_folder(run_dir, step) / "actor" / "fsdp_config.json"
+    try:
+        written_by = json.loads(file.read_text(encoding="utf-8"))["world_size"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    if written_by != num_ranks:
+        raise OtherRun(
+            f"the checkpoint of step {step} in {run_dir} was written by {written_by} ranks, and "
+            f"trainer.n_gpus_per_node * trainer.nnodes is {num_ranks}; resume with the same "
+            "number, or set trainer.default_local_dir to another folder"
+        )
 
 
 def refuse_finished_run(run_dir: Path, changes: Sequence[Change], step: int) -> None:
