@@ -5,15 +5,83 @@ Imports are inside: the kernel tests run where only torch, triton, numpy and pyt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from tests.report.report_browser import ReportBrowser
+
+
+@pytest.fixture(scope="session")
+def run_module() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_module("vapo_verl.data", "check", path)` -> the ended process of `python -m`.
+
+    Its output is captured as text. `env` adds variables, or takes one away where its value is None;
+    `check=True`, `cwd` and `timeout` (600 s) are those of `subprocess.run`.
+    """
+
+    def run(
+        module: str, *arguments: object, env: Mapping[str, str | None] | None = None, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        given = {**os.environ, **(env or {})}
+        return subprocess.run(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            env={name: value for name, value in given.items() if value is not None},
+            capture_output=True,
+            text=True,
+            **{"timeout": 600, "check": False, **options},
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def packaged_model() -> Path:
+    """Folder of the small Qwen2.5-VL that is part of the package."""
+    from vapo_verl.digits.model import model_dir
+
+    return model_dir()
+
+
+@pytest.fixture(scope="session")
+def packaged_tokenizer(packaged_model: Path) -> PreTrainedTokenizerBase:
+    """The packaged model's. Not to be changed."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(packaged_model)
+
+
+@pytest.fixture
+def rollout_row() -> Callable[..., dict]:
+    """`rollout_row(step, index, sample, **cells)` -> a row of a rollout file."""
+    from tests.report import run_folders
+
+    return run_folders.rollout_row
+
+
+@pytest.fixture
+def anchor() -> Callable[..., dict]:
+    """`anchor(position, label=.., p_yes=.., claim=..)` -> one of a row's anchors."""
+    from tests.report import run_folders
+
+    return run_folders.anchor
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """`make_run(name, steps, metrics)` -> a small run folder, as the trainer writes it."""
+    from tests.report import run_folders
+
+    return lambda name, steps, metrics=None: run_folders.write_run(tmp_path / name, steps, metrics)
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,6 @@
 """Commands of 0.1 answer for one release, with a line that names the new one."""
 
-import subprocess
-import sys
-
 import pytest
-
-
-def call(module, *arguments):
-    command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
@@ -22,8 +14,8 @@ def call(module, *arguments):
         (("vapo_verl.diagnostics", "remedies"), ("vapo_verl.evaluation", "interventions")),
     ],
 )
-def test_an_old_name_runs_the_new_command_and_says_so(old, new):
-    done, expected = call(*old, "--help"), call(*new, "--help")
+def test_an_old_name_runs_the_new_command_and_says_so(run_module, old, new):
+    done, expected = run_module(*old, "--help"), run_module(*new, "--help")
     assert done.returncode == expected.returncode == 0
     assert done.stdout == expected.stdout
     assert done.stderr == f"python -m {old[0]} is now python -m {new[0]}\n"

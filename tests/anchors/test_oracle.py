@@ -10,13 +10,11 @@ from functools import partial
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
 
 from vapo_verl.anchors import ProbeReply, SampleKey, bind_question, plan_anchors, probe_anchors
 from vapo_verl.config import PLACEMENTS, AnchorConfig, RewardConfig
 from vapo_verl.data.claims_column import Claim, read_claims
 from vapo_verl.digits.build import DigitsConfig, build_split
-from vapo_verl.digits.model import model_dir
 from vapo_verl.digits.oracle import judge
 from vapo_verl.digits.scene import Scene
 from vapo_verl.rollout.sample import anchored_perception
@@ -27,9 +25,9 @@ RESPONSE = (
 Answer = Callable[[str, Scene], bool]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(model_dir())
+@pytest.fixture
+def tokenizer(packaged_tokenizer):
+    return packaged_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,16 @@
 """The answer tokens come from the tokenizer, and the question's form is checked against it."""
 
 import pytest
-from transformers import AutoTokenizer
 
 from vapo_verl.anchors import bind_question
 from vapo_verl.config import AnchorConfig
-from vapo_verl.digits.model import model_dir
 
 DEFAULT = AnchorConfig()
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(model_dir())
+@pytest.fixture
+def tokenizer(packaged_tokenizer):
+    return packaged_tokenizer
 
 
 def bind(tokenizer, question=DEFAULT.question, yes=DEFAULT.yes_words, no=DEFAULT.no_words):

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pyarrow.parquet as pq
 
 from vapo_verl.data.__main__ import main
@@ -38,10 +35,9 @@ def test_every_file_is_checked_and_errors_go_to_stderr(row, write, tmp_path, cap
     assert output.out.startswith(f"{good}: 1 row, 1 images")
 
 
-def test_user_errors_of_the_process_are_a_message_and_exit_code_1(tmp_path):
-    command = [sys.executable, "-m", "vapo_verl.data", "import-plain", str(tmp_path / "no.parquet")]
-    options = ["--out", str(tmp_path / "out.parquet"), "--data-source", "x"]
-    run = subprocess.run([*command, *options], capture_output=True, text=True)
+def test_user_errors_of_the_process_are_a_message_and_exit_code_1(run_module, tmp_path):
+    options = ("--out", tmp_path / "out.parquet", "--data-source", "x")
+    run = run_module("vapo_verl.data", "import-plain", tmp_path / "no.parquet", *options)
     assert run.returncode == 1
     assert run.stderr.startswith("SRC: ") and "Traceback" not in run.stderr
 

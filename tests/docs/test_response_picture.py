@@ -1,14 +1,12 @@
 """The README's picture can be drawn from any run that exports visual attention."""
 
-import io
 import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+
+from tests.report.run_folders import anchor, png, rollout_row
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "pictures" / "response.py"
 PICTURE = SCRIPT.with_name("response.svg")
@@ -16,34 +14,20 @@ MAX_BYTES = 200_000
 """Of a picture in the repository."""
 
 
-def anchor(position: int, *, label: bool, answer: bool) -> dict:
-    judged = {"label": label, "answer": answer, "correct": label == answer, "p_yes": 0.5}
-    return {"position": position, "claim": "A $6 & <b> is left.", **judged}
-
-
 def row(sample: int, attention: float) -> dict:
-    image = io.BytesIO()
-    Image.new("RGB", (6, 4), "blue").save(image, "PNG")
     tokens = ["<think>", "left", " is", " 6", ".", "\n", "</think>", "\\boxed", "{6}"]
-    return {
-        "step": 1,
-        "uid": "000001-00000",
-        "sample": sample,
-        "prompt": "user\nWhich digit is left?\nassistant\n",
-        "images": [image.getvalue()],
-        "tokens": tokens,
-        "visual_attention": [attention] * len(tokens),
-        "ground_truth": "6",
-        "reward": {"accuracy": 1.0, "format": 1.0, "perception": 0.5, "total": 2.05},
-        "anchors": [anchor(5, label=True, answer=True), anchor(6, label=False, answer=True)],
-    }
-
-
-def write_run(run_dir: Path, *rows: dict) -> Path:
-    folder = run_dir / "rollouts"
-    folder.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(list(rows)), folder / "step_000001.parquet")
-    return run_dir
+    claim = "A $6 & <b> is left."
+    return rollout_row(
+        sample=sample,
+        prompt="user\nWhich digit is left?\nassistant\n",
+        images=[png(6, 4, "blue")],
+        tokens=tokens,
+        visual_attention=[attention] * len(tokens),
+        anchors=[
+            anchor(5, label=True, p_yes=0.9, claim=claim),
+            anchor(6, label=False, p_yes=0.9, claim=claim),
+        ],
+    )
 
 
 def draw(run_dir: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -51,8 +35,8 @@ def draw(run_dir: Path, out: Path, *arguments: str) -> subprocess.CompletedProce
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_the_same_run_gives_the_same_picture(tmp_path):
-    run_dir = write_run(tmp_path / "run", row(0, 0.5), row(1, 0.25))
+def test_the_same_run_gives_the_same_picture(make_run, tmp_path):
+    run_dir = make_run("run", {1: [row(0, 0.5), row(1, 0.25)]})
     pictures = [tmp_path / f"{i}.svg" for i in range(2)]
     for picture in pictures:
         done = draw(run_dir, picture, "--sample", "1")
@@ -67,8 +51,8 @@ def test_the_same_run_gives_the_same_picture(tmp_path):
     ("rows", "message"),
     [((), "no rollouts"), ((row(0, float("nan")),), "no such response with visual attention")],
 )
-def test_a_run_without_attention_is_refused(tmp_path, rows, message):
-    run_dir = write_run(tmp_path / "run", *rows) if rows else tmp_path
+def test_a_run_without_attention_is_refused(make_run, tmp_path, rows, message):
+    run_dir = make_run("run", {1: list(rows)} if rows else {})
     done = draw(run_dir, tmp_path / "out.svg")
     assert done.returncode == 2
     assert message in done.stderr

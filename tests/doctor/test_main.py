@@ -1,7 +1,6 @@
 """The command: a healthy recipe, its JSON, exit codes, and what `--help` does not load."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -18,14 +17,9 @@ def without_child(monkeypatch):
     monkeypatch.setattr(child, "check_imports", lambda *_, **__: [ok("imports", "left out")])
 
 
-def test_a_healthy_smoke_recipe_has_no_error(overrides):
-    done = subprocess.run(
-        [sys.executable, "-m", "vapo_verl.doctor", "+recipe=smoke", *overrides, "--json"],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
-    )
+def test_a_healthy_smoke_recipe_has_no_error(run_module, overrides):
+    command = ("vapo_verl.doctor", "+recipe=smoke", *overrides, "--json")
+    done = run_module(*command, timeout=240, env={"RAY_ADDRESS": None})
     report = json.loads(done.stdout)
     assert [f for f in report["findings"] if f["status"] == "error"] == []
     assert done.returncode == 0

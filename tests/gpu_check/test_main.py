@@ -1,6 +1,5 @@
 """The command line: instant help, one line without CUDA, a plan without a run."""
 
-import os
 import subprocess
 import sys
 
@@ -10,15 +9,6 @@ from vapo_verl.gpu_check.__main__ import main, plan
 from vapo_verl.gpu_check.runner import STAGES
 
 HEAVY = ("torch", "numpy", "vllm", "verl", "ray", "transformers", "triton")
-
-
-def call(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "vapo_verl.gpu_check", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-    )
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--dry-run"]])
@@ -38,8 +28,9 @@ assert not heavy, heavy
     assert all(stage.name in done.stdout for stage in STAGES)
 
 
-def test_without_cuda_it_says_so_in_one_line_and_exits_with_2(tmp_path):
-    done = call("--out", str(tmp_path / "out"), CUDA_VISIBLE_DEVICES="")
+def test_without_cuda_it_says_so_in_one_line_and_exits_with_2(run_module, tmp_path):
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    done = run_module("vapo_verl.gpu_check", "--out", tmp_path / "out", env=hidden)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1

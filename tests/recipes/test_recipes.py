@@ -1,7 +1,5 @@
 """Every recipe composes, passes this package's checks and veRL's own, for its size of machine."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -154,10 +152,9 @@ def test_vapo_3b_1gpu_trains_all_parameters_with_their_state_on_the_host():
 
 
 @pytest.mark.parametrize(("recipe", "key"), [(name, key) for name, (key, _) in SWEEPS.items()])
-def test_a_sweep_is_one_multirun_with_a_folder_for_each_value(recipe, key):
-    command = [sys.executable, "-m", "vapo_verl.main", f"+recipe={recipe}", "--cfg", "hydra"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    swept = yaml.safe_load(shown)["hydra"]
+def test_a_sweep_is_one_multirun_with_a_folder_for_each_value(run_module, recipe, key):
+    shown = run_module("vapo_verl.main", f"+recipe={recipe}", "--cfg", "hydra", check=True)
+    swept = yaml.safe_load(shown.stdout)["hydra"]
     assert swept["mode"] == "MULTIRUN"
     values = swept["sweeper"]["params"][key].split(",")
     assert len(values) == len(set(values)) >= 4

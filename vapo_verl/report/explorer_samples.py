@@ -3,7 +3,7 @@
 import hashlib
 import heapq
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Generic, TypeVar
 
 from vapo_verl.run_folder.images import image_uri
@@ -83,12 +83,7 @@ def shown_response(rollout: Rollout) -> ShownResponse:
         attention=[_rounded(value) for value in attention[:MAX_TOKENS]] if known else [],
         ground_truth=rollout.ground_truth,
         correct=_is_correct(reward),
-        reward=RewardParts(
-            accuracy=_rounded(reward.accuracy),
-            format=_rounded(reward.format),
-            perception=_rounded(reward.perception),
-            total=_rounded(reward.total),
-        ),
+        reward=RewardParts(**{part: _rounded(value) for part, value in asdict(reward).items()}),
         anchors=[replace(anchor, p_yes=_rounded(anchor.p_yes)) for anchor in rollout.anchors],
         images=[uri for image in rollout.images if (uri := image_uri(image))],
     )

@@ -17,6 +17,18 @@ T = TypeVar("T")
 BATCH_ROWS = 32
 _LEFT_OUT = {"prompt_ids", "response_ids", "advantages", "rollout_log_probs", "old_log_probs"}
 LAYERS_KEY = "visual_attention_layers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardParts:
+    """The reward of a response and its parts; None for a part that the file does not hold."""
+
+    accuracy: float | None = None
+    format: float | None = None
+    perception: float | None = None
+    total: float | None = None
+
+
 ROLLOUT_SCHEMA = pa.schema(
     [
         ("step", pa.int64()),
@@ -38,9 +50,7 @@ ROLLOUT_SCHEMA = pa.schema(
         ("ground_truth", pa.string()),
         (
             "reward",
-            pa.struct(
-                [(part, pa.float64()) for part in ("accuracy", "format", "perception", "total")]
-            ),
+            pa.struct([(part.name, pa.float64()) for part in fields(RewardParts)]),
         ),
         (
             "anchors",
@@ -61,16 +71,6 @@ ROLLOUT_SCHEMA = pa.schema(
 )
 """One row per sampled response; positions count its tokens."""
 _COLUMNS = [name for name in ROLLOUT_SCHEMA.names if name not in _LEFT_OUT]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RewardParts:
-    """The reward of a response and its parts; None for a part that the file does not hold."""
-
-    accuracy: float | None = None
-    format: float | None = None
-    perception: float | None = None
-    total: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

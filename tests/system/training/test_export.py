@@ -38,13 +38,12 @@ print("TOKENS", json.dumps(llm.generate(request, params)[0].outputs[0].token_ids
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one_rank", "two_ranks"])
-def exported(request, smoke: Smoke):
+def exported(request, smoke: Smoke, run_module):
     """A trained run and its export, by the command line."""
     run_dir = smoke.run(
         f"ranks_{request.param}", *ONE_STEP, f"trainer.n_gpus_per_node={request.param}"
     )
-    command = [sys.executable, "-m", "vapo_verl.export", str(run_dir)]
-    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    printed = run_module("vapo_verl.export", run_dir, check=True).stdout
     out = run_dir / "model_step_1"
     assert printed == f"{out}\n"
     return run_dir, out

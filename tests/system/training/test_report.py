@@ -1,15 +1,10 @@
 """The report of real runs in a real browser: a whole one, a killed one, both side by side."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 
 from tests.browser import needs_browser
 from tests.evaluation.probing_commands import ENVIRONMENT, SMALL
-from vapo_verl.digits.model import model_dir
 from vapo_verl.report.live import KEY_PANELS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), needs_browser]
@@ -28,38 +23,24 @@ UNDRAWN = f"{PLOTS}.filter(plot => !plot.querySelector('svg')).length"
 MISSING = "[...document.querySelectorAll('.missing')].map(e => e.innerText)"
 
 
-def run_module(module: str, *arguments: str) -> None:
-    command = [sys.executable, "-m", module, *arguments]
-    subprocess.run(command, env=os.environ | ENVIRONMENT, check=True, timeout=600)
-
-
 @pytest.fixture(scope="module")
-def whole(smoke):
+def whole(smoke, run_module, packaged_model):
     """A run with all that a report can show; its report from the end of training is kept."""
     run = smoke.run("whole", *SHORT, *WHOLE)
     (run / "report.html").rename(run / "left.html")
-    data = smoke.data["val"]
-    few = ("--num-rows", "4", "--num-cuts", "5")
-    run_module(
-        "vapo_verl.evaluation",
-        "early-decision",
-        str(model_dir()),
-        str(data),
-        "--run",
-        str(run),
-        *SMALL,
-        *few,
-    )
-    run_module("vapo_verl.report", str(run))
+    rows = (packaged_model, smoke.data["val"], "--run", run, "--num-rows", "4", "--num-cuts", "5")
+    command = ("vapo_verl.evaluation", "early-decision", *rows, *SMALL)
+    run_module(*command, env=ENVIRONMENT, check=True)
+    run_module("vapo_verl.report", run, check=True)
     return run
 
 
 @pytest.fixture(scope="module")
-def killed(smoke):
+def killed(smoke, run_module):
     """A run without attention, `kill -9` in its second step."""
     process = smoke.start("killed", *SHORT, "trainer.val_before_train=false")
     smoke.kill_when(process, smoke.root / "killed" / "rollouts" / "step_000002.parquet")
-    run_module("vapo_verl.report", str(smoke.root / "killed"))
+    run_module("vapo_verl.report", smoke.root / "killed", check=True)
     return smoke.root / "killed"
 
 
@@ -106,9 +87,9 @@ def test_a_killed_runs_report_says_what_is_missing(browser, killed):
     assert browser.text("#count").endswith("of 32")
 
 
-def test_two_runs_side_by_side(browser, whole, killed, tmp_path):
+def test_two_runs_side_by_side(run_module, browser, whole, killed, tmp_path):
     out = tmp_path / "both.html"
-    run_module("vapo_verl.report", str(whole), "--compare", str(killed), "--out", str(out))
+    run_module("vapo_verl.report", whole, "--compare", killed, "--out", out, check=True)
     browser.open(out)
     browser.draw_all()
     assert browser.evaluate(UNDRAWN) == 0
