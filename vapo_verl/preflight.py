@@ -453,7 +453,20 @@ def row_rules(config: DictConfig) -> "RowRules":
         refuse_controls=_settings(config).data.control_tokens == "refuse",
         max_images=limit if isinstance(limit, int) else None,
         max_images_key=limit_key,
+        limits={name: config.data.get(name) for name in ("min_pixels", "max_pixels")},
+        resize_factor=_resize_factor(folder),
         refuse_media=_settings(config).probes_claims,
         video_column=config.data.video_key,
         audio_column=config.data.audio_key,
     )
+
+
+def _resize_factor(folder: Path | None) -> int:
+    """Pixels of an image token's side, from the processor's files; that of Qwen2.5-VL without."""
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if folder is not None and (folder / name).is_file():
+            stated = json.loads((folder / name).read_text())
+            stated = stated.get("image_processor", stated)
+            if stated.get("patch_size"):
+                return int(stated["patch_size"] * stated.get("merge_size", 2))
+    return 28

@@ -22,12 +22,19 @@ from transformers import AutoProcessor
 import vapo_verl
 from vapo_verl.claims.audit.page import page_image
 from vapo_verl.claims.images import media_type
-from vapo_verl.claims.making.prompt import verdict_messages
+from vapo_verl.claims.making.prompt import vote_messages
 from vapo_verl.claims.requests.picture import prepare
 from vapo_verl.data.dataset import VapoDataset
 from vapo_verl.data.errors import BadCell, RowError
-from vapo_verl.data.images import check_image, load_image, read_header, resized
-from vapo_verl.data.prompt_length import NotFromHeaders
+from vapo_verl.data.images import (
+    check_image,
+    check_resize,
+    image_options,
+    load_image,
+    read_header,
+    resized,
+)
+from vapo_verl.data.prompt_length import Frame, NotFromHeaders
 from vapo_verl.data.rows import check_parquet
 from vapo_verl.data.stored_image import StoredImage
 from vapo_verl.digits.model import model_dir
@@ -48,7 +55,6 @@ CONSUMERS = {
     "digits/model/evaluate.py": "the small model on its own task",
     "doctor/rows.py": "rows as a run reads them",
     "evaluation/benchmarks/benchmark_file.py": "images of a benchmark",
-    "evaluation/benchmarks/compare_command.py": "the page that compares two models",
     "evaluation/probing/engine.py": "the engine of all probing commands",
     "evaluation/probing/rows.py": "rows of all probing commands",
     "plots/matplotlib_figure.py": "a figure that was just drawn",
@@ -512,7 +518,7 @@ def seen_by_all(data, folder, processor, row, feature=False):
     yield "processor", from_patches(pixels, processor.image_processor)
     for limit in (None, 10**6, 84 * 56 - 1):
         picture = prepare(data, media_type(data), limit)
-        (part, _) = verdict_messages(picture, "It is black.")[0]["content"]
+        (part, _) = vote_messages(picture, "It is black.")[0]["content"]
         yield f"claims, --max-pixels {limit}", from_uri(part["image_url"]["url"])
     yield "audit", from_uri(page_image(data).uri)
     yield "report", from_uri(image_uri(data))
@@ -570,3 +576,25 @@ def test_a_rare_format_is_opened_by_all_or_by_none(kind, tmp_path, processor, ro
     for name, image in seen_by_all(data, tmp_path, processor, row):
         if str(84 * 56 - 1) not in name:
             assert np.abs(np.asarray(image.convert("RGB"), int) - expected).max() <= 1, name
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_an_image_that_cannot_be_resized_is_known_before(seed):
+    """Against qwen_vl_utils, which fails on some long images under a limit."""
+    rng = np.random.default_rng(seed)
+    width = int(rng.integers(1, 4000))
+    height = int(rng.integers(max(width // 200, 1), min(width * 200, 4000) + 1))
+    if max(width, height) > 200 * min(width, height):
+        return
+    patch_size = int(rng.choice([14, 16]))
+    options = {"max_pixels": int(rng.choice([4096, 12544, 50176, 200704, 10**6]))}
+    if rng.random() < 0.3:
+        options = image_options({"max_pixels": int(rng.integers(1, 4096))})
+    frame = Frame((width, height))
+    try:
+        check_resize(width, height, factor=2 * patch_size, **options)
+    except BadCell:
+        with pytest.raises(ValueError, match="empty"):
+            resized(frame, patch_size=patch_size, **options)
+    else:
+        assert min(resized(frame, patch_size=patch_size, **options).size) > 0

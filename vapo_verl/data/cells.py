@@ -49,6 +49,10 @@ class RowRules:
     """Images of a row that the engine takes; None is no limit."""
     max_images_key: str = "--max-images"
     """Where the limit is set, for the message."""
+    limits: Mapping[str, int | None] = field(default_factory=dict)
+    """`min_pixels` and `max_pixels` to which images are resized."""
+    resize_factor: int = 28
+    """Pixels of an image token's side: 28 in Qwen2.5-VL, 32 in Qwen3-VL."""
     refuse_media: bool = False
     """Refuse videos and recordings: anchors are asked about images only."""
     video_column: str = "videos"

@@ -7,6 +7,7 @@ what a policy's processor is given.
 
 import base64
 import io
+import math
 import os
 import re
 import struct
@@ -197,6 +198,36 @@ def image_options(
     elif given.get("max_pixels", MAX_OPTION) < _LEAST_PIXELS:
         given.setdefault("min_pixels", given["max_pixels"])
     return given | ours
+
+
+def check_resize(width: int, height: int, *, factor: int, **options: int) -> None:
+    """Refuse an image of which nothing is left at the size in which a model gets it.
+
+    qwen_vl_utils 0.0.14 rounds the shorter side of a long image down to no pixel at all where it
+    shrinks it to `max_pixels`, and fails (`smart_resize`).
+
+    Args:
+        factor: pixels of an image token's side; both sides become multiples of it.
+        options: from :func:`image_options`.
+
+    Raises:
+        BadCell: with the size and the limit.
+    """
+    if "resized_height" in options and "resized_width" in options:
+        width, height = options["resized_width"], options["resized_height"]
+        options = {}
+    most = options.get("max_pixels", 16384 * factor**2)
+    least = options.get("min_pixels", 4 * factor**2)
+    if least > most:
+        found = f"min_pixels={least} (4 tokens by default) is above max_pixels={most}"
+        raise BadCell("images", found, "set both, or raise max_pixels")
+    rounded = [max(round(side / factor), 1) * factor for side in (width, height)]
+    if math.prod(rounded) <= most:
+        return
+    shrink = math.sqrt(width * height / most)
+    if min(math.floor(side / shrink / factor) for side in (width, height)) < 1:
+        found = f"image is {width} x {height} pixels, max_pixels={most} leaves no row of tokens"
+        raise BadCell("images", found, "pad or crop the image, raise max_pixels, or drop the row")
 
 
 def image_source(entry: object) -> bytes | str:

@@ -32,7 +32,15 @@ from vapo_verl.data.claims_column import (
     read_claims,
 )
 from vapo_verl.data.errors import BadCell, FileError, ProblemLog
-from vapo_verl.data.images import check_image, image_source, is_remote, local_path
+from vapo_verl.data.images import (
+    ImageHeader,
+    check_image,
+    check_resize,
+    image_options,
+    image_source,
+    is_remote,
+    local_path,
+)
 from vapo_verl.data.parquet_stream import (
     iter_rows,
     open_parquet,
@@ -381,22 +389,29 @@ class RowCounts:
         self._count["rows_with_controls"] += any(
             controls.find(turn["content"]) for turn in row["prompt"]
         )
-        for source in sources:
-            self._open(source, decode=self._decode_every > 0 and number % self._decode_every == 0)
+        decode = self._decode_every > 0 and number % self._decode_every == 0
+        for entry, source in zip(row["images"] or (), sources, strict=True):
+            header = self._open(source, decode=decode)
+            if header is not None and header.has_exact_size:
+                options = image_options(entry, self._rules.limits)
+                factor = self._rules.resize_factor
+                check_resize(header.width, header.height, factor=factor, **options)
             for part in _ends(source):
                 mark(part)
 
-    def _open(self, source: bytes | str, *, decode: bool) -> None:
+    def _open(self, source: bytes | str, *, decode: bool) -> ImageHeader | None:
+        """None where it is not opened."""
         self._count["images_remote"] += is_remote(source)
         limit_reached = self._count["num_images_opened"] == self._max_images
         if limit_reached or is_remote(source):
-            return
+            return None
         self._count["num_images_opened"] += 1
         header = check_image(source, decode=decode)
         self._count["num_images_decoded"] += decode
         self._count["images_turned"] += header.is_turned
         self._count["images_transparent"] += header.is_transparent
         self._count["images_deep"] += header.is_deep
+        return header
 
     def _add_claims(self, row: dict[str, object]) -> None:
         claims = read_claims(row["claims"])
