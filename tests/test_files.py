@@ -138,7 +138,7 @@ def test_a_file_system_without_locks_goes_by_the_heartbeat(tmp_path, monkeypatch
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    monkeypatch.setattr(files, "_SETTLE_S", 0.01)
+    monkeypatch.setattr(files, "SETTLE_S", 0.01)
     with FolderLock(tmp_path), pytest.raises(FolderLocked):
         FolderLock(tmp_path).__enter__()
     with FolderLock(tmp_path):

@@ -24,7 +24,7 @@ FOLDER_SYNC_UNSUPPORTED = frozenset(
 LOCK_NAME = ".lock"
 HEARTBEAT_S, EXPIRY_S = 10.0, 60.0
 _POLL_S = 0.5
-_SETTLE_S = 1.0
+SETTLE_S = 1.0
 _NO_LOCKS = frozenset(
     {errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EREMOTEIO}
 )
@@ -174,7 +174,7 @@ class FolderLock:
                 )
             _write_holder(file, self._me)
             if not has_kernel_lock:
-                time.sleep(_SETTLE_S)  # of two that came at once, the later one is in the file
+                time.sleep(SETTLE_S)  # of two that came at once, the later one is in the file
                 if (now := _read_holder(file)) != self._me:
                     raise self._locked(now)
         except BlockingIOError as error:

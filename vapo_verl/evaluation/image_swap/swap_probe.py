@@ -74,7 +74,7 @@ class ImageSwap:
     def __call__(self, engine: Engine, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """A record for each row; the engine has to export attention."""
         cases = [self._case(engine, response) for response in respond(engine, rows, self._options)]
-        grades = self._continue(engine, cases)
+        grades = self._grade_continuations(engine, cases)
         claims = _predict(engine, cases)
         readings = [
             reading
@@ -103,7 +103,7 @@ class ImageSwap:
             probes=tuple(cycle_claims(distinct, row.claims, per_cut, rng)) if per_cut else (),
         )
 
-    def _continue(
+    def _grade_continuations(
         self, engine: Engine, cases: Sequence[Case]
     ) -> list[dict[tuple[str, int], Grade]]:
         """(exchange, position) -> grade of the response continued from there."""
