@@ -222,6 +222,21 @@ def test_a_finished_run_is_done_whatever_the_start_shows_or_saves(run):
     run.start(vapo__logging__console="full", trainer__save_freq=1, trainer__total_training_steps=5)
 
 
+def test_another_number_of_ranks_is_refused_at_once(run):
+    """Each rank reads its own shard: it would fail after all processes have started."""
+    run.train_to(3)
+    actor = checkpoint_folder(run.folder, 3) / "actor"
+    actor.mkdir()
+    (actor / "fsdp_config.json").write_text('{"world_size": 2}')
+    run.start(trainer__n_gpus_per_node=2)
+    with pytest.raises(
+        InputError, match=r"step 3 in .* was written by 2 ranks, and .* is 1; "
+    ):
+        run.start()
+    (actor / "fsdp_config.json").write_text("damaged")
+    run.start()
+
+
 def test_a_finished_run_can_be_prolonged(run, capsys):
     run.train_to(6)
     run.start(trainer__total_training_steps=9)
