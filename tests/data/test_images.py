@@ -55,6 +55,7 @@ CONSUMERS = {
     "digits/model/evaluate.py": "the small model on its own task",
     "doctor/rows.py": "rows as a run reads them",
     "evaluation/benchmarks/benchmark_file.py": "images of a benchmark",
+    "evaluation/benchmarks/benchmark_page.py": "the page that compares two models",
     "evaluation/probing/engine.py": "the engine of all probing commands",
     "evaluation/probing/rows.py": "rows of all probing commands",
     "plots/matplotlib_figure.py": "a figure that was just drawn",
