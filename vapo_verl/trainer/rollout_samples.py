@@ -8,6 +8,7 @@ from transformers import PretrainedConfig
 
 from vapo_verl.anchors import AnchorResult
 from vapo_verl.attention.settings import Settings, as_layers
+from vapo_verl.data.cells import truths_of
 from vapo_verl.rollout.sample import RECORD_FIELD, SampleRecord
 from vapo_verl.run_folder.images import prompt_images
 from vapo_verl.trainer.replay_buffer import read_columns
@@ -84,7 +85,7 @@ def _row(key: str, step: int, tokenizer: Any, row: Mapping[str, Any]) -> dict[st
         "advantages": row["advantages"].tolist(),
         "rollout_log_probs": row["rollout_log_probs"].tolist(),
         "old_log_probs": row["old_log_probs"].tolist(),
-        "ground_truth": str(row["reward_model"]["ground_truth"]),
+        "ground_truth": " | ".join(truths_of(row["reward_model"])),
         "reward": asdict(record.reward),
         "anchors": [_anchor(result) for result in record.anchors],
     }
