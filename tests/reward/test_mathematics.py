@@ -10,6 +10,7 @@ from vapo_verl.reward.accuracy import choice_match, exact_match, text_match
 from vapo_verl.reward.mathematics import math_match
 
 EQUAL = [
+    ("04:07", "4:07"),
     ("A", "A. cat"),
     ("[B]", "B"),
     ("**B**", "B"),
@@ -429,6 +430,10 @@ EQUAL = [
     ("2m+1", "1+2m"),
 ]
 DIFFERENT = [
+    ("0A", "0B"),
+    ("1A", "A"),
+    ("4:07", "04:7"),
+    ("GEA", "AEG"),
     ("[0,2] and [-4,4]", "domain: [-4,4] and range: [0,2]"),
     ("2, 1", "x=1, y=2"),
     ("34°", "N 34° W"),

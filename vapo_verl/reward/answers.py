@@ -265,7 +265,7 @@ _MARKED_LETTERS = re.compile(
 )
 _BRACKETED_LETTERS = re.compile(r"\\?[(\[{] ?([A-J](?: ?[,;] ?[A-J])+) ?\\?[)\]}]")
 _CIRCLED_NUMBERS = re.compile("[①-⑳](?: ?(?:[,;&和与及]|and)? ?[①-⑳])+")
-_BARE_LETTERS = re.compile(r"[A-J]{2,10}")
+_BARE_LETTERS = re.compile(r"[A-F]{2,6}")
 _ONE_LETTER = re.compile(
     r"(?:option |choice |answer )?"
     r"(?:\\?[(\[{<] ?(?P<inside>[A-Za-z]) ?\\?[)\]}>] ?[.:]?"

@@ -378,7 +378,7 @@ _OF_DIGITS = re.compile(
     r"[\d\s()+./:-]*\d[ )]*-[ (]*\d[\d\s()+./:-]*"  # 3-2, 2023-01-02, (555) 123-4567
     r"|\d+(?: ?/ ?\d+){2,}|v?\d+(?:\.\d+){2,}|\+?\d+(?: \d+)+|\d+(?: ?: ?\d+)+"
     r"|\d[\d.]*(?: ?× ?\d[\d.]*)+"
-    r"|[A-Z]+ ?[- ] ?\d+|\d+ ?- ?[A-Z]+|[NSEW] ?\d[\d.]*° ?[NSEW]"
+    r"|[A-Z]+ ?[- ] ?\d+|\d+ ?-? ?[A-Z]+|0\d*[a-z]|[NSEW] ?\d[\d.]*° ?[NSEW]"
 )
 _LETTERS = re.compile(r"(?:(?![Ͱ-Ͽ])[^\W\d_]){2,}")
 _OPERATOR = re.compile(r"[=+^×÷·*<>≤≥√]|\\[a-z]")
@@ -405,10 +405,12 @@ def _texts(a: str, b: str, depth: int) -> bool | None:
 
 
 def _ratio(text: str) -> tuple[str | None, ...]:
-    """The numbers of `3:2`, and of the same as a fraction, as they stand."""
+    """The numbers of `3:2`, and of the same as a fraction, as they stand; `3:02` is no `3:2`."""
     text = re.sub(r"\\frac\{([\d.]+)\}\{([\d.]+)\}", r"\1/\2", text)
-    is_ratio = re.fullmatch(r"[\d.]+(?:(?: ?: ?[\d.]+)+| ?/ ?[\d.]+)", text)
-    return tuple(decimal_key(part) for part in re.split("[:/]", text)) if is_ratio else ()
+    if not re.fullmatch(r"[\d.]+(?:(?: ?: ?[\d.]+)+| ?/ ?[\d.]+)", text):
+        return ()
+    first, *others = re.split(" ?[:/] ?", text)
+    return decimal_key(first), *(x if x[0] == "0" else decimal_key(x) for x in others)
 
 
 _ELEMENT_NAMES = (
