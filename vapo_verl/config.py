@@ -143,6 +143,9 @@ class RolloutConfig:
     max_failed_fraction: float = 0.1
     """The run ends when more than this fraction of a step's responses fail for reasons of their
     rows: an image that cannot be read, a prompt that is too long, an error of the reward."""
+    prepare_workers: int = 4
+    """Prompts whose images an agent-loop worker opens and processes at the same time, each in a
+    thread. There are ``actor_rollout_ref.rollout.agent.num_workers`` such workers."""
     restart_servers: bool = False
     """Restart a dead rollout server within the run. Not supported, and refused: a dead server ends
     the run, and the same command resumes it."""
@@ -289,6 +292,7 @@ def _check(config: VapoConfig) -> None:
     _at_least("vapo.anchors.self_test_rows", anchors.self_test_rows, 0)
     _at_least("vapo.advantage.num_bins", advantage.num_bins, 1)
     _at_most("vapo.advantage.num_bins", advantage.num_bins, MAX_BINS)
+    _at_least("vapo.rollout.prepare_workers", config.rollout.prepare_workers, 1)
     _at_least("vapo.logging.num_rollout_samples", config.logging.num_rollout_samples, 0)
     _at_least("vapo.logging.rollout_freq", config.logging.rollout_freq, 1)
     _at_least("vapo.logging.report_freq", config.logging.report_freq, 0)

@@ -6,8 +6,11 @@ import inspect
 import pytest
 import vllm
 from vllm.config import CacheConfig, ModelConfig, ParallelConfig, SchedulerConfig, VllmConfig
+from vllm.inputs.engine import MultiModalInput
+from vllm.multimodal.cache import BaseMultiModalProcessorCache
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.outputs import CompletionOutput
+from vllm.renderers.base import BaseRenderer
 from vllm.v1.attention.backend import (
     AttentionImpl,
     AttentionMetadataBuilder,
@@ -19,7 +22,9 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import BackgroundResources
+from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.utils import CoreEngineProcManager
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -40,6 +45,24 @@ def parameters(function):
 def names(cls):
     fields = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
     return {*fields, *getattr(cls, "__struct_fields__", ()), *getattr(cls, "__annotations__", ())}
+
+
+def test_a_processed_prompt_can_be_sent_again():
+    def moved(what):
+        return f"vLLM {vllm.__version__} moved {what}: adapt vapo_verl/rollout/engine_inputs.py"
+
+    expected = ["self", "request_id", "prompt", "params"]
+    assert parameters(AsyncLLM.add_request)[:4] == expected, moved("add_request()")
+    assert "prompts" in parameters(BaseRenderer.render_cmpl_async), moved("the renderer")
+    assert hasattr(BaseRenderer, "clear_mm_cache"), moved("the renderer")
+    assert parameters(BaseMultiModalProcessorCache.get_and_update_item) == [
+        *("self", "mm_item", "mm_hash")
+    ], moved("the processor cache")
+    keys = {"type", "prompt_token_ids", "mm_kwargs", "mm_hashes", "mm_placeholders"}
+    assert keys <= names(MultiModalInput), moved("MultiModalInput")
+    assert '"type" in prompt' in inspect.getsource(InputProcessor.process_inputs), moved(
+        "the way a processed prompt is told from another"
+    )
 
 
 @pytest.mark.parametrize("cls", [AttentionImpl, cpu_attn.CPUAttentionBackendImpl])

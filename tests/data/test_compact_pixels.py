@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessor
 from verl.utils.model import extract_multi_modal_inputs
 
-from vapo_verl.data.compact_pixels import ModelInputs, compact
+from vapo_verl.data.compact_pixels import CompactPixels, ModelInputs, compact
 
 QWEN25 = Qwen2VLImageProcessor()
 QWEN3 = Qwen2VLImageProcessor(patch_size=16, image_mean=[0.5] * 3, image_std=[0.5] * 3)
@@ -46,6 +46,14 @@ def test_every_value_of_a_channel_comes_back():
     found = compact(inputs["pixel_values"], QWEN3)
     assert torch.equal(found.pixel_values(), inputs["pixel_values"])
     assert set(found.patches.unique().tolist()) == set(range(256))
+
+
+def test_the_images_are_those_that_the_processor_resized():
+    sizes = [(56, 84), (140, 112)]
+    inputs = processed(QWEN25, sizes, do_resize=False)  # multiples of 28 already
+    found = CompactPixels.from_plain(compact(inputs["pixel_values"], QWEN25).to_plain())
+    for image, original in zip(found.images(inputs["image_grid_thw"]), images(sizes), strict=True):
+        assert np.array_equal(image.numpy(), np.asarray(original))
 
 
 def test_an_eighth_of_the_bytes_travels():

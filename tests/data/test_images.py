@@ -39,7 +39,7 @@ from vapo_verl.data.rows import check_parquet
 from vapo_verl.data.stored_image import StoredImage
 from vapo_verl.digits.model import model_dir
 from vapo_verl.evaluation.probing.rows import image_size, open_image, read_rows
-from vapo_verl.run_folder.images import image_uri, prompt_images
+from vapo_verl.run_folder.images import image_parts, image_uri, small_images
 
 ROOT = Path(vapo_verl.__file__).parent
 WIDTH, HEIGHT = 56, 84
@@ -231,7 +231,7 @@ def test_every_consumer_has_the_same_pixels(name, policy, processor, tmp_path, w
     assert not endpoint.getexif()
 
     page, report = page_image(data), image_uri(data)
-    (sample,) = prompt_images(messages)
+    (sample,) = small_images(image_parts(messages))
     for encoded in (base64.b64decode(page.uri.partition(",")[2]), sample):
         if encoded.startswith(b"\x89PNG"):
             assert Image.open(io.BytesIO(encoded)).tobytes() == same
@@ -523,7 +523,7 @@ def seen_by_all(data, folder, processor, row, feature=False):
         yield f"claims, --max-pixels {limit}", from_uri(part["image_url"]["url"])
     yield "audit", from_uri(page_image(data).uri)
     yield "report", from_uri(image_uri(data))
-    (sample,) = prompt_images(messages)
+    (sample,) = small_images(image_parts(messages))
     yield "samples", Image.open(io.BytesIO(sample))
     yield "probing", resized(open_image(data), patch_size=14, max_pixels=10**6)
     (stored,) = read_rows(path, num_rows=None, seed=0, answer_style="math")

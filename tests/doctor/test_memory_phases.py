@@ -4,13 +4,20 @@ import re
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
+import torch
+from transfer_queue.utils.serial_utils import calc_packed_size, encode
+from transformers import Qwen2VLImageProcessor
 
+from vapo_verl.data.compact_pixels import compact
 from vapo_verl.doctor.findings import GIB
 from vapo_verl.doctor.memory import ASSUMED_DEVICE_BYTES, GPU_MARGIN_BYTES
 from vapo_verl.doctor.memory_phases import (
     GPU_CONTEXT_BYTES,
+    PIXEL_BYTES,
     PROCESS_BYTES,
+    TOKEN_BYTES,
     kv_cache_bytes,
     kv_token_bytes,
     logit_bytes,
@@ -168,11 +175,11 @@ def test_the_kv_cache_is_what_the_weights_leave(vapo):
     assert more - less == pytest.approx(8 * GIB)
 
 
-def test_images_are_held_for_every_response_and_again_while_a_phase_has_them(vapo):
-    small = replace(vapo, responses=10, pixels=1000, original_pixels=2000)
+def test_images_are_held_once_for_a_prompt_and_again_while_a_phase_has_them(vapo):
+    small = replace(vapo, prompts=10, group_size=5, pixels=1000, max_model_len=100)
     rollout, update = phase("rollout", small).host, phase("update", small).host
-    # float32, 3 channels, 2 frames; as stored, decoded and encoded
-    assert rollout["replay buffer"] == 10 * (1000 * 24 + 2000 * (3 + 1))
+    # uint8, 3 channels; 80 bytes a token of each response
+    assert rollout["replay buffer"] == 10 * (1000 * 3 + 5 * 100 * 80)
     assert update["fetched from it"] == rollout["replay buffer"]
 
 
@@ -316,3 +323,37 @@ def test_padded_micro_batches_of_two_sequences_fit():
     ]
     padded = "actor_rollout_ref.model.use_remove_padding=false"
     assert over_the_limit("vapo", padded, *fixed, *sizes) == set()
+
+
+def test_the_replay_buffers_bytes_are_those_of_encoded_rows():
+    """Of a prompt with one image and five responses, as the agent loop's worker writes them."""
+    processor = Qwen2VLImageProcessor()
+    image = np.zeros((560, 448, 3), dtype=np.uint8)
+    inputs = dict(processor(images=[image], return_tensors="pt"))
+    pixels = compact(inputs["pixel_values"], processor)
+    length, answer = 1000, 600
+    response = {
+        **{name: torch.zeros(answer, dtype=torch.int64) for name in ("responses", "loss_mask")},
+        "response_mask": torch.zeros(answer, dtype=torch.int64),
+        "prompts": torch.zeros(length - answer, dtype=torch.int64),
+        "input_ids": torch.zeros(length, dtype=torch.int64),
+        "position_ids": torch.zeros(4, length, dtype=torch.int64),
+        **{name: torch.zeros(answer) for name in SCORES},
+    }
+    measured = packed({"pixels": pixels.to_plain()}) + 5 * packed(response)
+    formula = PIXEL_BYTES * 560 * 448 + 5 * TOKEN_BYTES * length
+    assert measured == pytest.approx(formula, rel=0.1)
+
+
+SCORES = (
+    "rm_scores",
+    "rollout_log_probs",
+    "old_log_probs",
+    "ref_log_prob",
+    "advantages",
+    "returns",
+)
+
+
+def packed(row):
+    return calc_packed_size(encode({name: [value] for name, value in row.items()}))

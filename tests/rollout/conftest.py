@@ -13,6 +13,7 @@ from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalG
 from vapo_verl.data.dataset import VapoDataset
 from vapo_verl.digits.model import model_dir
 from vapo_verl.hydra_config import compose_recipe
+from vapo_verl.rollout.engine_inputs import PromptImages
 
 
 class TransformersServer:
@@ -25,6 +26,8 @@ class TransformersServer:
         self.processor = processor
         self.max_tokens = max_tokens
         self.requests: list[dict[str, Any]] = []
+        self.opened: dict[str, list[Any]] = {}
+        """Images by key, of prompts that are shared."""
 
     async def generate(self, request_id: str, **request: Any) -> Any:
         from verl.workers.rollout.replica import TokenOutput
@@ -39,16 +42,25 @@ class TransformersServer:
 
     async def _acquire_server(self, request_id: str, **_: Any) -> Any:
         self.session = request_id
-        return "only", SimpleNamespace(generate_many=SimpleNamespace(remote=self._many))
+        remote = {"generate_many": self._many, "open_prompt": self._open_prompt}
+        return "only", SimpleNamespace(
+            **{name: SimpleNamespace(remote=method) for name, method in remote.items()}
+        )
 
     def _release_server(self, server_id: str, request_id: str) -> None:
         assert (server_id, request_id) == ("only", self.session)
+
+    async def _open_prompt(self, key: str, images: list[Any], **_: Any) -> bool:
+        self.opened[key] = images
+        return True
 
     async def _many(self, prompts: list[list[int]], **request: Any) -> list[Any]:
         return [await self.generate(self.session, prompt_ids=p, **request) for p in prompts]
 
     @torch.no_grad()
     def _continue(self, prompt_ids, sampling_params, image_data=None, **_):
+        if isinstance(image_data, PromptImages):
+            image_data = self.opened[image_data.key]
         input_ids = torch.tensor([list(prompt_ids)])
         config = self.model.config
         bias = sampling_params.get("logit_bias")

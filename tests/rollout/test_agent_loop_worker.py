@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+import transfer_queue
 import zmq
 from PIL import Image, UnidentifiedImageError
 from verl.trainer.ppo.v1 import agent_loop_tq
@@ -24,6 +25,7 @@ from vapo_verl.rollout.agent_loop_worker import (
     reason_of,
 )
 from vapo_verl.rollout.prober import CUT_SHORT, OneServerClient, ServerFailed
+from vapo_verl.rollout.prompts import OpenPrompt
 
 ROW = [
     UnidentifiedImageError("cannot identify image file 'a.png'"),
@@ -87,7 +89,8 @@ class Client:
 
 
 def generated(outcome):
-    return asyncio.run(OneServerClient(Client(outcome), "session").generate("id"))
+    prompt = OpenPrompt("session", is_shared=False)
+    return asyncio.run(OneServerClient(Client(outcome), prompt).generate("id", prompt_ids=[1]))
 
 
 @pytest.mark.parametrize("reason", CUT_SHORT)
@@ -136,7 +139,7 @@ def reports(monkeypatch):
         if self.error is not None:
             raise self.error
 
-    monkeypatch.setattr(agent_loop_worker.tq, "async_kv_put", put)
+    monkeypatch.setattr(transfer_queue, "async_kv_put", put)
     monkeypatch.setattr(VapoAgentLoopWorker.__bases__[0], "_run_agent_loop", run)
     return tags
 
@@ -184,7 +187,11 @@ class WithoutARun(VapoAgentLoopWorker):
 def test_text_that_spells_a_token_out_is_no_image(text, processor):
     """Prompt and response become text again on the way to the actor's pixels."""
     images = [Image.new("RGB", (56, 56), colour) for colour in ("red", "blue")]
-    output = SimpleNamespace(multi_modal_data={"images": images}, mm_processor_kwargs={})
+    output = SimpleNamespace(
+        multi_modal_data={"images": images},
+        mm_processor_kwargs={},
+        prompt=OpenPrompt("nothing is prepared", is_shared=False),
+    )
     ids = processor.tokenizer.encode(text, split_special_tokens=True, return_tensors="pt")
     inputs = WithoutARun(processor)._compute_multi_modal_inputs(output, ids)
     expected = processor.image_processor(images=images, return_tensors="pt")

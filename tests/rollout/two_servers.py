@@ -1,9 +1,11 @@
-"""Roll out prompts on two real vLLM replicas and tell which images each of them saw.
+"""Roll out prompts on two real vLLM replicas and tell which images each of them processed.
 
     python tests/rollout/two_servers.py DATA.parquet
 
-Prints one JSON line: ``servers``, per server its images' digests and how many requests had each;
-``prompts``, per prompt the digest of its image.
+Prints one JSON line: ``servers``, per server its images' digests and how often each was processed;
+``requests``, per server the number of its requests; ``prompts``, per prompt the digest of its
+image; ``responses``, token ids and claims' predictions by prompt and sample. With ``--alone`` every
+response and every probe sends its images.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import random
 import sys
 from collections import Counter
+from contextlib import ExitStack
 from typing import Any
 
 import ray
@@ -28,6 +31,7 @@ from vapo_verl.digits.model import model_dir
 from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.platform import CPU_ENVIRONMENT
 from vapo_verl.rollout.agent_loop import VapoAgentLoop
+from vapo_verl.rollout.prompts import open_prompt, prompt_uid
 from vapo_verl.rollout.server import VapoHttpServer, VapoReplica
 
 NUM_PROMPTS, NUM_RESPONSES = 8, 4
@@ -38,14 +42,30 @@ def digest(image: Any) -> str:
 
 
 class CountingServer(VapoHttpServer):
-    """Remembers the images of its requests."""
+    """Remembers the images that vLLM's processor is run on, and counts requests."""
 
-    async def generate(self, *args: Any, image_data: Any = None, **rest: Any) -> Any:
-        self.__dict__.setdefault("images", []).extend(digest(i) for i in image_data or [])
-        return await super().generate(*args, image_data=image_data, **rest)
+    async def run_server(self, *args: Any, **kwargs: Any) -> None:
+        await super().run_server(*args, **kwargs)
+        self.images: list[str] = []
+        self.num_generated = 0
+        renderer = self.engine.renderer
+        # the thread that processes images, whoever asks for it
+        for name in ("_process_multimodal", "_process_multimodal_async"):
+            setattr(renderer, name, self._counted(getattr(renderer, name)))
 
-    async def seen(self) -> list[str]:
-        return self.__dict__.get("images", [])
+    def _counted(self, process: Any) -> Any:
+        def counted(prompt: Any, data: Any, *args: Any, **kwargs: Any) -> Any:
+            self.images += [digest(image) for image in data["image"]]
+            return process(prompt, data, *args, **kwargs)
+
+        return counted
+
+    async def generate(self, *args: Any, **kwargs: Any) -> Any:
+        self.num_generated += 1
+        return await super().generate(*args, **kwargs)
+
+    async def seen(self) -> tuple[list[str], int]:
+        return self.images, self.num_generated
 
 
 class CountingReplica(VapoReplica):
@@ -58,7 +78,8 @@ class CountingManager(LLMServerManager):
     rollout_replica_class = CountingReplica
 
 
-async def roll_out(config: DictConfig, path: str) -> dict[str, Any]:
+async def roll_out(config: DictConfig, path: str, *, shares: bool) -> dict[str, Any]:
+    responses: dict[str, Any] = {}
     manager = await CountingManager.create(config)
     processor = AutoProcessor.from_pretrained(model_dir())
     dataset = VapoDataset(path, processor.tokenizer, config.data, processor)
@@ -73,19 +94,30 @@ async def roll_out(config: DictConfig, path: str) -> dict[str, Any]:
             data_config=DictConfigWrap(config.data),
             hf_model_type="qwen2_5_vl",
         )
-        row = {**dataset[prompt], "uid": f"000001-{prompt:05d}", "global_steps": 1}
+        row = {**dataset[prompt], "uid": prompt_uid(1, prompt), "global_steps": 1}
         sampling = {"temperature": 1.0, "top_p": 1.0, "logprobs": True}
         output = await loop.run(sampling, **row, session_id=sample)
-        assert len(output.extra_fields["vapo"]["anchors"]) == 8
+        anchors = output.extra_fields["vapo"]["anchors"]
+        assert len(anchors) == 8
+        responses[f"{prompt}/{sample}"] = [output.response_ids, [a["answer"] for a in anchors]]
         return digest(output.multi_modal_data["images"][0])
 
     # as it comes: responses of a prompt are not asked for one after the other
     order = [(p, s) for p in range(NUM_PROMPTS) for s in range(NUM_RESPONSES)]
     random.Random(0).shuffle(order)
-    sent = await asyncio.gather(*(respond(*key) for key in order))
-    images = await asyncio.gather(*(server.seen.remote() for server in manager.server_handles))
+    with ExitStack() as stack:
+        if shares:
+            for prompt in range(NUM_PROMPTS):
+                stack.enter_context(open_prompt(prompt_uid(1, prompt)))
+        sent = await asyncio.gather(*(respond(*key) for key in order))
+    seen = await asyncio.gather(*(server.seen.remote() for server in manager.server_handles))
     prompts = {prompt: image for (prompt, _), image in zip(order, sent, strict=True)}
-    return {"servers": [Counter(seen) for seen in images], "prompts": list(prompts.values())}
+    return {
+        "servers": [Counter(images) for images, _ in seen],
+        "requests": [num_requests for _, num_requests in seen],
+        "prompts": list(prompts.values()),
+        "responses": dict(sorted(responses.items())),
+    }
 
 
 def main() -> None:
@@ -105,7 +137,7 @@ def main() -> None:
         include_dashboard=False,
         runtime_env={"env_vars": CPU_ENVIRONMENT},
     )
-    result = asyncio.run(roll_out(config, sys.argv[1]))
+    result = asyncio.run(roll_out(config, sys.argv[1], shares="--alone" not in sys.argv))
     print(json.dumps(result), flush=True)
 
 

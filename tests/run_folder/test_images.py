@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vapo_verl.run_folder.images import MAX_IMAGES, MAX_SIDE, prompt_images, small_image
+from vapo_verl.run_folder.images import (
+    MAX_IMAGES,
+    MAX_SIDE,
+    image_parts,
+    small_image,
+    small_images,
+)
 
 
 def encoded(image: Image.Image, **options: object) -> bytes:
@@ -28,7 +34,7 @@ def prompt(*parts: dict) -> list[dict]:
 
 
 def colours(messages: list[dict]) -> list[tuple | None]:
-    return [data and decoded(data).getpixel((0, 0)) for data in prompt_images(messages)]
+    return [data and decoded(data).getpixel((0, 0)) for data in small_images(image_parts(messages))]
 
 
 @pytest.mark.parametrize("form", ["pixels", "bytes", "path", "file address", "after the buffer"])
@@ -57,8 +63,8 @@ def test_the_first_images_in_their_order_and_none_for_what_cannot_be_read(tmp_pa
     assert len(parts) > MAX_IMAGES
     assert colours(messages) == [(255, 0, 0), None, None, (0, 0, 255)]
     assert colours(prompt({"type": "image", **bad[2]}, {"type": "image"})) == [None, None]
-    assert prompt_images(prompt({"type": "video", "video": "a.mp4"})) == []
-    assert prompt_images([{"role": "user", "content": "Which digit is left?"}]) == []
+    assert small_images(image_parts(prompt({"type": "video", "video": "a.mp4"}))) == []
+    assert small_images(image_parts([{"role": "user", "content": "Which digit is left?"}])) == []
 
 
 def test_large_ones_are_scaled_down_and_small_ones_kept_to_the_pixel():

@@ -13,14 +13,13 @@ from transfer_queue import KVBatchMeta
 import vapo_verl
 from tests.sample_records import sample_record
 from vapo_verl.rollout.agent_loop_worker import FAILURE_TAG, REASON_TAG
+from vapo_verl.rollout.transfer import column_values, read_columns
 from vapo_verl.trainer.replay_buffer import (
     FAILED,
     CountedReplayBuffer,
     ResponsesFailed,
-    column_values,
     count_responses,
     fit_width,
-    read_columns,
     read_responses,
 )
 
@@ -31,15 +30,11 @@ def ragged(*rows):
     return torch.nested.as_nested_tensor([torch.tensor(row) for row in rows], layout=torch.jagged)
 
 
-def test_two_modules_import_transfer_queue():
-    """The trainer's side, and the agent loops' side, in processes of their own."""
+def test_one_module_imports_transfer_queue():
     package = Path(vapo_verl.__file__).parent
     importing = re.compile(r"^\s*(?:import|from) transfer_queue\b", re.MULTILINE)
     found = [p for p in package.rglob("*.py") if importing.search(p.read_text())]
-    assert sorted(str(p.relative_to(package)) for p in found) == [
-        "rollout/agent_loop_worker.py",
-        "trainer/replay_buffer.py",
-    ]
+    assert [str(p.relative_to(package)) for p in found] == ["rollout/transfer.py"]
 
 
 def test_responses_of_a_step_are_typed_and_padded_without_padding_rows(monkeypatch):

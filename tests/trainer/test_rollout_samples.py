@@ -46,10 +46,15 @@ def test_a_row_fills_every_column_of_the_schema(monkeypatch):
         "data_source": ["digits"],
         "index": [3],
         "raw_prompt": [[{"role": "user", "content": "How many?"}]],
+        "pixels": [None],
+        "image_grid_thw": [None],
     }
 
     def get(keys, partition_id, select_fields):
-        assert (keys, partition_id) == (["000004-00000_1_0"], "train")
+        if "raw_prompt" in select_fields:  # once for a prompt
+            assert (keys, partition_id) == (["000004-00000"], "prompts")
+        else:
+            assert (keys, partition_id) == (["000004-00000_1_0"], "train")
         return {name: columns[name] for name in select_fields}
 
     monkeypatch.setattr(transfer_queue, "kv_batch_get", get)

@@ -16,6 +16,10 @@ import torch
 from torch import Tensor
 
 PIXELS = "pixel_values"
+_SETTINGS = (
+    *("image_mean", "image_std", "rescale_factor"),
+    *("patch_size", "temporal_patch_size", "merge_size"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,11 +33,45 @@ class CompactPixels:
     std: tuple[float, ...]
     num_frames: int
     """How often a patch is repeated along time; 2 for Qwen-VL."""
+    merge_size: int
+    """Patches of ``merge_size`` x ``merge_size`` stand together; they become one image token."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """A tensor, lists and a number, for a queue that takes tensors as they are."""
+        return {
+            "patches": self.patches,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "num_frames": self.num_frames,
+            "merge_size": self.merge_size,
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> CompactPixels:
+        """The inverse of :meth:`to_plain`."""
+        return cls(**{**plain, "mean": tuple(plain["mean"]), "std": tuple(plain["std"])})
 
     def pixel_values(self) -> Tensor:
         """float32 [num_patches, channels * num_frames * patch * patch], as the processor's."""
         frames = _normalised(self.patches, self.mean, self.std).unsqueeze(2)
         return frames.expand(-1, -1, self.num_frames, -1, -1).reshape(len(frames), -1)
+
+    def images(self, grid: Tensor) -> list[Tensor]:
+        """The resized images, uint8 [height, width, channels] each.
+
+        Args:
+            grid: ``image_grid_thw`` [num_images, 3], in patches.
+        """
+        num_patches = grid.prod(dim=1).tolist()
+        pairs = zip(self.patches.split(num_patches), grid.tolist(), strict=True)
+        return [self._image(patches, height, width) for patches, (_, height, width) in pairs]
+
+    def _image(self, patches: Tensor, height: int, width: int) -> Tensor:
+        """The inverse of the processor's order: blocks of patches, then the patches of a block."""
+        merge, (channels, side) = self.merge_size, self.patches.shape[1:3]
+        blocks = patches.view(height // merge, width // merge, merge, merge, channels, side, side)
+        rows = blocks.permute(0, 2, 5, 1, 3, 6, 4)
+        return rows.reshape(height * side, width * side, channels)
 
 
 def compact(pixel_values: Tensor, image_processor: Any) -> CompactPixels | None:
@@ -45,13 +83,12 @@ def compact(pixel_values: Tensor, image_processor: Any) -> CompactPixels | None:
     Args:
         pixel_values: float32 [num_patches, channels * temporal_patch * patch * patch].
         image_processor: of Qwen-VL's kind; its ``image_mean``, ``image_std``, ``rescale_factor``,
-            ``patch_size`` and ``temporal_patch_size`` are read.
+            ``patch_size``, ``temporal_patch_size`` and ``merge_size`` are read.
     """
-    names = ("image_mean", "image_std", "rescale_factor", "patch_size", "temporal_patch_size")
-    settings = [getattr(image_processor, name, None) for name in names]
+    settings: list[Any] = [getattr(image_processor, name, None) for name in _SETTINGS]
     if None in settings or pixel_values.dtype != torch.float32 or pixel_values.ndim != 2:
         return None
-    mean, std, scale, side, num_frames = settings
+    mean, std, scale, side, num_frames, merge_size = settings
     channels = len(mean)
     if pixel_values.size(1) != channels * num_frames * side * side:
         return None
@@ -64,6 +101,7 @@ def compact(pixel_values: Tensor, image_processor: Any) -> CompactPixels | None:
         mean=mean,
         std=std,
         num_frames=num_frames,
+        merge_size=merge_size,
     )
     return found if torch.equal(found.pixel_values(), pixel_values) else None
 

@@ -19,9 +19,9 @@ S ranks that share a copy, p and r bytes in which layers compute and gradients a
     sync        the bucket, and two full tensors of the largest kind being copied into it
     load        the first rank of each shard group reads all P*b to the host, with tied embeddings
                 every rank (`get_init_weight_context_manager`: no meta device for tied weights)
-    replay      per response 24 bytes a pixel (`pixel_values`: float32, 3 channels, each frame
-                twice), the decoded image (3) and the encoded one (1) at its stored size; the same
-                again while a phase holds what it has fetched
+    replay      per prompt 3 bytes a pixel (vapo_verl/data/compact_pixels.py), per response some 80
+                a token (ids, masks, positions, log probabilities); the same again while a phase
+                holds what it has fetched
 """
 
 from collections.abc import Mapping
@@ -38,8 +38,9 @@ CUDA_GRAPH_BYTES = 2.0 * GIB
 GPU_PROCESS_BYTES, PROCESS_BYTES = 4.0 * GIB, 0.8 * GIB
 """Host memory of a process that holds a GPU (assumed), and of one that imports torch and vLLM
 (measured: the smoke recipe's 11 took 8.9 GiB)."""
-PIXEL_VALUE_BYTES, DECODED_BYTES, ENCODED_BYTES = 24, 3, 1
-"""Bytes of a pixel in the replay buffer: as model input, decoded by PIL, and as a file."""
+PIXEL_BYTES, TOKEN_BYTES = 3, 80
+"""Bytes in the replay buffer: of a pixel of a prompt, and of a token of a response's sequence. A
+test compares them with encoded rows."""
 REPLAY, FETCHED = "replay buffer", "fetched from it"
 PIXELS, WIDEST = "pixels", "logits or a layer"
 CHECKPOINTED, ALL_LAYERS = "checkpointed activations", "activations of all layers"
@@ -227,8 +228,8 @@ class _Run:
 
     def replay(self, *, fetched: bool = False) -> dict[str, float]:
         s = self.s
-        stored = (DECODED_BYTES + ENCODED_BYTES) * s.original_pixels
-        held = s.responses * (PIXEL_VALUE_BYTES * s.pixels + stored)
+        tokens = s.group_size * s.max_model_len
+        held = s.prompts * (PIXEL_BYTES * s.pixels + TOKEN_BYTES * tokens)
         return {REPLAY: held, FETCHED: held} if fetched else {REPLAY: held}
 
     def host(self, *, images: Mapping[str, float] | None = None) -> dict[str, float]:

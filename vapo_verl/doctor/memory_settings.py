@@ -92,12 +92,12 @@ class MemorySettings:
     saves_hf_model: bool
     worker_processes: int
     """On a node, in addition to three for each rank."""
-    responses: float
+    prompts: float
     """Of a step, on a node."""
+    group_size: int
+    """Responses to a prompt."""
     pixels: int
     """Of an image at most, as the processor resizes it to fit the prompt."""
-    original_pixels: int
-    """Of an image as stored; assumed to be at most ``data.max_pixels``."""
 
     @property
     def ranks(self) -> int:
@@ -182,9 +182,9 @@ class MemorySettings:
             + rollout.agent.num_workers
             + config.reward.num_workers
             + (OmegaConf.select(config, STORAGE_UNITS) or 0),
-            responses=config.data.train_batch_size * rollout.n / trainer.nnodes,
+            prompts=config.data.train_batch_size / trainer.nnodes,
+            group_size=rollout.n,
             pixels=min(limit, most),
-            original_pixels=limit,
         )
 
 

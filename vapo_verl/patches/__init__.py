@@ -19,6 +19,7 @@ verl   upstream.server_of                  `generate` sends one prompt; the prob
 verl   text_only_forward.apply             fails with transformers 5.9
 verl   mrope_nesting.with_ragged_positions equal lengths get the wrong ragged dimension
 vllm   upstream.keep_outputs               veRL drops the per-token array of an output
+vllm   upstream.send_requests_through      veRL's server sends the images of every request
 vllm   upstream.engine_exits               exit code of a dead engine core
 vllm   upstream.keep_linear_weights        oneDNN packing drops `weight` on CPU
 vllm   flash_attention_lse.install         FlashAttention computes the log-sum-exp and

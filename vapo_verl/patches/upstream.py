@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,24 @@ def keep_outputs(engine: Any, keep: Callable[[Any], None]) -> None:
             yield output
 
     engine.generate = generate_and_keep
+
+
+def send_requests_through(
+    engine: Any, send: Callable[[Any, Callable[[Any], Awaitable[Any]]], Awaitable[Any]]
+) -> None:
+    """Let `send(prompt, add)` decide what prompt an `AsyncLLM` adds; `add` is vLLM's own way.
+
+    vLLM takes a prompt that its renderer has processed, and veRL's server gives it none.
+    """
+    add_request = engine.add_request
+
+    async def send_request(request_id: str, prompt: Any, *args: Any, **kwargs: Any) -> Any:
+        async def add(processed: Any) -> Any:
+            return await add_request(request_id, processed, *args, **kwargs)
+
+        return await send(prompt, add)
+
+    engine.add_request = send_request
 
 
 def engine_exits(engine: Any) -> dict[str, int]:

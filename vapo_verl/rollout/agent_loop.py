@@ -6,10 +6,12 @@ they fill the idle tail of the batch and find their prefix in the KV cache.
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from pydantic import PrivateAttr
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
@@ -40,6 +42,14 @@ from vapo_verl.reward.components import (
     format_score,
 )
 from vapo_verl.rollout.prober import OneServerClient, Prober, prompt_session
+from vapo_verl.rollout.prompts import (
+    PREPARED,
+    OpenPrompt,
+    PreparedPrompt,
+    model_inputs_of,
+    preparations,
+    shared_prompt,
+)
 from vapo_verl.rollout.sample import (
     RECORD_FIELD,
     SampleRecord,
@@ -53,6 +63,12 @@ class VapoAgentLoopOutput(AgentLoopOutput):
 
     visual_attention: list[float] | None = None
     """Value t belongs to the query that produced token t; None where the engine exports none."""
+    _prompt: OpenPrompt = PrivateAttr()
+
+    @property
+    def prompt(self) -> OpenPrompt:
+        """What the responses to the prompt share; it stays in this process."""
+        return self._prompt
 
     def as_dict(self) -> dict[str, Any]:
         """Fields of the replay buffer; ``visual_attention`` [response] is nan where unknown."""
@@ -83,6 +99,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._client = kwargs["server_manager"]
+        self._prepared: PreparedPrompt | None = None  # until `run`
         self.vapo: VapoConfig = vapo_config(OmegaConf.to_container(self.config.vapo, resolve=True))  # type: ignore[arg-type]
         anchors = self.vapo.anchors
         controls = self._read_controls_as_text()
@@ -99,7 +116,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         self, sampling_params: dict[str, Any], priority: int = 0, **row: Any
     ) -> VapoAgentLoopOutput:
         """Generate, probe and score one response of ``row`` (a row of the data set)."""
-        self.open_session(row)  # one loop is one response
+        prompt = self.open_session(row)  # one loop is one response
         key = SampleKey(
             seed=self.vapo.seed,
             step=int(row["global_steps"]),
@@ -112,10 +129,12 @@ class VapoAgentLoop(SingleTurnAgentLoop):
             bias = dict.fromkeys(self._vision_ids, -ANSWER_BIAS)
             sampling_params = {**sampling_params, "logit_bias": bias}
         started_at = time.time()
+        self._prepared = await prompt.once(PREPARED, partial(self._prepare, row))
         generated = await super().run(sampling_params, priority, **row)
         output = VapoAgentLoopOutput(
             **{name: getattr(generated, name) for name in generated.model_fields_set}
         )
+        output._prompt = prompt
         _take_attention(output)
         self._drop_vision_tokens(output)
         await self._score(output, row, key, started_at)
@@ -140,9 +159,11 @@ class VapoAgentLoop(SingleTurnAgentLoop):
                 output.response_ids[place] = self.tokenizer.pad_token_id
                 output.response_mask[place] = 0
 
-    def open_session(self, row: Mapping[str, Any]) -> None:
-        """Send what follows to the server of the row's prompt."""
-        self.server_manager = OneServerClient(self._client, prompt_session(row))
+    def open_session(self, row: Mapping[str, Any]) -> OpenPrompt:
+        """Send what follows to the server of the row's prompt, which is returned."""
+        prompt = shared_prompt(prompt_session(row))
+        self.server_manager = OneServerClient(self._client, prompt)
+        return prompt
 
     async def _score(
         self, output: VapoAgentLoopOutput, row: dict[str, Any], key: SampleKey, started_at: float
@@ -238,12 +259,42 @@ class VapoAgentLoop(SingleTurnAgentLoop):
 
     async def prompt(self, row: Mapping[str, Any]) -> tuple[list[int], dict[str, Any]]:
         """Prompt ids and media of a row of the data set, as veRL's loop makes them."""
-        messages = list(row["raw_prompt"])
-        media = await self.process_multi_modal_info(messages)
-        ids = await self.ct_build_initial_tokens(
-            messages, images=media.get("images"), videos=None, audios=None, mm_inputs_out={}
-        )
-        return ids, media
+        prepared = await self._prepare(row)
+        return list(prepared.token_ids), dict(prepared.media)
+
+    async def _prepare(self, row: Mapping[str, Any]) -> PreparedPrompt:
+        """Open and process a row's images, in the pool of threads that veRL's own calls use."""
+        async with preparations(self.vapo.rollout.prepare_workers):
+            started_s = time.monotonic()
+            messages = list(row["raw_prompt"])
+            media = await super().process_multi_modal_info(messages)
+            inputs: dict[str, Any] = {}
+            token_ids = await super().ct_build_initial_tokens(
+                messages,
+                **{kind: media.get(kind) for kind in ("images", "videos", "audios")},
+                mm_inputs_out=inputs,
+            )
+            model_inputs = await self.loop.run_in_executor(
+                None, partial(model_inputs_of, inputs, self.processor)
+            )
+            return PreparedPrompt(
+                token_ids=tuple(token_ids),
+                media=media,
+                model_inputs=model_inputs,
+                seconds=time.monotonic() - started_s,
+            )
+
+    async def process_multi_modal_info(self, messages: list[dict]) -> dict:
+        """The prompt's, which is prepared once for all its responses."""
+        if self._prepared is None:
+            return await super().process_multi_modal_info(messages)
+        return dict(self._prepared.media)
+
+    async def ct_build_initial_tokens(self, *args: Any, **kwargs: Any) -> list[int]:
+        """The prompt's, which is prepared once for all its responses."""
+        if self._prepared is None:
+            return await super().ct_build_initial_tokens(*args, **kwargs)
+        return list(self._prepared.token_ids)
 
     def _images_in(self, output: VapoAgentLoopOutput) -> tuple[int, int]:
         """Tokens up to the end of the prompt's last image, and how many images there are."""

@@ -15,17 +15,28 @@ import errno
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
 import torch
-import transfer_queue as tq
 import zmq
 from verl.trainer.ppo.v1 import agent_loop_tq
 
 from vapo_verl import heartbeat
 from vapo_verl.patches.upstream import session_folder
+from vapo_verl.rollout.loop_lag import LoopLag
 from vapo_verl.rollout.prober import ServerFailed
+from vapo_verl.rollout.prompts import (
+    PIXELS_OF,
+    PREPARED,
+    SERVER,
+    STORED,
+    open_prompt,
+    store_prompt,
+    without_images,
+)
+from vapo_verl.rollout.transfer import put_tag
 
 FAILURE_TAG = "failed"
 """Tag of a failed response: ``row`` or ``system``. Absent on the others."""
@@ -82,7 +93,11 @@ class ReportedFilter(logging.Filter):
 
 
 class VapoAgentLoopWorker(agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class):
-    """Reports failures as tags of the replay buffer, and what is in flight as its heartbeat."""
+    """Shares what is made of a prompt between its responses; reports failures and progress.
+
+    A response's row holds what differs between responses. The pixels and the messages of its prompt
+    are a row of their own, which :func:`vapo_verl.rollout.prompts.with_pixels` finds again.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         heartbeat.start(session_folder() / heartbeat.FOLDER)
@@ -90,6 +105,11 @@ class VapoAgentLoopWorker(agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modif
         agent_loop_tq.logger.addFilter(ReportedFilter())
         self._in_flight: dict[str, float] = {}
         self._logged: set[str] = set()
+        self._lag = LoopLag()
+
+    async def take_loop_lag(self) -> list[float]:
+        """See :meth:`LoopLag.take`."""
+        return self._lag.take()
 
     async def _run_agent_loop(
         self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **row: Any
@@ -106,13 +126,38 @@ class VapoAgentLoopWorker(agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modif
             del self._in_flight[key]
             self._beat()
 
-    def _compute_multi_modal_inputs(self, output: Any, input_ids: torch.Tensor) -> dict[str, Any]:
-        """Pixels and grids of a response's images, of which the tokens tell nothing.
+    async def _run_prompt(self, prompt: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        self._lag.start()
+        with open_prompt(str(prompt["uid"])) as shared:
+            try:
+                await super()._run_prompt(prompt, *args, **kwargs)
+            finally:
+                if (server := shared.result(SERVER)) is not None:
+                    server.close_prompt.remote(shared.uid)
 
-        veRL hands the processor prompt and response as text, to drop what it makes of it. A
+    def _compute_multi_modal_inputs(self, output: Any, input_ids: torch.Tensor) -> dict[str, Any]:
+        """Those of the prompt; its pixels are named by its uid.
+
+        Where the prompt has none prepared (video), veRL's are computed without the tokens, of which
+        images tell nothing: it hands the processor prompt and response as text, and a
         `<|image_pad|>` that the text spells out would be taken for one more image.
         """
-        return super()._compute_multi_modal_inputs(output, input_ids.new_empty((1, 0)))
+        prepared = output.prompt.result(PREPARED)
+        if prepared is None or prepared.model_inputs is None:
+            return super()._compute_multi_modal_inputs(output, input_ids.new_empty((1, 0)))
+        inputs = prepared.model_inputs
+        if inputs.pixels is None:
+            return dict(inputs.plain)
+        return {**inputs.plain, PIXELS_OF: output.prompt.uid}
+
+    async def _agent_loop_postprocess(self, output: Any, validate: bool, **row: Any) -> None:
+        if not validate:  # a validation reads texts and scores
+            await output.prompt.once(
+                STORED, partial(store_prompt, output.prompt, row["raw_prompt"])
+            )
+        if not self.config.reward.reward_model.enable:
+            row["raw_prompt"] = without_images(row["raw_prompt"])
+        await super()._agent_loop_postprocess(output, validate, **row)
 
     def _beat(self) -> None:
         doing = "no responses in flight"
@@ -128,7 +173,7 @@ class VapoAgentLoopWorker(agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modif
             self._logged.add(reason)
             agent_loop_tq.logger.error("response %s failed (%s)", key, kind, exc_info=error)
         tag = {"status": "failure", FAILURE_TAG: kind, REASON_TAG: reason}
-        await tq.async_kv_put(key=key, partition_id=partition_id, tag=tag)
+        await put_tag(key, partition_id, tag)
 
 
 class VapoAgentLoopManager(agent_loop_tq.AgentLoopManagerTQ):

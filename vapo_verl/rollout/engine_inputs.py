@@ -157,6 +157,20 @@ def _hashes(opened: _Open) -> list[str]:
     return [one for hashes in opened.engine_input["mm_hashes"].values() for one in hashes]
 
 
+def can_share(engine: Any) -> bool:
+    """Whether an ``AsyncLLM`` has what :class:`EngineInputs` uses of it."""
+    renderer = getattr(engine, "renderer", None)
+    cache = getattr(renderer, "mm_processor_cache", None)
+    return (
+        hasattr(engine, "get_supported_tasks")
+        and all(hasattr(renderer, name) for name in ("render_cmpl_async", "clear_mm_cache"))
+        and (
+            cache is None
+            or all(hasattr(cache, name) for name in ("is_cached_item", "get_and_update_item"))
+        )
+    )
+
+
 def _shared_images(prompt: Any) -> PromptImages | None:
     if not isinstance(prompt, Mapping):
         return None

@@ -7,6 +7,7 @@ import functools
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +19,8 @@ from vapo_verl.anchors import AnchorQuestion, ProbeReply
 from vapo_verl.anchors.probe import Ask
 from vapo_verl.anchors.question import ANSWER_BIAS
 from vapo_verl.patches.upstream import server_of
+from vapo_verl.rollout.engine_inputs import PromptImages
+from vapo_verl.rollout.prompts import SERVER, OpenPrompt
 
 PROBE_PRIORITY = -1
 """Ahead of responses that have not begun (vLLM serves low numbers first) where the engine schedules
@@ -150,30 +153,60 @@ class OneServerClient:
     :class:`vapo_verl.rollout.router.PromptRouter` chooses. The engine still sees a fresh id for
     each of them.
 
+    The images of a prompt that several responses share go to the server once.
+
     Args:
         client: veRL's client, shared by the loops of a worker.
-        session: see :func:`prompt_session`.
+        prompt: its uid is the session, see :func:`prompt_session`.
     """
 
-    def __init__(self, client: LLMServerClient, session: str) -> None:
-        self._client = client
-        self._session = session
+    def __init__(self, client: LLMServerClient, prompt: OpenPrompt) -> None:
+        self._client, self._prompt = client, prompt
+        self._session = prompt.uid
 
     async def generate(self, request_id: str, **request: Any) -> TokenOutput:
         """``LLMServerClient.generate``; ``request_id`` is replaced by the session's."""
         del request_id
         with server_errors():
+            request = await self._with_shared_images(request, request["prompt_ids"])
             return complete(await self._client.generate(self._session, **request))
 
     async def generate_many(
         self, prompts: Sequence[list[int]], **request: Any
     ) -> list[TokenOutput]:
         """:meth:`VapoHttpServer.generate_many` of the session's server: one call, one image."""
-        where = {"prompt_ids": prompts[0], **request}
         with server_errors():
+            request = await self._with_shared_images(request, prompts[0])
+            where = {"prompt_ids": prompts[0], **request}
             async with server_of(self._client, self._session, **where) as server:
                 outputs = await server.generate_many.remote(prompts=list(prompts), **request)
                 return [complete(output) for output in outputs]
+
+    async def _with_shared_images(
+        self, request: dict[str, Any], prompt_ids: list[int]
+    ) -> dict[str, Any]:
+        """The request with the name of its images, once the server has opened them.
+
+        The first request of a prompt is that of a response, whose tokens are the prompt's.
+        """
+        if not (self._prompt.is_shared and request.get("image_data")):
+            return request
+        server = await self._prompt.once(SERVER, partial(self._open, request, prompt_ids))
+        if server is None:
+            return request
+        return {**request, "image_data": PromptImages(key=self._session)}
+
+    async def _open(self, request: dict[str, Any], prompt_ids: list[int]) -> Any:
+        """Have the session's server process the prompt; its handle, None where it does not."""
+        where = {"prompt_ids": prompt_ids, **request}
+        async with server_of(self._client, self._session, **where) as server:
+            is_open = await server.open_prompt.remote(
+                key=self._session,
+                prompt_ids=prompt_ids,
+                images=request["image_data"],
+                mm_processor_kwargs=request.get("mm_processor_kwargs"),
+            )
+            return server if is_open else None
 
 
 class TokenBudget:

@@ -9,13 +9,21 @@ from uuid import uuid4
 
 import ray
 from verl.workers.rollout.replica import RolloutReplicaRegistry, TokenOutput
+from verl.workers.rollout.utils import qwen2_5_vl_dedup_image_tokens
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
 from vapo_verl import heartbeat
 from vapo_verl.attention import visual_attention
 from vapo_verl.console import phases
-from vapo_verl.patches.upstream import engine_exits, keep_outputs, session_folder
+from vapo_verl.patches.upstream import (
+    engine_exits,
+    keep_outputs,
+    send_requests_through,
+    session_folder,
+)
 from vapo_verl.rollout import weight_sync
+from vapo_verl.rollout.engine_inputs import EngineInputs, can_share
+from vapo_verl.rollout.loop_lag import LoopLag
 
 _finished: ContextVar[list[Any]] = ContextVar("finished")
 """vLLM's finished outputs of the running `generate` call."""
@@ -38,6 +46,7 @@ class VapoHttpServer(vLLMHttpServer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         heartbeat.start(session_folder() / heartbeat.FOLDER)
         self._num_requests = 0
+        self._lag = LoopLag()
         super().__init__(*args, **kwargs)
         weight_sync.name_receiver()  # veRL has just set a name that runs on this host share
 
@@ -45,10 +54,42 @@ class VapoHttpServer(vLLMHttpServer):
         await super().run_server(args)
         self._exports = "visual_attention" in (args.additional_config or {})
         keep_outputs(self.engine, _take)
+        self._inputs: EngineInputs | None = None
+        if can_share(self.engine):
+            self._inputs = EngineInputs(self.engine.renderer)
+            send_requests_through(self.engine, self._inputs.send)
+        self._lag.start()
 
     async def engine_exits(self) -> dict[str, int]:
         """Exit code by name of the engine processes that have ended."""
         return engine_exits(self.engine)
+
+    async def open_prompt(
+        self,
+        key: str,
+        prompt_ids: list[int],
+        images: list[Any],
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Process a prompt's images once; `PromptImages(key)` stands for them in its requests.
+
+        False where this vLLM is not known: its requests carry their images.
+        """
+        if self._inputs is None:
+            return False
+        await self.engine.get_supported_tasks()  # cached: no await before a request is sent
+        collapsed = qwen2_5_vl_dedup_image_tokens(list(prompt_ids), self.model_config.processor)
+        await self._inputs.open(key, collapsed, images, mm_processor_kwargs or {})
+        return True
+
+    async def close_prompt(self, key: str) -> None:
+        """Forget it."""
+        if self._inputs is not None:
+            self._inputs.close(key)
+
+    async def take_loop_lag(self) -> list[float]:
+        """See :meth:`LoopLag.take`."""
+        return self._lag.take()
 
     async def generate(
         self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, **rest: Any

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -18,19 +18,26 @@ _LOSSLESS_SIDE = 128
 _JPEG_QUALITY = 85
 
 
-def prompt_images(messages: Iterable[Mapping[str, Any]]) -> list[bytes | None]:
-    """The first images of a prompt in veRL's form, encoded again by :func:`small_image`.
-
-    None stands for one that is at a remote address or cannot be read.
-    """
-    entries = [
+def image_parts(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The image parts of a prompt in veRL's form."""
+    return [
         part
         for message in messages
         if not isinstance(message["content"], str)
         for part in message["content"]
         if part.get("type") == "image"
     ]
-    return [_encoded(entry) for entry in entries[:MAX_IMAGES]]
+
+
+def small_images(images: Sequence[Any]) -> list[bytes | None]:
+    """The first images of a prompt, encoded again by :func:`small_image`.
+
+    None stands for one that is at a remote address or cannot be read.
+
+    Args:
+        images: parts of messages, or anything that :func:`load_image` takes.
+    """
+    return [_encoded(image) for image in images[:MAX_IMAGES]]
 
 
 def small_image(image: Image.Image) -> bytes:
@@ -46,12 +53,12 @@ def small_image(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _encoded(part: dict[str, Any]) -> bytes | None:
-    image = part.get("image")
+def _encoded(entry: Any) -> bytes | None:
+    image = entry.get("image") if isinstance(entry, Mapping) else entry
     if isinstance(image, StoredImage) and is_remote(image.source):
         return None  # the trainer downloads nothing for a picture in the report
     try:
-        return small_image(load_image(part))
+        return small_image(load_image(entry))
     except IMAGE_ERRORS:
         return None
 

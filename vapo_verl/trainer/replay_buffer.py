@@ -6,21 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transfer_queue as tq
-from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 from vapo_verl.console import say
 from vapo_verl.rollout.agent_loop_worker import FAILURE_TAG, REASON_TAG
 from vapo_verl.rollout.sample import RECORD_FIELD, SampleRecord
+from vapo_verl.rollout.transfer import KVBatchMeta, clear, column_values, read
 
 __all__ = [
     "CountedReplayBuffer",
-    "KVBatchMeta",
     "ResponsesFailed",
     "StepResponses",
     "count_responses",
-    "read_columns",
     "read_responses",
     "read_visual_attention",
 ]
@@ -198,7 +195,7 @@ def _only(batch: KVBatchMeta, kept: Sequence[int]) -> KVBatchMeta:
     if len(kept) == len(batch.keys):
         return batch
     gone = sorted({*batch.keys} - {batch.keys[i] for i in kept})
-    tq.kv_clear(keys=gone, partition_id=batch.partition_id)
+    clear(gone, batch.partition_id)
     return KVBatchMeta(
         partition_id=batch.partition_id,
         keys=[batch.keys[i] for i in kept],
@@ -225,7 +222,7 @@ def read_responses(batch: KVBatchMeta) -> StepResponses:
     tagged = zip(batch.keys, batch.tags, strict=True)
     keys = [key for key, tag in tagged if not tag.get("is_padding")]
     fields = ["uid", "extra_fields", "visual_attention", "response_mask"]
-    data = _read(keys, batch.partition_id, fields)
+    data = read(keys, batch.partition_id, fields)
     return StepResponses(
         keys=keys,
         group_ids=column_values(data["uid"]),
@@ -243,28 +240,9 @@ def read_visual_attention(batch: KVBatchMeta) -> torch.Tensor:
 
     T is the width of the padded ``response_mask``, with which veRL calls an estimator.
     """
-    data = _read(batch.keys, batch.partition_id, ["response_mask", "visual_attention"])
+    data = read(batch.keys, batch.partition_id, ["response_mask", "visual_attention"])
     width = data["response_mask"].to_padded_tensor(0).size(1)
     return fit_width(data["visual_attention"].to_padded_tensor(float("nan")), width)
-
-
-def read_columns(
-    keys: Sequence[str], partition_id: str, fields: Sequence[str]
-) -> dict[str, list[Any]]:
-    """The values of each field, in the order of `keys`."""
-    data = _read(keys, partition_id, fields)
-    return {field: column_values(data[field]) for field in fields}
-
-
-def column_values(column: Any) -> list[Any]:
-    """One value per row: tensors of a ragged or dense column, objects of any other.
-
-    TransferQueue returns objects as a list, a NonTensorStack or a numpy array, depending on its
-    storage back end.
-    """
-    if isinstance(column, torch.Tensor):
-        return list(column.unbind())
-    return [getattr(value, "data", value) for value in column]
 
 
 def fit_width(values: torch.Tensor, width: int) -> torch.Tensor:
@@ -275,7 +253,3 @@ def fit_width(values: torch.Tensor, width: int) -> torch.Tensor:
     if values.size(1) >= width:
         return values[:, :width]
     return torch.nn.functional.pad(values, (0, width - values.size(1)), value=float("nan"))
-
-
-def _read(keys: Sequence[str], partition_id: str, fields: Sequence[str]) -> Any:
-    return tq.kv_batch_get(keys=list(keys), partition_id=partition_id, select_fields=list(fields))

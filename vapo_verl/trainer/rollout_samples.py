@@ -9,9 +9,10 @@ from transformers import PretrainedConfig
 from vapo_verl.anchors import AnchorResult
 from vapo_verl.attention.settings import Settings, as_layers
 from vapo_verl.data.cells import truths_of
+from vapo_verl.rollout.prompts import stored_images
 from vapo_verl.rollout.sample import RECORD_FIELD, SampleRecord
-from vapo_verl.run_folder.images import prompt_images
-from vapo_verl.trainer.replay_buffer import read_columns
+from vapo_verl.rollout.transfer import read_columns
+from vapo_verl.run_folder.images import small_images
 
 FIELDS = [
     "prompts",
@@ -35,7 +36,7 @@ def sample_rows(
 ) -> list[dict[str, Any]]:
     """One row of ``ROLLOUT_SCHEMA`` per key (``{uid}_{sample}_{output}``)."""
     columns = read_columns(keys, partition_id, FIELDS)
-    images = _images_by_uid(keys, partition_id)
+    images = _images_by_uid(keys)
     return [
         {
             **_row(key, step, tokenizer, {name: values[i] for name, values in columns.items()}),
@@ -53,11 +54,10 @@ def captured_layers(layers: str | Sequence[int] | None, model: PretrainedConfig)
     return Settings(layers=as_layers(layers)).select(available)
 
 
-def _images_by_uid(keys: Sequence[str], partition_id: str) -> dict[str, list[bytes | None]]:
+def _images_by_uid(keys: Sequence[str]) -> dict[str, list[bytes | None]]:
     """Images of each prompt, fetched once however many of its responses are among the keys."""
-    first = {_uid(key): key for key in reversed(keys)}
-    [prompts] = read_columns(list(first.values()), partition_id, ["raw_prompt"]).values()
-    return dict(zip(first, map(prompt_images, prompts), strict=True))
+    uids = list(dict.fromkeys(map(_uid, keys)))
+    return {uid: small_images(images) for uid, images in stored_images(uids).items()}
 
 
 def _uid(key: str) -> str:

@@ -34,6 +34,9 @@ from vapo_verl.report.live import KeyPictures, write_final_report
 from vapo_verl.rollout import server as rollout_server
 from vapo_verl.rollout.agent_loop import VapoAgentLoop
 from vapo_verl.rollout.format_check import run_format_check
+from vapo_verl.rollout.loop_lag import lag_metrics
+from vapo_verl.rollout.prompts import clear_prompts_until, prepare_seconds, prompt_uid
+from vapo_verl.rollout.transfer import KVBatchMeta, for_models
 from vapo_verl.run_folder import checkpoints
 from vapo_verl.run_folder.layout import METRICS_FILE, write_config
 from vapo_verl.run_folder.metrics import MetricsFile
@@ -42,6 +45,7 @@ from vapo_verl.trainer import liveness
 from vapo_verl.trainer.metrics import (
     anchor_metrics,
     attention_metrics,
+    mean,
     origin_metrics,
     require_metric,
     reward_metrics,
@@ -52,7 +56,6 @@ from vapo_verl.trainer.metrics import (
 from vapo_verl.trainer.replay_buffer import (
     FAILED,
     CountedReplayBuffer,
-    KVBatchMeta,
     ResponsesFailed,
     read_responses,
     read_visual_attention,
@@ -179,7 +182,8 @@ class VapoTrainer(PPOTrainerSync):
             max_failed_fraction=self.vapo.rollout.max_failed_fraction,
             expected=agent_loop_manager.expected,
         )
-        self._actors += agent_loop_manager.agent_loop_workers
+        self._agent_loop_workers = agent_loop_manager.agent_loop_workers
+        self._actors += self._agent_loop_workers
         agent_loop_manager.after_dispatch = self._monitor.renew  # the loops are there by then
         try:
             with self._explained():
@@ -275,7 +279,7 @@ class VapoTrainer(PPOTrainerSync):
         """veRL's batch under ids that name step and place instead of random ones."""
         batch = super()._fetch_one_gen_batch()
         places = itertools.islice(self._places[self.global_steps], len(batch))
-        uids = [NonTensorData(f"{self.global_steps:06d}-{place:05d}") for place in places]
+        uids = [NonTensorData(prompt_uid(self.global_steps, place)) for place in places]
         batch["uid"] = NonTensorStack.from_list(uids)
         return batch
 
@@ -325,18 +329,18 @@ class VapoTrainer(PPOTrainerSync):
         self._at(liveness.LOG_PROBS)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        batch = super()._compute_old_log_prob(batch, metrics)
+        batch = super()._compute_old_log_prob(for_models(batch), metrics)
         self._memory.end_phase("old_log_prob")
         return batch
 
     def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        batch = super()._compute_ref_log_prob(batch, metrics)
+        batch = super()._compute_ref_log_prob(for_models(batch), metrics)
         self._memory.end_phase("ref")
         return batch
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         self._at(liveness.UPDATE)
-        batch = super()._update_actor(batch, metrics)
+        batch = super()._update_actor(for_models(batch), metrics)
         self._monitor.begin(None)
         self._memory.end_phase("update_actor")
         return batch
@@ -371,7 +375,20 @@ class VapoTrainer(PPOTrainerSync):
         )
         metrics.update(attention_metrics(step.visual_attention, step.response_mask))
         metrics.update(self._memory.metrics())
+        metrics.update(self._rollout_metrics())
         self._write_rollouts(step.keys, batch.partition_id)
+        clear_prompts_until(self.global_steps)
+
+    def _rollout_metrics(self) -> dict[str, float]:
+        """What preparing prompts took, and how late the event loops were since the last step."""
+        loops = ray.get([worker.take_loop_lag.remote() for worker in self._agent_loop_workers])
+        servers = self.llm_server_manager.server_handles
+        on_servers = ray.get([server.take_loop_lag.remote() for server in servers])
+        return {
+            "vapo/rollout/prepare_s": mean(prepare_seconds()),
+            **lag_metrics("loop", list(itertools.chain(*loops))),
+            **lag_metrics("server_loop", list(itertools.chain(*on_servers))),
+        }
 
     def _write_rollouts(self, keys: list[str], partition_id: str) -> None:
         settings = self.vapo.logging

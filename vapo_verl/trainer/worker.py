@@ -19,6 +19,7 @@ from vapo_verl import heartbeat
 from vapo_verl.patches import text_only_forward
 from vapo_verl.patches.mrope_nesting import with_ragged_positions
 from vapo_verl.patches.upstream import session_folder, use_weight_sender
+from vapo_verl.rollout.prompts import with_pixels
 from vapo_verl.run_folder.checkpoints import FileRecord, file_records
 
 WEIGHT_SENDER = "vapo_verl.rollout.weight_sync.VapoServerAdapter"
@@ -58,14 +59,14 @@ class VapoTrainingWorker(TrainingWorker):
     )
     def train_mini_batch(self, data: TensorDict) -> TensorDict:
         self._beat()
-        return super().train_mini_batch(with_ragged_positions(data))
+        return super().train_mini_batch(with_pixels(with_ragged_positions(data)))
 
     @register(
         dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False
     )
     def infer_batch(self, data: TensorDict) -> TensorDict:
         self._beat()
-        return super().infer_batch(with_ragged_positions(data))
+        return super().infer_batch(with_pixels(with_ragged_positions(data)))
 
 
 class VapoWorker(ActorRolloutRefWorker):

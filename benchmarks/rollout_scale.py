@@ -1,0 +1,352 @@
+"""What a prompt's images cost a rollout, against veRL's own path: work, bytes and event loops.
+
+    python benchmarks/rollout_scale.py [--quick] [--out benchmarks/results/rollout_scale.json]
+
+Part 1, the server's front end: CPU time from a request to the bytes for the engine core, for the
+first response of a prompt, a sibling and a probe, at several image sizes. `verl` sends the images
+with every request, `ours` names the prompt. Both run in one process and take turns.
+Part 2, an agent-loop worker: runs of the image processor for a prompt of n responses.
+Part 3, the replay buffer: bytes of a response as TransferQueue encodes them, what each of the three
+phases fetches, and a model that adds it up for 8 and 64 GPUs.
+
+No engine runs. Prints tables; `--out` writes JSON. With `--check FILE` it compares counts and bytes
+with those of FILE and exits with 1 where one grew by more than 5 %; seconds are never compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"  # no model runs, so the packaged one may be short
+
+import numpy as np
+import torch
+from PIL import Image
+from transfer_queue.utils.serial_utils import calc_packed_size, encode
+from transformers import AutoProcessor
+from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
+from verl.workers.rollout.utils import qwen2_5_vl_dedup_image_tokens
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.renderers.registry import renderer_from_config
+from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.serial_utils import MsgpackEncoder
+
+from vapo_verl.digits.model import model_dir
+from vapo_verl.rollout.engine_inputs import EngineInputs, PromptImages
+from vapo_verl.rollout.prompts import PIXELS_OF, model_inputs_of, without_images
+from vapo_verl.rollout.transfer import NOT_FOR_MODELS
+
+SIDES = {340: (476, 560), 1008: (784, 1008), 2500: (1400, 1400), 3869: (2044, 1484)}
+"""Image tokens -> width and height in pixels; a token is 28 x 28."""
+RESPONSE_TOKENS = 500
+GROUP = 5
+NUM_ANCHORS = 20
+PROMPTS_PER_STEP = 384
+PHASES = ("old_log_prob", "ref_log_prob", "update_actor")
+TOLERANCE = 1.05
+QUESTION = "What is the area of the shaded triangle? Think first."
+ANSWER = SamplingParams(max_tokens=64, logprobs=0, temperature=1.0, seed=1)
+PROBE = SamplingParams(max_tokens=1, logprobs=0, detokenize=False, temperature=1.0, seed=1)
+LIMITS = {"min_pixels": 784, "max_pixels": 4096 * 28 * 28}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; the exit code is 1 where a count or a size grew."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="two image sizes, few rounds")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--check", type=Path, help="JSON file whose counts and bytes are the limit")
+    args = parser.parse_args(argv)
+    sizes = [340, 1008] if args.quick else list(SIDES)
+    processor = AutoProcessor.from_pretrained(model_dir(), **LIMITS)
+    front_end = asyncio.run(measure_front_end(processor, sizes, rounds=3 if args.quick else 9))
+    runs = processor_runs(processor)
+    buffer = {tokens: buffer_bytes(processor, tokens) for tokens in sizes}
+    result = {
+        "command": "python benchmarks/rollout_scale.py" + (" --quick" if args.quick else ""),
+        "date": date.today().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",
+        "front_end_ms": front_end,
+        "counts": runs,
+        "bytes": buffer,
+        "model": {gpus: step_model(front_end, buffer, gpus) for gpus in (8, 64)},
+    }
+    show(result)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    return check(result, json.loads(args.check.read_text())) if args.check else 0
+
+
+def picture(tokens: int) -> Image.Image:
+    width, height = SIDES[tokens]
+    values = np.random.default_rng(tokens).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def prompt_of(processor: Any, image: Image.Image) -> tuple[list[int], Mapping[str, Any]]:
+    """Token ids of the prompt, and what else the processor returns."""
+    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    inputs = dict(processor(text=[text], images=[image], return_tensors="pt"))
+    return inputs.pop("input_ids")[0].tolist(), inputs
+
+
+class FrontEnd:
+    """vLLM's way from a request to the bytes for the engine core, for one prompt."""
+
+    def __init__(self, processor: Any, renderer: Any, front: InputProcessor, tokens: int) -> None:
+        self.processor, self.renderer, self.front = processor, renderer, front
+        self.image = picture(tokens)
+        self.ids, _ = prompt_of(processor, self.image)
+        self.inputs = EngineInputs(renderer)
+        self.to_core = MsgpackEncoder()
+
+    async def add(self, prompt: Any, sampling: SamplingParams) -> None:
+        """``AsyncLLM.add_request`` up to its socket."""
+        request = self.front.process_inputs("id", prompt, sampling, supported_tasks=("generate",))
+        self.front.assign_request_id(request)
+        self.to_core.encode(request)
+
+    async def request(self, images: Any, rest: list[int], sampling: SamplingParams) -> None:
+        """As veRL's server makes it."""
+        tokens = qwen2_5_vl_dedup_image_tokens([*self.ids, *rest], self.processor)
+        prompt = {"prompt_token_ids": tokens, "multi_modal_data": {"image": images}}
+        await self.inputs.send(prompt, lambda processed: self.add(processed, sampling))
+
+    async def measure(self, way: str) -> dict[str, float]:
+        """CPU milliseconds of a first response, a sibling and a probe, with cold caches."""
+        self.renderer.clear_mm_cache()
+        images = PromptImages(key="p") if way == "ours" else [self.image]
+        calls = {
+            "first": (images, [], ANSWER),
+            "sibling": (images, [], ANSWER),
+            "probe": (images, [100] * RESPONSE_TOKENS, PROBE),
+        }
+        found = {}
+        for name, call in calls.items():
+            started_s = time.process_time()
+            if way == "ours" and name == "first":
+                collapsed = qwen2_5_vl_dedup_image_tokens(self.ids, self.processor)
+                await self.inputs.open("p", collapsed, [self.image], {})
+            await self.request(*call)
+            found[name if way == "ours" else f"verl_{name}"] = time.process_time() - started_s
+        self.inputs.close("p")
+        return {name: seconds * 1e3 for name, seconds in found.items()}
+
+
+async def measure_front_end(
+    processor: Any, sizes: Sequence[int], rounds: int
+) -> dict[int, dict[str, float]]:
+    """CPU milliseconds per request by image tokens: medians over rounds."""
+    engine = AsyncEngineArgs(
+        model=str(model_dir()),
+        max_model_len=8192,
+        mm_processor_kwargs=LIMITS,
+        limit_mm_per_prompt={"image": 1, "video": 0},
+        enable_prefix_caching=True,
+        skip_mm_profiling=True,
+    ).create_engine_config()
+    renderer = renderer_from_config(engine)
+    front = InputProcessor(engine, renderer)
+    results = {}
+    for tokens in sizes:
+        prompt = FrontEnd(processor, renderer, front, tokens)
+        times: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            for way in ("verl", "ours"):
+                for name, ms in (await prompt.measure(way)).items():
+                    times.setdefault(name, []).append(ms)
+        results[tokens] = {name: round(median(values), 3) for name, values in times.items()}
+    return results
+
+
+def processor_runs(processor: Any) -> dict[str, int]:
+    """Runs of the image processor in an agent-loop worker and a server for a prompt's responses."""
+    image = picture(340)
+    runs = 0
+    preprocess = type(processor.image_processor).preprocess
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        return preprocess(self, *args, **kwargs)
+
+    with patch.object(type(processor.image_processor), "preprocess", counted):
+        for _ in range(GROUP):
+            ids, _ = prompt_of(processor, image)
+            verls_inputs(processor, image, ids)
+        verl_runs, runs = runs, 0
+        ids, inputs = prompt_of(processor, image)
+        model_inputs_of(inputs, processor)
+        return {"processor_runs_verl": verl_runs, "processor_runs": runs}
+
+
+def verls_inputs(processor: Any, image: Image.Image, ids: list[int]) -> dict[str, Any]:
+    """veRL's ``multi_modal_inputs`` of a response."""
+    worker = SimpleNamespace(
+        processor=processor, tokenizer=processor.tokenizer, _get_mm_processor_kwargs=lambda _: {}
+    )
+    output = SimpleNamespace(multi_modal_data={"images": [image]}, mm_processor_kwargs=None)
+    inputs = AgentLoopWorker._compute_multi_modal_inputs(worker, output, torch.tensor(ids))
+    inputs.pop("mm_token_type_ids", None)
+    return inputs
+
+
+def buffer_bytes(processor: Any, tokens: int) -> dict[str, int]:
+    """Bytes of a response in the replay buffer and of what a phase fetches for it.
+
+    ``verl_*``: its row, with the decoded image in the messages and float32 pixels. ``*_alone`` and
+    ``*_in_group``: ours, with the prompt's row or its fifth.
+    """
+    image = picture(tokens)
+    ids, processed = prompt_of(processor, image)
+    response = [100] * RESPONSE_TOKENS
+    messages = [
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}],
+        }
+    ]
+    length = len(ids) + RESPONSE_TOKENS
+    shared = {
+        "prompts": torch.tensor(ids),
+        "responses": torch.tensor(response),
+        "response_mask": torch.ones(RESPONSE_TOKENS, dtype=torch.int64),
+        "loss_mask": torch.ones(RESPONSE_TOKENS, dtype=torch.int64),
+        "input_ids": torch.tensor([*ids, *response]),
+        "position_ids": torch.zeros(4, length, dtype=torch.int64),
+        "rm_scores": torch.zeros(RESPONSE_TOKENS),
+        "rollout_log_probs": torch.zeros(RESPONSE_TOKENS),
+    }
+    verl = {
+        **shared,
+        "raw_prompt": messages,
+        "multi_modal_inputs": verls_inputs(processor, image, [*ids, *response]),
+    }
+    inputs = model_inputs_of(processed, processor)
+    assert inputs is not None and inputs.pixels is not None
+    inputs.plain.pop("mm_token_type_ids", None)
+    ours = {
+        **shared,
+        "raw_prompt": without_images(messages),
+        "visual_attention": torch.zeros(RESPONSE_TOKENS),
+        "multi_modal_inputs": {**inputs.plain, PIXELS_OF: "000001-00000"},
+    }
+    grid = inputs.plain["image_grid_thw"]
+    prompt = {"pixels": inputs.pixels.to_plain(), "image_grid_thw": grid, "raw_prompt": None}
+    for_models = {name: value for name, value in ours.items() if name not in NOT_FOR_MODELS}
+    once = encoded_bytes(prompt)
+    pixels = encoded_bytes({"pixels": prompt["pixels"]})
+    return {
+        "verl_response": encoded_bytes(verl),
+        "response_alone": encoded_bytes(ours) + once,
+        "response_in_group": encoded_bytes(ours) + once // GROUP,
+        "verl_fetched_by_a_phase": encoded_bytes(verl),
+        "fetched_by_a_phase": encoded_bytes(for_models) + pixels // GROUP,
+    }
+
+
+def encoded_bytes(row: Mapping[str, Any]) -> int:
+    """Of a row as TransferQueue sends it."""
+    return int(calc_packed_size(encode({name: [value] for name, value in row.items()})))
+
+
+def step_model(
+    front_end: Mapping[int, Mapping[str, float]], buffer: Mapping[int, Mapping[str, int]], gpus: int
+) -> dict[int, dict[str, float]]:
+    """A step of 384 prompts x 5 responses x 20 probes on ``gpus`` servers, by image tokens.
+
+    A server's event loop: prompts / servers x (first + (n - 1) siblings + n K probes). Bytes: those
+    of all responses, put once and fetched by three phases.
+    """
+    prompts = PROMPTS_PER_STEP / gpus
+    responses = PROMPTS_PER_STEP * GROUP
+    found = {}
+    for tokens, ms in front_end.items():
+        sizes = buffer[tokens]
+        found[tokens] = {}
+        for way, prefix in (("verl", "verl_"), ("ours", "")):
+            loop_ms = ms[f"{prefix}first"] + (GROUP - 1) * ms[f"{prefix}sibling"]
+            loop_ms += GROUP * NUM_ANCHORS * ms[f"{prefix}probe"]
+            put = sizes["verl_response" if way == "verl" else "response_in_group"]
+            fetched = sizes[f"{prefix}fetched_by_a_phase"]
+            found[tokens][f"{way}_loop_s"] = round(prompts * loop_ms / 1e3, 2)
+            found[tokens][f"{way}_put_gib"] = round(responses * put / 2**30, 3)
+            found[tokens][f"{way}_fetched_gib"] = round(
+                responses * fetched * len(PHASES) / 2**30, 3
+            )
+    return found
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Tables of the figures and of their ratios."""
+    print("front end, CPU ms: first response / sibling / probe; verl -> ours")
+    for tokens, ms in result["front_end_ms"].items():
+        pairs = (f"{ms[f'verl_{k}']:.2f} -> {ms[k]:.2f}" for k in ("first", "sibling", "probe"))
+        ratio = ms["verl_probe"] / ms["probe"]
+        print(f"  {tokens:>5} image tokens: {' / '.join(pairs)}; a probe costs 1/{ratio:.0f}")
+    counts = result["counts"]
+    print(
+        f"image-processor runs of a worker, {GROUP} responses: "
+        f"{counts['processor_runs_verl']} -> {counts['processor_runs']}"
+    )
+    print("bytes per response: verl -> alone / in a group; fetched by a phase")
+    for tokens, sizes in result["bytes"].items():
+        verl = sizes["verl_response"]
+        print(
+            f"  {tokens:>5} image tokens: {verl:,} -> 1/{verl / sizes['response_alone']:.1f} / "
+            f"1/{verl / sizes['response_in_group']:.1f}; "
+            f"1/{sizes['verl_fetched_by_a_phase'] / sizes['fetched_by_a_phase']:.1f}"
+        )
+    print(f"a step of {PROMPTS_PER_STEP} prompts x {GROUP} responses x {NUM_ANCHORS} probes")
+    for gpus, model in result["model"].items():
+        for tokens, row in model.items():
+            print(f"  {gpus:>2} GPUs, {tokens:>5} image tokens: {row}")
+
+
+def check(result: Mapping[str, Any], limit: Mapping[str, Any]) -> int:
+    """1 where a count or a size is more than 5 % above that of ``limit``."""
+    grown = []
+    for part in ("counts", "bytes"):
+        now, then = (dict(flat(json.loads(json.dumps(r[part])))) for r in (result, limit))
+        grown += [
+            f"{part}.{name}: {then[name]} -> {value}"
+            for name, value in now.items()
+            if name in then and "verl" not in name and value > TOLERANCE * then[name]
+        ]
+    print("\n".join(["grew by more than 5 %:", *grown] if grown else ["no count or size grew"]))
+    return 1 if grown else 0
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    """Nested numbers by their path."""
+    found: list[tuple[str, float]] = []
+    for name, value in values.items():
+        path = f"{prefix}{name}"
+        found += flat(value, f"{path}.") if isinstance(value, Mapping) else [(path, value)]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""All calls of TransferQueue: rows by key, in partitions, from one process to others.
+
+veRL keeps the responses of a step there, in the partitions ``train`` and ``val``. What the
+responses to a prompt share is kept once, in a partition beside them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import transfer_queue as tq
+from transfer_queue import KVBatchMeta
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+from verl.utils.transferqueue_utils import kv_batch_meta2batch_meta
+
+__all__ = ["KVBatchMeta"]
+
+NOT_FOR_MODELS = {
+    *("raw_prompt", "claims", "reward_model", "data_source", "extra_info", "index", "prompt_uid"),
+    *("agent_name", "tools_kwargs", "interaction_kwargs", "extra_fields", "visual_attention"),
+}
+"""Fields of a response that no model reads: of its row, of its reward, of its report."""
+
+
+async def put_tag(key: str, partition_id: str, tag: Mapping[str, Any]) -> None:
+    """Set a row's tag."""
+    await tq.async_kv_put(key=key, partition_id=partition_id, tag=dict(tag))
+
+
+async def put_row(key: str, partition_id: str, row: Mapping[str, Any]) -> None:
+    """Write a row of any objects."""
+    await tq.async_kv_batch_put(
+        keys=[key],
+        fields=list_of_dict_to_tensordict([dict(row)]),
+        tags=[{}],
+        partition_id=partition_id,
+    )
+
+
+def read(keys: Sequence[str], partition_id: str, fields: Sequence[str]) -> Any:
+    """The fields of some rows, as TransferQueue returns them."""
+    return tq.kv_batch_get(keys=list(keys), partition_id=partition_id, select_fields=list(fields))
+
+
+def read_columns(
+    keys: Sequence[str], partition_id: str, fields: Sequence[str]
+) -> dict[str, list[Any]]:
+    """The values of each field, in the order of `keys`."""
+    data = read(keys, partition_id, fields)
+    return {field: column_values(data[field]) for field in fields}
+
+
+def column_values(column: Any) -> list[Any]:
+    """One value per row: tensors of a ragged or dense column, objects of any other.
+
+    TransferQueue returns objects as a list, a NonTensorStack or a numpy array, depending on its
+    storage back end.
+    """
+    if isinstance(column, torch.Tensor):
+        return list(column.unbind())
+    return [getattr(value, "data", value) for value in column]
+
+
+def clear(keys: Sequence[str], partition_id: str) -> None:
+    """Remove rows."""
+    if keys:
+        tq.kv_clear(keys=list(keys), partition_id=partition_id)
+
+
+def keys_in(partition_id: str) -> list[str]:
+    """The rows of a partition; none where there is no such partition."""
+    return list((tq.kv_list(partition_id) or {}).get(partition_id, {}))
+
+
+def for_models(batch: KVBatchMeta) -> KVBatchMeta:
+    """The batch with the fields that a forward pass may read; veRL's workers fetch all of them."""
+    names = batch.fields or kv_batch_meta2batch_meta(batch).field_names
+    return dataclasses.replace(batch, fields=[n for n in names if n not in NOT_FOR_MODELS])
