@@ -6,7 +6,7 @@ from vapo_verl.anchors import bind_question
 from vapo_verl.config import AnchorConfig
 from vapo_verl.data.dataset import VapoDataset
 from vapo_verl.hydra_config import compose_recipe
-from vapo_verl.rollout.format_check import run_format_check
+from vapo_verl.rollout.agent_loop import run_format_check
 
 
 def make_loop(processor, server):

@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from vapo_verl import heartbeat
-from vapo_verl.trainer import liveness
+from vapo_verl.trainer import liveness, node_watch
 from vapo_verl.trainer.liveness import (
     ENGINE,
     LOOP,
@@ -29,11 +29,10 @@ from vapo_verl.trainer.liveness import (
     HangDetector,
     Member,
     Monitor,
-    NodeWatch,
     RunnerWatch,
-    Sighting,
     outlook,
 )
+from vapo_verl.trainer.node_watch import NodeWatch, Sighting
 
 TIMEOUT_S = 300.0
 
@@ -173,7 +172,7 @@ while True:
 @pytest.fixture
 def session(tmp_path, monkeypatch):
     (tmp_path / "logs").mkdir()
-    monkeypatch.setattr(liveness, "session_folder", lambda: tmp_path)
+    monkeypatch.setattr(node_watch, "session_folder", lambda: tmp_path)
     return tmp_path
 
 

@@ -15,8 +15,6 @@ seconds, wherever the trainer waits. Rules, in this order:
 from __future__ import annotations
 
 import _thread
-import os
-import re
 import socket
 import threading
 import time
@@ -29,21 +27,17 @@ from typing import Any
 import psutil
 import ray
 
-from vapo_verl import heartbeat
 from vapo_verl.console import say
-from vapo_verl.patches.upstream import job_actors, session_folder
+from vapo_verl.patches.upstream import job_actors
 from vapo_verl.run_folder.checkpoints import checkpoint_folder, latest_complete
+from vapo_verl.trainer.node_watch import NodeWatch, Sighting
 
 INTERVAL_S = 2.0
 GRACE_S = 15.0
 """Between a finding and the end of the trainer's process, if the trainer does not end by itself."""
 GCS_MISSES = 3
 """Refused connections in a row after which Ray's head process counts as dead."""
-LAST_LINES = 5
 _STOPPED = {psutil.STATUS_STOPPED, psutil.STATUS_DISK_SLEEP}
-_COLOURS = re.compile(r"\x1b\[[\d;]*m")
-_OF_CHILD = re.compile(r"\(\w+ pid=(\d+)\)")
-"""What vLLM puts before the lines of an engine, in the log of its server."""
 _CPU_S = 0.05
 """CPU time below which a process counts as not having run."""
 
@@ -91,21 +85,6 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sighting:
-    """A process as seen from outside."""
-
-    alive: bool = True
-    status: str = psutil.STATUS_RUNNING
-    """psutil's name of its state."""
-    cpu_s: float = 0.0
-    written: int = 0
-    """Bytes written to files."""
-    beats: int = 0
-    pending: int = 0
-    doing: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """Why a run cannot go on."""
 
@@ -119,98 +98,6 @@ class Finding:
 
 class RunFailed(RuntimeError):
     """A process of the run died or hangs, or responses failed; the message is for a person."""
-
-
-class NodeWatch:
-    """Looks at the processes of its own node. An actor on nodes other than the trainer's."""
-
-    def __init__(self) -> None:
-        self._folder = session_folder()
-        self._processes: dict[int, psutil.Process] = {}
-        self._oom_kills = _oom_kills()
-
-    def engines(self, server: int) -> dict[int, str]:
-        """Pid and title of vLLM's processes below a server."""
-        found = {}
-        with suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(server).children(recursive=True):
-                title = " ".join(child.cmdline()).strip()
-                if title.startswith("VLLM::"):
-                    found[child.pid] = title
-        return found
-
-    def look(self, pids: Sequence[int]) -> dict[int, Sighting]:
-        """What the processes are doing now; a zombie has ended."""
-        return {pid: self._look(pid) for pid in pids}
-
-    def _look(self, pid: int) -> Sighting:
-        try:
-            process = self._processes.setdefault(pid, psutil.Process(pid))
-            with process.oneshot():
-                status, times = process.status(), process.cpu_times()
-            written = process.io_counters().write_chars
-        except psutil.NoSuchProcess:
-            return Sighting(alive=False)
-        except psutil.AccessDenied:  # a hardened kernel hides /proc/PID/io
-            written = 0
-        beat = heartbeat.read(self._folder / heartbeat.FOLDER, pid)
-        return Sighting(
-            alive=process.is_running() and status not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD),
-            status=status,
-            cpu_s=times.user + times.system,
-            written=written,
-            beats=beat.count,
-            pending=beat.pending,
-            doing=beat.doing,
-        )
-
-    def evidence(self, pid: int, owner: int | None) -> list[str]:
-        """The last words of a process in Ray's logs, and what its node knows of its end."""
-        lines = self._last_lines(pid, owner)
-        found = [f"{'  ' if i else 'Its last lines: '}{line}" for i, line in enumerate(lines)]
-        if (killed := _oom_kills() - self._oom_kills) > 0:
-            found.append(
-                f"The kernel's OOM killer ended {killed} processes of the node since the run began."
-            )
-        shm = os.statvfs("/dev/shm")
-        if shm.f_bavail * shm.f_frsize < 2**20 or any("Bus error" in line for line in lines):
-            found.append(
-                f"/dev/shm has {shm.f_bavail * shm.f_frsize / 2**20:.0f} of "
-                f"{shm.f_blocks * shm.f_frsize / 2**20:.0f} MiB free: a write to a full one ends a "
-                "process with a bus error (SIGBUS). Give it room: docker run --ipc=host."
-            )
-        return found
-
-    def _last_lines(self, pid: int, owner: int | None) -> list[str]:
-        for kind in ("err", "out"):
-            for path in (self._folder / "logs").glob(f"worker-*-{owner or pid}.{kind}"):
-                whose = ((line, _OF_CHILD.match(line)) for line in _tail(path))
-                lines = [line for line, of in whose if (int(of[1]) == pid if of else owner is None)]
-                if lines:
-                    return lines[-LAST_LINES:]
-        return []
-
-    def kill(self, pids: Sequence[int]) -> None:
-        """End processes that nothing else reaches, such as stopped ones."""
-        for pid in pids:
-            with suppress(psutil.NoSuchProcess):
-                self._processes.get(pid, psutil.Process(pid)).kill()
-
-
-def _tail(path: Path, size: int = 16_384) -> list[str]:
-    with path.open("rb") as file:
-        file.seek(max(path.stat().st_size - size, 0))
-        text = file.read().decode(errors="replace")
-    lines = (_COLOURS.sub("", line).strip() for line in text.splitlines())
-    return [line for line in lines if line and not line.startswith(":")]  # Ray's marks
-
-
-def _oom_kills() -> int:
-    """Processes that the kernel has ended for lack of memory since it started."""
-    for line in Path("/proc/vmstat").read_text().splitlines():
-        if line.startswith("oom_kill "):
-            return int(line.split()[1])
-    return 0
 
 
 class HangDetector:

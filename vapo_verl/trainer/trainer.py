@@ -32,8 +32,7 @@ from vapo_verl.evaluation.benchmarks.validation_rows import validation_files
 from vapo_verl.patches.upstream import use_replay_buffer
 from vapo_verl.report.live import KeyPictures, write_final_report
 from vapo_verl.rollout import server as rollout_server
-from vapo_verl.rollout.agent_loop import VapoAgentLoop
-from vapo_verl.rollout.format_check import run_format_check
+from vapo_verl.rollout.agent_loop import VapoAgentLoop, run_format_check
 from vapo_verl.rollout.loop_lag import lag_metrics
 from vapo_verl.rollout.prompts import clear_prompts_until, prepare_seconds, prompt_uid
 from vapo_verl.rollout.transfer import KVBatchMeta, for_models

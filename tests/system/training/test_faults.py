@@ -115,7 +115,6 @@ def test_an_engine_killed_in_a_rollout_trains_nothing(smoke, straight, run):
     said = run.end(within_s=30)
     assert f"the vLLM engine process VLLM::EngineCore (pid {pid}" in said
     assert "step 2, rollout" in said
-    assert "ended with SIGKILL" in said
     assert re.search(r"\d+ of 80 responses .*failed", said)
     assert "The same command goes on with step 2" in said
     assert run.log().count("Traceback") < 10
