@@ -8,7 +8,6 @@ from transformers import PretrainedConfig
 
 from vapo_verl.anchors import AnchorResult
 from vapo_verl.attention.settings import Settings, as_layers
-from vapo_verl.data.cells import truths_of
 from vapo_verl.rollout.prompts import stored_images
 from vapo_verl.rollout.sample import RECORD_FIELD, SampleRecord
 from vapo_verl.rollout.transfer import read_columns
@@ -85,10 +84,17 @@ def _row(key: str, step: int, tokenizer: Any, row: Mapping[str, Any]) -> dict[st
         "advantages": row["advantages"].tolist(),
         "rollout_log_probs": row["rollout_log_probs"].tolist(),
         "old_log_probs": row["old_log_probs"].tolist(),
-        "ground_truth": " | ".join(truths_of(row["reward_model"])),
+        "ground_truth": _answer(row["reward_model"]["ground_truth"]),
         "reward": asdict(record.reward),
         "anchors": [_anchor(result) for result in record.anchors],
     }
+
+
+def _answer(ground_truth: Any) -> str:
+    """The answer, or several that are correct, as one text."""
+    if isinstance(ground_truth, list | tuple):
+        return " | ".join(map(str, ground_truth))
+    return str(ground_truth)
 
 
 def _anchor(result: AnchorResult) -> dict[str, Any]:
