@@ -72,15 +72,17 @@ def digits(folder: Path) -> Path:
 
 
 def straight_run(out: Path, data: Path, ranks: int) -> Path:
-    """The run folder of the reference; made once for each number of ranks."""
+    """The run folder of the reference; made once for each number of ranks, and code."""
     run = Run(out / f"reference_{ranks}", data, ranks)
-    if not (run.run_dir / "report.html").exists():
+    code, digest = run.folder / "code.txt", reference.code_digest()
+    if not code.exists() or code.read_text() != digest:
         trial.fresh(run.folder)
         say(f"reference on {ranks} rank(s)")
         with run.mounted():
-            code = finish(run, 0).process.returncode
-        if code != 0:
-            raise SystemExit(f"the reference failed with {code}: {run.folder / 'start_0.out'}")
+            status = finish(run, 0).process.returncode
+        if status != 0:
+            raise SystemExit(f"the reference failed with {status}: {run.folder / 'start_0.out'}")
+        code.write_text(digest)
     return run.run_dir
 
 

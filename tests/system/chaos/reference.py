@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -10,6 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+import vapo_verl
 from vapo_verl.run_folder.checkpoints import (
     checkpoint_folder,
     complete_steps,
@@ -19,12 +21,20 @@ from vapo_verl.run_folder.checkpoints import (
 
 BY_TIME = re.compile(
     r"^(timing_|perf/|actor/perf/|vapo/memory/)|_s$|_s/|tail_share|step_share|prefix_hit_rate|reused_tokens"
-    r"|prefill_tokens|encoder_runs_saved|throughput|time|rollout_probs_diff|^rollout_corr/"
+    r"|prefill_tokens|encoder_runs_saved|throughput|time"
 )
-"""Metrics that depend on the machine's load: times, memory, hits of the KV cache, and the rounding
-of the engine's log probabilities, which depends on what it batches together."""
+"""Metrics that depend on the machine's load and on what the KV cache still holds."""
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
 SAMPLE_COLUMNS = ("uid", "sample", "response_ids", "anchors")
+
+
+def code_digest() -> str:
+    """A digest of the package's source: a reference is that of runs of the same code."""
+    package = Path(vapo_verl.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
