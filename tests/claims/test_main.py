@@ -44,6 +44,11 @@ def test_every_command_has_help(command, capsys):
         (("--requests-per-minute", "0"), "--requests-per-minute: 0"),
         (("--column", "picture"), "--column"),
         (("--max-wait-s", "0"), "--max-wait-s: 0"),
+        (
+            ("--max-concurrency", "1" + "0" * 12),
+            "--max-concurrency: the number is too large; give 4096",
+        ),
+        (("--num-claims", "1" + "0" * 12), "and at most 1000"),
     ],
 )
 def test_bad_values_name_the_option(claims, parquet, tmp_path, capsys, extra, message):

@@ -14,6 +14,8 @@ from vapo_verl.data.errors import FileError
 OPENAI_URL = "https://api.openai.com/v1"
 NO_KEY = "none"
 """Sent where no key is set: a local server asks for none, but the client wants one."""
+MAX_CONCURRENCY, MAX_VOTES = 4096, 1000
+"""A larger number is a slip of the keyboard: each one takes memory."""
 TOKEN_LIMIT_NAMES = ("max_completion_tokens", "max_tokens")
 
 
@@ -104,6 +106,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         require_positive("--max-concurrency", self.max_concurrency)
+        require_at_most("--max-concurrency", self.max_concurrency, MAX_CONCURRENCY)
         require_positive("--stop-after-failures", self.stop_after_failures)
         for name, value in {"--limit": self.limit, "--max-pixels": self.max_pixels}.items():
             if value is not None:
@@ -137,6 +140,7 @@ class CheckOptions:
 
     def __post_init__(self) -> None:
         require_positive("--votes", self.votes)
+        require_at_most("--votes", self.votes, MAX_VOTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,3 +220,8 @@ def _require_address(url: str) -> None:
 def require_positive(name: str, value: float) -> None:
     if not 0 < value < math.inf:
         raise ValueError(f"{name}: {value}; give more than 0")
+
+
+def require_at_most(name: str, value: int, high: int) -> None:
+    if value > high:
+        raise ValueError(f"{name}: the number is too large; give {high} or less")

@@ -16,6 +16,7 @@ from vapo_verl.cli_options import cli
 from vapo_verl.data.claims_column import BALANCED_SHARE, CLAIMS_PER_IMAGE, Claim
 
 MIN_WORDS = 3
+MAX_CLAIMS = 1000
 MAX_WORDS = 20
 """A.6 of arXiv 2509.25848."""
 
@@ -139,9 +140,10 @@ class ClaimRules:
     max_similarity: float = field(default=MAX_SIMILARITY, metadata=cli(hidden=True))
 
     def __post_init__(self) -> None:
-        if self.num_claims < 2:
+        if not 2 <= self.num_claims <= MAX_CLAIMS:
             raise ValueError(
-                f"--num-claims: {self.num_claims}; give at least 2, a true and a false"
+                f"--num-claims: {self.num_claims}; give at least 2, a true and a false, and at "
+                f"most {MAX_CLAIMS}"
             )
         if not 0 <= self.max_low_level_fraction <= 1:
             raise ValueError(
