@@ -10,6 +10,12 @@ from vapo_verl.reward.accuracy import choice_match, exact_match, text_match
 from vapo_verl.reward.mathematics import math_match
 
 EQUAL = [
+    ("f(2)=5", "5"),
+    ("∠1 = 50°", "50"),
+    ("AB:CD=1:2", "1:2"),
+    ("BC=2AB", "2AB=BC"),
+    (r"(-\infty, +\infty)", "ℝ"),
+    ("all real numbers", "ℝ"),
     ("04:07", "4:07"),
     ("A", "A. cat"),
     ("[B]", "B"),
@@ -430,6 +436,13 @@ EQUAL = [
     ("2m+1", "1+2m"),
 ]
 DIFFERENT = [
+    ("|x|=-1", "|x|=-2"),
+    ("x=x+1", "x=x+2"),
+    ("1+1=2", "2+2=4"),
+    ("f(2)=5", "f(3)=5"),
+    ("P(A)=0.5", "P(B)=0.5"),
+    ("∠1 = 50°", "∠2 = 50°"),
+    ("ℝ", "R"),
     ("0A", "0B"),
     ("1A", "A"),
     ("4:07", "04:7"),

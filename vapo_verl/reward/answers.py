@@ -150,6 +150,7 @@ def _unicode(text: str) -> str:
     text = _INVISIBLE.sub("", text)
     text = _SUPERSCRIPT.sub(lambda run: f"^{{{unicodedata.normalize('NFKC', run[0])}}}", text)
     text = _SUBSCRIPT.sub(lambda run: f"_{{{unicodedata.normalize('NFKC', run[0])}}}", text)
+    text = text.replace("ℝ", r"\mathbb{R}")
     text = _VULGAR.sub(_vulgar, text.translate(_SIGNS))
     text = _NOT_CIRCLED.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text)
     text = text.translate(_SIGNS)

@@ -39,15 +39,26 @@ def symbolically_equal(answer: str, truth: str) -> bool:
         return False
     try:
         gold, target = (_parsed(expression) for expression in (truth, answer))
-        return bool(
-            gold
-            and target
-            and verify(gold, target, allow_set_relation_comp=True, timeout_seconds=None)
-        )
+        if not (gold and target):
+            return False
+        equal = verify(gold, target, allow_set_relation_comp=True, timeout_seconds=None)
+        return equal and _have_solutions(gold[0], target[0])
     except MemoryError:
         raise
     except Exception:  # the boundary to sympy: model text reaches all of its errors
         return False
+
+
+def _have_solutions(gold: Any, target: Any) -> bool:
+    """False for two different equations without solutions, which math-verify finds equal."""
+    from sympy import Eq, simplify, solve
+
+    if not (isinstance(gold, Eq) and isinstance(target, Eq)):
+        return True
+    differences = [equation.lhs - equation.rhs for equation in (gold, target)]
+    if simplify(differences[0] - differences[1]) == 0 or simplify(sum(differences)) == 0:
+        return True
+    return bool(solve(gold, gold.free_symbols))
 
 
 def _parsed(expression: str) -> list[Any]:

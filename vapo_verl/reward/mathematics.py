@@ -51,12 +51,15 @@ def _same(a: str, b: str, depth: int) -> bool:
     return _symbolic(a, b)
 
 
+_ALL_REALS = re.compile(r"\( ?-∞ ?, ?\+?∞ ?\)|(?i:(?:the set of )?all real numbers)")
 _ABOUT = re.compile(r"(?i:about|approximately|approx\.?|around|roughly) (?=[\d-])")
 
 
 def _bare(text: str) -> str:
     """Without round brackets around one thing, and without `=` or `≈` in front."""
     text = _ABOUT.sub("", text.strip().lstrip("=≈ "))
+    if _ALL_REALS.fullmatch(text):
+        return r"\mathbb{R}"
     while (
         text[:1] == "(" and text[-1:] == ")" and len(_split(text)) == len(_split(text[1:-1])) == 1
     ):
@@ -237,7 +240,8 @@ _VARIABLE = re.compile(
     r"(?:m ?(?=∠))?(?:∠ ?|△ ?|\||\\(?:overline|vec|hat|widehat|widetilde|bar) ?)?\{?"
     r"(?:[^\W\d_]|[A-Z]{1,4}|d[a-z]/d[a-z]|\\frac\{d[a-z]\}\{d[a-z]\}|\([a-z](?:, ?[a-z])+\))"
     r"(?:_\w|_\{\w+\})?'{0,2}\}?\|?"
-    r"(?:\^\{-1\})?(?: ?\([a-zA-Zθ](?:, ?[a-z])*\))?"
+    r"(?:\^\{-1\})?(?: ?\((?:[a-zA-Zθ]|-?\d+)(?:, ?[a-z])*\))?"
+    r"|∠ ?\d{1,2}|[A-Z]{1,2} ?: ?[A-Z]{1,2}"
     r"|\\?(?:sin|cos|tan|cot|sec|csc) ?(?:∠|△)?[({]?[A-Za-zθαβγ][)}]?"
 )
 _NO_KEY = re.compile(r"\\(?:overline|vec|bar|(?:wide)?(?:hat|tilde))|[\s{}|\\]|^m(?=∠)")
@@ -328,7 +332,11 @@ def _is_last_side(value: str, other: str, depth: int) -> bool:
 def _chains(a: str, b: str, depth: int) -> bool | None:
     """An equation without a name is a value only where it is a chain of equal constants."""
     a_sides, b_sides = _sides(a), _sides(b)
-    if (len(a_sides) > 1) == (len(b_sides) > 1) or _is_textual(a) or _is_textual(b):
+    if _is_textual(a) or _is_textual(b):
+        return None
+    if len(a_sides) > 1 and len(b_sides) > 1:  # without a variable, solving tells nothing
+        return False if all(map(_is_constant, (*a_sides, *b_sides))) else None
+    if len(a_sides) == len(b_sides):
         return None
     sides, value = (a_sides, b) if len(a_sides) > 1 else (b_sides, a)
     return all(_is_constant(s) for s in sides) and all(_same(s, value, depth + 1) for s in sides)
