@@ -25,16 +25,16 @@ _DRAWS_AT_ONCE = 4_000_000
 
 
 def wilson_interval(num_yes: int, num_all: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927); (0, 1) for none of none.
+    """95 % interval of a rate (Wilson 1927); (0, 1) for 0 of 0.
 
     (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n). Unlike p ± 1.96 sqrt(p(1-p)/n) it stays
     within 0..1 and does not shrink to nothing at 100 %, where audits end up.
     """
     if num_all == 0:
         return 0.0, 1.0
-    share, z2 = num_yes / num_all, _Z_95**2 / num_all
-    middle = (share + z2 / 2) / (1 + z2)
-    half = _Z_95 * math.sqrt(share * (1 - share) / num_all + z2 / (4 * num_all)) / (1 + z2)
+    rate, z2 = num_yes / num_all, _Z_95**2 / num_all
+    middle = (rate + z2 / 2) / (1 + z2)
+    half = _Z_95 * math.sqrt(rate * (1 - rate) / num_all + z2 / (4 * num_all)) / (1 + z2)
     low = max(middle - half, 0.0) if num_yes else 0.0  # exactly, without rounding
     high = min(middle + half, 1.0) if num_yes < num_all else 1.0
     return low, high
@@ -43,7 +43,7 @@ def wilson_interval(num_yes: int, num_all: int) -> tuple[float, float]:
 def cohens_kappa(pairs: Iterable[tuple[Answer, Answer]]) -> float | None:
     """Agreement of two raters beyond chance: (p_o - p_e) / (1 - p_e) (Cohen 1960).
 
-    p_o is the share of equal answers, p_e what the raters' own frequencies give by chance. None
+    p_o is the fraction of equal answers, p_e what the raters' own frequencies give by chance. None
     where it means nothing: no pairs, or both gave the same one answer throughout.
     """
     return kappa_of_counts(Counter(pairs))
@@ -130,8 +130,8 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-class Share(TypedDict):
-    """num / of, with Wilson's 95 % interval; share, low and high are null of nothing."""
+class Rate(TypedDict):
+    """num / of, with Wilson's 95 % interval; share, the value, low and high are null for 0 of 0."""
 
     num: int
     of: int
@@ -140,45 +140,45 @@ class Share(TypedDict):
     high: float | None
 
 
-def share(num: int, of: int) -> Share:
-    """A share as it stands in a summary."""
+def rate(num: int, of: int) -> Rate:
+    """A rate as a summary holds it; the key of its value is `share`."""
     if not of:
-        return Share(num=0, of=0, share=None, low=None, high=None)
+        return Rate(num=0, of=0, share=None, low=None, high=None)
     low, high = wilson_interval(num, of)
-    return Share(num=num, of=of, share=num / of, low=low, high=high)
+    return Rate(num=num, of=of, share=num / of, low=low, high=high)
 
 
-def share_of(flags: Sequence[bool] | np.ndarray) -> Share:
-    """Share of true ones."""
-    return share(int(np.sum(flags)), len(flags))
+def rate_of(flags: Sequence[bool] | np.ndarray) -> Rate:
+    """Rate of true ones."""
+    return rate(int(np.sum(flags)), len(flags))
 
 
-class PairedShares(TypedDict):
+class PairedRates(TypedDict):
     """Two right/wrong answers to each of n rows."""
 
     n: int
     difference: float | None
-    """Share right in b minus that in a."""
+    """Rate of correct ones in b minus that in a."""
     low: float | None
-    """Wald's 95 % interval for paired shares; so is `high`."""
+    """Wald's 95 % interval for paired rates; so is `high`."""
     high: float | None
     gained: int
-    """Rows right in b only."""
+    """Rows correct in b only."""
     lost: int
-    """Rows right in a only."""
+    """Rows correct in a only."""
     p: float
     """McNemar's exact test, two-sided: `gained` against a fair coin thrown gained + lost times."""
 
 
-def paired_shares(a: np.ndarray, b: np.ndarray) -> PairedShares:
+def paired_rates(a: np.ndarray, b: np.ndarray) -> PairedRates:
     """Compare bool [rows] with bool [rows] of the same rows."""
     n, gained, lost = len(a), int(np.sum(~a & b)), int(np.sum(a & ~b))
     p = mcnemar(gained, lost)
     if not n:
-        return PairedShares(n=0, difference=None, low=None, high=None, gained=0, lost=0, p=p)
+        return PairedRates(n=0, difference=None, low=None, high=None, gained=0, lost=0, p=p)
     difference = (gained - lost) / n
     half = 1.96 * math.sqrt(max(gained + lost - (gained - lost) ** 2 / n, 0.0)) / n
-    return PairedShares(
+    return PairedRates(
         n=n,
         difference=difference,
         low=difference - half,

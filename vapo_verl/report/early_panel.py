@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from vapo_verl.analysis.statistics import Share
+from vapo_verl.analysis.statistics import Rate
 from vapo_verl.evaluation.early_decision import EarlyDecision, accuracy_by_cut, summarise
 from vapo_verl.plots.html import NONE, Table, shown
 from vapo_verl.plots.panel import Panel, Series, missing_from, numbers
@@ -98,7 +98,7 @@ def _column(run: RunSummary) -> dict[str, str]:
     return dict(zip(_ROWS, values, strict=True))
 
 
-def _shown_rate(rate: Share) -> str:
+def _shown_rate(rate: Rate) -> str:
     """``0.25 (0.1 to 0.4), 5 of 20``"""
     if rate["share"] is None or rate["low"] is None or rate["high"] is None:
         return NONE

@@ -22,7 +22,7 @@ from vapo_verl.analysis.statistics import (
     clustered_interval,
     majority_score,
     pass_at_k,
-    share_of,
+    rate_of,
     wilson_interval,
 )
 from vapo_verl.evaluation.benchmarks import BenchmarkError, BenchmarkRow, Grade
@@ -102,9 +102,9 @@ def summarise(task: Task, graded: Sequence[GradedAnswer]) -> dict[str, Any]:
         "rule": task.rule.name,
         **_scores(by_row, k),
         "scores": _own_scores(task, by_row, k),
-        "unparsed": share_of([answer.correct is None for answer in graded]),
-        "truncated": share_of([answer.truncated for answer in graded]),
-        "judged": share_of([answer.judged for answer in graded]),
+        "unparsed": rate_of([answer.correct is None for answer in graded]),
+        "truncated": rate_of([answer.truncated for answer in graded]),
+        "judged": rate_of([answer.judged for answer in graded]),
         "mean_tokens": sum(answer.num_tokens for answer in graded) / len(graded),
         "categories": {
             name: _scores([row for row in by_row if row[0].category == name], k)

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from vapo_verl.analysis.statistics import PairedShares, Share, paired_shares, share, share_of
+from vapo_verl.analysis.statistics import PairedRates, Rate, paired_rates, rate, rate_of
 from vapo_verl.evaluation.probing.journal import ROWS_FILE, read_records
 from vapo_verl.run_folder import RunError
 
@@ -91,15 +91,15 @@ class CutRate(TypedDict):
     """A cut and a rate of rows at it."""
 
     target: float
-    share: Share
+    share: Rate
 
 
 class Recoverable(TypedDict):
     """Rows incorrect at 100 % and correct at some earlier cut."""
 
-    of_errors: Share
+    of_errors: Rate
     """Of the rows incorrect at 100 %."""
-    of_rows: Share
+    of_rows: Rate
 
 
 class RecoverableAtCut(Recoverable):
@@ -112,7 +112,7 @@ def accuracy_by_cut(decision: EarlyDecision) -> list[CutRate]:
     """Fraction of correct answers at each cut."""
     columns = decision.right().T
     return [
-        CutRate(target=target, share=share_of(column))
+        CutRate(target=target, share=rate_of(column))
         for target, column in zip(decision.targets, columns, strict=True)
     ]
 
@@ -122,14 +122,14 @@ def peak(decision: EarlyDecision) -> CutRate:
     return accuracy_by_cut(decision)[_peak(decision)]
 
 
-def drop_from_peak(decision: EarlyDecision) -> PairedShares:
+def drop_from_peak(decision: EarlyDecision) -> PairedRates:
     """The last cut against the peak over the same rows: `difference` is at most 0.
 
     The peak is the best of many cuts, found in these same rows. So the drop is
     somewhat too large, and its interval and p take no account of the choice.
     """
     right = decision.right()
-    return paired_shares(right[:, _peak(decision)], right[:, -1])
+    return paired_rates(right[:, _peak(decision)], right[:, -1])
 
 
 def recoverable_any(decision: EarlyDecision) -> Recoverable:
@@ -154,12 +154,10 @@ def summarise(decision: EarlyDecision) -> dict[str, Any]:
     rows = decision.rows
     return {
         "num_rows": len(rows),
-        "response_accuracy": share_of([row.right for row in rows]),
-        "truncated": share_of([row.finish == "length" for row in rows]),
+        "response_accuracy": rate_of([row.right for row in rows]),
+        "truncated": rate_of([row.finish == "length" for row in rows]),
         "mean_tokens": float(np.mean([row.num_tokens for row in rows])),
-        "forced_agrees_with_response": share_of(
-            [row.cuts[-1].answer == row.answer for row in rows]
-        ),
+        "forced_agrees_with_response": rate_of([row.cuts[-1].answer == row.answer for row in rows]),
         "cuts": accuracy_by_cut(decision),
         "peak": peak(decision),
         "drop_from_peak": drop_from_peak(decision),
@@ -175,4 +173,4 @@ def _peak(decision: EarlyDecision) -> int:
 def _recoverable(right: np.ndarray, right_earlier: np.ndarray) -> Recoverable:
     wrong = ~right[:, -1]
     num = int(np.sum(wrong & right_earlier))
-    return Recoverable(of_errors=share(num, int(wrong.sum())), of_rows=share(num, len(right)))
+    return Recoverable(of_errors=rate(num, int(wrong.sum())), of_rows=rate(num, len(right)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vapo_verl.analysis.statistics import paired_shares, share_of
+from vapo_verl.analysis.statistics import paired_rates, rate_of
 from vapo_verl.evaluation.image_swap import COMMAND, EXCHANGES, ImageSwapOptions
 from vapo_verl.evaluation.probing.attention_summary import attention_summary
 from vapo_verl.evaluation.probing.probe_options import (
@@ -195,9 +195,9 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
     """
     return {
         "num_rows": len(records),
-        "accuracy": share_of([record["right"] for record in records]),
-        "truncated": share_of([record["finish"] == "length" for record in records]),
-        "same_size": share_of([record["same_size"] for record in records]),
+        "accuracy": rate_of([record["right"] for record in records]),
+        "truncated": rate_of([record["finish"] == "length" for record in records]),
+        "same_size": rate_of([record["same_size"] for record in records]),
         "mean_tokens": float(np.mean([record["num_tokens"] for record in records])),
         "exchanges": {
             exchange: [
@@ -219,9 +219,9 @@ def _at_cut(records: Sequence[Record], exchange: str, number: int) -> dict[str, 
     pairs = list(zip(records, cuts, strict=True))
     return {
         "target": cuts[0]["target"],
-        "accuracy": share_of(now),
-        "drop": paired_shares(own, now),
-        "agreement": share_of([record["answer"] == cut["answer"] for record, cut in pairs]),
+        "accuracy": rate_of(now),
+        "drop": paired_rates(own, now),
+        "agreement": rate_of([record["answer"] == cut["answer"] for record, cut in pairs]),
         "kl": _mean_behind([each["kl"] for each in exchanged], positions),
         "logprob_drop": _mean_behind([each["logprob_drop"] for each in exchanged], positions),
         "attention": _mean_behind([record["attention"] for record in records], positions),
@@ -241,9 +241,9 @@ def _claim_summary(
         if own["position"] == position
     ]
     return {
-        "own": share_of([own["correct"] for own, _ in pairs]),
-        "exchanged": share_of([other["correct"] for _, other in pairs]),
-        "agreement": share_of([own["answer"] == other["answer"] for own, other in pairs]),
+        "own": rate_of([own["correct"] for own, _ in pairs]),
+        "exchanged": rate_of([other["correct"] for _, other in pairs]),
+        "agreement": rate_of([own["answer"] == other["answer"] for own, other in pairs]),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vapo_verl.analysis.statistics import finite, paired_difference, paired_shares, share_of
+from vapo_verl.analysis.statistics import finite, paired_difference, paired_rates, rate_of
 from vapo_verl.cli_options import settings_of
 from vapo_verl.evaluation.interventions import COMMAND, INTERVENTIONS, PLAIN, InterventionOptions
 from vapo_verl.evaluation.probing.attention_summary import attention_summary
@@ -126,7 +126,7 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
         "responses": {name: _of(records, name) for name in (PLAIN, *INTERVENTIONS)},
         "against_plain": {
             name: {
-                "accuracy": paired_shares(_right(records, PLAIN), _right(records, name)),
+                "accuracy": paired_rates(_right(records, PLAIN), _right(records, name)),
                 "num_tokens": finite(
                     asdict(
                         paired_difference(
@@ -143,8 +143,8 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
 def _of(records: Sequence[Record], name: str) -> dict[str, Any]:
     responses = [record["responses"][name] for record in records]
     return {
-        "accuracy": share_of([response["right"] for response in responses]),
-        "truncated": share_of([response["finish"] == "length" for response in responses]),
+        "accuracy": rate_of([response["right"] for response in responses]),
+        "truncated": rate_of([response["finish"] == "length" for response in responses]),
         "mean_tokens": float(np.mean([response["num_tokens"] for response in responses])),
         "mean_insertions": float(np.mean([len(response["insertions"]) for response in responses])),
         "attention": attention_summary(response["attention"] for response in responses),

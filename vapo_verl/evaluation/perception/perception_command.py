@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vapo_verl.analysis.attention_curves import EARLY, LATE
-from vapo_verl.analysis.statistics import finite, paired_difference, share, share_of
+from vapo_verl.analysis.statistics import finite, paired_difference, rate, rate_of
 from vapo_verl.evaluation.perception import COMMAND, PerceptionOptions
 from vapo_verl.evaluation.probing.attention_summary import attention_summary
 from vapo_verl.evaluation.probing.probe_options import (
@@ -127,20 +127,20 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
     early, late = (_of_responses(records, part) for part in ("early", "late"))
     return {
         "num_rows": len(records),
-        "accuracy": share_of([record["right"] for record in records]),
+        "accuracy": rate_of([record["right"] for record in records]),
         "format": float(np.mean([record["format"] for record in records])),
-        "truncated": share_of([record["finish"] == "length" for record in records]),
+        "truncated": rate_of([record["finish"] == "length" for record in records]),
         "mean_tokens": float(np.mean([record["num_tokens"] for record in records])),
         "claims": {
-            "all": share_of([anchor["correct"] for anchor in anchors]),
-            **{part: share_of(_correct(records, part)) for part in PARTS},
+            "all": rate_of([anchor["correct"] for anchor in anchors]),
+            **{part: rate_of(_correct(records, part)) for part in PARTS},
             "by_progress": _by_progress(records),
-            "yes_rate": share_of([anchor["answer"] for anchor in anchors]),
-            "label_rate": share_of([anchor["label"] for anchor in anchors]),
+            "yes_rate": rate_of([anchor["answer"] for anchor in anchors]),
+            "label_rate": rate_of([anchor["label"] for anchor in anchors]),
             "late_minus_early": finite(asdict(paired_difference("claims", early, late))),
         },
         "attention": attention_summary(record["attention"] for record in records),
-        "prefix_cache": share(
+        "prefix_cache": rate(
             sum(record["cached_tokens"] for record in records),
             sum(record["probe_tokens"] for record in records),
         ),
@@ -181,6 +181,6 @@ def _by_progress(records: Sequence[Record]) -> list[dict[str, Any]]:
                 progress = anchor["position"] / record["num_tokens"]
                 bins[min(int(progress * NUM_BINS), NUM_BINS - 1)].append(anchor["correct"])
     return [
-        {"from": number / NUM_BINS, "to": (number + 1) / NUM_BINS, "share": share_of(correct)}
+        {"from": number / NUM_BINS, "to": (number + 1) / NUM_BINS, "share": rate_of(correct)}
         for number, correct in enumerate(bins)
     ]

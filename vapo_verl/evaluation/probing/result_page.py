@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from vapo_verl.analysis.statistics import PairedShares, Share
+from vapo_verl.analysis.statistics import PairedRates, Rate
 from vapo_verl.evaluation.probing.journal import PAGE_FILE
 from vapo_verl.files import atomic_write
 from vapo_verl.plots.html import (
@@ -47,7 +47,7 @@ def write_page(
     return path
 
 
-def shown_rate(rate: Share) -> str:
+def shown_rate(rate: Rate) -> str:
     """A rate with its interval and counts, for a cell of a table."""
     if rate["share"] is None:
         return NONE
@@ -55,7 +55,7 @@ def shown_rate(rate: Share) -> str:
     return f"{rate['share']:.3f} ({interval}), {rate['num']} of {rate['of']}"
 
 
-def shown_paired(found: PairedShares) -> str:
+def shown_paired(found: PairedRates) -> str:
     """A paired difference of rates with its interval and McNemar's p."""
     interval = f"{shown_number(found['low'])} to {shown_number(found['high'])}"
     return f"{shown_number(found['difference'])} ({interval}), p {found['p']:.2g}"
