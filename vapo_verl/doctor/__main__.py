@@ -77,7 +77,7 @@ def _config(
         parser.error(f"+recipe={recipe} is not known; use one of {', '.join(recipe_names())}")
     try:
         return composed(recipe, overrides)
-    except (HydraException, OmegaConfBaseException) as problem:
+    except (HydraException, OmegaConfBaseException, ValueError) as problem:
         parser.error(str(problem))
 
 
