@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vapo_verl.doctor.findings import Finding, examine
 from vapo_verl.hydra_config import recipe_names
 from vapo_verl.launch import composed
+from vapo_verl.settings import unreadable_override
 
 RECIPE = "+recipe="
 
@@ -75,10 +76,13 @@ def _config(
         return None
     if recipe not in recipe_names():
         parser.error(f"+recipe={recipe} is not known; use one of {', '.join(recipe_names())}")
+    for argument in overrides:
+        if problem := unreadable_override(argument):
+            parser.error(problem)
     try:
         return composed(recipe, overrides)
-    except (HydraException, OmegaConfBaseException, ValueError) as problem:
-        parser.error(str(problem))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        parser.error(str(error))
 
 
 def _summary(findings: Sequence[Finding]) -> str:
