@@ -84,6 +84,8 @@ def test_what_a_library_prints_is_not_in_the_json(monkeypatch, capsys):
         (["trainer.nnodes=2"], "add +recipe=NAME"),
         (["+recipe=smoke", "trainer.absent=2"], "trainer.absent"),
         (["+recipe=smoke", "+recipe=vapo"], "give one recipe"),
+        (["+recipe=smoke", "trainer.nnodes=0"], "trainer.nnodes=0 is out of range"),
+        (["+recipe=smoke", "data.train_files=a(b"], "'data.train_files=\"a(b\"'"),
     ],
 )
 def test_bad_usage_is_exit_code_2(arguments, words, capsys):
