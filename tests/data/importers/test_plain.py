@@ -134,3 +134,36 @@ def test_options_that_cannot_work_are_refused(options, named):
 )
 def test_unbox(answer, bare):
     assert unbox(answer) == bare
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ("\\boxed{}", "nothing that can be compared"),
+        ("$$", "nothing that can be compared"),
+        (float("nan"), "nothing that can be compared"),
+        (b"4", "nothing that can be compared: 1 bytes"),
+        ({"value": 4}, "nothing that can be compared"),
+        (["4", "four"], "2 answers: ['4', 'four'] (list); an import writes one"),
+    ],
+)
+def test_an_answer_that_nothing_can_match_is_refused(answer, found, write, png, tmp_path):
+    images = [{"bytes": png(), "path": None}]
+    source = write(
+        [{"question": "How many?", "answer": answer, "images": images}], "source.parquet"
+    )
+    options = ImportOptions(out=tmp_path / "out.parquet", data_source="x")
+    with pytest.raises(RowError, match="row 0, column 'answer'") as caught:
+        import_rows([source], plain_reader, options)
+    assert found in str(caught.value)
+
+
+def test_one_answer_in_a_list_and_numbers_are_written_as_text(write, png, tmp_path):
+    images = [{"bytes": png(), "path": None}]
+    answers = [["4"], [3.0]]
+    for place, answer in enumerate(answers):
+        source = write([{"question": "How many?", "answer": answer, "images": images}], "s.parquet")
+        out = tmp_path / f"out-{place}.parquet"
+        import_rows([source], plain_reader, ImportOptions(out=out, data_source="x"))
+        [row] = pq.read_table(out).to_pylist()
+        assert row["reward_model"]["ground_truth"] == str(4 - place)
