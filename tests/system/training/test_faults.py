@@ -117,7 +117,7 @@ def test_an_engine_killed_in_a_rollout_trains_nothing(smoke, straight, run):
     assert "step 2, rollout" in said
     assert re.search(r"\d+ of 80 responses .*failed", said)
     assert "The same command goes on with step 2" in said
-    assert run.log().count("Traceback") < 10
+    assert run.log().count("Traceback") < 30  # of 80 responses, with probes
     assert "synthetic padding" not in run.log()
     assert complete_steps(run.run_dir) == [1]
 
