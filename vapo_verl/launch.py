@@ -24,6 +24,7 @@ from vapo_verl.preflight import PASSES, InputError, check_run, lacks_flash_atten
 from vapo_verl.process_tree import guarded_run
 from vapo_verl.ray_address import joined_cluster
 from vapo_verl.rollout.engine_args import add_attention, settle_image_limit
+from vapo_verl.run_folder import resume
 from vapo_verl.run_folder.checkpoints import (
     checkpoint_folder,
     damage_message,
@@ -33,15 +34,6 @@ from vapo_verl.run_folder.checkpoints import (
 )
 from vapo_verl.run_folder.layout import METRICS_FILE, REPORT_FILE
 from vapo_verl.run_folder.metrics import read_metrics
-from vapo_verl.run_folder.resume import (
-    changes_since,
-    inputs_of,
-    references,
-    refuse_finished_run,
-    refuse_other_ranks,
-    refuse_other_run,
-    write_inputs,
-)
 from vapo_verl.settings import check_settings
 from vapo_verl.trainer.stopping import AnnouncedActor, RunStopped, StopSignals
 from vapo_verl.trainer.trackers import check_trackers
@@ -79,7 +71,7 @@ def launch(config: DictConfig) -> None:
 
 
 def _launch(config: DictConfig, signals: StopSignals) -> None:
-    derived = references(plain(config, resolve=False))
+    derived = resume.references(plain(config, resolve=False))
     with input_errors():
         check_settings(config)
         settle(config)
@@ -110,7 +102,7 @@ def _launch(config: DictConfig, signals: StopSignals) -> None:
     ):
         with input_errors():  # another start may have come first
             compare_with_folder(config, derived, tell=False)
-        write_inputs(Path(config.trainer.default_local_dir), inputs_of(plain(config)))
+        resume.write_inputs(Path(config.trainer.default_local_dir), resume.inputs_of(plain(config)))
         look_for_damage(config)
         use_temporary_folder(config, temporary)
         validate_as_verl_does(config)
@@ -216,12 +208,12 @@ def compare_with_folder(config: DictConfig, derived: Collection[str], *, tell: b
     if trainer.resume_mode != "auto" or step is None:
         return
     settings = plain(config)
-    changes = changes_since(run_dir, settings, inputs_of(settings), derived)
+    changes = resume.changes_since(run_dir, settings, resume.inputs_of(settings), derived)
     if trainer.total_training_steps is not None and step >= trainer.total_training_steps:
-        refuse_finished_run(run_dir, changes, step)
+        resume.refuse_finished_run(run_dir, changes, step)
         return
-    refuse_other_run(run_dir, changes, config.vapo.accept_changes, step)
-    refuse_other_ranks(run_dir, step, trainer.n_gpus_per_node * trainer.nnodes)
+    resume.refuse_other_run(run_dir, changes, config.vapo.accept_changes, step)
+    resume.refuse_other_ranks(run_dir, step, trainer.n_gpus_per_node * trainer.nnodes)
     if tell and changes:
         lines = "\n".join(f"  {change}" for change in changes)
         print(f"{run_dir} holds step {step}; since its start these settings have changed:\n{lines}")
