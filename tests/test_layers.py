@@ -16,7 +16,6 @@ LAYERS = (
         "heartbeat",
         "patches",
         "process_tree",
-        "progress",
         "ray_address",
         "version",
     ),
@@ -35,7 +34,7 @@ LAYERS = (
 )
 """Folders and files of vapo_verl/, lowest first. Those in one line do not import each other."""
 PURE = {
-    *("cli_options", "config", "files", "hydra_config", "preflight", "progress"),
+    *("cli_options", "config", "files", "hydra_config", "preflight"),
     *("advantage", "analysis", "anchors", "claims", "data", "digits", "export", "plots"),
     *("report", "reward", "run_folder", "settings"),
 }

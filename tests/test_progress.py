@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from vapo_verl.progress import progress_bar
+from vapo_verl.console import progress_bar
 
 
 class Stream(io.StringIO):

@@ -22,7 +22,7 @@ COMMANDS = {
     "train": Command("vapo_verl.main", "train a policy: +recipe=NAME [key=value ...]"),
     "doctor": Command("vapo_verl.doctor", "find trouble before a run: [+recipe=NAME ...]"),
     "report": Command("vapo_verl.report", "one HTML file of a run, alone or against others"),
-    "evaluate": Command("vapo_verl.evaluation", "run benchmarks, compare models, probe a checkpoint"),
+    "evaluate": Command("vapo_verl.evaluation", "benchmarks, comparison of models, probes"),
     "data": Command("vapo_verl.data", "import and check data sets"),
     "claims": Command("vapo_verl.claims", "make, check, audit and attach claims"),
     "export": Command("vapo_verl.export", "a checkpoint as a model folder"),

@@ -17,7 +17,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 LOG_FILE = "console.log"
 SAY, BEGIN, END, PROGRESS = "[vapo] ", "[vapo begin] ", "[vapo end] ", "[vapo progress] "
@@ -212,3 +215,14 @@ class Console:
 def _flush() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
+
+
+def progress_bar(total: int, *, unit: str, done: int = 0) -> tqdm[Any]:
+    """A bar on stderr with the time left; silent where stderr is no terminal.
+
+    Args:
+        done: of `total`, finished by an earlier run.
+    """
+    from tqdm import tqdm
+
+    return tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True, disable=None)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from vapo_verl.patches.mrope_nesting import LENGTH_DIM, with_ragged_positions
+from vapo_verl.patches.upstream import LENGTH_DIM, with_ragged_positions
 
 UPSTREAM_MENDED = (
     "torch or veRL now keeps the ragged dimension of equal-length position ids: "
-    "vapo_verl/patches/mrope_nesting.py and its calls can go"
+    "vapo_verl/patches/upstream.py and its calls can go"
 )
 
 

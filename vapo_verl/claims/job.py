@@ -24,8 +24,8 @@ from vapo_verl.claims.requests.picture import num_pixels
 from vapo_verl.claims.requests.reply import FatalFault, ImageFailed
 from vapo_verl.claims.requests.retry import Pacer, PatientAsker
 from vapo_verl.claims.shards import ClaimRecord, ShardWriter, Usage, read_records
+from vapo_verl.console import progress_bar
 from vapo_verl.data.errors import BadCell, RowProblem
-from vapo_verl.progress import progress_bar
 
 DONE, SOME_FAILED, STOPPED, INTERRUPTED = 0, 1, 2, 130
 """Exit codes. 2 is also that of bad input."""

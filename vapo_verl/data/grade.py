@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from vapo_verl.config import ANSWER_STYLES
+from vapo_verl.console import progress_bar
 from vapo_verl.data.cells import truths_of
 from vapo_verl.data.errors import BadCell, FileError, shortened
 from vapo_verl.data.parquet_stream import iter_rows, open_parquet
 from vapo_verl.files import atomic_write
-from vapo_verl.progress import progress_bar
 from vapo_verl.reward.accuracy import accuracy, answer_of, last_boxed
 from vapo_verl.reward.answers import MAX_CHARS, choice, normalised
 from vapo_verl.reward.mathematics import split_name

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from vapo_verl.console import progress_bar
 from vapo_verl.data.cells import RowRules, row_problems
 from vapo_verl.data.claims_column import (
     CLAIMS_PER_IMAGE,
@@ -47,7 +48,6 @@ from vapo_verl.data.parquet_stream import (
     require_columns,
     writing_parquet,
 )
-from vapo_verl.progress import progress_bar
 
 __all__ = [
     "OPTIONAL_COLUMNS",

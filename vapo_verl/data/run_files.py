@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vapo_verl.console import progress_bar
 from vapo_verl.data.cells import RowRules
 from vapo_verl.data.control_tokens import model_folder, read_escapes
 from vapo_verl.data.errors import FileError, ProblemLog, RowProblem
@@ -23,7 +24,6 @@ from vapo_verl.data.rows import (
     require_rows,
     require_same_columns,
 )
-from vapo_verl.progress import progress_bar
 
 NUM_DECODED = 64
 """Images of each file that are decoded before a run; of all others the header and the end are

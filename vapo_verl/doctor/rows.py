@@ -56,8 +56,8 @@ def check_rows(config: DictConfig) -> Iterator[Finding]:
             yield error(
                 CHECK,
                 f"row {row} of {file} cannot be read: {type(sample).__name__}: {sample}",
-                "`python -m vapo_verl.data check FILE --skip-bad-rows OUT` writes the rows that can "
-                "be used; if it keeps this one, report the check",
+                "`python -m vapo_verl.data check FILE --skip-bad-rows OUT` writes the rows that "
+                "can be used; if it keeps this one, report the check",
             )
     yield from judge_samples(
         samples,

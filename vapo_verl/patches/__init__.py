@@ -17,7 +17,7 @@ verl   upstream.use_bucket_sender          veRL's waits for ever for a dead engi
 verl   upstream.server_of                  `generate` sends one prompt; the probes of a
                                            response go to its server as one request
 verl   text_only_forward.apply             fails with transformers 5.9
-verl   mrope_nesting.with_ragged_positions equal lengths get the wrong ragged dimension
+verl   upstream.with_ragged_positions      equal lengths get the wrong ragged dimension
 vllm   upstream.keep_outputs               veRL drops the per-token array of an output
 vllm   upstream.send_requests_through      veRL's server sends the images of every request
 vllm   upstream.engine_exits               exit code of a dead engine core

@@ -7,6 +7,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+LENGTH_DIM = 2
+"""Dimension of a nested [batch, 4, L_i] tensor that differs between rows."""
+
 
 def keep_sigterm_handler() -> None:
     """Leave SIGTERM to this process: `ray.init` sets no handler of its own.
@@ -132,3 +135,21 @@ def send_requests_through(
 def engine_exits(engine: Any) -> dict[str, int]:
     """Exit code by name of the engine core processes of an `AsyncLLM` that have ended."""
     return dict(engine.engine_core.resources.engine_manager.finished_procs())
+
+
+def with_ragged_positions(data: Any) -> Any:
+    """A TensorDict with ``position_ids`` rebuilt along the length, where they are nested otherwise.
+
+    veRL and TransferQueue rebuild the ``(4, L_i)`` mrope ids of a batch with ``as_nested_tensor``.
+    When all ``L_i`` are equal torch takes dimension 1, the 4, for the ragged one, and
+    ``maybe_fix_3d_position_ids`` then fails with "split_with_sizes expects". Can go when veRL
+    passes ``ragged_idx=2`` itself.
+    """
+    from verl.utils.tensordict_utils import nested_tensor_from_tensor_list
+
+    ids = data.get("position_ids", None)
+    if ids is not None and ids.is_nested and ids.dim() == 3 and ids._ragged_idx != LENGTH_DIM:
+        data["position_ids"] = nested_tensor_from_tensor_list(
+            list(ids.unbind()), ragged_idx=LENGTH_DIM
+        )
+    return data

@@ -17,8 +17,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from vapo_verl import heartbeat
 from vapo_verl.patches import text_only_forward
-from vapo_verl.patches.mrope_nesting import with_ragged_positions
-from vapo_verl.patches.upstream import session_folder, use_weight_sender
+from vapo_verl.patches.upstream import session_folder, use_weight_sender, with_ragged_positions
 from vapo_verl.rollout.prompts import with_pixels
 from vapo_verl.run_folder.checkpoints import FileRecord, file_records
 

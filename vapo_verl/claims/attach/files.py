@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 
 from vapo_verl.claims.attach.join import AttachReport, ClaimJoin, read_index
 from vapo_verl.claims.options import AttachOptions
+from vapo_verl.console import progress_bar
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.errors import BadCell, FileError, ProblemLog
 from vapo_verl.data.parquet_stream import open_parquet, require_columns
 from vapo_verl.data.schema import row_schema
 from vapo_verl.files import atomic_write
-from vapo_verl.progress import progress_bar
 
 _ROWS_PER_BATCH = 32
 _NAME_COLUMN = "name the images' column with --column"

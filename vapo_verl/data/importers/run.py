@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from vapo_verl.console import progress_bar
 from vapo_verl.data.cells import RowRules, check_row
 from vapo_verl.data.errors import BadCell, DataError, FileError, ProblemLog
 from vapo_verl.data.images import image_source, is_remote, local_path
@@ -26,7 +27,6 @@ from vapo_verl.data.parquet_stream import (
     writing_parquet,
 )
 from vapo_verl.data.schema import build_prompt, row_schema
-from vapo_verl.progress import progress_bar
 
 _ROWS_PER_GROUP = 64
 """Rows held in memory before they are written: with images, some ten megabytes."""

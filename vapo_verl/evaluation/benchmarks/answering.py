@@ -31,6 +31,7 @@ from vapo_verl.claims.options import EndpointOptions, RetryOptions
 from vapo_verl.claims.report import RunCounts
 from vapo_verl.claims.requests.reply import FatalFault, ImageFailed
 from vapo_verl.claims.requests.retry import Pacer, PatientAsker
+from vapo_verl.console import progress_bar
 from vapo_verl.data.cells import IMAGE_PLACEHOLDER
 from vapo_verl.evaluation.benchmarks import BenchmarkError, BenchmarkRow, Rule
 from vapo_verl.evaluation.image_swap.swap_probe import blank, draw_donors, swapped
@@ -38,7 +39,6 @@ from vapo_verl.evaluation.probing.engine import Context, Engine
 from vapo_verl.evaluation.probing.journal import Journal, read_records
 from vapo_verl.evaluation.probing.probe_options import EngineOptions
 from vapo_verl.evaluation.probing.rows import Row, batches, image_size, open_image
-from vapo_verl.progress import progress_bar
 from vapo_verl.run_folder import RunError
 
 IMAGES = ("own", "blank", "blurred", "swapped")

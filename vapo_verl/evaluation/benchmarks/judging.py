@@ -20,11 +20,11 @@ from vapo_verl.claims.making.answer import without_thinking
 from vapo_verl.claims.options import EndpointOptions
 from vapo_verl.claims.requests.reply import ImageFailed
 from vapo_verl.claims.requests.retry import PatientAsker
+from vapo_verl.console import progress_bar
 from vapo_verl.evaluation.benchmarks import BenchmarkError, BenchmarkRow
 from vapo_verl.evaluation.benchmarks.answering import Task, ask_concurrently
 from vapo_verl.evaluation.benchmarks.benchmark_results import GradedAnswer
 from vapo_verl.files import FolderLock, append_line
-from vapo_verl.progress import progress_bar
 
 PROMPT_VERSION = 1
 """Rises with every change of `PROMPT`: decisions under another one are not used."""

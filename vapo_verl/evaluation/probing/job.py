@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from vapo_verl.console import progress_bar
 from vapo_verl.data.cells import RowRules
 from vapo_verl.data.control_tokens import ControlTokens, model_folder, tokenizer_tokens
 from vapo_verl.evaluation.probing.engine import Engine
 from vapo_verl.evaluation.probing.journal import Journal, read_records, write_summary
 from vapo_verl.evaluation.probing.probe_options import EngineOptions, ProbeOptions
 from vapo_verl.evaluation.probing.rows import Row, batches, read_rows
-from vapo_verl.progress import progress_bar
 
 Work = Callable[[Engine, Sequence[Row]], list[dict[str, Any]]]
 """Probes some rows at once; a record for each, JSON without nan, with its `row`."""
