@@ -10,6 +10,13 @@ from vapo_verl.reward.accuracy import choice_match, exact_match, text_match
 from vapo_verl.reward.mathematics import math_match
 
 EQUAL = [
+    ("2x+2y=4", "x+y=2"),
+    ("(x-1)^2+(y+2)^2=9", "x^2-2x+y^2+4y=4"),
+    (r"y=\frac{k}{x}", "xy=k"),
+    ("1000000(x+y)=1000000", "x+y=1"),
+    (r"\sin^2 x+\cos^2 x", "1"),
+    (r"\sqrt{x^2}", "|x|"),
+    (r"\sqrt{2}^2-2", "0"),
     ("f(2)=5", "5"),
     ("∠1 = 50°", "50"),
     ("AB:CD=1:2", "1:2"),
@@ -436,6 +443,8 @@ EQUAL = [
     ("2m+1", "1+2m"),
 ]
 DIFFERENT = [
+    ("(x-1)^2+(y+2)^2=9", "x^2-2x+y^2+4y=5"),
+    (r"\sin^2 x-\cos^2 x", "1"),
     ("|x|=-1", "|x|=-2"),
     ("x=x+1", "x=x+2"),
     ("1+1=2", "2+2=4"),
