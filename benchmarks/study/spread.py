@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from vapo_verl.config import RewardConfig
-from vapo_verl.reward.components import perception_score
+from vapo_verl.reward.perception import perception_score
 from vapo_verl.run_folder.rollouts import rollout_files
 
 _COLUMNS = ["uid", "response_ids", "anchors"]

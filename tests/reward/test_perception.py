@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vapo_verl.reward.components import attention_perception_score, perception_score
+from vapo_verl.reward.perception import attention_perception_score, perception_score
 
 NUM_ANCHORS, LENGTH, BETA = 20, 400, 1.5
 

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vapo_verl.reward.components import CHANCE
+from vapo_verl.reward.perception import CHANCE
 
 MIN_FREE_FRACTION = 0.5
 ONE_WAY = 0.9

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vapo_verl.anchors.types import AnchorResult
-from vapo_verl.reward.components import late_weights
+from vapo_verl.reward.perception import late_weights
 
 AGREEMENT, SPREAD = "vapo/anchors/agreement", "vapo/anchors/spread"
 """The metrics that :func:`no_signal` reads."""

@@ -8,7 +8,7 @@ from vapo_verl.analysis.anchor_accuracy import NUM_POSITION_BINS, NUM_PROBABILIT
 from vapo_verl.analysis.attention_curves import RatioHistograms, progress_centres, token_centres
 from vapo_verl.plots.panel import Heat, Panel, Series, missing_from, numbers
 from vapo_verl.report.run_summary import RunSummary
-from vapo_verl.reward.components import CHANCE
+from vapo_verl.reward.perception import CHANCE
 
 _NO_ANCHORS = (
     "The sampled rollouts hold no anchors. vapo.anchors.num_anchors > 0 and a claims column in the"

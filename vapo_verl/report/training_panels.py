@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vapo_verl.plots.panel import Panel, Series, missing_from, numbers
 from vapo_verl.report.run_summary import RunSummary
-from vapo_verl.reward.components import CHANCE
+from vapo_verl.reward.perception import CHANCE
 
 """Accuracy of guessing true or false."""
 _NO_ANCHORS = (

@@ -36,12 +36,8 @@ from vapo_verl.data.control_tokens import (
 from vapo_verl.evaluation.benchmarks import Grade
 from vapo_verl.evaluation.benchmarks.validation_rows import COLUMN, grade_cell
 from vapo_verl.reward.accuracy import accuracy
-from vapo_verl.reward.components import (
-    RewardComponents,
-    attention_perception_score,
-    compose_reward,
-    format_score,
-)
+from vapo_verl.reward.components import RewardComponents, compose_reward, format_score
+from vapo_verl.reward.perception import attention_perception_score
 from vapo_verl.rollout.prober import OneServerClient, Prober, prompt_session
 from vapo_verl.rollout.prompts import (
     PREPARED,

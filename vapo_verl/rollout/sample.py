@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from vapo_verl.anchors.types import Anchor, AnchorResult
 from vapo_verl.config import RewardConfig
-from vapo_verl.reward.components import RewardComponents, perception_score
+from vapo_verl.reward.components import RewardComponents
+from vapo_verl.reward.perception import perception_score
 
 RECORD_FIELD = "vapo"
 """Key of the plain record in veRL's ``extra_fields``."""
