@@ -49,8 +49,7 @@ from vapo_verl.data.claims_column import Claim
 from vapo_verl.digits.claims import sample_claims
 from vapo_verl.digits.model import model_dir
 from vapo_verl.digits.questions import sample_question
-from vapo_verl.digits.render import render
-from vapo_verl.digits.scene import sample_scene, scan_pool
+from vapo_verl.digits.scene import render, sample_scene, scan_pool
 
 WAYS = ("ours", "shared", "text", "released")
 ORDERS = ("longest first", "shortest first", "random")

@@ -90,7 +90,7 @@ def make_files(folder: Path, num_rows: int, num_records: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from vapo_verl.data.schema import row_schema
+    from vapo_verl.data.parquet_stream import row_schema
 
     schema = row_schema(embedded_images=True)
     schema = schema.remove(schema.get_field_index("claims"))

@@ -95,7 +95,7 @@ def make_files(folder: Path, num_rows: int, *, embedded: bool) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from vapo_verl.data.schema import row_schema
+    from vapo_verl.data.parquet_stream import row_schema
 
     schema = row_schema(embedded_images=embedded)
     encoded = [image(seed) for seed in range(NUM_IMAGES)]

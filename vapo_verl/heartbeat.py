@@ -7,11 +7,16 @@ is a write to memory: no system call, no lock, no message.
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 import os
 import struct
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 FOLDER_VARIABLE = "VAPO_HEARTBEATS"
 """Environment variable with the folder; child processes inherit it."""
@@ -20,6 +25,9 @@ FOLDER = "heartbeats"
 _NUMBERS = struct.Struct("<QQ")
 _MAX_TEXT = 240
 _SIZE = _NUMBERS.size + _MAX_TEXT
+INTERVAL_S = 0.05
+MAX_SAMPLES = 100_000
+"""Of one loop between two reads; the oldest are dropped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,3 +96,36 @@ def read(folder: Path, pid: int) -> Beat:
         return Beat(count=0, pending=0, doing="")
     text = content[_NUMBERS.size :].rstrip(b"\0").decode(errors="replace")
     return Beat(count=count, pending=pending, doing=text)
+
+
+class LoopLag:
+    """Measures the lag of the running event loop from the first call of :meth:`start` on."""
+
+    def __init__(self) -> None:
+        self._lags_s: deque[float] = deque(maxlen=MAX_SAMPLES)
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Measure in a task of the running loop; further calls do nothing."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._measure())
+
+    def take(self) -> list[float]:
+        """Seconds since the last call, one value every ``INTERVAL_S``."""
+        taken = list(self._lags_s)
+        self._lags_s.clear()
+        return taken
+
+    async def _measure(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + INTERVAL_S
+            await asyncio.sleep(INTERVAL_S)
+            self._lags_s.append(max(loop.time() - due, 0.0))
+
+
+def lag_metrics(name: str, lags_s: Sequence[float]) -> dict[str, float]:
+    """``vapo/rollout/NAME_lag_ms_p50`` and ``_p99`` over all loops of a kind; nan of nothing."""
+    shown = np.percentile(lags_s, [50, 99]) * 1e3 if lags_s else (np.nan, np.nan)
+    names = (f"vapo/rollout/{name}_lag_ms_p{percent}" for percent in (50, 99))
+    return dict(zip(names, map(float, shown), strict=True))

@@ -15,7 +15,7 @@ from vapo_verl.anchors import ProbeReply, SampleKey, bind_question, plan_anchors
 from vapo_verl.config import PLACEMENTS, AnchorConfig, RewardConfig
 from vapo_verl.data.claims_column import Claim, read_claims
 from vapo_verl.digits.build import DigitsConfig, build_split
-from vapo_verl.digits.oracle import judge
+from vapo_verl.digits.claims import judge
 from vapo_verl.digits.scene import Scene
 from vapo_verl.rollout.sample import anchored_perception
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vapo_verl.claims.images import image_key, iter_images, media_type
-from vapo_verl.claims.requests.picture import num_pixels, prepare
+from vapo_verl.claims.requests.endpoint import num_pixels, prepare
 from vapo_verl.data.errors import BadCell, FileError
 
 

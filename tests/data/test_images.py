@@ -22,11 +22,12 @@ from transformers import AutoProcessor
 import vapo_verl
 from vapo_verl.claims.audit.page import page_image
 from vapo_verl.claims.images import media_type
-from vapo_verl.claims.making.prompt import vote_messages
-from vapo_verl.claims.requests.picture import prepare
+from vapo_verl.claims.making.maker import vote_messages
+from vapo_verl.claims.requests.endpoint import prepare
 from vapo_verl.data.dataset import VapoDataset
 from vapo_verl.data.errors import BadCell, RowError
 from vapo_verl.data.images import (
+    StoredImage,
     check_image,
     check_resize,
     image_options,
@@ -36,7 +37,6 @@ from vapo_verl.data.images import (
 )
 from vapo_verl.data.prompt_length import Frame, NotFromHeaders
 from vapo_verl.data.rows import check_parquet
-from vapo_verl.data.stored_image import StoredImage
 from vapo_verl.digits.model import model_dir
 from vapo_verl.evaluation.probing.rows import image_size, open_image, read_rows
 from vapo_verl.run_folder.images import image_parts, image_uri, small_images

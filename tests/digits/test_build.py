@@ -7,7 +7,7 @@ from PIL import Image
 
 from vapo_verl.digits.__main__ import main
 from vapo_verl.digits.build import DigitsConfig, write_dataset
-from vapo_verl.digits.oracle import judge
+from vapo_verl.digits.claims import judge
 from vapo_verl.digits.questions import QUESTION_SETS
 from vapo_verl.digits.scene import Scene, scan_pool
 

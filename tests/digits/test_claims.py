@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vapo_verl.digits.claims import sample_claims
-from vapo_verl.digits.oracle import judge
+from vapo_verl.digits.claims import judge, sample_claims
 from vapo_verl.digits.scene import COLORS, Cell, Scene, sample_scene, scan_pool
 
 SIDES = st.sampled_from([2, 3])

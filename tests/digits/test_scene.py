@@ -3,13 +3,13 @@ import random
 import numpy as np
 import pytest
 
-from vapo_verl.digits.render import render
 from vapo_verl.digits.scene import (
     SPLITS,
     Cell,
     Scene,
     load_scans,
     parse_grid,
+    render,
     sample_scene,
     scan_pool,
 )

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from vapo_verl.rollout.loop_lag import INTERVAL_S, LoopLag, lag_metrics
+from vapo_verl.heartbeat import INTERVAL_S, LoopLag, lag_metrics
 
 
 async def test_work_on_the_loop_is_seen_and_taken_once():

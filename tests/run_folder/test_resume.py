@@ -229,9 +229,7 @@ def test_another_number_of_ranks_is_refused_at_once(run):
     actor.mkdir()
     (actor / "fsdp_config.json").write_text('{"world_size": 2}')
     run.start(trainer__n_gpus_per_node=2)
-    with pytest.raises(
-        InputError, match=r"step 3 in .* was written by 2 ranks, and .* is 1; "
-    ):
+    with pytest.raises(InputError, match=r"step 3 in .* was written by 2 ranks, and .* is 1; "):
         run.start()
     (actor / "fsdp_config.json").write_text("damaged")
     run.start()

@@ -1,7 +1,7 @@
 """The line of a step."""
 
-from vapo_verl.trainer import step_line as module
-from vapo_verl.trainer.step_line import StepLine, step_line
+from vapo_verl.trainer import trackers as module
+from vapo_verl.trainer.trackers import StepLine, step_line
 
 
 def test_shows_what_there_is_and_leaves_out_what_is_not():

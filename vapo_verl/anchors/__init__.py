@@ -1,9 +1,8 @@
 """Anchors: cuts of a finished response at which the policy is probed about the image."""
 
 from vapo_verl.anchors.plan import SampleKey, plan_anchors
-from vapo_verl.anchors.probe import ProbeReply, probe_anchors
+from vapo_verl.anchors.probe import Anchor, AnchorResult, ProbeReply, probe_anchors
 from vapo_verl.anchors.question import AnchorQuestion, bind_question
-from vapo_verl.anchors.types import Anchor, AnchorResult
 
 __all__ = [
     "Anchor",

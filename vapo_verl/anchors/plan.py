@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vapo_verl.anchors.placement import logical_boundaries, place, reasoning_length
-from vapo_verl.anchors.types import Anchor
+from vapo_verl.anchors.probe import Anchor
 from vapo_verl.data.claims_column import Claim
 
 

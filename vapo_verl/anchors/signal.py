@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vapo_verl.anchors.types import AnchorResult
+from vapo_verl.anchors.probe import AnchorResult
 from vapo_verl.reward.perception import late_weights
 
 AGREEMENT, SPREAD = "vapo/anchors/agreement", "vapo/anchors/spread"

@@ -10,7 +10,7 @@ from pathlib import Path
 from vapo_verl.claims.images import ImageItem, OnProblem
 from vapo_verl.claims.job import Job, Make, image_tokens, run_job, source_images, text_tokens
 from vapo_verl.claims.making.judge import Agreement, ClaimJudge, measure_agreement
-from vapo_verl.claims.making.prompt import question_text
+from vapo_verl.claims.making.maker import question_text
 from vapo_verl.claims.options import CheckOptions, RunOptions, endpoint_from
 from vapo_verl.claims.report import Figures, RunCounts, describe_folder, folder_figures
 from vapo_verl.claims.requests.retry import PatientAsker

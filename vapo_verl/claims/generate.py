@@ -7,8 +7,7 @@ from pathlib import Path
 
 from vapo_verl.claims.images import ImageItem
 from vapo_verl.claims.job import Job, Make, image_tokens, run_job, source_images, text_tokens
-from vapo_verl.claims.making.maker import ClaimMaker
-from vapo_verl.claims.making.prompt import task_text
+from vapo_verl.claims.making.maker import ClaimMaker, task_text
 from vapo_verl.claims.options import MakeOptions, RunOptions, endpoint_from
 from vapo_verl.claims.report import Figures, RunCounts, describe_folder, folder_figures
 from vapo_verl.claims.requests.retry import PatientAsker

@@ -19,8 +19,7 @@ from vapo_verl.claims.report import (
     run_figures,
     write_report,
 )
-from vapo_verl.claims.requests.endpoint import Endpoint
-from vapo_verl.claims.requests.picture import num_pixels
+from vapo_verl.claims.requests.endpoint import Endpoint, num_pixels
 from vapo_verl.claims.requests.reply import FatalFault, ImageFailed
 from vapo_verl.claims.requests.retry import Pacer, PatientAsker
 from vapo_verl.claims.shards import ClaimRecord, ShardWriter, Usage, read_records

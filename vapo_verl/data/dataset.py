@@ -29,14 +29,19 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from vapo_verl.data.claims_column import read_claims
 from vapo_verl.data.control_tokens import ControlTokens, added_tokens, read_escapes
 from vapo_verl.data.errors import BadCell, FileError, RowError
-from vapo_verl.data.images import IMAGE_ERRORS, image_options, load_image
+from vapo_verl.data.images import (
+    IMAGE_ERRORS,
+    StoredImage,
+    image_options,
+    load_image,
+    stored_images,
+)
 from vapo_verl.data.prompt_length import (
     NotFromHeaders,
     is_supported,
     num_prompt_tokens,
     put_frames,
 )
-from vapo_verl.data.stored_image import StoredImage, stored_images
 
 _UNALIGNED = "can't be aligned"
 """In the ValueError of datasets.concatenate_datasets on columns of different types."""

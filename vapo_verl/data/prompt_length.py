@@ -16,6 +16,7 @@ from transformers import Qwen2_5_VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
 from vapo_verl.data.cells import chat_parts
 from vapo_verl.data.control_tokens import ControlTokens
 from vapo_verl.data.images import (
+    StoredImage,
     image_options,
     image_source,
     is_remote,
@@ -23,7 +24,6 @@ from vapo_verl.data.images import (
     read_header,
     resized,
 )
-from vapo_verl.data.stored_image import StoredImage
 
 
 class NotFromHeaders(ValueError):

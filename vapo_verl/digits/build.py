@@ -10,8 +10,15 @@ import pyarrow.parquet as pq
 
 from vapo_verl.digits.claims import LabeledClaim, sample_claims
 from vapo_verl.digits.questions import Question, question_kinds, sample_question
-from vapo_verl.digits.render import png_bytes, render
-from vapo_verl.digits.scene import SPLITS, Scene, parse_grid, sample_scene, scan_pool
+from vapo_verl.digits.scene import (
+    SPLITS,
+    Scene,
+    parse_grid,
+    png_bytes,
+    render,
+    sample_scene,
+    scan_pool,
+)
 
 _CONFIG_FILE = "digits.json"
 _FORMAT = 1

@@ -3,9 +3,8 @@
 import random
 from dataclasses import dataclass
 
-from vapo_verl.digits.long_questions import LONG_KINDS, PARTS_KINDS
+from vapo_verl.digits.question_kinds import LONG_KINDS, PARTS_KINDS, STANDARD_KINDS, Maker
 from vapo_verl.digits.scene import Scene
-from vapo_verl.digits.standard_questions import STANDARD_KINDS, Maker
 from vapo_verl.reward import BOX, THINK_END, THINK_START
 
 QUESTION_SETS: dict[str, dict[str, Maker]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from functools import cache, lru_cache
 from types import MappingProxyType
 
 import numpy as np
+from PIL import Image
 
 COLORS = ("red", "green", "blue", "yellow")
 _ROW_NAMES = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
@@ -17,6 +19,16 @@ _COLUMN_NAMES = {2: ("left", "right"), 3: ("left", "center", "right")}
 SPLITS = ("train", "val", "test")
 _FRACTIONS = {"train": 0.7, "val": 0.1}
 _SPLIT_SEED = 0
+CELL_PIXELS = 28
+"""Patch size 14 times spatial merge size 2."""
+_GLYPH_PIXELS = 24
+_MARGIN = (CELL_PIXELS - _GLYPH_PIXELS) // 2
+_RGB = {
+    "red": (255, 40, 40),
+    "green": (40, 220, 40),
+    "blue": (60, 90, 255),
+    "yellow": (255, 240, 40),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,3 +157,42 @@ def _class_part(split: str, digits: np.ndarray, digit: int) -> tuple[int, ...]:
     bounds = {"train": (0, train_end), "val": (train_end, val_end), "test": (val_end, len(scans))}
     start, end = bounds[split]
     return tuple(scans[start:end])
+
+
+def render(scene: Scene, seed: int | str) -> Image.Image:
+    """Draw a scene as an RGB image of `28 * cols` by `28 * rows` pixels.
+
+    Args:
+        scene: what to draw.
+        seed: of the jitter, which moves each digit by up to two pixels inside its cell.
+    """
+    return Image.fromarray(render_pixels(scene, random.Random(seed)))
+
+
+def render_pixels(scene: Scene, rng: random.Random) -> np.ndarray:
+    """Draw a scene as uint8 [28 * rows, 28 * cols, 3]; see `render`."""
+    cells = [_cell_pixels(cell, rng) for cell in scene.cells]
+    grid = np.stack(cells).reshape(scene.rows, scene.cols, CELL_PIXELS, CELL_PIXELS, 3)
+    return grid.swapaxes(1, 2).reshape(scene.rows * CELL_PIXELS, scene.cols * CELL_PIXELS, 3)
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """Encode an image as PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _cell_pixels(cell: Cell, rng: random.Random) -> np.ndarray:
+    top, left = (_MARGIN + rng.randint(-_MARGIN, _MARGIN) for _ in range(2))
+    pixels = np.zeros((CELL_PIXELS, CELL_PIXELS, 3), dtype=np.uint8)
+    pixels[top : top + _GLYPH_PIXELS, left : left + _GLYPH_PIXELS] = _glyph(cell.scan, cell.color)
+    return pixels
+
+
+@cache
+def _glyph(scan: int, color: str) -> np.ndarray:
+    ink = (load_scans()[0][scan] * 255).astype(np.uint8)
+    size = (_GLYPH_PIXELS, _GLYPH_PIXELS)
+    scaled = np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BILINEAR))
+    return (scaled[..., None] / 255.0 * np.array(_RGB[color])).astype(np.uint8)

@@ -24,8 +24,8 @@ import zmq
 from verl.trainer.ppo.v1 import agent_loop_tq
 
 from vapo_verl import heartbeat
+from vapo_verl.heartbeat import LoopLag
 from vapo_verl.patches.upstream import session_folder
-from vapo_verl.rollout.loop_lag import LoopLag
 from vapo_verl.rollout.prober import ServerFailed
 from vapo_verl.rollout.prompts import (
     PIXELS_OF,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
-from vapo_verl.anchors.types import Anchor, AnchorResult
+from vapo_verl.anchors.probe import Anchor, AnchorResult
 from vapo_verl.config import RewardConfig
 from vapo_verl.reward.components import RewardComponents
 from vapo_verl.reward.perception import perception_score

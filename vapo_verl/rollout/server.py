@@ -15,6 +15,7 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, 
 from vapo_verl import heartbeat
 from vapo_verl.attention import visual_attention
 from vapo_verl.console import phases
+from vapo_verl.heartbeat import LoopLag
 from vapo_verl.patches.upstream import (
     engine_exits,
     keep_outputs,
@@ -23,7 +24,6 @@ from vapo_verl.patches.upstream import (
 )
 from vapo_verl.rollout import weight_sync
 from vapo_verl.rollout.engine_inputs import EngineInputs, can_share
-from vapo_verl.rollout.loop_lag import LoopLag
 
 _finished: ContextVar[list[Any]] = ContextVar("finished")
 """vLLM's finished outputs of the running `generate` call."""

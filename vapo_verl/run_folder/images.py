@@ -7,8 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from vapo_verl.data.images import IMAGE_ERRORS, is_remote, load_image
-from vapo_verl.data.stored_image import StoredImage
+from vapo_verl.data.images import IMAGE_ERRORS, StoredImage, is_remote, load_image
 
 MAX_IMAGES = 4
 """Images kept of one prompt, the first ones."""

@@ -29,11 +29,11 @@ from vapo_verl.anchors.format_check import FormatCheck
 from vapo_verl.config import vapo_config
 from vapo_verl.console import phases, say
 from vapo_verl.evaluation.benchmarks.validation_rows import validation_files
+from vapo_verl.heartbeat import lag_metrics
 from vapo_verl.patches.upstream import use_replay_buffer
 from vapo_verl.report.live import KeyPictures, write_final_report
 from vapo_verl.rollout import server as rollout_server
 from vapo_verl.rollout.agent_loop import VapoAgentLoop, run_format_check
-from vapo_verl.rollout.loop_lag import lag_metrics
 from vapo_verl.rollout.prompts import clear_prompts_until, prepare_seconds, prompt_uid
 from vapo_verl.rollout.transfer import KVBatchMeta, for_models
 from vapo_verl.run_folder import checkpoints
@@ -60,9 +60,8 @@ from vapo_verl.trainer.replay_buffer import (
     read_visual_attention,
 )
 from vapo_verl.trainer.rollout_samples import captured_layers, sample_rows
-from vapo_verl.trainer.step_line import StepLine
 from vapo_verl.trainer.stopping import RunStopped, SafeStop
-from vapo_verl.trainer.trackers import StepEnd, tell_resumed
+from vapo_verl.trainer.trackers import StepEnd, StepLine, tell_resumed
 from vapo_verl.trainer.train_loader import TrainLoader
 from vapo_verl.trainer.worker import PhaseMemory, VapoWorker
 

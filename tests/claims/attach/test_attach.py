@@ -13,7 +13,7 @@ from vapo_verl.claims.images import image_key
 from vapo_verl.claims.shards import ClaimRecord, ShardWriter
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.errors import DataError, FileError
-from vapo_verl.data.schema import row_schema
+from vapo_verl.data.parquet_stream import row_schema
 
 RED, GREEN, BLUE = (b"\x89PNG\r\n\x1a\n" + name for name in (b"red", b"green", b"blue"))
 

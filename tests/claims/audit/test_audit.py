@@ -23,7 +23,7 @@ from vapo_verl.claims.images import image_key
 from vapo_verl.claims.shards import ClaimRecord, ShardWriter
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.errors import FileError
-from vapo_verl.data.schema import row_schema
+from vapo_verl.data.parquet_stream import row_schema
 
 EVIL = (
     """</script><script>alert(1)</script> <img src=x onerror="alert('2')"> & &lt; " ' `${x}` <!--"""

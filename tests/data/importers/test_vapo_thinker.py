@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from vapo_verl.data.errors import FileError, RowError
 from vapo_verl.data.importers.run import ImportOptions, import_rows
 from vapo_verl.data.importers.vapo_thinker import vapo_thinker_reader
+from vapo_verl.data.parquet_stream import PROMPT_SUFFIX
 from vapo_verl.data.rows import check_parquet
-from vapo_verl.data.schema import PROMPT_SUFFIX
 
 
 def run(sources, out: Path, **options):

@@ -6,8 +6,7 @@ from safetensors import safe_open
 from vapo_verl.digits.model import model_dir
 from vapo_verl.digits.model.architecture import model_config
 from vapo_verl.digits.model.samples import prompt_ids
-from vapo_verl.digits.render import render
-from vapo_verl.digits.scene import sample_scene, scan_pool
+from vapo_verl.digits.scene import render, sample_scene, scan_pool
 
 
 def test_vocabulary_is_exactly_the_tokenizers(packaged):

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from vapo_verl.digits.model import model_dir
-from vapo_verl.digits.render import render
-from vapo_verl.digits.scene import sample_scene, scan_pool
+from vapo_verl.digits.scene import render, sample_scene, scan_pool
 
 QUESTIONS = ("What is the sum of the top row?", "How many digits are odd?", "Read all digits.")
 

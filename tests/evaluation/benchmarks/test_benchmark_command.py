@@ -15,7 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.evaluation.benchmarks.chat_server import Reply, benchmark, chat_server, png, write_tsv
-from vapo_verl.data.schema import PROMPT_SUFFIX
+from vapo_verl.data.parquet_stream import PROMPT_SUFFIX
 from vapo_verl.digits.model import model_dir
 from vapo_verl.evaluation.__main__ import main
 from vapo_verl.evaluation.benchmarks.benchmark_command import (

@@ -8,7 +8,7 @@ import pytest
 
 from tests.evaluation.benchmarks.benchmark_tables import base64_png, png, write_tsv
 from vapo_verl.data.errors import FileError, RowError
-from vapo_verl.data.schema import row_schema
+from vapo_verl.data.parquet_stream import row_schema
 from vapo_verl.evaluation.benchmarks.benchmark_file import read_benchmark, read_predictions
 from vapo_verl.evaluation.benchmarks.rules import check_rows, find_rule, rule_name_of
 

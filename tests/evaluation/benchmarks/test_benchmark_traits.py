@@ -9,7 +9,7 @@ from tests.evaluation.benchmarks.benchmark_tables import (
     scores_of,
     write_tsv,
 )
-from vapo_verl.data.stored_image import StoredImage
+from vapo_verl.data.images import StoredImage
 from vapo_verl.evaluation.benchmarks.benchmark_file import read_benchmark
 from vapo_verl.evaluation.benchmarks.rules import find_rule
 

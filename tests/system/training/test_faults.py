@@ -139,12 +139,12 @@ def test_a_server_killed_between_rollout_and_update_is_named(run):
 @pytest.mark.parametrize("run", [("vapo.rollout.timeout_s=20",)], indirect=True, ids=["20s"])
 @pytest.mark.parametrize("process", ["server", "agent loop", "FSDP worker"])
 def test_a_stopped_process_is_named_within_the_timeout(run, process):
-    run.wait_for(r"step 2/3 \[[=.]+\] rollout", after_s=1.0)  # all processes are there
+    run.wait_for(r"\] rollout")
     pid = run.send(process, signal.SIGSTOP)
     said = run.end(within_s=60)
     assert re.search(rf"the (vLLM )?{process}( worker)? \(pid {pid}", said)
     assert "stopped by a signal" in said
-    assert complete_steps(run.run_dir) == [1]
+    assert complete_steps(run.run_dir) == []
     assert not psutil.pid_exists(pid)
 
 

@@ -13,8 +13,7 @@ from vapo_verl.claims.options import AttachOptions
 from vapo_verl.console import progress_bar
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.errors import BadCell, FileError, ProblemLog
-from vapo_verl.data.parquet_stream import open_parquet, require_columns
-from vapo_verl.data.schema import row_schema
+from vapo_verl.data.parquet_stream import open_parquet, require_columns, row_schema
 from vapo_verl.files import atomic_write
 
 _ROWS_PER_BATCH = 32

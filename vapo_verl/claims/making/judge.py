@@ -10,10 +10,9 @@ from random import Random
 from vapo_verl.analysis.statistics import kappa_of_counts
 from vapo_verl.claims.images import ImageItem
 from vapo_verl.claims.making.answer import without_thinking
-from vapo_verl.claims.making.maker import prepared
-from vapo_verl.claims.making.prompt import vote_messages
+from vapo_verl.claims.making.maker import prepared, vote_messages
 from vapo_verl.claims.options import CheckOptions
-from vapo_verl.claims.requests.picture import Picture
+from vapo_verl.claims.requests.endpoint import Picture
 from vapo_verl.claims.requests.retry import PatientAsker
 from vapo_verl.claims.shards import ClaimRecord, RecordIndex, Usage, VoteCount
 from vapo_verl.data.claims_column import Claim

@@ -21,12 +21,13 @@ from vapo_verl.data.errors import BadCell, DataError, FileError, ProblemLog
 from vapo_verl.data.images import image_source, is_remote, local_path
 from vapo_verl.data.importers.plain import RowReader, SourceRow
 from vapo_verl.data.parquet_stream import (
+    build_prompt,
     iter_rows,
     open_parquet,
     require_columns,
+    row_schema,
     writing_parquet,
 )
-from vapo_verl.data.schema import build_prompt, row_schema
 
 _ROWS_PER_GROUP = 64
 """Rows held in memory before they are written: with images, some ten megabytes."""

@@ -23,7 +23,7 @@ from transformers import (
 
 from vapo_verl.digits.model import model_dir
 from vapo_verl.digits.model.architecture import build_processor, qwen_config
-from vapo_verl.digits.render import CELL_PIXELS
+from vapo_verl.digits.scene import CELL_PIXELS
 
 MAX_IMAGE_TOKENS = 1024
 """Default of the processor's limit: an image of 896 x 896 pixels."""

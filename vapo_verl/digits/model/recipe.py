@@ -11,11 +11,17 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from vapo_verl.digits.build import DigitsConfig, build_split
 from vapo_verl.digits.model import model_dir
-from vapo_verl.digits.model.architecture import build_model, build_processor, load_model, save_model
+from vapo_verl.digits.model.architecture import (
+    TowerConfig,
+    build_model,
+    build_processor,
+    load_model,
+    save_model,
+    train_tower,
+)
 from vapo_verl.digits.model.evaluate import Figures, chance, evaluate, mixed_groups, swap_images
 from vapo_verl.digits.model.samples import SampleMaker
 from vapo_verl.digits.model.tokenizer import corpus, train_tokenizer
-from vapo_verl.digits.model.tower import TowerConfig, train_tower
 from vapo_verl.digits.model.warmup import Part, StepLoss, WarmupConfig, warm_up
 from vapo_verl.digits.scene import scan_pool
 

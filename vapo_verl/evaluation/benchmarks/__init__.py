@@ -29,7 +29,7 @@ class BenchmarkRow:
     alternatives: tuple[str, ...] = ()
     """Other ground truths of a row of our parquet format; any of them is correct."""
     images: tuple[bytes | str, ...] = ()
-    """Encoded images or their paths, as :class:`vapo_verl.data.stored_image.StoredImage` takes."""
+    """Encoded images or their paths, as :class:`vapo_verl.data.images.StoredImage` takes."""
     choices: Mapping[str, str] = field(default_factory=dict)
     """Letter -> option text, in order; of columns `A` .. `Z`, or of a `choices` list."""
     hint: str = ""

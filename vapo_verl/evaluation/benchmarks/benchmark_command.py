@@ -351,7 +351,7 @@ def suffix_text(chosen: str | None, protocol: str, trained: str | None) -> str:
     Raises:
         OptionError: that of the training rows is chosen and not known.
     """
-    from vapo_verl.data.schema import PROMPT_SUFFIX
+    from vapo_verl.data.parquet_stream import PROMPT_SUFFIX
 
     texts = {"paper": PAPER_SUFFIX, "vapo": f"\n{PROMPT_SUFFIX}", "none": "", "trained": trained}
     if chosen is None:

@@ -79,7 +79,7 @@ def _write(path: Path, folder: Path, suffix: str, *, embed: bool) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from vapo_verl.data.schema import row_schema
+    from vapo_verl.data.parquet_stream import row_schema
     from vapo_verl.evaluation.benchmarks.benchmark_command import read_with_rule
 
     rows, rule = read_with_rule(path)

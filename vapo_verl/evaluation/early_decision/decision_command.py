@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """The command."""
     options, early = read_command_options(arguments, COMMAND, EarlyOptions)
-    from vapo_verl.evaluation.probing.result_page import write_page
+    from vapo_verl.evaluation.probing.job import write_page
 
     summary = measure_early_decision(options, early)
     page = write_page(
@@ -99,7 +99,7 @@ def _panel(summary: dict[str, Any]) -> Panel:
 
 
 def _table(summary: dict[str, Any]) -> Table:
-    from vapo_verl.evaluation.probing.result_page import shown_paired, shown_rate
+    from vapo_verl.evaluation.probing.job import shown_paired, shown_rate
 
     peak, single = summary["peak"], summary["recoverable_single"]
     return Table(

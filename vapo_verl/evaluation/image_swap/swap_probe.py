@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 
 from vapo_verl.evaluation.image_swap import EXCHANGES, ImageSwapOptions
-from vapo_verl.evaluation.probing.attention_summary import ratios
 from vapo_verl.evaluation.probing.engine import Context, Engine, TopLogprobs
 from vapo_verl.evaluation.probing.probe_options import ProbeOptions
 from vapo_verl.evaluation.probing.respond import (
@@ -24,6 +23,7 @@ from vapo_verl.evaluation.probing.respond import (
     grade,
     predict_claims,
     project_question,
+    ratios,
     respond,
     row_key,
 )
