@@ -51,6 +51,18 @@ def visible(page: str) -> str:
     return " ".join(page.split('<script type="application/json"')[0].split())
 
 
+def test_a_reward_that_does_not_distinguish_responses_is_told(make_run, rollout_row):
+    def signal(agreement):
+        figures = {"vapo/anchors/agreement": agreement, "vapo/anchors/spread": 0.03}
+        return {step: METRICS | figures for step in range(1, 7)}
+
+    rows = {1: [rollout_row(1)]}
+    title = "Signal of the perception reward"
+    alike = panel(report(make_run("alike", rows, signal(0.97))), title)
+    assert "agree on 97.0% of their claims" in alike["note"]
+    assert panel(report(make_run("apart", rows, signal(0.8))), title)["note"] == ""
+
+
 def test_a_run_in_numbers(make_run, rollout_row):
     rows = [rollout_row(1, index, accuracy=float(index)) for index in (0, 1)]
     page = report(make_run("one", {1: rows}, {1: METRICS, 2: METRICS | {"vapo/reward/total": 2}}))

@@ -18,6 +18,7 @@ from vapo_verl.reward.perception import late_weights
 
 AGREEMENT, SPREAD = "vapo/anchors/agreement", "vapo/anchors/spread"
 """The metrics that :func:`no_signal` reads."""
+DRAW_FRACTION = "vapo/anchors/draw_fraction"
 NUM_FIRST_STEPS = 5
 """Steps after which a run says whether its perception reward carries a signal."""
 HIGH_AGREEMENT = 0.95

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vapo_verl.anchors.signal import (
+    AGREEMENT,
+    DRAW_FRACTION,
+    NUM_FIRST_STEPS,
+    SPREAD,
+    no_signal,
+)
 from vapo_verl.plots.panel import Panel, Series, missing_from, numbers
 from vapo_verl.report.run_summary import RunSummary
 from vapo_verl.reward.perception import CHANCE
 
-"""Accuracy of guessing true or false."""
 _NO_ANCHORS = (
     "No anchors were probed. vapo.anchors.num_anchors > 0 and a claims column in the data provide"
     " them."
@@ -23,6 +29,17 @@ def training_panels(runs: Sequence[RunSummary]) -> list[Panel]:
     validation = _found(runs, "val-core/")
     plans = [
         *PLANS,
+        Plan(
+            title="Signal of the perception reward",
+            y_title="fraction",
+            metrics=(
+                (AGREEMENT, "responses to one prompt that agree"),
+                (DRAW_FRACTION, "of the spread of R_perc: due to the draw"),
+            ),
+            note=_signal_note(runs),
+            missing=_NO_ANCHORS,
+            is_fraction=True,
+        ),
         Plan(
             title="Time per phase",
             y_title="seconds",
@@ -38,6 +55,19 @@ def training_panels(runs: Sequence[RunSummary]) -> list[Panel]:
         ),
     ]
     return [_panel(plan, runs) for plan in plans]
+
+
+def _signal_note(runs: Sequence[RunSummary]) -> str:
+    """Which runs have a perception reward that does not distinguish responses."""
+    notes = []
+    for run in runs:
+        first = (
+            list(run.metrics.series(metric).values())[:NUM_FIRST_STEPS]
+            for metric in (AGREEMENT, SPREAD)
+        )
+        if reason := no_signal(*first):
+            notes.append(f"{run.name}: {reason}" if len(runs) > 1 else f"Warning: {reason}")
+    return " ".join(notes)
 
 
 def _found(runs: Sequence[RunSummary], prefix: str) -> tuple[tuple[str, str], ...]:
@@ -115,7 +145,6 @@ PLANS = (
             ("vapo/anchors/accuracy", "all"),
             ("vapo/anchors/accuracy_early", "early third"),
             ("vapo/anchors/accuracy_late", "late third"),
-            ("vapo/anchors/agreement", "responses to one prompt that agree"),
         ),
         missing=_NO_ANCHORS,
         level=CHANCE,

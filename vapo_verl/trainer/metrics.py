@@ -18,6 +18,7 @@ from vapo_verl.advantage.vapo import AdvantageStats
 from vapo_verl.analysis.attention_curves import EARLY, LATE
 from vapo_verl.anchors.signal import (
     AGREEMENT,
+    DRAW_FRACTION,
     SPREAD,
     ProbedResponse,
     claim_agreement,
@@ -88,7 +89,7 @@ def signal_metrics(
     return {
         AGREEMENT: claim_agreement(responses),
         SPREAD: found.spread,
-        "vapo/anchors/draw_fraction": found.draw_fraction,
+        DRAW_FRACTION: found.draw_fraction,
     }
 
 
