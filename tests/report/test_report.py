@@ -54,7 +54,7 @@ def visible(page: str) -> str:
 def test_a_reward_that_does_not_distinguish_responses_is_told(make_run, rollout_row):
     def signal(agreement):
         figures = {"vapo/anchors/agreement": agreement, "vapo/anchors/spread": 0.03}
-        return {step: METRICS | figures for step in range(1, 7)}
+        return dict.fromkeys(range(1, 7), METRICS | figures)
 
     rows = {1: [rollout_row(1)]}
     title = "Signal of the perception reward"
