@@ -47,11 +47,10 @@ OPENER = "vapo_verl/data/images.py"
 CONSUMERS = {
     "claims/audit/page.py": "images of the audit page",
     "claims/images.py": "kinds of image files",
-    "claims/requests/picture.py": "requests to a claim maker or a judge",
+    "claims/requests/endpoint.py": "requests to a claim maker or a judge",
     "data/dataset.py": "the policy's prompts",
     "data/rows.py": "data check",
     "data/prompt_length.py": "lengths of prompts",
-    "data/stored_image.py": "the policy's images",
     "digits/model/evaluate.py": "the small model on its own task",
     "doctor/rows.py": "rows as a run reads them",
     "evaluation/benchmarks/benchmark_file.py": "images of a benchmark",

@@ -39,7 +39,7 @@ def test_a_healthy_smoke_recipe_has_no_error(run_module, overrides):
     assert "platform under VERL_PLATFORM=cpu is vapo_verl.platform.cpu.CPUPlatform" in proved
     assert "attention backend FLASH_ATTN is vapo_verl." in proved
     matched = [f["found"] for f in report["findings"] if f["check"] == "rows"]
-    assert any(text.startswith("3 rows: image tokens match") for text in matched)
+    assert any(text.startswith("16 rows: image tokens match") for text in matched)
 
 
 def test_an_error_is_exit_code_1_and_is_printed_with_its_fix(overrides, without_child, capsys):

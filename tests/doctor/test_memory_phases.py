@@ -327,7 +327,7 @@ def test_padded_micro_batches_of_two_sequences_fit():
 
 def test_the_replay_buffers_bytes_are_those_of_encoded_rows():
     """Of a prompt with one image and five responses, as the agent loop's worker writes them."""
-    processor = Qwen2VLImageProcessor()
+    processor = Qwen2VLImageProcessor(size={"shortest_edge": 3136, "longest_edge": 10**7})
     image = np.zeros((560, 448, 3), dtype=np.uint8)
     inputs = dict(processor(images=[image], return_tensors="pt"))
     pixels = compact(inputs["pixel_values"], processor)

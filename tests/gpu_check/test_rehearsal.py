@@ -45,8 +45,8 @@ def test_a_right_kernel_passes():
     ("change", "message"),
     [
         (lambda ratio: ratio + 1e-3, "off by 1.0e-03"),
-        (lambda ratio: ratio.nan_to_num(0.0), "nan at the wrong rows"),
-        (lambda ratio: torch.full_like(ratio, float("nan")), "nan at the wrong rows"),
+        (lambda ratio: ratio.nan_to_num(0.0), "nan in other rows than expected"),
+        (lambda ratio: torch.full_like(ratio, float("nan")), "nan in other rows than expected"),
     ],
     ids=["off", "no nan", "all nan"],
 )

@@ -1,6 +1,7 @@
 """What vLLM makes room for, and that it takes an image as the agent loop has resized it."""
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +13,10 @@ from transformers import AutoProcessor
 from verl.workers.rollout.replica import RolloutMode
 from verl.workers.rollout.vllm_rollout import vllm_async_server
 
-from vapo_verl import launch
+from vapo_verl import heartbeat, launch
 from vapo_verl.digits.model import model_dir
 from vapo_verl.hydra_config import compose_recipe
+from vapo_verl.rollout import server
 from vapo_verl.rollout.server import VapoHttpServer
 
 MIN_PIXELS, MAX_PIXELS = 3136, 40_000
@@ -31,6 +33,8 @@ class ArgumentsOnly(VapoHttpServer):
 @pytest.fixture
 def engine_args(monkeypatch):
     """vLLM's arguments for a config, as veRL's server makes them."""
+    monkeypatch.setattr(heartbeat, "start", lambda folder: None)
+    monkeypatch.setattr(server, "session_folder", Path)
     context = SimpleNamespace(get_job_id=lambda: "01000000", get_session_name=lambda: "session")
     monkeypatch.setattr(vllm_async_server.ray, "get_runtime_context", lambda: context)
     for name in ("VERL_REPLICA_RANK", "VERL_RAY_JOB_ID", "CUDA_VISIBLE_DEVICES"):
@@ -43,7 +47,7 @@ def engine_args(monkeypatch):
         launch.export_attention(config)
         policy = config.actor_rollout_ref
         policy.rollout.max_model_len = 336
-        server = ArgumentsOnly(
+        started = ArgumentsOnly(
             config=policy.rollout,
             model_config=policy.model,
             rollout_mode=RolloutMode.HYBRID,
@@ -54,8 +58,8 @@ def engine_args(monkeypatch):
             nnodes=1,
             cuda_visible_devices="",
         )
-        asyncio.run(server.launch_server())
-        return vllm_async_server.AsyncEngineArgs.from_cli_args(server.args)
+        asyncio.run(started.launch_server())
+        return vllm_async_server.AsyncEngineArgs.from_cli_args(started.args)
 
     return build
 

@@ -17,26 +17,37 @@ NUM_ROWS = 10
 
 @pytest.fixture
 def results(tmp_path):
-    """`results("a", "quiz", "1101...")`: a folder with these rows of a benchmark correct."""
+    """`results("a", "quiz", "1101...")`: a folder with these rows of a benchmark correct.
 
-    def write(name, benchmark_name, correct, **cells):
-        rows = [
-            {
-                "question": f"Question number {n}.",
-                "answer": str(n),
-                "category": "ab"[n % 2],
-                **cells,
-            }
-            for n in range(len(correct))
+    One model answers the benchmarks of a folder: `results("a", {"quiz": "11", "exam": "01"})`.
+    """
+
+    def write(name, benchmarks, correct="", **cells):
+        if isinstance(benchmarks, str):
+            benchmarks = {benchmarks: correct}
+        files = [
+            write_tsv(
+                tmp_path / f"{benchmark_name}.tsv",
+                [
+                    {
+                        "question": f"Question number {n}. {benchmark_name}",
+                        "answer": str(n),
+                        "category": "ab"[n % 2],
+                        **cells,
+                    }
+                    for n in range(len(row_is_correct))
+                ],
+            )
+            for benchmark_name, row_is_correct in benchmarks.items()
         ]
-        data = write_tsv(tmp_path / f"{benchmark_name}.tsv", rows)
 
         def script(request):
             n = int(re.search(r"number (\d+)\.", request.text)[1])
+            [correct] = [row for name, row in benchmarks.items() if name in request.text]
             return Reply(text=f"I see \\boxed{{{n if correct[n] == '1' else n + 100}}}")
 
         with chat_server(script) as server:
-            assert benchmark(server.url, tmp_path / name, data) == 0
+            assert benchmark(server.url, tmp_path / name, *files) == 0
         return tmp_path / name
 
     return write
@@ -131,8 +142,7 @@ def test_seeds_of_an_arm_are_its_evidence_and_not_the_rows(results, tmp_path):
 def test_p_values_of_several_benchmarks_are_adjusted_together(results, tmp_path):
     pairs = {"quiz": ("0" * 10, "1" * 10), "exam": ("0" * 10, "1" * 5 + "0" * 5)}
     for name, place in (("a", 0), ("b", 1)):
-        for benchmark_name, correct in pairs.items():
-            results(name, benchmark_name, correct[place])
+        results(name, {benchmark: correct[place] for benchmark, correct in pairs.items()})
     exam, quiz, *categories = compare(tmp_path / "out", tmp_path / "a", tmp_path / "b")
     p_quiz, p_exam = 2 / 2**10, 2 / 2**5
     assert float(quiz["p"]) == pytest.approx(p_quiz, rel=1e-5)

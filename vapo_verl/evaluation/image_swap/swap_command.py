@@ -9,12 +9,12 @@ import numpy as np
 
 from vapo_verl.analysis.statistics import paired_rates, rate_of
 from vapo_verl.evaluation.image_swap import COMMAND, EXCHANGES, ImageSwapOptions
+from vapo_verl.evaluation.probing.attention_summary import attention_summary
 from vapo_verl.evaluation.probing.probe_options import (
     ProbeOptions,
     add_command_arguments,
     read_command_options,
 )
-from vapo_verl.evaluation.probing.respond import attention_summary
 from vapo_verl.plots.panel import Panel, Series, numbers
 from vapo_verl.run_folder import RunError
 
@@ -64,8 +64,8 @@ def measure_image_swap(options: ProbeOptions, swap: ImageSwapOptions) -> dict[st
 
 
 def _page(folder: Path, summary: dict[str, Any]) -> Path:
+    from vapo_verl.evaluation.probing.attention_summary import attention_panels
     from vapo_verl.evaluation.probing.job import write_page
-    from vapo_verl.evaluation.probing.respond import attention_panels
 
     exchanges = summary["exchanges"]
     panels = [

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vapo_verl.evaluation.image_swap import EXCHANGES, ImageSwapOptions
+from vapo_verl.evaluation.probing.attention_summary import ratios
 from vapo_verl.evaluation.probing.engine import Context, Engine, TopLogprobs
 from vapo_verl.evaluation.probing.probe_options import ProbeOptions
 from vapo_verl.evaluation.probing.respond import (
@@ -23,7 +24,6 @@ from vapo_verl.evaluation.probing.respond import (
     grade,
     predict_claims,
     project_question,
-    ratios,
     respond,
     row_key,
 )

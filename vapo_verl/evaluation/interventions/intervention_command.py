@@ -11,12 +11,12 @@ import numpy as np
 from vapo_verl.analysis.statistics import finite, paired_difference, paired_rates, rate_of
 from vapo_verl.cli_options import settings_of
 from vapo_verl.evaluation.interventions import COMMAND, INTERVENTIONS, PLAIN, InterventionOptions
+from vapo_verl.evaluation.probing.attention_summary import attention_summary
 from vapo_verl.evaluation.probing.probe_options import (
     ProbeOptions,
     add_command_arguments,
     read_command_options,
 )
-from vapo_verl.evaluation.probing.respond import attention_summary
 
 Record = Mapping[str, Any]
 
@@ -57,8 +57,8 @@ def measure_interventions(
 
 
 def _page(folder: Path, summary: dict[str, Any]) -> Path:
+    from vapo_verl.evaluation.probing.attention_summary import attention_panels
     from vapo_verl.evaluation.probing.job import write_page
-    from vapo_verl.evaluation.probing.respond import attention_panels
 
     responses = summary["responses"]
     panels = attention_panels({name: of["attention"] for name, of in responses.items()})

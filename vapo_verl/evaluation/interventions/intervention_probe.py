@@ -12,9 +12,10 @@ from PIL import Image
 
 from vapo_verl.anchors.placement import logical_boundaries
 from vapo_verl.evaluation.interventions import INTERVENTIONS, PLAIN, InterventionOptions
+from vapo_verl.evaluation.probing.attention_summary import ratios
 from vapo_verl.evaluation.probing.engine import Completion, Context, Engine
 from vapo_verl.evaluation.probing.probe_options import ProbeOptions
-from vapo_verl.evaluation.probing.respond import Reasoning, Response, grade, ratios, respond, seeds
+from vapo_verl.evaluation.probing.respond import Reasoning, Response, grade, respond, seeds
 from vapo_verl.evaluation.probing.rows import Row
 from vapo_verl.reward import BOX, THINK_END
 

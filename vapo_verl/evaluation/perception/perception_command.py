@@ -9,29 +9,14 @@ import numpy as np
 
 from vapo_verl.analysis.attention_curves import EARLY, LATE
 from vapo_verl.analysis.statistics import finite, paired_difference, rate, rate_of
-from vapo_verl.anchors.placement import place
 from vapo_verl.evaluation.perception import COMMAND, PerceptionOptions
-from vapo_verl.evaluation.probing.engine import Engine, Prediction
+from vapo_verl.evaluation.probing.attention_summary import attention_summary
 from vapo_verl.evaluation.probing.probe_options import (
     ProbeOptions,
     add_command_arguments,
     read_command_options,
 )
-from vapo_verl.evaluation.probing.respond import (
-    ClaimProbe,
-    Response,
-    anchor_record,
-    attention_summary,
-    cycle_claims,
-    predict_claims,
-    project_question,
-    ratios,
-    respond,
-    row_key,
-)
-from vapo_verl.evaluation.probing.rows import Row
 from vapo_verl.plots.panel import Panel, Series, numbers
-from vapo_verl.reward.components import format_score
 
 Record = Mapping[str, Any]
 PARTS = ("start", "early", "middle", "late")
@@ -61,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def measure_perception(options: ProbeOptions, perception: PerceptionOptions) -> dict[str, Any]:
     """Probe the rows that are not done; write and return the summary."""
+    from vapo_verl.evaluation.perception.perception_probe import perceive
     from vapo_verl.evaluation.probing.job import chosen_rows, measure
 
     return measure(
@@ -74,13 +60,13 @@ def measure_perception(options: ProbeOptions, perception: PerceptionOptions) -> 
 
 
 def _page(options: ProbeOptions, summary: dict[str, Any]) -> Any:
+    from vapo_verl.evaluation.probing.attention_summary import attention_panels
     from vapo_verl.evaluation.probing.job import (
         shown_difference,
         shown_number,
         shown_rate,
         write_page,
     )
-    from vapo_verl.evaluation.probing.respond import attention_panels
     from vapo_verl.plots.html import Table, shown
 
     claims, attention = summary["claims"], summary["attention"]
@@ -198,50 +184,3 @@ def _by_progress(records: Sequence[Record]) -> list[dict[str, Any]]:
         {"from": number / NUM_BINS, "to": (number + 1) / NUM_BINS, "share": rate_of(correct)}
         for number, correct in enumerate(bins)
     ]
-
-
-def perceive(
-    engine: Engine, rows: Sequence[Row], options: ProbeOptions, perception: PerceptionOptions
-) -> list[dict[str, Any]]:
-    """A record for each row; the engine has to export attention."""
-    responses = respond(engine, rows, options)
-    plans = [_plan(response, options, perception) for response in responses]
-    probes = [
-        (response.before(probe.position), probe)
-        for response, plan in zip(responses, plans, strict=True)
-        for probe in plan
-    ]
-    predictions = iter(predict_claims(engine, probes, project_question(engine)))
-    return [
-        _record(response, plan, [next(predictions) for _ in plan])
-        for response, plan in zip(responses, plans, strict=True)
-    ]
-
-
-def _plan(
-    response: Response, options: ProbeOptions, perception: PerceptionOptions
-) -> list[ClaimProbe]:
-    rng = row_key(response.row, options).generator("claims")
-    cuts = place(
-        [position for position in response.reasoning.boundaries if position > 0],
-        perception.num_cuts,
-        end=response.reasoning.end,
-        placement="uniform",
-        min_gap=1,
-        rng=rng,
-    )
-    positions = [0, *(position for position, own_boundary in cuts if own_boundary)]
-    return cycle_claims(positions, response.row.claims, perception.claims_per_cut, rng)
-
-
-def _record(
-    response: Response, plan: Sequence[ClaimProbe], predictions: Sequence[Prediction]
-) -> dict[str, Any]:
-    return {
-        **response.record(),
-        "format": format_score(response.text),
-        "attention": ratios(response.completion.attention),
-        "anchors": [anchor_record(*pair) for pair in zip(plan, predictions, strict=True)],
-        "probe_tokens": sum(prediction.num_prompt_tokens for prediction in predictions),
-        "cached_tokens": sum(prediction.num_cached_tokens for prediction in predictions),
-    }
