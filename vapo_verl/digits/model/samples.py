@@ -21,8 +21,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2_5_VLProcessor
 from vapo_verl.anchors.placement import logical_boundaries
 from vapo_verl.config import AnchorConfig
 from vapo_verl.digits.claims import sample_claims
-from vapo_verl.digits.question_kinds import read
-from vapo_verl.digits.questions import sample_question
+from vapo_verl.digits.questions import read, sample_question
 from vapo_verl.digits.scene import ScanPool, Scene, render_pixels, sample_scene
 from vapo_verl.reward import THINK_END, THINK_START
 
