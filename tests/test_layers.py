@@ -16,7 +16,6 @@ LAYERS = (
         "heartbeat",
         "patches",
         "process_tree",
-        "ray_address",
         "version",
     ),
     ("advantage", "attention", "hydra_config", "platform", "reward"),

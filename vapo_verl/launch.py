@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from vapo_verl.patches.upstream import keep_sigterm_handler
 from vapo_verl.platform import CPU_ENVIRONMENT
 from vapo_verl.preflight import PASSES, InputError, check_run, lacks_flash_attention
 from vapo_verl.process_tree import guarded_run
-from vapo_verl.ray_address import joined_cluster
 from vapo_verl.rollout.engine_args import add_attention, settle_image_limit
 from vapo_verl.run_folder import resume
 from vapo_verl.run_folder.checkpoints import (
@@ -498,3 +497,29 @@ def composed(recipe: str, overrides: Sequence[str]) -> DictConfig:
     with contextlib.redirect_stdout(sys.stderr):
         settle(config)
     return config
+
+
+def address_file(environment: Mapping[str, str] | None = None) -> Path:
+    """The file in which `ray start` stores its address; None: by this process's environment."""
+    environment = os.environ if environment is None else environment
+    temporary = environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp"
+    return Path(temporary) / "ray" / "ray_current_cluster"
+
+
+def joined_cluster(
+    address: str | None = None, environment: Mapping[str, str] | None = None
+) -> str | None:
+    """Address of the cluster that ``ray.init(address=address)`` joins; None if it starts one.
+
+    An explicit address comes first, then ``RAY_ADDRESS``, then a cluster that `ray start` left on
+    this machine. ``local`` in the first two requests a new cluster.
+    """
+    environment = os.environ if environment is None else environment
+    if address in (None, "", "auto"):
+        address = environment.get("RAY_ADDRESS") or address
+    if address == "local":
+        return None
+    if address in (None, "", "auto"):
+        left_here = address_file(environment)
+        return left_here.read_text().strip() if left_here.is_file() else address or None
+    return address

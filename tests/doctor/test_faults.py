@@ -33,7 +33,7 @@ from vapo_verl.doctor.limits import AvailableMemory, available_memory
 from vapo_verl.doctor.registrations import check_agent_loop, check_entry_point
 from vapo_verl.doctor.rows import PromptSample, judge_samples, measure
 from vapo_verl.doctor.versions import check_one_copy, check_versions
-from vapo_verl.ray_address import address_file
+from vapo_verl.launch import address_file
 from vapo_verl.run_folder.checkpoints import checkpoint_folder, mark_complete
 
 

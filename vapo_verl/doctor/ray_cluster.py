@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import psutil
 from omegaconf import DictConfig
 
-from vapo_verl import ray_address
+from vapo_verl import launch
 from vapo_verl.doctor.findings import Finding, error, gib, ok, warning
 
 CHECK = "ray"
@@ -35,7 +35,7 @@ def check_ray(
         elif environment.get("RAY_ADDRESS"):
             yield check_address(address)
         else:
-            yield check_left_behind(address, ray_address.address_file(environment))
+            yield check_left_behind(address, launch.address_file(environment))
         return
     if config is not None and config.trainer.nnodes > 1:
         yield error(
@@ -52,7 +52,7 @@ def cluster_of(
     config: DictConfig | None, environment: Mapping[str, str] | None = None
 ) -> str | None:
     """Address of the cluster that a run would join; None if it would start one."""
-    return ray_address.joined_cluster(_given(config), environment)
+    return launch.joined_cluster(_given(config), environment)
 
 
 def _given(config: DictConfig | None) -> str | None:
