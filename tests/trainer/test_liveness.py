@@ -351,7 +351,8 @@ def test_a_trainer_that_does_not_answer_interrupts_the_driver(cluster, tmp_path,
     assert "No step is saved: the same command starts again." in str(watch.failure)
 
 
-def test_a_head_that_is_gone_interrupts_the_driver(cluster, tmp_path, monkeypatch):
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_head_that_is_gone_interrupts_the_driver(cluster, tmp_path, monkeypatch, handler):
     monkeypatch.setattr(liveness, "INTERVAL_S", 0.1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -359,7 +360,12 @@ def test_a_head_that_is_gone_interrupts_the_driver(cluster, tmp_path, monkeypatc
     context = type("Context", (), {"gcs_address": address})()
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     watch = RunnerWatch(60.0, tmp_path)
-    assert interrupted_by(watch, Runner.remote(), 20)
+    before = signal.signal(signal.SIGINT, handler)  # shell scripts ignore it in background jobs
+    try:
+        assert interrupted_by(watch, Runner.remote(), 20)
+        assert signal.getsignal(signal.SIGINT) == handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert f"Ray's head process (GCS) at {address} is gone" in str(watch.failure)
 
 

@@ -15,6 +15,7 @@ seconds, wherever the trainer waits. Rules, in this order:
 from __future__ import annotations
 
 import _thread
+import signal
 import socket
 import threading
 import time
@@ -364,11 +365,21 @@ class RunnerWatch:
         """Why the run cannot go on."""
 
     def start(self, runner: Any) -> None:
-        """Watch the actor that owns the trainer."""
+        """Watch the actor that owns the trainer; to be called in the main thread."""
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job of a shell script
+            signal.signal(signal.SIGINT, self._raise_if_failed)
         threading.Thread(target=self._run, args=(runner,), daemon=True).start()
 
     def stop(self) -> None:
+        """End the watch."""
         self._stop.set()
+        if signal.getsignal(signal.SIGINT) == self._raise_if_failed:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def _raise_if_failed(self, *_: Any) -> None:
+        """Ctrl-C stays ignored where it was; an interrupt of this watch is not."""
+        if self.failure:
+            raise KeyboardInterrupt
 
     def _run(self, runner: Any) -> None:
         head = ray.get_runtime_context().gcs_address
