@@ -9,7 +9,6 @@ import pytest
 from tests.evaluation.benchmarks.chat_server import write_tsv
 from tests.system.smoke import metrics
 from vapo_verl.data.cells import IMAGE_PLACEHOLDER
-from vapo_verl.evaluation.__main__ import main
 from vapo_verl.run_folder.checkpoints import BEST_FILE, complete_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -43,7 +42,7 @@ def overrides(smoke, tsv, metric):
     )
 
 
-def test_validation_names_the_benchmark_and_the_best_checkpoint_stays(smoke, tsv, capsys):
+def test_validation_names_the_benchmark_and_the_best_checkpoint_stays(smoke, tsv, run_module):
     run_dir = smoke.run("benchmark", *overrides(smoke, tsv, METRIC))
     steps = metrics(run_dir)
     for step in range(STEPS + 1):
@@ -62,10 +61,10 @@ def test_validation_names_the_benchmark_and_the_best_checkpoint_stays(smoke, tsv
     out = smoke.root / "evaluated"
     words = ["benchmark", str(run_dir), str(tsv), "--out", str(out), "--suffix", "trained"]
     words += ["--step", str(best["step"]), "--dtype", "float32", "--kv-cache-gib", "0.25"]
-    assert main([*words, "--max-tokens", "160"]) == 0
-    said = capsys.readouterr().out
-    assert f"exporting step {best['step']}" in said
-    assert "suffix ''" in said
+    done = run_module("vapo_verl.evaluation", *words, "--max-tokens", "160")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"exporting step {best['step']}" in done.stdout
+    assert "suffix ''" in done.stdout
     summary = json.loads((out / "sums" / "summary.json").read_text())
     # weights are rounded to bfloat16 by the export
     assert summary["accuracy"]["mean"] == pytest.approx(best["value"], abs=0.2)
