@@ -1,4 +1,4 @@
-"""Progress of a process, readable by others while it is busy, stopped or gone.
+"""Progress of a process, readable by others while it is busy, stopped or gone; its loop's lag.
 
 Every process of a run maps a small file in a folder of its node: a counter of finished pieces of
 work (tokens, micro-batches, weight buckets) and a line of text. A monitor reads the files. A beat

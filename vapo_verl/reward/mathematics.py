@@ -89,7 +89,7 @@ _WORD = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
 
 
 def _with_cases_apart(a: str, b: str) -> tuple[str, str]:
-    """Name capitals anew where one side has both cases: the parser takes `R` and `r` for one."""
+    """Rename capitals where one side has both cases: the parser takes `R` and `r` for one."""
     letters = [set(_WORD.findall(_FUNCTION.sub("", side))) for side in (a, b)]
     twice = sorted({x for side in letters for x in side if x.isupper() and x.lower() in side})
     free = [x for x in "bchjkpquvwz" if not any({x, x.upper()} & side for side in letters)]
@@ -141,7 +141,6 @@ def _letters_or_maths(lettered: Choice, text: str, other: str, depth: int) -> bo
 
 _BRACKETS = {"(": ")", "[": "]", "{": "}", "⟨": "⟩"}
 _MARK = re.compile(r"[(\[{⟨)\]}⟩]|[,;∪]|(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
-_IN_ORDER = ("()", "[]", "[)", "(]", "⟨⟩")
 
 
 def _split(text: str) -> list[str]:

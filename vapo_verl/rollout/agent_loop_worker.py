@@ -95,8 +95,8 @@ class ReportedFilter(logging.Filter):
 class VapoAgentLoopWorker(agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class):
     """Shares what is made of a prompt between its responses; reports failures and progress.
 
-    A response's row holds what differs between responses. The pixels and the messages of its prompt
-    are a row of their own, which :func:`vapo_verl.rollout.prompts.with_pixels` finds again.
+    A response's row holds what differs between responses. The pixels of its prompt are in a row of
+    their own, which :func:`vapo_verl.rollout.prompts.with_pixels` finds again.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""veRL's tracking backends: which are installed, where they write, what a resume tells them."""
+"""veRL's tracking backends, with ours for the console: where they write, and after a resume."""
 
 import importlib.util
 import netrc

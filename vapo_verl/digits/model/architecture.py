@@ -1,4 +1,4 @@
-"""Shape of the small model: the original Qwen2.5-VL except for its sizes."""
+"""Shape of the small model, Qwen2.5-VL except for its sizes, and the training of its tower."""
 
 import copy
 import json
