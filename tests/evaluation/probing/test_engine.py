@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from vapo_verl.digits.model import model_dir
-from vapo_verl.evaluation.probing.engine import Engine
+from vapo_verl.evaluation.probing import engine as engine_module
+from vapo_verl.evaluation.probing.engine import Engine, request_of
 from vapo_verl.evaluation.probing.probe_options import EngineOptions
 from vapo_verl.evaluation.probing.respond import project_question
 from vapo_verl.evaluation.probing.rows import read_rows
@@ -72,6 +73,46 @@ def test_verdicts_tell_true_claims_from_false_ones(engine, rows):
     labels = np.array([claim.label for _, claim in asked])
     assert p_yes[labels].mean() > p_yes[~labels].mean() + 0.1
     assert ((p_yes >= 0) & (p_yes <= 1)).all()
+
+
+def test_images_are_processed_once_and_results_are_those_of_vllms_own_keys(
+    engine, rows, monkeypatch
+):
+    """Samples, probes at cuts and reading: the image processor runs once for each image."""
+    from transformers import AutoProcessor
+
+    processor = type(AutoProcessor.from_pretrained(model_dir()).image_processor)
+    preprocess, runs = processor.preprocess, []
+
+    def counted(self, images, *args, **kwargs):
+        runs.append(images)
+        return preprocess(self, images, *args, **kwargs)
+
+    def without_keys(context):
+        return {k: v for k, v in request_of(context).items() if k != "multi_modal_uuids"}
+
+    def results():
+        engine.forget()
+        prompts = [engine.prompt(row) for row in rows for _ in range(3)]
+        seeds = list(range(len(prompts)))
+        written = engine.complete(prompts, 40, temperature=1.0, seeds=seeds)
+        asked = [
+            prompt.then([*one.ids[:cut], *question.token_ids(row.claims[cut].text)])
+            for prompt, one, row in zip(
+                prompts, written, [row for row in rows for _ in range(3)], strict=True
+            )
+            for cut in range(3)
+        ]
+        full = [prompt.then(one.ids) for prompt, one in zip(prompts, written, strict=True)]
+        predicted = [each.p_yes for each in engine.predict(asked, question)]
+        return [one.ids for one in written], predicted, engine.read(full, [1] * len(full))
+
+    question = project_question(engine)
+    monkeypatch.setattr(processor, "preprocess", counted)
+    ours = results()
+    assert len(runs) == len({image for row in rows for image in row.images}) == len(rows)
+    monkeypatch.setattr(engine_module, "request_of", without_keys)
+    assert results() == ours
 
 
 def test_a_user_turn_shows_another_image(engine, rows, responses):

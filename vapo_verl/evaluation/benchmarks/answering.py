@@ -35,7 +35,7 @@ from vapo_verl.console import progress_bar
 from vapo_verl.data.cells import IMAGE_PLACEHOLDER
 from vapo_verl.evaluation.benchmarks import BenchmarkError, BenchmarkRow, Rule
 from vapo_verl.evaluation.image_swap.swap_probe import blank, draw_donors, swapped
-from vapo_verl.evaluation.probing.engine import Context, Engine
+from vapo_verl.evaluation.probing.engine import Context, Engine, ShownImage
 from vapo_verl.evaluation.probing.journal import Journal, read_records
 from vapo_verl.evaluation.probing.probe_options import EngineOptions
 from vapo_verl.evaluation.probing.rows import Row, batches, image_size, open_image
@@ -211,7 +211,8 @@ def _context(
         style=row.style,
         claims=(),
     )
-    return Context(ids=engine.prompt(text_only).ids, images=images.of(place, engine.image))
+    shown = map(ShownImage, images.of(place, engine.image))
+    return Context(ids=engine.prompt(text_only).ids, images=tuple(shown))
 
 
 def _seed(task: Task, row: BenchmarkRow, sample: int) -> int:

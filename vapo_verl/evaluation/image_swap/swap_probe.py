@@ -11,7 +11,7 @@ from PIL import Image
 
 from vapo_verl.evaluation.image_swap import EXCHANGES, ImageSwapOptions
 from vapo_verl.evaluation.probing.attention_summary import ratios
-from vapo_verl.evaluation.probing.engine import Context, Engine, TopLogprobs
+from vapo_verl.evaluation.probing.engine import Context, Engine, ShownImage, TopLogprobs
 from vapo_verl.evaluation.probing.probe_options import ProbeOptions
 from vapo_verl.evaluation.probing.respond import (
     ClaimProbe,
@@ -35,7 +35,7 @@ OWN = "own"
 """The original image, beside `EXCHANGES`."""
 CASES_READ_AT_ONCE = 8
 """vLLM returns the likeliest tokens of a complete context, images included."""
-Exchanged = Mapping[str, tuple[Image.Image, ...]]
+Exchanged = Mapping[str, tuple[ShownImage, ...]]
 _SMALLEST = 1e-9
 Sizes = tuple[tuple[int, int], ...]
 """Width and height of each image of a row."""
@@ -89,7 +89,8 @@ class ImageSwap:
     def _case(self, engine: Engine, response: Response) -> Case:
         row = response.row
         donor = self._donors[row.number]
-        own, others = response.prompt.images, tuple(map(engine.image, donor.images))
+        own = [image.pixels for image in response.prompt.images]
+        others = tuple(map(engine.image, donor.images))
         positions = cut_positions(response.reasoning, self._targets)
         rng = row_key(row, self._options).generator("claims")
         per_cut = self._swap.claims_per_cut
@@ -98,7 +99,11 @@ class ImageSwap:
             response=response,
             donor=donor,
             same_size=[image.size for image in own] == [image.size for image in others],
-            images={OWN: own, "swap": swapped(own, others), "blank": tuple(map(blank, own))},
+            images={
+                OWN: response.prompt.images,
+                "swap": tuple(map(ShownImage, swapped(own, others))),
+                "blank": tuple(map(ShownImage, map(blank, own))),
+            },
             positions=tuple(positions),
             probes=tuple(cycle_claims(distinct, row.claims, per_cut, rng)) if per_cut else (),
         )

@@ -13,7 +13,7 @@ from PIL import Image
 from vapo_verl.anchors.placement import logical_boundaries
 from vapo_verl.evaluation.interventions import INTERVENTIONS, PLAIN, InterventionOptions
 from vapo_verl.evaluation.probing.attention_summary import ratios
-from vapo_verl.evaluation.probing.engine import Completion, Context, Engine
+from vapo_verl.evaluation.probing.engine import Completion, Context, Engine, ShownImage
 from vapo_verl.evaluation.probing.probe_options import ProbeOptions
 from vapo_verl.evaluation.probing.respond import Reasoning, Response, grade, respond, seeds
 from vapo_verl.evaluation.probing.rows import Row
@@ -28,7 +28,7 @@ class Insertion:
     """Tokens and images that an intervention inserts into a response."""
 
     ids: tuple[int, ...]
-    images: tuple[Image.Image, ...]
+    images: tuple[ShownImage, ...]
     in_text: bool
     """Whether it becomes part of the response's text."""
 
@@ -107,7 +107,8 @@ def _insertion(
 ) -> Insertion:
     if name == "focus":
         return Insertion(ids=engine.encode(interventions.focus_text), images=(), in_text=True)
-    images = tuple(_scaled(image, interventions.replay_scale) for image in response.prompt.images)
+    scale = interventions.replay_scale
+    images = tuple(ShownImage(_scaled(image.pixels, scale)) for image in response.prompt.images)
     ids = engine.user_turn(len(images), interventions.replay_text)
     return Insertion(ids=ids, images=images, in_text=False)
 

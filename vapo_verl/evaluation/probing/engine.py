@@ -3,10 +3,12 @@ its prefix is in the KV cache, image included."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -29,14 +31,28 @@ TOP_LOGPROBS = 20
 CPU_CACHE_GIB = 1.0
 
 
+@dataclass(frozen=True, eq=False)
+class ShownImage:
+    """An image of contexts, not to be changed."""
+
+    pixels: Image.Image
+    """As the model sees it."""
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of the pixels, computed once; vLLM's caches know the image by it."""
+        header = f"{self.pixels.mode} {self.pixels.size} ".encode()
+        return hashlib.sha256(header + self.pixels.tobytes()).hexdigest()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """Token ids that begin with a prompt, and the images of their placeholders, one token each."""
 
     ids: tuple[int, ...]
-    images: tuple[Image.Image, ...]
+    images: tuple[ShownImage, ...]
 
-    def then(self, ids: Sequence[int], *images: Image.Image) -> Context:
+    def then(self, ids: Sequence[int], *images: ShownImage) -> Context:
         """This context with tokens, and perhaps images, appended."""
         return Context(ids=(*self.ids, *ids), images=(*self.images, *images))
 
@@ -142,7 +158,11 @@ class Engine:
         text = self._processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, **self._template_options
         )
-        return Context(ids=self.encode(text), images=tuple(map(self.image, row.images)))
+        return Context(ids=self.encode(text), images=tuple(map(self.shown, row.images)))
+
+    def shown(self, source: bytes | str) -> ShownImage:
+        """:meth:`image` for a context."""
+        return ShownImage(self.image(source))
 
     def image(self, source: bytes | str) -> Image.Image:
         """The image as training shows it: veRL resizes by the same function."""
@@ -249,7 +269,7 @@ class Engine:
             return []
         try:
             return self._llm.generate(
-                [_request(context) for context in contexts],
+                [request_of(context) for context in contexts],
                 [SamplingParams(detokenize=False, **values) for values in sampling],
                 use_tqdm=False,
             )
@@ -275,9 +295,17 @@ TopLogprobs = dict[int, float]
 """Token id -> log probability, of the likeliest tokens at a position and of the one there."""
 
 
-def _request(context: Context) -> dict[str, Any]:
-    images = {"multi_modal_data": {"image": list(context.images)}} if context.images else {}
-    return {"prompt_token_ids": list(context.ids), **images}
+def request_of(context: Context) -> dict[str, Any]:
+    """A context in vLLM's form.
+
+    vLLM hashes no image that comes with a key, and processes one only if its cache of processed
+    images does not hold it. The cache has 4 GiB; a pixel takes 24 bytes there.
+    """
+    request: dict[str, Any] = {"prompt_token_ids": list(context.ids)}
+    if context.images:
+        request["multi_modal_data"] = {"image": [image.pixels for image in context.images]}
+        request["multi_modal_uuids"] = {"image": [image.key for image in context.images]}
+    return request
 
 
 def _vision_ids(config: Any) -> list[int]:
