@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from vapo_verl.attention import reference
+from vapo_verl.attention.kernels import CacheLayout, kv_views
 from vapo_verl.attention.settings import spread
 from vapo_verl.gpu_check.case import Check, require
 from vapo_verl.gpu_check.results import Figure, significant
@@ -167,10 +168,14 @@ def _layer(shape: Shape, sizes: tuple[int, ...], table: Tensor) -> Layer:
     query = torch.randn(shape.batch, shape.heads, shape.dim, dtype=DTYPE, device=shape.device)
     lse = torch.empty(shape.heads, shape.batch, device=shape.device)
     for row in range(shape.batch):  # a row at a time: all keys gathered would not fit
-        keys = reference.gather_keys(kv_cache[:, 0], table[row : row + 1], shape.context)
+        keys = reference.gather_keys(_keys(kv_cache), table[row : row + 1], shape.context)
         lse[:, row] = _log_sum_exp(query[row], keys[0])
     out = torch.zeros(shape.batch, device=shape.device)
     return Layer(query=query, kv_cache=kv_cache, lse=lse, out=out)
+
+
+def _keys(kv_cache: Tensor) -> Tensor:
+    return kv_views(kv_cache, CacheLayout.BLOCKS_FIRST).key
 
 
 def _log_sum_exp(query: Tensor, keys: Tensor) -> Tensor:
@@ -186,7 +191,7 @@ def _fused(rows: Rows, layer: Layer, lse: Tensor | None) -> None:
 
     visual_ratio(
         layer.query,
-        layer.kv_cache[:, 0],
+        _keys(layer.kv_cache),
         rows.query_start_loc,
         rows.seq_lens,
         rows.block_table,
@@ -200,7 +205,7 @@ def _fused(rows: Rows, layer: Layer, lse: Tensor | None) -> None:
 def _reference(rows: Rows, layer: Layer, shape: Shape) -> Tensor:
     """Ratios of the first rows."""
     some = slice(0, CHECKED_ROWS)
-    keys = reference.gather_keys(layer.kv_cache[:, 0], rows.block_table[some], shape.context)
+    keys = reference.gather_keys(_keys(layer.kv_cache), rows.block_table[some], shape.context)
     visual = reference.visual_mask(rows.spans[some], shape.context)
     scale = shape.dim**-0.5
     return reference.visual_ratio(layer.query[some], keys, visual, rows.seq_lens[some], scale)

@@ -27,7 +27,7 @@ TOLERANCE = 1e-5
 """Absolute. Inputs are upcast without loss, and products of 16-bit floats are exact in float32."""
 GROUPS = {4: (8, 2), 7: (28, 4)}
 """Query heads per KV head -> (heads, kv_heads)."""
-LAYOUTS = (("NHD", 16), ("HND", 32), ("interleaved", 48))
+LAYOUTS = (("NHD", 16), ("HND", 32), ("packed", 48))
 """Layout of the cache, and a block size to go with it."""
 WINDOWS = (None, 40)
 MAX_WORKERS = 8

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vapo_verl.attention import reference
+from vapo_verl.attention.kernels import kv_views, layout_of
 
 NAN = float("nan")
 
@@ -20,7 +21,7 @@ class PagedBatch:
     dim: int = 32
     block_size: int = 16
     layout: str = "NHD"
-    """NHD or HND: vLLM's [blocks, 2, ...]; interleaved: keys and values side by side in dim."""
+    """NHD or HND: strides of `CacheLayout.BLOCKS_FIRST`; packed: `CacheLayout.PACKED`."""
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     queries: tuple[int, ...] = (1, 1, 1, 5, 1, 1, 0, 0)
@@ -75,14 +76,13 @@ class PagedBatch:
         sizes = {
             "NHD": (2, self.block_size, self.kv_heads, self.dim),
             "HND": (2, self.kv_heads, self.block_size, self.dim),
-            "interleaved": (self.kv_heads, self.block_size, 2 * self.dim),
+            "packed": (self.kv_heads, self.block_size, 2 * self.dim),
         }
         cache = torch.full((num_blocks, *sizes[self.layout]), NAN, dtype=self.dtype)
         cache = cache.to(self.device)
-        if self.layout == "interleaved":
-            return cache.transpose(1, 2)[..., : self.dim]
-        self.kv_cache = cache if self.layout == "NHD" else cache.transpose(2, 3)
-        return self.kv_cache[:, 0]
+        self.kv_cache = cache.transpose(2, 3) if self.layout == "HND" else cache
+        layout = layout_of(self.kv_cache, self.kv_heads, self.dim)
+        return kv_views(self.kv_cache, layout).key
 
     @property
     def rows(self) -> int:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from vllm.v1.attention.backends.utils import set_kv_cache_layout
 
-from vapo_verl.attention.backends.full_context import key_view
 from vapo_verl.attention.backends.recording import Batch
+from vapo_verl.attention.kernels import kv_views, layout_of
 
 NAMES = {"triton_attn": "TRITON_ATTN", "flashinfer": "FLASHINFER", "flash_attn": "FLASH_ATTN"}
 STANDS_IN = ("flashinfer", "flashinfer.decode", "flashinfer.prefill", "flashinfer.utils")
@@ -93,6 +93,22 @@ def test_ratio_agrees_with_the_reference(module, layout, window, paged_batch, mo
 
 
 @pytest.mark.parametrize("module", NAMES)
+def test_keys_of_a_packed_cache_are_recorded(module, paged_batch):
+    """The cache of vLLM 0.26 and later; `forward` of 0.24 does not take it, `record` does."""
+    batch = paged_batch(layout="packed", heads=7, kv_heads=1)
+    impl_class = backend_of(module).get_impl_cls()
+    impl = impl_class(batch.heads, batch.dim, batch.scale, batch.kv_heads, None, None, "auto")
+    impl.slot = 0
+    ratio = torch.full((1, batch.rows), 7.0)
+    rows = {n: getattr(batch, n) for n in ("query_start_loc", "seq_lens", "block_table")}
+    capture = SimpleNamespace(spans=batch.spans, ratio=ratio)
+    impl.record(capture, batch.query, batch.kv_cache, Batch(**rows))
+    torch.testing.assert_close(ratio[0], batch.expected(), rtol=0, atol=2e-6, equal_nan=True)
+    with pytest.raises(ValueError, match="cannot read a KV cache of shape"):
+        impl.record(capture, batch.query, batch.kv_cache.transpose(1, 2), Batch(**rows))
+
+
+@pytest.mark.parametrize("module", NAMES)
 @pytest.mark.parametrize("layout", ["NHD", "HND"])
 def test_keys_of_a_cache_as_vllm_lays_it_out(module, layout):
     blocks, block_size, kv_heads, dim = 5, 16, 4, 8
@@ -107,7 +123,7 @@ def test_keys_of_a_cache_as_vllm_lays_it_out(module, layout):
     memory = torch.zeros([shape[i] for i in order])
     cache = memory.permute(*(order.index(i) for i in range(len(order))))
     cache[3, 0, 7, 2] = 1.0  # the key of block 3, slot 7, head 2
-    keys = key_view(cache)
+    keys = kv_views(cache, layout_of(cache, kv_heads, dim)).key
     assert keys.shape == (blocks, block_size, kv_heads, dim)
     assert keys[3, 7, 2].eq(1).all()
     assert keys.sum() == dim

@@ -39,8 +39,8 @@ def test_the_interpreter_is_on():
     [
         {},
         {"layout": "HND", "block_size": 32},
-        {"layout": "interleaved", "block_size": 48},
-        {"heads": 7, "kv_heads": 1, "dim": 64, "layout": "interleaved"},
+        {"layout": "packed", "block_size": 48},
+        {"heads": 7, "kv_heads": 1, "dim": 64, "layout": "packed"},
         {"heads": 28, "kv_heads": 4, "dim": 128},
         {"heads": 8, "kv_heads": 8, "dim": 80, "block_size": 64},
         {"heads": 7, "kv_heads": 1, "dtype": BF16, "layout": "HND"},

@@ -33,7 +33,7 @@ def assert_agree(got, expected):
     [
         (28, 4, 128, 16, "NHD"),
         (7, 1, 64, 32, "HND"),
-        (8, 8, 80, 48, "interleaved"),
+        (8, 8, 80, 48, "packed"),
         (16, 2, 256, 128, "NHD"),
     ],
 )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Shaped
 from torch import Tensor
 
 from vapo_verl.attention.backends.recording import Batch, Recorder, RecordingImpl
+from vapo_verl.attention.kernels import kv_views, layout_of
 from vapo_verl.attention.kernels.cuda import visual_ratio
 from vapo_verl.attention.support import PLAIN_CACHE_DTYPES
 
@@ -15,6 +15,7 @@ class FullContextImpl(RecordingImpl):
     """Mixin for FLASH_ATTN, TRITON_ATTN and FLASHINFER: the kernel over a row's full context."""
 
     kv_cache_dtype: str
+    num_kv_heads: int
     scale: float
     sliding_window: tuple[int, int]
     """Keys to the left and right of a query's own; -1 for all."""
@@ -32,9 +33,10 @@ class FullContextImpl(RecordingImpl):
     ) -> None:
         """As `RecordingImpl.record`; with the `lse` of the layer's attention, visual keys only."""
         left = self.sliding_window[0]
+        layout = layout_of(kv_cache, self.num_kv_heads, query.shape[2])
         visual_ratio(
             query,
-            key_view(kv_cache),
+            kv_views(kv_cache, layout).key,
             batch.query_start_loc,
             batch.seq_lens,
             batch.block_table,
@@ -58,13 +60,3 @@ class FullContextImpl(RecordingImpl):
             raise ValueError(
                 f"visual attention does not work with a layer of {refused}, or leave capture off"
             )
-
-
-def key_view(
-    kv_cache: Shaped[Tensor, "blocks 2 block_size kv_heads dim"],
-) -> Shaped[Tensor, "blocks block_size kv_heads dim"]:
-    """The keys of a layer's cache, whatever its VLLM_KV_CACHE_LAYOUT.
-
-    The three backends of vLLM 0.24 get a cache of this shape; NHD and HND differ in strides only.
-    """
-    return kv_cache[:, 0]

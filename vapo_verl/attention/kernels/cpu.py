@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vapo_verl.attention import reference
+from vapo_verl.attention.kernels import CacheLayout, kv_views
 
 logger = logging.getLogger(__name__)
 
@@ -106,10 +107,10 @@ def visual_ratio_torch(
     window: int | None = None,
 ) -> Rows:
     """The same without a compiler, by gathering every key of every row: slower."""
-    blocks, kv_heads, block_size, twice_dim = kv_cache.shape
+    _, _, block_size, twice_dim = kv_cache.shape
     context = int(seq_lens.max())
     used = block_table[:, : -(-context // block_size)].long()
-    raw = kv_cache.view(blocks, kv_heads, 2, -1)[used, :, 0]  # [rows, n, kv_heads, block * dim]
+    raw = kv_views(kv_cache, CacheLayout.HALVES).key[used]  # [rows, n, kv_heads, block * dim]
     keys = _unpack_keys(raw, layout, block_size, twice_dim // 2)  # [rows, n, kv_heads, dim, block]
     keys = keys.permute(0, 2, 1, 4, 3).flatten(2, 3)[:, :, :context]
     last = (query_start_loc[1:] - 1).long()
@@ -181,18 +182,19 @@ def _call_c(
     window: int,
 ) -> None:
     _, kv_heads, block_size, twice_dim = kv_cache.shape
+    key = kv_views(kv_cache, CacheLayout.HALVES).key
     integers = (query_start_loc, seq_lens, block_table, spans)
     assert all(x.dtype == torch.int32 and x.stride(-1) == 1 for x in integers)
-    assert query.stride(2) == 1 and query.dtype == kv_cache.dtype and kv_cache.stride(3) == 1
-    assert kv_cache.stride(2) == twice_dim and spans.is_contiguous() and out.is_contiguous()
+    assert query.stride(2) == 1 and query.dtype == key.dtype and key.stride(2) == 1
+    assert spans.is_contiguous() and out.is_contiguous()
     assert out.dtype == torch.float32 and block_size % LANES == 0
     arguments = _Arguments(
         query=query.data_ptr(),
         query_token_stride=query.stride(0),
         query_head_stride=query.stride(1),
-        key=kv_cache.data_ptr(),
-        key_block_stride=kv_cache.stride(0),
-        key_head_stride=kv_cache.stride(1),
+        key=key.data_ptr(),
+        key_block_stride=key.stride(0),
+        key_head_stride=key.stride(1),
         block_table=block_table.data_ptr(),
         block_table_stride=block_table.stride(0),
         seq_lens=seq_lens.data_ptr(),
