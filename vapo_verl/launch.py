@@ -22,6 +22,7 @@ from vapo_verl.patches.upstream import keep_sigterm_handler
 from vapo_verl.platform import CPU_ENVIRONMENT
 from vapo_verl.preflight import PASSES, InputError, check_run, lacks_flash_attention
 from vapo_verl.process_tree import guarded_run
+from vapo_verl.rollout.correction import needs_bypass_loss
 from vapo_verl.rollout.engine_args import add_attention, settle_image_limit
 from vapo_verl.run_folder import resume
 from vapo_verl.run_folder.checkpoints import (
@@ -227,6 +228,19 @@ def settle(config: DictConfig) -> None:
     OmegaConf.resolve(config)  # the workers lack this package's resolvers
     make_paths_absolute(config)
     settle_image_limit(config)
+    use_bypass_loss_where_needed(config)
+
+
+def use_bypass_loss_where_needed(config: DictConfig) -> None:
+    """Choose veRL's loss for a correction in bypass mode, as veRL's older trainer does.
+
+    Its V1 trainers leave the loss as it is, and with it ignore rejection and ``reinforce``.
+    """
+    correction = config.algorithm.get("rollout_correction")
+    loss = config.actor_rollout_ref.actor.policy_loss
+    if needs_bypass_loss(correction) and loss.loss_mode == "vanilla":
+        with open_dict(config):
+            loss.loss_mode, loss.rollout_correction = "bypass_mode", correction
 
 
 def use_sdpa_if_allowed(config: DictConfig) -> None:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vapo_verl.config import VapoConfig, vapo_config
+from vapo_verl.rollout.correction import check_rollout_correction
 from vapo_verl.rollout.engine_args import ENGINE, processor_max_pixels
 
 if TYPE_CHECKING:
@@ -325,6 +326,7 @@ CHECKS: tuple[Check, ...] = (
     Check("images of the engine", check_engine_images),
     Check("context", check_context),
     Check("best checkpoint", check_best_checkpoint),
+    Check("rollout correction", check_rollout_correction),
 )
 """In the order of a run's start, which stops at the first problem; the doctor reports all."""
 

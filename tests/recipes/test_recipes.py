@@ -11,7 +11,7 @@ from vapo_verl.config import vapo_config
 from vapo_verl.hydra_config import compose_recipe, recipe_names
 from vapo_verl.launch import export_attention
 
-VARIANTS = ["vapo_attention", "vapo_soft", "vapo_relaxed"]
+VARIANTS = ["vapo_attention", "vapo_soft", "vapo_relaxed", "vapo_tis"]
 SWEEPS = {
     "sweep_num_anchors": ("vapo.anchors.num_anchors", "vapo_k20"),
     "sweep_late_emphasis": ("vapo.reward.late_emphasis", "vapo_beta1.5"),
@@ -167,6 +167,13 @@ def test_the_variants_differ_from_vapo_in_one_setting():
     for recipe, key in {"vapo_soft": "reward.soft", "vapo_relaxed": "anchors.gate"}.items():
         other = OmegaConf.to_container(settled(recipe)[0])["vapo"]
         assert differing(other, vapo) == [key]
+
+
+def test_vapo_tis_is_vapo_with_weights_of_tokens():
+    tis, vapo = (OmegaConf.to_container(settled(name)[0]) for name in ("vapo_tis", "vapo"))
+    changed = {key for key in differing(tis, vapo) if not key.endswith("experiment_name")}
+    assert changed - {"trainer.default_local_dir"} == {"algorithm.rollout_correction.rollout_is"}
+    assert tis["algorithm"]["rollout_correction"]["rollout_is"] == "token"
 
 
 def test_vapo_attention_is_vapo_with_credit_that_follows_the_image():

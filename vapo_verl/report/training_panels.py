@@ -15,10 +15,14 @@ from vapo_verl.anchors.signal import (
 from vapo_verl.plots.panel import Panel, Series, missing_from, numbers
 from vapo_verl.report.run_summary import RunSummary
 from vapo_verl.reward.perception import CHANCE
+from vapo_verl.rollout.correction import DIFF_MAX, DIFF_MEAN, RATIO_MEAN
 
 _NO_ANCHORS = (
     "No anchors were probed. vapo.anchors.num_anchors > 0 and a claims column in the data provide"
     " them."
+)
+_NO_LOG_PROBS = (
+    "No step has logged it; with algorithm.rollout_correction.bypass_mode=true nothing is compared."
 )
 _NO_ATTENTION = "No visual attention was exported. vapo.attention.enabled=true provides it."
 
@@ -205,6 +209,28 @@ PLANS = (
         ),
         note="The reference's needs actor_rollout_ref.actor.use_kl_loss=true.",
         missing=NOT_LOGGED,
+    ),
+    Plan(
+        title="Mismatch of engine and trainer",
+        y_title="nats per token",
+        metrics=((DIFF_MEAN, "mean"), (DIFF_MAX, "maximum")),
+        note="Absolute difference of a token's log probability in the engine and in the trainer. "
+        "The ratio's mean is 1 where nothing is wrong: see the next panel.",
+        missing=_NO_LOG_PROBS,
+    ),
+    Plan(
+        title="Rollout correction",
+        y_title="ratio, weight or fraction",
+        metrics=(
+            (RATIO_MEAN, "mean ratio, trainer to engine"),
+            ("rollout_corr/rollout_is_mean", "mean weight"),
+            ("rollout_corr/rollout_is_eff_sample_size", "effective sample size"),
+            ("rollout_corr/rollout_rs_masked_fraction", "tokens rejected"),
+        ),
+        note="algorithm.rollout_correction turns weights and rejection on.",
+        missing=_NO_LOG_PROBS,
+        level=1.0,
+        level_name="no mismatch",
     ),
     Plan(
         title="Clip fraction",

@@ -10,6 +10,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 from vapo_verl.console import say
 from vapo_verl.rollout.agent_loop_worker import FAILURE_TAG, REASON_TAG
+from vapo_verl.rollout.correction import mismatch
 from vapo_verl.rollout.sample import RECORD_FIELD, SampleRecord
 from vapo_verl.rollout.transfer import KVBatchMeta, clear, column_values, read
 
@@ -18,6 +19,7 @@ __all__ = [
     "ResponsesFailed",
     "StepResponses",
     "count_responses",
+    "logprob_mismatch",
     "read_responses",
     "read_visual_attention",
 ]
@@ -233,6 +235,13 @@ def read_responses(batch: KVBatchMeta) -> StepResponses:
         visual_attention=data["visual_attention"].to_padded_tensor(float("nan")),
         response_mask=data["response_mask"].to_padded_tensor(0),
     )
+
+
+def logprob_mismatch(batch: KVBatchMeta) -> dict[str, float]:
+    """:func:`vapo_verl.rollout.correction.mismatch` of a step, before a rejection changes masks."""
+    fields = ["old_log_probs", "rollout_log_probs", "response_mask"]
+    data = read(batch.keys, batch.partition_id, fields)
+    return mismatch(*(data[field].to_padded_tensor(0) for field in fields))
 
 
 def read_visual_attention(batch: KVBatchMeta) -> torch.Tensor:

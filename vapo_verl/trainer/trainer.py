@@ -34,6 +34,7 @@ from vapo_verl.patches.upstream import use_replay_buffer
 from vapo_verl.report.live import KeyPictures, write_final_report
 from vapo_verl.rollout import server as rollout_server
 from vapo_verl.rollout.agent_loop import VapoAgentLoop, run_format_check
+from vapo_verl.rollout.correction import compares_log_probs
 from vapo_verl.rollout.prompts import clear_prompts_until, prepare_seconds, prompt_uid
 from vapo_verl.rollout.transfer import KVBatchMeta, for_models
 from vapo_verl.run_folder import checkpoints
@@ -56,6 +57,7 @@ from vapo_verl.trainer.replay_buffer import (
     FAILED,
     CountedReplayBuffer,
     ResponsesFailed,
+    logprob_mismatch,
     read_responses,
     read_visual_attention,
 )
@@ -329,6 +331,8 @@ class VapoTrainer(PPOTrainerSync):
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         batch = super()._compute_old_log_prob(for_models(batch), metrics)
         self._memory.end_phase("old_log_prob")
+        if compares_log_probs(self.config):
+            metrics.update(logprob_mismatch(batch))
         return batch
 
     def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
