@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
 from vapo_verl.attention import engine_args, visual_attention
 from vapo_verl.digits.model import model_dir
@@ -152,7 +152,7 @@ class Engines:
 
     Args:
         folder: where jobs, results and logs go.
-        model: a folder of a Qwen2.5-VL with the packaged tokenizer.
+        model: a folder of a Qwen-VL with the packaged tokenizer.
     """
 
     def __init__(self, folder: Path, model: Path | None = None) -> None:
@@ -225,7 +225,7 @@ class Eager:
         folder = model or model_dir()
         torch.backends.cudnn.allow_tf32 = False  # on by default, in the vision tower's convolution
         self.model = (
-            Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            AutoModelForImageTextToText.from_pretrained(
                 folder, dtype=dtype, attn_implementation="eager"
             )
             .eval()
@@ -237,7 +237,9 @@ class Eager:
     def visual_attention(
         self, sample: Sample, query_shift: int = 0, span_shift: int = 0
     ) -> Float[np.ndarray, "response layers"]:
-        """Share of the attention on the prompt's images, of the query that produced each token.
+        """Fraction of attention on the prompt's images, of the query that produced each token.
+
+        Of a model that has linear attention too, the layers are those with softmax attention.
 
         Args:
             query_shift: look at queries this much later than the correct ones.

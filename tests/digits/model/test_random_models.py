@@ -10,11 +10,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 from vapo_verl.digits.model import model_dir
 from vapo_verl.digits.model.__main__ import main
 from vapo_verl.digits.model.random_models import (
+    FAMILIES,
     SHAPES,
     image_size,
     make_random_model,
@@ -192,7 +198,8 @@ def test_without_weights_there_is_all_but_weights(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"size": "3b"}, "size=3b is unknown; use one of 100m, 7b"),
+        ({"size": "3b"}, "size=3b is unknown; use one of tiny, 100m, 7b"),
+        ({"family": "qwen4_vl"}, "family=qwen4_vl is unknown; use one of qwen2_vl, qwen2_5_vl"),
         ({"layers": 0}, "layers=0 must be at least 1"),
         ({"vocab_size": 100}, "vocab_size=100 is below the tokenizer's 445"),
         ({"max_image_tokens": 0}, "max_image_tokens=0 must be at least 1"),
@@ -223,6 +230,44 @@ def test_command_without_a_folder_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["--preset", "digits"])
     assert "--out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_has_its_own_classes_and_patches(tmp_path, family):
+    config = make_random_model(tmp_path, "tiny", family=family)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert model.config.model_type == config.model_type == family
+    side = 32 if family.startswith("qwen3") else 28
+    image = Image.new("RGB", (3 * side, 2 * side), (200, 30, 90))
+    inputs = processor(text=[prompt_of(processor)], images=[image], return_tensors="pt")
+    is_image = inputs["input_ids"][0] == processor.image_token_id
+    assert is_image.sum() == 6
+    with torch.no_grad():
+        probabilities = model(**inputs).logits[0, ~is_image].softmax(-1)
+        other = model(**{**inputs, "pixel_values": -inputs["pixel_values"]}).logits[0, -1]
+    tokenizer = processor.tokenizer
+    special = [i for i in tokenizer.all_special_ids if i != tokenizer.eos_token_id]
+    assert probabilities[:, special].max() < 1e-6
+    assert probabilities[:, tokenizer.eos_token_id].mean() > 1e-4
+    assert not torch.allclose(other.softmax(-1), probabilities[-1], atol=1e-4)  # it sees the image
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_vl"])
+def test_think_tags_can_be_added_tokens_that_are_never_sampled(tmp_path, family):
+    make_random_model(tmp_path, "tiny", family=family, think_tokens=True)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    tokenizer, packaged = processor.tokenizer, AutoTokenizer.from_pretrained(model_dir())
+    text = "<think>The top left digit is 7.</think>\\boxed{7}"
+    ids = tokenizer.encode(text)
+    assert ids == packaged.encode(text)
+    tags = [tokenizer.added_tokens_encoder[tag] for tag in ("<think>", "</think>")]
+    assert not {*tags} & {*tokenizer.all_special_ids}  # as in Qwen3-VL: skipped by no decoder
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        probabilities = model(torch.tensor([ids])).logits[0].softmax(-1)
+    assert probabilities[:, tags].max() < 1e-6
 
 
 VLLM = """

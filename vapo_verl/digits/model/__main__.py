@@ -1,7 +1,7 @@
 """Command line: make a packaged model again, or one with random weights.
 
 python -m vapo_verl.digits.model --out DIR [--preset long_digits]
-python -m vapo_verl.digits.model random --size 100m|7b --out DIR
+python -m vapo_verl.digits.model random [--family qwen3_vl] --size tiny|100m|7b --out DIR
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ def _make_random(options: argparse.Namespace) -> None:
         config = make_random_model(
             options.out,
             options.size,
+            family=options.family,
+            think_tokens=options.think_tokens,
             layers=options.layers,
             vision_layers=options.vision_layers,
             vocab_size=options.vocab_size,
@@ -102,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m vapo_verl.digits.model",
         usage="%(prog)s --out DIR [--preset NAME] [--seed N] [--threads N]\n"
-        "       %(prog)s random --out DIR [--size 100m|7b] ...",
+        "       %(prog)s random --out DIR [--family NAME] [--size tiny|100m|7b] ...",
         description=main.__doc__,
     )
     parser.add_argument("--out", type=Path, help="folder of the model")
@@ -121,9 +123,9 @@ def build_parser() -> argparse.ArgumentParser:
             "random",
             prog="python -m vapo_verl.digits.model random",
             help="a model with random weights, for GPU checks and benchmarks: random --help",
-            description="Make a Qwen2.5-VL with random weights and the packaged model's tokenizer. "
+            description="Make a Qwen-VL with random weights and the packaged model's tokenizer. "
             "Nothing is downloaded. An image token stands for 28 x 28 pixels: 1024 image tokens "
-            "are an image of 896 x 896.",
+            "are an image of 896 x 896. From Qwen3-VL on it stands for 32 x 32.",
         )
     )
     return parser
@@ -134,16 +136,28 @@ def _add_random(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size",
         default="100m",
-        choices=["100m", "7b"],
-        help="100m: a complete model of 99 million parameters, heads of 64; 7b: the shapes of "
-        "Qwen2.5-VL-7B with 8 decoder layers, without weights",
+        choices=["tiny", "100m", "7b"],
+        help="tiny: a few million parameters, to train in tests; 100m: 99 million parameters, "
+        "heads of 64; 7b: the shapes of Qwen2.5-VL-7B with 8 decoder layers, without weights",
+    )
+    parser.add_argument(
+        "--family",
+        default="qwen2_5_vl",
+        choices=["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"],
+        help="the architecture",
+    )
+    parser.add_argument(
+        "--think-tokens",
+        action="store_true",
+        help="make <think> and </think> added tokens that are never sampled, as they are in "
+        "Qwen3-VL-Instruct",
     )
     parser.add_argument("--layers", type=int, help="decoder layers; 28 make 7b complete")
     parser.add_argument("--vision-layers", type=int, help="layers of the vision tower")
     parser.add_argument(
         "--vocab-size",
         type=int,
-        help="entries of model and tokenizer alike (100m: the packaged tokenizer's; 7b: 152064)",
+        help="entries of model and tokenizer alike (the packaged tokenizer's; 7b: 152064)",
     )
     parser.add_argument(
         "--max-image-tokens", type=int, default=1024, help="larger images are scaled down"
@@ -151,7 +165,7 @@ def _add_random(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         action=argparse.BooleanOptionalAction,
-        help="write weights (the default for 100m only); without them vLLM takes load_format=dummy",
+        help="write weights (the default, except for 7b); without them: load_format=dummy",
     )
     parser.add_argument(
         "--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"], help="of weights"

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL with random weights, by size, for checks and benchmarks on a GPU.
+"""Qwen-VL models with random weights, by family and size, for tests, checks and benchmarks.
 
 Tokenizer and chat template are those of the packaged digits model; nothing is downloaded. The
 random weights are meant for tests: logits differ, attention is not uniform, and no special token
@@ -8,29 +8,82 @@ look for an image that is not there.
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
+    ProcessorMixin,
 )
 
 from vapo_verl.digits.model import model_dir
-from vapo_verl.digits.model.architecture import build_processor, qwen_config
 from vapo_verl.digits.scene import CELL_PIXELS
+from vapo_verl.reward import THINK_END, THINK_START
 
+THINK_TAGS = (THINK_START, THINK_END)
+_TAG_PATTERN = "</?think>|"
+"""The packaged tokenizer's first rule of how text is split into words."""
 MAX_IMAGE_TOKENS = 1024
 """Default of the processor's limit: an image of 896 x 896 pixels."""
 _ADDED_RMS = 3.0
 """Times the square root of the layers: of the residual stream's size, which grows so with depth."""
 _SILENT_NORM = 2.0
 """Of the output rows of ids that are not to be sampled."""
+_SILENT_LOGIT = -400.0
+"""Of these ids in a family without biases, times the size of the residual stream at its start over
+that at its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """How a family of models differs from the others, beyond sizes."""
+
+    classes: str
+    """Prefix of its classes in transformers."""
+    processor: str
+    video_processor: str
+    patch_size: int = 14
+    has_windows: bool = False
+    """Most layers of the vision tower attend to windows."""
+    has_deepstack: bool = False
+    """Features of several vision layers are added to the first decoder layers."""
+    interleaves_positions: bool = False
+    """Rotary frequencies of time, row and column take turns. Attention has no biases."""
+    num_experts: int = 0
+    softmax_period: int = 1
+    """One decoder layer in so many has softmax attention, the others linear attention."""
+
+    @property
+    def token_pixels(self) -> int:
+        """Side of the square of pixels that becomes one image token."""
+        return 2 * self.patch_size
+
+
+_QWEN2 = {"processor": "Qwen2VLProcessor", "video_processor": "Qwen2VLVideoProcessor"}
+_QWEN3 = {
+    "processor": "Qwen3VLProcessor",
+    "video_processor": "Qwen3VLVideoProcessor",
+    "patch_size": 16,
+    "interleaves_positions": True,
+}
+FAMILIES = {
+    "qwen2_vl": Family(classes="Qwen2VL", **_QWEN2),
+    "qwen2_5_vl": Family(
+        classes="Qwen2_5_VL", **{**_QWEN2, "processor": "Qwen2_5_VLProcessor"}, has_windows=True
+    ),
+    "qwen3_vl": Family(classes="Qwen3VL", **_QWEN3, has_deepstack=True),
+    "qwen3_vl_moe": Family(classes="Qwen3VLMoe", **_QWEN3, has_deepstack=True, num_experts=4),
+    "qwen3_5": Family(classes="Qwen3_5", **_QWEN3, softmax_period=2),
+}
+"""By `model_type` of config.json."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +113,24 @@ class Shape:
 
 
 SHAPES = {
+    # A few million parameters. Heads of 32, the least that vLLM's CPU attention takes.
+    "tiny": Shape(
+        hidden_size=128,
+        intermediate_size=256,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=2,
+        rope_sections=(4, 6, 6),
+        max_positions=4096,
+        vocab_size=None,
+        tied=True,
+        has_weights=True,
+        vision_layers=3,
+        vision_hidden_size=128,
+        vision_intermediate_size=256,
+        vision_heads=4,
+        vision_period=2,
+    ),
     # 99 million parameters: 16 heads of 64 share 4 KV heads; FlashInfer takes no smaller heads.
     "100m": Shape(
         hidden_size=1024,
@@ -97,41 +168,49 @@ SHAPES = {
         vision_period=8,
     ),
 }
-"""By name: a complete small model, and the shapes of Qwen2.5-VL-7B."""
+"""By name: two complete small models, and the shapes of Qwen2.5-VL-7B."""
 
 
 def make_random_model(
     out: Path,
     size: str = "100m",
     *,
+    family: str = "qwen2_5_vl",
     layers: int | None = None,
     vision_layers: int | None = None,
     vocab_size: int | None = None,
     max_image_tokens: int = MAX_IMAGE_TOKENS,
+    think_tokens: bool = False,
     weights: bool | None = None,
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
-) -> Qwen2_5_VLConfig:
+) -> PreTrainedConfig:
     """Write a model folder that transformers, vLLM and veRL load, and return its configuration.
 
     Args:
         out: the folder, made if need be.
         size: a name in `SHAPES`.
+        family: a name in `FAMILIES`.
         layers: decoder layers; None for the shape's.
         vision_layers: layers of the vision tower; None for the shape's.
         vocab_size: None for the shape's. The tokenizer is filled up to it with tokens that no text
             encodes to, so that both always have the same length: veRL masks ids that the tokenizer
             lacks in the rollout, not in the actor, and their logprobs would differ by a constant.
         max_image_tokens: images of more are scaled down by the processor.
+        think_tokens: make `<think>` and `</think>` added tokens that are never sampled, as they are
+            in Qwen3-VL-Instruct; by default each is an ordinary word.
         weights: whether to write weights; None for the shape's choice. Without them vLLM loads the
             folder with `load_format="dummy"`.
         dtype: of the weights, and what an engine takes for `dtype="auto"`.
         seed: of the weights; the same one gives the same bytes with the same versions.
 
     Raises:
-        ValueError: an unknown size, a number out of its range, or weights in the way of a folder
-            without any.
+        ValueError: an unknown size or family, a number out of its range, or weights in the way of a
+            folder without any.
     """
+    if family not in FAMILIES:
+        raise ValueError(f"family={family} is unknown; use one of {', '.join(FAMILIES)}")
+    kind = FAMILIES[family]
     shape = _adapted(size, layers=layers, vision_layers=vision_layers, vocab_size=vocab_size)
     has_weights = shape.has_weights if weights is None else weights
     if max_image_tokens < 1:
@@ -139,13 +218,17 @@ def make_random_model(
     if not has_weights and any(out.glob("*.safetensors")):
         raise ValueError(f"{out} holds weights of another model; give an empty folder")
     tokenizer = AutoTokenizer.from_pretrained(model_dir())
-    config = random_config(shape, tokenizer)
+    config = random_config(shape, tokenizer, kind)
     config.dtype = dtype
     out.mkdir(parents=True, exist_ok=True)
-    build_processor(tokenizer, max_cells=max_image_tokens).save_pretrained(out)
+    _build_processor(tokenizer, kind, max_image_tokens).save_pretrained(out)
     _fill_vocabulary(out / "tokenizer.json", config.text_config.vocab_size)
+    if think_tokens:
+        _add_think_tokens(out / "tokenizer.json")
     if has_weights:
-        build_random_model(config, tokenizer, dtype, seed).save_pretrained(out)
+        unused = [*THINK_TAGS] if think_tokens else []
+        model = build_random_model(config, tokenizer, dtype, seed, silent=unused)
+        model.save_pretrained(out)
         for path in out.glob("*.safetensors"):
             path.chmod(0o644)
     else:
@@ -172,7 +255,9 @@ def _adapted(
     )
 
 
-def random_config(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLConfig:
+def random_config(
+    shape: Shape, tokenizer: PreTrainedTokenizerBase, family: Family = FAMILIES["qwen2_5_vl"]
+) -> PreTrainedConfig:
     """Return the configuration of a shape with the tokenizer's ids.
 
     Raises:
@@ -183,8 +268,29 @@ def random_config(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_V
         raise ValueError(
             f"vocab_size={vocab_size} is below the tokenizer's {len(tokenizer)}; set that or more"
         )
+    ids = tokenizer.convert_tokens_to_ids
+    return _class(family, "Config")(
+        text_config=_text_config(shape, tokenizer, family, vocab_size),
+        vision_config=_vision_config(shape, family),
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+        tie_word_embeddings=_is_tied(shape, family),
+        architectures=[f"{family.classes}ForConditionalGeneration"],
+    )
+
+
+def _text_config(
+    shape: Shape, tokenizer: PreTrainedTokenizerBase, family: Family, vocab_size: int
+) -> dict[str, Any]:
     head_dim = shape.hidden_size // shape.num_heads
     assert 2 * sum(shape.rope_sections) == head_dim
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 1e6,
+        "mrope_section": list(shape.rope_sections),
+    }
     text = {
         "vocab_size": vocab_size,
         "hidden_size": shape.hidden_size,
@@ -193,66 +299,131 @@ def random_config(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_V
         "num_attention_heads": shape.num_heads,
         "num_key_value_heads": shape.num_kv_heads,
         "max_position_embeddings": shape.max_positions,
-        "max_window_layers": shape.num_layers,
         "rms_norm_eps": 1e-6,
         # Attention logits have a standard deviation of hidden_size * initializer_range ** 2 = 2.56:
         # peaked enough for a wrong key or span to show, far from one-hot.
         "initializer_range": 1.6 * shape.hidden_size**-0.5,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 1e6,
-            "mrope_section": list(shape.rope_sections),
-        },
-        "tie_word_embeddings": shape.tied,
+        "rope_parameters": rope,
+        "tie_word_embeddings": _is_tied(shape, family),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
     }
-    return qwen_config(tokenizer, text, _vision_config(shape))
+    if not family.interleaves_positions:
+        return {**text, "max_window_layers": shape.num_layers}
+    # every third frequency is a row's, every third a column's, as far as these numbers go
+    side = 5 * head_dim // 32
+    rope |= {"mrope_section": [head_dim // 2 - 2 * side, side, side], "mrope_interleaved": True}
+    text["head_dim"] = head_dim
+    if family.num_experts:
+        text |= {
+            "num_experts": family.num_experts,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": shape.intermediate_size // 2,
+        }
+    if family.softmax_period > 1:
+        rope["partial_rotary_factor"] = 1.0
+        text |= {
+            "full_attention_interval": family.softmax_period,
+            "linear_num_key_heads": shape.num_kv_heads,
+            "linear_num_value_heads": shape.num_heads,
+            "linear_key_head_dim": head_dim,
+            "linear_value_head_dim": head_dim,
+        }
+    return text
 
 
-def _vision_config(shape: Shape) -> dict[str, Any]:
-    depth, period = shape.vision_layers, shape.vision_period
-    full = list(range(period - 1, depth, period)) or [depth - 1]
-    return {
+def _vision_config(shape: Shape, family: Family) -> dict[str, Any]:
+    depth, width = shape.vision_layers, shape.vision_hidden_size
+    common = {
         "depth": depth,
-        "hidden_size": shape.vision_hidden_size,
-        "intermediate_size": shape.vision_intermediate_size,
         "num_heads": shape.vision_heads,
-        "out_hidden_size": shape.hidden_size,
-        "patch_size": CELL_PIXELS // 2,
+        "patch_size": family.patch_size,
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
-        "tokens_per_second": 2,
-        "window_size": 4 * CELL_PIXELS,
-        "fullatt_block_indexes": full,
-        "initializer_range": shape.vision_hidden_size**-0.5,
+        "initializer_range": width**-0.5,
     }
+    if family.classes == "Qwen2VL":  # its `hidden_size` is that of the features
+        ratio = shape.vision_intermediate_size // width
+        sizes = {"embed_dim": width, "hidden_size": shape.hidden_size, "mlp_ratio": ratio}
+        return {**common, **sizes}
+    common |= {
+        "hidden_size": width,
+        "intermediate_size": shape.vision_intermediate_size,
+        "out_hidden_size": shape.hidden_size,
+    }
+    if family.has_windows:
+        period = shape.vision_period
+        full = list(range(period - 1, depth, period)) or [depth - 1]
+        window = 4 * family.token_pixels
+        return {
+            **common,
+            "tokens_per_second": 2,
+            "window_size": window,
+            "fullatt_block_indexes": full,
+        }
+    if family.has_deepstack:
+        common["deepstack_visual_indexes"] = sorted({depth * i // 4 for i in (1, 2, 3)})
+    return common
+
+
+def _is_tied(shape: Shape, family: Family) -> bool:
+    """Without biases, :func:`_silence` needs an output layer of its own."""
+    return shape.tied and not family.interleaves_positions
+
+
+def _class(family: Family, suffix: str) -> Any:
+    return getattr(transformers, family.classes + suffix)
+
+
+def _build_processor(
+    tokenizer: PreTrainedTokenizerBase, family: Family, max_image_tokens: int
+) -> ProcessorMixin:
+    """The family's processor; images from one token up to the limit keep their size."""
+    side = family.token_pixels
+    pixels = {"min_pixels": side**2, "max_pixels": max_image_tokens * side**2}
+    patches = {"patch_size": family.patch_size, "merge_size": 2, "temporal_patch_size": 2}
+    return getattr(transformers, family.processor)(
+        image_processor=transformers.Qwen2VLImageProcessor(**patches, **pixels),
+        video_processor=getattr(transformers, family.video_processor)(**patches, **pixels),
+        tokenizer=tokenizer,
+        chat_template=tokenizer.chat_template,
+    )
 
 
 def build_random_model(
-    config: Qwen2_5_VLConfig,
+    config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
-) -> Qwen2_5_VLForConditionalGeneration:
+    silent: Sequence[str] = (),
+) -> PreTrainedModel:
     """Return a model of seeded random weights that samples no special token but the end.
 
     The end of a sequence stays as likely as any other token: most responses of a training run
     reach their limit, and some end before it.
+
+    Args:
+        silent: more tokens that are never sampled.
     """
+    family = FAMILIES[config.model_type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=dtype)
-    _suppress(model, sorted({*tokenizer.all_special_ids} - {tokenizer.eos_token_id}))
+        model = _class(family, "ForConditionalGeneration")._from_config(config, dtype=dtype)
+    ids = {*tokenizer.all_special_ids} - {tokenizer.eos_token_id}
+    ids |= {*tokenizer.convert_tokens_to_ids(list(silent))}
+    (_silence if family.interleaves_positions else _suppress)(model, sorted(ids))
     model.generation_config = _generation_config(config)
     return model.eval()
 
 
-def describe(config: Qwen2_5_VLConfig) -> str:
+def describe(config: PreTrainedConfig) -> str:
     """Return a configuration's sizes as one readable line."""
     text, vision = config.text_config, config.vision_config
     with torch.device("meta"):
-        number = Qwen2_5_VLForConditionalGeneration(config).num_parameters()
+        model = _class(FAMILIES[config.model_type], "ForConditionalGeneration")(config)
     return (
-        f"{number:,} parameters, {text.num_hidden_layers} decoder layers of "
+        f"{model.num_parameters():,} parameters, {text.num_hidden_layers} decoder layers of "
         f"{text.num_attention_heads} heads ({text.num_key_value_heads} KV heads) of "
         f"{text.hidden_size // text.num_attention_heads}, {vision.depth} vision layers, "
         f"vocabulary {text.vocab_size}"
@@ -260,7 +431,7 @@ def describe(config: Qwen2_5_VLConfig) -> str:
 
 
 @torch.no_grad()
-def _suppress(model: Qwen2_5_VLForConditionalGeneration, ids: list[int]) -> None:
+def _suppress(model: PreTrainedModel, ids: list[int]) -> None:
     """Give these ids logits far below all others, whatever the input.
 
     The value bias of the last layer's attention adds the same vector to every token's residual
@@ -279,7 +450,26 @@ def _suppress(model: Qwen2_5_VLForConditionalGeneration, ids: list[int]) -> None
     model.lm_head.weight[ids] = (-_SILENT_NORM * direction).to(model.lm_head.weight.dtype)
 
 
-def _generation_config(config: Qwen2_5_VLConfig) -> GenerationConfig:
+@torch.no_grad()
+def _silence(model: PreTrainedModel, ids: list[int]) -> None:
+    """The same in a model without biases and with an output layer of its own.
+
+    Every token's embedding has a 1 in the first channel, which no layer writes to. Of the output
+    layer, only the rows of these ids read it.
+    """
+    model.get_input_embeddings().weight[:, 0] = 1.0
+    for name, weight in model.model.language_model.named_parameters():
+        if name.endswith(("o_proj.weight", "out_proj.weight", "down_proj.weight")):
+            weight[0] = 0.0
+        elif name.endswith("experts.down_proj"):  # [experts, hidden, intermediate]
+            weight[:, 0] = 0.0
+    rows = model.lm_head.weight
+    rows[:, 0] = 0.0
+    rows[ids] = 0.0
+    rows[ids, 0] = _SILENT_LOGIT
+
+
+def _generation_config(config: PreTrainedConfig) -> GenerationConfig:
     """As in the packaged model: an end of sequence, which rollouts need."""
     text = config.text_config
     return GenerationConfig(eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id)
@@ -290,6 +480,27 @@ def _fill_vocabulary(path: Path, vocab_size: int) -> None:
     saved = json.loads(path.read_text(encoding="utf-8"))
     vocabulary = saved["model"]["vocab"]
     vocabulary.update({f"<unused{i}>": i for i in range(len(vocabulary), vocab_size)})
+    path.write_text(json.dumps(saved, ensure_ascii=False, indent=2), encoding="utf-8")
+
+
+def _add_think_tokens(path: Path) -> None:
+    """Let a saved tokenizer look for the tags before it splits text; as plain text they are words.
+
+    Their ids stay. In the packaged tokenizer each tag is a word of one token.
+    """
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    split = next(p for p in saved["pre_tokenizer"]["pretokenizers"] if p["type"] == "Split")
+    pattern = split["pattern"]["Regex"]
+    assert pattern.startswith(_TAG_PATTERN), pattern
+    split["pattern"]["Regex"] = pattern.removeprefix(_TAG_PATTERN)
+    saved["added_tokens"] += [
+        {
+            "id": saved["model"]["vocab"][tag],
+            "content": tag,
+            **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False),
+        }
+        for tag in THINK_TAGS
+    ]
     path.write_text(json.dumps(saved, ensure_ascii=False, indent=2), encoding="utf-8")
 
 
