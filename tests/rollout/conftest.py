@@ -28,6 +28,8 @@ class TransformersServer:
         self.requests: list[dict[str, Any]] = []
         self.opened: dict[str, list[Any]] = {}
         """Images by key, of prompts that are shared."""
+        self.closed: list[str] = []
+        """Keys of those that are done."""
 
     async def generate(self, request_id: str, **request: Any) -> Any:
         from verl.workers.rollout.replica import TokenOutput
@@ -42,7 +44,11 @@ class TransformersServer:
 
     async def _acquire_server(self, request_id: str, **_: Any) -> Any:
         self.session = request_id
-        remote = {"generate_many": self._many, "open_prompt": self._open_prompt}
+        remote = {
+            "generate_many": self._many,
+            "open_prompt": self._open_prompt,
+            "close_prompt": self.closed.append,
+        }
         return "only", SimpleNamespace(
             **{name: SimpleNamespace(remote=method) for name, method in remote.items()}
         )
