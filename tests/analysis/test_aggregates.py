@@ -15,7 +15,7 @@ from vapo_verl.analysis.attention_curves import (
     response_attention,
 )
 from vapo_verl.analysis.statistics import paired_difference
-from vapo_verl.report.explorer_samples import BoundedSample
+from vapo_verl.report.run_summary import BoundedSample
 from vapo_verl.run_folder.metrics import read_metrics
 from vapo_verl.run_folder.rollouts import RolloutAnchor
 

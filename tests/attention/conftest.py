@@ -2,7 +2,7 @@
 
 import pytest
 
-from vapo_verl.gpu_check.paged_batch import PagedBatch
+from vapo_verl.gpu_check.kernels import PagedBatch
 
 
 @pytest.fixture

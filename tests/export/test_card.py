@@ -4,7 +4,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from vapo_verl.export.card import card, public_name, write_card
+from vapo_verl.export.model_folder import card, public_name, write_card
 from vapo_verl.export.source import ExportError
 from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.run_folder.metrics import Metrics

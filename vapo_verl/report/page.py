@@ -27,8 +27,7 @@ from vapo_verl.plots.html import (
     shown,
     table_html,
 )
-from vapo_verl.report.comparison import comparison
-from vapo_verl.report.early_panel import early_panel, early_table
+from vapo_verl.report.comparison import comparison, early_panel, early_table
 from vapo_verl.report.rollout_panels import anchor_panels, attention_panels
 from vapo_verl.report.run_summary import RunSummary
 from vapo_verl.report.training_panels import training_panels

@@ -17,8 +17,7 @@ import pytest
 from PIL import Image
 
 from vapo_verl.claims import audit
-from vapo_verl.claims.audit.page import MAX_SIDE, page_id, page_image
-from vapo_verl.claims.audit.sample import draw_sample
+from vapo_verl.claims.audit.page import MAX_SIDE, draw_sample, page_id, page_image
 from vapo_verl.claims.images import image_key
 from vapo_verl.claims.shards import ClaimRecord, ShardWriter
 from vapo_verl.data.claims_column import Claim

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.browser import TIMEOUT_S, Browser, needs_browser
-from vapo_verl.claims.audit.page import write_page
-from vapo_verl.claims.audit.sample import AuditImage
+from vapo_verl.claims.audit.page import AuditImage, write_page
 from vapo_verl.claims.audit.summary import summarise
 from vapo_verl.data.claims_column import Claim
 

@@ -64,8 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(summarise(options.summary))
         return 0
     # pyarrow and pillow are slow to import
-    from vapo_verl.claims.audit.page import write_page
-    from vapo_verl.claims.audit.sample import draw_sample
+    from vapo_verl.claims.audit.page import draw_sample, write_page
 
     assert options.claims_dir and options.source and options.out
     images = draw_sample(
