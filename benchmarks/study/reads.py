@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from vapo_verl.analysis.attention_curves import EARLY, LATE
+from vapo_verl.analysis.position_curves import EARLY, LATE
 from vapo_verl.digits.scene import COLORS, Scene
 
 _READ = re.compile(rf"((?:top|middle|bottom) (?:left|center|right)) is ({'|'.join(COLORS)}) (\d)\.")

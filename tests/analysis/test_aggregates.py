@@ -5,14 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from vapo_verl.analysis.anchor_accuracy import AnchorAccuracy, wilson
-from vapo_verl.analysis.attention_curves import (
+from vapo_verl.analysis.position_curves import (
     NUM_TOKEN_BINS,
+    AnchorAccuracy,
     AttentionCurves,
     RatioHistograms,
     half_life,
     progress_bins,
     response_attention,
+    wilson,
 )
 from vapo_verl.analysis.statistics import paired_difference
 from vapo_verl.report.run_summary import BoundedSample

@@ -16,20 +16,14 @@ from PIL import Image
 
 from vapo_verl import preflight
 from vapo_verl.digits.model import model_dir
-from vapo_verl.doctor import (
-    accelerator,
-    compilation,
-    disk,
-    limits,
-    memory,
-    ray_cluster,
-)
+from vapo_verl.doctor import accelerator, compilation, disk, memory, ray_cluster
+from vapo_verl.doctor import memory as limits
 from vapo_verl.doctor.accelerator import TorchCuda
 from vapo_verl.doctor.budgets import check_pixels, check_recipe
 from vapo_verl.doctor.child import check_imports
 from vapo_verl.doctor.disk import check_resume
 from vapo_verl.doctor.findings import GIB, Finding, examine
-from vapo_verl.doctor.limits import AvailableMemory, available_memory
+from vapo_verl.doctor.memory import AvailableMemory, available_memory
 from vapo_verl.doctor.registrations import check_agent_loop, check_entry_point
 from vapo_verl.doctor.rows import PromptSample, judge_samples, measure
 from vapo_verl.doctor.versions import check_one_copy, check_versions

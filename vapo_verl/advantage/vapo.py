@@ -181,7 +181,7 @@ def bins_before_token(valid: TokenMask, num_bins: int) -> Tensor:
     """Bin of u_t = t / T_i [B, T], t = 0.. over the response's T_i valid tokens, in integers.
 
     u_t is the part of the response before the token. The attention curves and metrics count the
-    token itself, (t + 1) / T: see `vapo_verl.analysis.attention_curves.progress_bins`. The value
+    token itself, (t + 1) / T: see `vapo_verl.analysis.position_curves.progress_bins`. The value
     at a position that is not valid means nothing.
     """
     order = valid.cumsum(dim=1) - 1

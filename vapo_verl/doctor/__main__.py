@@ -123,7 +123,7 @@ def light_findings(config: DictConfig | None) -> Iterator[Finding]:
     from vapo_verl.doctor.accelerator import check_accelerator
     from vapo_verl.doctor.compilation import check_compile_caches, check_compiler
     from vapo_verl.doctor.disk import check_disk
-    from vapo_verl.doctor.limits import check_limits
+    from vapo_verl.doctor.memory import check_limits
     from vapo_verl.doctor.ray_cluster import check_ray
     from vapo_verl.doctor.registrations import check_entry_point
     from vapo_verl.doctor.versions import check_versions

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vapo_verl.analysis.attention_curves import half_life, progress_centres, token_centres
+from vapo_verl.analysis.position_curves import half_life, progress_centres, token_centres
 from vapo_verl.files import atomic_write
 from vapo_verl.plots.html import (
     NONE,

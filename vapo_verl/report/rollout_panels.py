@@ -4,8 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vapo_verl.analysis.anchor_accuracy import NUM_POSITION_BINS, NUM_PROBABILITY_BINS, wilson
-from vapo_verl.analysis.attention_curves import RatioHistograms, progress_centres, token_centres
+from vapo_verl.analysis.position_curves import (
+    NUM_POSITION_BINS,
+    NUM_PROBABILITY_BINS,
+    RatioHistograms,
+    progress_centres,
+    token_centres,
+    wilson,
+)
 from vapo_verl.plots.panel import Heat, Panel, Series, missing_from, numbers
 from vapo_verl.report.run_summary import RunSummary
 from vapo_verl.reward.perception import CHANCE

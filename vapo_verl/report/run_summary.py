@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from vapo_verl.analysis.anchor_accuracy import AnchorAccuracy
-from vapo_verl.analysis.attention_curves import (
+from vapo_verl.analysis.position_curves import (
+    AnchorAccuracy,
     AttentionCurves,
     ResponseAttention,
     response_attention,

@@ -15,7 +15,7 @@ import torch
 
 from vapo_verl.advantage.grpo import advantage_origin
 from vapo_verl.advantage.vapo import AdvantageStats
-from vapo_verl.analysis.attention_curves import EARLY, LATE
+from vapo_verl.analysis.position_curves import EARLY, LATE
 from vapo_verl.anchors.signal import (
     AGREEMENT,
     DRAW_FRACTION,

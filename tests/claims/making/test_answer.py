@@ -2,7 +2,7 @@
 
 import pytest
 
-from vapo_verl.claims.making.answer import parse_answer
+from vapo_verl.claims.making.maker import parse_answer
 from vapo_verl.data.claims_column import Claim
 
 A = '{"claim": "The cat sleeps.", "label": true}'

@@ -9,8 +9,7 @@ from random import Random
 
 from vapo_verl.analysis.statistics import kappa_of_counts
 from vapo_verl.claims.images import ImageItem
-from vapo_verl.claims.making.answer import without_thinking
-from vapo_verl.claims.making.maker import prepared, vote_messages
+from vapo_verl.claims.making.maker import prepared, vote_messages, without_thinking
 from vapo_verl.claims.options import CheckOptions
 from vapo_verl.claims.requests.endpoint import Picture
 from vapo_verl.claims.requests.retry import PatientAsker

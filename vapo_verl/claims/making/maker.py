@@ -2,12 +2,14 @@
 
 import asyncio
 import base64
+import json
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from random import Random
 
 from vapo_verl.claims.images import ImageItem
-from vapo_verl.claims.making.answer import parse_answer
 from vapo_verl.claims.making.rules import ClaimRules, add_candidates, balanced
 from vapo_verl.claims.options import MakeOptions
 from vapo_verl.claims.report import RunCounts
@@ -15,7 +17,7 @@ from vapo_verl.claims.requests.endpoint import Picture, prepare
 from vapo_verl.claims.requests.reply import ImageFailed, Message
 from vapo_verl.claims.requests.retry import PatientAsker
 from vapo_verl.claims.shards import ClaimRecord, Usage
-from vapo_verl.data.claims_column import Claim
+from vapo_verl.data.claims_column import Claim, control_character, normalized_text
 from vapo_verl.data.errors import BadCell
 
 SYSTEM = "You write short statements that test whether somebody really sees an image."
@@ -40,6 +42,19 @@ _QUESTION = (
     "Claim: {text}\n"
     "Judge the claim from the image alone. Is it correct? Answer with one word: Yes or No."
 )
+MALFORMED = "malformed"
+"""Not a JSON object with a text under `claim`."""
+BAD_LABEL = "bad_label"
+"""`label` is absent or not true/false; the string "true" is no label."""
+CONTROL = "control_character"
+"""The text holds a character that :func:`~vapo_verl.data.claims_column.control_character` names."""
+CUT_OFF = "cut_off"
+"""The unfinished last line of an answer that ran into its token limit."""
+EMPTY = "empty"
+"""The answer holds no text at all."""
+_THINKING = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
+_FENCE = re.compile(r"^\s*```\w*\s*$")
+_BRACKETS = ("[", "]", "[]")
 
 
 class ClaimMaker:
@@ -143,3 +158,75 @@ def _user(picture: Picture, text: str) -> Message:
     url = f"data:{picture.media_type};base64,{data}"
     image = {"type": "image_url", "image_url": {"url": url}}
     return {"role": "user", "content": [image, {"type": "text", "text": text}]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParsedAnswer:
+    """What was read of one answer."""
+
+    claims: tuple[Claim, ...]
+    """In the answer's order, each text normalised."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Lines or entries that were not read, by reason."""
+
+
+def without_thinking(text: str) -> str:
+    """The answer behind a <think> block; nothing when the block was never closed."""
+    text = _THINKING.sub("", text)
+    return "" if text.lstrip().startswith("<think>") else text
+
+
+def parse_answer(text: str, *, cut_off: bool = False) -> ParsedAnswer:
+    """Read an answer: JSON objects {"claim": string, "label": true | false}, one a line.
+
+    Also accepted, since models write so: a code fence around the lines, thinking in <think> tags
+    before them, a comma at the end of a line, and one JSON list of such objects (alone, or as the
+    only value of an object). A line that is no such object is rejected, and the others count.
+    Nothing is raised.
+
+    Args:
+        cut_off: the token limit ended the answer, so its last line may be half a claim.
+    """
+    lines = [line for line in without_thinking(text).splitlines() if line.strip()]
+    lines = [line for line in lines if not _FENCE.match(line)]
+    if not lines:
+        return ParsedAnswer(claims=(), rejected=Counter([CUT_OFF if cut_off else EMPTY]))
+    read = [_read_entry(entry) for entry in _entries(lines)]
+    claims = tuple(item for item in read if isinstance(item, Claim))
+    reasons = [item for item in read if isinstance(item, str)]
+    if cut_off and reasons and reasons[-1] == read[-1] == MALFORMED:
+        reasons[-1] = CUT_OFF
+    return ParsedAnswer(claims=claims, rejected=Counter(reasons))
+
+
+def _entries(lines: list[str]) -> Iterator[object]:
+    """The decoded entries; a line that is no JSON comes back as its own text."""
+    decoded = _decode("\n".join(lines))
+    if isinstance(decoded, dict) and len(decoded) == 1:
+        decoded = next(iter(decoded.values()))
+    if isinstance(decoded, list):
+        yield from decoded
+        return
+    for line in lines:
+        line = line.strip().rstrip(",")
+        if line not in _BRACKETS:
+            yield _decode(line)
+
+
+def _decode(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _read_entry(entry: object) -> Claim | str:
+    """The claim, or the reason why there is none."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("claim"), str):
+        return MALFORMED
+    if control_character(entry["claim"]):
+        return CONTROL
+    text = normalized_text(entry["claim"])
+    if not text:
+        return MALFORMED
+    return Claim(text, entry["label"]) if isinstance(entry.get("label"), bool) else BAD_LABEL

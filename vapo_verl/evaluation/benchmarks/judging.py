@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
-from vapo_verl.claims.making.answer import without_thinking
+from vapo_verl.claims.making.maker import without_thinking
 from vapo_verl.claims.options import EndpointOptions
 from vapo_verl.claims.requests.reply import ImageFailed
 from vapo_verl.claims.requests.retry import PatientAsker

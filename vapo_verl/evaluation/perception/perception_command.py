@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vapo_verl.analysis.attention_curves import EARLY, LATE
+from vapo_verl.analysis.position_curves import EARLY, LATE
 from vapo_verl.analysis.statistics import finite, paired_difference, rate, rate_of
 from vapo_verl.evaluation.perception import COMMAND, PerceptionOptions
 from vapo_verl.evaluation.probing.attention_summary import attention_summary

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vapo_verl.analysis.attention_curves import (
+from vapo_verl.analysis.position_curves import (
     AttentionCurves,
     RatioHistograms,
     progress_centres,
