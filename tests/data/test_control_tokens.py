@@ -1,6 +1,7 @@
 """Control tokens in the text of rows: refused, or encoded as the characters they are made of."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -184,6 +185,18 @@ def test_a_tokenizer_that_looks_for_tokens_later_is_refused():
         read_escapes(tokenizer)
     with pytest.raises(ValueError, match="no fast tokenizer"):
         read_escapes(object())
+
+
+def test_ids_of_all_tokens_that_stand_for_images_or_places_in_them():
+    """Ids of Qwen2.5-VL."""
+    names = (
+        *("object_ref_start", "object_ref_end", "box_start", "box_end", "quad_start", "quad_end"),
+        *("vision_start", "vision_end", "vision_pad", "image_pad", "video_pad"),
+    )
+    added = {f"<|{name}|>": 151_646 + place for place, name in enumerate(names)}
+    others = {"<|im_end|>": 151_645, "<tool_call>": 151_657}
+    tokenizer = SimpleNamespace(get_added_vocab=lambda: {**others, **added})
+    assert vision_token_ids(tokenizer) == list(range(151_646, 151_657))
 
 
 def test_what_stands_for_images_and_videos():

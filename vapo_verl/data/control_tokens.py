@@ -26,16 +26,13 @@ MEDIA_WORDS = ("<video>", "<audio>")
 PROCESSOR_WORDS = ("<|placeholder|>",)
 """What the processors of Qwen-VL take for the place of an image's features."""
 VISION_TOKENS = (
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
+    *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+    *("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>"),
+    *("<|quad_start|>", "<|quad_end|>"),
 )
+"""Tokens that stand for images and videos, or for places in them."""
 QWEN_TOKENS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-    *("<|object_ref_start|>", "<|object_ref_end|>"),
-    *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>"),
     *VISION_TOKENS,
     *("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"),
     *("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"),
@@ -149,7 +146,7 @@ def read_escapes(tokenizer: Any) -> None:
 
 
 def vision_token_ids(tokenizer: Any) -> list[int]:
-    """Ids of the tokens that stand for images and videos, which no answer may hold."""
+    """Ids of :data:`VISION_TOKENS`, which no sampled answer may hold."""
     added = tokenizer.get_added_vocab()
     return sorted(added[token] for token in VISION_TOKENS if token in added)
 
