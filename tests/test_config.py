@@ -36,6 +36,15 @@ def test_whole_numbers_and_lists_are_accepted_where_floats_and_tuples_stand():
         ({"reward": {"perception_weight": -0.1}}, r"perception_weight=-0.1 is too small"),
         ({"advantage": {"attention_coef": 1.0}}, r"attention_coef=1.0 is outside \[0, 1\)"),
         ({"advantage": {"attention_coef": 0.3}}, r"vapo\.attention\.enabled=False"),
+        ({"advantage": {"normalization": "none"}}, r"normalization='none' .* one of total, decoup"),
+        (
+            {"advantage": {"normalization": "decoupled"}, "reward": {"perception_source": "none"}},
+            r"normalization=decoupled .*perception_source=none .* measures none; set total",
+        ),
+        (
+            {"advantage": {"normalization": "decoupled"}, "anchors": {"num_anchors": 0}},
+            r"normalization=decoupled .*num_anchors=0 measures none; set total",
+        ),
         ({"reward": {"perception_source": "attention"}}, r"vapo\.attention\.enabled=False"),
         ({"replay_poll_s": 0.0}, r"replay_poll_s=0.0"),
         ({"replay_poll_s": math.inf}, r"replay_poll_s=inf: set seconds above 0, up to 60"),

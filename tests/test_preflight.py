@@ -307,6 +307,19 @@ def test_verls_normalization_follows_ours(check):
     check("vapo.advantage.normalize_by_std=false", "algorithm.norm_adv_by_std_in_grpo=false")
 
 
+@pytest.mark.parametrize(
+    ("override", "fix"),
+    [
+        ("algorithm.adv_estimator=grpo", "ignores vapo.advantage.normalization=decoupled; set"),
+        ("algorithm.use_kl_in_reward=true", "actor_rollout_ref.actor.use_kl_loss=true instead"),
+        ("vapo.anchors.num_anchors=0", "measures none; set total"),
+    ],
+)
+def test_decoupled_normalisation_is_refused_where_it_means_nothing(check, override, fix):
+    check("vapo.advantage.normalization=decoupled", "vapo.advantage.normalize_by_std=false")
+    assert fix in refused(check, "vapo.advantage.normalization=decoupled", override)
+
+
 def test_a_micro_batch_that_fills_its_budget_exactly_is_accepted(check):
     check("actor_rollout_ref.actor.ppo_max_token_len_per_gpu=5120")
 

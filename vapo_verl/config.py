@@ -15,6 +15,7 @@ PAIRINGS = ("independent", "group")
 GATES = ("correct", "always", "relaxed")
 PERCEPTION_SOURCES = ("claims", "attention", "none")
 ATTENTION_MODES = ("focus", "grounded")
+NORMALIZATIONS = ("total", "decoupled")
 ANSWER_STYLES = ("exact", "math", "choice", "text")
 """How an answer is compared: see :func:`vapo_verl.reward.accuracy.accuracy`."""
 MAX_NUMBER = 10**9
@@ -99,6 +100,10 @@ class AttentionConfig:
 class AdvantageConfig:
     """The credit of each token (see docs/estimator.md)."""
 
+    normalization: str = "total"
+    """``total``: the group's rewards are normalised, as in the paper. ``decoupled``: accuracy with
+    format, and perception among the responses that pass the gate, each by itself, so that gamma
+    is the weight of perception in every group."""
     attention_coef: float = 0.0
     """c in [0, 1): how far visual attention moves credit between a response's tokens. 0 is GRPO."""
     attention_mode: str = "focus"
@@ -284,6 +289,7 @@ def _check(config: VapoConfig) -> None:
     _one_of("vapo.data.control_tokens", config.data.control_tokens, CONTROL_TOKENS)
     _one_of("vapo.logging.console", config.logging.console, CONSOLES)
     _one_of("vapo.advantage.attention_mode", advantage.attention_mode, ATTENTION_MODES)
+    _one_of("vapo.advantage.normalization", advantage.normalization, NORMALIZATIONS)
     _at_least("vapo.anchors.num_anchors", anchors.num_anchors, 0)
     _at_most("vapo.anchors.num_anchors", anchors.num_anchors, MAX_ANCHORS)
     _at_least("vapo.anchors.min_gap", anchors.min_gap, 1)
@@ -340,6 +346,18 @@ def _check(config: VapoConfig) -> None:
             "vapo.attention.enabled=False, but vapo.advantage.attention_coef or "
             "vapo.reward.perception_source=attention need visual attention; "
             "set vapo.attention.enabled=true, or the coefficient to 0 and the source to claims"
+        )
+
+
+    without_perception = reward.perception_source == "none" or (
+        reward.perception_source == "claims" and not anchors.num_anchors
+    )
+    if advantage.normalization == "decoupled" and without_perception:
+        raise ValueError(
+            "vapo.advantage.normalization=decoupled normalises perception by itself, and "
+            f"vapo.reward.perception_source={reward.perception_source} with "
+            f"vapo.anchors.num_anchors={anchors.num_anchors} measures none; set total, which is "
+            "GRPO, or a source and anchors"
         )
 
 

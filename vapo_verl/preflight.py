@@ -67,12 +67,26 @@ def _settings(config: DictConfig) -> VapoConfig:
 
 
 def check_normalization(config: DictConfig) -> None:
-    """Refuse two answers to whether advantages are divided by the group's standard deviation.
+    """Refuse two answers to how advantages are normalised.
 
     Raises:
-        ValueError: veRL's key, which follows ours, was set to something else.
+        ValueError: veRL's key, which follows ours, was set to something else, or decoupled
+            normalisation is asked of rewards that have more parts, or of another estimator.
     """
-    ours = _settings(config).advantage.normalize_by_std
+    advantage, algorithm = _settings(config).advantage, config.algorithm
+    if advantage.normalization == "decoupled":
+        if algorithm.adv_estimator != "vapo":
+            raise ValueError(
+                f"algorithm.adv_estimator={algorithm.adv_estimator} ignores "
+                "vapo.advantage.normalization=decoupled; set algorithm.adv_estimator=vapo, or total"
+            )
+        if algorithm.use_kl_in_reward:
+            raise ValueError(
+                "algorithm.use_kl_in_reward=True adds a part to the reward that is neither "
+                "accuracy nor perception, and vapo.advantage.normalization=decoupled has no place "
+                "for it; set actor_rollout_ref.actor.use_kl_loss=true instead, or total"
+            )
+    ours = advantage.normalize_by_std
     verls = config.algorithm.norm_adv_by_std_in_grpo
     if ours != verls:
         raise ValueError(

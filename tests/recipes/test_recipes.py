@@ -11,7 +11,7 @@ from vapo_verl.config import vapo_config
 from vapo_verl.hydra_config import compose_recipe, recipe_names
 from vapo_verl.launch import export_attention
 
-VARIANTS = ["vapo_attention", "vapo_soft", "vapo_relaxed", "vapo_tis"]
+VARIANTS = ["vapo_attention", "vapo_soft", "vapo_relaxed", "vapo_decoupled", "vapo_tis"]
 SWEEPS = {
     "sweep_num_anchors": ("vapo.anchors.num_anchors", "vapo_k20"),
     "sweep_late_emphasis": ("vapo.reward.late_emphasis", "vapo_beta1.5"),
@@ -164,7 +164,12 @@ def test_a_sweep_is_one_multirun_with_a_folder_for_each_value(run_module, recipe
 
 def test_the_variants_differ_from_vapo_in_one_setting():
     vapo = OmegaConf.to_container(settled("vapo")[0])["vapo"]
-    for recipe, key in {"vapo_soft": "reward.soft", "vapo_relaxed": "anchors.gate"}.items():
+    changed = {
+        "vapo_soft": "reward.soft",
+        "vapo_relaxed": "anchors.gate",
+        "vapo_decoupled": "advantage.normalization",
+    }
+    for recipe, key in changed.items():
         other = OmegaConf.to_container(settled(recipe)[0])["vapo"]
         assert differing(other, vapo) == [key]
 

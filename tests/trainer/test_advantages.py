@@ -10,12 +10,12 @@ from tensordict import NonTensorData, NonTensorStack, TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, get_adv_estimator_fn
 
-from tests.sample_records import sample_record
+from tests.sample_records import anchor_result, sample_record
 from vapo_verl.advantage.vapo import vapo_advantage
-from vapo_verl.config import RewardConfig, VapoConfig, vapo_config
+from vapo_verl.config import AnchorConfig, RewardConfig, VapoConfig, vapo_config
 from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.rollout.sample import SampleRecord
-from vapo_verl.trainer.metrics import origin_metrics
+from vapo_verl.trainer.metrics import origin_metrics, reward_parts
 from vapo_verl.trainer.trainer import VapoTrainer
 
 nan = float("nan")
@@ -50,15 +50,25 @@ def estimate(monkeypatch):
 
     monkeypatch.setitem(ADV_ESTIMATOR_REGISTRY, "vapo", counted)
 
-    def run(*overrides, attention=(*ATTENTION, [0.1, 0.2, 0.3])):
+    def run(*overrides, attention=(*ATTENTION, [0.1, 0.2, 0.3]), rewards=(1.0, 0.0), records=()):
         uids = NonTensorStack.from_list([NonTensorData(uid) for uid in ("a", "a", "pad")])
         columns = {
             "uid": uids,
             "response_mask": ragged([1, 1, 1], [1, 1], [0]),
-            "rm_scores": ragged([0.0, 0.0, 1.0], [0.0, 0.0], [0.0]),
+            "rm_scores": ragged([0.0, 0.0, rewards[0]], [0.0, rewards[1]], [0.0]),
             "visual_attention": ragged(*attention),
+            "extra_fields": NonTensorStack.from_list(
+                [
+                    NonTensorData({"vapo": each.to_plain()})
+                    for each in records or [record(0, 0, 0)] * 3
+                ]
+            ),
         }
-        batch = KVBatchMeta(keys=["a_0_0", "a_1_0", "pad_0_0"], tags=[{}] * 3, partition_id="p")
+        batch = KVBatchMeta(
+            keys=["a_0_0", "a_1_0", "pad_0_0"],
+            tags=[{}, {}, {"is_padding": True}],
+            partition_id="p",
+        )
 
         def get(keys, partition_id, select_fields):
             assert (keys, partition_id) == (batch.keys, batch.partition_id)
@@ -161,9 +171,10 @@ def test_missing_attention_changes_nothing_and_is_counted(estimate):
     assert metrics["vapo/advantage/num_nan_attention_tokens"] == 5
 
 
-def record(accuracy: float, perception: float, gamma: float) -> SampleRecord:
+def record(accuracy: float, perception: float, gamma: float, *, probed=True) -> SampleRecord:
     total = accuracy + 1.0 + gamma * (perception if accuracy == 1 else 0.0)
-    return sample_record(reward={"accuracy": accuracy, "perception": perception, "total": total})
+    reward = {"accuracy": accuracy, "perception": perception, "total": total}
+    return sample_record(*[anchor_result()] * probed, reward=reward)
 
 
 def test_metrics_tell_which_groups_perception_alone_decides():
@@ -176,4 +187,48 @@ def test_metrics_tell_which_groups_perception_alone_decides():
         "vapo/advantage/groups_mixed": 0.0,
         "vapo/advantage/groups_wrong": 0.5,
         "vapo/advantage/perception_only": 1.0,
+        "vapo/advantage/perception_fraction": pytest.approx(1.0, abs=1e-9),
     }
+
+
+@pytest.mark.parametrize(
+    ("gate", "source", "expected"),
+    [
+        ("correct", "claims", [0.5, nan, nan, nan]),
+        ("always", "claims", [0.5, nan, nan, nan]),
+        ("relaxed", "claims", [0.5, nan, 0.7, nan]),
+        ("correct", "attention", [0.5, 0.6, nan, nan]),
+        ("relaxed", "attention", [0.5, 0.6, 0.7, nan]),
+        ("correct", "none", [nan, nan, nan, nan]),
+    ],
+)
+def test_perception_counts_where_it_was_measured_and_passes_the_gate(gate, source, expected):
+    settings = VapoConfig(
+        reward=RewardConfig(perception_weight=0.2, accuracy_weight=0.8, perception_source=source),
+        anchors=AnchorConfig(gate=gate),
+    )
+    records = [record(1.0, 0.5, 0.2), record(1.0, 0.6, 0.2, probed=False), record(0.0, 0.7, 0.2)]
+    parts = reward_parts([*records, None], settings)
+    torch.testing.assert_close(parts.perception, torch.tensor(expected), equal_nan=True)
+    torch.testing.assert_close(parts.base, torch.tensor([1.8, 1.8, 1.0, nan]), equal_nan=True)
+    assert parts.weight == 0.2
+
+
+def test_decoupled_advantages_take_the_parts_from_the_records(estimate):
+    """Both correct: accuracy says nothing, perception 0.9 against 0.4 is +-0.7071, times gamma."""
+    gamma = 0.1
+    records = [record(1.0, 0.9, gamma), record(1.0, 0.4, gamma), record(0.0, 0.0, gamma)]
+    (first, second, padding), _ = estimate(
+        "vapo.advantage.normalization=decoupled",
+        rewards=[r.reward.total for r in records[:2]],
+        records=records,
+    )
+    assert first.tolist() == pytest.approx([0.070711] * 3, abs=1e-4)
+    assert second.tolist() == pytest.approx([-0.070711] * 2, abs=1e-4)
+    assert padding.tolist() == [0.0]
+
+
+def test_decoupled_parts_of_other_rewards_are_refused(estimate):
+    records = [record(1.0, 0.9, 0.1), record(1.0, 0.4, 0.1), record(0.0, 0.0, 0.1)]
+    with pytest.raises(ValueError, match="is not the sum of its parts"):
+        estimate("vapo.advantage.normalization=decoupled", records=records)  # rewards 1 and 0

@@ -1,7 +1,8 @@
 """veRL registration: `algorithm.adv_estimator=vapo`. Importing this module registers it.
 
-veRL's calling convention has no place for visual attention and `vapo.advantage.*`. The trainer
-hands them over around veRL's call, with :func:`batch_inputs`, and takes the statistics back.
+veRL's calling convention has no place for visual attention, reward parts and `vapo.advantage.*`.
+The trainer hands them over around veRL's call, with :func:`batch_inputs`, and takes the statistics
+back.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ import torch
 from verl.trainer.config import AlgoConfig
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, register_adv_est
 
+from vapo_verl.advantage.grpo import RewardParts
 from vapo_verl.advantage.vapo import AdvantageStats, vapo_advantage
 from vapo_verl.config import AdvantageConfig
 
@@ -28,6 +30,8 @@ class BatchInputs:
     settings: AdvantageConfig
     visual_attention: torch.Tensor | None
     """[B, T], rows and width those of the response mask; nan where unknown."""
+    parts: RewardParts | None = None
+    """Of the rewards [B]; None where the settings do not need them."""
     stats: AdvantageStats | None = None
     """What the estimator met; None until veRL has called it."""
 
@@ -37,10 +41,12 @@ _batch_inputs: ContextVar[BatchInputs] = ContextVar("vapo_batch_inputs")
 
 @contextmanager
 def batch_inputs(
-    settings: AdvantageConfig, visual_attention: torch.Tensor | None
+    settings: AdvantageConfig,
+    visual_attention: torch.Tensor | None,
+    parts: RewardParts | None = None,
 ) -> Iterator[BatchInputs]:
     """Inputs of the estimator for the one call that veRL makes inside this context."""
-    inputs = BatchInputs(settings=settings, visual_attention=visual_attention)
+    inputs = BatchInputs(settings=settings, visual_attention=visual_attention, parts=parts)
     token = _batch_inputs.set(inputs)
     try:
         yield inputs
@@ -78,6 +84,7 @@ def compute_vapo_advantage(
         index,
         response_mask,
         inputs.visual_attention,
+        parts=inputs.parts,
         **asdict(inputs.settings),
         on_stats=keep,
     )

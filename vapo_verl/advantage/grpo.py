@@ -1,4 +1,7 @@
-"""GRPO (arXiv 2402.03300): a response's reward against those of its group."""
+"""GRPO (arXiv 2402.03300): a response's reward against those of its group.
+
+With decoupled normalisation (after GDPO, arXiv 2601.05242) perception is compared by itself.
+"""
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -66,6 +69,113 @@ def outcome_advantage(
     return torch.where(tells_apart[groups.index], advantage, 0.0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardParts:
+    """The rewards of a batch in two parts: R_i = base_i + weight * perception_i, where it counts.
+
+    The base comes from the weighted parts and never from a difference of rewards: a rounding error
+    in a group of equal bases would be divided by itself.
+    """
+
+    base: PerResponse
+    """Weighted accuracy and format [B]."""
+    perception: PerResponse
+    """R_perc [B]; nan where it does not count: not probed, or behind the gate of Eq. 5."""
+    weight: float
+    """gamma"""
+
+    def rewards(self) -> PerResponse:
+        """R_i (Eq. 5 of arXiv 2509.25848)."""
+        return self.base + self.weight * self.perception.nan_to_num(0.0)
+
+
+def perception_advantage(
+    perception: PerResponse, groups: Groups, *, normalize_by_std: bool, epsilon: float
+) -> PerResponse:
+    """GRPO's advantage of R_perc among the siblings that have one.
+
+    0 for a response without R_perc (nan), and in a group with fewer than two: one alone is
+    compared with none.
+    """
+    counted = torch.nonzero(perception.isfinite())[:, 0]
+    probed = Groups.of(groups.index[counted], perception.device)
+    among = outcome_advantage(
+        perception[counted], probed, normalize_by_std=normalize_by_std, epsilon=epsilon
+    )
+    among = torch.where(probed.sizes()[probed.index] > 1, among, 0.0)
+    return torch.zeros_like(perception).index_copy(0, counted, among)
+
+
+def decoupled_advantage(
+    parts: RewardParts, groups: Groups, *, normalize_by_std: bool, epsilon: float
+) -> PerResponse:
+    """A_i = N_g(base)_i + gamma * N_p(R_perc)_i, with N as in :func:`outcome_advantage`.
+
+    N_g is over all responses of the group, N_p over those that pass the gate: see
+    :func:`perception_advantage`. In every group gamma is then the weight of perception against
+    accuracy. With `total`, A_i = N_g(base + gamma * R_perc)_i, it is far less where correct and
+    incorrect answers differ, and all of it, with any gamma, where they do not.
+
+    From GDPO (group reward-decoupled normalisation, arXiv 2601.05242) comes the normalisation of
+    each reward before the weighted sum. Its batch-wise normalisation of that sum is left out:
+    an advantage would depend on other prompts, and gamma = 0 would not be GRPO. Accuracy and
+    format stay one part, as GRPO has them.
+
+    A group of one has its base as advantage.
+    """
+    base = outcome_advantage(parts.base, groups, normalize_by_std=normalize_by_std, epsilon=epsilon)
+    if parts.weight == 0:
+        return base
+    return base + parts.weight * perception_advantage(
+        parts.perception, groups, normalize_by_std=normalize_by_std, epsilon=epsilon
+    )
+
+
+def perception_fraction(
+    parts: RewardParts,
+    groups: Groups,
+    *,
+    normalization: str,
+    normalize_by_std: bool,
+    epsilon: float,
+) -> float:
+    """sum_i |P_i| / sum_i (|A_i - P_i| + |P_i|): how much of the advantage is perception's, 0..1.
+
+    P_i is the part of A_i by which perception distinguishes the responses that pass the gate:
+    gamma * N_p(R_perc)_i with `decoupled`; with `total` gamma * (R_perc,i - their mean) over the
+    same deviation as A_i. The mean itself is in A_i - P_i: there it only adds to a correct answer.
+    0 for a batch without any advantage.
+    """
+    options = {"normalize_by_std": normalize_by_std, "epsilon": epsilon}
+    parts = RewardParts(
+        base=parts.base.double(), perception=parts.perception.double(), weight=parts.weight
+    )
+    if normalization == "decoupled":
+        advantage = decoupled_advantage(parts, groups, **options)
+        part = perception_advantage(parts.perception, groups, **options)
+    else:
+        rewards = parts.rewards()
+        advantage = outcome_advantage(rewards, groups, **options)
+        part = perception_advantage(
+            parts.perception, groups, normalize_by_std=False, epsilon=epsilon
+        )
+        if normalize_by_std:
+            part = part / _deviations(rewards, groups, epsilon)
+    of_perception = parts.weight * part
+    size = of_perception.abs().double().sum()
+    rest = (advantage - of_perception).abs().double().sum()
+    return float(size / (size + rest)) if size > 0 else 0.0
+
+
+def _deviations(rewards: PerResponse, groups: Groups, epsilon: float) -> PerResponse:
+    """What :func:`outcome_advantage` divides by [B]."""
+    std = rewards.new_ones(groups.num_groups)
+    for group, members in enumerate(groups.members()):
+        if len(members) > 1:
+            std[group] = rewards[members].std() + epsilon
+    return std[groups.index]
+
+
 def sum_by(index: Tensor, values: Tensor, size: int) -> Tensor:
     """Sum of the values [N] at each index 0..size-1; 0 where there are none."""
     return values.new_zeros(size).index_add_(0, index, values)
@@ -78,7 +188,7 @@ def mean_by(index: Tensor, values: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdvantageOrigin:
-    """Shares in 0..1; the trainer logs them under `vapo/advantage/`."""
+    """Fractions in 0..1; the trainer logs them under `vapo/advantage/`."""
 
     groups_right: float
     """Groups of which every answer is right: only the rest of the reward tells them apart."""
@@ -87,38 +197,46 @@ class AdvantageOrigin:
     perception_only: float
     """Of sum |A_i|, the part in groups whose rewards are equal but for perception. Over the std of
     such a group, the smallest difference in perception weighs as much as an answer elsewhere."""
+    perception_fraction: float
+    """See :func:`perception_fraction`."""
 
 
 def advantage_origin(
-    rewards: PerResponse,
-    without_perception: PerResponse,
+    parts: RewardParts,
     accuracy: PerResponse,
     group_ids: Sequence[Hashable],
     *,
+    normalization: str,
     normalize_by_std: bool,
 ) -> AdvantageOrigin:
-    """Shares of groups by their answers, and of advantage that perception alone decides.
+    """Fractions of groups by their answers, and of advantage that perception decides.
 
     Args:
-        rewards: R_i, as the estimator gets it.
-        without_perception: the same less gamma * R_perc.
-        accuracy: R_acc; a right answer has 1.
+        parts: of R_i, as the estimator gets it.
+        accuracy: R_acc; a correct answer has 1.
         group_ids: equal for responses to the same prompt.
+        normalization: ``vapo.advantage.normalization``.
         normalize_by_std: as the estimator does it.
 
     A batch without any advantage has `perception_only` 0.
     """
-    groups = Groups.of(group_ids, rewards.device)
+    groups = Groups.of(group_ids, accuracy.device)
     num_right = sum_by(groups.index, (accuracy == 1).double(), groups.num_groups)
     all_right, none_right = num_right == groups.sizes(), num_right == 0
-    advantage = outcome_advantage(
-        rewards, groups, normalize_by_std=normalize_by_std, epsilon=GRPO_EPSILON
+    options = {"normalize_by_std": normalize_by_std, "epsilon": GRPO_EPSILON}
+    advantage = (
+        decoupled_advantage(parts, groups, **options)
+        if normalization == "decoupled"
+        else outcome_advantage(parts.rewards(), groups, **options)
     )
     size = advantage.abs().double()
-    equal_otherwise = ~groups.unequal(without_perception)[groups.index]
+    equal_otherwise = ~groups.unequal(parts.base)[groups.index]
     return AdvantageOrigin(
         groups_right=float(all_right.double().mean()),
         groups_mixed=float((~all_right & ~none_right).double().mean()),
         groups_wrong=float(none_right.double().mean()),
         perception_only=float(size[equal_otherwise].sum() / size.sum()) if size.any() else 0.0,
+        perception_fraction=perception_fraction(
+            parts, groups, normalization=normalization, **options
+        ),
     )

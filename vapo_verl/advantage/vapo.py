@@ -8,8 +8,15 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from vapo_verl.advantage.grpo import GRPO_EPSILON, Groups, mean_by, outcome_advantage
-from vapo_verl.config import ATTENTION_MODES
+from vapo_verl.advantage.grpo import (
+    GRPO_EPSILON,
+    Groups,
+    RewardParts,
+    decoupled_advantage,
+    mean_by,
+    outcome_advantage,
+)
+from vapo_verl.config import ATTENTION_MODES, NORMALIZATIONS
 
 Rewards = Float[Tensor, "batch"]
 PerToken = Float[Tensor, "batch response"]
@@ -17,6 +24,8 @@ Mask = Shaped[Tensor, "batch response"]
 GroupIds = Sequence[Hashable] | np.ndarray | Tensor
 FLAT_SPREAD = 1e-6
 """A group's spread below this share of its largest attention is rounding: no credit moves."""
+PARTS_TOLERANCE = 1e-4
+"""Of a reward against the sum of its parts, for rounding."""
 PerResponse = Float[Tensor, "batch"]
 TokenMask = Bool[Tensor, "batch response"]
 
@@ -45,6 +54,8 @@ def vapo_advantage(
     response_mask: Mask,
     visual_attention: PerToken | None = None,
     *,
+    parts: RewardParts | None = None,
+    normalization: str = "total",
     attention_coef: float = 0.0,
     attention_mode: str = "focus",
     normalize_by_std: bool = True,
@@ -63,6 +74,10 @@ def vapo_advantage(
         group_ids: one hashable per response, equal for responses to the same prompt.
         response_mask: 1 for the response's tokens, 0 for padding, which may be anywhere.
         visual_attention: a_it, nan where there is none (no image, not captured); or None.
+        parts: of the rewards; needed by `decoupled`. Where a base is nan, as that of a padding row,
+            the reward is all base.
+        normalization: of A_i. "total": of R_i, as the paper; "decoupled": of perception by itself,
+            see :func:`vapo_verl.advantage.grpo.decoupled_advantage`.
         attention_coef: c in [0, 1). 0 is GRPO exactly, as in the paper.
         attention_mode: "focus" gives tokens that looked more of credit and blame alike;
             "grounded" multiplies the tanh by sign(A_i): credit to tokens that looked, blame
@@ -78,15 +93,19 @@ def vapo_advantage(
 
     Raises:
         ValueError: shapes that disagree, a reward that is not finite, an unknown mode, c outside
-            [0, 1), no bins.
+            [0, 1), no bins, parts that are missing or do not add up to the rewards.
     """
     check_settings(attention_coef, attention_mode, num_bins)
     check_batch(rewards, group_ids, response_mask, visual_attention)
     valid = response_mask.bool()
     groups = Groups.of(group_ids, rewards.device)
-    outcome = outcome_advantage(
-        rewards, groups, normalize_by_std=normalize_by_std, epsilon=epsilon
-    ).double()
+    options = {"normalize_by_std": normalize_by_std, "epsilon": epsilon}
+    if normalization == "decoupled":
+        outcome = decoupled_advantage(checked_parts(parts, rewards), groups, **options).double()
+    elif normalization == "total":
+        outcome = outcome_advantage(rewards, groups, **options).double()
+    else:
+        raise ValueError(f"normalization={normalization!r}: pick one of {NORMALIZATIONS}")
     if visual_attention is None:
         visual_attention = torch.full_like(valid, torch.nan, dtype=torch.float64)
     attention = visual_attention.to(outcome)
@@ -142,6 +161,33 @@ def check_batch(
             f"visual_attention {tuple(visual_attention.shape)} is not response_mask's {shape}: "
             "pad it as the response, and average layers first"
         )
+
+
+def checked_parts(parts: RewardParts | None, rewards: Tensor) -> RewardParts:
+    """The parts on the rewards' device, with the reward as base where that is nan.
+
+    Raises:
+        ValueError: there are none, or they are those of other rewards, such as rewards with a KL
+            penalty.
+    """
+    if parts is None:
+        raise ValueError("normalization='decoupled' needs the parts of the rewards; pass parts")
+    base, perception = parts.base.to(rewards), parts.perception.to(rewards)
+    if base.shape != rewards.shape or perception.shape != rewards.shape:
+        raise ValueError(
+            f"parts of base {tuple(base.shape)} and perception {tuple(perception.shape)} are not "
+            f"those of rewards {tuple(rewards.shape)}: give [B] each"
+        )
+    base = torch.where(base.isnan(), rewards, base)
+    parts = RewardParts(base=base, perception=perception, weight=parts.weight)
+    wrong = (parts.rewards() - rewards).abs() > PARTS_TOLERANCE * (1 + rewards.abs())
+    if wrong.any():
+        raise ValueError(
+            f"a reward of {rewards[wrong][0]:.4f} is not the sum of its parts, "
+            f"{parts.rewards()[wrong][0]:.4f}: with normalization='decoupled' nothing else may "
+            "change it, such as algorithm.use_kl_in_reward"
+        )
+    return parts
 
 
 def credit_weights(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vapo_verl.advantage.grpo import advantage_origin
+from vapo_verl.advantage.grpo import RewardParts, advantage_origin
 from vapo_verl.advantage.vapo import AdvantageStats
 from vapo_verl.analysis.position_curves import EARLY, LATE
 from vapo_verl.anchors.signal import (
@@ -195,17 +195,35 @@ def origin_metrics(
 
     A KL in the reward is left out here.
     """
-    weights = settings.reward
-    parts = [record.reward for record in records]
-    plain = [
-        weights.accuracy_weight * part.accuracy + weights.format_weight * part.format
-        for part in parts
-    ]
     origin = advantage_origin(
-        torch.tensor([part.total for part in parts]),
-        torch.tensor(plain),
-        torch.tensor([part.accuracy for part in parts]),
+        reward_parts(records, settings),
+        torch.tensor([record.reward.accuracy for record in records]),
         group_ids,
+        normalization=settings.advantage.normalization,
         normalize_by_std=settings.advantage.normalize_by_std,
     )
     return {f"vapo/advantage/{name}": value for name, value in asdict(origin).items()}
+
+
+def reward_parts(records: Sequence[SampleRecord | None], settings: VapoConfig) -> RewardParts:
+    """Parts of the rewards [B] of some responses; nan where there is no record."""
+    weights = settings.reward
+
+    def base(record: SampleRecord | None) -> float:
+        if record is None:
+            return math.nan
+        part = record.reward
+        return weights.accuracy_weight * part.accuracy + weights.format_weight * part.format
+
+    def perception(record: SampleRecord | None) -> float:
+        if record is None or weights.perception_source == "none":
+            return math.nan
+        passes = record.reward.accuracy == 1 or settings.anchors.gate == "relaxed"
+        measured = record.anchors or weights.perception_source == "attention"
+        return record.reward.perception if passes and measured else math.nan
+
+    return RewardParts(
+        base=torch.tensor([base(record) for record in records]),
+        perception=torch.tensor([perception(record) for record in records]),
+        weight=weights.perception_weight,
+    )

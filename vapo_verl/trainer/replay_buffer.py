@@ -20,6 +20,7 @@ __all__ = [
     "StepResponses",
     "count_responses",
     "logprob_mismatch",
+    "read_records",
     "read_responses",
     "read_visual_attention",
 ]
@@ -252,6 +253,15 @@ def read_visual_attention(batch: KVBatchMeta) -> torch.Tensor:
     data = read(batch.keys, batch.partition_id, ["response_mask", "visual_attention"])
     width = data["response_mask"].to_padded_tensor(0).size(1)
     return fit_width(data["visual_attention"].to_padded_tensor(float("nan")), width)
+
+
+def read_records(batch: KVBatchMeta) -> list[SampleRecord | None]:
+    """The record of each of ``batch.keys``; None for a padding row, which has another's."""
+    data = read(batch.keys, batch.partition_id, ["extra_fields"])
+    return [
+        None if tag.get("is_padding") else SampleRecord.from_plain(extra[RECORD_FIELD])
+        for tag, extra in zip(batch.tags, column_values(data["extra_fields"]), strict=True)
+    ]
 
 
 def fit_width(values: torch.Tensor, width: int) -> torch.Tensor:

@@ -49,6 +49,7 @@ from vapo_verl.trainer.metrics import (
     origin_metrics,
     require_metric,
     reward_metrics,
+    reward_parts,
     signal_metrics,
     stats_metrics,
     validation_metrics,
@@ -58,6 +59,7 @@ from vapo_verl.trainer.replay_buffer import (
     CountedReplayBuffer,
     ResponsesFailed,
     logprob_mismatch,
+    read_records,
     read_responses,
     read_visual_attention,
 )
@@ -357,7 +359,12 @@ class VapoTrainer(PPOTrainerSync):
         if self.config.algorithm.adv_estimator != estimator.NAME:
             return super()._compute_advantage(batch, metrics)
         attention = read_visual_attention(batch)
-        with estimator.batch_inputs(self.vapo.advantage, attention) as inputs:
+        parts = (
+            reward_parts(read_records(batch), self.vapo)
+            if self.vapo.advantage.normalization == "decoupled"
+            else None
+        )
+        with estimator.batch_inputs(self.vapo.advantage, attention, parts) as inputs:
             batch = super()._compute_advantage(batch, metrics)
         assert inputs.stats is not None, "veRL did not call the estimator"
         metrics.update(stats_metrics(inputs.stats))
