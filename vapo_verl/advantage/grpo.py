@@ -5,6 +5,7 @@ With decoupled normalisation (after GDPO, arXiv 2601.05242) perception is compar
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -146,7 +147,7 @@ def perception_fraction(
     same deviation as A_i. The mean itself is in A_i - P_i: there it only adds to a correct answer.
     0 for a batch without any advantage.
     """
-    options = {"normalize_by_std": normalize_by_std, "epsilon": epsilon}
+    options: dict[str, Any] = {"normalize_by_std": normalize_by_std, "epsilon": epsilon}
     parts = RewardParts(
         base=parts.base.double(), perception=parts.perception.double(), weight=parts.weight
     )
@@ -223,7 +224,7 @@ def advantage_origin(
     groups = Groups.of(group_ids, accuracy.device)
     num_right = sum_by(groups.index, (accuracy == 1).double(), groups.num_groups)
     all_right, none_right = num_right == groups.sizes(), num_right == 0
-    options = {"normalize_by_std": normalize_by_std, "epsilon": GRPO_EPSILON}
+    options: dict[str, Any] = {"normalize_by_std": normalize_by_std, "epsilon": GRPO_EPSILON}
     advantage = (
         decoupled_advantage(parts, groups, **options)
         if normalization == "decoupled"

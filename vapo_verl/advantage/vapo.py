@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Sequence, Sized
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,7 +100,7 @@ def vapo_advantage(
     check_batch(rewards, group_ids, response_mask, visual_attention)
     valid = response_mask.bool()
     groups = Groups.of(group_ids, rewards.device)
-    options = {"normalize_by_std": normalize_by_std, "epsilon": epsilon}
+    options: dict[str, Any] = {"normalize_by_std": normalize_by_std, "epsilon": epsilon}
     if normalization == "decoupled":
         outcome = decoupled_advantage(checked_parts(parts, rewards), groups, **options).double()
     elif normalization == "total":
