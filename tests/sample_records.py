@@ -40,6 +40,9 @@ def sample_record(
         "num_claims_skipped": 0,
         "image_end": 64,
         "num_images": 1,
+        "min_policy_version": 0,
+        "max_policy_version": 0,
+        "probe_policy_version": 0,
     }
     return SampleRecord(
         reward=RewardComponents(**{**components, **(reward or {})}),

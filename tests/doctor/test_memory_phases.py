@@ -357,3 +357,25 @@ SCORES = (
 
 def packed(row):
     return calc_packed_size(encode({name: [value] for name, value in row.items()}))
+
+
+def test_an_engine_with_gpus_of_its_own_shares_none(vapo):
+    separate = replace(vapo, engine_gpus_per_node=4, kept_copies=2)
+    weights = P * vapo.parameter_bytes / vapo.shard_ranks
+    update = phase("update", separate)
+    assert "engine" not in update.gpu and "CUDA graphs" not in update.gpu
+    assert phase("update", vapo).gpu_bytes - update.gpu_bytes == 3 * GIB  # a context and graphs
+    assert set(phase("rollout", separate).gpu) == {"contexts", "CUDA graphs", "engine"}
+    assert update.host["copies of the weights"] == vapo.ranks_per_node * 2 * weights
+
+
+def test_weights_for_another_pool_take_buckets_on_both_sides(vapo):
+    sync = phase("weight sync", replace(vapo, engine_gpus_per_node=4))
+    assert sync.gpu["buckets"] in (2 * vapo.bucket_bytes, 3 * vapo.bucket_bytes)
+
+
+def test_prompts_ahead_of_a_step_are_in_the_replay_buffer():
+    own = ("actor_rollout_ref.rollout.checkpoint_engine.backend=zmq",)
+    ahead, step = MemorySettings.read(composed("vapo_async", own)), composed("vapo", [])
+    assert ahead.prompts == 2 * step.data.train_batch_size
+    assert (ahead.engine_gpus_per_node, ahead.ranks_per_node, ahead.kept_copies) == (4, 4, 2)

@@ -10,7 +10,12 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 
 from vapo_verl.rollout.agent_loop_worker import FAILURE_TAG, REASON_TAG
-from vapo_verl.trainer.replay_buffer import FAILED, CountedReplayBuffer, ResponsesFailed
+from vapo_verl.trainer.replay_buffer import (
+    FAILED,
+    CountedReplayBuffer,
+    CountedReplayBufferAsync,
+    ResponsesFailed,
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +27,13 @@ def queue():
     ray.shutdown()
 
 
-def put_group(uid: str, letters: str, status: str) -> None:
+def put_group(uid: str, letters: str, status: str, step: int = 1) -> None:
     """A group as agent loops leave it: `.` is a response, another letter the kind of a failure."""
     kinds = {"r": "row", "s": "system"}
     transfer_queue.kv_batch_put(
         keys=[uid],
         partition_id="train",
-        tags=[{"is_prompt": True, "status": "pending", "global_steps": 1}],
+        tags=[{"is_prompt": True, "status": "pending", "global_steps": step}],
     )
     for session, letter in enumerate(letters):
         key = f"{uid}_{session}_0"
@@ -72,3 +77,70 @@ def test_failures_leave_the_queue_and_the_rest_is_there(queue):
 def test_a_failure_of_the_system_is_no_batch(queue):
     with pytest.raises(ResponsesFailed, match=r"1 of 8 responses of step 1 failed: 1 x KeyError"):
         sampled({"c": "....", "d": "..s."})
+
+
+@pytest.fixture
+def asynchronous(queue):
+    """An asynchronous buffer over the given groups: uid -> (letters, step, status)."""
+
+    def make(groups: dict[str, tuple[str, int, str]], threshold=8):
+        buffer = CountedReplayBufferAsync(
+            trainer_mode="colocate_async",
+            trainer_config=OmegaConf.create({}),
+            max_off_policy_threshold=threshold,
+            max_off_policy_strategy="drop",
+            sampler_kwargs=OmegaConf.create({}),
+            refill_fn=lambda number: asked.append(number),
+        )
+        expected.update(dict.fromkeys(groups, 4))
+        buffer.watch(interval_s=0.05, max_failed_fraction=0.5, expected=expected)
+        for uid, (letters, step, status) in groups.items():
+            put_group(uid, letters, status, step)
+        return buffer
+
+    expected: dict[str, int] = {}
+    asked: list[int] = []
+    make.expected, make.asked = expected, asked
+    yield make
+    left = transfer_queue.kv_list().get("train", {})
+    if left:
+        transfer_queue.kv_clear(keys=list(left), partition_id="train")
+
+
+def test_prompts_in_flight_stay_expected(asynchronous):
+    buffer = asynchronous(
+        {"e": ("....", 1, "finished"), "f": ("..", 1, "running"), "g": ("....", 2, "finished")}
+    )
+    batch, _ = buffer.sample(2, "train", 1)
+    assert {key.split("_")[0] for key in batch.keys} == {"e"}
+    assert asynchronous.expected == {"f": 4, "g": 4}
+
+
+def test_the_oldest_prompts_come_first_and_then_those_at_the_first_places(asynchronous):
+    names = ["000002-00000", "000001-00003", "000001-00001", "000001-00002"]
+    buffer = asynchronous({name: ("....", int(name[:6]), "finished") for name in names})
+    batch, _ = buffer.sample(2, "train", 2)
+    uids = {key.split("_")[0] for key in batch.keys}
+    assert uids == {"000001-00001", "000001-00002"}
+
+
+def test_a_group_with_failures_of_its_row_trains_with_the_rest(asynchronous):
+    buffer = asynchronous({"h": ("....", 1, "finished"), "i": (".rr.", 1, "failure")})
+    batch, metrics = buffer.sample(1, "train", 2)
+    assert sorted(batch.keys) == ["h_0_0", "h_1_0", "h_2_0", "h_3_0", "i_0_0", "i_3_0"]
+    assert metrics[FAILED] == 2
+    assert asynchronous.asked == []  # veRL would drop the group and ask another prompt
+
+
+def test_a_failure_of_the_system_ends_an_asynchronous_step_too(asynchronous):
+    buffer = asynchronous({"j": ("..s.", 1, "failure")})
+    with pytest.raises(ResponsesFailed, match="1 of 4 responses of step 1 failed"):
+        buffer.sample(1, "train", 1)
+
+
+def test_a_stale_group_is_dropped_and_no_longer_expected(asynchronous):
+    buffer = asynchronous({"k": ("....", 1, "finished"), "l": ("....", 5, "finished")}, threshold=2)
+    batch, _ = buffer.sample(5, "train", 1)
+    assert {key.split("_")[0] for key in batch.keys} == {"l"}
+    assert asynchronous.expected == {}
+    assert asynchronous.asked == [1]

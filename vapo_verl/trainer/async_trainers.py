@@ -1,0 +1,48 @@
+"""VAPO on veRL's asynchronous trainers: responses decode while others are trained on.
+
+``colocate_async``: actor and engine share GPUs. A step begins to train when enough prompts have all
+their responses; the others are aborted, and go on under the new weights.
+
+``separate_async``: the engine has GPUs of its own and decodes during the update. Weights go there
+every ``parameter_sync_step`` mini-batches, which is one step.
+"""
+
+from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, register_trainer
+from verl.workers.rollout.llm_server import LLMServerClient
+
+from vapo_verl.patches.upstream import mute_separate_trainer
+from vapo_verl.rollout.partial_rollout import PartialRolloutClient
+from vapo_verl.trainer.trainer import VapoTraining
+from vapo_verl.trainer.worker import VapoDetachedWorker
+
+
+@register_trainer("vapo_colocate_async")
+class VapoColocateAsync(VapoTraining, PPOTrainerColocateAsync):
+    """Steps that train on the prompts which are ready, and abort the responses to the others."""
+
+    mode = "colocate_async"
+
+    def get_llm_client(self) -> LLMServerClient:
+        return self.llm_server_manager.get_client(client_cls=PartialRolloutClient)
+
+    def _free_devices(self) -> None:
+        self.checkpoint_manager.abort_replicas()
+        super()._free_devices()
+
+
+@register_trainer("vapo_separate_async")
+class VapoSeparateAsync(VapoTraining, PPOTrainerSeparateAsync):
+    """Steps that train while the engine decodes on GPUs of its own."""
+
+    mode = "separate_async"
+    worker_class = VapoDetachedWorker
+
+    def _setup(self) -> None:
+        mute_separate_trainer()
+        super()._setup()
+
+    def get_llm_client(self) -> LLMServerClient:
+        return self.standalone_server_manager.get_client(client_cls=PartialRolloutClient)
+
+    def _free_devices(self) -> None:
+        """Nothing to do: the actor's GPUs are its own."""
