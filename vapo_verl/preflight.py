@@ -42,6 +42,11 @@ PASSES = {
 tokens instead, and the tokens that a rank has memory for. Keys under ``actor_rollout_ref``."""
 
 
+SYNC, COLOCATED, SEPARATE = "vapo", "vapo_colocate_async", "vapo_separate_async"
+"""Values of ``trainer.v1.trainer_mode``."""
+WEIGHTS_MODULE = "vapo_verl.rollout.weight_sync"
+
+
 class InputError(ValueError):
     """Something in the config or the data that a person has to mend."""
 
@@ -230,6 +235,113 @@ def check_engine(config: DictConfig) -> None:
         )
 
 
+def check_trainer_mode(config: DictConfig) -> None:
+    """Refuse a trainer that is not ours, and settings of one that another is run with.
+
+    Raises:
+        ValueError: the first of them, with the fix.
+    """
+    mode, policy = config.trainer.v1.trainer_mode, config.actor_rollout_ref
+    if mode not in (SYNC, COLOCATED, SEPARATE):
+        raise ValueError(
+            f"trainer.v1.trainer_mode={mode} is not a trainer of this package; set {SYNC}, "
+            f"{COLOCATED} or {SEPARATE}"
+        )
+    if mode != SYNC and config.vapo.rollout.restart_servers:
+        raise ValueError(
+            f"vapo.rollout.restart_servers=True with trainer.v1.trainer_mode={mode}: the responses "
+            f"to be asked again are those of one step; set it to false, or the mode to {SYNC}"
+        )
+    if mode == SEPARATE:
+        _check_separate_pool(config)
+        return
+    if not policy.hybrid_engine:
+        raise ValueError(
+            f"actor_rollout_ref.hybrid_engine=False with trainer.v1.trainer_mode={mode}: its "
+            f"engine is on the actor's GPUs; set it to true, or the mode to {SEPARATE}"
+        )
+    if policy.rollout.nnodes:
+        raise ValueError(
+            f"actor_rollout_ref.rollout.nnodes={policy.rollout.nnodes} with "
+            f"trainer.v1.trainer_mode={mode}: GPUs for rollout alone would stay idle; set it to "
+            f"0, or the mode to {SEPARATE}"
+        )
+
+
+def _check_separate_pool(config: DictConfig) -> None:
+    trainer, policy = config.trainer, config.actor_rollout_ref
+    rollout, settings = policy.rollout, trainer.v1.separate_async
+    mode = f"with trainer.v1.trainer_mode={SEPARATE}"
+    gpus = rollout.nnodes * rollout.n_gpus_per_node
+    each = rollout.tensor_model_parallel_size * rollout.pipeline_model_parallel_size
+    each *= rollout.data_parallel_size
+    if gpus < each or gpus % each:
+        raise ValueError(
+            f"actor_rollout_ref.rollout.nnodes={rollout.nnodes} and "
+            f"rollout.n_gpus_per_node={rollout.n_gpus_per_node} {mode}: {gpus} GPUs do not make "
+            f"engines of {each} (tensor_model_parallel_size and the like); give rollout GPUs of "
+            "its own, and trainer.n_gpus_per_node the others"
+        )
+    slots, wanted = config.ray_kwargs.ray_init.get("num_gpus"), gpus + ranks_of(config)
+    if slots is not None and slots < wanted:
+        raise ValueError(
+            f"ray_kwargs.ray_init.num_gpus={slots} {mode}: {ranks_of(config)} ranks of the actor "
+            f"and {gpus} of the rollout need {wanted}"
+        )
+    if policy.hybrid_engine or settings.hybrid_rollout.enable_switch:
+        raise ValueError(
+            f"actor_rollout_ref.hybrid_engine={policy.hybrid_engine} and separate_async."
+            f"hybrid_rollout.enable_switch={settings.hybrid_rollout.enable_switch} {mode}: the "
+            "responses to a prompt stay on the server that has its images, so engines cannot come "
+            "and go on the actor's GPUs; set both to false"
+        )
+    step = settings.parameter_sync_step * policy.actor.ppo_mini_batch_size
+    if config.data.train_batch_size != step:
+        raise ValueError(
+            f"data.train_batch_size={config.data.train_batch_size} {mode} must be "
+            f"separate_async.parameter_sync_step * actor.ppo_mini_batch_size = {step}"
+        )
+    engine, fsdp = rollout.checkpoint_engine, policy.actor.fsdp_config
+    if engine.backend == "naive" or engine.custom_backend_module != WEIGHTS_MODULE:
+        raise ValueError(
+            f"actor_rollout_ref.rollout.checkpoint_engine.backend={engine.backend}, "
+            f"custom_backend_module={engine.custom_backend_module} {mode}: set backend to nccl, or "
+            f"to zmq without NCCL, and custom_backend_module={WEIGHTS_MODULE}"
+        )
+    if engine.backend == "nccl" and lacks_cupy():
+        raise ValueError(
+            f"actor_rollout_ref.rollout.checkpoint_engine.backend=nccl {mode}: cupy is not "
+            "installed; pip install cupy-cuda12x or cupy-cuda13x, as torch.version.cuda says, or "
+            "set backend=zmq, which goes through host memory and is slower"
+        )
+    bypass = (config.algorithm.get("rollout_correction") or {}).get("bypass_mode")
+    if settings.parameter_sync_step > 1 and not bypass:
+        for key in ("param_offload", "offload_policy"):
+            if fsdp[key]:
+                raise ValueError(
+                    f"actor_rollout_ref.actor.fsdp_config.{key}=True {mode}: the weights of the "
+                    "step's beginning are kept as a copy of those on the GPU, where they are not; "
+                    f"set {key}=false, or separate_async.parameter_sync_step=1"
+                )
+
+
+def engine_gpus(config: DictConfig) -> int:
+    """GPUs that engines have to themselves; 0 where they share the actor's."""
+    rollout = config.actor_rollout_ref.rollout
+    is_separate = config.trainer.v1.trainer_mode == SEPARATE
+    return rollout.nnodes * rollout.n_gpus_per_node if is_separate else 0
+
+
+def lacks_cupy() -> bool:
+    """Whether veRL's transfer of weights by NCCL has no cupy to work with."""
+    return importlib.util.find_spec("cupy") is None
+
+
+def ranks_of(config: DictConfig) -> int:
+    """Ranks of the actor on all nodes."""
+    return config.trainer.n_gpus_per_node * config.trainer.nnodes
+
+
 def check_batches(config: DictConfig) -> None:
     """Refuse batches that do not split into mini-batches, or over the ranks.
 
@@ -272,6 +384,8 @@ def check_micro_batches(config: DictConfig) -> None:
         return
     ranks, n = trainer.n_gpus_per_node * trainer.nnodes, policy.rollout.n
     update, batch = (policy.actor.ppo_mini_batch_size * n, config.data.train_batch_size * n)
+    if trainer.v1.trainer_mode == SEPARATE:  # each mini-batch is sampled by itself
+        batch = update
     for key, size in (
         ("actor.ppo_micro_batch_size_per_gpu", update),
         ("rollout.log_prob_micro_batch_size_per_gpu", batch),
@@ -334,6 +448,7 @@ CHECKS: tuple[Check, ...] = (
     Check("normalization", check_normalization),
     Check("attention kernel", check_attention_kernel),
     Check("engine settings", check_engine),
+    Check("trainer mode", check_trainer_mode),
     Check("batches", check_batches),
     Check("micro-batches", check_micro_batches),
     Check("padding", check_padding),

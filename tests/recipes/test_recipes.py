@@ -19,13 +19,14 @@ SWEEPS = {
     "sweep_placement": ("vapo.anchors.placement", "vapo_random"),
 }
 PAPERS = ["vapo", "vapo_3b", "vapo_paper", "vapo_released", "grpo", "dapo"]
-GPUS_PER_NODE = {"vapo_3b_1gpu": 1, "vapo_7b_4gpu": 4}
-"""Of the recipes for smaller machines; the others are for nodes of 8."""
+GPUS_PER_NODE = {"vapo_3b_1gpu": 1, "vapo_7b_4gpu": 4, "vapo_async": 4}
+"""Of the recipes for smaller machines, and of the actor where engines have the other GPUs of a
+node; the others are for nodes of 8."""
 GPU_RECIPES = [*PAPERS, *VARIANTS, *GPUS_PER_NODE]
 
 
 def test_the_recipes_are_those_the_readme_lists():
-    assert recipe_names() == sorted(["smoke", "smoke_gpu", "study", *GPU_RECIPES, *SWEEPS])
+    assert recipe_names() == sorted(["smoke", "smoke_async", "smoke_gpu", "study", *GPU_RECIPES, *SWEEPS])
     readme = Path(__file__).parents[2].joinpath("README.md").read_text()
     for recipe in recipe_names():
         assert f"`{recipe}`" in readme, f"README does not tell what {recipe} is"
@@ -40,6 +41,7 @@ def settled(recipe, *overrides):
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_composes_and_passes_our_checks(recipe, monkeypatch):
     monkeypatch.setattr(preflight, "lacks_flash_attention", lambda _: False)
+    monkeypatch.setattr(preflight, "lacks_cupy", lambda: False)
     config, _ = settled(recipe)
     for check in preflight.CHECKS:
         check.run(config)

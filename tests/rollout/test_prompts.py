@@ -14,7 +14,7 @@ from vapo_verl.rollout.engine_inputs import PromptImages
 from vapo_verl.rollout.prompts import (
     PIXELS_OF,
     PREPARED,
-    clear_prompts_until,
+    clear_prompts_except,
     open_prompt,
     prompt_uid,
     shared_prompt,
@@ -140,13 +140,13 @@ def test_rows_without_images_are_left_as_they_are():
     assert with_pixels(TensorDict({}, batch_size=[1])).is_empty()
 
 
-def test_prompts_of_a_step_are_cleared_with_it(monkeypatch):
+def test_prompts_are_cleared_but_for_those_in_flight(monkeypatch):
     keys = [prompt_uid(step, 0) for step in (1, 2, 3)]
     cleared = []
     monkeypatch.setattr(transfer_queue, "kv_list", lambda name: {name: {key: {} for key in keys}})
     monkeypatch.setattr(transfer_queue, "kv_clear", lambda keys, partition_id: cleared.extend(keys))
-    clear_prompts_until(2)
-    assert cleared == keys[:2]
+    clear_prompts_except({keys[0], keys[2]})
+    assert cleared == [keys[1]]
 
 
 def test_messages_travel_without_their_images():

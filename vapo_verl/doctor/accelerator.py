@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from vapo_verl.doctor.findings import Finding, error, examine, ok, warning
 from vapo_verl.doctor.versions import installed
-from vapo_verl.preflight import check_attention_kernel, lacks_flash_attention
+from vapo_verl.preflight import check_attention_kernel, engine_gpus, lacks_flash_attention
 
 CHECK = "accelerator"
 LEAST_DRIVER = {"12": 525, "13": 580}
@@ -74,8 +74,9 @@ def _driver(cuda: TorchCuda) -> Iterator[Finding]:
 
 
 def _count(config: DictConfig, cuda: TorchCuda) -> Finding:
-    wanted = config.trainer.n_gpus_per_node
-    found = f"trainer.n_gpus_per_node={wanted}, torch sees {cuda.count} GPUs here"
+    ranks, engines = config.trainer.n_gpus_per_node, engine_gpus(config) // config.trainer.nnodes
+    wanted, own = ranks + engines, f" and {engines} for engines" if engines else ""
+    found = f"trainer.n_gpus_per_node={ranks}{own}, torch sees {cuda.count} GPUs here"
     if cuda.count >= wanted:
         return ok(CHECK, found)
     if os.environ.get("RAY_ADDRESS"):
@@ -83,7 +84,9 @@ def _count(config: DictConfig, cuda: TorchCuda) -> Finding:
         return warning(CHECK, f"{found}; the cluster at RAY_ADDRESS must have them", fix)
     fix = (
         f"trainer.n_gpus_per_node={cuda.count}"
-        if cuda.count
+        if cuda.count and not engines
+        else f"divide the {cuda.count} GPUs between the two"
+        if cuda.count > 1
         else "run on a machine with GPUs, or +recipe=smoke, which needs none"
     )
     return error(CHECK, found, fix)

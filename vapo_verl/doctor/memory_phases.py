@@ -15,7 +15,9 @@ S ranks that share a copy, p and r bytes in which layers compute and gradients a
                 (text) and p*Hv*4N*depth (vision, were every token of an image), and the largest of
                 the logits, one text layer and one vision block, each with its gradients
     logits      N*V times the bytes of :func:`logit_bytes`
-    engine      gpu_memory_utilization of the device; asleep, CUDA graphs and context remain
+    engine      gpu_memory_utilization of the device; asleep, CUDA graphs and context remain.
+                With GPUs of its own (separate_async) it shares none: of rollout and weight sync
+                the engine's GPU is shown, where it takes more
     sync        the bucket, and two full tensors of the largest kind being copied into it
     load        the first rank of each shard group reads all P*b to the host, with tied embeddings
                 every rank (`get_init_weight_context_manager`: no meta device for tied weights)
@@ -204,6 +206,8 @@ class _Run:
     def asleep(self) -> dict[str, float]:
         """CUDA contexts, and the memory of a sleeping engine."""
         s = self.s
+        if s.engine_gpus_per_node:
+            return {"contexts": GPU_CONTEXT_BYTES}
         contexts = {
             "contexts": 2 * GPU_CONTEXT_BYTES,
             "CUDA graphs": CUDA_GRAPH_BYTES * s.cuda_graphs,
@@ -224,7 +228,10 @@ class _Run:
         s = self.s
         heavy = GPU_PROCESS_BYTES if s.on_gpu else PROCESS_BYTES
         per_rank = 2 * heavy + PROCESS_BYTES  # worker and engine core; the engine's server
-        return {"processes": s.worker_processes * PROCESS_BYTES + s.ranks_per_node * per_rank}
+        num_bytes = s.worker_processes * PROCESS_BYTES + s.ranks_per_node * per_rank
+        if s.engine_gpus_per_node:  # beside its engine core a receiver of weights
+            num_bytes += s.engine_gpus_per_node * per_rank - s.ranks_per_node * (per_rank - heavy)
+        return {"processes": num_bytes}
 
     def replay(self, *, fetched: bool = False) -> dict[str, float]:
         s = self.s
@@ -237,6 +244,8 @@ class _Run:
         kept = {"reference": s.ranks_per_node * self.pinned(s.reference_bytes)}
         if not s.reference_bytes:
             kept = {}
+        if s.kept_copies:
+            kept["copies of the weights"] = s.ranks_per_node * s.kept_copies * self.weights
         return {**self.processes(), **self.state_on_host(), **kept, **(images or {})}
 
     # --- one micro-batch
@@ -327,7 +336,7 @@ class _Run:
             "contexts": GPU_CONTEXT_BYTES,  # the engine's is in its fraction
             "CUDA graphs": CUDA_GRAPH_BYTES * s.cuda_graphs,
             "engine": self.engine,
-            **self.state_on_gpu(),
+            **({} if s.engine_gpus_per_node else self.state_on_gpu()),
         }
         return Phase(name="rollout", gpu=gpu, host=self.host(images=self.replay()))
 
@@ -378,7 +387,29 @@ class _Run:
             "bucket": float(s.bucket_bytes),
             "tensors in transfer": 2.0 * s.parameter_bytes * shape.embedding_parameters,
         }
+        if s.engine_gpus_per_node:
+            gpu = max(self.weight_sender(), self.weight_receiver(), key=lambda p: sum(p.values()))
         return Phase(name="weight sync", gpu=gpu, host=self.host(images=self.replay()))
+
+    def weight_sender(self) -> dict[str, float]:
+        """On an actor's GPU, where the engine has others: NCCL takes one bucket and fills one."""
+        s = self.s
+        return {
+            **self.asleep(),
+            **self.state_on_gpu(weights=True),
+            "buckets": 2.0 * s.bucket_bytes,
+            "tensors in transfer": 2.0 * s.parameter_bytes * self.shape.embedding_parameters,
+        }
+
+    def weight_receiver(self) -> dict[str, float]:
+        """On an engine's GPU: two buckets of NCCL, and one on its way to the engine."""
+        s = self.s
+        return {
+            "contexts": 2 * GPU_CONTEXT_BYTES,
+            "CUDA graphs": CUDA_GRAPH_BYTES * s.cuda_graphs,
+            "engine": self.engine_weights if s.sleeps else self.engine,
+            "buckets": 3.0 * s.bucket_bytes,
+        }
 
     def checkpoint(self) -> Phase:
         """FSDP 2 writes its shards tensor by tensor; FSDP 1 copies them to the host first."""

@@ -14,6 +14,7 @@ from vapo_verl.doctor.model_size import (
     parameter_bytes,
     vision_tokens,
 )
+from vapo_verl.preflight import SEPARATE, SYNC, engine_gpus
 
 SHORTEST_TEXT = 128
 """Tokens of template, question and response beside the smallest image, in the shortest sequence."""
@@ -80,6 +81,10 @@ class MemorySettings:
     """The engine's fraction of the device."""
     sleeps: bool
     """``free_cache_engine``: the engine frees its memory during training."""
+    engine_gpus_per_node: int
+    """GPUs that engines have to themselves; 0: they are on the actor's."""
+    kept_copies: int
+    """Of the actor's weights, on the host: those of the step's beginning, and of now meanwhile."""
     cuda_graphs: bool
     max_model_len: int
     max_batched_tokens: int
@@ -93,7 +98,7 @@ class MemorySettings:
     worker_processes: int
     """On a node, in addition to three for each rank."""
     prompts: float
-    """Of a step, on a node."""
+    """In flight, on a node: those of a step, and the warm-up of an asynchronous trainer."""
     group_size: int
     """Responses to a prompt."""
     pixels: int
@@ -117,6 +122,12 @@ class MemorySettings:
         fused = bool(policy.model.get("use_fused_kernels", False))
         engine = OmegaConf.select(policy, "rollout.engine_kwargs.vllm.kv_cache_memory_bytes")
         lora = policy.model.get("lora_rank", 0) or (policy.model.get("lora") or {}).get("rank", 0)
+        mode, recomputes = trainer.v1.trainer_mode, not _bypasses(config)
+        ahead = trainer.v1.get(mode.removeprefix(f"{SYNC}_"), {}).get("num_warmup_batches", 0)
+        sampled, copies = config.data.train_batch_size, 0
+        if mode == SEPARATE:
+            sampled = actor.ppo_mini_batch_size
+            copies = recomputes * min(trainer.v1.separate_async.parameter_sync_step, 2)
         return cls(
             on_gpu=trainer.device != "cpu",
             ranks_per_node=trainer.n_gpus_per_node,
@@ -141,7 +152,7 @@ class MemorySettings:
             compiled_entropy=fsdp.use_torch_compile,
             entropy_chunk=fsdp.entropy_from_logits_chunk_size if chunked else 0,
             entropy_in_update=bool(actor.calculate_entropy or actor.entropy_coeff),
-            recompute_old=not (config.algorithm.get("rollout_correction") or {}).get("bypass_mode"),
+            recompute_old=recomputes,
             update=_micro_batch(
                 config,
                 dynamic=actor.use_dynamic_bsz,
@@ -154,20 +165,22 @@ class MemorySettings:
                 dynamic=rollout.log_prob_use_dynamic_bsz,
                 budget=rollout.log_prob_max_token_len_per_gpu,
                 rows=rollout.log_prob_micro_batch_size_per_gpu,
-                rows_of_rank=config.data.train_batch_size * rollout.n // ranks,
+                rows_of_rank=sampled * rollout.n // ranks,
             ),
             ref=_micro_batch(
                 config,
                 dynamic=policy.ref.log_prob_use_dynamic_bsz,
                 budget=policy.ref.log_prob_max_token_len_per_gpu,
                 rows=policy.ref.log_prob_micro_batch_size_per_gpu,
-                rows_of_rank=config.data.train_batch_size * rollout.n // ranks,
+                rows_of_rank=sampled * rollout.n // ranks,
             ),
             max_prompt_tokens=config.data.max_prompt_length,
             engine_bytes=dtype_bytes(rollout.dtype),
             tensor_parallel=rollout.tensor_model_parallel_size,
             utilization=rollout.gpu_memory_utilization,
             sleeps=rollout.free_cache_engine,
+            engine_gpus_per_node=-(-engine_gpus(config) // trainer.nnodes),
+            kept_copies=copies,
             cuda_graphs=not rollout.enforce_eager,
             max_model_len=rollout.max_model_len
             or config.data.max_prompt_length + config.data.max_response_length,
@@ -182,10 +195,15 @@ class MemorySettings:
             + rollout.agent.num_workers
             + config.reward.num_workers
             + (OmegaConf.select(config, STORAGE_UNITS) or 0),
-            prompts=config.data.train_batch_size / trainer.nnodes,
+            prompts=config.data.train_batch_size * (1 + ahead) / trainer.nnodes,
             group_size=rollout.n,
             pixels=min(limit, most),
         )
+
+
+def _bypasses(config: DictConfig) -> bool:
+    """Whether log probabilities of the engine stand for those of the old policy."""
+    return bool((config.algorithm.get("rollout_correction") or {}).get("bypass_mode"))
 
 
 def _micro_batch(

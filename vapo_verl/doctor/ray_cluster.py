@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from vapo_verl import launch
 from vapo_verl.doctor.findings import Finding, error, gib, ok, warning
+from vapo_verl.preflight import engine_gpus
 
 CHECK = "ray"
 PORTS = {6379: "GCS, --port", 10001: "Ray client, --ray-client-server-port"}
@@ -191,7 +192,9 @@ def judge_nodes(
     if config is None:
         return ok(CHECK, found)
     wanted, each = config.trainer.nnodes, config.trainer.n_gpus_per_node
+    engines = engine_gpus(config)
     wanted_slots = f"trainer.nnodes={wanted}, trainer.n_gpus_per_node={each}"
+    wanted_slots += f" and {engines} slots for engines" if engines else ""
     if sum(number >= each for _, number in slots) < wanted:
         return error(
             CHECK,
@@ -199,7 +202,7 @@ def judge_nodes(
             "ray start on the nodes that are missing (--num-gpus where Ray does not see them), or "
             "a smaller trainer.nnodes or trainer.n_gpus_per_node",
         )
-    if free_slots < wanted * each:
+    if free_slots < wanted * each + engines:
         fix = "end the other run, or wait for it: `ray status` lists what is in use"
         return error(CHECK, f"{wanted_slots}, but another run holds slots: {found}", fix)
     return ok(CHECK, f"{wanted_slots}; {found}")

@@ -67,10 +67,16 @@ def check_estimator(_: DictConfig | None) -> Iterator[Finding]:
 def check_trainer(config: DictConfig | None) -> Iterator[Finding]:
     from verl.trainer.ppo.v1 import get_trainer_cls
 
+    import vapo_verl.trainer.async_trainers as asynchronous
     from vapo_verl.trainer.trainer import VapoTrainer
 
     mode = "vapo" if config is None else config.trainer.v1.trainer_mode
-    yield _same(f"trainer {mode}", get_trainer_cls(mode), VapoTrainer)
+    ours = {
+        "vapo": VapoTrainer,
+        "vapo_colocate_async": asynchronous.VapoColocateAsync,
+        "vapo_separate_async": asynchronous.VapoSeparateAsync,
+    }
+    yield _same(f"trainer {mode}", get_trainer_cls(mode), ours.get(mode, VapoTrainer))
 
 
 def check_replica(_: DictConfig | None) -> Iterator[Finding]:

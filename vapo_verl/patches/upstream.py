@@ -49,14 +49,24 @@ def job_actors() -> list[dict[str, Any]]:
     return [actor for actor in table if actor["JobID"] == job and actor["State"] == "ALIVE"]
 
 
-def use_replay_buffer(buffer: type) -> None:
-    """Let the trainer, which names the class of its replay buffer, make one of `buffer`.
+def use_replay_buffers(synchronous: type, asynchronous: type) -> None:
+    """Let the trainers, which name the class of their replay buffer, make one of these.
 
     A custom sampler is the registered way, but veRL gives it no group filter.
     """
     from verl.trainer.ppo.v1 import trainer_base
 
-    trainer_base.ReplayBuffer = buffer
+    trainer_base.ReplayBuffer, trainer_base.ReplayBufferAsync = synchronous, asynchronous
+
+
+def mute_separate_trainer() -> None:
+    """Drop the INFO lines of veRL's separate_async trainer.
+
+    One of them, with ``hybrid_engine=false``, is ``logger.info(text, flush=True)``: a TypeError.
+    """
+    import logging
+
+    logging.getLogger("verl.trainer.ppo.v1.trainer_separate_async").setLevel(logging.WARNING)
 
 
 def use_weight_sender(path: str) -> None:

@@ -130,14 +130,17 @@ class VapoAgentLoop(SingleTurnAgentLoop):
             sampling_params = {**sampling_params, "logit_bias": bias}
         started_at = time.time()
         self._prepared = await prompt.once(PREPARED, partial(self._prepare, row))
-        generated = await super().run(sampling_params, priority, **row)
-        output = VapoAgentLoopOutput(
-            **{name: getattr(generated, name) for name in generated.model_fields_set}
-        )
-        output._prompt = prompt
-        _take_attention(output)
-        self._drop_vision_tokens(output)
-        await self._score(output, row, key, started_at)
+        try:
+            generated = await super().run(sampling_params, priority, **row)
+            output = VapoAgentLoopOutput(
+                **{name: getattr(generated, name) for name in generated.model_fields_set}
+            )
+            output._prompt = prompt
+            _take_attention(output)
+            self._drop_vision_tokens(output)
+            await self._score(output, row, key, started_at)
+        finally:
+            await self.server_manager.scored()
         return output
 
     def _read_controls_as_text(self) -> ControlTokens | None:
@@ -195,6 +198,9 @@ class VapoAgentLoop(SingleTurnAgentLoop):
             ),
             image_end=image_end,
             num_images=num_images,
+            min_policy_version=output.extra_fields.get("min_global_steps"),
+            max_policy_version=output.extra_fields.get("max_global_steps"),
+            probe_policy_version=self.server_manager.probe_version,
         )
         output.reward_score = record.reward.total
         output.extra_fields[RECORD_FIELD] = record.to_plain()

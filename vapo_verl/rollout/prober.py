@@ -20,6 +20,7 @@ from vapo_verl.anchors.probe import Ask
 from vapo_verl.anchors.question import ANSWER_BIAS
 from vapo_verl.patches.upstream import server_of
 from vapo_verl.rollout.engine_inputs import PromptImages
+from vapo_verl.rollout.partial_rollout import PartialRolloutClient
 from vapo_verl.rollout.prompts import SERVER, OpenPrompt
 
 PROBE_PRIORITY = -1
@@ -162,14 +163,23 @@ class OneServerClient:
 
     def __init__(self, client: LLMServerClient, prompt: OpenPrompt) -> None:
         self._client, self._prompt = client, prompt
-        self._session = prompt.uid
+        self._session, self._response = prompt.uid, uuid4().hex
+        self.probe_version: int | None = None
+        """Version of the policy that answered the last probes."""
 
     async def generate(self, request_id: str, **request: Any) -> TokenOutput:
         """``LLMServerClient.generate``; ``request_id`` is replaced by the session's."""
         del request_id
         with server_errors():
             request = await self._with_shared_images(request, request["prompt_ids"])
+            if isinstance(self._client, PartialRolloutClient):
+                request["response"] = self._response
             return complete(await self._client.generate(self._session, **request))
+
+    async def scored(self) -> None:
+        """No request follows: the server may take new weights."""
+        if isinstance(self._client, PartialRolloutClient):
+            await self._client.scored(self._session, self._response)
 
     async def generate_many(
         self, prompts: Sequence[list[int]], **request: Any
@@ -180,6 +190,7 @@ class OneServerClient:
             where = {"prompt_ids": prompts[0], **request}
             async with server_of(self._client, self._session, **where) as server:
                 outputs = await server.generate_many.remote(prompts=list(prompts), **request)
+                self.probe_version = outputs[0].extra_fields.get("global_steps")
                 return [complete(output) for output in outputs]
 
     async def _with_shared_images(

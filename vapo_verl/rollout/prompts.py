@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -150,9 +150,9 @@ def prompt_uid(step: int, place: int) -> str:
     return f"{step:06d}-{place:05d}"
 
 
-def clear_prompts_until(step: int) -> None:
-    """Remove the rows of the prompts of this step and of those before it."""
-    clear([uid for uid in keys_in(PROMPTS) if uid < prompt_uid(step + 1, 0)], PROMPTS)
+def clear_prompts_except(uids: Collection[str]) -> None:
+    """Remove the rows of all prompts but these."""
+    clear([uid for uid in keys_in(PROMPTS) if uid not in uids], PROMPTS)
 
 
 def prepare_seconds() -> list[float]:

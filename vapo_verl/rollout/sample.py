@@ -45,6 +45,12 @@ class SampleRecord:
     image_end: int
     """Prompt tokens up to the end of the last image; 0 without one."""
     num_images: int
+    min_policy_version: int | None
+    """Of the policies that wrote a token of the response: the step that made the oldest."""
+    max_policy_version: int | None
+    """And the newest. None where the server did not say."""
+    probe_policy_version: int | None
+    """Of the policy that answered the probes; None without probes."""
 
     def to_plain(self) -> dict[str, Any]:
         """Mappings, lists and numbers only; times and anchors are flat."""

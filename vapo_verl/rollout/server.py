@@ -24,6 +24,8 @@ from vapo_verl.patches.upstream import (
 )
 from vapo_verl.rollout import weight_sync
 from vapo_verl.rollout.engine_inputs import EngineInputs, can_share
+from vapo_verl.rollout.partial_rollout import ATTENTION, ResponseGate
+from vapo_verl.rollout.prober import CUT_SHORT
 
 _finished: ContextVar[list[Any]] = ContextVar("finished")
 """vLLM's finished outputs of the running `generate` call."""
@@ -37,7 +39,7 @@ def _take(output: Any) -> None:
 
 
 class VapoHttpServer(vLLMHttpServer):
-    """`TokenOutput.extra_fields["visual_attention"]`: float32 [T] or [T, layers], one per token.
+    """`TokenOutput.extra_fields[ATTENTION]`: float32 [T] or [T, layers], one per token.
 
     Absent when the engine runs without `vapo_verl.attention.engine_args`. veRL converts vLLM's
     output to a `TokenOutput` inside `generate` and drops the attention; a hook keeps the original.
@@ -46,6 +48,7 @@ class VapoHttpServer(vLLMHttpServer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         heartbeat.start(session_folder() / heartbeat.FOLDER)
         self._num_requests = 0
+        self._gate = ResponseGate()
         self._lag = LoopLag()
         super().__init__(*args, **kwargs)
         weight_sync.name_receiver()  # veRL has just set a name that runs on this host share
@@ -92,6 +95,39 @@ class VapoHttpServer(vLLMHttpServer):
         return self._lag.take()
 
     async def generate(
+        self,
+        prompt_ids: list[int],
+        sampling_params: dict[str, Any],
+        request_id: str,
+        response: str | None = None,
+        **rest: Any,
+    ) -> TokenOutput:
+        """Decode; with `response`, its id, the weights stay until :meth:`scored` names it."""
+        if response is None:
+            return await self._generate(prompt_ids, sampling_params, request_id, **rest)
+        most = sampling_params.get("max_tokens")
+        async with self._gate.decoding(request_id):
+            output = await self._generate(prompt_ids, sampling_params, request_id, **rest)
+            if output.stop_reason not in CUT_SHORT or len(output.token_ids) == most:
+                self._gate.ended(response)
+        return output
+
+    async def scored(self, response: str) -> None:
+        """The probes of a response have been answered, or there will be none."""
+        self._gate.scored(response)
+
+    async def abort_all_requests(
+        self, reset_prefix_cache: bool = True, reject_request: bool = False
+    ) -> dict[str, Any]:
+        """Before new weights: abort the responses that decode, once the others are scored."""
+        try:
+            if self.node_rank == 0 and not self._submission_paused:
+                await self._gate.settle(self.engine.abort)
+            return await super().abort_all_requests(reset_prefix_cache, reject_request)
+        finally:
+            self._gate.open()  # veRL's own gate is closed by now
+
+    async def _generate(
         self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, **rest: Any
     ) -> TokenOutput:
         finished: list[Any] = []
@@ -103,7 +139,7 @@ class VapoHttpServer(vLLMHttpServer):
             _finished.reset(token)
             self._count_request(-1)
         if self._exports and finished and finished[-1].outputs:
-            output.extra_fields["visual_attention"] = visual_attention(finished[-1].outputs[0])
+            output.extra_fields[ATTENTION] = visual_attention(finished[-1].outputs[0])
         return output
 
     def _count_request(self, change: int) -> None:
@@ -125,7 +161,7 @@ class VapoHttpServer(vLLMHttpServer):
             "mm_processor_kwargs": mm_processor_kwargs,
         }
         return await asyncio.gather(
-            *(self.generate(p, dict(sampling_params), uuid4().hex, **shared) for p in prompts)
+            *(self._generate(p, dict(sampling_params), uuid4().hex, **shared) for p in prompts)
         )
 
 

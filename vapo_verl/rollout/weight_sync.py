@@ -6,27 +6,33 @@ for ever or takes the other run's weights. Here the cluster's session is part of
 
 veRL's sender also waits for ever when the engine fails or dies during a transfer. Here the wait
 ends with the engine's own error as soon as there is one, and after a time limit otherwise.
+
+An engine with devices of its own gets weights in two hops: veRL's checkpoint engine takes them to a
+worker beside it, and that worker is the sender of the first paragraph. The worker imports this
+module, which ``rollout.checkpoint_engine.custom_backend_module`` names.
 """
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 import ray
 import torch
 import zmq
+from verl.checkpoint_engine.base import CheckpointEngine, CheckpointEngineRegistry
 from verl.workers.rollout.vllm_rollout import ServerAdapter
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightSender
 
 from vapo_verl import heartbeat
 from vapo_verl.console import say
-from vapo_verl.patches.upstream import use_bucket_sender
+from vapo_verl.patches.upstream import session_folder, use_bucket_sender, use_weight_sender
 from vapo_verl.process_tree import BUCKET_PREFIX, SHARED_MEMORY, remove_remains
 
 _RECEIVER_VARIABLE = "VERL_RAY_JOB_ID"
@@ -42,6 +48,8 @@ TIMEOUT_S = 600.0
 """Time limit of the engine for one bucket of weights."""
 POLL_MS = 500
 """Time between two looks at the engine while it does not take a bucket."""
+
+use_weight_sender(f"{__name__}.VapoServerAdapter")
 
 
 def run_id() -> str:
@@ -62,6 +70,8 @@ class VapoServerAdapter(ServerAdapter):
     zmq_handle: str
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if heartbeat.FOLDER_VARIABLE not in os.environ:  # a worker beside an engine of its own
+            heartbeat.start(session_folder() / heartbeat.FOLDER)
         super().__init__(*args, **kwargs)
         job = f"-{ray.get_runtime_context().get_job_id()}-"
         if job not in self.zmq_handle:
@@ -195,3 +205,114 @@ class BucketSender(BucketedWeightSender):
                 f"({self.zmq_handle}): look above for its error; if it ran out of memory, lower "
                 "actor_rollout_ref.rollout.gpu_memory_utilization"
             ) from error
+
+
+@CheckpointEngineRegistry.register("zmq")
+class SocketWeights(CheckpointEngine):
+    """Weights from the actor's first rank to workers beside engines, over TCP and host memory.
+
+    For machines without NCCL. A tensor is one message of its name, type and shape as JSON and its
+    bytes; an empty name ends a transfer.
+
+    Args:
+        bucket_size: veRL's; not needed, as no buffer is kept.
+        is_master: this is the actor's first rank.
+    """
+
+    def __init__(self, bucket_size: int, is_master: bool = False) -> None:
+        del bucket_size
+        self._is_master = is_master
+        self._context = zmq.Context()
+        self._sockets: list[Any] = []
+
+    def prepare(self) -> str:
+        """The address at which this worker takes weights."""
+        if self._is_master:
+            return ""
+        socket = self._socket(zmq.PULL, zmq.RCVTIMEO)
+        host = ray.util.get_node_ip_address().strip("[]")
+        socket.setsockopt(zmq.IPV6, ":" in host)
+        host = f"[{host}]" if ":" in host else host
+        return f"tcp://{host}:{socket.bind_to_random_port(f'tcp://{host}')}"
+
+    @classmethod
+    def build_topology(
+        cls, actor_wg_world_size: int, rollout_world_size: int, metadata: list[str]
+    ) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+        """The first rank sends to all workers of the rollout; see the base class."""
+        receivers = metadata[actor_wg_world_size:]
+        others: list[list[str]] = [[] for _ in range(actor_wg_world_size - 1)]
+        no_one: list[list[str]] = [[] for _ in range(rollout_world_size)]
+        return {"receivers": [receivers, *others]}, {"receivers": no_one}
+
+    def init_process_group(self, receivers: Sequence[str]) -> None:
+        """Connect to the workers at these addresses."""
+        for address in receivers:
+            socket = self._socket(zmq.PUSH, zmq.SNDTIMEO)
+            socket.setsockopt(zmq.IPV6, "[" in address)
+            socket.connect(address)
+
+    def _socket(self, kind: int, timeout: int) -> Any:
+        socket = self._context.socket(kind)
+        for most in (zmq.SNDHWM, zmq.RCVHWM):
+            socket.setsockopt(most, 2)  # tensors on the way: the rest of the model waits
+        socket.setsockopt(timeout, int(TIMEOUT_S * 1000))
+        socket.setsockopt(zmq.LINGER, 0)
+        self._sockets.append(socket)
+        return socket
+
+    async def send_weights(
+        self, weights: Iterator[tuple[str, torch.Tensor]], global_steps: int | None = None
+    ) -> None:
+        """Send all tensors; ranks other than the first gather them only.
+
+        Raises:
+            TimeoutError: a worker has not taken a tensor in time.
+        """
+        for name, weight in weights:
+            heartbeat.beat("sending weights")
+            if self._is_master:
+                self._send(name, weight.detach().cpu().contiguous())
+        if self._is_master:
+            self._send("", torch.empty(0))
+
+    def _send(self, name: str, weight: torch.Tensor) -> None:
+        kind = str(weight.dtype).removeprefix("torch.")
+        header = json.dumps({"name": name, "dtype": kind, "shape": list(weight.shape)}).encode()
+        body = weight.reshape(-1).view(torch.uint8).numpy()
+        for socket in self._sockets:
+            try:
+                socket.send_multipart([header, body])
+            except zmq.Again as error:
+                raise TimeoutError(
+                    f"a worker beside an engine has not taken {name} within {TIMEOUT_S:g} s"
+                ) from error
+
+    async def receive_weights(
+        self, global_steps: int | None = None
+    ) -> AsyncIterator[tuple[str, torch.Tensor]]:
+        """The tensors that the first rank sends.
+
+        Raises:
+            TimeoutError: none came in time.
+        """
+        [socket] = self._sockets
+        while True:
+            try:
+                header, body = socket.recv_multipart()
+            except zmq.Again as error:
+                raise TimeoutError(
+                    f"the actor has sent no weights within {TIMEOUT_S:g} s"
+                ) from error
+            about = json.loads(header)
+            if not about["name"]:
+                return
+            kind = getattr(torch, about["dtype"])
+            weight = torch.frombuffer(bytearray(body), dtype=torch.uint8).view(kind)
+            yield about["name"], weight.reshape(about["shape"])
+
+    def finalize(self) -> None:
+        """Close the sockets; a worker still reads what has reached it."""
+        for socket in self._sockets:
+            socket.close()
+        self._sockets.clear()

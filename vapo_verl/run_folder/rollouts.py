@@ -47,6 +47,9 @@ ROLLOUT_SCHEMA = pa.schema(
         ("advantages", pa.list_(pa.float32())),
         ("rollout_log_probs", pa.list_(pa.float32())),
         ("old_log_probs", pa.list_(pa.float32())),
+        ("min_policy_version", pa.int64()),  # the step that made the oldest weights
+        ("max_policy_version", pa.int64()),
+        ("probe_policy_version", pa.int64()),  # null without probes
         ("ground_truth", pa.string()),
         (
             "reward",

@@ -44,10 +44,12 @@ _CPU_S = 0.05
 
 SERVER, ENGINE = "vLLM server", "vLLM engine"
 LOOP, RANK = "agent loop worker", "FSDP worker"
+RECEIVER = "receiver of weights"
 ROLES = {
     "VapoHttpServer": SERVER,
     "VapoAgentLoopWorker": LOOP,
     "WorkerDict": RANK,
+    "CheckpointEngineWorker": RECEIVER,
     "RewardLoopWorker": "reward worker",
     "PromptRouter": "router",
     "TransferQueueController": "TransferQueue controller",
@@ -62,7 +64,7 @@ WORKING = {
     VALIDATION: (SERVER, LOOP),
     LOG_PROBS: (RANK,),
     UPDATE: (RANK,),
-    TRANSFER: (RANK,),
+    TRANSFER: (RANK, RECEIVER),
     SAVE: (RANK,),
 }
 """Roles whose progress is that of a phase."""

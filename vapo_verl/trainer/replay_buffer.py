@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from vapo_verl.console import say
 from vapo_verl.rollout.agent_loop_worker import FAILURE_TAG, REASON_TAG
@@ -16,6 +16,7 @@ from vapo_verl.rollout.transfer import KVBatchMeta, clear, column_values, read
 
 __all__ = [
     "CountedReplayBuffer",
+    "CountedReplayBufferAsync",
     "ResponsesFailed",
     "StepResponses",
     "count_responses",
@@ -164,7 +165,7 @@ class CountedReplayBuffer(ReplayBuffer):
         count = count_responses(
             batch.keys, batch.tags, self._expected, batch_size, 1 if validates else MIN_GROUP
         )
-        self._expected.clear()
+        self._settle(batch)
         what = "the validation" if validates else f"step {global_steps}"
         self._check(count, what)
         num_failed = count.row_failures.total()
@@ -177,6 +178,13 @@ class CountedReplayBuffer(ReplayBuffer):
         if not validates:
             metrics = {**metrics, FAILED: num_failed}
         return _only(batch, count.kept), metrics
+
+    def _settle(self, batch: KVBatchMeta) -> None:
+        """Forget what was expected of this batch, and of prompts that veRL has dropped."""
+        waiting = {uid for prompts in self.prompt_global_steps.values() for uid in prompts}
+        waiting -= {key.rsplit("_", 2)[0] for key in batch.keys}
+        for uid in self._expected.keys() - waiting:
+            del self._expected[uid]
 
     def _check(self, count: ResponseCount, what: str) -> None:
         num_lost = count.system_failures.total()
@@ -191,6 +199,26 @@ class CountedReplayBuffer(ReplayBuffer):
                 f"more than vapo.rollout.max_failed_fraction={self._max_failed_fraction} of them: "
                 f"{folded(count.row_failures)}"
             )
+
+
+class CountedReplayBufferAsync(CountedReplayBuffer, ReplayBufferAsync):
+    """The same over veRL's asynchronous buffer, which holds prompts of several steps.
+
+    The rule for failures is that of a synchronous step: a group is sampled with what is left of it.
+    veRL would drop it and ask another prompt.
+    """
+
+    def _terminal_eviction_reasons(self, global_steps: int, partition_id: str) -> tuple[Any, ...]:
+        stale, without_signal, _, counts = super()._terminal_eviction_reasons(
+            global_steps, partition_id
+        )
+        return stale, without_signal, set(), counts
+
+    def _select_prompt_uids(
+        self, partition_id: str, sampleable_keys: Collection[str], batch_size: int
+    ) -> Any:
+        """The oldest prompts first; those of a step in the order of their places in it."""
+        return super()._select_prompt_uids(partition_id, sorted(sampleable_keys), batch_size)
 
 
 def _only(batch: KVBatchMeta, kept: Sequence[int]) -> KVBatchMeta:

@@ -1,4 +1,4 @@
-"""veRL's synchronous V1 trainer with VAPO's credit, metrics and run folder."""
+"""veRL's V1 trainers with VAPO's credit, metrics and run folder; the synchronous one."""
 
 import asyncio
 import itertools
@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 from verl.experimental.agent_loop.agent_loop import DictConfigWrap
 from verl.trainer.ppo.utils import Role
-from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
+from verl.trainer.ppo.v1 import PPOTrainer, PPOTrainerSync, register_trainer
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.tracking import Tracking
 from verl.workers.config import HFModelConfig
@@ -30,13 +30,13 @@ from vapo_verl.config import vapo_config
 from vapo_verl.console import phases, say
 from vapo_verl.evaluation.benchmarks.validation_rows import validation_files
 from vapo_verl.heartbeat import lag_metrics
-from vapo_verl.patches.upstream import use_replay_buffer
+from vapo_verl.patches.upstream import use_replay_buffers
 from vapo_verl.report.live import KeyPictures, write_final_report
 from vapo_verl.rollout import server as rollout_server
 from vapo_verl.rollout.agent_loop import VapoAgentLoop, run_format_check
 from vapo_verl.rollout.correction import compares_log_probs
-from vapo_verl.rollout.prompts import clear_prompts_until, prepare_seconds, prompt_uid
-from vapo_verl.rollout.transfer import KVBatchMeta, for_models
+from vapo_verl.rollout.prompts import clear_prompts_except, prepare_seconds, prompt_uid
+from vapo_verl.rollout.transfer import KVBatchMeta, for_models, keys_in
 from vapo_verl.run_folder import checkpoints
 from vapo_verl.run_folder.layout import METRICS_FILE, write_config
 from vapo_verl.run_folder.metrics import MetricsFile
@@ -57,6 +57,7 @@ from vapo_verl.trainer.metrics import (
 from vapo_verl.trainer.replay_buffer import (
     FAILED,
     CountedReplayBuffer,
+    CountedReplayBufferAsync,
     ResponsesFailed,
     logprob_mismatch,
     read_records,
@@ -77,20 +78,25 @@ FAILED_IN_VALIDATION = f"{FAILED}_in_validation"
 WORKER_ROLES = (Role.ActorRolloutRef, Role.ActorRollout, Role.Actor, Role.RefPolicy)
 
 
-@register_trainer("vapo")
-class VapoTrainer(PPOTrainerSync):
+class VapoTraining(PPOTrainer):
     """GRPO on the VAPO reward; each token's credit may follow its visual attention.
+
+    A base class before one of veRL's trainers, whose order of phases it keeps.
 
     The agent loop has scored the responses when they arrive here. What this class adds to veRL's
     trainer: the credit weights that need data veRL's estimators do not get, the ``vapo/*`` metrics,
     a run folder that survives restarts, and an order of data that does not depend on timing.
     """
 
+    mode: str
+    """veRL's name of its trainer."""
+    worker_class: type[VapoWorker] = VapoWorker
+
     def __init__(self, config: DictConfig) -> None:
         with open_dict(config):
-            config.trainer.v1.trainer_mode = "sync"  # veRL compares the name in many places
+            config.trainer.v1.trainer_mode = self.mode  # veRL compares the name in many places
         rollout_server.register()
-        use_replay_buffer(CountedReplayBuffer)
+        use_replay_buffers(CountedReplayBuffer, CountedReplayBufferAsync)
         super().__init__(config)
         self.vapo = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))  # type: ignore[arg-type]
         self.run_dir = Path(config.trainer.default_local_dir)
@@ -126,7 +132,13 @@ class VapoTrainer(PPOTrainerSync):
         super()._init_resource_pool_mgr()
         for role in WORKER_ROLES:
             if role in self.role_worker_mapping:
-                self.role_worker_mapping[role] = ray.remote(VapoWorker)
+                self.role_worker_mapping[role] = ray.remote(self.worker_class)
+
+    @property
+    def _servers(self) -> list[Any]:
+        """Ray actors of all vLLM servers."""
+        managers = self._rollout_server_managers()
+        return [server for manager in managers for server in manager.server_handles]
 
     @property
     def logger(self) -> Tracking:
@@ -157,7 +169,7 @@ class VapoTrainer(PPOTrainerSync):
 
     def on_init_end(self) -> None:
         phases.begin("weights to the engine")
-        self._actors = [*self.llm_server_manager.server_handles, *self.actor_rollout_wg.workers]
+        self._actors = [*self._servers, *self.actor_rollout_wg.workers]
         self._monitor.start()
         with self._explained(), self._monitor.phase(liveness.TRANSFER):
             super().on_init_end()
@@ -249,7 +261,7 @@ class VapoTrainer(PPOTrainerSync):
 
     def _exits(self) -> list[str]:
         """How engine processes ended, as far as their servers are there to tell."""
-        asked = [server.engine_exits.remote() for server in self.llm_server_manager.server_handles]
+        asked = [server.engine_exits.remote() for server in self._servers]
         answered, _ = ray.wait(asked, num_returns=len(asked), timeout=2)
         lines = []
         for answer in answered:
@@ -267,10 +279,18 @@ class VapoTrainer(PPOTrainerSync):
         super().on_step_begin()
         self._safe_stop.begin_step(
             self.global_steps,
-            sleep=self.checkpoint_manager.sleep_replicas,
+            sleep=self._free_devices,
             save_step=self._save_step,
         )
         self._at(liveness.ROLLOUT)
+
+    def _free_devices(self) -> None:
+        """Have the engine give the actor's GPUs back, as during an update."""
+        self.checkpoint_manager.sleep_replicas()
+
+    def on_sample_begin(self) -> None:
+        super().on_sample_begin()
+        self._at(liveness.ROLLOUT)  # a step may sample several times
 
     def _save_step(self, step: int) -> None:
         """Save a step that has been logged, though veRL counts the next one already."""
@@ -287,16 +307,15 @@ class VapoTrainer(PPOTrainerSync):
 
     def on_train_begin(self) -> None:
         """Ask the anchor question of a few rows first: a bad format would train on noise."""
-        super().on_train_begin()
         num_rows = min(self.vapo.anchors.self_test_rows, len(self.train_dataset))
-        if not (self.vapo.probes_claims and num_rows):
-            return
-        with self._monitor.phase(liveness.ROLLOUT):
-            result = asyncio.run(self._format_check(num_rows))
-        if result is not None:
-            say(result.summary())
-            for warning in result.warnings():
-                say(f"WARNING: {warning}")
+        if self.vapo.probes_claims and num_rows:
+            with self._monitor.phase(liveness.ROLLOUT):
+                result = asyncio.run(self._format_check(num_rows))
+            if result is not None:
+                say(result.summary())
+                for warning in result.warnings():
+                    say(f"WARNING: {warning}")
+        super().on_train_begin()
 
     async def _format_check(self, num_rows: int) -> FormatCheck | None:
         model: HFModelConfig = omega_conf_to_dataclass(self.config.actor_rollout_ref.model)
@@ -386,13 +405,13 @@ class VapoTrainer(PPOTrainerSync):
         metrics.update(self._memory.metrics())
         metrics.update(self._rollout_metrics())
         self._write_rollouts(step.keys, batch.partition_id)
-        clear_prompts_until(self.global_steps)
+        trained = {key.split("_")[0] for key in batch.keys}
+        clear_prompts_except({key.split("_")[0] for key in keys_in(batch.partition_id)} - trained)
 
     def _rollout_metrics(self) -> dict[str, float]:
         """What preparing prompts took, and how late the event loops were since the last step."""
         loops = ray.get([worker.take_loop_lag.remote() for worker in self._agent_loop_workers])
-        servers = self.llm_server_manager.server_handles
-        on_servers = ray.get([server.take_loop_lag.remote() for server in servers])
+        on_servers = ray.get([server.take_loop_lag.remote() for server in self._servers])
         return {
             "vapo/rollout/prepare_s": mean(prepare_seconds()),
             **lag_metrics("loop", list(itertools.chain(*loops))),
@@ -441,3 +460,10 @@ class VapoTrainer(PPOTrainerSync):
         self._safe_stop.resumed(self.global_steps)
         if self.global_steps:
             say(f"resuming from step {self.global_steps}")
+
+
+@register_trainer("vapo")
+class VapoTrainer(VapoTraining, PPOTrainerSync):
+    """Steps of one policy: no response decodes while the weights change."""
+
+    mode = "sync"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
+from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.single_controller.base.decorator import (
     Dispatch,
     make_nd_compute_dataproto_dispatch_fn,
@@ -88,6 +89,19 @@ class VapoWorker(ActorRolloutRefWorker):
             return (int(rank[1]) if rank else 0) == self.rank
 
         return file_records(Path(checkpoint), is_ours)
+
+
+class VapoDetachedWorker(VapoWorker, DetachActorWorker):
+    """The worker of an actor whose engine is elsewhere; keeps a copy of its weights."""
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def save_model_to_cpu(self, n: int) -> None:
+        """See the base class, whose copy of weights that are on the CPU is none."""
+        super().save_model_to_cpu(n)
+        if get_device_name() == "cpu":
+            weights, spec = self.cpu_saved_models[n]
+            copied = {name: (weight.clone(), of) for name, (weight, of) in weights.items()}
+            self.cpu_saved_models[n] = copied, spec
 
 
 def peak_device_memory() -> float:
