@@ -215,7 +215,7 @@ class CountedReplayBufferAsync(CountedReplayBuffer, ReplayBufferAsync):
         return stale, without_signal, set(), counts
 
     def _select_prompt_uids(
-        self, partition_id: str, sampleable_keys: Collection[str], batch_size: int
+        self, partition_id: str, sampleable_keys: set[str], batch_size: int
     ) -> Any:
         """The oldest prompts first; those of a step in the order of their places in it."""
         return super()._select_prompt_uids(partition_id, sorted(sampleable_keys), batch_size)
