@@ -1,9 +1,13 @@
 """Fixed batches: a run that is cut off anywhere and resumed stores what an uncut one stores."""
 
+import asyncio
 import contextlib
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from vapo_verl.evaluation.benchmarks import BenchmarkError, BenchmarkRow, answering
 from vapo_verl.evaluation.benchmarks.answering import Sampling, Task, read_answers
@@ -130,3 +134,37 @@ def test_swapped_images_are_found_before_the_engine_starts(tmp_path, engine):
     with pytest.raises(BenchmarkError, match="the rows of first hold 0 different images"):
         answering.ask_engine(tasks(tmp_path, "swapped"), EngineOptions(model="m"), BATCH)
     assert engine.started == 0
+
+
+def test_an_endpoint_gets_a_row_for_all_its_samples_from_one_opening(tmp_path, monkeypatch):
+    opened, asked = [], []
+
+    class Asker:
+        async def ask(self, messages, rng):
+            await asyncio.sleep(0)
+            asked.append((messages[0]["content"][0]["image_url"]["url"], rng.random()))
+            choice = SimpleNamespace(text="5", cut_off=False)
+            return SimpleNamespace(choices=[choice], usage=SimpleNamespace(completion_tokens=1))
+
+    def open_image(source):
+        opened.append(source)
+        return Image.new("RGB", (28, 28), source)
+
+    def all_at_once(options, num_requests, max_concurrency, ask):
+        async def run():
+            await asyncio.gather(*(ask(Asker(), number) for number in range(num_requests)))
+
+        asyncio.run(run())
+
+    monkeypatch.setattr(answering, "open_image", open_image)
+    monkeypatch.setattr(answering, "ask_concurrently", all_at_once)
+    colours = ("red", "green", "blue")
+    rows = [
+        BenchmarkRow(number=n, index=n, question="Which?", answer="5", images=(colour,))
+        for n, colour in enumerate(colours)
+    ]
+    [task, _] = tasks(tmp_path)
+    answering.ask_endpoint([replace(task, rows=rows)], None, max_concurrency=2)
+    assert opened == list(colours)
+    assert len({url for url, _ in asked}) == 3
+    assert len({draw for _, draw in asked}) == len(asked) == 3 * NUM_SAMPLES

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 from types import MappingProxyType
@@ -283,16 +284,21 @@ def ask_endpoint(tasks: Sequence[Task], options: EndpointOptions, max_concurrenc
         print(f"{total:,} answers, {total - len(missing):,} done before", flush=True)
         if not missing:
             return
-        shown = {task.name: _ShownImages(task) for task in tasks}
+        named = {task.name: (task, _ShownImages(task)) for task in tasks}
         failed: Counter[str] = Counter()
+
+        @lru_cache(max_concurrency)  # so many rows are in work at most, with all their samples
+        def messages_of(name: str, place: int) -> list[dict[str, object]]:
+            task, images = named[name]
+            chat, _ = task.question(task.rows[place])
+            return _endpoint_messages(chat, images.of(place, open_image))
+
         with progress_bar(total, unit="answer", done=total - len(missing)) as progress:
 
             async def ask(asker: PatientAsker, place_in_line: int) -> None:
                 task, journal, place, sample = missing[place_in_line]
                 row = task.rows[place]
-                messages = _endpoint_messages(
-                    task.question(row)[0], shown[task.name].of(place, open_image)
-                )
+                messages = messages_of(task.name, place)
                 try:
                     reply = await asker.ask(messages, Random(_seed(task, row, sample)))
                 except ImageFailed as fault:
