@@ -18,7 +18,12 @@ from PIL import Image
 from vapo_verl.anchors.question import ANSWER_BIAS, AnchorQuestion
 from vapo_verl.attention import engine_args, visual_attention
 from vapo_verl.data.cells import chat_parts
-from vapo_verl.data.control_tokens import ControlTokens, added_tokens, read_escapes
+from vapo_verl.data.control_tokens import (
+    ControlTokens,
+    added_tokens,
+    read_escapes,
+    vision_token_ids,
+)
 from vapo_verl.data.images import resized
 from vapo_verl.evaluation.probing.probe_options import EngineOptions
 from vapo_verl.evaluation.probing.rows import Row, open_image
@@ -122,7 +127,7 @@ class Engine:
             self.controls = ControlTokens(added_tokens(self.tokenizer))
             read_escapes(self.tokenizer)
         self._pieces: dict[int, str] = {}
-        self._forbidden = _vision_ids(config)
+        self._forbidden = vision_token_ids(self.tokenizer)
         self._llm = LLM(
             model=options.model,
             max_model_len=options.max_model_len or _context_length(config),
@@ -210,7 +215,7 @@ class Engine:
     ) -> list[Completion]:
         """Continue every context by up to `max_tokens`; greedily, or sampled with a seed for each.
 
-        vLLM's default forbids nothing; image tokens, which a model could write, are forbidden here.
+        vLLM's default forbids nothing; tokens of images are forbidden here, as in training.
         """
         each = [max_tokens] * len(contexts) if isinstance(max_tokens, int) else max_tokens
         sampling = [
@@ -306,11 +311,6 @@ def request_of(context: Context) -> dict[str, Any]:
         request["multi_modal_data"] = {"image": [image.pixels for image in context.images]}
         request["multi_modal_uuids"] = {"image": [image.key for image in context.images]}
     return request
-
-
-def _vision_ids(config: Any) -> list[int]:
-    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    return [getattr(config, name) for name in names if getattr(config, name, None) is not None]
 
 
 def _context_length(config: Any) -> int:
