@@ -1,6 +1,7 @@
 """What a prompt's images cost a rollout, against veRL's own path: work, bytes and event loops.
 
-    python benchmarks/rollout_scale.py [--quick] [--out benchmarks/results/rollout_scale.json]
+    python benchmarks/rollout_scale.py [--quick] [--baseline CHECKOUT]
+        [--out benchmarks/results/rollout_scale.json]
 
 Part 1, the server's front end: CPU time from a request to the bytes for the engine core, for the
 first response of a prompt, a sibling and a probe, at several image sizes. `verl` sends the images
@@ -9,8 +10,13 @@ Part 2, an agent-loop worker: runs of the image processor for a prompt of n resp
 Part 3, the replay buffer: bytes of a response as TransferQueue encodes them, what each of the three
 phases fetches, and a model that adds it up for 8 and 64 GPUs.
 
-No engine runs. Prints tables; `--out` writes JSON. With `--check FILE` it compares counts and bytes
-with those of FILE and exits with 1 where one grew by more than 5 %; seconds are never compared.
+Part 4, with `--baseline`: real runs of another checkout, such as the last release, and of this one,
+with images, hashes and encoder runs counted and bytes, memory and lag of event loops measured: see
+benchmarks/counted_run.py.
+
+No engine runs in parts 1 to 3. Prints tables; `--out` writes JSON. With `--check FILE` it compares
+counts and bytes with those of FILE and exits with 1 where one grew by more than 5 %; seconds are
+never compared.
 """
 
 from __future__ import annotations
@@ -47,6 +53,8 @@ from vllm.renderers.registry import renderer_from_config
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.serial_utils import MsgpackEncoder
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks import counted_run
 from vapo_verl.digits.model import model_dir
 from vapo_verl.rollout.engine_inputs import EngineInputs, PromptImages
 from vapo_verl.rollout.prompts import PIXELS_OF, model_inputs_of, without_images
@@ -59,7 +67,6 @@ GROUP = 5
 NUM_ANCHORS = 20
 PROMPTS_PER_STEP = 384
 PHASES = ("old_log_prob", "ref_log_prob", "update_actor")
-TOLERANCE = 1.05
 QUESTION = "What is the area of the shaded triangle? Think first."
 ANSWER = SamplingParams(max_tokens=64, logprobs=0, temperature=1.0, seed=1)
 PROBE = SamplingParams(max_tokens=1, logprobs=0, detokenize=False, temperature=1.0, seed=1)
@@ -72,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="two image sizes, few rounds")
+    parser.add_argument("--baseline", type=Path, help="another checkout, for part 4")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--check", type=Path, help="JSON file whose counts and bytes are the limit")
     args = parser.parse_args(argv)
@@ -90,10 +98,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "model": {gpus: step_model(front_end, buffer, gpus) for gpus in (8, 64)},
     }
     show(result)
+    if args.baseline:
+        result["runs"] = counted_run.measure(args.baseline, steps=3, pixels=1_000_000)
+        counted_run.show(result["runs"])
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n")
-    return check(result, json.loads(args.check.read_text())) if args.check else 0
+    if not args.check:
+        return 0
+    now, then = (
+        {part: each[part] for part in ("counts", "bytes")}
+        for each in (result, json.loads(args.check.read_text()))
+    )
+    return counted_run.report_growth(now, then)
 
 
 def picture(tokens: int) -> Image.Image:
@@ -323,29 +340,6 @@ def show(result: Mapping[str, Any]) -> None:
     for gpus, model in result["model"].items():
         for tokens, row in model.items():
             print(f"  {gpus:>2} GPUs, {tokens:>5} image tokens: {row}")
-
-
-def check(result: Mapping[str, Any], limit: Mapping[str, Any]) -> int:
-    """1 where a count or a size is more than 5 % above that of ``limit``."""
-    grown = []
-    for part in ("counts", "bytes"):
-        now, then = (dict(flat(json.loads(json.dumps(r[part])))) for r in (result, limit))
-        grown += [
-            f"{part}.{name}: {then[name]} -> {value}"
-            for name, value in now.items()
-            if name in then and "verl" not in name and value > TOLERANCE * then[name]
-        ]
-    print("\n".join(["grew by more than 5 %:", *grown] if grown else ["no count or size grew"]))
-    return 1 if grown else 0
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    """Nested numbers by their path."""
-    found: list[tuple[str, float]] = []
-    for name, value in values.items():
-        path = f"{prefix}{name}"
-        found += flat(value, f"{path}.") if isinstance(value, Mapping) else [(path, value)]
-    return found
 
 
 if __name__ == "__main__":
