@@ -18,6 +18,8 @@ ATTENTION_MODES = ("focus", "grounded")
 NORMALIZATIONS = ("total", "decoupled")
 ANSWER_STYLES = ("exact", "math", "choice", "text")
 """How an answer is compared: see :func:`vapo_verl.reward.accuracy.accuracy`."""
+JUDGE_STYLE = "judge"
+"""In training, a language model decides about the answer: see ``vapo.reward.judge``."""
 MAX_NUMBER = 10**9
 """Of whole numbers: a larger one is a slip of the keyboard."""
 MAX_ANCHORS, MAX_BINS = 10_000, 10_000
@@ -63,6 +65,25 @@ class AnchorConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeConfig:
+    """A language model that decides about answers of the style ``judge``. Its key is read from
+    OPENAI_API_KEY alone."""
+
+    model: str = ""
+    """Its name at the endpoint; empty: there is no judge."""
+    base_url: str = ""
+    """OpenAI-compatible address, as http://HOST:PORT/v1; empty: OPENAI_BASE_URL, else OpenAI's."""
+    max_concurrency: int = 16
+    """Requests on their way at once, of each agent-loop worker."""
+    timeout_s: float = 60.0
+    """Of one request."""
+    max_retries: int = 4
+    """Further tries of a request after faults that may pass; then the response has failed."""
+    cache_dir: str = ""
+    """Folder that keeps decisions for other runs; empty keeps them in memory, for this run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RewardConfig:
     """R = R_acc + R_fmt + gamma * 1[R_acc = 1] * R_perc, each part weighted (Eq. 5)."""
 
@@ -80,8 +101,9 @@ class RewardConfig:
     """``claims``: the anchors. ``attention``: the mean visual attention (ablation of table 10).
     ``none``: no perception reward."""
     answer_style: str = "math"
-    """How an answer is compared when a row does not say: ``exact``, ``math``, ``choice`` or
-    ``text``."""
+    """How an answer is compared when a row does not say: ``exact``, ``math``, ``choice``, ``text``
+    or ``judge``."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,7 +307,10 @@ def _check(config: VapoConfig) -> None:
     _one_of("vapo.anchors.pairing", anchors.pairing, PAIRINGS)
     _one_of("vapo.anchors.gate", anchors.gate, GATES)
     _one_of("vapo.reward.perception_source", reward.perception_source, PERCEPTION_SOURCES)
-    _one_of("vapo.reward.answer_style", reward.answer_style, ANSWER_STYLES)
+    _one_of("vapo.reward.answer_style", reward.answer_style, (*ANSWER_STYLES, JUDGE_STYLE))
+    _at_least("vapo.reward.judge.max_concurrency", reward.judge.max_concurrency, 1)
+    _at_least("vapo.reward.judge.max_retries", reward.judge.max_retries, 0)
+    _at_least("vapo.reward.judge.timeout_s", reward.judge.timeout_s, 0.1)
     _one_of("vapo.data.control_tokens", config.data.control_tokens, CONTROL_TOKENS)
     _one_of("vapo.logging.console", config.logging.console, CONSOLES)
     _one_of("vapo.advantage.attention_mode", advantage.attention_mode, ATTENTION_MODES)

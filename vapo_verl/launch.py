@@ -293,6 +293,11 @@ def make_paths_absolute(config: DictConfig) -> None:
     config.trainer.default_local_dir = str(
         Path(config.trainer.default_local_dir).expanduser().absolute()
     )
+    function, judge = config.reward.get("custom_reward_function"), config.vapo.reward.judge
+    if function and function.path and "://" not in function.path:
+        function.path = _absolute(function.path)
+    if judge.cache_dir:
+        judge.cache_dir = _absolute(judge.cache_dir)
     for key in ("train_files", "val_files"):
         files = config.data[key]
         if isinstance(files, str):

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vapo_verl.config import VapoConfig, vapo_config
 from vapo_verl.rollout.correction import check_rollout_correction
 from vapo_verl.rollout.engine_args import ENGINE, processor_max_pixels
+from vapo_verl.rollout.outcome import check_outcome_reward
 
 if TYPE_CHECKING:
     from vapo_verl.data.cells import RowRules
@@ -456,6 +457,7 @@ CHECKS: tuple[Check, ...] = (
     Check("context", check_context),
     Check("best checkpoint", check_best_checkpoint),
     Check("rollout correction", check_rollout_correction),
+    Check("reward function and judge", check_outcome_reward),
 )
 """In the order of a run's start, which stops at the first problem; the doctor reports all."""
 

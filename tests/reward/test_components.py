@@ -31,6 +31,16 @@ def test_the_relaxed_gate_pays_for_wrong_answers_too():
     assert compose_reward(1.0, 1.0, 0.6, **PAPER, gate="relaxed").total == 2 + 0.1 * 0.6
 
 
+def test_what_is_correct_may_be_said_apart_from_the_score():
+    """A user's function may give part of R_acc to a correct answer, and all of it to none."""
+    half = compose_reward(0.5, 0.0, 1.0, **PAPER, correct=True)
+    assert (half.total, half.correct) == (0.5 + 0.1, True)
+    none = compose_reward(1.0, 0.0, 1.0, **PAPER, correct=False)
+    assert (none.total, none.correct) == (1.0, False)
+    assert compose_reward(1.0, 0.0, 1.0, **PAPER).correct
+    assert not compose_reward(0.9, 0.0, 1.0, **PAPER).correct
+
+
 def test_bad_parts_and_gates_are_refused():
     with pytest.raises(ValueError, match="gate='loose'"):
         compose_reward(1.0, 1.0, 1.0, **PAPER, gate="loose")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from vapo_verl.config import ANSWER_STYLES
+from vapo_verl.config import ANSWER_STYLES, JUDGE_STYLE
 from vapo_verl.data.claims_column import read_claims
 from vapo_verl.data.control_tokens import ESCAPE, MEDIA_WORDS, ControlTokens
 from vapo_verl.data.errors import BadCell, shown
@@ -19,7 +19,7 @@ from vapo_verl.reward.accuracy import truths_of as accepted_truths
 
 IMAGE_PLACEHOLDER = "<image>"
 ROLES = ("system", "user", "assistant")
-STYLES = (None, "rule", *ANSWER_STYLES)
+STYLES = (None, "rule", *ANSWER_STYLES, JUDGE_STYLE)
 """Values of `reward_model.style`; `rule` and null leave it to `vapo.reward.answer_style`."""
 
 _CHAT = "write the prompt as a list of {role: string, content: string}"

@@ -22,6 +22,12 @@ class RewardComponents:
     """R_perc as measured, incorrect answers included; `total` applies the gate."""
     total: float
     """R, the input of the advantage."""
+    correct: bool | None = None
+    """Whether the answer counts as correct; where nothing is given, R_acc = 1 does."""
+
+    def __post_init__(self) -> None:
+        if self.correct is None:
+            object.__setattr__(self, "correct", self.accuracy == 1)
 
 
 def compose_reward(
@@ -33,6 +39,7 @@ def compose_reward(
     format_weight: float,
     perception_weight: float,
     gate: str = "correct",
+    correct: bool | None = None,
 ) -> RewardComponents:
     """R = w_acc * R_acc + w_fmt * R_fmt + gamma * 1[R_acc = 1] * R_perc  (Eq. 5).
 
@@ -50,6 +57,8 @@ def compose_reward(
             diagnostics. The reward is the same: only correct answers earn R_perc, or a
             trivially short reasoning would earn it. "relaxed" probes and rewards all, without
             the factor 1[R_acc = 1].
+        correct: what stands for R_acc = 1 in the formula, where R_acc has other values, too: a
+            user's function may give part of the reward, and say whether the answer is correct.
 
     Raises:
         ValueError: an unknown gate, or a part outside [0, 1] (nan included).
@@ -59,9 +68,12 @@ def compose_reward(
     for name, part in (("accuracy", accuracy), ("format", format), ("perception", perception)):
         if not 0 <= part <= 1:
             raise ValueError(f"{name}={part}: a part of the reward is in [0, 1], before weights")
-    seen = perception if accuracy == 1 or gate == "relaxed" else 0.0
+    earns = accuracy == 1 if correct is None else correct
+    seen = perception if earns or gate == "relaxed" else 0.0
     total = accuracy_weight * accuracy + format_weight * format + perception_weight * seen
-    return RewardComponents(accuracy=accuracy, format=format, perception=perception, total=total)
+    return RewardComponents(
+        accuracy=accuracy, format=format, perception=perception, total=total, correct=earns
+    )
 
 
 def format_score(text: str) -> float:

@@ -25,7 +25,7 @@ from vapo_verl.anchors import (
 )
 from vapo_verl.anchors.format_check import CheckReply, FormatCheck
 from vapo_verl.anchors.question import ANSWER_BIAS
-from vapo_verl.config import ANSWER_STYLES, VapoConfig, vapo_config
+from vapo_verl.config import ANSWER_STYLES, JUDGE_STYLE, VapoConfig, vapo_config
 from vapo_verl.data.claims_column import Claim, read_claims
 from vapo_verl.data.control_tokens import (
     ControlTokens,
@@ -38,6 +38,7 @@ from vapo_verl.evaluation.benchmarks.validation_rows import COLUMN, grade_cell
 from vapo_verl.reward.accuracy import accuracy
 from vapo_verl.reward.components import RewardComponents, compose_reward, format_score
 from vapo_verl.reward.perception import attention_perception_score
+from vapo_verl.rollout.outcome import Outcome, RewardFunction, judged
 from vapo_verl.rollout.prober import OneServerClient, Prober, prompt_session
 from vapo_verl.rollout.prompts import (
     PREPARED,
@@ -174,18 +175,18 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         generated_at = time.time()
         text = self.tokenizer.decode(output.response_ids, skip_special_tokens=True)
         grade = await self._benchmark_grade(text, row)
-        right = (
-            await self._accuracy(text, row["reward_model"])
+        outcome = (
+            await self._outcome(text, row, output)
             if grade is None
-            else float(grade.correct or 0.0)
+            else Outcome.of(float(grade.correct or 0.0))
         )
         asked_at = time.time()
         claims, skipped = self.askable(read_claims(row.get("claims")))
-        results = await self._probe(output, claims, key) if self._is_probed(right) else []
+        results = await self._probe(output, claims, key) if self._is_probed(outcome) else []
         probed_at = time.time() if results else asked_at
         image_end, num_images = self._images_in(output)
         record = SampleRecord(
-            reward=self._reward(right, format_score(text), results, output),
+            reward=self._reward(outcome, format_score(text), results, output),
             anchors=tuple(results),
             response_length=len(output.response_ids),
             num_claims=len(claims),
@@ -204,7 +205,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         )
         output.reward_score = record.reward.total
         output.extra_fields[RECORD_FIELD] = record.to_plain()
-        info = record.reward_extra_info()
+        info = {**record.reward_extra_info(), **outcome.info}
         if grade is not None:
             info["unparsed"] = float(grade.correct is None)
             info["truncated"] = float(len(output.response_ids) >= self.response_length)
@@ -216,15 +217,23 @@ class VapoAgentLoop(SingleTurnAgentLoop):
             return None
         return await self.loop.run_in_executor(None, grade_cell, str(cell), text)
 
-    async def _accuracy(self, text: str, reference: dict[str, Any]) -> float:
+    async def _outcome(
+        self, text: str, row: dict[str, Any], output: VapoAgentLoopOutput
+    ) -> Outcome:
+        """By the user's function where there is one, else by the row's style."""
+        if (function := RewardFunction.of(self.config)) is not None:
+            return await function.score(text, row, output.extra_fields)
+        reference = row["reward_model"]
         style = reference.get("style")
-        style = style if style in ANSWER_STYLES else self.vapo.reward.answer_style
-        return await self.loop.run_in_executor(
-            None, accuracy, text, reference["ground_truth"], style
+        style = style if style in (*ANSWER_STYLES, JUDGE_STYLE) else self.vapo.reward.answer_style
+        if style == JUDGE_STYLE:
+            return await judged(self.vapo, row, text)
+        return Outcome.of(
+            await self.loop.run_in_executor(None, accuracy, text, reference["ground_truth"], style)
         )
 
-    def _is_probed(self, right: float) -> bool:
-        return self.vapo.probes_claims and (self.vapo.anchors.gate != "correct" or right == 1.0)
+    def _is_probed(self, outcome: Outcome) -> bool:
+        return self.vapo.probes_claims and (self.vapo.anchors.gate != "correct" or outcome.correct)
 
     def askable(self, claims: Sequence[Claim]) -> tuple[list[Claim], int]:
         """The claims whose question fits the budget, and how many do not."""
@@ -318,7 +327,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
 
     def _reward(
         self,
-        right: float,
+        outcome: Outcome,
         formatted: float,
         results: Sequence[AnchorResult],
         output: VapoAgentLoopOutput,
@@ -333,13 +342,14 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         else:
             perception = 0.0
         return compose_reward(
-            right,
+            outcome.score,
             formatted,
             perception,
             accuracy_weight=settings.accuracy_weight,
             format_weight=settings.format_weight,
             perception_weight=settings.perception_weight,
             gate=self.vapo.anchors.gate,
+            correct=outcome.correct,
         )
 
 

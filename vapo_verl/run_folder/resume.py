@@ -38,6 +38,8 @@ IDENTITY = (
 """Model, data, seed and reward: keys, and groups of keys, that make a run what it is."""
 HARMLESS = (
     *("vapo.anchors.max_tokens_in_flight", "vapo.anchors.self_test_rows"),
+    *(f"vapo.reward.judge.{name}" for name in ("base_url", "max_concurrency", "cache_dir")),
+    *("vapo.reward.judge.timeout_s", "vapo.reward.judge.max_retries"),
     *("data.filter_overlong_prompts_workers", "reward.num_workers", "reward.reward_model.rollout"),
 )
 """Keys within those groups that change no result."""

@@ -197,7 +197,7 @@ def origin_metrics(
     """
     origin = advantage_origin(
         reward_parts(records, settings),
-        torch.tensor([record.reward.accuracy for record in records]),
+        torch.tensor([float(bool(record.reward.correct)) for record in records]),
         group_ids,
         normalization=settings.advantage.normalization,
         normalize_by_std=settings.advantage.normalize_by_std,
@@ -218,7 +218,7 @@ def reward_parts(records: Sequence[SampleRecord | None], settings: VapoConfig) -
     def perception(record: SampleRecord | None) -> float:
         if record is None or weights.perception_source == "none":
             return math.nan
-        passes = record.reward.accuracy == 1 or settings.anchors.gate == "relaxed"
+        passes = record.reward.correct or settings.anchors.gate == "relaxed"
         measured = record.anchors or weights.perception_source == "attention"
         return record.reward.perception if passes and measured else math.nan
 

@@ -11,6 +11,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 from vapo_verl.console import say
 from vapo_verl.rollout.agent_loop_worker import FAILURE_TAG, REASON_TAG
 from vapo_verl.rollout.correction import mismatch
+from vapo_verl.rollout.outcome import failure_metrics
 from vapo_verl.rollout.sample import RECORD_FIELD, SampleRecord
 from vapo_verl.rollout.transfer import KVBatchMeta, clear, column_values, read
 
@@ -176,7 +177,8 @@ class CountedReplayBuffer(ReplayBuffer):
                 f"left out: {folded(count.row_failures)}"
             )
         if not validates:
-            metrics = {**metrics, FAILED: num_failed}
+            reasons = failure_metrics(count.row_failures)
+            metrics = {**metrics, FAILED: num_failed, **reasons}
         return _only(batch, count.kept), metrics
 
     def _settle(self, batch: KVBatchMeta) -> None:
@@ -242,6 +244,8 @@ class StepResponses:
     group_ids: list[str]
     """Equal for responses to the same prompt."""
     records: list[SampleRecord]
+    infos: list[Mapping[str, Any]]
+    """What the response's reward says beside its score, under veRL's names."""
     visual_attention: torch.Tensor
     """[B, T], nan where unknown."""
     response_mask: torch.Tensor
@@ -254,13 +258,12 @@ def read_responses(batch: KVBatchMeta) -> StepResponses:
     keys = [key for key, tag in tagged if not tag.get("is_padding")]
     fields = ["uid", "extra_fields", "visual_attention", "response_mask"]
     data = read(keys, batch.partition_id, fields)
+    extras = column_values(data["extra_fields"])
     return StepResponses(
         keys=keys,
         group_ids=column_values(data["uid"]),
-        records=[
-            SampleRecord.from_plain(extra[RECORD_FIELD])
-            for extra in column_values(data["extra_fields"])
-        ],
+        records=[SampleRecord.from_plain(extra[RECORD_FIELD]) for extra in extras],
+        infos=[extra.get("reward_extra_info") or {} for extra in extras],
         visual_attention=data["visual_attention"].to_padded_tensor(float("nan")),
         response_mask=data["response_mask"].to_padded_tensor(0),
     )

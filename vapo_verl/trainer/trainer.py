@@ -35,6 +35,7 @@ from vapo_verl.report.live import KeyPictures, write_final_report
 from vapo_verl.rollout import server as rollout_server
 from vapo_verl.rollout.agent_loop import VapoAgentLoop, run_format_check
 from vapo_verl.rollout.correction import compares_log_probs
+from vapo_verl.rollout.outcome import info_means, used_metrics
 from vapo_verl.rollout.prompts import clear_prompts_except, prepare_seconds, prompt_uid
 from vapo_verl.rollout.transfer import KVBatchMeta, for_models, keys_in
 from vapo_verl.run_folder import checkpoints
@@ -402,6 +403,8 @@ class VapoTraining(PPOTrainer):
             metrics["vapo/anchors/tail_s"] / metrics["timing_s/step"]
         )
         metrics.update(attention_metrics(step.visual_attention, step.response_mask))
+        metrics.update(info_means(step.infos))
+        metrics |= {name: metrics.get(name, 0) for name in used_metrics(self.config)}
         metrics.update(self._memory.metrics())
         metrics.update(self._rollout_metrics())
         self._write_rollouts(step.keys, batch.partition_id)

@@ -25,7 +25,8 @@ def test_on_one_machine_in_float32_weights_are_1_and_nothing_is_rejected(smoke):
     steps = metrics(run)
     assert sorted(steps) == [1, 2, 3]
     for values in steps.values():
-        assert 0 <= values[DIFF_MEAN] <= values[DIFF_MAX] < 1e-3
+        assert 0 <= values[DIFF_MEAN] < 1e-4
+        assert values[DIFF_MAX] < 0.05  # of one rare token
         assert values[RATIO_MEAN] == pytest.approx(1, abs=1e-4)
         assert values["rollout_corr/rollout_is_mean"] == pytest.approx(1, abs=1e-4)
         assert values["rollout_corr/rollout_is_eff_sample_size"] == pytest.approx(1, abs=1e-4)

@@ -1,0 +1,449 @@
+"""What a response's answer is worth where no rule of this package grades it: by a function that a
+user brings, or by a language model as judge.
+
+Both give R_acc of Eq. 5, and whether the response counts as correct, which opens the gate of the
+anchors. A function or a judge that fails is a failure of its row: the response is left out and
+counted, and never scored 0.
+"""
+
+import ast
+import asyncio
+import copy
+import difflib
+import math
+import os
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import IO, Any
+
+from vapo_verl.claims.options import NO_KEY, OPENAI_URL, EndpointOptions, RetryOptions
+from vapo_verl.claims.report import RunCounts
+from vapo_verl.claims.requests.reply import FatalFault, ImageFailed
+from vapo_verl.claims.requests.retry import Pacer, PatientAsker
+from vapo_verl.config import JUDGE_STYLE, JudgeConfig, VapoConfig
+from vapo_verl.evaluation.benchmarks.judging import (
+    MAX_TOKENS,
+    Case,
+    decision_line,
+    decisions_in,
+    read_decision,
+)
+from vapo_verl.files import append_line
+from vapo_verl.reward import THINK_END
+from vapo_verl.reward.accuracy import truths_of
+
+FUNCTION_KEY = "reward.custom_reward_function"
+JUDGE_KEY = "vapo.reward.judge"
+FUNCTION_FAILED, JUDGE_FAILED = "vapo/reward/function_failed", "vapo/reward/judge_failed"
+OWN_NAMES = frozenset({"format", "perception", "unparsed", "truncated", "reward"})
+"""Names under which this package and veRL report parts of the reward."""
+
+
+class RewardFunctionFailed(RuntimeError):
+    """A user's reward function raised, or returned what is no score."""
+
+
+class JudgeFailed(RuntimeError):
+    """The judge's endpoint failed, or its reply is no decision."""
+
+
+FAILURES = {FUNCTION_FAILED: RewardFunctionFailed, JUDGE_FAILED: JudgeFailed}
+"""Metric -> the error whose responses it counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What an answer is worth."""
+
+    score: float
+    """R_acc, in [0, 1]."""
+    correct: bool
+    """Opens the gate of the anchors, and lets the response earn R_perc."""
+    info: Mapping[str, float | str] = field(default_factory=dict)
+    """What a user's function returned beside its score."""
+
+    @classmethod
+    def of(cls, accuracy: float) -> "Outcome":
+        """Of a rule: correct with 1."""
+        return cls(score=accuracy, correct=accuracy == 1)
+
+
+def failure_metrics(reasons: Counter[str], used: Iterable[str] = ()) -> dict[str, int]:
+    """How many of a step's responses failed in a user's function or in the judge.
+
+    Args:
+        reasons: of row failures, by "Type: message".
+        used: metrics that are reported without a failure, too.
+    """
+    counts = {
+        metric: sum(n for reason, n in reasons.items() if reason.startswith(f"{error.__name__}:"))
+        for metric, error in FAILURES.items()
+    }
+    return {metric: count for metric, count in counts.items() if count or metric in used}
+
+
+def used_metrics(config: Any) -> frozenset[str]:
+    """Of a composed config: which of the two its responses may fail by."""
+    function, judge = function_path(config), config.vapo.reward.judge.model
+    return frozenset(
+        name for name, on in ((FUNCTION_FAILED, function), (JUDGE_FAILED, judge)) if on
+    )
+
+
+def function_path(config: Any) -> str | None:
+    """The file of the user's reward function, if there is one."""
+    return (config.reward.get("custom_reward_function") or {}).get("path") or None
+
+
+def check_outcome_reward(config: Any) -> None:
+    """Refuse a reward function that cannot be found, and a judge that cannot be asked.
+
+    The function's file is read and not run.
+
+    Raises:
+        ValueError: with key, value and fix.
+    """
+    legacy = config.get("custom_reward_function") or {}
+    if legacy.get("path"):
+        raise ValueError(
+            f"custom_reward_function.path={legacy['path']!r}: nothing reads this older key; set "
+            f"{FUNCTION_KEY}.path"
+        )
+    path, reward = function_path(config), config.vapo.reward
+    if path is not None:
+        arguments = config.reward.custom_reward_function.get("reward_kwargs", {})
+        if not isinstance(arguments, Mapping):
+            raise ValueError(
+                f"{FUNCTION_KEY}.reward_kwargs={arguments!r} are no arguments; set "
+                f"+{FUNCTION_KEY}.reward_kwargs.NAME=VALUE, or leave it out"
+            )
+        _check_function(path, config.reward.custom_reward_function.get("name"))
+        if reward.answer_style == JUDGE_STYLE:
+            raise ValueError(
+                f"vapo.reward.answer_style={JUDGE_STYLE} and {FUNCTION_KEY}.path={path!r}: one of "
+                "them gives R_acc; leave the other one out"
+            )
+    if reward.answer_style == JUDGE_STYLE and not reward.judge.model:
+        raise ValueError(
+            f"vapo.reward.answer_style={JUDGE_STYLE} and {JUDGE_KEY}.model=''; name the judge's "
+            "model"
+        )
+    if reward.judge.model:
+        judge_options(JudgeConfig(**reward.judge), os.environ)
+
+
+def _check_function(path: str, name: object) -> None:
+    if path.startswith("pkg://"):
+        return
+    file = Path(path.removeprefix("file://")).expanduser()
+    if not file.is_file():
+        raise ValueError(f"{FUNCTION_KEY}.path={path!r} is no file; give a Python file")
+    try:
+        body = ast.parse(file.read_bytes(), str(file)).body
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"{FUNCTION_KEY}.path={path!r} is no Python: {error}; correct it"
+        ) from error
+    names = {given for statement in body for given in _names_of(statement)}
+    if name not in names and "*" not in names:
+        near = difflib.get_close_matches(str(name), sorted(names), n=3) or sorted(names)[:10]
+        raise ValueError(
+            f"{FUNCTION_KEY}.name={name!r}: {path} defines no such function; it has "
+            f"{', '.join(near) or 'none'}"
+        )
+
+
+def _names_of(statement: ast.stmt) -> list[str]:
+    """Names that a statement at the top of a module binds; of a block, all that are inside."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [statement.name]
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return [(alias.asname or alias.name) for alias in statement.names]
+    nodes = [node for node in ast.walk(statement) if isinstance(node, ast.Name | ast.FunctionDef)]
+    return [node.id if isinstance(node, ast.Name) else node.name for node in nodes]
+
+
+class RewardFunction:
+    """A user's function ``(data_source, solution_str, ground_truth, extra_info, **reward_kwargs)``.
+
+    It is veRL's ``reward.custom_reward_function``, read by veRL. It may be a plain function, which
+    runs in a thread, or a coroutine function. It returns R_acc in [0, 1] as a number, or a mapping
+    with it as ``score``. There, ``acc`` says whether the answer is correct, where the score does
+    not (1 is correct); other numbers and texts are reported.
+    """
+
+    def __init__(self, call: Callable[..., Any], name: str) -> None:
+        self._call, self._name = call, name
+
+    @classmethod
+    def of(cls, config: Any) -> "RewardFunction | None":
+        """That of a composed config; its file is run once a process. None where none is set."""
+        path = function_path(config)
+        if path is None:
+            return None
+        settings = config.reward.custom_reward_function
+        key = (path, str(settings.get("name")), repr(settings.get("reward_kwargs")))
+        if key not in _loaded:
+            from verl.trainer.ppo.reward import get_custom_reward_fn
+
+            name = f"{path}:{settings.name}"
+            try:
+                call = get_custom_reward_fn(config)
+            except (Exception, SystemExit) as error:
+                raise RewardFunctionFailed(f"{name}: {_said(error)}") from error
+            assert call is not None
+            _loaded[key] = cls(call, name)
+        return _loaded[key]
+
+    async def score(
+        self, text: str, row: Mapping[str, Any], extra_fields: Mapping[str, Any]
+    ) -> Outcome:
+        """The outcome of a response.
+
+        Args:
+            extra_fields: of the response; the function gets them in ``extra_info``, over the row's.
+
+        Raises:
+            RewardFunctionFailed: it raised, or what it returned is no score.
+        """
+        arguments = {
+            "data_source": row.get("data_source"),
+            "solution_str": text,
+            "ground_truth": copy.deepcopy(row["reward_model"]["ground_truth"]),
+            "extra_info": {**copy.deepcopy(row.get("extra_info") or {}), **extra_fields},
+        }
+
+        def call() -> tuple[Any, BaseException | None]:
+            # returned, not raised: a StopIteration would never reach the awaiting coroutine
+            try:
+                return self._call(**arguments), None
+            except (Exception, SystemExit) as error:
+                return None, error
+
+        loop = asyncio.get_running_loop()
+        result, error = await loop.run_in_executor(None, call)
+        if error is None and hasattr(result, "__await__"):
+            try:
+                result = await result
+            except (Exception, SystemExit) as raised:
+                error = raised
+        if error is not None:
+            raise RewardFunctionFailed(f"{self._name}: {_said(error)}") from error
+        try:
+            return read_score(result)
+        except ValueError as problem:
+            raise RewardFunctionFailed(f"{self._name}: {problem}") from None
+
+
+_loaded: dict[tuple[str, str, str], RewardFunction] = {}
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def read_score(result: object) -> Outcome:
+    """What a user's function returned.
+
+    Raises:
+        ValueError: it is no score; the message says what to return.
+    """
+    if not isinstance(result, Mapping):
+        return Outcome.of(_fraction(result, "it returned"))
+    if "score" not in result:
+        raise ValueError(f"it returned a mapping of {sorted(map(str, result))}; give it a 'score'")
+    score = _fraction(result["score"], "its score is")
+    accuracy = _fraction(result["acc"], "its acc is") if "acc" in result else score
+    info: dict[str, float | str] = {}
+    for name, value in result.items():
+        if not isinstance(name, str) or name in OWN_NAMES:
+            raise ValueError(f"it returned {name!r}, which is a name of this package; rename it")
+        if name != "score":
+            info[name] = value if isinstance(value, str) else _number(value, f"{name!r} is")
+    return Outcome(score=score, correct=accuracy == 1, info=info)
+
+
+def _fraction(value: object, what: str) -> float:
+    number = _number(value, what)
+    if not 0 <= number <= 1:
+        raise ValueError(
+            f"{what} {number!r}; give a number in [0, 1], which vapo.reward.accuracy_weight scales"
+        )
+    return number
+
+
+def _number(value: object, what: str) -> float:
+    if hasattr(value, "item"):  # of numpy and torch
+        with suppress(ValueError, RuntimeError):  # it has several elements
+            value = value.item()
+    if not isinstance(value, bool | int | float):
+        raise ValueError(f"{what} a {type(value).__name__}; give a number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def judge_options(settings: JudgeConfig, environment: Mapping[str, str]) -> EndpointOptions:
+    """The judge's endpoint: its key comes from OPENAI_API_KEY alone.
+
+    Raises:
+        ValueError: OpenAI itself is meant and there is no key, or an option is out of range.
+    """
+    url = settings.base_url or environment.get("OPENAI_BASE_URL") or OPENAI_URL
+    key = environment.get("OPENAI_API_KEY") or NO_KEY
+    if url == OPENAI_URL and key == NO_KEY:
+        raise ValueError(
+            f"{JUDGE_KEY}.model={settings.model!r} without an address asks {OPENAI_URL}, and "
+            f"OPENAI_API_KEY is not set; set it, or {JUDGE_KEY}.base_url to a server without keys"
+        )
+    return EndpointOptions(
+        model=settings.model,
+        base_url=url,
+        api_key=key,
+        timeout_s=settings.timeout_s,
+        max_tokens=MAX_TOKENS,
+        temperature=0.0,
+    )
+
+
+def case_of_row(row: Mapping[str, Any], text: str) -> Case | None:
+    """What the judge is shown: the question's text, the ground truth, and the text behind the
+    reasoning. None where there is none: no answer is incorrect, and no judge is asked.
+    """
+    answer = text.rpartition(THINK_END)[2].strip()
+    if not answer:
+        return None
+    turns = [turn["content"] for turn in row["raw_prompt"] if turn["role"] == "user"]
+    parts = [[turn] if isinstance(turn, str) else turn for turn in turns]
+    texts = [
+        part if isinstance(part, str) else part.get("text") or "" for turn in parts for part in turn
+    ]
+    truths = truths_of(row["reward_model"]["ground_truth"])
+    return Case(question="".join(texts).strip(), answer=" or ".join(truths), prediction=answer)
+
+
+class RewardJudge:
+    """Asks a judge about answers: each once, a bounded number at a time.
+
+    Decisions are kept in memory, and on disk where ``cache_dir`` names a folder. Every process
+    writes a file of its own there, and reads all of them when it starts.
+    """
+
+    def __init__(self, settings: JudgeConfig, options: EndpointOptions) -> None:
+        self._settings, self._options = settings, options
+        self._slots = asyncio.Semaphore(settings.max_concurrency)
+        self._known: dict[str, bool] = {}
+        self._asked: dict[str, asyncio.Task[bool]] = {}
+        self._file: IO[str] | None = None
+        self._asker: PatientAsker | None = None
+        if settings.cache_dir:
+            self._open_cache(Path(settings.cache_dir))
+
+    def _open_cache(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(folder.glob("decisions_*.jsonl")):
+            content = path.read_bytes()  # another process may be writing its last line
+            self._known |= decisions_in(content[: content.rfind(b"\n") + 1], path)
+        own = folder / f"decisions_{platform.node()}_{os.getpid()}.jsonl"
+        self._file = own.open("a", encoding="utf-8")
+        if own.stat().st_size and not own.read_bytes().endswith(b"\n"):
+            self._file.write("\n")  # of a killed process that had the same id
+
+    async def decide(self, case: Case) -> bool:
+        """Whether the answer is correct. Equal cases are asked about once.
+
+        Raises:
+            JudgeFailed: there is no decision; the next call asks again.
+        """
+        key = case.key(self._options.model)
+        if key in self._known:
+            return self._known[key]
+        if key not in self._asked:
+            self._asked[key] = asyncio.ensure_future(self._ask(case, key))
+        task = self._asked[key]
+        try:
+            return await asyncio.shield(task)
+        except JudgeFailed as failed:
+            raise JudgeFailed(str(failed)) from failed.__cause__
+        finally:
+            if task.done():
+                self._asked.pop(key, None)
+
+    async def _ask(self, case: Case, key: str) -> bool:
+        async with self._slots:
+            try:
+                asker = await self._open()
+                reply = await asker.ask([{"role": "user", "content": case.prompt()}], Random(key))
+            except (ImageFailed, FatalFault) as fault:
+                raise JudgeFailed(str(fault)) from fault
+        text = reply.choices[0].text
+        decision = read_decision(text)
+        if decision is None:
+            raise JudgeFailed("the reply is neither correct nor incorrect")
+        self._known[key] = decision
+        if self._file is not None:
+            append_line(self._file, decision_line(key, decision, self._options.model, text))
+        return decision
+
+    async def _open(self) -> PatientAsker:
+        if self._asker is None:
+            from vapo_verl.claims.requests.endpoint import Endpoint  # aiohttp is slow to import
+
+            self._endpoint = await Endpoint(self._options).__aenter__()
+            retry = RetryOptions(max_retries=self._settings.max_retries)
+            self._asker = PatientAsker(self._endpoint, Pacer(), retry, RunCounts())
+        return self._asker
+
+    async def close(self) -> None:
+        """End the connections, and the file."""
+        if self._asker is not None:
+            await self._endpoint.__aexit__(None, None, None)
+            self._asker = None
+        if self._file is not None:
+            self._file.close()
+
+
+@cache
+def shared_judge(settings: JudgeConfig) -> RewardJudge:
+    """The one of this process and its event loop.
+
+    Raises:
+        ValueError: a row asks for a judge, and no model is named.
+    """
+    if not settings.model:
+        raise ValueError(f"a row has the style '{JUDGE_STYLE}'; name a model in {JUDGE_KEY}.model")
+    return RewardJudge(settings, judge_options(settings, os.environ))
+
+
+async def judged(settings: VapoConfig, row: Mapping[str, Any], text: str) -> Outcome:
+    """The outcome of a response by the judge.
+
+    Raises:
+        JudgeFailed: there is no decision.
+    """
+    case = case_of_row(row, text)
+    if case is None:
+        return Outcome.of(0.0)
+    return Outcome.of(float(await shared_judge(settings.reward.judge).decide(case)))
+
+
+def info_means(infos: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """``vapo/reward/user/NAME``: means of the numbers that a user's function returned.
+
+    Args:
+        infos: of responses, with this package's own parts; values that are nan are left out.
+    """
+    own = {*OWN_NAMES, "acc"}
+    columns: dict[str, list[float]] = {}
+    for info in infos:
+        for name, value in info.items():
+            if name not in own and isinstance(value, int | float) and not math.isnan(value):
+                columns.setdefault(name, []).append(float(value))
+    return {f"vapo/reward/user/{name}": math.fsum(v) / len(v) for name, v in columns.items()}
