@@ -116,3 +116,17 @@ def test_the_warning_needs_agreement_or_no_spread():
     assert "96.2%" in str(no_signal([0.962] * NUM_FIRST_STEPS, [0.04] * NUM_FIRST_STEPS))
     assert "does not differ" in str(no_signal([0.5] * NUM_FIRST_STEPS, [0.0] * NUM_FIRST_STEPS))
     assert no_signal(nan, nan) is None
+
+
+def test_the_warning_also_comes_where_perception_decides_little():
+    agreements, spreads = [0.9] * NUM_FIRST_STEPS, [0.04] * NUM_FIRST_STEPS
+
+    def reason(fraction, spreads=spreads):
+        return no_signal(agreements, spreads, [fraction] * NUM_FIRST_STEPS)
+
+    assert "decides 3.1% of the advantage" in str(reason(0.031))
+    assert "docs/study.md" in str(reason(0.031))
+    assert reason(0.06) is None
+    assert reason(0.0) is None  # measured and not paid
+    assert reason(math.nan) is None
+    assert reason(0.031, [math.nan] * NUM_FIRST_STEPS) is None  # no anchors: nothing to decide by

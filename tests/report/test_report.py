@@ -52,8 +52,9 @@ def visible(page: str) -> str:
 
 
 def test_a_reward_that_does_not_distinguish_responses_is_told(make_run, rollout_row):
-    def signal(agreement):
+    def signal(agreement, fraction=0.3):
         figures = {"vapo/anchors/agreement": agreement, "vapo/anchors/spread": 0.03}
+        figures["vapo/advantage/perception_fraction"] = fraction
         return dict.fromkeys(range(1, 7), METRICS | figures)
 
     rows = {1: [rollout_row(1)]}
@@ -61,6 +62,9 @@ def test_a_reward_that_does_not_distinguish_responses_is_told(make_run, rollout_
     alike = panel(report(make_run("alike", rows, signal(0.97))), title)
     assert "agree on 97.0% of their claims" in alike["note"]
     assert panel(report(make_run("apart", rows, signal(0.8))), title)["note"] == ""
+    drowned = panel(report(make_run("drowned", rows, signal(0.8, 0.02))), title)
+    assert "decides 2.0% of the advantage" in drowned["note"]
+    assert "docs/study.md" in drowned["note"]
 
 
 def test_a_run_in_numbers(make_run, rollout_row):

@@ -17,13 +17,17 @@ from vapo_verl.anchors.probe import AnchorResult
 from vapo_verl.reward.perception import late_weights
 
 AGREEMENT, SPREAD = "vapo/anchors/agreement", "vapo/anchors/spread"
-"""The metrics that :func:`no_signal` reads."""
+FRACTION = "vapo/advantage/perception_fraction"
+SIGNAL_METRICS = (AGREEMENT, SPREAD, FRACTION)
+"""The metrics that :func:`no_signal` reads, in the order of its arguments."""
 DRAW_FRACTION = "vapo/anchors/draw_fraction"
 NUM_FIRST_STEPS = 5
 """Steps after which a run says whether its perception reward carries a signal."""
 HIGH_AGREEMENT = 0.95
 LEAST_SPREAD = 1e-3
 """Standard deviation of R_perc within a group below which siblings earn the same."""
+LOW_FRACTION = 0.05
+"""Of the advantage: where perception decides less, a run is hardly another than GRPO."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,12 +113,16 @@ def perception_spread(
     return PerceptionSpread(spread=math.sqrt(total), draw_fraction=float(min(drawn / total, 1.0)))
 
 
-def no_signal(agreements: Sequence[float], spreads: Sequence[float]) -> str | None:
+def no_signal(
+    agreements: Sequence[float], spreads: Sequence[float], fractions: Sequence[float] = ()
+) -> str | None:
     """Why the perception reward carries no signal, and what to try; None where it does.
 
     Args:
         agreements: :func:`claim_agreement` of the first steps; nan where a step had none.
         spreads: ``PerceptionSpread.spread`` of the same steps.
+        fractions: of the advantage that perception decides, in the same steps; 0 is perception
+            that is measured and not paid, which is no fault.
     """
     spread = _mean(spreads)
     if spread is not None and spread < LEAST_SPREAD:
@@ -129,12 +137,20 @@ def no_signal(agreements: Sequence[float], spreads: Sequence[float]) -> str | No
             "steps): predictions depend on the image and not on the response, so that the "
             "perception reward carries little signal. " + _ADVICE
         )
+    fraction = _mean(fractions)
+    if spread is not None and fraction is not None and 0 < fraction < LOW_FRACTION:
+        return (
+            f"perception decides {fraction:.1%} of the advantage (over the first steps): accuracy "
+            "decides the rest, and the run will hardly differ from GRPO. Try "
+            "vapo.advantage.normalization=decoupled with a larger vapo.reward.perception_weight, "
+            "or a policy whose answers are mostly correct; docs/study.md explains."
+        )
     return None
 
 
 _ADVICE = (
     "Try claims that are harder for this policy, vapo.anchors.pairing=group, longer responses, or "
-    "vapo.reward.soft=true; docs/anchors.md explains."
+    "vapo.reward.soft=true; docs/anchors.md and docs/study.md explain."
 )
 
 

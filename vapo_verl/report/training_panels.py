@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from vapo_verl.anchors.signal import (
     AGREEMENT,
     DRAW_FRACTION,
+    FRACTION,
     NUM_FIRST_STEPS,
-    SPREAD,
+    SIGNAL_METRICS,
     no_signal,
 )
 from vapo_verl.plots.panel import Panel, Series, missing_from, numbers
@@ -39,6 +40,7 @@ def training_panels(runs: Sequence[RunSummary]) -> list[Panel]:
             metrics=(
                 (AGREEMENT, "responses to one prompt that agree"),
                 (DRAW_FRACTION, "of the spread of R_perc: due to the draw"),
+                (FRACTION, "of the advantage: decided by perception"),
             ),
             note=_signal_note(runs),
             missing=_NO_ANCHORS,
@@ -66,8 +68,7 @@ def _signal_note(runs: Sequence[RunSummary]) -> str:
     notes = []
     for run in runs:
         first = (
-            list(run.metrics.series(metric).values())[:NUM_FIRST_STEPS]
-            for metric in (AGREEMENT, SPREAD)
+            list(run.metrics.series(metric).values())[:NUM_FIRST_STEPS] for metric in SIGNAL_METRICS
         )
         if reason := no_signal(*first):
             notes.append(f"{run.name}: {reason}" if len(runs) > 1 else f"Warning: {reason}")

@@ -1,6 +1,7 @@
 """veRL's tracking backends, with ours for the console: where they write, and after a resume."""
 
 import importlib.util
+import math
 import netrc
 import os
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from vapo_verl.anchors.signal import AGREEMENT, NUM_FIRST_STEPS, SPREAD, no_signal
+from vapo_verl.anchors.signal import NUM_FIRST_STEPS, SIGNAL_METRICS, no_signal
 from vapo_verl.console import progress, say
 from vapo_verl.run_folder.layout import named_failure
 
@@ -137,7 +138,7 @@ class StepLine:
         self._total, self._done = total_steps, first_step
         self._since = time.monotonic()
         self._seconds: deque[float] = deque(maxlen=RECENT_STEPS)
-        self._signals: list[tuple[float, float]] = []
+        self._signals: list[list[float]] = []
 
     def log(self, data: Mapping[str, Any], step: int) -> None:
         """Called by veRL once a step, and for a validation before the first one."""
@@ -152,13 +153,12 @@ class StepLine:
 
     def _warn_without_signal(self, data: Mapping[str, Any]) -> None:
         """Once, after the first steps of this process."""
-        if AGREEMENT not in data or len(self._signals) == NUM_FIRST_STEPS:
+        if SIGNAL_METRICS[0] not in data or len(self._signals) == NUM_FIRST_STEPS:
             return
-        self._signals.append((data[AGREEMENT], data[SPREAD]))
-        if len(self._signals) == NUM_FIRST_STEPS:
-            agreements, spreads = zip(*self._signals, strict=True)
-            if reason := no_signal(agreements, spreads):
-                say(f"WARNING: {reason}")
+        self._signals.append([data.get(metric, math.nan) for metric in SIGNAL_METRICS])
+        is_complete = len(self._signals) == NUM_FIRST_STEPS
+        if is_complete and (reason := no_signal(*zip(*self._signals, strict=True))):
+            say(f"WARNING: {reason}")
 
     def at(self, phase: str) -> None:
         """Tell which phase of the step has begun."""
