@@ -174,8 +174,8 @@ class RolloutConfig:
     """Prompts whose images an agent-loop worker opens and processes at the same time, each in a
     thread. There are ``actor_rollout_ref.rollout.agent.num_workers`` such workers."""
     restart_servers: bool = False
-    """Restart a dead rollout server within the run. Not supported, and refused: a dead server ends
-    the run, and the same command resumes it."""
+    """Restart a rollout server that dies in a rollout or a validation within the run, and ask for
+    the missing responses again; else its death ends the run, and the same command resumes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,11 +337,6 @@ def _check(config: VapoConfig) -> None:
             f"vapo.rollout.timeout_s={config.rollout.timeout_s}: set 10 or more seconds; the first "
             "tokens and micro-batches of a run take some"
         )
-    if config.rollout.restart_servers:
-        raise ValueError(
-            "vapo.rollout.restart_servers=True is not supported: a dead server ends the run, and "
-            "the same command resumes it from the newest complete checkpoint; set false"
-        )
     if not 0 <= config.rollout.max_failed_fraction <= 1:
         raise ValueError(
             f"vapo.rollout.max_failed_fraction={config.rollout.max_failed_fraction} is outside "
@@ -372,7 +367,6 @@ def _check(config: VapoConfig) -> None:
             "vapo.reward.perception_source=attention need visual attention; "
             "set vapo.attention.enabled=true, or the coefficient to 0 and the source to claims"
         )
-
 
     without_perception = reward.perception_source == "none" or (
         reward.perception_source == "claims" and not anchors.num_anchors

@@ -6,20 +6,25 @@ import errno
 import logging
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import ray
 import transfer_queue
 import zmq
 from PIL import Image, UnidentifiedImageError
+from tensordict import TensorDict
 from verl.trainer.ppo.v1 import agent_loop_tq
+from verl.utils.tensordict_utils import assign_non_tensor_data, get_tensordict
 from verl.workers.rollout.replica import TokenOutput
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from vapo_verl.rollout import agent_loop_worker
 from vapo_verl.rollout.agent_loop_worker import (
+    DONE_FIELD,
     FAILURE_TAG,
     REASON_TAG,
     ResponseFailed,
+    VapoAgentLoopManager,
     VapoAgentLoopWorker,
     failure_kind,
     reason_of,
@@ -144,8 +149,8 @@ def reports(monkeypatch):
     return tags
 
 
-def run_loop(worker: Loop, *, validate: bool = False) -> None:
-    row = {"uid": "000001-00002", "session_id": 4}
+def run_loop(worker: Loop, *, validate: bool = False, **fields: object) -> None:
+    row = {"uid": "000001-00002", "session_id": 4, **fields}
     asyncio.run(worker._run_agent_loop({}, {"validate": validate}, **row))
 
 
@@ -164,6 +169,83 @@ def test_a_failure_is_an_entry_under_the_key_of_its_response(reports, error, kin
 def test_a_response_that_comes_is_no_failure(reports):
     run_loop(Loop(None))
     assert reports == []
+
+
+def test_a_response_that_is_there_is_not_made_again(reports):
+    run_loop(Loop(KeyError("it would fail")), **{DONE_FIELD: (0, 4)})
+    assert reports == []
+    with pytest.raises(ResponseFailed):
+        run_loop(Loop(KeyError("it fails")), **{DONE_FIELD: (0, 3)})
+
+
+class Manager(VapoAgentLoopManager):
+    """A manager of three workers that note what they get."""
+
+    def __init__(self) -> None:
+        self.rollout_config = SimpleNamespace(n=4, val_kwargs=SimpleNamespace(n=1))
+        self.expected, self._asked, self.dispatched = {}, [], 0
+        self.got: list[dict[str, object]] = []
+        worker = SimpleNamespace(generate_sequences=SimpleNamespace(remote=self.take))
+        self.agent_loop_workers = [worker] * 3
+
+    def after_dispatch(self) -> None:
+        self.dispatched += 1
+
+    def take(self, batch: TensorDict) -> None:
+        for row in range(len(batch)):
+            columns = {name: batch[name] for name in batch.keys()}  # noqa: SIM118
+            done = columns.get(DONE_FIELD)
+            self.got.append(
+                {
+                    "uid": columns["uid"][row],
+                    "image": columns["image"][row],
+                    "done": None if done is None else done[row],
+                    "step": columns["global_steps"],
+                }
+            )
+
+
+def prompts(*uids: str) -> TensorDict:
+    columns = {"uid": list(uids), "image": [f"image of {uid}" for uid in uids]}
+    batch = get_tensordict({name: np.array(v, dtype=object) for name, v in columns.items()})
+    assign_non_tensor_data(batch, "global_steps", 7)
+    return batch
+
+
+def test_lost_responses_are_asked_again_with_the_rows_of_their_prompts(monkeypatch):
+    registered = []
+    monkeypatch.setattr(transfer_queue, "kv_batch_put", lambda **entry: registered.append(entry))
+    monkeypatch.setattr(ray, "get", lambda asked: asked)
+    manager = Manager()
+    manager.generate_sequences(prompts("a", "b", "c"))
+    manager.got.clear()
+    done = {"c": [], "a": [0, 3]}
+    for dispatched in (2, 3):  # the second time the server has died again
+        manager.ask_again("train", done)
+        assert manager.dispatched == dispatched
+        assert manager.got == [
+            {"uid": "a", "image": "image of a", "done": (0, 3), "step": 7},
+            {"uid": "c", "image": "image of c", "done": (), "step": 7},
+        ]
+        manager.got.clear()
+    assert manager.expected == {"a": 4, "b": 4, "c": 4}
+    assert [(entry["keys"], entry["partition_id"]) for entry in registered] == 2 * [
+        (["a", "c"], "train")
+    ]
+    pending = {"is_prompt": True, "status": "pending", "global_steps": 7}
+    assert registered[0]["tags"] == [pending, pending]
+
+
+def test_rows_are_kept_until_their_prompts_are_settled(monkeypatch):
+    monkeypatch.setattr(ray, "get", lambda asked: asked)
+    manager = Manager()
+    for uid in "ab":
+        manager.generate_sequences(prompts(uid))
+        manager.expected.clear()  # the replay buffer has its responses
+    monkeypatch.setattr(transfer_queue, "kv_batch_put", lambda **_: None)
+    manager.got.clear()
+    manager.ask_again("train", {"a": [], "b": []})
+    assert [row["uid"] for row in manager.got] == ["b"]
 
 
 def test_errors_of_one_cause_are_logged_once(reports, caplog):

@@ -24,8 +24,10 @@ from vapo_verl.trainer.liveness import (
     ROLLOUT,
     SAVE,
     SERVER,
+    START,
     TRANSFER,
     UPDATE,
+    VALIDATION,
     Finding,
     HangDetector,
     Member,
@@ -159,6 +161,55 @@ def test_each_phase_has_the_whole_timeout():
     assert detector.judge(9 * 290.0 + TIMEOUT_S, UPDATE, {rank: IDLE}) is not None
 
 
+STARTS = Sighting(status=psutil.STATUS_SLEEPING, doing="starting")
+
+
+def test_a_start_in_which_no_process_works_ends_after_the_timeout():
+    rank, queue = member(RANK, 1), member("TransferQueue storage", 2)
+
+    def seen(s):  # idle processes use a little of a CPU
+        worked = min(s, 50.0)
+        return {queue: replace(IDLE, cpu_s=s / 50), rank: replace(STARTS, cpu_s=worked + s / 50)}
+
+    now, what, who = judged(START, seen)
+    assert who == rank and TIMEOUT_S + 50 <= now <= TIMEOUT_S + 54
+    assert "no progress for 300 s; the FSDP worker (pid 1, node 10.0.0.1) holds it up: star" in what
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: {"cpu_s": s / 10},
+        lambda s: {"read": int(s) << 20},
+        lambda s: {"written": int(s / 100) << 24},  # now and then
+    ],
+)
+def test_a_start_in_which_one_process_works_goes_on(change):
+    rank, server = member(RANK, 1), member(SERVER, 2)
+    seen = lambda s: {server: STARTS, rank: replace(STARTS, **change(s))}  # noqa: E731
+    assert judged(START, seen, until_s=2000.0) is None
+
+
+def test_a_process_that_comes_is_progress_of_a_start():
+    seen = lambda s: {member(RANK, n): STARTS for n in range(1 + int(s / 250))}  # noqa: E731
+    assert judged(START, seen, until_s=1500.0) is None
+
+
+def test_an_actor_without_a_node_is_named():
+    waiting = Sighting(doing="it waits for a node that has room for it")
+    seen = lambda _: {member(RANK, 1): STARTS, member(SERVER, 0): waiting}  # noqa: E731
+    _, what, who = judged(START, seen)
+    assert who.pid == 0
+    assert "vLLM server" in what and "it waits for a node" in what
+
+
+def test_a_process_that_starts_later_is_no_death_of_an_older_one():
+    detector, rank = HangDetector(TIMEOUT_S), member(RANK)
+    assert detector.judge(0.0, START, {}) is None
+    assert detector.judge(2.0, START, {rank: STARTS}) is None
+    assert detector.judge(4.0, START, {rank: replace(STARTS, alive=False)})[1] == rank
+
+
 CHILD = """
 import os, sys, time
 from pathlib import Path
@@ -268,11 +319,19 @@ def cluster():
 class Watched:
     """A monitor over two workers, and what it finds."""
 
-    def __init__(self, timeout_s: float = 3.0) -> None:
-        self.workers = [Worker.remote() for _ in range(2)]
+    def __init__(
+        self, timeout_s: float = 3.0, worker: object = Worker, spare_servers: bool = False
+    ) -> None:
+        self.workers = [worker.remote() for _ in range(2)]
         self.pids = ray.get([worker.pid.remote() for worker in self.workers])
         self.ended: list[Finding] = []
-        self.monitor = Monitor(timeout_s, self.ended.append, lambda: "step 3, update", 0.1)
+        self.monitor = Monitor(
+            timeout_s,
+            self.ended.append,
+            lambda: "step 3, update",
+            interval_s=0.1,
+            spare_servers=spare_servers,
+        )
         self.monitor.start()
 
     def close(self) -> None:
@@ -287,6 +346,89 @@ def watched(cluster):
     watched = Watched()
     yield watched
     watched.close()
+
+
+@ray.remote(num_cpus=0)
+class VapoHttpServer:
+    """Stands for a server with an engine below it."""
+
+    def __init__(self) -> None:
+        code = "import setproctitle as s, time; s.setproctitle('VLLM::Core'); time.sleep(1e4)"
+        self.engine = subprocess.Popen([sys.executable, "-c", code])
+
+    def pid(self) -> int:
+        while not psutil.Process(self.engine.pid).cmdline()[0].startswith("VLLM::"):
+            time.sleep(0.02)
+        return os.getpid()
+
+    def engine_pid(self) -> int:
+        return self.engine.pid
+
+
+@pytest.mark.parametrize(("victim", "phase"), [("engine", ROLLOUT), ("server", VALIDATION)])
+def test_a_dead_server_is_taken_out_with_its_engine_where_servers_are_spared(
+    cluster, victim, phase
+):
+    watched = Watched(worker=VapoHttpServer, spare_servers=True)
+    monitor, server = watched.monitor, watched.pids[0]
+    engines = ray.get([worker.engine_pid.remote() for worker in watched.workers])
+    try:
+        monitor.begin(phase)
+        assert monitor.remove_dead_servers() == []
+        os.kill(engines[0] if victim == "engine" else server, signal.SIGKILL)
+        dead: list[Member] = []
+        until(lambda: dead.extend(monitor.remove_dead_servers()) or dead)
+        assert (engines[0] if victim == "engine" else server) in [member.pid for member in dead]
+        for pid in (server, engines[0]):  # what was left of it has been ended
+            until(lambda pid=pid: not NodeWatch().look([pid])[pid].alive)
+        monitor.begin(START)  # the phase in which new processes are taken in
+        assert monitor.wait(1.0) is None
+        monitor.begin(UPDATE)
+        os.kill(engines[1], signal.SIGKILL)  # the other one is watched as before
+        finding = monitor.wait(60.0)
+        assert finding is not None and f"(pid {engines[1]}, " in finding.what
+    finally:
+        watched.close()
+        for pid in engines:
+            if psutil.pid_exists(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_a_dead_server_ends_a_run_that_does_not_spare_it(cluster):
+    watched = Watched(worker=VapoHttpServer)
+    try:
+        watched.monitor.begin(ROLLOUT)
+        os.kill(watched.pids[0], signal.SIGKILL)
+        finding = watched.monitor.wait(60.0)
+        assert finding is not None and "the vLLM server (pid" in finding.what
+    finally:
+        watched.close()
+
+
+def test_a_process_that_hangs_in_its_constructor_is_found(cluster):
+    @ray.remote(num_cpus=0)
+    class Starting:
+        def __init__(self) -> None:
+            time.sleep(1e4)
+
+    ended: list[Finding] = []
+    monitor = Monitor(1.0, ended.append, lambda: "start of the workers", 0.1)
+    monitor.begin(START)
+    monitor.start()
+    actor = Starting.remote()  # it comes after the monitor
+
+    def pids() -> list[int]:
+        return [a["Pid"] for a in liveness.job_actors() if "Starting" in a["ActorClassName"]]
+
+    until(lambda: pids() and pids()[0])
+    (pid,) = pids()
+    os.kill(pid, signal.SIGSTOP)
+    finding = monitor.wait(60.0)
+    monitor.stop()
+    ray.kill(actor)
+    assert finding is not None and f"(pid {pid}, " in finding.what
+    assert "hangs: stopped by a signal" in finding.what
+    os.kill(pid, signal.SIGKILL)
 
 
 def test_a_killed_actor_is_found_within_seconds(watched):
@@ -338,8 +480,10 @@ def test_a_look_costs_little(watched):
 def interrupted_by(watch: RunnerWatch, runner: object, within_s: float) -> bool:
     """Whether the main thread, which waits, is interrupted."""
     watch.start(runner)
+    deadline = time.monotonic() + within_s
     try:
-        threading.Event().wait(within_s)
+        while time.monotonic() < deadline:
+            time.sleep(0.05)  # an interrupt by another thread does not end a wait
     except KeyboardInterrupt:
         return True
     finally:

@@ -16,6 +16,7 @@ from vapo_verl.rollout.agent_loop_worker import FAILURE_TAG, REASON_TAG
 from vapo_verl.rollout.transfer import column_values, read_columns
 from vapo_verl.trainer.replay_buffer import (
     FAILED,
+    MAX_RESTARTS,
     CountedReplayBuffer,
     ResponsesFailed,
     count_responses,
@@ -169,7 +170,7 @@ class Buffer(CountedReplayBuffer):
     """A buffer whose prompts have ended."""
 
     def __init__(self, groups: dict[str, str], max_failed_fraction: float = 0.1) -> None:
-        self.groups = groups
+        self.groups, self.prompt_global_steps = groups, {}
         self.watch(
             interval_s=0.1,
             max_failed_fraction=max_failed_fraction,
@@ -248,3 +249,71 @@ def test_reasons_are_folded_with_their_counts(sampled):
     buffer = Buffer({"a": "s" * 38 + "." * 42})
     with pytest.raises(ResponsesFailed, match=r"38 of 80 responses of step 3 failed: 38 x dead$"):
         sampled(buffer)
+
+
+class RestartedBuffer(Buffer):
+    """A buffer whose dead servers are restarted: of `after`, one dict for each restart, groups
+    take the place of those that were asked again."""
+
+    def __init__(self, groups: dict[str, str], *after: dict[str, str]) -> None:
+        super().__init__(groups)
+        self.asked: list[tuple[str, dict[str, list[int]]]] = []
+        self._after = list(after)
+        self.watch(
+            interval_s=0.1,
+            max_failed_fraction=0.1,
+            expected=dict.fromkeys(groups, 4),
+            ask_again=self.restart,
+        )
+
+    def restart(self, partition_id, done):
+        self.asked.append((partition_id, dict(done)))
+        if self._after:
+            self.groups = self._after.pop(0)
+            assert self.groups.keys() == done.keys()
+            return True
+        return False
+
+
+@pytest.mark.parametrize("partition", ["train", "val"])
+def test_lost_responses_are_asked_again_and_the_step_is_complete(sampled, partition):
+    buffer = RestartedBuffer({"a": "....", "b": ".s-.", "c": "ssss"}, {"b": "....", "c": "...."})
+    batch, _, cleared = sampled(buffer, partition)
+    assert buffer.asked == [(partition, {"b": [0, 3], "c": []})]
+    assert cleared == ["b_1_0", "c_0_0", "c_1_0", "c_2_0", "c_3_0"]  # the failures, not b_0 and b_3
+    assert batch.keys == entries({"a": "....", "b": "....", "c": "...."})[0]
+    assert not any(FAILURE_TAG in tag for tag in batch.tags)
+
+
+def test_a_failure_of_a_row_is_not_asked_again(sampled):
+    groups = {"a": "r...", "b": "....", "c": "....", "d": "...s"}
+    buffer = RestartedBuffer(groups, {"d": "...."})
+    assert buffer.asked == []
+    batch, metrics, _ = sampled(buffer)
+    assert [done for _, done in buffer.asked] == [{"d": [0, 1, 2]}]
+    assert (len(batch.keys), metrics[FAILED]) == (15, 1)
+    buffer = RestartedBuffer({"a": "r...", "b": "....", "c": "...."})
+    sampled(buffer)
+    assert buffer.asked == []
+
+
+def test_a_server_that_dies_again_and_again_ends_the_step(sampled):
+    lost = {"a": "...s"}
+    buffer = RestartedBuffer(lost, *[lost] * 9)
+    with pytest.raises(ResponsesFailed, match="1 of 4 responses of step 3 failed"):
+        sampled(buffer)
+    assert len(buffer.asked) == MAX_RESTARTS
+
+
+def test_without_a_dead_server_nothing_is_asked_again(sampled):
+    buffer = RestartedBuffer({"a": "...s"})
+    with pytest.raises(ResponsesFailed, match="1 of 4 responses of step 3 failed: 1 x dead"):
+        sampled(buffer)
+
+
+def test_where_servers_are_restarted_the_other_responses_are_waited_for():
+    buffer = RestartedBuffer({"a": "...."})
+    buffer.partitions = {"train": {"a_3_0": failure("system")}}
+    buffer.pending_keys = buffer.running_keys = {"train": set()}
+    buffer.finished_keys = buffer.failure_keys = {"train": set()}
+    assert buffer._wait_for_next_poll("train", 1e12) == 1e12

@@ -37,16 +37,21 @@ def session_folder() -> Path:
 
 
 def job_actors() -> list[dict[str, Any]]:
-    """Ray's table of the living actors of this job: class name, name, pid, node and address.
+    """Ray's table of the actors of this job that live or start: class name, pid, node, address.
 
-    The public state API asks the dashboard, which a run does not start.
+    One that waits for a node has pid 0. The public state API asks the dashboard, which a run does
+    not start.
     """
     import ray
     import ray._private.state as state
 
     job = ray.get_runtime_context().get_job_id()
     table = state.actors().values()
-    return [actor for actor in table if actor["JobID"] == job and actor["State"] == "ALIVE"]
+    return [
+        actor
+        for actor in table
+        if actor["JobID"] == job and actor["State"] in ("ALIVE", "PENDING_CREATION")
+    ]
 
 
 def use_replay_buffers(synchronous: type, asynchronous: type) -> None:

@@ -14,13 +14,14 @@ import concurrent.futures
 import errno
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import ray
 import torch
 import zmq
+from tensordict import NonTensorData, NonTensorStack, TensorDict
 from verl.trainer.ppo.v1 import agent_loop_tq
 
 from vapo_verl import heartbeat
@@ -36,11 +37,13 @@ from vapo_verl.rollout.prompts import (
     store_prompt,
     without_images,
 )
-from vapo_verl.rollout.transfer import put_tag
+from vapo_verl.rollout.transfer import put_tag, register_prompts
 
 FAILURE_TAG = "failed"
 """Tag of a failed response: ``row`` or ``system``. Absent on the others."""
 REASON_TAG = "reason"
+DONE_FIELD = "done_sessions"
+"""Of a prompt that is asked again: numbers of its responses that need not be made."""
 _MAX_REASON = 200
 _SYSTEM_ERRORS = (
     *(ray.exceptions.RayError, ServerFailed, MemoryError, TimeoutError, ConnectionError),
@@ -114,6 +117,8 @@ class VapoAgentLoopWorker(agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modif
     async def _run_agent_loop(
         self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **row: Any
     ) -> None:
+        if row["session_id"] in row.pop(DONE_FIELD, ()):
+            return
         key = f"{row['uid']}_{row['session_id']}_0"
         self._in_flight[key] = time.time()
         self._beat()
@@ -186,6 +191,7 @@ class VapoAgentLoopManager(agent_loop_tq.AgentLoopManagerTQ):
         """Responses by prompt uid, of the prompts in flight."""
         self.after_dispatch: Callable[[], None] = lambda: None
         """Called when the workers have got a batch."""
+        self._asked: list[TensorDict] = []
 
     def generate_sequences(self, prompts: Any) -> None:
         """Dispatch a batch, see the base class."""
@@ -194,6 +200,31 @@ class VapoAgentLoopManager(agent_loop_tq.AgentLoopManagerTQ):
         n = rollout.val_kwargs.n if validate else rollout.n
         uids = list(prompts["uid"])
         counts = prompts["__rollout_n__"] if "__rollout_n__" in prompts else [n] * len(uids)
+        self._asked = [
+            batch for batch in self._asked if any(str(uid) in self.expected for uid in batch["uid"])
+        ]
+        self._asked.append(prompts)
         self.expected.update(zip(map(str, uids), map(int, counts), strict=True))
+        self._dispatch(prompts)
+
+    def ask_again(self, partition_id: str, done: Mapping[str, Sequence[int]]) -> None:
+        """Dispatch prompts in flight again, for the responses that are missing.
+
+        Args:
+            done: by uid, the numbers of the responses that are there.
+        """
+        for batch in self._asked:
+            uids = [str(uid) for uid in batch["uid"]]
+            rows = [row for row, uid in enumerate(uids) if uid in done]
+            if not rows:
+                continue
+            again = batch[rows]
+            again[DONE_FIELD] = NonTensorStack.from_list(
+                [NonTensorData(tuple(done[uids[row]])) for row in rows]
+            )
+            register_prompts([uids[row] for row in rows], partition_id, batch["global_steps"])
+            self._dispatch(again)
+
+    def _dispatch(self, prompts: TensorDict) -> None:
         super().generate_sequences(prompts)
         self.after_dispatch()

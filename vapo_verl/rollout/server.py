@@ -2,12 +2,14 @@
 
 import argparse
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 from uuid import uuid4
 
 import ray
+from verl.workers.rollout.llm_server import LLMServerManager
 from verl.workers.rollout.replica import RolloutReplicaRegistry, TokenOutput
 from verl.workers.rollout.utils import qwen2_5_vl_dedup_image_tokens
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
@@ -26,6 +28,9 @@ from vapo_verl.rollout import weight_sync
 from vapo_verl.rollout.engine_inputs import EngineInputs, can_share
 from vapo_verl.rollout.partial_rollout import ATTENTION, ResponseGate
 from vapo_verl.rollout.prober import CUT_SHORT
+
+RESTART_S = 60.0
+"""Time within which Ray frees the names of dead servers."""
 
 _finished: ContextVar[list[Any]] = ContextVar("finished")
 """vLLM's finished outputs of the running `generate` call."""
@@ -172,6 +177,57 @@ class VapoReplica(vLLMReplica):
         phases.begin("vLLM")
         super().__init__(*args, **kwargs)
         self.server_class = ray.remote(VapoHttpServer)
+
+    def is_dead(self) -> bool:
+        """Whether one of its servers is."""
+        try:
+            ray.get([server.get_server_address.remote() for server in self.servers])
+        except ray.exceptions.RayActorError:
+            return True
+        return False
+
+    async def restart(self) -> None:
+        """End its servers and start them again, under their names and with the weights on disk.
+
+        Raises:
+            TimeoutError: Ray still holds the name of a dead server.
+        """
+        for server in self.servers:
+            ray.kill(server)
+        prefix = f"{self._get_server_name_prefix()}server_{self.replica_rank}_"
+        end = time.monotonic() + RESTART_S
+        while taken := [n for n in range(self.nnodes) if _is_actor(f"{prefix}{n}")]:
+            if time.monotonic() > end:
+                raise TimeoutError(f"Ray has not ended {prefix}{taken[0]} within {RESTART_S:g} s")
+            await asyncio.sleep(0.1)
+        self.servers.clear()
+        phases.begin("vLLM, again")
+        await self.launch_servers()
+        phases.end()
+
+
+def _is_actor(name: str) -> bool:
+    try:
+        ray.get_actor(name)
+    except ValueError:
+        return False
+    return True
+
+
+async def restart_servers(manager: LLMServerManager) -> list[str]:
+    """Restart the replicas that are dead; their new addresses. They lack the run's weights.
+
+    The router must have no request in flight.
+    """
+    dead = [replica for replica in manager.rollout_replicas if replica.is_dead()]
+    await asyncio.gather(*(replica.restart() for replica in dead))
+    router, old = manager.global_load_balancer, list(manager.server_addresses)
+    manager.server_handles[:] = [replica.server_handle for replica in manager.rollout_replicas]
+    manager.server_addresses[:] = [replica.server_address for replica in manager.rollout_replicas]
+    servers = dict(zip(manager.server_addresses, manager.server_handles, strict=True))
+    await router.remove_servers.remote(old)
+    await router.add_servers.remote(servers)  # all of them, in the order of the run's start
+    return [replica.server_address for replica in dead]
 
 
 def register() -> None:

@@ -30,6 +30,12 @@ async def put_tag(key: str, partition_id: str, tag: Mapping[str, Any]) -> None:
     await tq.async_kv_put(key=key, partition_id=partition_id, tag=dict(tag))
 
 
+def register_prompts(uids: Sequence[str], partition_id: str, step: int) -> None:
+    """Tell veRL's replay buffer that responses to these prompts are being made, as veRL does."""
+    tag = {"is_prompt": True, "status": "pending", "global_steps": step}
+    tq.kv_batch_put(keys=list(uids), partition_id=partition_id, tags=[tag] * len(uids))
+
+
 async def put_row(key: str, partition_id: str, row: Mapping[str, Any]) -> None:
     """Write a row of any objects."""
     await tq.async_kv_batch_put(

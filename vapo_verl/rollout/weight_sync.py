@@ -83,6 +83,10 @@ class VapoServerAdapter(ServerAdapter):
         use_bucket_sender(BucketSender)
         remove_remains()  # of earlier runs, on this rank's node
 
+    def forget_server(self) -> None:
+        """Look the server up by its name at the next call: it has been restarted."""
+        self.server_handle = None
+
     async def _execute_method(self, method: str, *args: Any, **kwargs: Any) -> Any:
         result = await super()._execute_method(method, *args, **kwargs)
         if kwargs.get("non_block"):

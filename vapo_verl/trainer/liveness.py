@@ -9,7 +9,7 @@ seconds, wherever the trainer waits. Rules, in this order:
    CPU: it hangs.
 3. A phase made no progress for `vapo.rollout.timeout_s`: the process that holds it up hangs.
    Progress is tokens and responses in a rollout, micro-batches in a pass over the model, buckets in
-   a weight transfer, bytes and CPU time in a save.
+   a weight transfer, bytes and CPU time in a save and while the workers start.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ ROLES = {
 IGNORED_ACTORS = ("VapoTaskRunner", "NodeWatch")
 ROLLOUT, VALIDATION, TRANSFER, SAVE = "rollout", "validation", "weight transfer", "checkpoint"
 LOG_PROBS, UPDATE = "log probabilities", "update"
+START = "start of the workers"
 WORKING = {
     ROLLOUT: (SERVER, LOOP),
     VALIDATION: (SERVER, LOOP),
@@ -66,8 +67,11 @@ WORKING = {
     UPDATE: (RANK,),
     TRANSFER: (RANK, RECEIVER),
     SAVE: (RANK,),
+    START: (SERVER, LOOP, RANK),
 }
-"""Roles whose progress is that of a phase."""
+"""Roles whose progress is that of a phase; in the start of the workers it is that of all."""
+_WORKING_CPU, _WORKING_BYTES = 0.05, 1 << 20
+"""In the start of the workers a process works that uses so much of a CPU, or moves so much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +86,11 @@ class Member:
     """Of its node."""
     owner: int | None = None
     """Pid of the server whose engine it is; its output is in the log of that process."""
+
+    @property
+    def server(self) -> tuple[str, int] | None:
+        """Node and pid of the server of which it is a part; None of the other processes."""
+        return (self.node, self.owner or self.pid) if self.owner or self.role == SERVER else None
 
     def __str__(self) -> str:
         return f"the {self.role} (pid {self.pid}, node {self.address})"
@@ -113,6 +122,8 @@ class HangDetector:
         self._start: dict[Member, Sighting] = {}
         self._progress: tuple[int, ...] = ()
         self._progress_at = 0.0
+        self._last: tuple[float, Mapping[Member, Sighting]] = 0.0, {}
+        self._num_worked = 0  # times that a process was seen to have worked
 
     def judge(
         self, now: float, phase: str | None, seen: Mapping[Member, Sighting]
@@ -150,6 +161,8 @@ class HangDetector:
         progress = tuple(
             value for member in working for value in _progress(phase or "", seen[member])
         )
+        if phase == START:
+            progress += self._work(now, seen)
         if phase != self._phase:
             self._start = dict(seen)
         if phase != self._phase or progress != self._progress or not working:
@@ -162,10 +175,20 @@ class HangDetector:
         text = f"no progress for {waited_s:.0f} s; {culprit} holds it up: {_state(seen[culprit])}"
         return text, culprit
 
+    def _work(self, now: float, seen: Mapping[Member, Sighting]) -> tuple[int, int]:
+        """Changes when a process comes, or has worked since the last look."""
+        (at, last), self._last = self._last, (now, seen)
+        for member, sighting in seen.items():
+            before = last.get(member, sighting)
+            moved = sighting.written + sighting.read - before.written - before.read
+            is_busy = sighting.cpu_s - before.cpu_s > _WORKING_CPU * (now - at)
+            self._num_worked += is_busy or moved > _WORKING_BYTES
+        return len(seen), self._num_worked
+
     def _culprit(self, working: Sequence[Member], seen: Mapping[Member, Sighting]) -> Member:
         """A stopped process, else the first in line that has work, else the one that did least."""
         for member, sighting in seen.items():
-            if sighting.status in _STOPPED:
+            if sighting.status in _STOPPED or (self._phase == START and not member.pid):
                 return member
         for role in WORKING[self._phase or ""]:
             busy = [member for member in working if member.role == role and seen[member].pending]
@@ -191,11 +214,15 @@ def _state(sighting: Sighting) -> str:
 class Monitor:
     """Watches the processes of this Ray job in a thread, from :meth:`start` on.
 
+    While the workers start, new processes are watched as they come.
+
     Args:
         timeout_s: ``vapo.rollout.timeout_s``.
         end: called once with the finding, in the thread; makes the trainer's wait end.
         where: text for messages: the step and the phase.
         interval_s: time between two looks.
+        spare_servers: the death of a server or an engine in a rollout or a validation is left to
+            :meth:`remove_dead_servers`.
     """
 
     def __init__(
@@ -204,6 +231,7 @@ class Monitor:
         end: Callable[[Finding], None],
         where: Callable[[], str],
         interval_s: float = INTERVAL_S,
+        spare_servers: bool = False,
     ) -> None:
         self._timeout_s, self._detector = timeout_s, HangDetector(timeout_s)
         self._end, self._where, self._interval_s = end, where, interval_s
@@ -211,6 +239,9 @@ class Monitor:
         self._here = NodeWatch()
         self._others: dict[str, Any] = {}  # node id -> actor
         self._members: list[Member] = []
+        self._removed: set[Member] = set()
+        self._lock = threading.Lock()  # held while the processes are looked at
+        self.spare_servers = spare_servers
         self._phase: str | None = None
         self._stop = threading.Event()
         self._found = threading.Event()
@@ -254,10 +285,10 @@ class Monitor:
 
         None is taken out: one that is no longer in Ray's table has died.
         """
-        known, members = {(member.node, member.pid) for member in self._members}, []
+        found = []
         for actor in job_actors():
             name, address = actor["ActorClassName"], actor["Address"]
-            if name in IGNORED_ACTORS or (address["NodeID"], actor["Pid"]) in known:
+            if name in IGNORED_ACTORS:
                 continue
             member = Member(
                 role=ROLES.get(name, name),
@@ -265,10 +296,9 @@ class Monitor:
                 node=address["NodeID"],
                 address=address["IPAddress"],
             )
-            members.append(member)
-            if member.role == SERVER:
-                engines = self._call(member.node, "engines", member.pid)
-                members += [
+            found.append(member)
+            if member.role == SERVER and member.pid:
+                found += [
                     Member(
                         role=f"{ENGINE} process {title}",
                         pid=pid,
@@ -276,9 +306,30 @@ class Monitor:
                         address=member.address,
                         owner=member.pid,
                     )
-                    for pid, title in engines.items()
+                    for pid, title in self._call(member.node, "engines", member.pid).items()
                 ]
-        self._members = [*self._members, *members]
+        members = [member for member in self._members if member.pid]
+        known = {(member.node, member.pid) for member in (*members, *self._removed)}
+        self._members = [
+            *members,
+            *(member for member in found if (member.node, member.pid) not in known),
+        ]
+
+    def remove_dead_servers(self) -> list[Member]:
+        """Stop watching servers that died or whose engine did; what is left of them is ended.
+
+        Returns:
+            The processes that had died.
+        """
+        with self._lock:
+            dead = [member for member, seen in self._look().items() if not seen.alive]
+            servers = {member.server for member in dead} - {None}
+            removed = {member for member in self._members if member.server in servers}
+            for member in removed:
+                self._call(member.node, "kill", [member.pid])
+            self._removed |= removed
+            self._members = [member for member in self._members if member not in removed]
+        return [member for member in dead if member in removed]
 
     def wait(self, timeout_s: float) -> Finding | None:
         """The finding, if there is one within `timeout_s`: a failure may be a consequence."""
@@ -295,10 +346,14 @@ class Monitor:
     def _run(self) -> None:
         while not self._stop.wait(self._interval_s):
             try:
-                if self._renew.is_set():
-                    self._renew.clear()
-                    self._add_members()
-                found = self._detector.judge(time.monotonic(), self._phase, self._look())
+                with self._lock:
+                    if self._renew.is_set() or self._phase == START:
+                        self._renew.clear()
+                        self._add_members()
+                    seen = self._look()
+                    if self.spare_servers and self._phase in (ROLLOUT, VALIDATION):
+                        seen = {m: s for m, s in seen.items() if s.alive or m.server is None}
+                    found = self._detector.judge(time.monotonic(), self._phase, seen)
             except (OSError, psutil.Error) as error:
                 say(f"WARNING: the processes of the run are not watched for a moment: {error!r}")
                 continue
@@ -313,8 +368,10 @@ class Monitor:
     def _look(self) -> dict[Member, Sighting]:
         nodes: dict[str, list[Member]] = {}
         for member in self._members:
-            nodes.setdefault(member.node, []).append(member)
-        seen = {}
+            if member.pid:
+                nodes.setdefault(member.node, []).append(member)
+        waiting = Sighting(doing="it waits for a node that has room for it")
+        seen = {member: waiting for member in self._members if not member.pid}
         for node, members in nodes.items():
             looked = self._call(node, "look", [member.pid for member in members])
             seen.update({member: looked[member.pid] for member in members})
@@ -322,15 +379,22 @@ class Monitor:
 
     def _finding(self, what: str, member: Member | None) -> Finding:
         evidence: list[str] = []
-        if member is not None:
+        if member is not None and member.pid:
             with suppress(ray.exceptions.RayError, OSError):  # a node that is gone as well
                 evidence = self._call(member.node, "evidence", member.pid, member.owner)
         return Finding(what=f"{self._where()}: {what}", member=member, evidence=tuple(evidence))
 
+    def kill_all(self) -> None:
+        """End all processes that are watched."""
+        for member in self._members:
+            if member.pid:
+                with suppress(ray.exceptions.RayError):
+                    self._call(member.node, "kill", [member.pid])
+
     def kill(self, finding: Finding) -> None:
         """End a hung process and all engines, which may outlive their servers when stopped."""
         for member in self._members:
-            if member is finding.member or member.owner is not None:
+            if member.pid and (member is finding.member or member.owner is not None):
                 with suppress(ray.exceptions.RayError):
                     self._call(member.node, "kill", [member.pid])
 

@@ -30,6 +30,7 @@ class Sighting:
     cpu_s: float = 0.0
     written: int = 0
     """Bytes written to files."""
+    read: int = 0
     beats: int = 0
     pending: int = 0
     doing: str = ""
@@ -62,17 +63,19 @@ class NodeWatch:
             process = self._processes.setdefault(pid, psutil.Process(pid))
             with process.oneshot():
                 status, times = process.status(), process.cpu_times()
-            written = process.io_counters().write_chars
+            moved = process.io_counters()
+            read, written = moved.read_chars, moved.write_chars
         except psutil.NoSuchProcess:
             return Sighting(alive=False)
         except psutil.AccessDenied:  # a hardened kernel hides /proc/PID/io
-            written = 0
+            read = written = 0
         beat = heartbeat.read(self._folder / heartbeat.FOLDER, pid)
         return Sighting(
             alive=process.is_running() and status not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD),
             status=status,
             cpu_s=times.user + times.system,
             written=written,
+            read=read,
             beats=beat.count,
             pending=beat.pending,
             doing=beat.doing,

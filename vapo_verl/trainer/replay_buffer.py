@@ -1,7 +1,7 @@
 """The replay buffer: what a step was asked for and what came, and the trainer's reads of it."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ FAILED = "vapo/rollout/failed"
 """Metric: responses of the step that failed for a reason of their row."""
 MIN_GROUP = 2
 """An advantage compares responses: a group with fewer left is dropped."""
+MAX_RESTARTS = 3
+"""Times that servers are restarted for one step or one batch of a validation."""
 _NUM_REASONS = 3
 
 
@@ -50,6 +52,8 @@ class ResponseCount:
     """Failures for a reason of the row, by reason."""
     system_failures: Counter[str]
     """The others, responses that nobody reported among them."""
+    incomplete: dict[str, list[int]]
+    """Prompts of which the system lost responses; numbers of the responses that are there."""
 
     @property
     def failed_fraction(self) -> float:
@@ -92,6 +96,10 @@ def count_responses(
     left = {
         uid: sum((uid, session) not in failed for session in came) for uid, came in sessions.items()
     }
+    there = {
+        uid: [int(s) for s in came if failed.get((uid, s), {}).get(FAILURE_TAG) != "system"]
+        for uid, came in sessions.items()
+    }
     kept = []
     for position, key in enumerate(keys):
         uid, session, _ = key.rsplit("_", 2)
@@ -102,6 +110,7 @@ def count_responses(
         kept=kept,
         row_failures=failures["row"],
         system_failures=failures["system"],
+        incomplete={uid: sorted(done) for uid, done in there.items() if len(done) < asked[uid]},
     )
 
 
@@ -115,9 +124,10 @@ def folded(reasons: Counter[str]) -> str:
 class CountedReplayBuffer(ReplayBuffer):
     """veRL's replay buffer, in which a response that was asked for is trained or accounted for.
 
-    The rule: one failure for a reason of the system ends the step, which is not trained. Failures
-    for a reason of their row are left out, up to a fraction of the responses; a group trains with
-    what is left of it.
+    The rule: one failure for a reason of the system ends the step, which is not trained. Where dead
+    servers are restarted, the lost responses are asked again instead, once all others are there.
+    Failures for a reason of their row are left out, up to a fraction of the responses; a group
+    trains with what is left of it.
     """
 
     def watch(
@@ -126,25 +136,27 @@ class CountedReplayBuffer(ReplayBuffer):
         interval_s: float,
         max_failed_fraction: float,
         expected: dict[str, int],
+        ask_again: Callable[[str, Mapping[str, Sequence[int]]], bool] | None = None,
     ) -> None:
         """Set what veRL's constructor has no arguments for.
 
         Args:
             interval_s: time between two polls.
             expected: responses asked for by prompt uid; entries that are settled are removed.
+            ask_again: restarts dead servers and asks for responses again, by partition and prompts
+                with the responses that are there; false where no server is dead.
         """
         self.poll_interval = interval_s
         self._max_failed_fraction, self._expected = max_failed_fraction, expected
+        self._ask_again = ask_again
         self.num_failed = Counter[str]()
         """Failures for a reason of the row, by partition."""
 
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
         reasons = Counter(
-            tag[REASON_TAG]
-            for tag in self.partitions[partition_id].values()
-            if tag.get(FAILURE_TAG) == "system"
+            tag[REASON_TAG] for tag in self.partitions[partition_id].values() if _is_lost(tag)
         )
-        if reasons:  # the others need not be waited for: the step is lost
+        if reasons and self._ask_again is None:  # the step is lost: no need to wait for the others
             raise ResponsesFailed(
                 f"{reasons.total()} of {sum(self._expected.values())} responses failed so far: "
                 f"{folded(reasons)}"
@@ -159,13 +171,26 @@ class CountedReplayBuffer(ReplayBuffer):
         Raises:
             ResponsesFailed: one failed for a reason of the system, or too many for other reasons.
         """
+        validates = partition_id == "val"
+        min_group = 1 if validates else MIN_GROUP
         batch, metrics = super().sample(
             global_steps=global_steps, partition_id=partition_id, batch_size=batch_size
         )
-        validates = partition_id == "val"
-        count = count_responses(
-            batch.keys, batch.tags, self._expected, batch_size, 1 if validates else MIN_GROUP
-        )
+        count = count_responses(batch.keys, batch.tags, self._expected, batch_size, min_group)
+        for _ in range(MAX_RESTARTS):
+            if not (count.incomplete and self._ask_again):
+                break
+            lost = [k for k, t in zip(batch.keys, batch.tags, strict=True) if _is_lost(t)]
+            clear(lost, partition_id)
+            if not self._ask_again(partition_id, count.incomplete):
+                break
+            again, more = super().sample(
+                global_steps=global_steps,
+                partition_id=partition_id,
+                batch_size=len(count.incomplete),
+            )
+            batch, metrics = _replaced(batch, again, count.incomplete), {**metrics, **more}
+            count = count_responses(batch.keys, batch.tags, self._expected, batch_size, min_group)
         self._settle(batch)
         what = "the validation" if validates else f"step {global_steps}"
         self._check(count, what)
@@ -201,6 +226,20 @@ class CountedReplayBuffer(ReplayBuffer):
                 f"more than vapo.rollout.max_failed_fraction={self._max_failed_fraction} of them: "
                 f"{folded(count.row_failures)}"
             )
+
+
+def _is_lost(tag: Mapping[str, Any]) -> bool:
+    return tag.get(FAILURE_TAG) == "system"
+
+
+def _replaced(batch: KVBatchMeta, again: KVBatchMeta, uids: Collection[str]) -> KVBatchMeta:
+    """The batch with all entries of these prompts from `again`."""
+    old = [i for i, key in enumerate(batch.keys) if key.rsplit("_", 2)[0] not in uids]
+    return KVBatchMeta(
+        partition_id=batch.partition_id,
+        keys=[*(batch.keys[i] for i in old), *again.keys],
+        tags=[*(batch.tags[i] for i in old), *again.tags],
+    )
 
 
 class CountedReplayBufferAsync(CountedReplayBuffer, ReplayBufferAsync):

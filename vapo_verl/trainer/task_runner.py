@@ -38,7 +38,8 @@ class VapoTaskRunner(main_ppo.TaskRunnerV1.__ray_metadata__.modified_class):
 
     def init_agent_loop_manager(self) -> None:
         phases.begin("agent loops")
-        super().init_agent_loop_manager()
+        with self.trainer.explained():
+            super().init_agent_loop_manager()
         phases.end()
 
     @ray.method(concurrency_group=STOP_GROUP)

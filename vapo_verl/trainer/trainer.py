@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -102,8 +102,13 @@ class VapoTraining(PPOTrainer):
         self.vapo = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))  # type: ignore[arg-type]
         self.run_dir = Path(config.trainer.default_local_dir)
         self._monitor = liveness.Monitor(
-            self.vapo.rollout.timeout_s, end=self._end, where=self._where
+            self.vapo.rollout.timeout_s,
+            end=self._end,
+            where=self._where,
+            spare_servers=self.vapo.rollout.restart_servers,
         )
+        self._actors: list[Any] = []  # that the trainer may be waiting for
+        self._agent_loop_workers: list[Any] = []
         self.failure: str | None = None  # why the run cannot go on, in full
         self._noticed = threading.Event()  # this process has met an error by itself
         self._places: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
@@ -118,6 +123,12 @@ class VapoTraining(PPOTrainer):
         )
         config.trainer.max_actor_ckpt_to_keep = None  # veRL forgets, on resume, what it saved
         config.trainer.max_critic_ckpt_to_keep = None  # before, and leaves parts of a checkpoint
+
+    def _setup(self) -> None:
+        self._monitor.begin(liveness.START)
+        self._monitor.start()
+        with self.explained():
+            super()._setup()
 
     def _init_dataloader(self) -> None:
         phases.begin("data")
@@ -170,11 +181,14 @@ class VapoTraining(PPOTrainer):
 
     def on_init_end(self) -> None:
         phases.begin("weights to the engine")
-        self._actors = [*self._servers, *self.actor_rollout_wg.workers]
-        self._monitor.start()
-        with self._explained(), self._monitor.phase(liveness.TRANSFER):
+        self._actors = self._workers()
+        with self.explained(), self._monitor.phase(liveness.TRANSFER):
             super().on_init_end()
+        self._synced_step = self.global_steps
         phases.end()
+
+    def _workers(self) -> list[Any]:
+        return [*self._servers, *self.actor_rollout_wg.workers, *self._agent_loop_workers]
 
     def _validate(self) -> dict[str, float]:
         phases.begin(f"validation on {len(self.val_dataset)} rows")
@@ -196,12 +210,14 @@ class VapoTraining(PPOTrainer):
             interval_s=self.vapo.replay_poll_s,
             max_failed_fraction=self.vapo.rollout.max_failed_fraction,
             expected=agent_loop_manager.expected,
+            ask_again=self._ask_again if self.vapo.rollout.restart_servers else None,
         )
         self._agent_loop_workers = agent_loop_manager.agent_loop_workers
-        self._actors += self._agent_loop_workers
+        self._actors = self._workers()
+        self._monitor.begin(None)
         agent_loop_manager.after_dispatch = self._monitor.renew  # the loops are there by then
         try:
-            with self._explained():
+            with self.explained():
                 super().fit(agent_loop_manager)
             self._monitor.stop()
             write_final_report(self.run_dir)
@@ -211,7 +227,7 @@ class VapoTraining(PPOTrainer):
             self.stopped_at = stopped.step
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def explained(self) -> Iterator[None]:
         """Raise what lies behind an error that may be the consequence of a death.
 
         Raises:
@@ -223,6 +239,7 @@ class VapoTraining(PPOTrainer):
             raise
         except Exception as error:
             self._noticed.set()
+            self._monitor.spare_servers = False
             follows = isinstance(error, ray.exceptions.RayError | ResponsesFailed)
             wait_s = EXPLAIN_S if follows else liveness.INTERVAL_S
             finding = self._monitor.wait(wait_s) or self._monitor.suspect()
@@ -243,9 +260,43 @@ class VapoTraining(PPOTrainer):
         exit_in_time.start()
         if self._noticed.wait(NOTICE_S):
             return
+        if self._monitor.phase_name == liveness.START:  # the trainer may wait for any of them
+            self._monitor.kill_all()
+            return
         self._monitor.kill(finding)
         for actor in self._actors:
             ray.kill(actor)
+
+    def _ask_again(self, partition_id: str, done: Mapping[str, Sequence[int]]) -> bool:
+        """Restart dead servers and ask for the responses that are lost; false where none is dead.
+
+        Args:
+            done: of prompts, the responses that are there.
+        """
+        end = time.monotonic() + EXPLAIN_S
+        while not (dead := self._monitor.remove_dead_servers()):
+            if time.monotonic() > end:
+                return False
+            time.sleep(liveness.INTERVAL_S / 10)
+        self._restart_servers(dead)
+        say(f"asking again for the missing responses to {len(done)} prompts")
+        self.agent_loop_manager.ask_again(partition_id, done)
+        return True
+
+    def _restart_servers(self, dead: Sequence[liveness.Member]) -> None:
+        """Start servers again, with the weights that the others have.
+
+        Args:
+            dead: processes of theirs that died, for the console.
+        """
+        died = ", ".join(map(str, dead))
+        say(f"WARNING: {self._where()}: {died} died; the server is started again")
+        with self._monitor.phase(liveness.START):
+            asyncio.run(rollout_server.restart_servers(self.llm_server_manager))
+            self._actors = self._workers()
+            self.actor_rollout_wg.forget_server()
+            self.checkpoint_manager.sleep_replicas()
+            self.checkpoint_manager.update_weights(self._synced_step)
 
     def _where(self) -> str:
         phase = self._monitor.phase_name or "between two phases"
@@ -346,6 +397,8 @@ class VapoTraining(PPOTrainer):
         return PhaseMemory(self.actor_rollout_wg)
 
     def on_sample_end(self) -> None:
+        if self.vapo.rollout.restart_servers and (dead := self._monitor.remove_dead_servers()):
+            self._restart_servers(dead)  # it died when it had answered
         self._memory.end_phase("rollout")  # before the engine sleeps
         super().on_sample_end()
         self._at(liveness.LOG_PROBS)
@@ -372,6 +425,7 @@ class VapoTraining(PPOTrainer):
     def on_step_end(self) -> None:
         with self._monitor.phase(liveness.TRANSFER):
             super().on_step_end()
+        self._synced_step = self.global_steps
         self._memory.end_phase("update_weights")
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:

@@ -76,6 +76,12 @@ class VapoWorker(ActorRolloutRefWorker):
     ref_worker_cls = VapoTrainingWorker
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def forget_server(self) -> None:
+        """Send all weights to a server that has been restarted, those below a LoRA adapter too."""
+        self.rollout.forget_server()
+        self.base_sync_done = "dummy" not in self.config.rollout.load_format
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def peak_device_memory(self) -> float:
         """See :func:`peak_device_memory`; a list of one number per rank for the caller."""
         return peak_device_memory()

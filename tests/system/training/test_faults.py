@@ -8,18 +8,22 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.system.smoke import Smoke, metrics, rollouts
+from vapo_verl import heartbeat
 from vapo_verl.run_folder.checkpoints import complete_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-STEPS = 3
+STEPS, NUM_RESPONSES = 3, 16 * 5
+START_S = 600.0
+"""For a start of the command on a busy machine."""
+BEATS = f"/{heartbeat.FOLDER}/"
 SHORT = (
     f"trainer.total_training_steps={STEPS}",
     "trainer.save_freq=1",
@@ -50,18 +54,33 @@ class FaultyRun:
         log = self.run_dir / "console.log"
         return log.read_text(errors="replace") if log.exists() else ""
 
-    def wait_for(self, pattern: str, after_s: float = 0.0) -> None:
-        """Until this start of the run has logged what matches, and some seconds longer."""
-        while not re.search(pattern, self.log()[self._before :]):
-            assert self.process.poll() is None, self.smoke.log(self.name)[-6000:]
-            time.sleep(0.02)
-        time.sleep(after_s)
+    def wait_for(self, pattern: str) -> None:
+        """Until this start of the run has logged what matches."""
+        self._until(lambda: re.search(pattern, self.log()[self._before :]) is not None)
 
-    def send(self, process: str, number: int) -> int:
-        """Send a signal to a process of the run; its pid."""
+    def wait_for_responses(self) -> None:
+        """Until some responses of a rollout have come and others have not."""
+        pid = self.pid("agent loop")
+        (path,) = {Path(m.path) for m in psutil.Process(pid).memory_maps() if BEATS in m.path}
+        self._until(lambda: 0 < heartbeat.read(path.parent, pid).pending < NUM_RESPONSES - 10)
+
+    def _until(self, happened: Callable[[], bool]) -> None:
+        end = time.monotonic() + START_S
+        while not happened():
+            assert self.process.poll() is None, self.smoke.log(self.name)[-6000:]
+            assert time.monotonic() < end, self.smoke.log(self.name)[-6000:]
+            time.sleep(0.02)
+
+    def pid(self, process: str) -> int:
+        """The process of the run, which must be there."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         titles = {child.pid: " ".join(child.cmdline()) for child in children}
         (pid, *_) = [pid for pid, title in titles.items() if title.startswith(TITLES[process])]
+        return pid
+
+    def send(self, process: str, number: int) -> int:
+        """Send a signal to a process of the run; its pid."""
+        pid = self.pid(process)
         os.kill(pid, number)
         return pid
 
@@ -110,7 +129,8 @@ def check_same(one: Path, other: Path) -> None:
 def test_an_engine_killed_in_a_rollout_trains_nothing(smoke, straight, run):
     run.wait_for(r"\] rollout")
     run.wait_for(r"step 1/3 \|")
-    run.wait_for(r"step 2/3 \[[=.]+\] rollout", after_s=2.0)  # some of its responses are finished
+    run.wait_for(r"step 2/3 \[[=.]+\] rollout")
+    run.wait_for_responses()
     pid = run.send("engine", signal.SIGKILL)
     said = run.end(within_s=30)
     assert f"the vLLM engine process VLLM::EngineCore (pid {pid}" in said
@@ -122,6 +142,24 @@ def test_an_engine_killed_in_a_rollout_trains_nothing(smoke, straight, run):
     assert complete_steps(run.run_dir) == [1]
 
     smoke.run(run.name, *SHORT)
+    check_same(straight, run.run_dir)
+
+
+@pytest.mark.parametrize(
+    "run", [("vapo.rollout.restart_servers=true",)], indirect=True, ids=["restarted"]
+)
+def test_a_dead_engine_and_a_dead_server_are_restarted_and_nothing_differs(straight, run):
+    run.wait_for(r"step 2/3 \[[=.]+\] rollout")
+    run.wait_for_responses()
+    first = run.send("engine", signal.SIGKILL)
+    run.wait_for(r"step 3/3 \[[=.]+\] rollout")
+    run.wait_for_responses()
+    second = run.send("server", signal.SIGKILL)
+    assert run.process.wait(timeout=START_S) == 0, run.smoke.log(run.name)[-6000:]
+    said = run.log()
+    assert f"step 2, rollout: the vLLM engine process VLLM::EngineCore (pid {first}" in said
+    assert f"step 3, rollout: the vLLM server (pid {second}" in said
+    assert said.count("asking again for the missing responses to") == 2
     check_same(straight, run.run_dir)
 
 
