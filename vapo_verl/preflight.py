@@ -19,11 +19,10 @@ from vapo_verl.rollout.correction import check_rollout_correction
 from vapo_verl.rollout.engine_args import ENGINE, processor_max_pixels
 from vapo_verl.rollout.outcome import check_outcome_reward
 
+from vapo_verl.rollout.model_families import captured_layers, check_family, read_config
 if TYPE_CHECKING:
     from vapo_verl.data.cells import RowRules
     from vapo_verl.data.run_files import RunData
-
-ANCHORED_MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
 PASSES = {
     "actor.ppo_micro_batch_size_per_gpu": (
@@ -463,10 +462,13 @@ CHECKS: tuple[Check, ...] = (
 
 
 def check_model(config: DictConfig) -> None:
-    """Refuse a model folder that is absent or holds another kind of model; trust a hub name.
+    """Refuse a model that is absent, or of a family that cannot be trained here.
+
+    A hub name is trusted unless the model is in this machine's cache.
 
     Raises:
-        ValueError: what is wrong with ``actor_rollout_ref.model.path``.
+        ValueError: what is wrong with ``actor_rollout_ref.model.path``, or a layer that has no
+            visual attention.
     """
     name = config.actor_rollout_ref.model.path
     path = Path(name).expanduser()
@@ -477,17 +479,19 @@ def check_model(config: DictConfig) -> None:
                 f"actor_rollout_ref.model.path={path} does not exist; "
                 f"give a model folder or a hub name{made if 'random' in path.name else ''}"
             )
-        return  # a hub name: resolved by the workers, which may see another cache or network
+        if model_folder(name) is None:
+            return  # resolved by the workers, which may see another cache or network
+    path = model_folder(name) or path
     if not (path / "config.json").is_file():
         raise ValueError(
             f"actor_rollout_ref.model.path={path} holds no config.json; give a model folder"
         )
-    kind = json.loads((path / "config.json").read_text()).get("model_type")
-    if kind not in ANCHORED_MODELS:
-        raise ValueError(
-            f"actor_rollout_ref.model.path={path} is a {kind!r} model; "
-            f"use one of {', '.join(ANCHORED_MODELS)}"
-        )
+    values = read_config(path)
+    refuse_quantized(path, values)
+    check_family(values, f"actor_rollout_ref.model.path={name}")
+    attention = _settings(config).attention
+    if attention.enabled:
+        captured_layers(values, attention.layers)
 
 
 def check_answer_words(config: DictConfig) -> None:
@@ -495,6 +499,8 @@ def check_answer_words(config: DictConfig) -> None:
 
     Raises:
         ValueError: the words, and what to set.
+    from vapo_verl.data.control_tokens import model_folder
+
     """
     settings, path = _settings(config), Path(config.actor_rollout_ref.model.path).expanduser()
     if not settings.probes_claims or not path.exists():

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from vapo_verl.anchors import AnchorResult
-from vapo_verl.attention.settings import Settings, as_layers
+from vapo_verl.rollout import model_families
 from vapo_verl.rollout.prompts import stored_images
 from vapo_verl.rollout.sample import RECORD_FIELD, SampleRecord
 from vapo_verl.rollout.transfer import read_columns
@@ -26,8 +26,6 @@ FIELDS = [
     "data_source",
     "index",
 ]
-WHOLE_CONTEXT = ("full_attention", "sliding_attention")
-"""Kinds of decoder layers that visual attention is captured from."""
 
 
 def sample_rows(
@@ -47,10 +45,7 @@ def sample_rows(
 
 def captured_layers(layers: str | Sequence[int] | None, model: PretrainedConfig) -> list[int]:
     """Decoder layers in ``visual_attention_layers``, for a value of ``vapo.attention.layers``."""
-    decoder = model.get_text_config(decoder=True)
-    kinds = getattr(decoder, "layer_types", None) or WHOLE_CONTEXT[:1] * decoder.num_hidden_layers
-    available = [layer for layer, kind in enumerate(kinds) if kind in WHOLE_CONTEXT]
-    return Settings(layers=as_layers(layers)).select(available)
+    return model_families.captured_layers(model.get_text_config(decoder=True).to_dict(), layers)
 
 
 def _images_by_uid(keys: Sequence[str]) -> dict[str, list[bytes | None]]:

@@ -319,6 +319,7 @@ def _text_config(
         text |= {
             "num_experts": family.num_experts,
             "num_experts_per_tok": 2,
+            "norm_topk_prob": True,  # as in released folders: vLLM asks for it, transformers not
             "moe_intermediate_size": shape.intermediate_size // 2,
         }
     if family.softmax_period > 1:

@@ -1,0 +1,136 @@
+"""Families of models: what runs, and what is refused before anything starts, by config.json."""
+
+import json
+import re
+
+import pytest
+from transformers import AutoConfig, Qwen3_5Config
+
+from tests.paths import ROOT
+from vapo_verl.digits.model import model_dir
+from vapo_verl.doctor.findings import examine
+from vapo_verl.hydra_config import compose_recipe
+from vapo_verl.preflight import check_model
+from vapo_verl.rollout.model_families import (
+    MISSING,
+    RUNNING,
+    captured_layers,
+    check_family,
+    read_config,
+    softmax_layers,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def write(**stated):
+        (tmp_path / "config.json").write_text(json.dumps(stated))
+        return tmp_path
+
+    return write
+
+
+def checked(folder, *overrides):
+    check_model(compose_recipe("smoke", [f"actor_rollout_ref.model.path={folder}", *overrides]))
+
+
+@pytest.mark.parametrize("family", RUNNING)
+def test_these_pass(folder, family):
+    checked(folder(model_type=family))
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        ("internvl", "InternVL3.5: veRL 0.9.1 makes no processor of it"),
+        ("internvl_chat", "InternVL3.5 with its own code: veRL 0.9.1 makes no processor of it"),
+        ("glm46v", "GLM-4.6V: veRL 0.9.1 sends an image as all of its tokens"),
+        ("glm4v_moe", "GLM-4.5V: veRL 0.9.1 sends an image as all of its tokens"),
+        ("llava", "is a 'llava' model; use one of"),
+        (None, "is a None model; use one of"),
+    ],
+)
+def test_a_refusal_says_what_is_missing_and_what_works(folder, family, words):
+    path = folder(model_type=family)
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        checked(path)
+    said = str(caught.value)
+    assert said.startswith(f"actor_rollout_ref.model.path={path} is a ")
+    assert "; use one of Qwen2-VL (qwen2_vl), Qwen2.5-VL (qwen2_5_vl), Qwen3-VL" in said
+    [finding] = examine("model", lambda: checked(path))
+    assert finding.status == "error"
+    assert finding.fix.startswith("use one of Qwen2-VL")
+
+
+def test_a_hub_name_in_the_cache_is_looked_at(tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--OpenGVLab--InternVL3_5-8B" / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text('{"model_type": "internvl_chat"}')
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match="OpenGVLab/InternVL3_5-8B is a 'internvl_chat' model"):
+        checked("OpenGVLab/InternVL3_5-8B")
+    checked("OpenGVLab/another")  # the workers find it, or not
+
+
+def test_upstream_still_lacks_it():
+    """Fails when veRL learns these families: then they may move to RUNNING."""
+    from verl.utils.tokenizer import tokenizer
+    from verl.workers.rollout.utils import qwen2_5_vl_dedup_image_tokens
+
+    source = (ROOT / tokenizer.__file__).read_text()
+    assert "InternVLProcessor" not in source
+    glm = type("Glm46VImageProcessor", (), {})()
+    processor = type("P", (), {"image_processor": glm, "image_token_id": 7, "video_token_id": 8})()
+    assert qwen2_5_vl_dedup_image_tokens([1, 7, 7, 7, 2], processor) == [1, 7, 7, 7, 2]
+    processor.image_processor = type("Qwen2VLImageProcessor", (), {})()
+    assert qwen2_5_vl_dedup_image_tokens([1, 7, 7, 7, 2], processor) == [1, 7, 2]
+
+
+def test_a_damaged_config_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is no JSON .*; copy it again"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="holds no JSON object"):
+        read_config(tmp_path)
+
+
+def test_layers_of_a_hybrid_model_are_those_with_softmax_attention():
+    config = Qwen3_5Config(text_config={"num_hidden_layers": 8}).to_dict()
+    assert softmax_layers(config) == [3, 7]  # each fourth, as the released models
+    assert captured_layers(config, None) == captured_layers(config, "all") == [3, 7]
+    assert captured_layers(config, [7]) == [7]
+    with pytest.raises(
+        ValueError, match=r"no attention layer \[2\]; it has \[3, 7\]; leave it null"
+    ):
+        captured_layers(config, [2])
+    del config["text_config"]["layer_types"]
+    assert softmax_layers({**config["text_config"], "full_attention_interval": 2}) == [1, 3, 5, 7]
+
+
+def test_layers_of_a_plain_model_are_all():
+    config = AutoConfig.from_pretrained(model_dir()).to_dict()
+    assert softmax_layers(config) == [0, 1, 2, 3, 4, 5]
+    assert captured_layers(config, None) == [1, 4]
+
+
+def test_without_softmax_there_is_nothing_to_capture():
+    config = {"num_hidden_layers": 2, "layer_types": ["linear_attention"] * 2}
+    with pytest.raises(ValueError, match="no decoder layer has softmax attention; set it to false"):
+        captured_layers(config, None)
+
+
+def test_a_layer_without_attention_is_refused_before_the_engine_starts():
+    model = f"{model_dir()}"
+    capture = "vapo.attention.enabled=true"
+    checked(model, capture, "vapo.attention.layers=[5]")
+    with pytest.raises(ValueError, match=r"vapo\.attention\.layers: .*no attention layer \[6\]"):
+        checked(model, capture, "vapo.attention.layers=[6]")
+
+
+def test_the_page_lists_every_family():
+    page = (ROOT / "docs" / "models.md").read_text()
+    for family in (*RUNNING, *MISSING):
+        assert f"`{family}`" in page, family
+    with pytest.raises(ValueError, match="glm4v"):
+        check_family({"model_type": "glm4v"}, "model")

@@ -1,0 +1,113 @@
+"""Families of vision-language models by `model_type`: which run here, and what others lack.
+
+Read from config.json alone, so that a run that cannot work ends before Ray and the engine start.
+docs/models.md has the same tables.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vapo_verl.attention.settings import Settings, as_layers
+
+RUNNING = {
+    "qwen2_vl": "Qwen2-VL",
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "qwen3_vl": "Qwen3-VL",
+    "qwen3_vl_moe": "Qwen3-VL-MoE",
+}
+"""Families that anchors and training take, by their names."""
+_NO_PROCESSOR = (
+    "veRL 0.9.1 makes no processor of it (verl.utils.hf_processor) and would go on without images"
+)
+_IMAGE_TOKENS = (
+    "veRL 0.9.1 sends an image as all of its tokens and leaves one of them only for Qwen-VL "
+    "(qwen2_5_vl_dedup_image_tokens), and vLLM would expand each image twice"
+)
+MISSING = {
+    "internvl": f"InternVL3.5: {_NO_PROCESSOR}",
+    "internvl_chat": f"InternVL3.5 with its own code: {_NO_PROCESSOR}",
+    "glm4v": f"GLM-4.1V: {_IMAGE_TOKENS}",
+    "glm4v_moe": f"GLM-4.5V: {_IMAGE_TOKENS}",
+    "glm46v": f"GLM-4.6V: {_IMAGE_TOKENS}",
+}
+"""Families that are refused, and what upstream lacks."""
+SOFTMAX_LAYERS = ("full_attention", "sliding_attention")
+"""`layer_types` of config.json from which visual attention is captured. `linear_attention` has no
+softmax over keys, and the engine's `chunked_attention` does not see a request's full context."""
+
+
+def check_family(config: Mapping[str, Any], key: str) -> None:
+    """Refuse a model of a family that is not known to work.
+
+    Args:
+        config: config.json.
+        key: the setting with its value, for the message.
+
+    Raises:
+        ValueError: what is missing, and which families work.
+    """
+    kind = config.get("model_type")
+    if kind in RUNNING:
+        return
+    names = ", ".join(f"{name} ({model_type})" for model_type, name in RUNNING.items())
+    what = f"a {kind!r} model" if kind not in MISSING else f"a {kind!r} model. {MISSING[kind]}"
+    raise ValueError(f"{key} is {what}; use one of {names}")
+
+
+def softmax_layers(config: Mapping[str, Any]) -> list[int]:
+    """Decoder layers with softmax attention, ascending: all of most families, some of Qwen3.5.
+
+    The engine finds the same layers by the type of their modules (`attention.worker`).
+
+    Args:
+        config: config.json; `text_config` is read where there is one.
+    """
+    text = config.get("text_config") or config
+    count = int(text["num_hidden_layers"])
+    types: Sequence[str] | None = text.get("layer_types")
+    if types is None and (period := text.get("full_attention_interval")):
+        types = [
+            "full_attention" if (i + 1) % period == 0 else "linear_attention" for i in range(count)
+        ]
+    if types is None:
+        return list(range(count))
+    return [i for i, of_layer in enumerate(types) if of_layer in SOFTMAX_LAYERS]
+
+
+def captured_layers(config: Mapping[str, Any], layers: str | Sequence[int] | None) -> list[int]:
+    """Layers whose visual attention a run exports, as the engine will choose them.
+
+    Args:
+        config: config.json.
+        layers: `vapo.attention.layers`.
+
+    Raises:
+        ValueError: a layer of `vapo.attention.layers` that has no softmax attention, or none has.
+    """
+    available = softmax_layers(config)
+    if not available:
+        raise ValueError(
+            "vapo.attention.enabled=True, but no decoder layer has softmax attention; set it to "
+            "false"
+        )
+    try:
+        return Settings(layers=as_layers(layers)).select(available)
+    except ValueError as error:
+        raise ValueError(f"vapo.attention.layers: {error}; leave it null") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{folder / 'config.json'} is no JSON ({error}); copy it again") from error
+    if not isinstance(stated, dict):
+        raise ValueError(f"{folder / 'config.json'} holds no JSON object; copy it again")
+    return stated
