@@ -1,4 +1,6 @@
 import io
+import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -7,7 +9,7 @@ from PIL import Image
 
 from vapo_verl.digits.__main__ import main
 from vapo_verl.digits.build import DigitsConfig, write_dataset
-from vapo_verl.digits.claims import judge
+from vapo_verl.digits.claims import all_claims, judge
 from vapo_verl.digits.questions import QUESTION_SETS
 from vapo_verl.digits.scene import Scene, scan_pool
 
@@ -93,3 +95,38 @@ def test_command_line_names_a_wrong_question_set(tmp_path):
 def test_command_line_names_a_wrong_grid(tmp_path):
     with pytest.raises(SystemExit, match="grid='5x5'"):
         main(["--out", str(tmp_path), "--grids", "5x5"])
+
+
+def test_claims_may_be_of_some_kinds_only(tmp_path):
+    config = replace(SMALL, grids=("3x3", "2x3"), claim_kinds=("identity", "color"))
+    for row in pq.read_table(write_dataset(tmp_path, config)["train"]).to_pylist():
+        scene = Scene.from_json(row["extra_info"]["scene"])
+        kinds = {claim.text: claim.kind for claim in all_claims(scene)}
+        assert {kinds[claim["text"]] for claim in row["claims"]} == {"identity", "color"}
+        assert sum(claim["label"] for claim in row["claims"]) == 10
+
+
+@pytest.mark.parametrize(
+    ("kinds", "grid", "message"),
+    [
+        (("identity", "colour"), "3x3", "name some of identity, color, relation, position"),
+        ((), "3x3", "name some of"),
+        (("identity", "color"), "2x2", "a grid of 2x2 may have too few claims"),
+        (("identity",), "3x3", "may have too few claims"),
+        (("relation", "position"), "3x3", "may have too few claims"),
+    ],
+)
+def test_kinds_of_claims_that_cannot_fill_a_row_are_refused(kinds, grid, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, grids=(grid,), claim_kinds=kinds)
+
+
+def test_kinds_are_given_on_the_command_line(tmp_path, capsys):
+    words = ["--train", "1", "--val", "0", "--test", "0", "--grids", "3x3"]
+    main(["--out", str(tmp_path), *words, "--claim-kinds", "identity,color"])
+    assert json.loads((tmp_path / "digits.json").read_text())["claim_kinds"] == [
+        "identity",
+        "color",
+    ]
+    with pytest.raises(SystemExit, match="error: claim_kinds="):
+        main(["--out", str(tmp_path), *words, "--claim-kinds", "identity"])

@@ -28,16 +28,21 @@ def build_parser() -> argparse.ArgumentParser:
     for split in ("train", "val", "test"):
         parser.add_argument(f"--{split}", type=int, help=f"rows of {split}.parquet")
     parser.add_argument("--seed", type=int, help="of scenes, questions and claims")
-    parser.add_argument("--grids", type=_grids, help="comma-separated grid shapes, such as 2x2,2x3")
+    parser.add_argument("--grids", type=_names, help="comma-separated grid shapes, such as 2x2,2x3")
     parser.add_argument(
         "--questions",
         help="standard (the default); long: about all cells of a grid, best of 3x3; parts: the "
-        "long ones with several parts",
+        "long ones with several parts; lines: about two lines of a 3x3 grid",
+    )
+    parser.add_argument(
+        "--claim-kinds",
+        type=_names,
+        help="comma-separated kinds of claims, such as identity,color (default: all)",
     )
     return parser
 
 
-def _grids(text: str) -> tuple[str, ...]:
+def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vapo_verl.digits.claims import LabeledClaim, sample_claims
+from vapo_verl.digits.claims import CLAIM_KINDS, NUM_CLAIMS, LabeledClaim, sample_claims
 from vapo_verl.digits.questions import Question, question_kinds, sample_question
 from vapo_verl.digits.scene import (
     SPLITS,
@@ -38,6 +38,8 @@ class DigitsConfig:
     """Grid shapes as ROWSxCOLS, taken in turn."""
     questions: str = "standard"
     """A key of `questions.QUESTION_SETS`."""
+    claim_kinds: tuple[str, ...] | None = None
+    """Kinds of claims; None: all four. Identity and colour alone are too few for 2x2."""
 
     def __post_init__(self) -> None:
         for split in SPLITS:
@@ -47,7 +49,30 @@ class DigitsConfig:
             raise ValueError("grids=(): name at least one grid, such as 2x2")
         for grid in self.grids:
             parse_grid(grid)
+        _check_claim_kinds(self)
         question_kinds(self.questions)
+
+
+def _check_claim_kinds(config: DigitsConfig) -> None:
+    """Refuse kinds of claims that are unknown, or too few for any scene of a grid.
+
+    A row has 20 claims, half of them true. Each of n cells has one true claim and several false
+    ones of its digit, and of its colour; each row and column has a true one of the kind position.
+    """
+    kinds = config.claim_kinds
+    if kinds is None:
+        return
+    if not kinds or not {*kinds} <= {*CLAIM_KINDS}:
+        raise ValueError(f"claim_kinds={kinds}: name some of {', '.join(CLAIM_KINDS)}")
+    of_cells = ("identity" in kinds) + ("color" in kinds)
+    for grid in config.grids:
+        rows, cols = parse_grid(grid)
+        num_true = rows * cols * of_cells + (rows + cols) * ("position" in kinds)
+        if num_true < NUM_CLAIMS // 2 or not of_cells:
+            raise ValueError(
+                f"claim_kinds={kinds}: a grid of {grid} may have too few claims of these kinds for "
+                f"{NUM_CLAIMS} a row; add identity and color, or use 3x3"
+            )
 
 
 def write_dataset(out_dir: str | Path, config: DigitsConfig) -> dict[str, Path]:
@@ -84,7 +109,7 @@ def _build_row(config: DigitsConfig, split: str, index: int) -> dict:
     rng = random.Random(key)
     scene = sample_scene(rng, scan_pool(split), *parse_grid(grid))
     question = sample_question(rng, scene, config.questions)
-    claims = sample_claims(rng, scene)
+    claims = sample_claims(rng, scene, kinds=config.claim_kinds)
     image = png_bytes(render(scene, seed=key))
     info = {"split": split, "index": index, "grid": grid, "kind": question.kind}
     return _row(scene, question, claims, image, info)

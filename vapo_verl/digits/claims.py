@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol
 from vapo_verl.digits.scene import COLORS, Cell, Scene
 
 NUM_CLAIMS = 20
+CLAIM_KINDS = ("identity", "color", "relation", "position")
 _DIGIT = re.compile(r"The (\w+ \w+) digit is (\d)\.")
 _COLOR = re.compile(r"The (\w+ \w+) digit is ([a-z]+)\.")
 _LARGER = re.compile(r"The (\w+ \w+) digit is larger than the (\w+ \w+) digit\.")

@@ -220,6 +220,18 @@ def _largest_twice(rng: random.Random, scene: Scene) -> Drawn:
     return _joined(text, [_largest_in(scene, line), _largest_of(scene, color)])
 
 
+def _line_and_largest(rng: random.Random, scene: Scene) -> Drawn:
+    first, second = rng.sample(list(scene.lines), 2)
+    text = f"What are the digits in the {first} and the largest digit in the {second}?"
+    return _joined(text, [_listed(scene, scene.lines[first]), _largest_in(scene, second)])
+
+
+def _two_largest(rng: random.Random, scene: Scene) -> Drawn:
+    first, second = rng.sample(list(scene.lines), 2)
+    text = f"What is the largest digit in the {first} and the largest digit in the {second}?"
+    return _joined(text, [_largest_in(scene, first), _largest_in(scene, second)])
+
+
 def _larger_count(rng: random.Random, scene: Scene) -> Drawn:
     position = rng.choice(list(scene.positions))
     steps, count = [read(scene, position)], 0
@@ -242,11 +254,17 @@ PARTS_KINDS: dict[str, Maker] = {
 """Makers of questions in parts, by kind."""
 LONG_KINDS: dict[str, Maker] = {**PARTS_KINDS, "larger_count": _larger_count}
 """Question makers by kind."""
+LINE_KINDS: dict[str, Maker] = {
+    "line_and_largest": _line_and_largest,
+    "two_largest": _two_largest,
+}
+"""Makers of questions about two lines, which leave a third or more of a grid unread."""
 
 QUESTION_SETS: dict[str, dict[str, Maker]] = {
     "standard": STANDARD_KINDS,
     "long": LONG_KINDS,
     "parts": PARTS_KINDS,
+    "lines": LINE_KINDS,
 }
 """Makers by kind of every question set."""
 

@@ -1,6 +1,7 @@
-"""Command line: make a packaged model again, or one with random weights.
+"""Command line: make a packaged model again, a warm start that forgets, or random weights.
 
 python -m vapo_verl.digits.model --out DIR [--preset long_digits]
+python -m vapo_verl.digits.model warm-start --memory 18|none [--guesses 0.7] --out DIR
 python -m vapo_verl.digits.model random [--family qwen3_vl] --size tiny|100m|7b --out DIR
 """
 
@@ -24,6 +25,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.command == "random":
         _make_random(options)
+    elif options.command == "warm-start":
+        _warm_start(options)
     elif options.out is None:
         parser.error("the following arguments are required: --out")
     else:
@@ -73,6 +76,63 @@ def _make_random(options: argparse.Namespace) -> None:
     print(f"{options.out}: {describe(config)}")
 
 
+def _warm_start(options: argparse.Namespace) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+
+    import torch
+
+    from vapo_verl.digits.model.forgetful import Forgetting
+    from vapo_verl.digits.model.forgetful_start import (
+        StartConfig,
+        is_complete,
+        make_warm_start,
+        measure,
+        write_card,
+    )
+
+    try:
+        config = StartConfig(
+            forgetting=Forgetting(memory=options.memory),
+            guesses=options.guesses,
+            steps=options.steps,
+            seed=options.seed,
+        )
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    if is_complete(options.out, config):
+        print(f"{options.out} holds this warm start")
+        return
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    make_warm_start(options.out, config)
+    minutes = (time.monotonic() - start) / 60
+    memory = "none" if options.memory is None else f"{options.memory:g}"
+    write_card(
+        options.out,
+        measure(options.out, config),
+        config,
+        command=(
+            f"python -m vapo_verl.digits.model warm-start --memory {memory} "
+            f"--guesses {options.guesses:g} --steps {options.steps} --seed {options.seed} --out DIR"
+        ),
+        made=(
+            f"{datetime.date.today().isoformat()}, on a CPU with {options.threads} threads, in "
+            f"{minutes:.0f} minutes"
+        ),
+    )
+    print(f"{options.out}: see its README.md")
+
+
+def _memory(text: str) -> float | None:
+    if text == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: give a number of tokens, or none") from None
+
+
 def _document(options: argparse.Namespace, config: RecipeConfig, minutes: float) -> None:
     from vapo_verl.digits.model.architecture import load_model, write_json
     from vapo_verl.digits.model.evaluate import model_card
@@ -104,6 +164,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m vapo_verl.digits.model",
         usage="%(prog)s --out DIR [--preset NAME] [--seed N] [--threads N]\n"
+        "       %(prog)s warm-start --memory 18|none --out DIR ...\n"
         "       %(prog)s random --out DIR [--family NAME] [--size tiny|100m|7b] ...",
         description=main.__doc__,
     )
@@ -117,7 +178,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights, samples and evaluation")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
-    commands = parser.add_subparsers(dest="command", metavar="random", title="without training")
+    commands = parser.add_subparsers(
+        dest="command", metavar="warm-start | random", title="other models"
+    )
+    _add_warm_start(
+        commands.add_parser(
+            "warm-start",
+            prog="python -m vapo_verl.digits.model warm-start",
+            help="a model whose predictions forget the image: warm-start --help",
+            description="Train the packaged hasty_digits on the world forgetful_digits, measure it "
+            "and write its card. A finished one of the same settings is kept.",
+        )
+    )
     _add_random(
         commands.add_parser(
             "random",
@@ -129,6 +201,27 @@ def build_parser() -> argparse.ArgumentParser:
         )
     )
     return parser
+
+
+def _add_warm_start(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument(
+        "--memory",
+        type=_memory,
+        required=True,
+        help="tokens of response after which a cell is forgotten that was not stated; 18 is strong "
+        "forgetting; none: predictions follow the image",
+    )
+    parser.add_argument(
+        "--guesses",
+        type=float,
+        default=0.1,
+        help="fraction of solutions that do not read what they need; 0.1 for an accurate start, "
+        "0.7 for a weak one (%(default)s)",
+    )
+    parser.add_argument("--steps", type=int, default=500, help="of training (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of samples and evaluation")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
 
 
 def _add_random(parser: argparse.ArgumentParser) -> None:

@@ -204,7 +204,7 @@ def judge(
         batch.pop("labels")
         logits = model(**batch).logits
         for row, sample in enumerate(some):
-            at = _answer_positions(sample)
+            at = answer_positions(sample)
             predictions.append((logits[row, at, yes] > logits[row, at, no]).numpy().reshape(2, -1))
     return np.stack(predictions)
 
@@ -221,7 +221,8 @@ def _probed(processor: Qwen2_5_VLProcessor, sample: Sample, claims: Sequence[dic
     return replace(sample, probes=tuple(probes))
 
 
-def _answer_positions(sample: Sample) -> list[int]:
+def answer_positions(sample: Sample) -> list[int]:
+    """Where in a batch's row the answer of each of the sample's probes is predicted."""
     start = len(sample.prompt_ids) + len(sample.response_ids)
     ends = start + np.cumsum([len(probe.ids) for probe in sample.probes])
     return (ends - 2).tolist()

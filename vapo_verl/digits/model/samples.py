@@ -58,8 +58,10 @@ class Sample:
     cols: int
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
-    """Ends with the end-of-turn id; all have a loss."""
+    """Ends with the end-of-turn id."""
     probes: tuple[Probe, ...]
+    response_learnt: bool = True
+    """Whether the response's tokens have a loss, or only the answers to the probes."""
 
     @property
     def length(self) -> int:
@@ -209,7 +211,8 @@ def _row(sample: Sample, length: int, pad_id: int) -> tuple[np.ndarray, ...]:
     branch = np.full(length, -1)
     visible = np.zeros(length, dtype=np.int64)
     tokens[:trunk] = sample.prompt_ids + sample.response_ids
-    labels[num_prompt:trunk] = sample.response_ids
+    if sample.response_learnt:
+        labels[num_prompt:trunk] = sample.response_ids
     positions[:, :trunk] = trunk_positions(sample)
     branch[:trunk] = 0
     visible[:trunk] = np.arange(1, trunk + 1)
