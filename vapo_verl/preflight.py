@@ -17,9 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 from vapo_verl.config import VapoConfig, vapo_config
 from vapo_verl.rollout.correction import check_rollout_correction
 from vapo_verl.rollout.engine_args import ENGINE, processor_max_pixels
+from vapo_verl.rollout.model_families import captured_layers, check_family, read_config
 from vapo_verl.rollout.outcome import check_outcome_reward
 
-from vapo_verl.rollout.model_families import captured_layers, check_family, read_config
 if TYPE_CHECKING:
     from vapo_verl.data.cells import RowRules
     from vapo_verl.data.run_files import RunData
@@ -470,6 +470,8 @@ def check_model(config: DictConfig) -> None:
         ValueError: what is wrong with ``actor_rollout_ref.model.path``, or a layer that has no
             visual attention.
     """
+    from vapo_verl.data.control_tokens import model_folder
+
     name = config.actor_rollout_ref.model.path
     path = Path(name).expanduser()
     if not path.exists():
@@ -487,7 +489,6 @@ def check_model(config: DictConfig) -> None:
             f"actor_rollout_ref.model.path={path} holds no config.json; give a model folder"
         )
     values = read_config(path)
-    refuse_quantized(path, values)
     check_family(values, f"actor_rollout_ref.model.path={name}")
     attention = _settings(config).attention
     if attention.enabled:
@@ -499,8 +500,6 @@ def check_answer_words(config: DictConfig) -> None:
 
     Raises:
         ValueError: the words, and what to set.
-    from vapo_verl.data.control_tokens import model_folder
-
     """
     settings, path = _settings(config), Path(config.actor_rollout_ref.model.path).expanduser()
     if not settings.probes_claims or not path.exists():
