@@ -26,6 +26,7 @@ MAX_ANCHORS, MAX_BINS = 10_000, 10_000
 MAX_POLL_S = 60.0
 CONSOLES = ("short", "full")
 CONTROL_TOKENS = ("refuse", "text")
+PLAIN_THINK_TOKENS = ("auto", "true", "false")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +144,10 @@ class DataConfig:
     control_tokens: str = "refuse"
     """Rows whose question or claims hold a control token of the tokenizer, such as `<|im_end|>`.
     ``refuse``: the run does not start. ``text``: the token is encoded as its characters."""
+    plain_think_tokens: str = "auto"
+    """Whether `<think>` and `</think>` are encoded as their characters where the tokenizer has
+    tokens for them. ``auto``: where the chat template never writes them, as in Qwen3-VL-Instruct,
+    which was not trained on them (docs/models.md). ``true``, ``false``: always, never."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,6 +275,8 @@ def _value(spec: dataclasses.Field[Any], value: Any, path: str) -> Any:
     if isinstance(default, tuple):
         return _items(value, path, str)
     expected = type(default)
+    if spec.name == "plain_think_tokens" and isinstance(value, bool):
+        value = str(value).lower()  # as YAML and Hydra read true and false
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         value = _to_float(value, path)
     if type(value) is not expected:
@@ -312,6 +319,7 @@ def _check(config: VapoConfig) -> None:
     _at_least("vapo.reward.judge.max_retries", reward.judge.max_retries, 0)
     _at_least("vapo.reward.judge.timeout_s", reward.judge.timeout_s, 0.1)
     _one_of("vapo.data.control_tokens", config.data.control_tokens, CONTROL_TOKENS)
+    _one_of("vapo.data.plain_think_tokens", config.data.plain_think_tokens, PLAIN_THINK_TOKENS)
     _one_of("vapo.logging.console", config.logging.console, CONSOLES)
     _one_of("vapo.advantage.attention_mode", advantage.attention_mode, ATTENTION_MODES)
     _one_of("vapo.advantage.normalization", advantage.normalization, NORMALIZATIONS)

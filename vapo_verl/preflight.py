@@ -569,6 +569,7 @@ def run_data(config: DictConfig) -> "RunData":
         limits={name: plain.get(name) for name in ("min_pixels", "max_pixels")},
         template_options=plain.get("apply_chat_template_kwargs") or {},
         processor_options=plain.get("mm_processor_kwargs") or {},
+        plain_think_tokens=settings.data.plain_think_tokens,
         draws_subset=bool(plain.get("shuffle")),
         subset_seed=plain.get("seed"),
     )

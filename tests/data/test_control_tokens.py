@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 from transformers import AutoProcessor, AutoTokenizer
@@ -19,6 +20,8 @@ from vapo_verl.data.control_tokens import (
     ControlTokens,
     added_tokens,
     read_escapes,
+    tags_as_text,
+    text_words,
     tokenizer_tokens,
     vision_token_ids,
 )
@@ -28,6 +31,7 @@ from vapo_verl.data.images import load_image
 from vapo_verl.data.prompt_length import PromptMeter
 from vapo_verl.data.rows import check_parquet
 from vapo_verl.digits.model import model_dir
+from vapo_verl.digits.model.random_models import make_random_model
 
 WORDS = (*QWEN_TOKENS, *MEDIA_WORDS, *PROCESSOR_WORDS)
 
@@ -205,3 +209,109 @@ def test_what_stands_for_images_and_videos():
     assert set(names) == {
         *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
     }
+
+
+INSTRUCTION = "Think between <think> and </think>."
+MORE = 3 + 4
+"""Tokens: < thin k > and < / thin k > in place of one each."""
+
+
+@pytest.fixture(scope="module")
+def added_tags(tmp_path_factory):
+    """A model whose think tags are added tokens, and whose chat template never writes them."""
+    folder = tmp_path_factory.mktemp("models") / "qwen3_vl"
+    make_random_model(folder, "tiny", family="qwen3_vl", think_tokens=True, weights=False)
+    return folder
+
+
+def thinking(processor):
+    """The same as a model that was trained to think in these tokens has it."""
+    template = processor.chat_template.replace("assistant\n", "assistant\n<think>\n")
+    assert template != processor.chat_template
+    processor.chat_template = template
+    return processor
+
+
+@pytest.mark.parametrize(
+    ("setting", "of_instruct", "of_thinking"),
+    [
+        ("auto", RESPONSE_TAGS, ()),
+        ("true", RESPONSE_TAGS, RESPONSE_TAGS),
+        (True, RESPONSE_TAGS, RESPONSE_TAGS),  # as Hydra reads it
+        ("false", (), ()),
+        (False, (), ()),
+    ],
+)
+def test_tags_that_were_never_trained_are_written_as_text(
+    added_tags, setting, of_instruct, of_thinking
+):
+    processor = AutoProcessor.from_pretrained(added_tags)
+    tokenizer = processor.tokenizer
+    assert tags_as_text(tokenizer, setting, processor) == of_instruct
+    assert tags_as_text(tokenizer, setting, thinking(processor)) == of_thinking
+    words = AutoTokenizer.from_pretrained(model_dir())  # there each tag is a word
+    assert tags_as_text(words, setting) == ()
+
+
+@pytest.mark.parametrize("mode", ["refuse", "text"])
+def test_prompts_spell_the_tags_that_a_response_is_asked_for(added_tags, row, write, mode):
+    processor = AutoProcessor.from_pretrained(added_tags)
+    untouched = AutoTokenizer.from_pretrained(added_tags)
+    settings = {"filter_overlong_prompts": False, "max_prompt_length": 4096, "control_tokens": mode}
+    path = write([row(prompt=asks(INSTRUCTION))])
+    encoded, lengths = {}, {}
+    for plain_tags in ("false", "auto"):
+        processor = AutoProcessor.from_pretrained(added_tags)
+        config = OmegaConf.create({**settings, "plain_think_tokens": plain_tags})
+        data = VapoDataset(str(path), processor.tokenizer, config, processor)
+        text = processor.apply_chat_template(data[0]["raw_prompt"], tokenize=False)
+        encoded[plain_tags] = processor.tokenizer.encode(text)
+        [cells] = pq.read_table(path).to_pylist()
+        lengths[plain_tags] = data.prompt_length(cells)
+    tags = untouched.convert_tokens_to_ids([*RESPONSE_TAGS])
+    assert [encoded["false"].count(tag) for tag in tags] == [1, 1]
+    assert [encoded["auto"].count(tag) for tag in tags] == [0, 0]
+    pieces = processor.tokenizer.convert_ids_to_tokens(encoded["auto"])
+    assert "".join(pieces).count("<think>") == "".join(pieces).count("</think>") == 1
+    assert {"<", "/", ">"} <= {*pieces}
+    assert untouched.decode(encoded["auto"]) == untouched.decode(encoded["false"])
+    assert len(encoded["auto"]) - len(encoded["false"]) == MORE
+    assert lengths["auto"] - lengths["false"] == MORE
+
+
+def test_lengths_before_a_run_count_the_spelled_tags(added_tags, row, write):
+    processor = AutoProcessor.from_pretrained(added_tags)
+    cells = row(prompt=asks(INSTRUCTION))
+    lengths = [
+        PromptMeter(
+            processor,
+            template_options={},
+            limits={},
+            controls=text_words(
+                processor.tokenizer,
+                control_tokens="refuse",
+                plain_think_tokens=setting,
+                processor=processor,
+            ),
+        ).num_tokens(cells["prompt"], cells["images"])
+        for setting in ("false", "auto")
+    ]
+    assert lengths[1] - lengths[0] == MORE
+
+
+def test_without_tags_and_controls_nothing_is_prepared(processor):
+    backend = processor.tokenizer.backend_tokenizer
+    before = backend.to_str()
+    for setting in ("auto", "true", "false"):
+        words = text_words(processor.tokenizer, control_tokens="refuse", plain_think_tokens=setting)
+        assert words is None
+    assert backend.to_str() == before
+
+
+def test_a_tokenizer_that_cannot_spell_tags_names_the_setting(added_tags):
+    from tokenizers import AddedToken
+
+    tokenizer = AutoTokenizer.from_pretrained(added_tags)
+    tokenizer.add_tokens([AddedToken("<late>", normalized=True)])
+    with pytest.raises(ValueError, match=r"vapo\.data\.plain_think_tokens: .*<late>.*set false"):
+        text_words(tokenizer, control_tokens="refuse", plain_think_tokens="auto")

@@ -105,3 +105,15 @@ def test_the_home_folder_is_found(row, write, tmp_path, monkeypatch, capsys):
     write([row()])
     monkeypatch.setenv("HOME", str(tmp_path))
     assert main(["check", "~/train.parquet"]) == 0
+
+
+def test_rows_with_videos_are_refused_unless_no_claims_are_asked_for(row, write, capsys):
+    prompt = [{"role": "user", "content": "<image>What follows in <video>?"}]
+    path = write([row(videos=None), row(prompt=prompt, videos=["clip.mp4"])])
+    assert main(["check", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert f"{path} row 1, column 'videos': the row has videos; anchors are asked about images" in (
+        said
+    )
+    assert "leave such rows out, or set vapo.anchors.num_anchors=0" in said
+    assert main(["check", "--min-claims", "0", str(path)]) == 0

@@ -1,5 +1,6 @@
 """Faults planted in a machine or a recipe; each is found, with what is wrong and the fix."""
 
+import json
 import resource
 import shutil
 import socket
@@ -16,7 +17,8 @@ from PIL import Image
 
 from vapo_verl import preflight
 from vapo_verl.digits.model import model_dir
-from vapo_verl.doctor import accelerator, compilation, disk, memory, ray_cluster
+from vapo_verl.digits.model.random_models import make_random_model
+from vapo_verl.doctor import accelerator, compilation, disk, memory, ray_cluster, registrations
 from vapo_verl.doctor import memory as limits
 from vapo_verl.doctor.accelerator import TorchCuda
 from vapo_verl.doctor.budgets import check_pixels, check_recipe
@@ -271,6 +273,110 @@ def test_answer_words_of_several_tokens_name_the_key(config):
     assert found.check == "answers"
     assert "vapo.anchors.yes_words=['Quite right']" in found.found
     assert "leading space" in found.fix
+
+
+@pytest.fixture(scope="module")
+def added_tags(tmp_path_factory):
+    """A folder whose think tags are added tokens, as those of Qwen3-VL-Instruct."""
+    folder = tmp_path_factory.mktemp("models") / "qwen3_vl"
+    make_random_model(folder, "tiny", family="qwen3_vl", think_tokens=True, weights=False)
+    return folder
+
+
+def think_tags(composed):
+    return [f for f in check_recipe(composed) if f.check == "think tags"]
+
+
+def test_think_tags_that_were_never_trained_are_found(config, added_tags):
+    model = f"actor_rollout_ref.model.path={added_tags}"
+    [usual] = think_tags(config())
+    assert (usual.status, usual.found) == ("ok", "they are ordinary text for this tokenizer")
+    [spelled] = think_tags(config(model))
+    assert spelled.status == "ok"
+    assert "<think> = 376, </think> = 377 are in no chat template" in spelled.found
+    assert "prompts and responses spell them (vapo.data.plain_think_tokens=auto)" in spelled.found
+    [left] = think_tags(config(model, "vapo.data.plain_think_tokens=false"))
+    assert left.status == "warning"
+    assert "the format reward stays 0" in left.found
+    assert left.fix.startswith("vapo.data.plain_think_tokens=auto")
+
+
+def test_think_tags_of_a_thinking_model_stay_tokens(config, added_tags, tmp_path):
+    folder = tmp_path / "thinking"
+    shutil.copytree(added_tags, folder)
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("assistant\n", "assistant\n<think>\n"))
+    model = f"actor_rollout_ref.model.path={folder}"
+    [kept] = think_tags(config(model))
+    assert (kept.status, kept.found[:23]) == ("ok", "the chat template write")
+    [spelled] = think_tags(config(model, "vapo.data.plain_think_tokens=true"))
+    assert (spelled.status, spelled.fix) == ("warning", "vapo.data.plain_think_tokens=auto")
+    saved = json.loads((folder / "tokenizer.json").read_text())
+    for token in saved["added_tokens"]:
+        token["special"] = True
+    (folder / "tokenizer.json").write_text(json.dumps(saved))
+    [skipped] = think_tags(config(model))
+    assert (skipped.status, skipped.fix) == ("error", "vapo.data.plain_think_tokens=true")
+    assert "decoded without them" in skipped.found
+
+
+def test_the_v2_model_runner_names_its_switch(config, monkeypatch):
+    capture = config("vapo.attention.enabled=true")
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    found = [f for f in check_recipe(capture) if "V1 model runner" in f.found]
+    assert found[0].status == "error"
+    assert found[0].found.startswith("VLLM_USE_V2_MODEL_RUNNER=1: visual attention is read from")
+    assert found[0].fix.startswith("export VLLM_USE_V2_MODEL_RUNNER=0")
+    assert not [f for f in check_recipe(config()) if "V1 model runner" in f.found]
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    assert not [f for f in check_recipe(capture) if f.status == "error"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "names", "status"),
+    [
+        ("Qwen2_5_VLForConditionalGeneration", {"LlamaForCausalLM"}, "ok"),
+        ("Qwen2_5_VLForConditionalGeneration", {"Qwen2_5_VLForConditionalGeneration"}, "error"),
+        ("Qwen2_5_VLForConditionalGeneration", None, "error"),  # for every model
+    ],
+)
+def test_a_vllm_that_takes_the_v2_runner_by_itself(
+    config, monkeypatch, tmp_path, architecture, names, status
+):
+    import vllm.config.vllm as upstream
+
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+    name = "DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES"
+    assert hasattr(upstream, name)
+    if names is None:
+        monkeypatch.delattr(upstream, name)
+    else:
+        monkeypatch.setattr(upstream, name, names)
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    model = f"actor_rollout_ref.model.path={tmp_path}"
+    composed = config(model, "vapo.attention.enabled=true", "trainer.device=cuda")
+    [found] = registrations.check_model_runner(composed)
+    assert found.status == status
+    if status == "error":
+        assert found.fix == "export VLLM_USE_V2_MODEL_RUNNER=0"
+    assert not [*registrations.check_model_runner(config(model, "trainer.device=cuda"))]
+
+
+def test_video_rows_are_refused_where_anchors_are_asked(config, digits, tmp_path):
+    rows = pq.read_table(digits["train"]).to_pylist()
+    for row in rows:
+        row["videos"] = None
+    rows[2]["prompt"][-1]["content"] += " <video>"
+    rows[2]["videos"] = ["clip.mp4"]
+    path = tmp_path / "video.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    errors = [
+        f
+        for f in check_recipe(config(f"data.train_files={path}"))
+        if f.check == "data" and f.status == "error"
+    ]
+    assert f"{path} row 2, column 'videos': the row has videos" in errors[0].found
+    assert "vapo.anchors.num_anchors=0" in errors[0].fix + errors[0].found
 
 
 def test_a_run_folder_that_cannot_be_written_names_the_key(config, tmp_path):

@@ -5,12 +5,19 @@ into a place for an image's features. So a row that holds such text is refused, 
 its text is escaped: :func:`hide` puts :data:`ESCAPE` into each of these words, and a tokenizer
 prepared by :func:`read_escapes` leaves that character out again after it has looked for its own
 tokens. Its ids are those of the plain text.
+
+The tags of the response format, `<think>` and `</think>`, may be control tokens too. In
+Qwen3-VL-Instruct they are added tokens that were never trained: asked for them, the policy does not
+write them, and the format reward stays 0. :func:`tags_as_text` finds such tags, and prompts spell
+them out in the same way. The policy then answers in the same plain tokens.
 """
+
+from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,6 +46,8 @@ QWEN_TOKENS = (
     *("<|repo_name|>", "<|file_sep|>"),
 )
 """Added tokens of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, for checks without a tokenizer."""
+WITHOUT_TEXT = ("vapo.data.control_tokens=text", "refuse")
+WITHOUT_TAGS = ("vapo.data.plain_think_tokens", "false")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -52,10 +61,21 @@ class ControlTokens:
 
     Args:
         tokens: of a tokenizer; those that veRL and the processor look for are added.
+        tags: of :func:`tags_as_text`; other tags of the response format are left alone.
     """
 
-    def __init__(self, tokens: Iterable[str] = QWEN_TOKENS) -> None:
-        words = {*tokens, *MEDIA_WORDS, *PROCESSOR_WORDS} - {*RESPONSE_TAGS}
+    def __init__(self, tokens: Iterable[str] = QWEN_TOKENS, tags: Collection[str] = ()) -> None:
+        words = {*tokens, *MEDIA_WORDS, *PROCESSOR_WORDS} - {*RESPONSE_TAGS} | {*tags}
+        self._set(words)
+
+    @classmethod
+    def of_tags(cls, tags: Collection[str]) -> ControlTokens:
+        """These tags and nothing else."""
+        found = cls.__new__(cls)
+        found._set(tags)
+        return found
+
+    def _set(self, words: Collection[str]) -> None:
         self.words: tuple[str, ...] = tuple(
             sorted((word for word in words if len(word) > 1), key=lambda word: (-len(word), word))
         )
@@ -112,10 +132,68 @@ def model_folder(name: str) -> Path | None:
     return found[-1].parent if found else None
 
 
-def read_escapes(tokenizer: Any) -> None:
+def tags_as_text(tokenizer: Any, setting: str | bool, processor: Any = None) -> tuple[str, ...]:
+    """The tags of the response format that prompts spell out (`vapo.data.plain_think_tokens`).
+
+    Only a tag that is an added token can be meant: any other is plain text already. With ``auto``
+    it is spelled out where no chat template of the model writes it. A model that was trained to
+    think in these tokens has one that does, as Qwen3-VL-Thinking; Qwen3-VL-Instruct has not.
+
+    Args:
+        setting: a value of `config.PLAIN_THINK_TOKENS`, of which Hydra makes two a bool.
+        processor: its chat template is looked at, too.
+    """
+    setting = str(setting).lower()
+    if setting == "false" or tokenizer is None:
+        return ()
+    added = {*added_tokens(tokenizer)}
+    templates = "".join(
+        str(getattr(each, "chat_template", None) or "") for each in (tokenizer, processor)
+    )
+    written = any(tag in templates for tag in RESPONSE_TAGS)
+    if setting == "auto" and written:
+        return ()
+    return tuple(tag for tag in RESPONSE_TAGS if tag in added)
+
+
+def text_words(
+    tokenizer: Any, *, control_tokens: str, plain_think_tokens: str | bool, processor: Any = None
+) -> ControlTokens | None:
+    """What prompts and claims of a run encode as plain text; None for nothing.
+
+    Prepares the tokenizers by :func:`read_escapes`.
+
+    Args:
+        control_tokens, plain_think_tokens: the settings under `vapo.data`.
+
+    Raises:
+        ValueError: the tokenizer cannot be prepared.
+    """
+    tags = tags_as_text(tokenizer, plain_think_tokens, processor)
+    if control_tokens == "text":
+        words = ControlTokens(added_tokens(tokenizer), tags)
+    elif tags:
+        words = ControlTokens.of_tags(tags)
+    else:
+        return None
+    for each in (tokenizer, getattr(processor, "tokenizer", None)):
+        read_escapes(each, WITHOUT_TEXT if control_tokens == "text" else WITHOUT_TAGS)
+    return words
+
+
+def tag_token_ids(tokenizer: Any, tags: Iterable[str]) -> list[int]:
+    """Ids of the tokens that :func:`tags_as_text` replaces by text, which no answer may hold."""
+    added = tokenizer.get_added_vocab()
+    return sorted(added[tag] for tag in tags)
+
+
+def read_escapes(tokenizer: Any, instead: tuple[str, str] = WITHOUT_TEXT) -> None:
     """Let a fast tokenizer leave out :data:`ESCAPE`, after it has looked for its added tokens.
 
     It may be called again.
+
+    Args:
+        instead: the setting that asks for it and the value that does not, for messages.
 
     Raises:
         ValueError: the tokenizer is a slow one, or looks for some of its tokens later.
@@ -127,14 +205,13 @@ def read_escapes(tokenizer: Any) -> None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(
-            f"vapo.data.control_tokens=text: {type(tokenizer).__name__} has no fast tokenizer; "
-            "set refuse"
+            f"{instead[0]}: {type(tokenizer).__name__} has no fast tokenizer; set {instead[1]}"
         )
     late = [str(t) for t in backend.get_added_tokens_decoder().values() if t.normalized]
     if late:
         raise ValueError(
-            f"vapo.data.control_tokens=text: the tokenizer looks for {', '.join(late[:3])} in "
-            "normalized text, where nothing is escaped any more; set refuse"
+            f"{instead[0]}: the tokenizer looks for {', '.join(late[:3])} in "
+            f"normalized text, where nothing is escaped any more; set {instead[1]}"
         )
     if backend.encode(f"a{ESCAPE}b", add_special_tokens=False).ids == (
         backend.encode("ab", add_special_tokens=False).ids

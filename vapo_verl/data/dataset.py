@@ -27,7 +27,7 @@ from PIL import Image as Pixels
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from vapo_verl.data.claims_column import read_claims
-from vapo_verl.data.control_tokens import ControlTokens, added_tokens, read_escapes
+from vapo_verl.data.control_tokens import text_words
 from vapo_verl.data.errors import BadCell, FileError, RowError
 from vapo_verl.data.images import (
     IMAGE_ERRORS,
@@ -65,7 +65,8 @@ class VapoDataset(RLHFDataset):
     Files with and without a `claims` column may be mixed.
 
     With `data.control_tokens=text` the control tokens in a prompt are escaped, and the tokenizers
-    that measure it read them as plain text; so does the agent loop's, which encodes it.
+    that measure it read them as plain text; so does the agent loop's, which encodes it. The same
+    holds for the think tags under `data.plain_think_tokens`.
     """
 
     def __init__(
@@ -76,11 +77,12 @@ class VapoDataset(RLHFDataset):
         processor: Any = None,
         max_samples: int = -1,
     ) -> None:
-        self._controls: ControlTokens | None = None
-        if config.get("control_tokens") == "text":
-            self._controls = ControlTokens(added_tokens(tokenizer))
-            for each in (tokenizer, getattr(processor, "tokenizer", None)):
-                read_escapes(each)
+        self._controls = text_words(
+            tokenizer,
+            control_tokens=config.get("control_tokens", "refuse"),
+            plain_think_tokens=config.get("plain_think_tokens", "auto"),
+            processor=processor,
+        )
         files = [data_files] if isinstance(data_files, str) else data_files
         files = [os.path.expanduser(file) for file in files]
         super().__init__(files, tokenizer, config, processor, max_samples)

@@ -14,7 +14,7 @@ import numpy as np
 
 from vapo_verl.console import progress_bar
 from vapo_verl.data.cells import RowRules
-from vapo_verl.data.control_tokens import model_folder, read_escapes
+from vapo_verl.data.control_tokens import model_folder, text_words
 from vapo_verl.data.errors import FileError, ProblemLog, RowProblem
 from vapo_verl.data.parquet_stream import iter_rows, open_parquet
 from vapo_verl.data.rows import (
@@ -53,6 +53,8 @@ class RunData:
     template_options: Mapping[str, Any] = field(default_factory=dict)
     processor_options: Mapping[str, Any] = field(default_factory=dict)
     """With some, lengths are left to veRL."""
+    plain_think_tokens: str = "auto"
+    """`vapo.data.plain_think_tokens`"""
     subset_seed: int | None = None
     """Draws the `max_samples` rows; None takes the first ones."""
     draws_subset: bool = False
@@ -116,10 +118,12 @@ def _check_lengths(data: RunData) -> Iterator[str]:
     processor = AutoProcessor.from_pretrained(folder)
     if not is_supported(processor) or data.processor_options:
         return
-    controls = None
-    if not data.rules.refuse_controls:
-        controls = data.rules.controls
-        read_escapes(processor.tokenizer)
+    controls = text_words(
+        processor.tokenizer,
+        control_tokens="refuse" if data.rules.refuse_controls else "text",
+        plain_think_tokens=data.plain_think_tokens,
+        processor=processor,
+    )
     meter = PromptMeter(
         processor, template_options=data.template_options, limits=data.limits, controls=controls
     )

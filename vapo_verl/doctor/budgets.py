@@ -11,7 +11,7 @@ from vapo_verl.doctor.findings import Finding, error, examine, ok, warning
 from vapo_verl.doctor.model_size import model_folder, vision_tokens
 from vapo_verl.launch import export_attention
 
-CHECK = "recipe"
+CHECK, THINK = "recipe", "think tags"
 REPORTED_APART = ("attention kernel", "context")
 """Checks of a run's start with a finding of their own: in accelerator.py, and below."""
 
@@ -29,6 +29,7 @@ def check_recipe(config: DictConfig) -> Iterator[Finding]:
         yield from examine(check, _passed, check, what, partial(look, config))
     yield from examine("data", _data, config)
     yield from examine("pixels", check_pixels, config)
+    yield from examine(THINK, check_think_tags, config, settings)
     if settings.probes_claims:
         yield from examine("answers", check_answers, config, settings)
 
@@ -91,9 +92,7 @@ def check_answers(config: DictConfig, settings: VapoConfig) -> Iterator[Finding]
     """The tokens that answer the anchor question, with the run's own tokenizer."""
     folder = model_folder(config)
     if folder is None:
-        found = f"the tokenizer of {config.actor_rollout_ref.model.path} is not on this machine"
-        fix = f"hf download {config.actor_rollout_ref.model.path}"
-        yield warning("answers", found, fix)
+        yield _without_tokenizer("answers", config)
         return
     from transformers import AutoTokenizer
 
@@ -105,3 +104,48 @@ def check_answers(config: DictConfig, settings: VapoConfig) -> Iterator[Finding]
     spelled = [repr(tokenizer.decode([token])) for token in question.answer_ids]
     ids = f"yes {spelled[0]} = {question.yes_id}, no {spelled[1]} = {question.no_id}"
     yield ok("answers", ids)
+
+
+def check_think_tags(config: DictConfig, settings: VapoConfig) -> Iterator[Finding]:
+    """Whether the policy can write `<think>` and `</think>`, which the format reward looks for."""
+    folder = model_folder(config)
+    if folder is None:
+        yield _without_tokenizer(THINK, config)
+        return
+    from transformers import AutoProcessor
+
+    from vapo_verl.data.control_tokens import RESPONSE_TAGS, tags_as_text
+
+    processor = AutoProcessor.from_pretrained(folder)
+    tokenizer = processor.tokenizer
+    setting, key = settings.data.plain_think_tokens, "vapo.data.plain_think_tokens"
+    added = tags_as_text(tokenizer, "true", processor)
+    ids = ", ".join(f"{tag} = {tokenizer.convert_tokens_to_ids(tag)}" for tag in RESPONSE_TAGS)
+    spelled = tags_as_text(tokenizer, setting, processor)
+    untrained = tags_as_text(tokenizer, "auto", processor)
+    encoded = tokenizer.convert_tokens_to_ids(list(added))
+    skipped = bool(added) and not tokenizer.decode(encoded, skip_special_tokens=True)
+    if not added:
+        yield ok(THINK, "they are ordinary text for this tokenizer")
+    elif spelled and not untrained:
+        found = f"{key}={setting}: the chat template writes the tokens {ids}, prompts spell them"
+        yield warning(THINK, found, f"{key}=auto")
+    elif spelled:
+        found = f"the tokens {ids} are in no chat template, so they were not trained"
+        yield ok(THINK, f"{found}: prompts and responses spell them ({key}={setting})")
+    elif untrained:
+        found = (
+            f"{key}={setting}: the tokens {ids} are in no chat template; if they were not trained, "
+            "as in Qwen3-VL-Instruct, the format reward stays 0"
+        )
+        yield warning(THINK, found, f"{key}=auto, or leave it where the model was tuned with them")
+    elif skipped:
+        found = f"the tokens {ids} are special: the text of a response is decoded without them"
+        yield error(THINK, f"{found}, so that the format reward stays 0", f"{key}=true")
+    else:
+        yield ok(THINK, f"the chat template writes the tokens {ids}")
+
+
+def _without_tokenizer(check: str, config: DictConfig) -> Finding:
+    found = f"the tokenizer of {config.actor_rollout_ref.model.path} is not on this machine"
+    return warning(check, found, f"hf download {config.actor_rollout_ref.model.path}")

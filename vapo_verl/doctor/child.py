@@ -87,6 +87,7 @@ def _run(recipe: str | None, overrides: Sequence[str]) -> Iterator[list[Finding]
         r.check_replica,
         r.check_weight_sync,
         r.check_attention,
+        r.check_model_runner,
     ):
         yield examine(r.CHECK, look, config)
     yield examine(ray_cluster.CHECK, ray_cluster.check_nodes, config)

@@ -16,7 +16,10 @@ import yaml
 from omegaconf import DictConfig
 
 from vapo_verl.doctor.findings import Finding, error, ok
+from vapo_verl.doctor.model_size import model_folder
 from vapo_verl.hydra_config import PACKAGE
+from vapo_verl.rollout.engine_args import V2_RUNNER
+from vapo_verl.rollout.model_families import read_config
 
 CHECK = "registrations"
 REINSTALL = "make setup (or pip install -e . --no-deps)"
@@ -127,6 +130,24 @@ def check_attention(_: DictConfig | None) -> Iterator[Finding]:
             yield error(CHECK, f"attention backend {name}: no module of {path}", REINSTALL)
         else:
             yield ok(CHECK, f"attention backend {name} is {path} (not imported on this machine)")
+
+
+def check_model_runner(config: DictConfig | None) -> Iterator[Finding]:
+    """With visual attention on a GPU: whether this vLLM takes its V2 runner for the model."""
+    if config is None or not config.vapo.attention.enabled or config.trainer.device == "cpu":
+        return
+    if os.environ.get(V2_RUNNER):  # refused or turned off: the finding "visual attention"
+        return
+    folder = model_folder(config)
+    names = read_config(folder).get("architectures") or [] if folder is not None else []
+    module = importlib.import_module("vllm.config.vllm")
+    # the list is gone where the V2 runner has become everyone's
+    taken = set(names) & set(getattr(module, "DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES", names))
+    if taken:
+        found = f"vLLM takes its V2 model runner for {', '.join(sorted(taken))}"
+        yield error(CHECK, f"{found}: no visual attention under it", f"export {V2_RUNNER}=0")
+    else:
+        yield ok(CHECK, "vLLM takes its V1 model runner, which visual attention needs")
 
 
 def _resolved(what: str, path: str, fix: str) -> Finding:

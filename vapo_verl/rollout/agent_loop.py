@@ -28,9 +28,9 @@ from vapo_verl.anchors.question import ANSWER_BIAS
 from vapo_verl.config import ANSWER_STYLES, JUDGE_STYLE, VapoConfig, vapo_config
 from vapo_verl.data.claims_column import Claim, read_claims
 from vapo_verl.data.control_tokens import (
-    ControlTokens,
-    added_tokens,
-    read_escapes,
+    tag_token_ids,
+    tags_as_text,
+    text_words,
     vision_token_ids,
 )
 from vapo_verl.evaluation.benchmarks import Grade
@@ -103,7 +103,13 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         self._prepared: PreparedPrompt | None = None  # until `run`
         self.vapo: VapoConfig = vapo_config(OmegaConf.to_container(self.config.vapo, resolve=True))  # type: ignore[arg-type]
         anchors = self.vapo.anchors
-        controls = self._read_controls_as_text()
+        data = self.vapo.data
+        controls = text_words(
+            self.tokenizer,
+            control_tokens=data.control_tokens,
+            plain_think_tokens=data.plain_think_tokens,
+            processor=self.processor,
+        )
         self.question: AnchorQuestion = bind_question(
             self.tokenizer,
             anchors.question,
@@ -112,6 +118,8 @@ class VapoAgentLoop(SingleTurnAgentLoop):
             controls=controls,
         )
         self._vision_ids = frozenset(vision_token_ids(self.tokenizer))
+        tags = tags_as_text(self.tokenizer, data.plain_think_tokens, self.processor)
+        self._banned_ids = self._vision_ids.union(tag_token_ids(self.tokenizer, tags))
 
     async def run(
         self, sampling_params: dict[str, Any], priority: int = 0, **row: Any
@@ -126,8 +134,8 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         )
         if self.vapo.seeded_sampling:
             sampling_params = {**sampling_params, "seed": key.sampling_seed()}
-        if self._vision_ids:
-            bias = dict.fromkeys(self._vision_ids, -ANSWER_BIAS)
+        if self._banned_ids:
+            bias = dict.fromkeys(self._banned_ids, -ANSWER_BIAS)
             sampling_params = {**sampling_params, "logit_bias": bias}
         started_at = time.time()
         self._prepared = await prompt.once(PREPARED, partial(self._prepare, row))
@@ -143,14 +151,6 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         finally:
             await self.server_manager.scored()
         return output
-
-    def _read_controls_as_text(self) -> ControlTokens | None:
-        """With ``vapo.data.control_tokens=text``: prompts come escaped, claims will be."""
-        if self.vapo.data.control_tokens != "text":
-            return None
-        for tokenizer in (self.tokenizer, getattr(self.processor, "tokenizer", None)):
-            read_escapes(tokenizer)
-        return ControlTokens(added_tokens(self.tokenizer))
 
     def _drop_vision_tokens(self, output: VapoAgentLoopOutput) -> None:
         """Replace what stands for an image or a video, and take it out of the loss.

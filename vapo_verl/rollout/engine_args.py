@@ -1,6 +1,7 @@
 """Derive engine arguments from other settings and write them into veRL's config."""
 
 import json
+import os
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -25,6 +26,12 @@ UNSUPPORTED = {
 }
 """Key -> the only value that visual attention supports, if the key is set. The engine checks again
 (`vapo_verl.attention.support`), but only a minute later."""
+
+
+V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+"""Environment variable of vLLM: its V2 model runner settles the order of a batch's rows elsewhere
+and lays out the KV cache in another way. vLLM 0.24 takes it for some text models by itself, later
+versions for most (vllm-project/vllm#44443)."""
 
 
 def settle_image_limit(config: DictConfig) -> None:
@@ -72,6 +79,7 @@ def add_attention(config: DictConfig, attention: AttentionConfig) -> None:
                 f"{key}={value}: visual attention is not exported under it; "
                 f"set {'null' if works is None else works} or vapo.attention.enabled=false"
             )
+    _refuse_v2_runner(config)
     arguments = engine_args(attention.layers, attention.per_layer)
     engine = OmegaConf.select(config, ENGINE) or OmegaConf.create({})
     for key in ("worker_cls", "scheduler_cls"):
@@ -87,3 +95,16 @@ def add_attention(config: DictConfig, attention: AttentionConfig) -> None:
         )
     with open_dict(config):  # merges into additional_config, which may hold other settings
         OmegaConf.update(config, ENGINE, OmegaConf.merge(engine, arguments), force_add=True)
+
+
+def _refuse_v2_runner(config: DictConfig) -> None:
+    """As the engine's worker does (`vapo_verl.attention.support`), a minute earlier."""
+    key = f"ray_kwargs.ray_init.runtime_env.env_vars.{V2_RUNNER}"
+    value = OmegaConf.select(config, key)
+    name = V2_RUNNER if value is None else key
+    value = os.environ.get(V2_RUNNER) if value is None else str(value)
+    if value not in (None, "", "0"):
+        raise ValueError(
+            f"{name}={value}: visual attention is read from vLLM's V1 model runner; "
+            f"export {V2_RUNNER}=0, or set vapo.attention.enabled=false"
+        )

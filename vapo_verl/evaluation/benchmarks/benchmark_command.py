@@ -297,6 +297,10 @@ def _run_folder_model(run_dir: Path, options: BenchmarkOptions) -> _Model:
     controls = engine.control_tokens
     if controls == "refuse":
         controls = OmegaConf.select(config, "vapo.data.control_tokens") or controls
+    think = engine.plain_think_tokens
+    if think == "auto":
+        trained = OmegaConf.select(config, "vapo.data.plain_think_tokens")
+        think = think if trained is None else str(trained).lower()
     template = OmegaConf.select(config, "data.apply_chat_template_kwargs")
     return _Model(
         name=f"{run_dir.resolve().name}, step {step}",
@@ -306,6 +310,7 @@ def _run_folder_model(run_dir: Path, options: BenchmarkOptions) -> _Model:
             model=str(folder),
             seed=seed,
             control_tokens=controls,
+            plain_think_tokens=think,
             **pixels,
         ),
         trained_suffix=trained_suffix(config),
@@ -444,6 +449,7 @@ def _engine_settings(model: _Model, options: BenchmarkOptions) -> dict[str, Any]
         "--min-pixels": model.engine.min_pixels,
         "--max-pixels": model.engine.max_pixels,
         "--control-tokens": model.engine.control_tokens,
+        "--plain-think-tokens": model.engine.plain_think_tokens,
         "chat template": dict(model.template_options),
     }
 

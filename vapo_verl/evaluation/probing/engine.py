@@ -19,9 +19,9 @@ from vapo_verl.anchors.question import ANSWER_BIAS, AnchorQuestion
 from vapo_verl.attention import engine_args, visual_attention
 from vapo_verl.data.cells import chat_parts
 from vapo_verl.data.control_tokens import (
-    ControlTokens,
-    added_tokens,
-    read_escapes,
+    tag_token_ids,
+    tags_as_text,
+    text_words,
     vision_token_ids,
 )
 from vapo_verl.data.images import resized
@@ -121,13 +121,16 @@ class Engine:
         config = AutoConfig.from_pretrained(options.model)
         self._processor = AutoProcessor.from_pretrained(options.model)
         self.tokenizer = self._processor.tokenizer
-        self.controls: ControlTokens | None = None
+        self.controls = text_words(
+            self.tokenizer,
+            control_tokens=options.control_tokens,
+            plain_think_tokens=options.plain_think_tokens,
+            processor=self._processor,
+        )
         """These are encoded as plain text."""
-        if options.control_tokens == "text":
-            self.controls = ControlTokens(added_tokens(self.tokenizer))
-            read_escapes(self.tokenizer)
+        tags = tags_as_text(self.tokenizer, options.plain_think_tokens, self._processor)
         self._pieces: dict[int, str] = {}
-        self._forbidden = vision_token_ids(self.tokenizer)
+        self._forbidden = [*vision_token_ids(self.tokenizer), *tag_token_ids(self.tokenizer, tags)]
         self._llm = LLM(
             model=options.model,
             max_model_len=options.max_model_len or _context_length(config),

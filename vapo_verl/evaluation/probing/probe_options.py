@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vapo_verl.cli_options import add_options, check_bounds, cli, options_from, settings_of
-from vapo_verl.config import ANSWER_STYLES, CONTROL_TOKENS
+from vapo_verl.config import ANSWER_STYLES, CONTROL_TOKENS, PLAIN_THINK_TOKENS
 from vapo_verl.run_folder import RunError
 
 T = TypeVar("T")
@@ -51,6 +51,10 @@ class EngineOptions:
         default="refuse", metadata=cli(choices=CONTROL_TOKENS, setting=False)
     )
     """As vapo.data.control_tokens: refuse rows with such text, or encode it as plain text."""
+    plain_think_tokens: str = field(
+        default="auto", metadata=cli(choices=PLAIN_THINK_TOKENS, setting=False)
+    )
+    """As vapo.data.plain_think_tokens: encode think tags as plain text."""
     attention_layers: str | tuple[int, ...] | None = field(default=None, metadata=cli(hidden=True))
     """As :func:`vapo_verl.attention.engine_args` takes them."""
     seed: int = field(default=0, metadata=cli(hidden=True))
