@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 Install = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -52,6 +53,28 @@ def install(root, venv) -> Install:
         )
 
     return run
+
+
+def test_workflows_call_targets_and_folders_that_exist(root):
+    targets = set(re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(), re.MULTILINE))
+    used, folders = set(), set()
+    for file in sorted((root / ".github/workflows").glob("*.yml")):
+        for job in yaml.safe_load(file.read_text())["jobs"].values():
+            commands = "\n".join(step.get("run", "") for step in job.get("steps", ()))
+            used |= set(re.findall(r"^make ([a-z-]+)", commands, re.MULTILINE))
+            folders |= set(re.findall(r"\btests/\w+", commands))
+    assert {"setup", "test", "test-slow", "wheel"} <= used <= targets
+    assert "tests/contract" in folders
+    assert [folder for folder in folders if not (root / folder).is_dir()] == []
+
+
+def test_the_workflow_against_upstream_may_fail_and_runs_weekly(root):
+    workflow = yaml.safe_load((root / ".github/workflows/upstream.yml").read_text())
+    [schedule] = workflow[True]["schedule"]  # YAML takes the key `on` for true
+    assert re.fullmatch(r"\d+ \d+ \* \* \d", schedule["cron"])
+    [job] = workflow["jobs"].values()
+    assert job["continue-on-error"] is True
+    assert job["env"]["VLLM_USE_V2_MODEL_RUNNER"] == "0"
 
 
 def test_help_lists_every_target(root):
