@@ -144,7 +144,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         "--min-claims",
         type=int,
         default=CLAIMS_PER_IMAGE,
-        help="count rows with fewer (%(default)s); 0: none are asked for, and rows with videos pass",
+        help="count rows with fewer (%(default)s); 0: none are asked for, rows with videos pass",
     )
     add("--headers-only", action="store_true", help="do not read the pixels of images: fast")
     add("--max-images-checked", type=int, help="open at most this many images per file")
