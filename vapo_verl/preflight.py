@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vapo_verl.config import VapoConfig, vapo_config
+from vapo_verl.lora import check_lora, refuse_quantized
 from vapo_verl.rollout.correction import check_rollout_correction
 from vapo_verl.rollout.engine_args import ENGINE, processor_max_pixels
 from vapo_verl.rollout.model_families import captured_layers, check_family, read_config
@@ -455,6 +456,7 @@ CHECKS: tuple[Check, ...] = (
     Check("images of the engine", check_engine_images),
     Check("context", check_context),
     Check("best checkpoint", check_best_checkpoint),
+    Check("LoRA", check_lora),
     Check("rollout correction", check_rollout_correction),
     Check("reward function and judge", check_outcome_reward),
 )
@@ -489,6 +491,7 @@ def check_model(config: DictConfig) -> None:
             f"actor_rollout_ref.model.path={path} holds no config.json; give a model folder"
         )
     values = read_config(path)
+    refuse_quantized(path, values)
     check_family(values, f"actor_rollout_ref.model.path={name}")
     attention = _settings(config).attention
     if attention.enabled:

@@ -78,6 +78,8 @@ NUMBERS: Mapping[str, Number] = {
         ),
         _COUNT_OR_NULL,
     ),
+    f"{_POLICY}.model.lora_rank": Number(0, 512),
+    f"{_POLICY}.model.lora_alpha": _COUNT,
     f"{_POLICY}.rollout.gpu_memory_utilization": _FRACTION,
     f"{_POLICY}.rollout.top_p": _FRACTION,
     **dict.fromkeys(

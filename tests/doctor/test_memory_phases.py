@@ -7,8 +7,9 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transfer_queue.utils.serial_utils import calc_packed_size, encode
-from transformers import Qwen2VLImageProcessor
+from transformers import AutoModelForImageTextToText, Qwen2VLImageProcessor
 
 from vapo_verl.data.compact_pixels import compact
 from vapo_verl.doctor.findings import GIB
@@ -27,6 +28,7 @@ from vapo_verl.doctor.memory_settings import MemorySettings, MicroBatch
 from vapo_verl.doctor.model_size import ModelShape, model_shape, model_size
 from vapo_verl.hydra_config import RECIPES, recipe_names
 from vapo_verl.launch import composed
+from vapo_verl.lora import Lora, lora_of
 
 SHAPE = ModelShape(
     hidden_size=64,
@@ -194,10 +196,61 @@ def test_a_checkpoint_passes_through_the_host_under_fsdp1_and_as_a_whole_model(v
     assert [p.name for p in never][-1] == "weight sync"
 
 
-def test_lora_trains_its_adapters_alone(vapo):
-    update = phase("update", replace(vapo, lora_rank=1))
+ADAPTERS = 2 * 4 * (2 * (64 + 64) + 2 * (32 + 64) + 3 * (128 + 64))
+"""Two layers, rank 4: query and output, key and value, three matrices of the MLP."""
+
+
+@pytest.fixture
+def adapted(vapo):
+    """`vapo` with adapters of rank 4 on all linear layers of the decoder."""
+    lora = Lora(rank=4, alpha=4, targets="all-linear", excluded=".*visual.*")
+    return replace(vapo, lora=lora, reference_bytes=0, reference_in_actor=True)
+
+
+def test_lora_trains_its_adapters_alone(vapo, adapted):
+    update, full = phase("update", adapted), phase("update", vapo)
     assert update.gpu["weights"] == P * 4 / 8
-    assert update.gpu["Adam"] < 0.2 * P * 8 / 8
+    assert update.gpu["gradients"] == ADAPTERS * 4 / 8
+    assert update.gpu["Adam"] == ADAPTERS * 8 / 8
+    assert update.gpu["gathered units"] < full.gpu["gathered units"]
+    some = replace(adapted, lora=replace(adapted.lora, targets=("q_proj",)))
+    assert phase("update", some).gpu["gradients"] == 2 * 4 * (64 + 64) * 4 / 8
+
+
+def test_the_adapters_are_counted_as_peft_makes_them(packaged_model):
+    config = composed("smoke_lora", [])
+    lora, shape = lora_of(config), model_shape(config)
+    model = AutoModelForImageTextToText.from_pretrained(packaged_model)
+    of_peft = LoraConfig(r=lora.rank, target_modules=lora.targets, exclude_modules=lora.excluded)
+    trained = get_peft_model(model, of_peft).get_nb_trainable_parameters()[0]
+    assert shape.adapter_parameters(lora, lora.rank) == trained
+
+
+def test_the_actor_without_adapters_is_the_reference(vapo, adapted):
+    assert "reference" in phase("update", vapo).host
+    assert "reference" not in phase("update", adapted).host
+    assert phase("ref log prob", adapted).gpu["weights"] == P * 4 / 8
+
+
+def test_an_engine_with_adapters_sleeps_on_the_host_and_gets_adapters_only(adapted):
+    sync, rollout = phase("weight sync", adapted), phase("rollout", adapted)
+    for name in ("old log prob", "ref log prob", "update", "checkpoint", "weight sync"):
+        assert phase(name, adapted).host["sleeping engine"] == 8 * P * 2
+    assert "sleeping engine" not in rollout.host
+    assert sync.host["adapters"] == 8 * ADAPTERS * 4
+    assert sync.gpu["tensors in transfer"] == 0
+    merged = replace(adapted, lora=replace(adapted.lora, merged=True))
+    sync = phase("weight sync", merged)
+    assert sync.host["frozen weights"] == 8 * P * 4 / 8
+    assert sync.gpu["tensors in transfer"] > 0
+    assert "sleeping engine" not in sync.host
+
+
+def test_the_engine_has_room_for_adapters_of_the_next_rank_it_knows(vapo, adapted):
+    plain, beside = (
+        kv_cache_bytes(SHAPE, settings, device_bytes=80 * GIB) for settings in (vapo, adapted)
+    )
+    assert plain - beside == ADAPTERS * 2 * 2  # bfloat16, and rank 8 for 4
 
 
 def test_without_a_gpu_all_of_it_is_in_host_memory(config):

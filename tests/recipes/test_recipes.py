@@ -11,7 +11,7 @@ from vapo_verl.config import vapo_config
 from vapo_verl.hydra_config import compose_recipe, recipe_names
 from vapo_verl.launch import export_attention
 
-VARIANTS = ["vapo_attention", "vapo_soft", "vapo_relaxed", "vapo_decoupled", "vapo_tis"]
+VARIANTS = ["vapo_attention", "vapo_lora", "vapo_soft", "vapo_relaxed", "vapo_decoupled", "vapo_tis"]
 SWEEPS = {
     "sweep_num_anchors": ("vapo.anchors.num_anchors", "vapo_k20"),
     "sweep_late_emphasis": ("vapo.reward.late_emphasis", "vapo_beta1.5"),
@@ -26,7 +26,9 @@ GPU_RECIPES = [*PAPERS, *VARIANTS, *GPUS_PER_NODE]
 
 
 def test_the_recipes_are_those_the_readme_lists():
-    assert recipe_names() == sorted(["smoke", "smoke_async", "smoke_gpu", "study", *GPU_RECIPES, *SWEEPS])
+    assert recipe_names() == sorted(
+        ["smoke", "smoke_async", "smoke_gpu", "smoke_lora", "study", *GPU_RECIPES, *SWEEPS]
+    )
     readme = Path(__file__).parents[2].joinpath("README.md").read_text()
     for recipe in recipe_names():
         assert f"`{recipe}`" in readme, f"README does not tell what {recipe} is"

@@ -2,9 +2,11 @@
 
 A checkpoint holds, with P parameters of b bytes each (`actor.fsdp_config.model_dtype`),
 
-    bytes = P * b (weights) + 2 * P * b (Adam's two moments, where save_contents has `optimizer`)
+    bytes = P * b (weights) + 2 * T * b (Adam's two moments, where save_contents has `optimizer`)
 
-and the run folder holds `trainer.max_actor_ckpt_to_keep` of them, or one for each save.
+where T of the parameters are trained: all, or LoRA's adapters. The weights of the adapters alone
+are saved with `actor.checkpoint.save_lora_only`. The run folder holds
+`trainer.max_actor_ckpt_to_keep` checkpoints, or one for each save.
 """
 
 import math
@@ -17,7 +19,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from vapo_verl.doctor.findings import GIB, Finding, error, gib, ok, warning
-from vapo_verl.doctor.model_size import model_size, parameter_bytes
+from vapo_verl.doctor.model_size import model_size, parameter_bytes, trained_parameters
+from vapo_verl.lora import lora_of
 from vapo_verl.run_folder.checkpoints import (
     CheckpointError,
     checkpoint_folder,
@@ -89,9 +92,13 @@ def check_checkpoints(config: DictConfig, folder: Path) -> Finding:
 
 
 def checkpoint_bytes(config: DictConfig, num_parameters: float) -> float:
-    saved = config.actor_rollout_ref.actor.checkpoint.save_contents
-    copies = 3 if "optimizer" in saved else 1
-    return copies * parameter_bytes(config) * num_parameters
+    checkpoint = config.actor_rollout_ref.actor.checkpoint
+    trained = trained_parameters(config, num_parameters)
+    saved = num_parameters
+    if lora_of(config):
+        saved = trained + num_parameters * (not checkpoint.get("save_lora_only", False))
+    moments = 2 * trained if "optimizer" in checkpoint.save_contents else 0
+    return parameter_bytes(config) * (saved + moments)
 
 
 def num_checkpoints(config: DictConfig) -> int | None:

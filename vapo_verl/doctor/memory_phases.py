@@ -21,6 +21,10 @@ S ranks that share a copy, p and r bytes in which layers compute and gradients a
     sync        the bucket, and two full tensors of the largest kind being copied into it
     load        the first rank of each shard group reads all P*b to the host, with tied embeddings
                 every rank (`get_init_weight_context_manager`: no meta device for tied weights)
+    LoRA        T counts the adapters, r*(in + out) for each adapted layer; frozen layers have no
+                gradients. There is no reference model. Adapters go to the engine through the host,
+                and the sleeping engine keeps its weights there (sleep level 1). Merged weights
+                (`lora.merge`) need a copy of the frozen shards on the host instead
     replay      per prompt 3 bytes a pixel (vapo_verl/data/compact_pixels.py), per response some 80
                 a token (ids, masks, positions, log probabilities); the same again while a phase
                 holds what it has fetched
@@ -91,7 +95,7 @@ def memory_phases(
     phases = [run.load(), run.rollout()]
     if settings.recompute_old:
         phases.append(run.old_log_prob())
-    if settings.reference_bytes:
+    if settings.reference_bytes or settings.reference_in_actor:
         phases.append(run.ref_log_prob())
     phases += [run.update(), run.weight_sync()]
     if settings.saves:
@@ -143,12 +147,8 @@ class _Run:
     @property
     def trained(self) -> float:
         """Parameters that have gradients: all, or LoRA's adapters."""
-        if not self.s.lora_rank:
-            return self.parameters
-        matrices = (kind for kind in self.shape.tensors() if kind.columns > 1)
-        return float(
-            sum(kind.number * self.s.lora_rank * (kind.rows + kind.columns) for kind in matrices)
-        )
+        lora = self.s.lora
+        return float(self.shape.adapter_parameters(lora, lora.rank)) if lora else self.parameters
 
     def shard(self, num_parameters: float, num_bytes: int) -> float:
         return num_parameters * num_bytes / self.s.shard_ranks
@@ -224,6 +224,14 @@ class _Run:
     def engine_weights(self) -> float:
         return self.parameters * self.s.engine_bytes / self.s.tensor_parallel
 
+    @property
+    def engine_adapters(self) -> float:
+        """The engine's room for adapters, on each of its GPUs: A is not split between them."""
+        lora = self.s.lora
+        if lora is None or lora.merged:
+            return 0.0
+        return float(self.shape.adapter_parameters(lora, lora.engine_rank)) * self.s.engine_bytes
+
     def processes(self) -> dict[str, float]:
         s = self.s
         heavy = GPU_PROCESS_BYTES if s.on_gpu else PROCESS_BYTES
@@ -239,11 +247,20 @@ class _Run:
         held = s.prompts * (PIXEL_BYTES * s.pixels + TOKEN_BYTES * tokens)
         return {REPLAY: held, FETCHED: held} if fetched else {REPLAY: held}
 
-    def host(self, *, images: Mapping[str, float] | None = None) -> dict[str, float]:
-        s = self.s
-        kept = {"reference": s.ranks_per_node * self.pinned(s.reference_bytes)}
-        if not s.reference_bytes:
-            kept = {}
+    def host(
+        self, *, images: Mapping[str, float] | None = None, asleep: bool = False
+    ) -> dict[str, float]:
+        """Parts on one node.
+
+        Args:
+            asleep: the engine sleeps. With adapters it keeps its weights, on the host: they are
+                not sent again.
+        """
+        s, kept = self.s, {}
+        if s.reference_bytes:
+            kept["reference"] = s.ranks_per_node * self.pinned(s.reference_bytes)
+        if asleep and s.sleeps and s.lora and not s.lora.merged:
+            kept["sleeping engine"] = s.ranks_per_node * self.engine_weights
         if s.kept_copies:
             kept["copies of the weights"] = s.ranks_per_node * s.kept_copies * self.weights
         return {**self.processes(), **self.state_on_host(), **kept, **(images or {})}
@@ -260,7 +277,8 @@ class _Run:
         s, shape = self.s, self.shape
         copied = max(self.pair - shape.layer_parameters, shape.root_parameters)
         gathered = s.compute_bytes * (shape.root_parameters + self.pair + copied)
-        return gathered + (s.compute_bytes + s.reduce_bytes) * self.pair * backward
+        fraction = self.trained / self.parameters if s.lora else 1.0
+        return gathered + (s.compute_bytes + s.reduce_bytes) * self.pair * backward * fraction
 
     def text_layer(self, *, gradients: bool) -> int:
         """Bytes a token in one decoder layer: float32 norms, attention, the gated MLP."""
@@ -347,17 +365,19 @@ class _Run:
             "gathered units": self.units(backward=False),
             **self.activations(self.s.old, gradients=False, entropy=True),
         }
-        host = self.host(images=self.replay(fetched=True))
+        host = self.host(images=self.replay(fetched=True), asleep=True)
         return Phase(name="old log prob", gpu=gpu, host=host)
 
     def ref_log_prob(self) -> Phase:
+        """On a model of its own, or on the actor without its adapters."""
+        s = self.s
         gpu = {
             **self.asleep(),
-            **self.state_on_gpu(),
+            **self.state_on_gpu(weights=s.reference_in_actor),
             "gathered units": self.units(backward=False),
-            **self.activations(self.s.ref, gradients=False, entropy=False),
+            **self.activations(s.ref, gradients=False, entropy=False),
         }
-        host = self.host(images=self.replay(fetched=True))
+        host = self.host(images=self.replay(fetched=True), asleep=True)
         return Phase(name="ref log prob", gpu=gpu, host=host)
 
     def update(self) -> Phase:
@@ -374,7 +394,7 @@ class _Run:
             backward["unreduced gradients"] = self.trained * s.reduce_bytes
         step = {} if s.offload_policy else {"Adam's temporary copy": self.gradients}
         peak = max(backward, step, key=lambda parts: sum(parts.values()))
-        host = self.host(images=self.replay(fetched=True))
+        host = self.host(images=self.replay(fetched=True), asleep=True)
         return Phase(name="update", gpu={**state, **peak}, host=host)
 
     def weight_sync(self) -> Phase:
@@ -382,14 +402,20 @@ class _Run:
         engine = {} if not s.sleeps else {"engine weights": self.engine_weights}
         gpu = {
             **self.asleep(),
-            **self.state_on_gpu(),
+            **self.state_on_gpu(weights=s.lora is not None),  # veRL loads a model with adapters
             **engine,
             "bucket": float(s.bucket_bytes),
             "tensors in transfer": 2.0 * s.parameter_bytes * shape.embedding_parameters,
         }
+        host = self.host(images=self.replay(), asleep=True)
         if s.engine_gpus_per_node:
             gpu = max(self.weight_sender(), self.weight_receiver(), key=lambda p: sum(p.values()))
-        return Phase(name="weight sync", gpu=gpu, host=self.host(images=self.replay()))
+        if s.lora and s.lora.merged:
+            host["frozen weights"] = s.ranks_per_node * self.weights
+        elif s.lora:
+            gpu["tensors in transfer"] = 0.0
+            host["adapters"] = s.ranks_per_node * self.trained * s.parameter_bytes
+        return Phase(name="weight sync", gpu=gpu, host=host)
 
     def weight_sender(self) -> dict[str, float]:
         """On an actor's GPU, where the engine has others: NCCL takes one bucket and fills one."""
@@ -414,7 +440,7 @@ class _Run:
     def checkpoint(self) -> Phase:
         """FSDP 2 writes its shards tensor by tensor; FSDP 1 copies them to the host first."""
         s = self.s
-        host, saved = self.host(images=self.replay()), 0.0
+        host, saved = self.host(images=self.replay(), asleep=True), 0.0
         if s.fsdp1 and s.on_gpu:
             saved = s.ranks_per_node * (self.weights + self.adam * s.saves_optimizer)
         if s.saves_hf_model:
@@ -457,13 +483,13 @@ def kv_cache_bytes(
 ) -> float:
     """Memory left for the KV cache in the engine's fraction of the device; may be negative.
 
-    fraction - weights - the forward pass of ``max_num_batched_tokens`` that vLLM profiles - float32
-    logits and a copy of them for ``max_num_seqs`` sequences.
+    fraction - weights - adapters - the forward pass of ``max_num_batched_tokens`` that vLLM
+    profiles - float32 logits and a copy of them for ``max_num_seqs`` sequences.
     """
     run = _Run(shape=shape, s=settings, device_bytes=device_bytes, total=num_parameters)
     profile = settings.max_batched_tokens * run.text_layer(gradients=False)
     sampler = settings.max_num_seqs * shape.vocab_size * 8
-    used = run.engine_weights + (profile + sampler) / settings.tensor_parallel
+    used = run.engine_weights + run.engine_adapters + (profile + sampler) / settings.tensor_parallel
     return run.engine - used - GPU_CONTEXT_BYTES
 
 

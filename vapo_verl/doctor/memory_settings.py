@@ -14,6 +14,7 @@ from vapo_verl.doctor.model_size import (
     parameter_bytes,
     vision_tokens,
 )
+from vapo_verl.lora import Lora, lora_of
 from vapo_verl.preflight import SEPARATE, SYNC, engine_gpus
 
 SHORTEST_TEXT = 128
@@ -49,14 +50,18 @@ class MemorySettings:
     """Of a parameter in a layer's computation, and of an activation."""
     reduce_bytes: int
     """Of a gradient during its reduction, or while that is deferred."""
-    lora_rank: int
+    lora: Lora | None
+    """Adapters, which alone are trained; None: all parameters are."""
     offload_policy: bool
     """State is on the host, layers fetch it and Adam runs there (FSDP 2)."""
     param_offload: bool
     optimizer_offload: bool
     deferred_sync: bool
     reference_bytes: int
-    """Of a parameter of the reference model; 0 if no KL term needs one."""
+    """Of a parameter of the reference model; 0 if no KL term needs one, or the actor without its
+    adapters is the reference."""
+    reference_in_actor: bool
+    """That: a KL term compares with the actor without its adapters."""
 
     packed: bool
     fused_logits: bool
@@ -121,7 +126,7 @@ class MemorySettings:
         chunked = fsdp.entropy_from_logits_with_chunking
         fused = bool(policy.model.get("use_fused_kernels", False))
         engine = OmegaConf.select(policy, "rollout.engine_kwargs.vllm.kv_cache_memory_bytes")
-        lora = policy.model.get("lora_rank", 0) or (policy.model.get("lora") or {}).get("rank", 0)
+        lora = lora_of(config)
         mode, recomputes = trainer.v1.trainer_mode, not _bypasses(config)
         ahead = trainer.v1.get(mode.removeprefix(f"{SYNC}_"), {}).get("num_warmup_batches", 0)
         sampled, copies = config.data.train_batch_size, 0
@@ -137,13 +142,14 @@ class MemorySettings:
             parameter_bytes=parameter_bytes(config),
             compute_bytes=dtype_bytes(precision.get("param_dtype", "bf16")),
             reduce_bytes=dtype_bytes(precision.get("reduce_dtype", "fp32")),
-            lora_rank=lora,
+            lora=lora,
+            reference_in_actor=has_reference(config) and lora is not None,
             offload_policy=fsdp.offload_policy,
             param_offload=fsdp.param_offload,
             optimizer_offload=fsdp.optimizer_offload,
             deferred_sync=fsdp.use_no_sync_for_gradient_accumulation,
             reference_bytes=dtype_bytes(policy.ref.fsdp_config.model_dtype)
-            if has_reference(config) and not lora  # without its adapters the actor is the reference
+            if has_reference(config) and lora is None
             else 0,
             packed=policy.model.use_remove_padding,
             fused_logits=fused,

@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vapo_verl.data import control_tokens
+from vapo_verl.lora import Lora, lora_of
 
 BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1}
 NAME_FACTOR = 1.2
@@ -127,6 +128,24 @@ class ModelShape:
         rest = sum(kind.number * kind.elements for kind in (*self._merger(), *self._patches()))
         return rest + (self.embedding_parameters if self.tie_word_embeddings else 0)
 
+    def linear_layers(self) -> dict[str, TensorKind]:
+        """The linear layers of all decoder layers, by their names in one."""
+        hidden, key_value, inner = self.hidden_size, self.key_value_size, self.intermediate_size
+        sizes = {f"self_attn.{part}_proj": (hidden, hidden) for part in "qo"}
+        sizes |= {f"self_attn.{part}_proj": (key_value, hidden) for part in "kv"}
+        sizes |= {f"mlp.{part}_proj": (inner, hidden) for part in ("gate", "up")}
+        sizes["mlp.down_proj"] = (hidden, inner)
+        return {
+            name: TensorKind(number=self.num_hidden_layers, rows=rows, columns=columns)
+            for name, (rows, columns) in sizes.items()
+        }
+
+    def adapter_parameters(self, lora: Lora, rank: int) -> int:
+        """Of adapters of that rank: r * (in + out) for each layer that has one."""
+        layers = self.linear_layers()
+        kinds = [layers[name] for name in lora.adapted]
+        return sum(kind.number * rank * (kind.rows + kind.columns) for kind in kinds)
+
     def tensors(self) -> Iterator[TensorKind]:
         """All parameters of transformers' `Qwen2_5_VLForConditionalGeneration`."""
         yield TensorKind(
@@ -223,8 +242,19 @@ def parameter_bytes(config: DictConfig) -> int:
     return dtype_bytes(config.actor_rollout_ref.actor.fsdp_config.model_dtype)
 
 
+def trained_parameters(config: DictConfig, num_parameters: float) -> float:
+    """Parameters that have gradients: those of LoRA's adapters, or all of the model's.
+
+    Args:
+        num_parameters: of the model.
+    """
+    lora = lora_of(config)
+    shape = model_shape(config) or nearest_shape(num_parameters)
+    return float(shape.adapter_parameters(lora, lora.rank)) if lora else num_parameters
+
+
 def has_reference(config: DictConfig) -> bool:
-    """Whether a run loads a reference model: only a KL term needs one."""
+    """Whether a run compares with a reference policy: only a KL term does."""
     return bool(config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward)
 
 

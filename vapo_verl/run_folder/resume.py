@@ -26,7 +26,9 @@ ACCEPT_KEY = "vapo.accept_changes"
 MODEL_KEY = "actor_rollout_ref.model.path"
 FILE_KEYS = ("data.train_files", "data.val_files")
 IDENTITY = (
-    *(MODEL_KEY, "actor_rollout_ref.model.lora", "actor_rollout_ref.model.target_modules"),
+    *(MODEL_KEY, "actor_rollout_ref.model.lora", "actor_rollout_ref.model.lora_rank"),
+    *("actor_rollout_ref.model.lora_alpha", "actor_rollout_ref.model.lora_adapter_path"),
+    *("actor_rollout_ref.model.target_modules", "actor_rollout_ref.model.exclude_modules"),
     *FILE_KEYS,
     *("data.train_max_samples", "data.val_max_samples", "data.shuffle", "data.seed"),
     *("data.prompt_key", "data.image_key", "data.video_key", "data.custom_cls"),

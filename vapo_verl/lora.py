@@ -1,0 +1,278 @@
+"""LoRA: the settings that turn it on, and a check of those that a run cannot have.
+
+An adapted linear layer of weight W, [out, in], computes (Hu et al., arXiv 2106.09685)
+
+    y = W x + (alpha / r) * B A x        A: [r, in], B: [out, r], zero at the start
+
+and only A and B are trained. veRL's FSDP engine builds them with peft, whose rules of what a name
+selects are repeated here: a check must not import torch.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from vapo_verl.hydra_config import compose_base
+
+MODEL = "actor_rollout_ref.model"
+ROLLOUT = "actor_rollout_ref.rollout"
+ALL_LINEAR = "all-linear"
+NOT_VISION = ".*visual.*"
+"""A value of ``exclude_modules`` that keeps adapters out of the vision tower of each model here."""
+DECODER_LAYER = "model.language_model.layers.0."
+DECODER_LINEAR = (
+    *(f"self_attn.{part}_proj" for part in "qkvo"),
+    *(f"mlp.{part}_proj" for part in ("gate", "up", "down")),
+)
+"""Linear layers of a decoder layer of Qwen2-VL, Qwen2.5-VL and Qwen3-VL."""
+VISION_LAYERS = (
+    *(f"blocks.0.{name}" for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
+    *(f"blocks.0.mlp.{name}_proj" for name in ("gate", "up", "down")),
+    *(f"blocks.0.mlp.linear_fc{number}" for number in (1, 2)),
+    *("merger.mlp.0", "merger.mlp.2", "merger.linear_fc1", "merger.linear_fc2"),
+    *(f"deepstack_merger_list.0.linear_fc{number}" for number in (1, 2)),
+    *("patch_embed.proj", "pos_embed"),
+)
+"""Layers of their vision towers that peft can adapt, of one block each."""
+EMBEDDINGS = ("lm_head", "model.language_model.embed_tokens")
+READ_BY_FSDP = ("merge", "fully_sharded_loras")
+"""Keys of the group ``model.lora`` that hold for FSDP, too; the others are Megatron's."""
+ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""vLLM makes room for the next of these ranks (``max_lora_rank``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """The adapters of a run."""
+
+    rank: int
+    alpha: int
+    targets: str | tuple[str, ...]
+    """``all-linear``, a regular expression of full names, or names and ends of names."""
+    excluded: str | tuple[str, ...] = ()
+    """The same, of what is not adapted."""
+    merged: bool = False
+    """The engine gets merged weights instead of adapters beside the base weights."""
+
+    def adapts(self, name: str) -> bool:
+        """Whether peft puts an adapter on the linear layer of that full name."""
+        if _selects(self.excluded, name):
+            return False
+        if self.targets == ALL_LINEAR:
+            return name != "lm_head"
+        return _selects(self.targets, name)
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """Which of :data:`DECODER_LINEAR` have adapters."""
+        return tuple(name for name in DECODER_LINEAR if self.adapts(DECODER_LAYER + name))
+
+    @property
+    def engine_rank(self) -> int:
+        """The rank that vLLM makes room for."""
+        return next((rank for rank in ENGINE_RANKS if rank >= self.rank), self.rank)
+
+
+def lora_of(config: DictConfig) -> Lora | None:
+    """The adapters of a composed config; None for a run that trains all weights.
+
+    Raises:
+        ValueError: ``lora_adapter_path`` names no adapter.
+    """
+    model = config.actor_rollout_ref.model
+    rank = model.get("lora_rank", 0)
+    if not rank:
+        return None
+    start = model.get("lora_adapter_path")
+    names = _adapter_config(Path(start)) if start else model
+    return Lora(
+        rank=rank,
+        alpha=model.lora_alpha,
+        targets=_names(names.get("target_modules")),
+        excluded=_names(names.get("exclude_modules")),
+        merged=bool(model.get("lora", {}).get("merge", False)),
+    )
+
+
+def check_lora(config: DictConfig) -> None:
+    """Refuse LoRA settings that no run can have, or that mean something else than they say.
+
+    Raises:
+        ValueError: the first one, with the key, the value and the fix.
+    """
+    model = config.actor_rollout_ref.model
+    megatrons = model.get("lora", {}).get("rank", 0)
+    if megatrons:
+        raise ValueError(
+            f"{MODEL}.lora.rank={megatrons} is read by Megatron only, and this run trains with "
+            f"FSDP; set {MODEL}.lora_rank={megatrons}"
+        )
+    lora = lora_of(config)
+    if lora is None:
+        if start := model.get("lora_adapter_path"):
+            raise ValueError(
+                f"{MODEL}.lora_adapter_path={start} with {MODEL}.lora_rank=0 would train all "
+                f"weights; set {MODEL}.lora_rank to the rank of that adapter"
+            )
+        return
+    _check_group(model)
+    _check_quantization(config)
+    if model.get("target_parameters"):
+        raise ValueError(
+            f"{MODEL}.target_parameters={model.target_parameters}: adapters go to linear layers; "
+            f"set it to null and name layers in {MODEL}.target_modules"
+        )
+    if model.get("lora_adapter_path"):
+        _check_start(Path(model.lora_adapter_path), lora)
+    _check_targets(lora)
+    _check_transfer(config, lora)
+
+
+def refuse_quantized(path: Path, values: Mapping[str, Any]) -> None:
+    """Refuse a model whose config.json says that its weights are quantized.
+
+    Raises:
+        ValueError: with what to use instead.
+    """
+    if quantization := values.get("quantization_config"):
+        method = quantization.get("quant_method", "a quantized format")
+        raise ValueError(
+            f"{MODEL}.path={path} holds weights in {method}, and quantized weights cannot be "
+            "trained here, not with adapters (QLoRA) either; give the model in bfloat16, and "
+            f"{MODEL}.lora_rank=64 where memory is short"
+        )
+
+
+def _names(value: Any) -> str | tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return ALL_LINEAR if value.lower() == ALL_LINEAR else value
+    return tuple(value)
+
+
+def _selects(names: str | tuple[str, ...], name: str) -> bool:
+    """As peft: a text is a regular expression of the full name, others are names or their ends."""
+    if isinstance(names, str):
+        return re.fullmatch(names, name) is not None
+    return any(name == each or name.endswith(f".{each}") for each in names)
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    file = folder.expanduser() / "adapter_config.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{MODEL}.lora_adapter_path={folder}: {file.name} cannot be read ({error}); give a "
+            "folder that `vapo export --adapter` or peft has written"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{MODEL}.lora_adapter_path={folder}: {file.name} holds no JSON object")
+    return content
+
+
+def _check_start(folder: Path, lora: Lora) -> None:
+    """veRL takes rank and alpha from the adapter, and tells vLLM those of the settings."""
+    stated = _adapter_config(folder)
+    for key, name, value in (
+        ("lora_rank", "r", lora.rank),
+        ("lora_alpha", "lora_alpha", lora.alpha),
+    ):
+        if stated.get(name) != value:
+            raise ValueError(
+                f"{MODEL}.{key}={value}, and the adapter in {MODEL}.lora_adapter_path={folder} has "
+                f"{name}={stated.get(name)}; set {MODEL}.{key}={stated.get(name)}"
+            )
+
+
+@cache
+def _group_defaults() -> DictConfig:
+    return compose_base().actor_rollout_ref.model.lora
+
+
+def _check_group(model: DictConfig) -> None:
+    for name, value in model.lora.items():
+        if name not in READ_BY_FSDP and value != _group_defaults().get(name):
+            raise ValueError(
+                f"{MODEL}.lora.{name}={value} is read by Megatron only, and this run trains with "
+                f"FSDP; delete it, and set {MODEL}.lora_rank, lora_alpha, target_modules and "
+                "exclude_modules"
+            )
+
+
+def _check_quantization(config: DictConfig) -> None:
+    given = config.actor_rollout_ref.model.get("override_config") or {}
+    keys = {
+        f"{MODEL}.override_config.{name}": given.get(name)
+        for name in ("quantization_config", "load_in_4bit", "load_in_8bit")
+    }
+    engine = f"{ROLLOUT}.engine_kwargs.vllm.quantization"
+    keys |= {key: OmegaConf.select(config, key) for key in (f"{ROLLOUT}.quantization", engine)}
+    for key, value in keys.items():
+        if value:
+            raise ValueError(
+                f"{key}={value} with {MODEL}.lora_rank: adapters on a quantized model (QLoRA) are "
+                "not supported; set it to null. The frozen weights take 4 bytes a parameter over "
+                "all ranks; more ranks, or actor_rollout_ref.actor.fsdp_config.offload_policy=true"
+            )
+
+
+def _check_targets(lora: Lora) -> None:
+    """Adapters on decoder layers only: vLLM applies none to the vision tower, and veRL merges none
+    outside the layers that FSDP wraps. Both leave them out without a word."""
+    try:
+        vision = [name for name in VISION_LAYERS if lora.adapts(f"model.visual.{name}")]
+        others = [name for name in EMBEDDINGS if lora.adapts(name) and lora.targets != ALL_LINEAR]
+    except re.error as error:
+        raise ValueError(
+            f"{MODEL}.target_modules={lora.targets!r} or {MODEL}.exclude_modules="
+            f"{lora.excluded!r} is no regular expression: {error}; correct it, or give a list"
+        ) from error
+    shown = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    if vision:
+        raise ValueError(
+            f"{MODEL}.target_modules={shown} also selects layers of the vision tower, as "
+            f"visual.{vision[0]}: the engine would run without their adapters; add "
+            f"\"{MODEL}.exclude_modules='{NOT_VISION}'\""
+        )
+    if others:
+        raise ValueError(
+            f"{MODEL}.target_modules={shown} selects {others[0]}: adapters go to the linear layers "
+            f"of decoder layers; leave it out, or set {MODEL}.target_modules={ALL_LINEAR}"
+        )
+    if not lora.adapted:
+        raise ValueError(
+            f"{MODEL}.target_modules={shown} with {MODEL}.exclude_modules={lora.excluded or None} "
+            f"selects no linear layer of the language model; set target_modules={ALL_LINEAR}, or "
+            f"some of {', '.join(name.rpartition('.')[2] for name in DECODER_LINEAR)}"
+        )
+
+
+def _check_transfer(config: DictConfig, lora: Lora) -> None:
+    rollout = config.actor_rollout_ref.rollout
+    if lora.merged:
+        if rollout.dtype in ("float32", "float"):
+            raise ValueError(
+                f"{MODEL}.lora.merge=True with {ROLLOUT}.dtype={rollout.dtype}: veRL sends merged "
+                "weights in bfloat16, so that the engine would not run the trained policy; set "
+                f"{MODEL}.lora.merge=false, or {ROLLOUT}.dtype=bfloat16"
+            )
+        return
+    if (backend := rollout.checkpoint_engine.backend) != "naive":
+        raise ValueError(
+            f"{ROLLOUT}.checkpoint_engine.backend={backend} with {MODEL}.lora_rank={lora.rank}: it "
+            f"sends no adapters; set {MODEL}.lora.merge=true"
+        )
+    if str(rollout.load_format).startswith("dummy"):
+        raise ValueError(
+            f"{ROLLOUT}.load_format={rollout.load_format} with {MODEL}.lora_rank={lora.rank}: the "
+            "engine gets adapters only, and has to read the base weights itself; set "
+            f"{ROLLOUT}.load_format=safetensors, or {MODEL}.lora.merge=true"
+        )
