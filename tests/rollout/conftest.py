@@ -117,14 +117,14 @@ def run_loop(processor, server):
 
     from vapo_verl.rollout.agent_loop import VapoAgentLoop
 
-    async def run(row, *overrides, session_id=0, step=1, temperature=1.0):
+    async def run(row, *overrides, session_id=0, step=1, temperature=1.0, model=None):
         config = compose_recipe("smoke", overrides)
         OmegaConf.resolve(config)
         loop = VapoAgentLoop(
             trainer_config=DictConfigWrap(config),
             server_manager=server,
-            tokenizer=AutoTokenizer.from_pretrained(model_dir()),
-            processor=processor,
+            tokenizer=AutoTokenizer.from_pretrained(model or model_dir()),
+            processor=AutoProcessor.from_pretrained(model) if model else processor,
             dataset_cls=VapoDataset,
             data_config=DictConfigWrap(config.data),
             hf_model_type="qwen2_5_vl",

@@ -16,6 +16,7 @@ from vapo_verl.config import AnchorConfig
 from vapo_verl.data.control_tokens import vision_token_ids
 from vapo_verl.data.dataset import VapoDataset
 from vapo_verl.digits.model import model_dir
+from vapo_verl.digits.model.random_models import make_random_model
 from vapo_verl.evaluation.benchmarks import BenchmarkRow
 from vapo_verl.reward.accuracy import answer_of
 from vapo_verl.rollout.prober import Prober
@@ -283,6 +284,35 @@ async def test_control_tokens_of_prompt_and_claims_are_text(run_loop, dataset, s
     assert generation["prompt_ids"].count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
     for probe in probes:
         assert contains(probe["prompt_ids"][len(generation["prompt_ids"]) :], plain)
+
+
+@pytest.mark.parametrize("setting", ["auto", "false"])
+async def test_think_tags_are_spelled_in_prompt_and_response(
+    run_loop, dataset, server, tmp_path, setting
+):
+    """Where they are added tokens that were never trained, as in Qwen3-VL-Instruct."""
+    model = tmp_path / "model"  # the packaged tokenizer, but for the tags
+    make_random_model(model, "tiny", think_tokens=True, weights=False)
+    [cells] = pq.read_table(dataset.data_files[0]).slice(0, 1).to_pylist()
+    cells["prompt"][-1]["content"] += " Think in <think></think>."
+    path = tmp_path / "row.parquet"
+    pq.write_table(pa.Table.from_pylist([cells]), path)
+    config = OmegaConf.merge(dataset.config, {"plain_think_tokens": setting})
+    processor = AutoProcessor.from_pretrained(model)
+    [row] = VapoDataset(str(path), processor.tokenizer, config, processor)
+    overrides = (f"vapo.data.plain_think_tokens={setting}", "data.max_prompt_length=128")
+    output = await run_loop(row, ALWAYS, *overrides, model=model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tags = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    generation, *probes = server.requests
+    as_token = setting == "false"
+    assert [generation["prompt_ids"].count(tag) for tag in tags] == [as_token, as_token]
+    assert "Think in <think></think>." in tokenizer.decode(generation["prompt_ids"])
+    banned = {*generation["sampling_params"]["logit_bias"]}
+    assert banned == {*vision_token_ids(tokenizer), *(() if as_token else tags)}
+    assert len(probes) == 8
+    for probe in probes:  # its prefix is what the engine has generated
+        assert probe["prompt_ids"][: len(output.prompt_ids)] == output.prompt_ids
 
 
 def contains(ids, part):
