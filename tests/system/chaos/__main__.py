@@ -1,17 +1,20 @@
 """Try faults on whole training runs: ``python tests/system/chaos --faults 8 --seed 1``.
 
-Needs root, for a /tmp and a /dev/shm of each run's own. Case by case the results go to the folder
-of ``--out``; the same command goes on where it was stopped. At the end there is a table, and the
-exit code is 1 where a promise was broken.
+Needs root, for a /tmp and a /dev/shm of each run's own. Fault by fault the results go to the folder
+of ``--out``; the same command goes on where it was stopped or where its ``--minutes`` were over. At
+the end there is a table. The exit code is 1 where a promise was broken, 3 where faults are left.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import re
 import sys
-from contextlib import nullcontext
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,11 +24,23 @@ HERE = Path(__file__).resolve()
 tests.__path__ = [str(HERE.parents[2]), *tests.__path__]  # another distribution has the name, too
 
 from tests.system.chaos import reference, trial  # noqa: E402
-from tests.system.chaos.faults import Fault, chains, drawn  # noqa: E402
-from tests.system.chaos.trial import Observation, Run, Trial  # noqa: E402
+from tests.system.chaos.faults import Chain, chains, drawn  # noqa: E402
+from tests.system.chaos.trial import Observation, Run  # noqa: E402
 
+JOURNAL, LAST = "results", "results/last.json"
+"""Below the folder of a chain: what was seen, a file for each start."""
 SMALL_DISK_MIB = 120
 """Room for three checkpoints of 28 MB and one that is written."""
+
+
+TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
+"""Where a page has the table."""
+LEFT = 3
+"""Exit code where faults are left for another sitting."""
+
+
+class TimeIsOver(Exception):
+    """The minutes of this sitting are over; the journal holds what was tried."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,33 +48,48 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--faults", type=int, default=30, help="how many are drawn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="words of names, such as kill-server,disk")
-    parser.add_argument("--chain", type=int, default=3, help="faults in one run folder")
+    parser.add_argument("--chain", type=int, default=4, help="faults that end one run folder's run")
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"))
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin none later")
+    parser.add_argument("--page", type=Path, help="a page to write the table to, as docs/chaos.md")
     parser.add_argument("--list", action="store_true", help="name the faults and do nothing")
     options = parser.parse_args(arguments)
     faults = drawn(options.faults, options.seed, options.only)
     planned = chains(faults, options.chain)
     if options.list:
         for number, chain in enumerate(planned):
-            print(f"{number}: {', '.join(fault.name for fault in chain)}")
+            print(f"{number}: {', '.join(fault.name for fault in (*chain.ends, *chain.last))}")
         return 0
     if os.geteuid() != 0:
         parser.error("it needs root, for mounts of each run's own")
     out = options.out.resolve()
     if out.is_relative_to("/tmp"):
         parser.error("--out may not be in /tmp: each run has another one")
+    end = time.monotonic() + 60 * options.minutes
+
+    def check_time() -> None:
+        if time.monotonic() > end:
+            raise TimeIsOver
+
     data = digits(out / "data")
-    observed: list[Observation] = []
-    for number, chain in enumerate(planned):
-        straight = straight_run(out, data, chain[0].ranks)
-        folder = out / f"seed_{options.seed}" / f"chain_{number}"
-        observed += try_chain(folder, data, chain, straight)
+    folders = [out / f"seed_{options.seed}" / f"chain_{n}" for n in range(len(planned))]
+    is_complete = True
+    try:
+        for folder, chain in zip(folders, planned, strict=True):
+            if not (folder / LAST).exists():
+                try_chain(folder, data, chain, straight_run(out, data, chain.ranks), check_time)
+    except TimeIsOver:
+        is_complete = False
+    observed = [seen for folder in folders for seen in journal(folder)]
     table = as_table(observed)
     (out / "table.md").write_text(table)
+    if options.page:
+        options.page.write_text(TABLE.sub(lambda _: table, options.page.read_text()))
     print(table)
     broken = [seen for seen in observed if complaints(seen)]
-    print(f"{len(observed)} observations, {len(broken)} with complaints; {out / 'table.md'}")
-    return 1 if broken else 0
+    tried = sum(not seen.fault.startswith("(end") for seen in observed)
+    print(f"{tried} of {len(faults)} faults, {len(broken)} with complaints; {out / 'table.md'}")
+    return 1 if broken else 0 if is_complete else LEFT
 
 
 def digits(folder: Path) -> Path:
@@ -79,55 +109,51 @@ def straight_run(out: Path, data: Path, ranks: int) -> Path:
         trial.fresh(run.folder)
         say(f"reference on {ranks} rank(s)")
         with run.mounted():
-            status = finish(run, 0).process.returncode
-        if status != 0:
-            raise SystemExit(f"the reference failed with {status}: {run.folder / 'start_0.out'}")
+            [seen] = trial.last_start(run, [], 0, "")
+        if seen.exit_code != 0:
+            raise SystemExit(
+                f"the reference failed with {seen.exit_code}: {run.folder / 'start_0.out'}"
+            )
         code.write_text(digest)
     return run.run_dir
 
 
-def finish(run: Run, number: int) -> Trial:
-    """One start without a fault, to its end."""
-    watched = Trial(run, number)
-    watched.wait(lambda: False, 1500, every_s=0.5)
-    if watched.process.poll() is None:
-        watched.kill_all()
-    return watched
+def try_chain(
+    folder: Path, data: Path, chain: Chain, straight: Path, check_time: Callable[[], None]
+) -> None:
+    """All faults of a chain in one run folder, then a last start to its last step."""
+    run, usual_s = Run(folder, data, chain.ranks), reference.usual_seconds(straight)
+    has_disk = any(fault.kind == "disk" for fault in chain.ends)
+    with run.mounted(SMALL_DISK_MIB if has_disk else 0):
+        for number, fault in enumerate(chain.ends):
+            path = folder / JOURNAL / f"{number}_{fault.name}.json"
+            if path.exists():
+                continue
+            check_time()
+            say(f"{folder.name}: {fault.name}")
+            is_last = number == len(chain.ends) - 1
+            first_step = 3 if is_last and any(f.phase == "resume" for f in chain.last) else 1
+            seen = trial.try_fault(run, fault, number, usual_s, first_step)
+            seen.problems += reference.problems(run.run_dir, straight, is_finished=False)
+            note([seen], path)
+        check_time()
+        say(f"{folder.name}: to the end, {', '.join(f.name for f in chain.last) or 'no fault'}")
+        last = trial.last_start(run, chain.last, len(chain.ends), f"(end of {folder.name})")
+        last[-1].problems = reference.problems(run.run_dir, straight, is_finished=True)
+        note(last, folder / LAST)
 
 
-def try_chain(folder: Path, data: Path, chain: list[Fault], straight: Path) -> list[Observation]:
-    """All faults of a chain in one run folder, then a last start to the end."""
-    run, usual_s = Run(folder, data, chain[0].ranks), reference.usual_seconds(straight)
-    has_disk = any(fault.kind == "disk" for fault in chain)
-    results = folder / "results"
-    observed = []
-    if has_disk and not (results / "finish.json").exists():
-        trial.fresh(folder)  # the small disk of a stopped harness is gone
-    todo = not (results / "finish.json").exists()
-    with run.mounted(SMALL_DISK_MIB if has_disk else 0) if todo else nullcontext():
-        for number, fault in enumerate(chain):
-            path = results / f"{number}_{fault.name}.json"
-            if not path.exists():
-                say(f"{folder.name}: {fault.name}")
-                needs_two = any(later.phase == "resume" for later in chain[number + 1 :])
-                seen = trial.try_fault(run, fault, number, usual_s, 3 if needs_two else 1)
-                seen.problems += reference.problems(run.run_dir, straight, is_finished=False)
-                trial.save(seen, path)
-                say(f"  {summary(seen)}")
-            observed.append(trial.load(path))
-        path = results / "finish.json"
-        if not path.exists():
-            say(f"{folder.name}: to the end")
-            seen = Observation(fault=f"(end of {folder.name})", instant="no fault")
-            watched = finish(run, len(chain))
-            seen.exit_code = watched.process.returncode
-            seen.last_lines = watched.console()[-12:]
-            seen.problems = reference.problems(run.run_dir, straight, is_finished=True)
-            seen.left_processes, seen.left_files = watched.left_processes(), watched.left_files()
-            trial.save(seen, path)
-            say(f"  {summary(seen)}")
-        observed.append(trial.load(path))
-    return observed
+def note(observed: list[Observation], path: Path) -> None:
+    for seen in observed:
+        say(f"  {summary(seen)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([asdict(seen) for seen in observed], indent=1))
+
+
+def journal(folder: Path) -> list[Observation]:
+    """What was seen in a run folder so far."""
+    paths = sorted((folder / JOURNAL).glob("*.json"))
+    return [Observation(**seen) for path in paths for seen in json.loads(path.read_text())]
 
 
 def complaints(seen: Observation) -> list[str]:

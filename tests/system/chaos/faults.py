@@ -32,13 +32,10 @@ PHASES = (
     "transfer",
     "validation",
 )
-NOT_BUSY = {
-    ("agent loop", "start"),
-    ("server", "start"),
-    ("engine", "start"),
-    ("reward worker", "start"),
-}
-"""Role and phase whose process need not exist yet."""
+NOT_THERE = {("agent loop", "start"), ("reward worker", "start")}
+"""Role and phase whose process comes later."""
+COST_OF_RANKS = {1: 1, 2: 2}
+"""Two ranks have two engines, and take twice as long to start: half as many faults meet them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +55,9 @@ class Fault:
     ranks: int = 1
 
     @property
-    def goes_on(self) -> bool:
-        """Whether the run is to go on to its last step in spite of it."""
-        return self.phase == "resume" or self.kind == "second"
+    def ends_run(self) -> bool:
+        """Whether the run is to end; it goes on beside a second start, and from a checkpoint."""
+        return not (self.phase == "resume" or self.kind == "second")
 
     @property
     def name(self) -> str:
@@ -74,7 +71,7 @@ def all_faults() -> list[Fault]:
         Fault(kind=kind, role=role, phase=phase)
         for kind, roles in (("kill", KILLED), ("stop", STOPPED))
         for role, phase in product(roles, PHASES)
-        if (role, phase) not in NOT_BUSY
+        if (role, phase) not in NOT_THERE
     ]
     others = [
         *(Fault(kind="disk", phase=phase) for phase in ("rollout", "save", "validation")),
@@ -110,17 +107,34 @@ def drawn(number: int, seed: int, only: str = "") -> list[Fault]:
     ]
 
 
-def chains(faults: Sequence[Fault], length: int) -> list[list[Fault]]:
-    """Faults that one run folder meets in a row, start by start, all on the same number of ranks.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """Faults that one run folder meets, on the same number of ranks."""
 
-    Faults after which the run goes on come last: damage of a checkpoint, then a second start.
-    """
+    ends: list[Fault]
+    """Each ends a start of the command."""
+    last: list[Fault]
+    """Those of the last start, which goes on to the last step: damage of the newest checkpoint
+    before it, and a second start beside it."""
+
+    @property
+    def ranks(self) -> int:
+        return (self.ends + self.last)[0].ranks
+
+
+def chains(faults: Sequence[Fault], length: int) -> list[Chain]:
+    """All faults, in chains of at most `length` that end a start, with one of each other kind."""
     result = []
     for ranks in (1, 2):
         mine = [fault for fault in faults if fault.ranks == ranks]
-        mine.sort(key=lambda fault: (fault.kind == "second", fault.goes_on))
-        number = -(-len(mine) // length)
-        result += [mine[first::number] for first in range(number)]
+        ends = [fault for fault in mine if fault.ends_run]
+        damages = [fault for fault in mine if fault.phase == "resume"]
+        seconds = [fault for fault in mine if fault.kind == "second"]
+        number = max(-(-len(ends) // length), len(damages), len(seconds))
+        result += [
+            Chain(ends=ends[n::number], last=[*damages[n::number], *seconds[n::number]])
+            for n in range(number)
+        ]
     return result
 
 
@@ -129,5 +143,5 @@ def _times_tried(fault: Fault, chosen: Sequence[Fault]) -> tuple[int, int, int]:
     return (
         sum((f.kind, f.role) == (fault.kind, fault.role) for f in chosen),
         sum(f.phase == fault.phase for f in chosen),
-        sum(f.ranks == fault.ranks for f in chosen),
+        sum(f.ranks == fault.ranks for f in chosen) * COST_OF_RANKS[fault.ranks],
     )

@@ -2,12 +2,15 @@
 
 import json
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from tests.system.chaos import __main__ as command
 from tests.system.chaos import reference
 from tests.system.chaos.faults import KILLED, PHASES, all_faults, chains, drawn
+from tests.system.chaos.trial import Observation
 from vapo_verl.run_folder.checkpoints import checkpoint_folder, mark_complete
 from vapo_verl.run_folder.metrics import MetricsFile
 from vapo_verl.run_folder.rollouts import write_rollouts
@@ -107,13 +110,93 @@ def test_the_same_seed_draws_the_same_faults_and_all_kinds_come_in_turn():
     ]
 
 
-def test_each_fault_is_in_one_chain_and_those_after_which_a_run_ends_well_come_last():
+def test_each_fault_is_in_one_chain_and_the_last_start_is_left_to_end_well():
     faults = drawn(len(all_faults()), 3)
     planned = chains(faults, 3)
-    assert Counter(fault.name for chain in planned for fault in chain) == Counter(
-        fault.name for fault in faults
+    assert Counter(fault.name for chain in planned for fault in (*chain.ends, *chain.last)) == (
+        Counter(fault.name for fault in faults)
     )
     for chain in planned:
-        assert len(chain) <= 3
-        assert len({fault.ranks for fault in chain}) == 1
-        assert sorted(chain, key=lambda fault: fault.goes_on) == chain
+        assert len(chain.ends) <= 3
+        assert all(fault.ends_run for fault in chain.ends)
+        assert sum(fault.phase == "resume" for fault in chain.last) <= 1
+        assert sum(fault.kind == "second" for fault in chain.last) <= 1
+        assert {fault.ranks for fault in (*chain.ends, *chain.last)} == {chain.ranks}
+
+
+def seen(**fields: object) -> Observation:
+    """What is seen of a fault that went as promised, but for these fields."""
+    good = {"fault": "kill-rank-update-1rank", "noticed_s": 3.0, "is_named": True, "exit_code": 1}
+    return Observation(**{**good, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({}, None),
+        ({"noticed_s": 61.0}, "noticed after 61.0 s"),
+        ({"fault": "stop-rank-update-1rank", "noticed_s": 61.0}, None),
+        ({"noticed_s": None}, "noticed after None s"),
+        ({"fault": "kill-driver-save-1rank", "noticed_s": None, "is_named": None}, None),
+        ({"is_named": False}, "not named"),
+        ({"note": " not ended: killed by the harness"}, "not ended 150 s after the fault"),
+        ({"num_lines": 3700}, "3700 lines on the console"),
+        ({"left_files": ["/dev/shm/verl_weights_1"]}, "left: /dev/shm/verl_weights_1"),
+        ({"problems": ["step 2: 3 of 90 metrics differ"]}, "run folder: step 2: 3 of 90 metrics"),
+        ({"fault": "(end of chain_1)", "exit_code": 1}, "the last start ended with 1"),
+        ({"fault": "(end of chain_1)", "exit_code": 0, "noticed_s": None}, None),
+    ],
+)
+def test_a_broken_promise_is_a_complaint(fields, complaint):
+    found = command.complaints(seen(**fields))
+    assert [text[: len(complaint)] for text in found] == [complaint] if complaint else not found
+
+
+@pytest.fixture
+def harness(tmp_path, monkeypatch):
+    """`harness(*arguments)`: exit code of the command without runs, and what it tried."""
+    tried: list[str] = []
+    broken: list[str] = []
+
+    def try_fault(run, fault, number, usual_s, first_step):
+        tried.append(fault.name)
+        return seen(fault=fault.name, is_named=fault.name not in broken)
+
+    def last_start(run, faults, number, name):
+        tried.extend(fault.name for fault in faults)
+        each = [seen(fault=f.name, is_named=f.name not in broken) for f in faults]
+        return [*each, seen(fault=name, exit_code=0)]
+
+    monkeypatch.setattr(command.trial, "try_fault", try_fault)
+    monkeypatch.setattr(command.trial, "last_start", last_start)
+    monkeypatch.setattr(command.Run, "mounted", lambda *_: nullcontext())
+    monkeypatch.setattr(command.reference, "problems", lambda *_, **__: [])
+    monkeypatch.setattr(command.reference, "usual_seconds", lambda _: {})
+    monkeypatch.setattr(command, "digits", lambda folder: folder)
+    monkeypatch.setattr(command, "straight_run", lambda out, data, ranks: out)
+    monkeypatch.setattr(command.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(Path, "is_relative_to", lambda *_: False)  # pytest's folder is in /tmp
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def run(*arguments: str, breaks: str = "") -> tuple[int, list[str]]:
+        tried.clear()
+        broken[:] = [breaks]
+        code = command.main(["--out", str(out), "--faults", "9", "--seed", "1", *arguments])
+        return code, sorted(tried)
+
+    return run
+
+
+def test_a_sitting_goes_on_where_the_last_one_ended(harness, tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table -->\nold\n<!-- end of table -->\nafter\n")
+    names = [fault.name for fault in drawn(9, 1)]
+    assert harness("--minutes", "0") == (command.LEFT, [])
+    assert "0 of 9 faults" in capsys.readouterr().out
+    assert harness("--page", str(page), breaks=names[3]) == (1, sorted(names))
+    assert harness() == (1, [])  # all of it is in the journal
+    lines = page.read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("before", "after") and "old" not in lines
+    row = next(line for line in lines if line.startswith(f"| {names[3]} "))
+    assert row.endswith("| not named |")

@@ -6,7 +6,6 @@ has /tmp and /dev/shm of its own, in a mount namespace, so that all it leaves th
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -14,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,13 +26,13 @@ from vapo_verl.run_folder.checkpoints import checkpoint_folder, complete_steps, 
 
 NAMED_S = 60.0
 """Within this a death is to be noticed; a hang within `HANG_S` more."""
-HANG_S = 60.0
+HANG_S = 30.0
 LEFT_S = 30.0
 """After this nothing of the run is to be left."""
 GIVE_UP_S = 150.0
 """After this without an end the harness kills the run."""
 START_S = 600.0
-NUM_STEPS = 5
+NUM_STEPS = 8
 TEST_FREQ = 2
 SETTINGS = (
     f"trainer.total_training_steps={NUM_STEPS}",
@@ -92,36 +91,58 @@ class Run:
 
     @contextmanager
     def mounted(self, disk_mib: int = 0) -> Iterator[None]:
-        """Shared memory, and with `disk_mib` a small disk as the run folder, while within."""
+        """Shared memory, and with `disk_mib` a small disk as the run folder, while within.
+
+        The disk's content is kept between two sittings.
+        """
         wanted = [(self.shm, 4096)] + [(self.run_dir, disk_mib)] * (disk_mib > 0)
+        kept = self.folder / "disk"
         for place in (self.run_dir, self.tmp, self.shm):
             place.mkdir(parents=True, exist_ok=True)
         for place, size in wanted:
             options = f"size={size}m,mode=1777"
             subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True)
+        if kept.exists():
+            shutil.copytree(kept, self.run_dir, dirs_exist_ok=True)
         try:
             yield
         finally:
+            if disk_mib:
+                shutil.rmtree(kept, ignore_errors=True)
+                shutil.copytree(self.run_dir, kept)
             for place, _ in wanted:
                 subprocess.run(["umount", "--lazy", str(place)], check=False)
 
     def start(self, output: Path) -> subprocess.Popen[bytes]:
         """The command, with /tmp and /dev/shm of its own."""
-        command = [sys.executable, "-m", "vapo_verl.main", "+recipe=smoke", *SETTINGS]
-        command += [f"trainer.default_local_dir={self.run_dir}"]
-        command += [f"trainer.n_gpus_per_node={self.ranks}"]
+        command = [sys.executable, "-m", "vapo_verl.main", *self._settings()]
         self.tmp.mkdir(parents=True, exist_ok=True)
         mounts = f"mount --bind {self.shm} /dev/shm && mount --bind {self.tmp} /tmp"
         with output.open("ab") as out:
             return subprocess.Popen(
                 ["unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh", *command],
                 cwd=self.folder,
-                env=os.environ | {"VAPO_DATA_DIR": str(self.data), "TMPDIR": "/tmp"},
+                env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def doctor(self) -> str:
+        """What `vapo doctor` says about the run folder."""
+        command = [sys.executable, "-m", "vapo_verl.doctor", *self._settings()]
+        asked = subprocess.run(
+            command, env=self._environment(), cwd=self.folder, capture_output=True, text=True
+        )
+        return asked.stdout + asked.stderr
+
+    def _settings(self) -> list[str]:
+        folder, ranks = f"trainer.default_local_dir={self.run_dir}", self.ranks
+        return ["+recipe=smoke", *SETTINGS, folder, f"trainer.n_gpus_per_node={ranks}"]
+
+    def _environment(self) -> dict[str, str]:
+        return os.environ | {"VAPO_DATA_DIR": str(self.data), "TMPDIR": "/tmp"}
 
 
 class Trial:
@@ -263,15 +284,13 @@ def try_fault(
     """Start the command, do the harm, watch the end and what is left.
 
     Args:
+        fault: that ends the run.
         number: of the start in this run folder.
         usual_s: length of the phases in the reference.
         first_step: before which no harm is done.
     """
     seen = Observation(fault=fault.name)
     step = max((latest_complete(run.run_dir) or 0) + 1, first_step)
-    if fault.phase == "resume" and len(complete_steps(run.run_dir)) < 2:
-        seen.note = "not tried: there is no older checkpoint"
-        return seen
     if fault.phase == "validation":
         step += -step % TEST_FREQ
     if step > NUM_STEPS:
@@ -280,12 +299,8 @@ def try_fault(
     if fault.kind == "shm":
         fill(run.shm)
     named = ROLES[fault.role][1] if fault.role else ""
-    if fault.phase == "resume":
-        named = re.escape(Path(damage(fault, run.run_dir)).name)
     trial = Trial(run, number)
-    if fault.phase == "resume":
-        _watch_resume(trial, seen, named)
-    elif not trial.wait(lambda: trial.reached(fault.phase, step), START_S):
+    if not trial.wait(lambda: trial.reached(fault.phase, step), START_S):
         seen.note = f"the run did not come to {fault.phase} of step {step}"
         seen.last_lines = trial.console()[-12:]
         if fault.kind != "shm":
@@ -293,13 +308,12 @@ def try_fault(
             return seen
     else:
         time.sleep(fault.delay * usual_s.get(fault.phase, 0.2))
+    if fault.role:
+        trial.wait(lambda: bool(trial.find(fault.role)), START_S)
     before = len(trial.console())
     trial.look()
     instant = time.monotonic()
-    if fault.kind == "second":
-        _start_second(trial, seen)
-        named = ""
-    elif fault.kind in ("kill", "stop"):
+    if fault.kind in ("kill", "stop"):
         victims = trial.find(fault.role)
         if not victims:
             seen.note = f"no process of the role {fault.role}"
@@ -318,10 +332,49 @@ def try_fault(
     return seen
 
 
+def last_start(run: Run, faults: Sequence[Fault], number: int, name: str) -> list[Observation]:
+    """A start that goes on to the last step, whatever these faults do.
+
+    Returns:
+        What came of each fault, and of the start, which is called `name`.
+    """
+    observed, step = [], latest_complete(run.run_dir) or 0
+    damages = [fault for fault in faults if fault.phase == "resume"]
+    for fault in damages:
+        seen = Observation(fault=fault.name, instant=f"before a start, after step {step}")
+        observed.append(seen)
+        if len(complete_steps(run.run_dir)) < 2:
+            seen.note = "not tried: there is no older checkpoint"
+            damages = []
+        else:
+            path = damage(fault, run.run_dir)
+            if path not in (said := run.doctor()):
+                seen.problems.append(f"the doctor does not name {path}: {said[-400:]}")
+    first = step if damages else step + 1  # the step that it begins with
+    begun, trial = time.monotonic(), Trial(run, number)
+    for seen in observed[: len(damages)]:
+        _watch_resume(trial, seen, Path(path).name, step, begun)
+    for fault in faults:
+        if fault.kind == "second":
+            seen = Observation(fault=fault.name, instant=f"rollout of step {first}")
+            observed.append(seen)
+            if trial.wait(lambda: trial.reached("rollout", first), START_S):
+                _start_second(trial, seen)
+            else:
+                seen.note = "the run did not come to a rollout"
+    trial.wait(lambda: False, START_S, every_s=0.5)
+    seen = Observation(fault=name, instant="no fault", exit_code=trial.process.poll())
+    if seen.exit_code is None:
+        trial.kill_all()
+    seen.last_lines = trial.console()[-12:]
+    seen.left_processes, seen.left_files = trial.left_processes(), trial.left_files()
+    return [*observed, seen]
+
+
 def _watch_end(
     trial: Trial, seen: Observation, fault: Fault, before: int, instant: float, named: str
 ) -> None:
-    """Wait for the end, or for the run to go on where it need not end."""
+    """Wait for the end, and for what is left to go."""
 
     def notice() -> bool:
         new = trial.console()[before:]
@@ -329,7 +382,7 @@ def _watch_end(
             seen.noticed_s = round(time.monotonic() - instant, 1)
         return False
 
-    trial.wait(notice, START_S if fault.goes_on else GIVE_UP_S, 0.2)
+    trial.wait(notice, GIVE_UP_S, 0.2)
     notice()
     seen.exit_code = trial.process.poll()
     if seen.exit_code is None:
@@ -350,19 +403,23 @@ def _watch_end(
         trial.kill_all()
 
 
-def _watch_resume(trial: Trial, seen: Observation, named: str) -> None:
-    """Wait until the start has said from where it resumes, and let it go on."""
-    begun = time.monotonic()
-    trial.wait(lambda: any("resuming from step" in line for line in trial.console()), START_S)
-    said = [line for line in trial.console() if re.search(named, line)]
-    seen.is_named = bool(said)
-    seen.note = said[0][:160] if said else ""
-    if said:
-        seen.noticed_s = round(time.monotonic() - begun, 1)
+def _watch_resume(trial: Trial, seen: Observation, named: str, step: int, begun: float) -> None:
+    """Wait until the start has said what is damaged and from which step it resumes instead."""
+
+    def said(text: str) -> list[str]:
+        return [line for line in trial.console() if text in line]
+
+    trial.wait(lambda: bool(said(named)), START_S)
+    seen.noticed_s = round(time.monotonic() - begun, 1)
+    trial.wait(lambda: bool(said("resuming from step")), START_S)
+    seen.is_named = bool(said(named))
+    seen.note = " | ".join(line[:160] for line in (said(named) + said("resuming from step"))[:2])
+    if not said(f"resuming from step {step - 1}"):
+        seen.problems.append(f"it does not resume from step {step - 1}: {seen.note}")
 
 
 def _start_second(trial: Trial, seen: Observation) -> None:
-    """Start the same command beside the first; it must refuse, and the first go on."""
+    """Start the same command beside the first, which must be refused and leave the first alone."""
     output = trial.run.folder / "second.out"
     output.unlink(missing_ok=True)
     begun = time.monotonic()
@@ -376,17 +433,6 @@ def _start_second(trial: Trial, seen: Observation) -> None:
     seen.noticed_s = round(time.monotonic() - begun, 1)
     seen.is_named = code not in (0, None) and re.search("is writing here|in use", text) is not None
     seen.note = f"the second start ended with {code}: {text.strip().splitlines()[-1:]}"
-
-
-def save(observation: Observation, path: Path) -> None:
-    from dataclasses import asdict
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(observation), indent=1))
-
-
-def load(path: Path) -> Observation:
-    return Observation(**json.loads(path.read_text()))
 
 
 def fresh(folder: Path) -> None:
