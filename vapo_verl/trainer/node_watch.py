@@ -37,10 +37,14 @@ class Sighting:
 
 
 class NodeWatch:
-    """Looks at the processes of its own node. An actor on nodes other than the trainer's."""
+    """Looks at the processes of its own node. An actor on nodes other than the trainer's.
 
-    def __init__(self) -> None:
-        self._folder = session_folder()
+    Args:
+        folder: of the Ray session; None is this process's.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder or session_folder()
         self._processes: dict[int, psutil.Process] = {}
         self._oom_kills = _oom_kills()
 
