@@ -27,7 +27,7 @@ def test_a_signal_is_forwarded_once_and_a_second_one_says_so(number, capfd):
     with StopSignals() as signals:
         signals.forward_to(asked.release)
         send(number)
-        assert asked.acquire(timeout=10)
+        assert asked.acquire(timeout=60)
         send(number)
         send(signal.SIGTERM)
         assert not asked.acquire(timeout=0.1)
@@ -71,7 +71,7 @@ def test_handlers_set_meanwhile_are_replaced_and_the_first_ones_come_back():
         signal.signal(signal.SIGTERM, lambda *_: pytest.fail("Ray's handler was called"))
         signals.forward_to(asked.set)
         send(signal.SIGTERM)
-        assert asked.wait(10)
+        assert asked.wait(60)
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 

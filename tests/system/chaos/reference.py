@@ -21,7 +21,7 @@ from vapo_verl.run_folder.checkpoints import (
 
 BY_TIME = re.compile(
     r"^(timing_|perf/|actor/perf/|vapo/memory/)|_s$|_s/|tail_share|step_share|prefix_hit_rate|reused_tokens"
-    r"|prefill_tokens|encoder_runs_saved|throughput|time"
+    r"|prefill_tokens|encoder_runs_saved|throughput|time|_lag_ms_"
 )
 """Metrics that depend on the machine's load and on what the KV cache still holds."""
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
