@@ -50,6 +50,15 @@ def test_whole_numbers_and_lists_are_accepted_where_floats_and_tuples_stand():
         ({"reward": {"judge": {"key": "x"}}}, r"vapo\.reward\.judge\.key is not a setting"),
         ({"reward": {"judge": {"max_concurrency": 0}}}, r"max_concurrency=0 is too small; set 1"),
         ({"reward": {"judge": {"timeout_s": math.nan}}}, r"timeout_s=nan: set a finite number"),
+        (
+            {"debug": {"train_only": "a", "rollout_only": True}},
+            r"train_only='a' generates nothing, and vapo\.debug\.rollout_only=True needs",
+        ),
+        ({"debug": {"train_only": "a", "save_rollouts": "b"}}, r"save_rollouts needs rollouts"),
+        (
+            {"debug": {"train_only": "a"}, "keep_best": "val/digits/accuracy"},
+            r"cannot validate, and vapo\.keep_best=val/digits/accuracy",
+        ),
         ({"replay_poll_s": 0.0}, r"replay_poll_s=0.0"),
         ({"replay_poll_s": math.inf}, r"replay_poll_s=inf: set seconds above 0, up to 60"),
         ({"replay_poll_s": math.nan}, r"replay_poll_s=nan"),

@@ -167,6 +167,18 @@ class LoggingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DebugConfig:
+    """A step's rollouts apart from its training (docs/replay.md)."""
+
+    save_rollouts: str = ""
+    """Folder that gets the batch of every step; empty: none is saved."""
+    train_only: str = ""
+    """Folder of saved batches to train on, without an engine; empty: responses are generated."""
+    rollout_only: bool = False
+    """Generate and score the responses of each step; the weights stay as they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutConfig:
     """What a run does about responses that fail and processes that hang or die."""
 
@@ -211,6 +223,7 @@ class VapoConfig:
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
 
     @property
     def probes_claims(self) -> bool:
@@ -349,6 +362,18 @@ def _check(config: VapoConfig) -> None:
         raise ValueError(
             f"vapo.rollout.max_failed_fraction={config.rollout.max_failed_fraction} is outside "
             "[0, 1]: set the fraction of a step's responses that may fail"
+        )
+    debug = config.debug
+    if debug.train_only and (debug.rollout_only or debug.save_rollouts):
+        other = "rollout_only=True" if debug.rollout_only else "save_rollouts"
+        raise ValueError(
+            f"vapo.debug.train_only={debug.train_only!r} generates nothing, and "
+            f"vapo.debug.{other} needs rollouts; set one of them"
+        )
+    if debug.train_only and config.keep_best:
+        raise ValueError(
+            f"vapo.debug.train_only={debug.train_only!r} cannot validate, and vapo.keep_best="
+            f"{config.keep_best} needs a validation; leave one of them out"
         )
     for key, value in flat(dataclasses.asdict(config), "vapo.").items():
         if isinstance(value, float) and not math.isfinite(value):

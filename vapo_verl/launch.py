@@ -34,12 +34,15 @@ from vapo_verl.run_folder.checkpoints import (
 )
 from vapo_verl.run_folder.layout import METRICS_FILE, REPORT_FILE
 from vapo_verl.run_folder.metrics import read_metrics
-from vapo_verl.settings import check_settings
+from vapo_verl.settings import MAX_COUNT, check_settings
 from vapo_verl.trainer.stopping import AnnouncedActor, RunStopped, StopSignals
 from vapo_verl.trainer.trackers import check_trackers
 
 OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory")
 """Arguments of ``ray.init`` that it refuses when it joins a cluster."""
+
+DEBUG_TRAINERS = {"save_rollouts": "vapo_saving", "train_only": "vapo_replay"}
+"""Keys of ``vapo.debug`` -> the trainer that does it, see :mod:`vapo_verl.trainer.replay`."""
 
 LOCK_WAIT_S, REQUEUE_WAIT_S = 20.0, 120.0
 """How long a start waits for a run in its folder to end; the second after a Slurm requeue. A killed
@@ -229,6 +232,7 @@ def settle(config: DictConfig) -> None:
     make_paths_absolute(config)
     settle_image_limit(config)
     use_bypass_loss_where_needed(config)
+    settle_debug(config)
 
 
 def use_bypass_loss_where_needed(config: DictConfig) -> None:
@@ -241,6 +245,33 @@ def use_bypass_loss_where_needed(config: DictConfig) -> None:
     if needs_bypass_loss(correction) and loss.loss_mode == "vanilla":
         with open_dict(config):
             loss.loss_mode, loss.rollout_correction = "bypass_mode", correction
+
+
+def settle_debug(config: DictConfig) -> None:
+    """The settings of veRL that ``vapo.debug`` stands for.
+
+    Raises:
+        ValueError: rollouts cannot be apart from training in this trainer, or the saved ones
+            cannot be trained on.
+    """
+    debug, trainer = config.vapo.debug, config.trainer
+    asked = [name for name in ("save_rollouts", "train_only", "rollout_only") if debug[name]]
+    if asked and trainer.v1.trainer_mode not in ("vapo", *DEBUG_TRAINERS.values()):
+        raise ValueError(
+            f"vapo.debug.{asked[0]}={debug[asked[0]]!r} with trainer.v1.trainer_mode="
+            f"{trainer.v1.trainer_mode}: there a step is no batch by itself; set "
+            "trainer.v1.trainer_mode=vapo"
+        )
+    for name, mode in DEBUG_TRAINERS.items():
+        if debug[name]:
+            debug[name], trainer.v1.trainer_mode = _absolute(debug[name]), mode
+    if debug.rollout_only:  # veRL leaves the actor as it is until the critic is warm
+        trainer.critic_warmup, trainer.save_freq = MAX_COUNT, -1
+    if debug.train_only:
+        from vapo_verl.trainer.replay import check_saved, without_engine
+
+        check_saved(config)
+        without_engine(config)
 
 
 def use_sdpa_if_allowed(config: DictConfig) -> None:

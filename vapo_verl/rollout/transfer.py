@@ -51,6 +51,31 @@ def read(keys: Sequence[str], partition_id: str, fields: Sequence[str]) -> Any:
     return tq.kv_batch_get(keys=list(keys), partition_id=partition_id, select_fields=list(fields))
 
 
+def read_rows(keys: Sequence[str], partition_id: str) -> list[dict[str, Any]]:
+    """All fields of some rows."""
+    if not keys:
+        return []
+    data = tq.kv_batch_get(keys=list(keys), partition_id=partition_id)
+    columns = {name: column_values(data.get(name)) for name in data.keys()}  # noqa: SIM118
+    return [{name: column[i] for name, column in columns.items()} for i in range(len(keys))]
+
+
+def put_rows(
+    keys: Sequence[str],
+    partition_id: str,
+    rows: Sequence[Mapping[str, Any]],
+    tags: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
+    """Write rows of any objects, one by one as the agent loops do."""
+    for place, (key, row) in enumerate(zip(keys, rows, strict=True)):
+        tq.kv_batch_put(
+            keys=[key],
+            fields=list_of_dict_to_tensordict([dict(row)]),
+            tags=[dict(tags[place])] if tags else [{}],
+            partition_id=partition_id,
+        )
+
+
 def read_columns(
     keys: Sequence[str], partition_id: str, fields: Sequence[str]
 ) -> dict[str, list[Any]]:

@@ -25,6 +25,7 @@ class VapoTaskRunner(main_ppo.TaskRunnerV1.__ray_metadata__.modified_class):
             RunStopped: the run was asked to stop.
         """
         import vapo_verl.trainer.async_trainers  # noqa: F401  registers it, and "vapo" with it
+        import vapo_verl.trainer.replay  # noqa: F401  and those of vapo.debug
 
         loggers = config.trainer.logger
         prepare_trackers(

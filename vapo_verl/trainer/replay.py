@@ -1,0 +1,354 @@
+"""Rollouts in a folder: a step's responses as they were trained, and training on them again.
+
+``vapo.debug.save_rollouts=DIR`` writes every step's batch, ``vapo.debug.train_only=DIR`` trains on
+such batches without an engine. A folder ``step_000017`` holds ``rows.json`` (all fields of the
+responses and what their prompts share, with their tensors by name), ``tensors.safetensors``, and
+``meta.json`` (versions, seeds and checksums). Nothing in them is code: no pickle is read.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from verl.trainer.ppo.v1 import register_trainer
+
+from vapo_verl.console import say
+from vapo_verl.files import atomic_folder
+from vapo_verl.rollout.prompts import PROMPTS
+from vapo_verl.rollout.transfer import KVBatchMeta, put_rows, read_rows
+from vapo_verl.trainer.replay_buffer import FAILED
+from vapo_verl.trainer.trainer import VapoTrainer
+
+FORMAT, FORMAT_VERSION = "vapo_verl rollouts", 1
+META_FILE, ROWS_FILE, TENSORS_FILE = "meta.json", "rows.json", "tensors.safetensors"
+PACKAGES = ("verl", "vllm", "torch", "transformers")
+KEY = "vapo.debug.train_only"
+
+Row = dict[str, Any]
+
+
+class SavedRolloutsError(ValueError):
+    """A folder that holds no saved rollouts, damaged ones, or those of another model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SavedStep:
+    """The responses of a step, without padding."""
+
+    step: int
+    keys: list[str]
+    tags: list[dict[str, Any]]
+    """Of the replay buffer, one for each key."""
+    rows: list[Row]
+    """All fields of the responses."""
+    prompts: dict[str, Row]
+    """What the responses to a prompt share, by the prompt's uid."""
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Where a step's rollouts are."""
+    return folder / f"step_{step:06d}"
+
+
+def write_step(folder: Path, saved: SavedStep, origin: Mapping[str, Any]) -> Path:
+    """Write a step's rollouts; those of an earlier try of the same step are replaced.
+
+    Args:
+        origin: what is recorded of the run: model, vocabulary, seeds.
+
+    Raises:
+        SavedRolloutsError: something else is in the place.
+        ValueError: a field holds what cannot be saved, with its name.
+    """
+    target = step_folder(folder, saved.step)
+    tensors: dict[str, torch.Tensor] = {}
+    rows = {
+        "keys": saved.keys,
+        "tags": saved.tags,
+        "rows": [_packed(row, tensors, "") for row in saved.rows],
+        "prompts": {uid: _packed(row, tensors, "") for uid, row in saved.prompts.items()},
+    }
+    if target.exists():
+        _meta(target)  # or it is not ours to remove
+        rmtree(target)
+    with atomic_folder(target) as temporary:
+        (temporary / ROWS_FILE).write_text(json.dumps(rows))
+        save_file(tensors, temporary / TENSORS_FILE)
+        meta = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "step": saved.step,
+            "num_responses": len(saved.keys),
+            "num_prompts": len(saved.prompts),
+            "versions": {name: version(name) for name in PACKAGES},
+            **origin,
+            "sha256": {name: _sha256(temporary / name) for name in (ROWS_FILE, TENSORS_FILE)},
+        }
+        (temporary / META_FILE).write_text(json.dumps(meta, indent=2) + "\n")
+    return target
+
+
+def read_step(folder: Path, step: int) -> SavedStep:
+    """A step's rollouts, with the values and types that were written.
+
+    Raises:
+        SavedRolloutsError: there are none, or a file is damaged.
+    """
+    source = step_folder(folder, step)
+    meta = _meta(source)
+    for name in (ROWS_FILE, TENSORS_FILE):
+        file = source / name
+        if not file.is_file() or _sha256(file) != meta["sha256"].get(name):
+            raise SavedRolloutsError(
+                f"{file} is {'damaged' if file.is_file() else 'missing'}; save the step again"
+            )
+    try:
+        rows = json.loads((source / ROWS_FILE).read_text())
+        tensors = load_file(source / TENSORS_FILE)
+        return SavedStep(
+            step=step,
+            keys=rows["keys"],
+            tags=rows["tags"],
+            rows=[_unpacked(row, tensors) for row in rows["rows"]],
+            prompts={uid: _unpacked(row, tensors) for uid, row in rows["prompts"].items()},
+        )
+    except (ValueError, LookupError, TypeError, SafetensorError) as error:
+        raise SavedRolloutsError(f"{source}: not what its {META_FILE} says ({error})") from error
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of a folder.
+
+    Raises:
+        SavedRolloutsError: it holds none.
+    """
+    names = [path.name for path in folder.glob("step_*") if path.is_dir()]
+    steps = sorted(int(name[5:]) for name in names if name[5:].isdecimal())
+    if not steps:
+        raise SavedRolloutsError(
+            f"{KEY}={folder} holds no saved rollouts; give a folder that "
+            "vapo.debug.save_rollouts has written"
+        )
+    return steps
+
+
+def check_saved(config: DictConfig) -> None:
+    """Refuse a folder that the run cannot train on, before a process starts.
+
+    Raises:
+        SavedRolloutsError: it is absent, foreign or damaged, or has too few steps.
+    """
+    folder = Path(config.vapo.debug.train_only)
+    steps, total = saved_steps(folder), config.trainer.total_training_steps
+    for step in steps:
+        meta = _meta(step_folder(folder, step))
+        differing = {
+            name: f"{meta['versions'].get(name)} -> {version(name)}"
+            for name in PACKAGES
+            if meta["versions"].get(name) != version(name)
+        }
+        if differing:
+            say(f"WARNING: {step_folder(folder, step)} was saved with other versions: {differing}")
+    if total is None or (len(steps) > 1 and total > steps[-1]):
+        raise SavedRolloutsError(
+            f"trainer.total_training_steps={total}, and {KEY}={folder} holds the steps "
+            f"{', '.join(map(str, steps))}; set trainer.total_training_steps={steps[-1]}"
+        )
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads((folder / META_FILE).read_text())
+        is_ours = meta["format"] == FORMAT and isinstance(meta["sha256"], dict)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise SavedRolloutsError(f"{folder} holds no saved rollouts ({error})") from error
+    if not is_ours or meta.get("version") != FORMAT_VERSION:
+        raise SavedRolloutsError(
+            f"{folder} has the format {meta['format']!r}, version {meta.get('version')!r}; this "
+            f"package reads {FORMAT!r}, version {FORMAT_VERSION}"
+        )
+    return meta
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _packed(value: Any, tensors: dict[str, torch.Tensor], place: str) -> Any:
+    """JSON of a value; its tensors, arrays and bytes go to `tensors`, and stand there by name."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, np.generic):
+        return _packed(value.item(), tensors, place)
+    if isinstance(value, Mapping):
+        pairs = [[k, _packed(v, tensors, f"{place}.{k}")] for k, v in value.items()]
+        return ["mapping", pairs]
+    if isinstance(value, list | tuple):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return [kind, [_packed(item, tensors, place) for item in value]]
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OUS":
+        if value.ndim == 1:
+            return ["objects", [_packed(item, tensors, place) for item in value.tolist()]]
+    elif isinstance(value, torch.Tensor | np.ndarray | bytes):
+        kind = type(value).__name__ if isinstance(value, bytes | np.ndarray) else "tensor"
+        array = np.frombuffer(bytearray(value), np.uint8) if isinstance(value, bytes) else value
+        name = str(len(tensors))
+        tensors[name] = torch.as_tensor(array).detach().contiguous().clone()
+        return [kind, name]
+    raise ValueError(
+        f"vapo.debug.save_rollouts: {place[1:]} is a {type(value).__name__}, which cannot be saved"
+    )
+
+
+def _unpacked(packed: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """The inverse of :func:`_packed`."""
+    if not isinstance(packed, list):
+        return packed
+    kind, content = packed
+    if kind == "mapping":
+        return {name: _unpacked(value, tensors) for name, value in content}
+    if kind in ("list", "tuple", "objects"):
+        items = [_unpacked(item, tensors) for item in content]
+        if kind == "objects":
+            array = np.empty(len(items), dtype=object)
+            array[:] = items
+            return array
+        return tuple(items) if kind == "tuple" else items
+    tensor = tensors[content].clone()
+    if kind == "tensor":
+        return tensor
+    return tensor.numpy().tobytes() if kind == "bytes" else tensor.numpy()
+
+
+def origin_of(config: DictConfig, num_tokens: int) -> dict[str, Any]:
+    """What is recorded of a run beside the versions."""
+    return {
+        "model": config.actor_rollout_ref.model.path,
+        "vocabulary": num_tokens,
+        "seeds": {
+            "vapo.seed": config.vapo.seed,
+            "vapo.seeded_sampling": config.vapo.seeded_sampling,
+            "data.seed": config.data.seed,
+            "actor_rollout_ref.rollout.seed": config.actor_rollout_ref.rollout.seed,
+        },
+    }
+
+
+class NoAgentLoops:
+    """In the place of the manager of agent loops: nothing is generated."""
+
+    def __init__(self) -> None:
+        self.expected: dict[str, int] = {}
+        self.agent_loop_workers: list[Any] = []
+        self.after_dispatch: Any = None
+
+    @classmethod
+    def create(cls, **_: Any) -> "NoAgentLoops":
+        """As veRL makes a manager."""
+        return cls()
+
+
+class NoEngine:
+    """In the place of veRL's manager of weight transfers: there is no engine."""
+
+    def sleep_replicas(self) -> None:
+        """Nothing sleeps."""
+
+    def update_weights(self, global_steps: int) -> None:
+        """Nobody gets them."""
+
+
+class SavedBuffer:
+    """In the place of the replay buffer: the responses of a step are those of a folder."""
+
+    def __init__(self, folder: Path, num_tokens: int) -> None:
+        self._folder, self._num_tokens = folder, num_tokens
+        self._steps = saved_steps(folder)
+        self.num_failed = Counter[str]()
+
+    def watch(self, **_: Any) -> None:
+        """Nothing is waited for."""
+
+    def sample(
+        self, global_steps: int, partition_id: str, batch_size: int
+    ) -> tuple[KVBatchMeta, dict[str, Any]]:
+        """The responses that were saved of this step; where the folder has one step, of that one.
+
+        Raises:
+            SavedRolloutsError: the step is not there, is damaged, or is of another tokenizer.
+        """
+        step = self._steps[0] if len(self._steps) == 1 else global_steps
+        source = step_folder(self._folder, step)
+        if (given := _meta(source).get("vocabulary")) != self._num_tokens:
+            raise SavedRolloutsError(
+                f"{source} has token ids of a tokenizer of {given} tokens, and that of "
+                f"actor_rollout_ref.model.path has {self._num_tokens}; give the model it was "
+                "saved with"
+            )
+        saved = read_step(self._folder, step)
+        put_rows(list(saved.prompts), PROMPTS, list(saved.prompts.values()))
+        put_rows(saved.keys, partition_id, saved.rows, saved.tags)
+        say(f"training on {len(saved.keys)} responses of {source}")
+        batch = KVBatchMeta(
+            partition_id=partition_id, keys=list(saved.keys), tags=[dict(t) for t in saved.tags]
+        )
+        return batch, {FAILED: 0}
+
+
+@register_trainer("vapo_replay")
+class ReplayTrainer(VapoTrainer):
+    """Steps on saved rollouts: actor and reference are there, engines and agent loops are not."""
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        self._enable_hybrid_replicas = False  # veRL then starts no engine on the actor's devices
+
+    def _setup(self) -> None:
+        super()._setup()
+        self.checkpoint_manager = NoEngine()
+        folder = Path(self.config.vapo.debug.train_only)
+        self.replay_buffer = SavedBuffer(folder, len(self.tokenizer))
+
+    def prepare_step(self) -> dict[str, Any]:
+        """No prompts are sent anywhere."""
+        return {}
+
+
+@register_trainer("vapo_saving")
+class SavingTrainer(VapoTrainer):
+    """Steps whose batches are saved, before veRL pads them."""
+
+    def _balance_batch(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> KVBatchMeta:
+        uids = sorted({key.rsplit("_", 2)[0] for key in batch.keys})
+        saved = SavedStep(
+            step=self.global_steps,
+            keys=list(batch.keys),
+            tags=[dict(tag) for tag in batch.tags],
+            rows=read_rows(batch.keys, batch.partition_id),
+            prompts=dict(zip(uids, read_rows(uids, PROMPTS), strict=True)),
+        )
+        origin = origin_of(self.config, len(self.tokenizer))
+        target = write_step(Path(self.vapo.debug.save_rollouts), saved, origin)
+        say(f"saved {len(saved.keys)} responses in {target}")
+        return super()._balance_batch(batch, *args, **kwargs)
+
+
+def without_engine(config: DictConfig) -> None:
+    """Leave out what needs an engine: agent loops, validation, the check of the question."""
+    config.trainer.val_before_train, config.trainer.test_freq = False, -1
+    config.vapo.anchors.self_test_rows = 0
+    config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = (
+        f"{NoAgentLoops.__module__}.{NoAgentLoops.__qualname__}"
+    )
