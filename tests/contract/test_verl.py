@@ -7,10 +7,19 @@ import pytest
 import verl
 from verl.experimental.agent_loop.agent_loop import AgentLoopManager
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
-from verl.trainer.ppo.v1 import PPOTrainer, PPOTrainerSync, get_trainer_cls
+from verl.trainer.ppo.v1 import (
+    PPOTrainer,
+    PPOTrainerSeparateAsync,
+    PPOTrainerSync,
+    get_trainer_cls,
+)
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.utils.fsdp_utils import fsdp2_sharded_save_to_cpu
+from verl.workers.rollout.llm_server import FullyAsyncLLMServerClient
+from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
 
+from vapo_verl.trainer.async_trainers import VapoColocateAsync, VapoSeparateAsync
 from vapo_verl.trainer.trainer import VapoTrainer
 from vapo_verl.trainer.worker import VapoWorker
 
@@ -32,6 +41,8 @@ OVERRIDDEN = [
 
 def test_the_registries_hold_our_classes():
     assert get_trainer_cls("vapo") is VapoTrainer
+    assert get_trainer_cls("vapo_colocate_async") is VapoColocateAsync
+    assert get_trainer_cls("vapo_separate_async") is VapoSeparateAsync
     assert get_adv_estimator_fn("vapo").__module__ == "vapo_verl.advantage.estimator"
 
 
@@ -67,7 +78,7 @@ def test_the_trainer_still_makes_the_replay_buffer_by_its_name():
     assert isinstance(inspect.getattr_static(PPOTrainer, "_build_replay_buffer"), FunctionType)
     source = inspect.getsource(PPOTrainer._build_replay_buffer)
     assert "ReplayBuffer if self.trainer_mode" in source, (
-        "verl's PPOTrainer chooses its replay buffer in another way: use_replay_buffer in "
+        "verl's PPOTrainer chooses its replay buffer in another way: use_replay_buffers in "
         "vapo_verl/patches/upstream.py replaces that name"
     )
     for name in ("poll_interval", "partitions", "_wait_for_next_poll"):
@@ -92,6 +103,23 @@ def test_a_failed_response_is_an_entry_like_any_other():
     assert "session_errors" in inspect.getsource(
         AgentLoopWorkerTQ.__ray_metadata__.modified_class._run_prompt
     )
+
+
+def test_verls_separate_trainer_still_logs_with_an_argument_that_logging_lacks():
+    """Once it does not, `mute_separate_trainer` in vapo_verl/patches/upstream.py can go."""
+    assert "flush=True" in inspect.getsource(PPOTrainerSeparateAsync._setup)
+
+
+def test_interrupted_responses_are_resumed_by_the_client_that_is_extended():
+    source = inspect.getsource(FullyAsyncLLMServerClient.generate)
+    assert "await super().generate(" in source  # once for each part
+    assert "**kwargs" in source  # the response's name reaches the server
+    assert "self._submission_paused" in inspect.getsource(vLLMHttpServer._park_until_admitted)
+
+
+def test_the_copy_of_weights_that_are_on_the_cpu_is_still_none():
+    """Once it is one, `VapoDetachedWorker.save_model_to_cpu` can go."""
+    assert ".detach().cpu()" in inspect.getsource(fsdp2_sharded_save_to_cpu)
 
 
 def test_workers_are_made_from_the_class_attributes_we_set():

@@ -10,8 +10,9 @@ ray    upstream.keep_sigterm_handler       its handler ends the cluster at once;
                                            stops between two steps instead
 ray    upstream.session_folder, job_actors where a run's processes are and what they print
 verl   upstream.silence_config_print       prints the complete config, which is a file
-verl   upstream.use_replay_buffer          the trainer names the class; ours counts the
+verl   upstream.use_replay_buffers         the trainer names the class; ours counts the
                                            responses and polls at an interval with a key
+verl   upstream.mute_separate_trainer      separate_async logs with an unknown argument
 verl   upstream.use_weight_sender          no registry function for the sender
 verl   upstream.use_bucket_sender          veRL's waits for ever for a dead engine
 verl   upstream.server_of                  `generate` sends one prompt; the probes of a

@@ -10,6 +10,8 @@ from uuid import uuid4
 
 import ray
 from verl.workers.rollout.llm_server import LLMServerManager
+from verl.checkpoint_engine.base import CheckpointEngineWorker
+from verl.single_controller.ray import RayClassWithInitArgs
 from verl.workers.rollout.replica import RolloutReplicaRegistry, TokenOutput
 from verl.workers.rollout.utils import qwen2_5_vl_dedup_image_tokens
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
@@ -170,6 +172,14 @@ class VapoHttpServer(vLLMHttpServer):
         )
 
 
+class VapoReceiver(CheckpointEngineWorker):
+    """Takes weights to an engine that has GPUs of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        heartbeat.start(session_folder() / heartbeat.FOLDER)
+        super().__init__(*args, **kwargs)
+
+
 class VapoReplica(vLLMReplica):
     """Starts `VapoHttpServer`s."""
 
@@ -177,6 +187,12 @@ class VapoReplica(vLLMReplica):
         phases.begin("vLLM")
         super().__init__(*args, **kwargs)
         self.server_class = ray.remote(VapoHttpServer)
+
+    def get_ray_class_with_init_args(self) -> RayClassWithInitArgs:
+        """What veRL starts beside an engine of its own."""
+        made = super().get_ray_class_with_init_args()
+        made.cls = ray.remote(VapoReceiver)
+        return made
 
     def is_dead(self) -> bool:
         """Whether one of its servers is."""

@@ -32,7 +32,7 @@ from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedW
 
 from vapo_verl import heartbeat
 from vapo_verl.console import say
-from vapo_verl.patches.upstream import session_folder, use_bucket_sender, use_weight_sender
+from vapo_verl.patches.upstream import use_bucket_sender, use_weight_sender
 from vapo_verl.process_tree import BUCKET_PREFIX, SHARED_MEMORY, remove_remains
 
 _RECEIVER_VARIABLE = "VERL_RAY_JOB_ID"
@@ -70,8 +70,6 @@ class VapoServerAdapter(ServerAdapter):
     zmq_handle: str
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if heartbeat.FOLDER_VARIABLE not in os.environ:  # a worker beside an engine of its own
-            heartbeat.start(session_folder() / heartbeat.FOLDER)
         super().__init__(*args, **kwargs)
         job = f"-{ray.get_runtime_context().get_job_id()}-"
         if job not in self.zmq_handle:
@@ -312,7 +310,9 @@ class SocketWeights(CheckpointEngine):
             if not about["name"]:
                 return
             kind = getattr(torch, about["dtype"])
-            weight = torch.frombuffer(bytearray(body), dtype=torch.uint8).view(kind)
+            weight = torch.empty(0, dtype=kind)  # a buffer of no bytes is refused
+            if body:
+                weight = torch.frombuffer(bytearray(body), dtype=kind)
             yield about["name"], weight.reshape(about["shape"])
 
     def finalize(self) -> None:

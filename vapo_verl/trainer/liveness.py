@@ -49,7 +49,7 @@ ROLES = {
     "VapoHttpServer": SERVER,
     "VapoAgentLoopWorker": LOOP,
     "WorkerDict": RANK,
-    "CheckpointEngineWorker": RECEIVER,
+    "VapoReceiver": RECEIVER,
     "RewardLoopWorker": "reward worker",
     "PromptRouter": "router",
     "TransferQueueController": "TransferQueue controller",

@@ -342,7 +342,8 @@ class VapoTraining(PPOTrainer):
 
     def on_sample_begin(self) -> None:
         super().on_sample_begin()
-        self._at(liveness.ROLLOUT)  # a step may sample several times
+        if self._monitor.phase_name != liveness.ROLLOUT:  # a step may sample several times
+            self._at(liveness.ROLLOUT)
 
     def _save_step(self, step: int) -> None:
         """Save a step that has been logged, though veRL counts the next one already."""
