@@ -20,6 +20,7 @@ from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 import vapo_verl.trainer.worker  # noqa: F401  what a worker's process imports
 from vapo_verl.process_tree import SHARED_MEMORY, remove_remains
 from vapo_verl.rollout import weight_sync
+from vapo_verl.rollout.weight_sync import SocketWeights
 
 JOB = "01000000"
 """Of every run that starts a Ray cluster for itself."""
@@ -122,6 +123,7 @@ SEND = """
 import asyncio, sys
 import torch
 from vapo_verl.rollout import weight_sync
+from vapo_verl.rollout.weight_sync import SocketWeights
 
 sender = weight_sync.BucketSender(sys.argv[1], 1, use_shm=True)
 asyncio.run(sender.async_send_weights(iter([("weight", torch.zeros(4))])))
@@ -197,3 +199,60 @@ def test_weights_of_two_runs_at_once_do_not_mix():
             thread.join(timeout=60)
         assert not any(thread.is_alive() for thread in threads)
     assert received == {value: [value] * 3 for value in runs}
+
+
+def send_to(num_receivers: int, weights: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """What workers beside engines receive of the first of two ranks."""
+    actor = [SocketWeights(bucket_size=1, is_master=rank == 0) for rank in range(2)]
+    rollout = [SocketWeights(bucket_size=1) for _ in range(num_receivers)]
+    addresses = [engine.prepare() for engine in (*actor, *rollout)]
+    topology = SocketWeights.build_topology(2, num_receivers, addresses)
+    for engines, arguments in zip((actor, rollout), topology, strict=True):
+        for engine, receivers in zip(engines, arguments["receivers"], strict=True):
+            engine.init_process_group(receivers=receivers)
+
+    async def take(engine: SocketWeights) -> dict[str, torch.Tensor]:
+        return {name: weight async for name, weight in engine.receive_weights(global_steps=1)}
+
+    def receive(place: int) -> None:
+        received[place] = asyncio.run(take(rollout[place]))
+
+    received: list[dict[str, torch.Tensor]] = [{}] * num_receivers
+    threads = [threading.Thread(target=receive, args=(n,)) for n in range(num_receivers)]
+    for thread in threads:
+        thread.start()
+    for engine in actor:
+        asyncio.run(engine.send_weights(iter(weights.items()), global_steps=1))
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    for engine in (*actor, *rollout):
+        engine.finalize()
+    return received
+
+
+def test_weights_for_another_pool_arrive_bit_by_bit_at_every_worker(monkeypatch):
+    monkeypatch.setattr(weight_sync.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        "model.embed": torch.randn(300, 64, generator=generator),
+        "model.norm": torch.randn(64, generator=generator).bfloat16(),
+        "model.transposed": torch.randn(8, 4, generator=generator).T,
+        "model.scalar": torch.tensor(3.5),
+        "model.none": torch.empty(0, 4),
+        "model.counts": torch.arange(5),
+    }
+    for received in send_to(2, weights) + send_to(1, weights):  # sockets are made for each transfer
+        assert list(received) == list(weights)
+        for name, weight in weights.items():
+            assert received[name].dtype == weight.dtype
+            assert torch.equal(received[name], weight)
+
+
+def test_a_worker_that_takes_no_weights_is_named(monkeypatch):
+    monkeypatch.setattr(weight_sync.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    monkeypatch.setattr(weight_sync, "TIMEOUT_S", 0.2)
+    with pytest.raises(TimeoutError, match=r"has sent no weights within 0\.2 s"):
+        engine = SocketWeights(bucket_size=1)
+        engine.prepare()
+        asyncio.run(anext(engine.receive_weights()))

@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 
 
 class Smoke:
-    """Starts the smoke recipe and reads what it leaves behind."""
+    """Starts the smoke recipe, or another on its data, and reads what it leaves behind."""
 
-    def __init__(self, root: Path, data: dict[str, Path]) -> None:
-        self.root, self.data = root, data
+    def __init__(self, root: Path, data: dict[str, Path], recipe: str = "smoke") -> None:
+        self.root, self.data, self.recipe = root, data, recipe
 
     def start(self, name: str, *overrides: str) -> subprocess.Popen[str]:
         """A run in a process group of its own, so that it can be killed whole."""
-        command = [sys.executable, "-m", "vapo_verl.main", "+recipe=smoke"]
+        command = [sys.executable, "-m", "vapo_verl.main", f"+recipe={self.recipe}"]
         run_dir = f"trainer.default_local_dir={self.root / name}"
         if not any(override.startswith("vapo.logging.console=") for override in overrides):
             overrides = (*overrides, "vapo.logging.console=full")
