@@ -1,6 +1,7 @@
 """Control tokens in the text of rows: refused, or encoded as the characters they are made of."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ from vapo_verl.data.control_tokens import (
     ControlTokens,
     added_tokens,
     read_escapes,
+    spell_saved_tags,
     tags_as_text,
     text_words,
     tokenizer_tokens,
@@ -277,6 +279,62 @@ def test_prompts_spell_the_tags_that_a_response_is_asked_for(added_tags, row, wr
     assert untouched.decode(encoded["auto"]) == untouched.decode(encoded["false"])
     assert len(encoded["auto"]) - len(encoded["false"]) == MORE
     assert lengths["auto"] - lengths["false"] == MORE
+
+
+@pytest.mark.parametrize(("setting", "spelled"), [("auto", RESPONSE_TAGS), ("false", ())])
+def test_a_saved_tokenizer_spells_what_training_spelled(added_tags, tmp_path, setting, spelled):
+    folder = tmp_path / "export"
+    shutil.copytree(added_tags, folder)
+    before = AutoTokenizer.from_pretrained(folder)
+    assert spell_saved_tags(folder, setting) == spelled
+    after = AutoProcessor.from_pretrained(folder).tokenizer
+    assert {*before.get_added_vocab()} - {*after.get_added_vocab()} == {*spelled}
+    others = {t: i for t, i in before.get_added_vocab().items() if t not in spelled}
+    assert after.get_added_vocab() == others
+    read_escapes(before)
+    words = ControlTokens.of_tags(spelled).hide(INSTRUCTION) if spelled else INSTRUCTION
+    assert after.encode(INSTRUCTION) == before.encode(words)
+    assert spell_saved_tags(folder, setting) == ()
+
+
+def test_a_tag_whose_place_another_token_would_take_stays(added_tags, tmp_path):
+    folder = tmp_path / "export"
+    shutil.copytree(added_tags, folder)
+    saved = json.loads((folder / "tokenizer.json").read_text())
+    model = saved["model"]  # a token that was added behind the vocabulary, as Qwen's are
+    model["vocab"]["<unused>"] = model["vocab"].pop("<think>")
+    model["merges"] = [pair for pair in model["merges"] if "".join(pair) != "<think>"]
+    [tag] = (token for token in saved["added_tokens"] if token["content"] == "<think>")
+    tag["id"] = len(model["vocab"])
+    saved["added_tokens"].append({**tag, "id": tag["id"] + 1, "content": "<last>"})
+    (folder / "tokenizer.json").write_text(json.dumps(saved))
+    before = (folder / "tokenizer.json").read_bytes()
+    assert spell_saved_tags(folder, "true") == ()
+    assert (folder / "tokenizer.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("stated", "kept"),
+    [
+        ({"<think>": 7, "<a>": 8}, {"<a>": 8}),
+        (
+            {"added_tokens_decoder": {"7": {"content": "<think>"}, "8": {"content": "<a>"}}},
+            {"added_tokens_decoder": {"8": {"content": "<a>"}}},
+        ),
+        ({"extra_special_tokens": ["<a>", "</think>"]}, {"extra_special_tokens": ["<a>"]}),
+        (
+            {"additional_special_tokens": [{"content": "</think>"}], "eos_token": "<a>"},
+            {"additional_special_tokens": [], "eos_token": "<a>"},
+        ),
+    ],
+)
+def test_every_file_of_a_saved_tokenizer_loses_the_tags(added_tags, tmp_path, stated, kept):
+    folder = tmp_path / "export"
+    shutil.copytree(added_tags, folder)
+    name = "added_tokens.json" if "<a>" in stated else "special_tokens_map.json"
+    (folder / name).write_text(json.dumps(stated))
+    spell_saved_tags(folder, "auto")
+    assert json.loads((folder / name).read_text()) == kept
 
 
 def test_lengths_before_a_run_count_the_spelled_tags(added_tags, row, write):

@@ -187,6 +187,49 @@ def tag_token_ids(tokenizer: Any, tags: Iterable[str]) -> list[int]:
     return sorted(added[tag] for tag in tags)
 
 
+def spell_saved_tags(folder: Path, setting: str | bool) -> tuple[str, ...]:
+    """Take the tokens of :func:`tags_as_text` out of a saved tokenizer; the tags.
+
+    Whoever loads the folder then spells the tags in prompts, as the policy was trained. A token
+    that stands before others that were added stays, as its place would be taken by the next.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        return ()
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder)
+    tags = tags_as_text(processor.tokenizer, setting, processor)
+    if not tags:
+        return ()
+    added = processor.tokenizer.get_added_vocab()
+    saved = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    last = max((number for token, number in added.items() if token not in tags), default=-1)
+    if any(tag not in saved["model"]["vocab"] and added[tag] < last for tag in tags):
+        return ()
+    for name in _TOKENIZER_FILES:
+        if (folder / name).is_file():
+            saved = _without_tokens(json.loads((folder / name).read_text(encoding="utf-8")), tags)
+            text = json.dumps(saved, ensure_ascii=False, indent=2)
+            (folder / name).write_text(text + "\n", encoding="utf-8")
+    return tags
+
+
+def _without_tokens(stated: dict[str, Any], tokens: Collection[str]) -> dict[str, Any]:
+    """One of a tokenizer's files without some added tokens."""
+
+    def is_kept(value: Any) -> bool:
+        return (value.get("content") if isinstance(value, dict) else value) not in tokens
+
+    kept = {name: value for name, value in stated.items() if name not in tokens}
+    for name in ("added_tokens", "additional_special_tokens", "extra_special_tokens"):
+        if isinstance(kept.get(name), list):
+            kept[name] = [value for value in kept[name] if is_kept(value)]
+    if "added_tokens_decoder" in kept:
+        decoder = kept["added_tokens_decoder"].items()
+        kept["added_tokens_decoder"] = {number: v for number, v in decoder if is_kept(v)}
+    return kept
+
+
 def read_escapes(tokenizer: Any, instead: tuple[str, str] = WITHOUT_TEXT) -> None:
     """Let a fast tokenizer leave out :data:`ESCAPE`, after it has looked for its added tokens.
 

@@ -17,6 +17,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vapo_verl.data.control_tokens import spell_saved_tags
 from vapo_verl.export.source import ExportError, find_checkpoint
 from vapo_verl.files import atomic_folder
 from vapo_verl.run_folder.layout import METRICS_FILE, config_file
@@ -90,6 +91,9 @@ def write_model_folder(
     with atomic_folder(out) as temporary:
         write_card(run_dir, checkpoint.step, temporary)
         write_model(checkpoint.folder, temporary, allow_nonfinite=allow_nonfinite)
+        config = OmegaConf.load(config_file(run_dir, checkpoint.step))  # the card has read it
+        setting = OmegaConf.select(config, "vapo.data.plain_think_tokens")
+        spell_saved_tags(temporary, "false" if setting is None else setting)
     return out
 
 
