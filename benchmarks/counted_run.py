@@ -55,6 +55,7 @@ TOLERANCE = 1.05
 COMPARED = ("response_ids", "reward", "advantages", "rollout_log_probs", "old_log_probs")
 """Columns of the stored samples; of their anchors, `p_yes`."""
 LIMIT_S = 1500
+"""Of a run."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,9 +89,9 @@ def measure(baseline: Path | None, steps: int, pixels: int) -> dict[str, Any]:
         checkouts = {"baseline": baseline.resolve(), **checkouts}
     with tempfile.TemporaryDirectory() as folder:
         data = write_data(Path(folder), pixels, num_rows=BATCH * steps)
-        model = write_model(Path(folder))
+        model = write_model(Path(folder), pixels)
         runs = {
-            name: run(checkout, Path(folder) / name, data, model, steps)
+            name: run(checkout, Path(folder) / name, data, model, steps, pixels)
             for name, checkout in checkouts.items()
         }
     result = {
@@ -109,7 +110,7 @@ def measure(baseline: Path | None, steps: int, pixels: int) -> dict[str, Any]:
 
 def write_data(folder: Path, pixels: int, num_rows: int) -> dict[str, Path]:
     """Rows of the digits world with square images of about so many pixels, by split."""
-    side = max(round(pixels**0.5 / TILE), 1) * TILE
+    side = side_of(pixels)
     paths = write_dataset(folder / "digits", DigitsConfig(train=num_rows, val=BATCH, test=0))
     for path in paths.values():
         table = pq.read_table(path)
@@ -120,6 +121,11 @@ def write_data(folder: Path, pixels: int, num_rows: int) -> dict[str, Path]:
     return paths
 
 
+def side_of(pixels: int) -> int:
+    """Of a square of about so many pixels, in tokens of 28 x 28."""
+    return max(round(pixels**0.5 / TILE), 1) * TILE
+
+
 def enlarged(image: Mapping[str, Any], side: int) -> bytes:
     """A PNG of `side` x `side` pixels."""
     buffer = BytesIO()
@@ -127,18 +133,23 @@ def enlarged(image: Mapping[str, Any], side: int) -> bytes:
     return buffer.getvalue()
 
 
-def write_model(folder: Path) -> Path:
-    """The packaged model with an image processor that shrinks no image."""
+def write_model(folder: Path, pixels: int) -> Path:
+    """The packaged model with an image processor that does not shrink these images."""
     copy = Path(shutil.copytree(model_dir(), folder / "model"))
     path = copy / "processor_config.json"
     settings = json.loads(path.read_text())
-    settings["image_processor"]["size"]["longest_edge"] = 2**24
+    settings["image_processor"]["size"]["longest_edge"] = side_of(pixels) ** 2
     path.write_text(json.dumps(settings))
     return copy
 
 
 def run(
-    checkout: Path, folder: Path, data: Mapping[str, Path], model: Path, steps: int
+    checkout: Path,
+    folder: Path,
+    data: Mapping[str, Path],
+    model: Path,
+    steps: int,
+    pixels: int,
 ) -> dict[str, Any]:
     """Train in a checkout, and return its measurements."""
     counts, run_dir, mark = folder / "counts", folder / "run", uuid.uuid4().hex
@@ -149,7 +160,7 @@ def run(
         "data.train_batch_size": BATCH,
         "data.max_prompt_length": 2048,
         "data.max_response_length": 48,
-        "data.max_pixels": 2**24,
+        "data.max_pixels": side_of(pixels) ** 2,
         "actor_rollout_ref.model.path": model,
         "actor_rollout_ref.actor.ppo_mini_batch_size": BATCH,
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": GROUP,
@@ -202,18 +213,17 @@ def sampled(
     samples: list[tuple[float, dict[str, int]]] = []
     ends: list[float] = []
     deadline = time.monotonic() + LIMIT_S
-    while process.poll() is None:
-        if time.monotonic() > deadline:
-            process.terminate()
-            process.wait(60)
-            break
-        kib: Counter[str] = Counter()
-        for pid in marked_processes(mark):
-            kib[kind_of(pid)] += proportional_kib(pid)
-        samples.append((time.time(), dict(kib)))
-        done = number_of_steps(metrics)
-        ends += [time.time()] * (done - len(ends))
-        time.sleep(0.5)
+    try:
+        while process.poll() is None and time.monotonic() < deadline:
+            kib: Counter[str] = Counter()
+            for pid in marked_processes(mark):
+                kib[kind_of(pid)] += proportional_kib(pid)
+            samples.append((time.time(), dict(kib)))
+            ends += [time.time()] * (number_of_steps(metrics) - len(ends))
+            time.sleep(0.5)
+    finally:
+        process.terminate()  # nothing happens to one that has ended
+        process.wait()
     ends += [time.time()] * (number_of_steps(metrics) - len(ends))
     return samples, ends
 
