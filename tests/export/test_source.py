@@ -6,6 +6,7 @@ import pytest
 
 from tests.export.conftest import SHARD
 from vapo_verl.export.source import ExportError, find_checkpoint
+from vapo_verl.run_folder.checkpoints import mark_complete
 
 
 def test_the_newest_complete_checkpoint_is_the_default(run):
@@ -52,9 +53,14 @@ def test_other_backends_are_refused(run):
         find_checkpoint(run.path)
 
 
-def test_adapters_are_refused(run):
-    (run.save(2) / "lora_train_meta.json").write_text("{}")
-    with pytest.raises(ExportError, match=r"LoRA"):
+def test_adapters_come_with_their_rank_and_alpha(run):
+    file = run.save(2, complete=False) / "lora_train_meta.json"
+    file.write_text('{"r": 8, "lora_alpha": 16}')
+    mark_complete(run.path, 2)
+    assert find_checkpoint(run.path).lora.factor == 2
+    file.write_text("{}")
+    mark_complete(run.path, 2)
+    with pytest.raises(ExportError, match=r"lora_train_meta.json gives no rank and alpha"):
         find_checkpoint(run.path)
 
 

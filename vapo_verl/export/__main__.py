@@ -3,8 +3,9 @@
 python -m vapo_verl.export RUN_DIR [--step N] [--out DIR]
 
 writes a Hugging Face folder (RUN_DIR/model_step_N) that transformers and vLLM load: weights,
-tokenizer, processor, generation config and a model card. Needs no GPU. Exit codes: 0 written,
-2 nothing to export or an output that cannot be written.
+tokenizer, processor, generation config and a model card. Adapters (LoRA) are merged into the
+weights, or written alone with --adapter. Needs no GPU. Exit codes: 0 written, 2 nothing to export
+or an output that cannot be written.
 """
 
 import argparse
@@ -28,7 +29,11 @@ class ExportOptions:
     step: int | None = field(default=None, metadata=cli(metavar="N"))
     """Which checkpoint (the newest complete one)."""
     out: Path | None = field(default=None, metadata=cli(metavar="DIR"))
-    """Folder to make (RUN_DIR/model_step_N)."""
+    """Folder to make (RUN_DIR/model_step_N, or adapter_step_N)."""
+    adapter: bool = False
+    """The adapters of a LoRA run alone, as peft writes them (RUN_DIR/adapter_step_N)."""
+    dtype: str = field(default="bfloat16", metadata=cli(choices=("bfloat16", "float32")))
+    """Of the weights."""
     allow_nonfinite: bool = False
     """Write weights that are nan or infinite, too: to look into a run that diverged."""
 
@@ -44,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.step,
             options.out,
             allow_nonfinite=options.allow_nonfinite,
+            dtype=options.dtype,
+            adapter=options.adapter,
         )
         print(folder)
     except (ExportError, OSError) as error:

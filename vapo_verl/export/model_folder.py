@@ -1,6 +1,5 @@
 """Convert a checkpoint in a run folder to a model folder."""
 
-import os
 import pickle
 import re
 import stat
@@ -18,7 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vapo_verl.data.control_tokens import spell_saved_tags
-from vapo_verl.export.source import ExportError, find_checkpoint
+from vapo_verl.export.source import (
+    Checkpoint,
+    ExportError,
+    find_checkpoint,
+    read_adapters,
+    read_weights,
+)
 from vapo_verl.files import atomic_folder
 from vapo_verl.run_folder.layout import METRICS_FILE, config_file
 from vapo_verl.run_folder.metrics import Metrics, read_metrics
@@ -61,6 +66,17 @@ processor = AutoProcessor.from_pretrained("THIS_FOLDER")
 ```
 
 or `vllm serve THIS_FOLDER`."""
+USE_ADAPTER = """\
+```python
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+
+base = AutoModelForImageTextToText.from_pretrained("BASE_MODEL", dtype="auto")
+model = PeftModel.from_pretrained(base, "THIS_FOLDER")
+```
+
+or `vllm serve BASE_MODEL --enable-lora --max-lora-rank 64 --lora-modules NAME=THIS_FOLDER`."""
+DTYPES = ("bfloat16", "float32")
 _HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")
 
 
@@ -70,14 +86,20 @@ def write_model_folder(
     out: Path | None = None,
     *,
     allow_nonfinite: bool = False,
+    dtype: str = DTYPES[0],
+    adapter: bool = False,
 ) -> Path:
     """Write a checkpoint as a Hugging Face folder; its path.
+
+    Adapters (LoRA) are merged into the weights, unless ``adapter``.
 
     Args:
         run_dir: a run's ``trainer.default_local_dir``.
         step: which checkpoint; the newest complete one by default.
-        out: the folder to make; ``RUN_DIR/model_step_N`` by default.
+        out: the folder to make; ``RUN_DIR/model_step_N`` by default, or ``adapter_step_N``.
         allow_nonfinite: write weights that are nan or infinite, too.
+        dtype: of the weights, one of :data:`DTYPES`. Adapters keep that of the training.
+        adapter: write the adapters alone, as peft does.
 
     Raises:
         ExportError: no such checkpoint, a damaged one, weights that are not finite, or ``out``
@@ -85,20 +107,75 @@ def write_model_folder(
         OSError: ``out`` cannot be written.
     """
     checkpoint = find_checkpoint(run_dir, step)
-    out = out or run_dir / f"model_step_{checkpoint.step}"
+    out = out or run_dir / f"{'adapter' if adapter else 'model'}_step_{checkpoint.step}"
     if out.exists():
         raise ExportError(f"{out} exists already; remove it, or name another folder with --out")
     with atomic_folder(out) as temporary:
-        write_card(run_dir, checkpoint.step, temporary)
-        write_model(checkpoint.folder, temporary, allow_nonfinite=allow_nonfinite)
+        what = _what(checkpoint, dtype, adapter=adapter)
+        use = USE_ADAPTER if adapter else USE
+        base = write_card(run_dir, checkpoint.step, temporary, what=what, use=use)
+        with _readable(checkpoint, temporary):
+            if adapter:
+                write_adapter(checkpoint, temporary, base, allow_nonfinite=allow_nonfinite)
+            else:
+                write_model(checkpoint, temporary, dtype=dtype, allow_nonfinite=allow_nonfinite)
         config = OmegaConf.load(config_file(run_dir, checkpoint.step))  # the card has read it
         setting = OmegaConf.select(config, "vapo.data.plain_think_tokens")
         spell_saved_tags(temporary, "false" if setting is None else setting)
     return out
 
 
-def write_model(checkpoint: Path, out: Path, *, allow_nonfinite: bool = False) -> None:
-    """Write weights in bfloat16, config, tokenizer, processor and generation config to ``out``.
+def _what(checkpoint: Checkpoint, dtype: str, *, adapter: bool) -> str:
+    """A sentence of the card."""
+    weights = f"Weights are {dtype}."
+    if checkpoint.lora is None:
+        return weights
+    size = f"rank {checkpoint.lora.rank}, alpha {checkpoint.lora.alpha}"
+    if adapter:
+        return f"Adapters alone (LoRA): {size}."
+    return f"{weights} Adapters (LoRA: {size}) are merged into them."
+
+
+def write_adapter(
+    checkpoint: Checkpoint, out: Path, base: str, *, allow_nonfinite: bool = False
+) -> None:
+    """Write the adapters as peft does, with tokenizer and processor.
+
+    Args:
+        base: name of the model that they belong to.
+
+    Raises:
+        ExportError: there are none, or they are not finite.
+    """
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+    from verl.utils import hf_processor, hf_tokenizer
+
+    adapters = read_adapters(checkpoint)
+    tensors = {}
+    for layer, adapter in adapters.items():
+        for part, tensor in (("lora_A", adapter.a), ("lora_B", adapter.b)):
+            tensors[f"base_model.model.{layer}.{part}.weight"] = tensor.contiguous()
+    if not allow_nonfinite:
+        _refuse_nonfinite(checkpoint.folder, tensors)
+    save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    assert checkpoint.lora is not None, "adapters without a rank"
+    LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        r=checkpoint.lora.rank,
+        lora_alpha=checkpoint.lora.alpha,
+        target_modules=sorted(adapters),  # full names: an end of one may also fit a vision layer
+        inference_mode=True,
+    ).save_pretrained(out)
+    for read in (hf_processor, hf_tokenizer):
+        read(str(checkpoint.folder / "huggingface")).save_pretrained(out)
+
+
+def write_model(
+    checkpoint: Checkpoint, out: Path, *, dtype: str = DTYPES[0], allow_nonfinite: bool = False
+) -> None:
+    """Write weights, config, tokenizer, processor and generation config to ``out``.
 
     Nothing of the checkpoint is executed: its shards are read as tensors only.
 
@@ -106,8 +183,8 @@ def write_model(checkpoint: Path, out: Path, *, allow_nonfinite: bool = False) -
         ExportError: shards that cannot be read or do not fit together, or weights that are not
             finite.
     """
+    import torch
     from accelerate import init_empty_weights
-    from safetensors import SafetensorError
     from verl.model_merger.base_model_merger import ModelMergerConfig
     from verl.model_merger.fsdp_model_merger import FSDPModelMerger
 
@@ -118,21 +195,33 @@ def write_model(checkpoint: Path, out: Path, *, allow_nonfinite: bool = False) -
                 model = model_class.from_config(self.model_config)
             tied = set(getattr(model, "all_tied_weights_keys", ()))
             needed = {name: t for name, t in model.state_dict().items() if name not in tied}
-            _refuse_incomplete(checkpoint, state_dict, needed)
+            _refuse_incomplete(checkpoint.folder, state_dict, needed)
             if not allow_nonfinite:
-                _refuse_nonfinite(checkpoint, state_dict)
+                _refuse_nonfinite(checkpoint.folder, state_dict)
             super().save_hf_model_and_tokenizer(state_dict)
 
     config = ModelMergerConfig(
         operation="merge",
         backend="fsdp",
-        local_dir=str(checkpoint),
-        hf_model_config_path=str(checkpoint / "huggingface"),
+        local_dir=str(checkpoint.folder),
+        hf_model_config_path=str(checkpoint.folder / "huggingface"),
         target_dir=str(out),
     )
-    with _tensors_only(), redirect_stdout(sys.stderr):  # stdout is for the path only
+    Merger(config).save_hf_model_and_tokenizer(read_weights(checkpoint, getattr(torch, dtype)))
+    if dtype != DTYPES[0]:  # which veRL's merger writes into the config
+        file = out / "config.json"
+        text = file.read_text(encoding="utf-8")
+        file.write_text(text.replace(f'"dtype": "{DTYPES[0]}"', f'"dtype": "{dtype}"'))
+
+
+@contextmanager
+def _readable(checkpoint: Checkpoint, out: Path) -> Iterator[None]:
+    """Raise ExportError for what reading shards and writing files raises; nothing to stdout."""
+    from safetensors import SafetensorError
+
+    with redirect_stdout(sys.stderr):  # stdout is for the path only
         try:
-            Merger(config).merge_and_save()
+            yield
         except ExportError:
             raise
         except SafetensorError as error:
@@ -141,7 +230,7 @@ def write_model(checkpoint: Path, out: Path, *, allow_nonfinite: bool = False) -
             ) from error
         except _UNREADABLE as error:
             raise ExportError(
-                f"{checkpoint} cannot be merged: {type(error).__name__}: {error}; copy the "
+                f"{checkpoint.folder} cannot be merged: {type(error).__name__}: {error}; copy the "
                 "checkpoint again, or export another with --step"
             ) from error
     for file in out.iterdir():
@@ -187,23 +276,14 @@ def _refuse_nonfinite(checkpoint: Path, weights: Mapping[str, Any]) -> None:
         )
 
 
-@contextmanager
-def _tensors_only() -> Iterator[None]:
-    """Make ``torch.load`` refuse pickled code, although the merger allows it."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+def write_card(
+    run_dir: Path, step: int, out: Path, *, what: str = "Weights are bfloat16.", use: str = USE
+) -> str:
+    """Write ``README.md`` from the config of that step and ``metrics.jsonl``; the base's name.
 
-
-def write_card(run_dir: Path, step: int, out: Path) -> None:
-    """Write ``README.md`` from the config of that step and ``metrics.jsonl``.
+    Args:
+        what: a sentence on the weights.
+        use: how they are loaded.
 
     Raises:
         ExportError: the run folder lacks its config, or it is damaged.
@@ -215,16 +295,24 @@ def write_card(run_dir: Path, step: int, out: Path) -> None:
         config = OmegaConf.load(file)
         if not isinstance(config, DictConfig):
             raise ValueError("it holds no settings")
-        text = card(config, read_metrics(run_dir / METRICS_FILE), step)
+        text = card(config, read_metrics(run_dir / METRICS_FILE), step, what=what, use=use)
     except (ValueError, TypeError, AttributeError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         raise ExportError(
             f"{file} is damaged ({reason}), and the model card is made from it; restore it"
         ) from error
     (out / "README.md").write_text(text, encoding="utf-8")
+    return public_name(config.actor_rollout_ref.model.path)
 
 
-def card(config: DictConfig, metrics: Metrics, step: int) -> str:
+def card(
+    config: DictConfig,
+    metrics: Metrics,
+    step: int,
+    *,
+    what: str = "Weights are bfloat16.",
+    use: str = USE,
+) -> str:
     """The card's text. It holds only the last parts of a path."""
     base = config.actor_rollout_ref.model.path
     name = config.trainer.experiment_name
@@ -235,7 +323,7 @@ def card(config: DictConfig, metrics: Metrics, step: int) -> str:
         _front_matter(base),
         f"# {name}, step {step}",
         f"`{public_name(base)}` after {step} steps of the recipe `{recipe}` of vapo_verl, "
-        "Vision-Anchored Policy Optimization (arXiv 2509.25848). Weights are bfloat16.",
+        f"Vision-Anchored Policy Optimization (arXiv 2509.25848). {what}",
         "## Data",
         _table(("use", "file"), data),
         "## Settings",
@@ -245,7 +333,7 @@ def card(config: DictConfig, metrics: Metrics, step: int) -> str:
         "## Exported with",
         _table(("library", "version"), _versions()),
         "## Use",
-        USE,
+        use,
     ]
     return "\n\n".join(sections) + "\n"
 

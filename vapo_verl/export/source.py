@@ -1,7 +1,8 @@
-"""Find a checkpoint of a run to export, and check that it is complete."""
+"""Find a checkpoint of a run to export, check that it is complete, and read its tensors."""
 
 import json
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from vapo_verl.run_folder.checkpoints import (
     require_intact,
 )
 
+LORA_FILE = "lora_train_meta.json"
+"""Written by veRL for a model with adapters."""
 CONFIGS = ("huggingface/config.json", "huggingface/tokenizer_config.json")
 _MAX_RANKS = 100_000
 _NUM_SHOWN = 5
@@ -28,6 +31,31 @@ class Checkpoint:
     step: int
     folder: Path
     """With ``model_world_size_*_rank_*.pt``, ``fsdp_config.json`` and ``huggingface/``."""
+    lora: "LoraScale | None" = None
+    """None for a run that trained all weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraScale:
+    """What the adapters of a checkpoint say of themselves."""
+
+    rank: int
+    alpha: int
+
+    @property
+    def factor(self) -> float:
+        """Of B A in the sum with the weight."""
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """Of one linear layer: ``y = W x + factor * B A x``."""
+
+    a: Any
+    """[rank, in], as trained."""
+    b: Any
+    """[out, rank]."""
 
 
 def find_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
@@ -53,7 +81,126 @@ def find_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
         require_intact(folder)
     except CheckpointError as error:
         raise ExportError(error.message) from error
-    return Checkpoint(step=step, folder=folder / "actor")
+    return Checkpoint(step=step, folder=folder / "actor", lora=_lora_scale(folder / "actor"))
+
+
+def read_weights(checkpoint: Checkpoint, dtype: Any) -> dict[str, Any]:
+    """All tensors of the model by name, adapters merged into them.
+
+    A layer's merged weight is W + factor * B A, computed in float32 and rounded once.
+
+    Args:
+        dtype: torch's, of the result.
+
+    Raises:
+        ExportError: the checkpoint holds adapters only.
+        Exception: whatever torch raises for shards that are damaged.
+    """
+    shards = _load_shards(checkpoint.folder)
+    adapters = _take_adapters(shards, checkpoint.lora)
+    if adapters and not shards[0]:
+        raise ExportError(
+            f"{checkpoint.folder} holds adapters only (actor.checkpoint.save_lora_only), and no "
+            "weights to merge them into; export them with --adapter"
+        )
+    weights = {}
+    for name in sorted(shards[0]):
+        tensor = _take(shards, name)
+        adapter = adapters.pop(_layer(name.removesuffix(".base_layer.weight")), None)
+        if adapter is not None and checkpoint.lora is not None:
+            change = checkpoint.lora.factor * (adapter.b.float() @ adapter.a.float())
+            tensor = tensor.float() + change
+        weights[_layer(name.replace(".base_layer.", "."))] = tensor.to(dtype)
+    if adapters:
+        raise ExportError(
+            f"{checkpoint.folder} holds adapters of layers that it lacks: "
+            f"{', '.join(sorted(adapters)[:_NUM_SHOWN])}; {_COPY_AGAIN}"
+        )
+    return weights
+
+
+def read_adapters(checkpoint: Checkpoint) -> dict[str, Adapter]:
+    """The adapters by the name of their layer.
+
+    Raises:
+        ExportError: there are none.
+        Exception: whatever torch raises for shards that are damaged.
+    """
+    adapters = _take_adapters(_load_shards(checkpoint.folder), checkpoint.lora)
+    if not adapters:
+        raise ExportError(
+            f"{checkpoint.folder} holds no adapters: all weights were trained "
+            "(actor_rollout_ref.model.lora_rank=0); export without --adapter"
+        )
+    return adapters
+
+
+def _load_shards(folder: Path) -> list[dict[str, Any]]:
+    """What each rank saved of the model, read as tensors only; replicas are left out."""
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    world_size = _world_size(folder / "fsdp_config.json")
+
+    def load(rank: int) -> dict[str, Any]:
+        file = folder / f"model_world_size_{world_size}_rank_{rank}.pt"
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(content, Mapping) or not content:
+            raise TypeError(f"{file.name} holds no tensors by name")
+        return content
+
+    shards, num_shards = [load(0)], world_size
+    some = next(iter(shards[0].values()))
+    if isinstance(some, DTensor):
+        names = some.device_mesh.mesh_dim_names
+        if names not in (("fsdp",), ("ddp", "fsdp")):
+            raise ValueError(f"shards over a mesh of {names}, and not of FSDP alone")
+        num_shards = some.device_mesh.mesh.shape[-1]
+    return shards + [load(rank) for rank in range(1, num_shards)]
+
+
+def _take(shards: list[dict[str, Any]], name: str) -> Any:
+    """A full tensor, removed from the shards."""
+    import torch
+    from torch.distributed.tensor import DTensor
+    from verl.model_merger.fsdp_model_merger import merge_non_dtensor_shards
+
+    parts = [shard.pop(name) for shard in shards]
+    if not isinstance(parts[0], DTensor):
+        return merge_non_dtensor_shards(name, parts)
+    placement = parts[0].placements[-1]  # of the mesh's last dimension, which shards
+    local = [part.to_local() for part in parts]
+    return torch.cat(local, dim=placement.dim) if placement.is_shard() else local[0]
+
+
+def _take_adapters(shards: list[dict[str, Any]], lora: LoraScale | None) -> dict[str, Adapter]:
+    adapters = {}
+    for name in [name for name in shards[0] if ".lora_A." in name]:
+        adapter = Adapter(a=_take(shards, name), b=_take(shards, name.replace("_A.", "_B.")))
+        if lora is None or not adapter.a.shape[0] == adapter.b.shape[1] == lora.rank:
+            raise ExportError(
+                f"{name} has rank {adapter.a.shape[0]}, and {LORA_FILE} says "
+                f"{lora.rank if lora else 'nothing'}; {_COPY_AGAIN}"
+            )
+        adapters[_layer(name.partition(".lora_A.")[0])] = adapter
+    return adapters
+
+
+def _layer(name: str) -> str:
+    """A name in the model, from one in peft's model around it."""
+    return name.removeprefix("base_model.model.")
+
+
+def _lora_scale(folder: Path) -> LoraScale | None:
+    file = folder / LORA_FILE
+    if not file.is_file():
+        return None
+    stated = _read_json(file)
+    values = [stated.get(name) for name in ("r", "lora_alpha")]
+    if not all(type(value) is int and value > 0 for value in values):
+        raise ExportError(f"{file} gives no rank and alpha (r, lora_alpha); {_COPY_AGAIN}")
+    rank, alpha = values
+    return LoraScale(rank=rank, alpha=alpha)
 
 
 def _without_any(run_dir: Path) -> str:
@@ -69,11 +216,6 @@ def _check_files(folder: Path) -> None:
     fsdp_config = folder / "fsdp_config.json"
     if not fsdp_config.is_file():
         raise ExportError(f"{fsdp_config} is missing: only checkpoints of FSDP can be exported")
-    if (folder / "lora_train_meta.json").is_file():
-        raise ExportError(
-            f"{folder} holds LoRA adapters, which are not merged here; use "
-            f"python -m verl.model_merger merge --backend fsdp --local_dir {folder}"
-        )
     world_size = _world_size(fsdp_config)
     shards = [f"model_world_size_{world_size}_rank_{rank}.pt" for rank in range(world_size)]
     needed = [*shards, *CONFIGS]
