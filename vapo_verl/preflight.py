@@ -243,6 +243,9 @@ def check_trainer_mode(config: DictConfig) -> None:
         ValueError: the first of them, with the fix.
     """
     mode, policy = config.trainer.v1.trainer_mode, config.actor_rollout_ref
+    debug = config.vapo.debug
+    if debug.save_rollouts or debug.train_only:  # has a synchronous trainer of its own by now
+        mode = SYNC
     if mode not in (SYNC, COLOCATED, SEPARATE):
         raise ValueError(
             f"trainer.v1.trainer_mode={mode} is not a trainer of this package; set {SYNC}, "
@@ -314,6 +317,13 @@ def _check_separate_pool(config: DictConfig) -> None:
             f"actor_rollout_ref.rollout.checkpoint_engine.backend=nccl {mode}: cupy is not "
             "installed; pip install cupy-cuda12x or cupy-cuda13x, as torch.version.cuda says, or "
             "set backend=zmq, which goes through host memory and is slower"
+        )
+    lora = policy.model.get("lora") or {}
+    if (policy.model.get("lora_rank") or lora.get("rank")) and not lora.get("merge"):
+        raise ValueError(
+            f"actor_rollout_ref.model.lora_rank={policy.model.get('lora_rank')} {mode}: veRL sends "
+            "the weights below the adapter to another pool, and never the adapter; set "
+            "actor_rollout_ref.model.lora.merge=true"
         )
     bypass = (config.algorithm.get("rollout_correction") or {}).get("bypass_mode")
     if settings.parameter_sync_step > 1 and not bypass:

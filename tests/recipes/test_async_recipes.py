@@ -62,6 +62,7 @@ def test_they_pass_our_checks_and_verls_on_one_and_two_nodes(recipe, overrides, 
             ["actor_rollout_ref.actor.fsdp_config.param_offload=true"],
             "parameter_sync_step=1",
         ),
+        ("vapo_async", ["actor_rollout_ref.model.lora_rank=8"], "lora.merge=true"),
         ("smoke_async", ["ray_kwargs.ray_init.num_gpus=1"], "need 2"),
         ("vapo", [COLOCATED, "vapo.rollout.restart_servers=true"], "restart_servers"),
     ],
@@ -69,6 +70,11 @@ def test_they_pass_our_checks_and_verls_on_one_and_two_nodes(recipe, overrides, 
 def test_what_cannot_work_is_refused_with_the_fix(recipe, overrides, says):
     with pytest.raises(ValueError, match=says):
         preflight.check_trainer_mode(composed(recipe, *overrides))
+
+
+def test_trainers_of_saved_rollouts_are_ours_too(tmp_path):
+    debug = f"vapo.debug.save_rollouts={tmp_path}"
+    preflight.check_trainer_mode(composed("vapo", debug, "trainer.v1.trainer_mode=vapo_saving"))
 
 
 def test_weights_by_nccl_need_cupy(monkeypatch):
