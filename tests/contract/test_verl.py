@@ -16,8 +16,10 @@ from verl.trainer.ppo.v1 import (
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils.fsdp_utils import fsdp2_sharded_save_to_cpu
-from verl.workers.rollout.llm_server import FullyAsyncLLMServerClient
-from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
+from verl.workers.engine_workers import ActorRolloutRefWorker
+from verl.workers.rollout.llm_server import FullyAsyncLLMServerClient, LLMServerManager
+from verl.workers.rollout.vllm_rollout import ServerAdapter
+from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
 from vapo_verl.trainer.async_trainers import VapoColocateAsync, VapoSeparateAsync
 from vapo_verl.trainer.trainer import VapoTrainer
@@ -120,6 +122,22 @@ def test_interrupted_responses_are_resumed_by_the_client_that_is_extended():
 def test_the_copy_of_weights_that_are_on_the_cpu_is_still_none():
     """Once it is one, `VapoDetachedWorker.save_model_to_cpu` can go."""
     assert ".detach().cpu()" in inspect.getsource(fsdp2_sharded_save_to_cpu)
+
+
+def test_servers_can_be_started_again_as_they_were_started():
+    """What restart_servers in vapo_verl/rollout/server.py and its callers take for granted."""
+    launch = inspect.getsource(vLLMReplica.launch_servers)
+    assert 'f"{prefix}server_{self.replica_rank}_{node_rank}{self.name_suffix}"' in launch
+    assert "self.servers.append(server)" in launch
+    lookup = inspect.getsource(ServerAdapter._ensure_server_handle)
+    assert "if self.server_handle is None" in lookup and "ray.get_actor(" in lookup
+    manager = inspect.getsource(LLMServerManager)
+    for name in ("rollout_replicas", "server_handles", "server_addresses", "global_load_balancer"):
+        assert f"self.{name} = " in manager
+    worker = inspect.getsource(ActorRolloutRefWorker)
+    assert 'self.base_sync_done: bool = "dummy" not in self.config.rollout.load_format' in worker
+    tag = '{"is_prompt": True, "status": "pending", "global_steps": self.global_steps}'
+    assert tag in inspect.getsource(PPOTrainer._submit_batch_to_rollout)
 
 
 def test_workers_are_made_from_the_class_attributes_we_set():
