@@ -47,7 +47,7 @@ test-cluster: setup ## real Slurm, Docker and Ray over several simulated nodes; 
 test-gpu: setup ## the tests that need a GPU, in an environment of EXTRA=gpu
 	$(PYTEST) -m gpu --timeout 1800 $(ARGS)
 
-chaos: setup ## kill, stop, fill and damage whole runs, and compare with one that nothing happened to; root: ARGS="--faults 8 --seed 1"
+chaos: setup ## kill, stop, fill and damage whole runs, and compare with one that nothing happened to; root: ARGS="--faults 8 --seed 1 --minutes 20"
 	$(BIN)/python tests/system/chaos $(ARGS)
 
 gpu-check: ## prove on this machine's GPU what runs on one, in 12 minutes: ARGS="--minutes 5"
