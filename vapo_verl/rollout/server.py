@@ -230,8 +230,8 @@ def _is_actor(name: str) -> bool:
     return True
 
 
-async def restart_servers(manager: LLMServerManager) -> list[str]:
-    """Restart the replicas that are dead; their new addresses. They lack the run's weights.
+async def restart_servers(manager: LLMServerManager) -> None:
+    """Restart the replicas that are dead. They have the weights on disk, not those of the run.
 
     The router must have no request in flight.
     """
@@ -243,7 +243,6 @@ async def restart_servers(manager: LLMServerManager) -> list[str]:
     servers = dict(zip(manager.server_addresses, manager.server_handles, strict=True))
     await router.remove_servers.remote(old)
     await router.add_servers.remote(servers)  # all of them, in the order of the run's start
-    return [replica.server_address for replica in dead]
 
 
 def register() -> None:
