@@ -1,5 +1,6 @@
 """The mismatch of engine and trainer, and which corrections of it a run may ask for."""
 
+import copy
 import math
 from functools import cache
 
@@ -244,6 +245,14 @@ def test_what_the_correction_needs_of_the_engine(asked, override, fix):
     key, value = override.split("=")
     assert message.lower().startswith(f"{key}={value}")
     assert message.endswith(fix)
+
+
+@pytest.mark.parametrize("value", ["token", "true", "[token]"])
+def test_what_is_no_group_of_settings_is_refused(value):
+    config = copy.deepcopy(smoke())
+    config.algorithm.rollout_correction = OmegaConf.create({"value": value}).value
+    with pytest.raises(ValueError, match=r"rollout_correction=.* set .*rollout_is"):
+        check_rollout_correction(config)
 
 
 LOSS = "actor_rollout_ref.actor.policy_loss.loss_mode"

@@ -135,6 +135,14 @@ def leaves(**arguments):
     raise SystemExit(3)
 
 
+def cancels(**arguments):
+    raise asyncio.CancelledError("by a library of mine")
+
+
+async def streams(**arguments):
+    yield 1.0
+
+
 def divides(**arguments):
     return 1 / 0
 
@@ -192,6 +200,8 @@ def test_a_functions_file_is_run_once_a_process(function):
     [
         ("stops", "StopIteration"),
         ("leaves", "SystemExit: 3"),
+        ("cancels", "CancelledError: by a library of mine"),
+        ("streams", "it returned a async_generator; give a number"),
         ("divides", "ZeroDivisionError: division by zero"),
         ("times_out", "TimeoutError: the server of my reward"),
         ("fails_later", "KeyError: 'x'"),

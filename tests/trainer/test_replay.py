@@ -148,23 +148,27 @@ def test_a_damaged_file_is_named(tmp_path, name, how):
         read_step(tmp_path, 1)
 
 
+META = {"format": "vapo_verl rollouts", "version": 1, "sha256": {}, "versions": {}}
+
+
 @pytest.mark.parametrize(
     ("meta", "said"),
     [
         (None, "holds no saved rollouts"),
         ("not json", "holds no saved rollouts"),
         ("[]", "holds no saved rollouts"),
-        ('{"format": "other", "sha256": {}}', "has the format 'other'"),
-        ('{"format": "vapo_verl rollouts", "version": 9, "sha256": {}}', "version 9; this package"),
-        ('{"format": "vapo_verl rollouts", "version": 1}', "holds no saved rollouts"),
-        ('{"format": "vapo_verl rollouts", "version": 1, "sha256": {}}', "is damaged"),
+        ({**META, "format": "other"}, "has the format 'other'"),
+        ({**META, "version": 9}, "version 9; this package"),
+        ({"format": META["format"], "version": 1}, "holds no saved rollouts"),
+        ({**META, "versions": None}, "has the format"),
+        (META, "is damaged"),
     ],
 )
 def test_a_foreign_folder_is_named(tmp_path, meta, said):
     folder = step_folder(tmp_path, 1)
     folder.mkdir()
     if meta is not None:
-        (folder / META_FILE).write_text(meta)
+        (folder / META_FILE).write_text(meta if isinstance(meta, str) else json.dumps(meta))
     (folder / ROWS_FILE).write_text('{"keys": []}')
     with pytest.raises(SavedRolloutsError, match=re.escape(str(folder))) as caught:
         read_step(tmp_path, 1)

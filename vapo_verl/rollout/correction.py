@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def check_rollout_correction(config: Any) -> None:
     correction = config.algorithm.get("rollout_correction")
     if not correction:
         return
+    if not isinstance(correction, Mapping):
+        raise ValueError(f"{KEY}={correction!r} is no group of settings; set {KEY}.rollout_is")
     level, rejection = correction.get("rollout_is"), correction.get("rollout_rs")
     _check_names(correction)
     if level is None:

@@ -220,10 +220,11 @@ class RewardFunction:
         }
 
         def call() -> tuple[Any, BaseException | None]:
-            # returned, not raised: a StopIteration would never reach the awaiting coroutine
+            # returned, not raised: a StopIteration would never reach the awaiting coroutine, which
+            # would take a CancelledError for its own
             try:
                 return self._call(**arguments), None
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 return None, error
 
         loop = asyncio.get_running_loop()

@@ -170,7 +170,8 @@ def check_saved(config: DictConfig) -> None:
 def _meta(folder: Path) -> dict[str, Any]:
     try:
         meta = json.loads((folder / META_FILE).read_text())
-        is_ours = meta["format"] == FORMAT and isinstance(meta["sha256"], dict)
+        parts = meta["sha256"], meta["versions"]
+        is_ours = meta["format"] == FORMAT and all(isinstance(part, dict) for part in parts)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise SavedRolloutsError(f"{folder} holds no saved rollouts ({error})") from error
     if not is_ours or meta.get("version") != FORMAT_VERSION:
