@@ -61,7 +61,7 @@ bench: setup ## what visual attention and anchors cost: tables and JSON lines
 study: setup ## VAPO against GRPO and attention credit on a laptop, goes on where it was stopped: ARGS=--document
 	$(BIN)/python -m benchmarks.study $(ARGS)
 
-study-quick: setup ## the same with 2 arms, 1 seed and few steps
+study-quick: setup ## the control of the main comparison: perception paid alone, few steps
 	$(BIN)/python -m benchmarks.study --quick $(ARGS)
 
 study-variants: setup ## VAPO with other settings, one at a time, next to the study's runs

@@ -1,21 +1,22 @@
-"""Command line: python -m benchmarks.study [--quick | --variants] [--out DIR]."""
+"""Command line: python -m benchmarks.study [--quick | --variants | --forgetful] [--out DIR]."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from benchmarks.study import arms, figures, page, variants
+from benchmarks.study import arms, figures, forgetful, page, variants
 from benchmarks.study.arms import ARMS, BASELINE, Plan
 from benchmarks.study.claims import read_claim_kinds
 from benchmarks.study.credit import read_credit
-from benchmarks.study.data import make_data
+from benchmarks.study.data import LINES, make_data
 from benchmarks.study.measuring import measure, measure_on_validation_rows
 from benchmarks.study.statistics import compare
 from benchmarks.study.training import train
@@ -25,9 +26,10 @@ REPOSITORY = Path(__file__).parents[2]
 DOCUMENT = REPOSITORY / "docs" / "study.md"
 RESULTS = REPOSITORY / "docs" / "study"
 RUNS_CSV, ROWS_CSV, CREDIT_CSV = "runs.csv", "rows.csv", "credit.csv"
-CLAIMS_CSV, VARIANTS_CSV = "claims.csv", "variants.csv"
+CLAIMS_CSV, VARIANTS_CSV, FORGETFUL_CSV = "claims.csv", "variants.csv", "forgetful.csv"
 NO_SEED = -1
 """Of the warm start."""
+AnyPlan = TypeVar("AnyPlan", bound=Plan)
 Task = tuple[str, Callable[[int], None]]
 """A name, and a function of the number of threads."""
 
@@ -38,15 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if fault := _fault(options):
         parser.error(fault)
-    plan = _plan(options)
-    name = "study_quick" if options.quick else "study"
-    work = Workspace(root=(options.out or REPOSITORY / "runs" / name).resolve())
     start = time.monotonic()
-    part = _variants if options.variants else _arms
     try:
-        work.claim(plan)
-        make_data(work, plan)
-        part(work, plan, options)
+        if options.quick or options.forgetful:
+            _forgetful(options)
+        else:
+            plan = _chosen(arms.FULL, options)
+            work = Workspace(root=_root(options, "study"))
+            work.claim(plan)
+            make_data(work, plan)
+            (_variants if options.variants else _arms)(work, plan, options)
     except StudyError as error:
         print(error, file=sys.stderr)
         return 1
@@ -57,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fault(options: argparse.Namespace) -> str | None:
     """The first impossible combination of options; None if there is none."""
     partial_study = bool(options.quick or options.arms or options.seeds)
+    chosen = options.arms or ()
+    known = forgetful.MAIN.arms if options.forgetful else tuple(ARMS)
+    if unknown := [arm for arm in chosen if arm not in known]:
+        return f"--arms {' '.join(unknown)}: choose from {', '.join(known)}"
+    if options.quick and (options.arms or options.seeds):
+        return "--quick is the control with one seed: leave --arms and --seeds out"
     if options.arms and BASELINE not in options.arms:
         return f"--arms {' '.join(options.arms)}: add {BASELINE}, the arm of comparison"
     if options.variants and (options.arms or options.seeds):
@@ -66,10 +75,66 @@ def _fault(options: argparse.Namespace) -> str | None:
     return None
 
 
-def _plan(options: argparse.Namespace) -> Plan:
-    plan = arms.QUICK if options.quick else arms.FULL
+def _root(options: argparse.Namespace, name: str) -> Path:
+    return (options.out or REPOSITORY / "runs" / name).resolve()
+
+
+def _chosen(plan: AnyPlan, options: argparse.Namespace) -> AnyPlan:
+    """The plan with the arms and seeds of the command line."""
     chosen = {"arms": options.arms, "seeds": options.seeds}
     return replace(plan, **{name: tuple(values) for name, values in chosen.items() if values})
+
+
+def _forgetful(options: argparse.Namespace) -> None:
+    """The main comparison, or its control alone with `--quick`."""
+    plan = forgetful.QUICK if options.quick else _chosen(forgetful.MAIN, options)
+    root = _root(options, "study_quick" if options.quick else "study_forgetful")
+    works = forgetful.workspaces(root, plan)
+    tasks: list[Task] = []
+    for memory, work in works.items():
+        work.claim(plan)
+        make_data(work, plan, LINES)
+        tasks.append((f"warm start {memory}", partial(forgetful.make_start, work, plan, memory)))
+    _do_all(tasks, options.jobs)
+    tasks = [
+        (f"{WARM_START} {memory}", partial(measure, work, plan, WARM_START))
+        for memory, work in works.items()
+    ]
+    for run in forgetful.runs_of(plan):  # both strengths of a seed, before the next seed
+        for memory, work in works.items():
+            ((name, do),) = _trainings(work, plan, [run], partial(measure, work, plan))
+            tasks.append((f"{name} {memory}", do))
+    try:
+        _do_all(tasks, options.jobs)
+    finally:
+        report_forgetful(works, plan, root, options.document)
+    if options.quick:
+        (work,) = works.values()
+        print(forgetful.check_control(work))
+
+
+def report_forgetful(
+    works: Mapping[str, Workspace],
+    plan: forgetful.ForgetfulPlan,
+    root: Path,
+    document: bool,
+) -> None:
+    """Write tables, CSV and plots of what is measured; with `document`, into docs/study.md too."""
+    outcomes = forgetful.read_outcomes(works, plan)
+    text = forgetful.tables(outcomes)
+    print(text)
+    out = RESULTS if document else root / "results"
+    out.mkdir(parents=True, exist_ok=True)
+    if rows := [outcome for found in outcomes.values() for outcome in found]:
+        figures.write_csv(out / FORGETFUL_CSV, rows)
+    for memory, work in works.items():
+        if seeds := forgetful.complete_seeds(work, plan):
+            pictures = out / f"memory_{memory}"
+            pictures.mkdir(exist_ok=True)
+            page.write_plots(work, replace(plan, seeds=seeds), pictures)
+    if document:
+        page.write_tables(DOCUMENT, page.FORGETFUL, text)
+    print(f"\nCSV file and plots: {out}")
 
 
 def _arms(work: Workspace, plan: Plan, options: argparse.Namespace) -> None:
@@ -187,13 +252,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=main.__doc__)
     add = parser.add_argument
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="2 arms, 1 seed, fewer steps: a test")
+    size.add_argument(
+        "--quick", action="store_true", help="the control alone, 1 seed, few steps: a test"
+    )
+    size.add_argument(
+        "--forgetful",
+        action="store_true",
+        help="the main comparison, in the world forgetful_digits: hours; see plan.md",
+    )
     size.add_argument(
         "--variants", action="store_true", help="VAPO with other settings, next to the study's runs"
     )
     add("--out", type=Path, help="folder of the study (runs/study, runs/study_quick)")
     add("--jobs", type=int, default=2, choices=(1, 2), help="runs at once (%(default)s)")
-    add("--arms", nargs="+", choices=tuple(ARMS), help="some of them, with grpo, in another --out")
+    add("--arms", nargs="+", help="some of them, with grpo, in another --out")
     add("--seeds", nargs="+", type=int, help="others than the study's, in another --out")
     add("--document", action="store_true", help="put the results into docs/study.md")
     return parser

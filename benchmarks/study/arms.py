@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BASELINE = "grpo"
+BASELINE, CONTROL = "grpo", "perception"
 _NO_CLAIMS = ("vapo.anchors.num_anchors=0",)
 
 
@@ -77,7 +77,30 @@ VARIANTS = {
     )
 }
 """VAPO with other settings than the study's, and GRPO if it has the setting."""
-ALL_ARMS = ARMS | VARIANTS
+FORGETFUL = {
+    arm.name: arm
+    for arm in (
+        Arm(
+            name="decoupled",
+            title="VAPO, gamma 1, decoupled",
+            overrides=(
+                "vapo.reward.perception_weight=1.0",
+                "vapo.advantage.normalization=decoupled",
+            ),
+        ),
+        Arm(
+            name=CONTROL,
+            title="perception alone",
+            overrides=(
+                "vapo.reward.perception_weight=1.0",
+                "vapo.reward.accuracy_weight=0.0",
+                "vapo.anchors.gate=relaxed",
+            ),
+        ),
+    )
+}
+"""Further arms of the main comparison; the last one is its control."""
+ALL_ARMS = ARMS | VARIANTS | FORGETFUL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +121,4 @@ FULL = Plan(
     num_steps=24,
     num_train_rows=384,
     num_test_rows=256,
-)
-QUICK = Plan(
-    arms=("grpo", "vapo"),
-    seeds=(0,),
-    num_steps=12,
-    num_train_rows=192,
-    num_test_rows=64,
 )

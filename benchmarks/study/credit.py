@@ -19,6 +19,7 @@ _METRICS = {
     "groups_right": "vapo/advantage/groups_right",
     "groups_mixed": "vapo/advantage/groups_mixed",
     "perception_only": "vapo/advantage/perception_only",
+    "perception_fraction": "vapo/advantage/perception_fraction",
     "kl": "actor/kl_loss",
     "step_s": "timing_s/step",
 }
@@ -53,6 +54,8 @@ class Credit:
     """Fractions of prompts whose responses are all correct, or mixed."""
     perception_only: float
     """Of sum |A_i|, what stands in groups that differ in nothing but perception."""
+    perception_fraction: float
+    """Of the advantage, what perception decides: see docs/estimator.md."""
     kl: float
     """To the warm start, nats per token."""
     step_s: float

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -11,21 +13,16 @@ from vapo_verl.digits.build import DigitsConfig, write_dataset
 
 NUM_VALIDATION_ROWS = 256
 _SEED = 0
+PARTS = DigitsConfig(grids=("3x3",), questions="parts")
+"""Questions in parts, with claims of all kinds."""
+LINES = DigitsConfig(grids=("3x3",), questions="lines", claim_kinds=("identity", "color"))
+"""The world `forgetful_digits`."""
 
 
-def make_data(work: Workspace, plan: Plan) -> None:
-    """Rows of the questions in parts, and the test rows with each other's images."""
-    write_dataset(
-        work.data,
-        DigitsConfig(
-            train=plan.num_train_rows,
-            val=NUM_VALIDATION_ROWS,
-            test=plan.num_test_rows,
-            seed=_SEED,
-            grids=("3x3",),
-            questions="parts",
-        ),
-    )
+def make_data(work: Workspace, plan: Plan, world: DigitsConfig = PARTS) -> None:
+    """Rows of a world, of the plan's numbers, and the test rows with each other's images."""
+    sizes = {"train": plan.num_train_rows, "test": plan.num_test_rows}
+    write_dataset(work.data, replace(world, val=NUM_VALIDATION_ROWS, seed=_SEED, **sizes))
     if not (work.data / OTHER_IMAGE).exists():
         rows = pq.read_table(work.data / TEST)
         pq.write_table(with_other_images(rows), work.data / OTHER_IMAGE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,7 +112,7 @@ def read_outcomes(work: Workspace, run: Run, folder: str = "perception") -> list
             row=record["row"],
             run=run.name,
             right=int(record["right"]),
-            claims_late=_late(record),
+            claims_late=late_claims(record),
         )
         for record in records
     ]
@@ -138,7 +138,8 @@ def _figures(line: dict[str, str]) -> Figures:
     return Figures(arm=line["arm"], seed=int(line["seed"]), **values)
 
 
-def _late(record: dict[str, Any]) -> float | None:
+def late_claims(record: Mapping[str, Any]) -> float | None:
+    """Accuracy on the late claims of a row; None without late claims."""
     predictions = [
         anchor["correct"]
         for anchor in record["anchors"]

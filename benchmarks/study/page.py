@@ -21,7 +21,7 @@ from vapo_verl.analysis.statistics import MIN_PAIRS, PairedDifference
 from vapo_verl.plots.matplotlib_figure import picture
 from vapo_verl.plots.panel import Panel, Series, numbers
 
-FIGURES, VARIANTS = "figures", "variants"
+FIGURES, VARIANTS, FORGETFUL = "figures", "variants", "forgetful"
 """Parts of the document that :func:`write_tables` replaces."""
 _TABLE = (
     ("accuracy", "accuracy"),
@@ -63,13 +63,19 @@ def write_tables(document: Path, part: str, text: str) -> None:
 
 def figures_table(rows: Sequence[Figures]) -> str:
     """Results of each arm on held-out rows, mean ± standard deviation over seeds."""
-    return _table(_TABLE, rows)
+    return arms_table(_TABLE, rows)
 
 
-def _table(
+def arms_table(
     columns: Sequence[tuple[str, str]],
-    rows: Sequence[Figures] | Sequence[ClaimKinds] | Sequence[Credit] | Sequence[Variant],
+    rows: Sequence[Any],
 ) -> str:
+    """Mean ± standard deviation of measures over the seeds of each arm.
+
+    Args:
+        columns: title and field.
+        rows: results of runs, which have an `arm`.
+    """
     lines = [
         f"| | {' | '.join(title for title, _ in columns)} |",
         "|---|" + "---|" * len(columns),
@@ -89,14 +95,14 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
     ]
     for each in comparisons:
         cells = [
-            cell for pairs in (each.over_rows, each.over_seeds) for cell in _paired_cells(pairs)
+            cell for pairs in (each.over_rows, each.over_seeds) for cell in paired_cells(pairs)
         ]
         measure = each.measure.replace("_", " ")
         lines.append(f"| {title(each.arm)} | {measure} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _paired_cells(pairs: PairedDifference) -> tuple[str, str]:
+def paired_cells(pairs: PairedDifference) -> tuple[str, str]:
     """Difference with its interval, and p."""
     interval = f"{pairs.low:+.3f} to {pairs.high:+.3f}"
     return f"{pairs.difference:+.3f} ({interval}, n = {pairs.n})", f"{pairs.p_t:.2g}"
@@ -123,7 +129,7 @@ _CREDIT_TABLE = (
 
 def credit_table(rows: Sequence[Credit]) -> str:
     """Training metrics of each arm, mean ± standard deviation over seeds."""
-    return _table(_CREDIT_TABLE, rows)
+    return arms_table(_CREDIT_TABLE, rows)
 
 
 _KINDS_TABLE = tuple((f"{kind}, {part}", f"{kind}_{part}") for kind in KINDS for part in PARTS)
@@ -131,7 +137,7 @@ _KINDS_TABLE = tuple((f"{kind}, {part}", f"{kind}_{part}") for kind in KINDS for
 
 def kinds_table(rows: Sequence[ClaimKinds]) -> str:
     """Accuracy on claims by kind, early and late in the response."""
-    return _table(_KINDS_TABLE, rows)
+    return arms_table(_KINDS_TABLE, rows)
 
 
 _VARIANTS_TABLE = (
@@ -150,7 +156,7 @@ _VARIANTS_TABLE = (
 
 def variants_table(rows: Sequence[Variant]) -> str:
     """Results of each run on validation rows, with its training metrics."""
-    return _table(_VARIANTS_TABLE, rows)
+    return arms_table(_VARIANTS_TABLE, rows)
 
 
 def variants_comparison_table(
@@ -159,7 +165,7 @@ def variants_comparison_table(
     """Each variant minus the arm it is compared with."""
     lines = ["| | against | accuracy | p | claims late | p |", "|---|---|---|---|---|---|"]
     for arm, by_measure in differences.items():
-        cells = [cell for pairs in by_measure.values() for cell in _paired_cells(pairs)]
+        cells = [cell for pairs in by_measure.values() for cell in paired_cells(pairs)]
         against = title(ALL_ARMS[arm].against)
         lines.append(f"| {title(arm)} | {against} | {' | '.join(cells)} |")
     return "\n".join(lines)

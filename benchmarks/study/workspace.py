@@ -39,6 +39,8 @@ class Workspace:
     """Folders of a study."""
 
     root: Path
+    start: Path | None = None
+    """Folder of the warm start; None: the packaged hasty_digits."""
 
     @property
     def data(self) -> Path:
@@ -47,7 +49,7 @@ class Workspace:
     @property
     def model(self) -> Path:
         """The warm start, from which every run begins."""
-        return model_dir("hasty_digits")
+        return self.start or model_dir("hasty_digits")
 
     def folder(self, name: str) -> Path:
         """Of a run, or of the warm start: what is measured of it stands in there."""

@@ -311,6 +311,10 @@ def test_one_process_runs_commands_until_one_fails(tmp_path, capsys):
         (["--quick", "--document"], "full study"),
         (["--seeds", "3", "--document"], "full study"),
         (["--quick", "--variants"], "not allowed with"),
+        (["--quick", "--forgetful"], "not allowed with"),
+        (["--quick", "--seeds", "3"], "leave --arms and --seeds out"),
+        (["--arms", "grpo", "decoupled"], "choose from grpo, vapo, vapo_focus"),
+        (["--forgetful", "--arms", "grpo", "vapo_focus"], "choose from grpo, vapo, gamma_1"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(tmp_path, capsys, options, told):
@@ -324,7 +328,7 @@ def test_a_folder_of_another_plan_is_refused(tmp_path):
     work.claim(PLAN)
     work.claim(PLAN)
     with pytest.raises(StudyError, match="another plan"):
-        work.claim(arms.QUICK)
+        work.claim(replace(PLAN, seeds=(7,)))
 
 
 def test_a_command_that_fails_names_its_log(tmp_path):

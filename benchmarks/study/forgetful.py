@@ -1,0 +1,318 @@
+"""The main comparison, in the world `forgetful_digits`: see plan.md for what it is to show.
+
+Two strengths of forgetting, each with a warm start and a workspace of its own, trained with the
+same rows, arms and seeds. What is finished is reported; the same command goes on with the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.study.arms import BASELINE, CONTROL, Plan
+from benchmarks.study.credit import read_credit
+from benchmarks.study.figures import late_claims
+from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
+from benchmarks.study.page import arms_table, paired_cells, title
+from benchmarks.study.reads import read_scenes, reads_of
+from benchmarks.study.workspace import TEST, WARM_START, Run, StudyError, Workspace
+from vapo_verl.analysis.statistics import MIN_PAIRS, PairedDifference, paired_difference
+from vapo_verl.digits.scene import Scene
+from vapo_verl.evaluation.early_decision import load_early_decision
+from vapo_verl.evaluation.early_decision import summarise as summarise_early
+from vapo_verl.evaluation.perception.perception_command import summarise
+from vapo_verl.evaluation.probing.journal import read_records
+
+NO_SEED = -1
+"""Of the warm start."""
+ALPHA = 0.05
+_CONCLUSION = "the largest is"
+"""Sentences after the last one of these are not needed for the answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgetfulPlan(Plan):
+    """A plan for each strength of forgetting."""
+
+    memories: tuple[str, ...]
+    """`--memory` of each warm start; its folder has this name."""
+    start_steps: int
+    """Of the warm start's training."""
+
+
+MAIN = ForgetfulPlan(
+    arms=(BASELINE, "vapo", "gamma_1", "decoupled", "no_gate"),
+    seeds=(0, 1, 2, 3, 4),
+    num_steps=100,
+    num_train_rows=1600,
+    num_test_rows=256,
+    memories=("18", "none"),
+    start_steps=500,
+)
+QUICK = ForgetfulPlan(
+    arms=(CONTROL,),
+    seeds=(0,),
+    num_steps=12,
+    num_train_rows=192,
+    num_test_rows=64,
+    memories=("18",),
+    start_steps=200,
+)
+"""The control alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One checkpoint on the held-out rows, and what its training saw; nan where there is none."""
+
+    memory: str
+    arm: str
+    seed: int
+    accuracy: float
+    claims_early: float
+    claims_late: float
+    stated: float
+    """Different cells that a response states."""
+    checked: float
+    """Of those, cells after the last conclusion: the answer does not need them."""
+    reads_right: float
+    """Fraction of correct statements."""
+    tokens: float
+    recoverable: float
+    """Rows incorrect at the end and correct when forced to answer at some earlier cut."""
+    attention_early: float
+    attention_late: float
+    """Visual attention ratio in the first and last third of a response."""
+    groups_right: float = math.nan
+    """Of the training's prompts, those whose responses are all correct."""
+    agreement: float = math.nan
+    spread: float = math.nan
+    perception_fraction: float = math.nan
+    """Of the advantage: see docs/estimator.md."""
+    kl: float = math.nan
+
+
+_TRAINING = ("groups_right", "agreement", "spread", "perception_fraction", "kl")
+MEASURES = {
+    "claims late": "claims_late",
+    "accuracy": "accuracy",
+    "cells stated": "stated",
+    "cells checked": "checked",
+    "reads correct": "reads_right",
+    "claims early": "claims_early",
+    "tokens": "tokens",
+    "recoverable": "recoverable",
+    "attention early": "attention_early",
+    "attention late": "attention_late",
+}
+"""Column and field; the first is the primary measure, and that and the next four are tested."""
+NUM_TESTED = 5
+
+
+def workspaces(root: Path, plan: ForgetfulPlan) -> dict[str, Workspace]:
+    """By strength."""
+    return {
+        memory: Workspace(root=root / f"memory_{memory}", start=root / "starts" / memory)
+        for memory in plan.memories
+    }
+
+
+def make_start(work: Workspace, plan: ForgetfulPlan, memory: str, threads: int) -> None:
+    """The warm start of one strength; a finished one is kept."""
+    assert work.start is not None
+    work.command(
+        f"{WARM_START}_{memory}",
+        "vapo_verl.digits.model",
+        "warm-start",
+        *("--memory", memory),
+        *("--steps", str(plan.start_steps)),
+        *("--threads", str(threads)),
+        *("--out", str(work.start)),
+        threads=threads,
+    )
+
+
+def runs_of(plan: Plan) -> list[Run]:
+    """Seed by seed, so that an interrupted study still has pairs."""
+    return [Run(arm=arm, seed=seed) for seed in plan.seeds for arm in plan.arms]
+
+
+def is_measured(work: Workspace, name: str) -> bool:
+    """Whether the last part of `measure` is complete for a checkpoint."""
+    diagnostics = work.folder(name) / "diagnostics"
+    parts = ("perception", "early-decision", OTHER_IMAGE_FOLDER)
+    return all((diagnostics / part / "summary.json").is_file() for part in parts)
+
+
+def read_outcome(work: Workspace, memory: str, name: str, arm: str, seed: int) -> Outcome:
+    """What `measure` and the training left of a checkpoint."""
+    diagnostics = work.folder(name) / "diagnostics"
+    records = read_records(diagnostics / "perception")
+    found = summarise(records)
+    decision = load_early_decision(diagnostics / "early-decision")
+    assert decision is not None  # measured
+    outcome = Outcome(
+        memory=memory,
+        arm=arm,
+        seed=seed,
+        accuracy=found["accuracy"]["share"],
+        claims_early=found["claims"]["early"]["share"],
+        claims_late=found["claims"]["late"]["share"],
+        tokens=found["mean_tokens"],
+        recoverable=summarise_early(decision)["recoverable_any"]["of_rows"]["share"],
+        **statements(records, read_scenes(work.data / TEST)),
+        **_attention_by_third(records),
+    )
+    if arm == WARM_START:
+        return outcome
+    credit = read_credit(work, Run(arm=arm, seed=seed))
+    return replace(outcome, **{name: getattr(credit, name) for name in _TRAINING})
+
+
+def statements(
+    records: Sequence[Mapping[str, Any]], scenes: Mapping[int, Scene]
+) -> dict[str, float]:
+    """What responses say of cells: `stated`, `checked` and `reads_right` of an outcome."""
+    stated, checked, right = [], [], []
+    for record in records:
+        scene, response = scenes[record["index"]], record["response"]
+        _, conclusion, rest = response.rpartition(_CONCLUSION)
+        before = {name for name in scene.positions if f"{name} is" in response}
+        stated.append(len(before))
+        checked.append(sum(f"{name} is" in rest for name in scene.positions) if conclusion else 0)
+        right += [correct for _, correct in reads_of(response, scene)]
+    return {
+        "stated": float(np.mean(stated)),
+        "checked": float(np.mean(checked)),
+        "reads_right": float(np.mean(right)) if right else math.nan,
+    }
+
+
+def _attention_by_third(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    thirds: dict[str, list[float]] = {"attention_early": [], "attention_late": []}
+    for record in records:
+        values = np.array(record["attention"] or [], dtype=np.float64)
+        if len(values) < 3:
+            continue
+        third = len(values) // 3
+        thirds["attention_early"].append(float(np.nanmean(values[:third])))
+        thirds["attention_late"].append(float(np.nanmean(values[-third:])))
+    return {name: float(np.mean(v)) if v else math.nan for name, v in thirds.items()}
+
+
+def read_outcomes(works: Mapping[str, Workspace], plan: ForgetfulPlan) -> dict[str, list[Outcome]]:
+    """By strength, of all checkpoints that are measured; the warm start first."""
+    found: dict[str, list[Outcome]] = {}
+    for memory, work in works.items():
+        names = [(WARM_START, WARM_START, NO_SEED)]
+        names += [(run.name, run.arm, run.seed) for run in runs_of(plan)]
+        found[memory] = [
+            read_outcome(work, memory, name, arm, seed)
+            for name, arm, seed in names
+            if is_measured(work, name)
+        ]
+    return found
+
+
+def compare_by_seed(outcomes: Sequence[Outcome]) -> dict[str, dict[str, PairedDifference]]:
+    """By arm and measure: the arm minus GRPO, in pairs of runs with the same seed.
+
+    Arms with fewer than two pairs are left out.
+    """
+    by_arm: dict[str, dict[int, Outcome]] = {}
+    for outcome in outcomes:
+        by_arm.setdefault(outcome.arm, {})[outcome.seed] = outcome
+    baseline = by_arm.get(BASELINE, {})
+    tested = list(MEASURES.values())[:NUM_TESTED]
+    return {
+        arm: {
+            measure: paired_difference(
+                measure, *({s: getattr(of[s], measure) for s in seeds} for of in (baseline, runs))
+            )
+            for measure in tested
+        }
+        for arm, runs in by_arm.items()
+        if arm not in (BASELINE, WARM_START)
+        and len(seeds := sorted(baseline.keys() & runs.keys())) >= MIN_PAIRS
+    }
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p adjusted for several tests (Holm 1979): the k-th smallest of m times m - k + 1, monotone.
+
+    A p that is nan, of a test that could not be made, counts as 1.
+    """
+    p_values = [1.0 if math.isnan(p) else p for p in p_values]
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, p_values[i] * (len(p_values) - rank)))
+        adjusted[i] = highest
+    return adjusted
+
+
+def tables(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
+    """Results and paired tests of each strength, as Markdown."""
+    parts = []
+    for memory, found in outcomes.items():
+        if not found:
+            continue
+        parts.append(f"Forgetting: memory {memory}")
+        parts.append(arms_table(tuple(MEASURES.items()), found))
+        trained = [outcome for outcome in found if outcome.arm != WARM_START]
+        if trained:
+            columns = tuple((name.replace("_", " "), name) for name in _TRAINING)
+            parts.append(arms_table(columns, trained))
+        if compared := compare_by_seed(found):
+            parts.append(_comparison(compared))
+    return "\n\n".join(parts)
+
+
+def _comparison(compared: Mapping[str, Mapping[str, PairedDifference]]) -> str:
+    """p of the primary measure is adjusted over the arms; the others are not adjusted."""
+    primary = next(iter(MEASURES.values()))
+    adjusted = dict(zip(compared, holm([by[primary].p_t for by in compared.values()]), strict=True))
+    lines = ["| minus GRPO | measure | difference over seeds | p | Holm |", "|---|---|---|---|---|"]
+    for arm, by_measure in compared.items():
+        for measure, pairs in by_measure.items():
+            cells = " | ".join(paired_cells(pairs))
+            of_all = f"{adjusted[arm]:.2g}" if measure == primary else ""
+            lines.append(f"| {title(arm)} | {measure.replace('_', ' ')} | {cells} | {of_all} |")
+    return "\n".join(lines)
+
+
+def complete_seeds(work: Workspace, plan: Plan) -> tuple[int, ...]:
+    """Seeds of which every arm is measured."""
+    return tuple(
+        seed
+        for seed in plan.seeds
+        if all(is_measured(work, Run(arm=arm, seed=seed).name) for arm in plan.arms)
+    )
+
+
+def check_control(work: Workspace) -> str:
+    """What the control changed: late claims of the same rows, against the warm start.
+
+    Raises:
+        StudyError: they did not rise, so that the perception reward does not reach the policy.
+    """
+    names = (WARM_START, Run(arm=CONTROL, seed=QUICK.seeds[0]).name)
+    before, after = (read_records(work.folder(n) / "diagnostics" / "perception") for n in names)
+    late = [{r["row"]: late_claims(r) for r in records} for records in (before, after)]
+    known = [{row: v for row, v in of.items() if v is not None} for of in late]
+    found = paired_difference("claims_late", *known)
+    scenes = read_scenes(work.data / TEST)
+    cells = [statements(records, scenes)["stated"] for records in (before, after)]
+    difference, p = paired_cells(found)
+    text = (
+        f"perception paid alone: late claims {difference}, p {p} over rows of one run; cells "
+        f"stated {cells[0]:.2f} -> {cells[1]:.2f}"
+    )
+    if not (found.difference > 0 and found.p_t < ALPHA):
+        raise StudyError(f"the control did not move: {text}")
+    return text

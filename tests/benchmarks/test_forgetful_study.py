@@ -1,0 +1,184 @@
+"""The main comparison from files as the evaluation leaves them, and its control without a model."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks.study import __main__ as study
+from benchmarks.study import arms, forgetful, page
+from benchmarks.study.data import LINES, make_data
+from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
+from benchmarks.study.reads import read_scenes
+from benchmarks.study.workspace import TEST, WARM_START, Run, StudyError, Workspace
+from tests.benchmarks.test_study import early, leave, perception
+from vapo_verl.digits.model.forgetful_start import data_config
+from vapo_verl.digits.questions import read
+from vapo_verl.evaluation.early_decision import load_early_decision
+from vapo_verl.evaluation.early_decision import summarise as summarise_early
+from vapo_verl.evaluation.perception.perception_command import summarise
+
+PLAN = replace(
+    forgetful.MAIN, arms=("grpo", "decoupled"), seeds=(0, 1, 2), num_steps=2, num_train_rows=4,
+    num_test_rows=20,
+)  # fmt: skip
+LATE = {WARM_START: 0.5, "grpo": 0.5, "decoupled": 0.9}
+"""How often the last claim of a row is judged correctly."""
+
+
+def measured(work, name, arm, seed):
+    rng = np.random.default_rng(seed + 10)
+    scenes = read_scenes(work.data / TEST)
+    records = []
+    for row in range(PLAN.num_test_rows):
+        scene = scenes[row]
+        first, *_, last = scene.positions
+        checks = f" {read(scene, last)}" if arm == "decoupled" else ""
+        response = f"{read(scene, first)} the largest is 7.{checks}"
+        late = bool(rng.random() < LATE[arm])
+        records.append(perception(row, row % 2 == 0, late) | {"response": response})
+    folder = work.folder(name) / "diagnostics"
+    leave(folder / "perception", records, summarise(records))
+    leave(folder / OTHER_IMAGE_FOLDER, records, summarise(records))
+    leave(folder / "early-decision", [early(row, True) for row in range(PLAN.num_test_rows)])
+    decision = load_early_decision(folder / "early-decision")
+    (folder / "early-decision" / "summary.json").write_text(json.dumps(summarise_early(decision)))
+    data = {"vapo/advantage/perception_fraction": 0.25, "vapo/reward/accuracy": 0.5}
+    line = json.dumps({"step": 1, "data": data})
+    (work.folder(name) / "metrics.jsonl").write_text(line)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The rows of a workspace."""
+    work = Workspace(root=tmp_path_factory.mktemp("rows"))
+    make_data(work, PLAN, LINES)
+    return work.data
+
+
+@pytest.fixture
+def works(tmp_path, data):
+    found = forgetful.workspaces(tmp_path, PLAN)
+    for work in found.values():
+        shutil.copytree(data, work.data)
+        measured(work, WARM_START, WARM_START, 0)
+        for run in forgetful.runs_of(PLAN):
+            measured(work, run.name, run.arm, run.seed)
+    return found
+
+
+def test_rows_are_those_of_the_warm_starts():
+    assert data_config() == LINES
+
+
+def test_strengths_have_warm_starts_of_their_own(works, tmp_path):
+    strong, none = works["18"], works["none"]
+    assert strong.model == tmp_path / "starts" / "18" and none.model == tmp_path / "starts" / "none"
+    for work in works.values():  # already made: kept
+        before = (work.data / TEST).stat().st_mtime_ns
+        make_data(work, PLAN, LINES)
+        assert (work.data / TEST).stat().st_mtime_ns == before
+
+
+def test_statements_before_and_after_the_answer_is_known(works):
+    found = forgetful.read_outcomes(works, PLAN)["18"]
+    by_arm = {outcome.arm: outcome for outcome in found}
+    assert (by_arm["grpo"].stated, by_arm["grpo"].checked) == (1.0, 0.0)
+    assert (by_arm["decoupled"].stated, by_arm["decoupled"].checked) == (2.0, 1.0)
+    assert by_arm["grpo"].reads_right == 1.0 and by_arm["grpo"].accuracy == 0.5
+    assert by_arm["grpo"].attention_early == pytest.approx(0.3)
+    assert by_arm["grpo"].attention_late == pytest.approx(0.1)
+    assert by_arm["decoupled"].perception_fraction == 0.25
+    assert math.isnan(by_arm[WARM_START].perception_fraction)
+
+
+def test_arms_are_compared_with_grpo_by_seed(works):
+    compared = forgetful.compare_by_seed(forgetful.read_outcomes(works, PLAN)["none"])
+    assert set(compared) == {"decoupled"}
+    late = compared["decoupled"]["claims_late"]
+    assert late.n == 3 and late.difference > 0.2
+    assert compared["decoupled"]["checked"].difference == 1.0
+    assert len(compared["decoupled"]) == forgetful.NUM_TESTED
+
+
+def test_what_is_not_measured_yet_is_left_out(works, tmp_path):
+    strong = works["18"]
+    (strong.folder("decoupled-2") / "diagnostics" / "perception" / "summary.json").unlink()
+    found = forgetful.read_outcomes(works, PLAN)
+    assert len(found["18"]) == len(found["none"]) - 1 == len(forgetful.runs_of(PLAN))
+    assert forgetful.complete_seeds(strong, PLAN) == (0, 1)
+    assert forgetful.compare_by_seed(found["18"])["decoupled"]["claims_late"].n == 2
+    assert "n = 2" in forgetful.tables(found) and "n = 3" in forgetful.tables(found)
+
+
+def test_an_interrupted_study_has_pairs():
+    assert [run.name for run in forgetful.runs_of(PLAN)][:3] == ["grpo-0", "decoupled-0", "grpo-1"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
+        ([0.5, 0.6], [1.0, 1.0]),
+        ([math.nan, 0.01], [1.0, 0.02]),
+        ([], []),
+    ],
+)
+def test_p_values_of_several_tests_are_adjusted(given, expected):
+    assert forgetful.holm(given) == pytest.approx(expected)
+
+
+def test_the_report_writes_tables_csv_and_plots(works, tmp_path, monkeypatch, capsys):
+    document = tmp_path / "study.md"
+    start, end = page.marks(page.FORGETFUL)
+    document.write_text(f"Before.\n{start}\nold\n{end}\nAfter.\n")
+    monkeypatch.setattr(study, "DOCUMENT", document)
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "page")
+    study.report_forgetful(works, PLAN, tmp_path, document=True)
+    text = document.read_text()
+    assert text.startswith("Before.") and text.endswith("After.\n") and "old" not in text
+    assert text.count("| VAPO, gamma 1, decoupled | claims late |") == 2
+    header, *lines = (tmp_path / "page" / study.FORGETFUL_CSV).read_text().splitlines()
+    assert header.startswith("memory,arm,seed,") and len(lines) == 2 * (1 + 6)
+    assert (tmp_path / "page" / "memory_18" / "claims.png").stat().st_size > 0
+    assert "GRPO" in capsys.readouterr().out
+
+
+def test_arms_of_the_comparison_differ_from_vapo_as_they_say():
+    known = arms.ALL_ARMS
+    assert set(forgetful.MAIN.arms) <= set(known) and forgetful.QUICK.arms == (arms.CONTROL,)
+    assert {*known["decoupled"].overrides} - {*known["gamma_1"].overrides} == {
+        "vapo.advantage.normalization=decoupled"
+    }
+    assert known["no_gate"].overrides == ("vapo.anchors.gate=relaxed",)
+    assert "vapo.reward.accuracy_weight=0.0" in known[arms.CONTROL].overrides
+
+
+@pytest.fixture
+def control(tmp_path, data):
+    def run(rate):
+        (work,) = forgetful.workspaces(tmp_path / str(rate), forgetful.QUICK).values()
+        shutil.copytree(data, work.data)
+        name = Run(arm=arms.CONTROL, seed=0).name
+        for folder, late in (
+            (WARM_START, lambda row: row % 2 == 0),
+            (name, lambda row: row < rate),
+        ):
+            records = [perception(row, True, late(row)) for row in range(PLAN.num_test_rows)]
+            leave(work.folder(folder) / "diagnostics" / "perception", records)
+        return work
+
+    return run
+
+
+def test_the_control_passes_where_late_claims_rise(control):
+    assert "late claims +" in forgetful.check_control(control(rate=20))
+
+
+@pytest.mark.parametrize("rate", [10, 0])
+def test_the_control_fails_where_they_do_not(control, rate):
+    with pytest.raises(StudyError, match="the control did not move"):
+        forgetful.check_control(control(rate=rate))
