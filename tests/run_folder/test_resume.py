@@ -95,6 +95,17 @@ IDENTITY = [
     ("vapo__anchors__num_anchors", 4, "vapo.anchors.num_anchors: 8 -> 4"),
     ("data__shuffle", False, "data.shuffle: true -> false"),
     ("data__train_max_samples", 16, "data.train_max_samples: -1 -> 16"),
+    ("actor_rollout_ref__model__lora_alpha", 8, "actor_rollout_ref.model.lora_alpha: 16 -> 8"),
+    (
+        "actor_rollout_ref__model__target_modules",
+        ["q_proj"],
+        'actor_rollout_ref.model.target_modules: "all-linear" -> ["q_proj"]',
+    ),
+    (
+        "actor_rollout_ref__model__exclude_modules",
+        ".*visual.*",
+        'actor_rollout_ref.model.exclude_modules: null -> ".*visual.*"',
+    ),
     ("custom_reward_function__path", "mine.py", 'custom_reward_function.path: null -> "mine.py"'),
 ]
 
@@ -233,6 +244,23 @@ def test_another_number_of_ranks_is_refused_at_once(run):
         run.start()
     (actor / "fsdp_config.json").write_text("damaged")
     run.start()
+
+
+def test_adapters_of_another_rank_are_refused_though_the_change_is_accepted(run):
+    rank, accepted = "actor_rollout_ref__model__lora_rank", "actor_rollout_ref.model.lora_rank"
+    run.train_to(3, **{rank: 8})
+    actor = checkpoint_folder(run.folder, 3) / "actor"
+    actor.mkdir()
+    (actor / "fsdp_config.json").write_text('{"world_size": 1}')
+    (actor / "lora_train_meta.json").write_text('{"r": 8, "lora_alpha": 16}')
+    run.start(**{rank: 8})
+    with pytest.raises(InputError, match=r"lora_rank: 8 -> 4"):
+        run.start(**{rank: 4})
+    with pytest.raises(InputError, match=r"adapters of rank 8, and .*lora_rank is 4; set it to 8"):
+        run.start(**{rank: 4, "vapo__accept_changes": [accepted]})
+    (actor / "lora_train_meta.json").unlink()
+    with pytest.raises(InputError, match=r"holds no adapters, and .*lora_rank is 8; set it to 0"):
+        run.start(**{rank: 8})
 
 
 def test_a_finished_run_can_be_prolonged(run, capsys):

@@ -171,6 +171,32 @@ def refuse_other_ranks(run_dir: Path, step: int, num_ranks: int) -> None:
         )
 
 
+def refuse_other_adapters(run_dir: Path, step: int, rank: int) -> None:
+    """Refuse to resume with adapters (LoRA) of another rank than those of the checkpoint.
+
+    Args:
+        rank: ``actor_rollout_ref.model.lora_rank``; 0 where all weights are trained.
+
+    Raises:
+        OtherRun: with both ranks. Accepting the change would not help: the shapes differ.
+    """
+    actor = checkpoint_folder(run_dir, step) / "actor"
+    if not (actor / "fsdp_config.json").is_file():
+        return
+    try:
+        file = actor / "lora_train_meta.json"
+        saved = json.loads(file.read_text(encoding="utf-8"))["r"] if file.is_file() else 0
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    if saved != rank:
+        raise OtherRun(
+            f"the checkpoint of step {step} in {run_dir} holds "
+            f"{f'adapters of rank {saved}' if saved else 'no adapters'}, and "
+            f"actor_rollout_ref.model.lora_rank is {rank}; set it to {saved}, or "
+            "trainer.default_local_dir to another folder"
+        )
+
+
 def refuse_finished_run(run_dir: Path, changes: Sequence[Change], step: int) -> None:
     """Refuse other settings where the run in the folder has reached its last step.
 
