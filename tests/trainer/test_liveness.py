@@ -1,6 +1,7 @@
 """The monitor names the process that died or hangs; a busy or slow one is left alone."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -524,6 +525,27 @@ def test_a_head_that_is_gone_interrupts_the_driver(cluster, tmp_path, monkeypatc
     finally:
         signal.signal(signal.SIGINT, before)
     assert f"Ray's head process (GCS) at {address} is gone" in str(watch.failure)
+
+
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_process_of_rays_that_is_stopped_interrupts_the_driver(
+    cluster, tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr(liveness, "INTERVAL_S", 0.1)
+    program = tmp_path / name
+    shutil.copy("/bin/sleep", program)
+    stopped = subprocess.Popen([program, "1000"])
+    until(lambda: psutil.Process(stopped.pid).name() == name)
+    stopped.send_signal(signal.SIGSTOP)
+    watch = RunnerWatch(1.0, tmp_path)
+    try:
+        assert interrupted_by(watch, Runner.remote(), 60)
+        said = f"Ray's process {name} (pid {stopped.pid}) has been stopped by a signal for 1 s"
+        assert said in str(watch.failure)
+        assert stopped.wait(60) == -signal.SIGKILL
+    finally:
+        stopped.kill()
+        stopped.wait()
 
 
 def test_a_trainer_that_answers_does_not(cluster, tmp_path, monkeypatch):

@@ -36,6 +36,8 @@ from vapo_verl.trainer.node_watch import NodeWatch, Sighting
 INTERVAL_S = 2.0
 GRACE_S = 15.0
 """Between a finding and the end of the trainer's process, if the trainer does not end by itself."""
+RAY_PROCESSES = ("gcs_server", "raylet")
+"""Names of the processes that `ray.init` starts below a driver that joins no cluster."""
 GCS_MISSES = 3
 """Refused connections in a row after which Ray's head process counts as dead."""
 _STOPPED = {psutil.STATUS_STOPPED, psutil.STATUS_DISK_SLEEP}
@@ -420,8 +422,9 @@ def outlook(run_dir: Path) -> str:
 class RunnerWatch:
     """The driver's view of a run: asks the trainer's process whether the run can go on.
 
-    When it cannot, when that process does not answer for `timeout_s`, or when Ray's head process
-    (GCS) is gone, the main thread, which waits for the run, gets a KeyboardInterrupt.
+    When it cannot, when that process does not answer for `timeout_s`, when Ray's head process (GCS)
+    is gone, or when a process of Ray's below this one is stopped for `timeout_s`, the main thread,
+    which waits for the run, gets a KeyboardInterrupt.
     """
 
     def __init__(self, timeout_s: float, run_dir: Path) -> None:
@@ -451,11 +454,23 @@ class RunnerWatch:
         head = ray.get_runtime_context().gcs_address
         host, _, port = head.rpartition(":")
         asked, asked_at, answers, misses = runner.failure.remote(), time.monotonic(), 0, 0
+        own = [child for child in psutil.Process().children() if child.name() in RAY_PROCESSES]
+        ran_at = dict.fromkeys(own, time.monotonic())
         while not self._stop.wait(INTERVAL_S):
             misses = 0 if _listens(host.strip("[]"), int(port)) else misses + 1
             if misses == GCS_MISSES:
                 self._interrupt(f"Ray's head process (GCS) at {head} is gone: it died or its node")
                 return
+            for process in own:
+                if not _is_stopped(process):
+                    ran_at[process] = time.monotonic()
+                elif time.monotonic() - ran_at[process] > self._timeout_s:
+                    self._interrupt(
+                        f"Ray's process {process.name()} (pid {process.pid}) has been stopped by a "
+                        f"signal for {self._timeout_s:g} s"
+                    )
+                    process.kill()  # else the end of Ray would wait for it
+                    return
             if ray.wait([asked], timeout=0)[0]:
                 try:
                     self.failure = ray.get(asked) or self.failure
@@ -476,6 +491,12 @@ class RunnerWatch:
         self.failure = f"{what}, seen at {at}\n{outlook(self._run_dir)}"
         if not self._stop.is_set():
             _thread.interrupt_main()
+
+
+def _is_stopped(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):  # that it died is noticed otherwise
+        return process.status() == psutil.STATUS_STOPPED
+    return False
 
 
 def _listens(host: str, port: int) -> bool:

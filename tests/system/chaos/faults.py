@@ -22,7 +22,11 @@ ROLES = {
 }
 """Role -> pattern of its process title, and of the words that name it in a message."""
 KILLED = tuple(ROLES)
-STOPPED = ("rank", "server", "engine", "agent loop", "queue storage")
+STOPPED = (
+    *("task runner", "rank", "server", "engine", "agent loop", "queue storage"),
+    *("raylet", "gcs"),
+)
+"""Not the driver: it alone writes to the console, and the run goes on when it does."""
 PHASES = (
     "start",
     "rollout",
