@@ -348,7 +348,7 @@ def last_start(run: Run, faults: Sequence[Fault], number: int, name: str) -> lis
             damages = []
         else:
             path = damage(fault, run.run_dir)
-            if path not in (said := run.doctor()):
+            if Path(path).name not in (said := run.doctor()):
                 seen.problems.append(f"the doctor does not name {path}: {said[-400:]}")
     first = step if damages else step + 1  # the step that it begins with
     begun, trial = time.monotonic(), Trial(run, number)
