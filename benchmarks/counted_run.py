@@ -1,6 +1,6 @@
 """Short training runs with large images, counted: memory, and what is done for each prompt.
 
-    python benchmarks/counted_run.py [--baseline CHECKOUT] [--steps 3] [--pixels 1000000]
+    python benchmarks/counted_run.py [--baseline CHECKOUT] [--steps 2] [--pixels 1000000]
         [--out benchmarks/results/counted_run.json]
 
 Runs the smoke recipe on the digits world with its images enlarged, in this checkout and, before
@@ -9,8 +9,8 @@ the same data, model, seed and number of steps. For each of them:
 
 - Memory: the proportional set size of all processes of the run, sampled about once a second. Its
   peak, and the slope of the peaks of the steps (least squares, from the third step on).
-- Work for a prompt from the second step on (benchmarks/counting): images processed, hashes and
-  encoder runs, bytes of TransferQueue's messages; lag of event loops.
+- Work for a prompt in the steps (benchmarks/counting): images processed, hashes and encoder runs,
+  bytes of TransferQueue's messages; lag of event loops.
 - Which columns of the stored samples and which metrics differ between the two.
 
 Prints a table; `--out` writes JSON. With `--check FILE` it exits with 1 where a count or the bytes
@@ -48,7 +48,10 @@ from vapo_verl.digits.model import model_dir
 
 HERE = Path(__file__).resolve().parent
 TILE = 28
-BATCH, GROUP = 4, 4
+PROMPTS, GROUP = 2, 4
+"""Of a step, and responses to each."""
+LOOPS = ("AgentLoopWorker", "VapoAgentLoopWorker")
+"""Actors of agent loops, as their names begin."""
 KINDS = ("processor", "hash", "encoder", "sent")
 """Of benchmarks/counting, that every run has."""
 TOLERANCE = 1.05
@@ -64,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--baseline", type=Path, help="another checkout of the project")
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--pixels", type=int, default=1_000_000, help="of an image, about")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--check", type=Path, help="JSON file whose counts and bytes are the limit")
@@ -88,7 +91,7 @@ def measure(baseline: Path | None, steps: int, pixels: int) -> dict[str, Any]:
     if baseline:
         checkouts = {"baseline": baseline.resolve(), **checkouts}
     with tempfile.TemporaryDirectory() as folder:
-        data = write_data(Path(folder), pixels, num_rows=BATCH * steps)
+        data = write_data(Path(folder), pixels, num_rows=PROMPTS * steps)
         model = write_model(Path(folder), pixels)
         runs = {
             name: run(checkout, Path(folder) / name, data, model, steps, pixels)
@@ -97,7 +100,7 @@ def measure(baseline: Path | None, steps: int, pixels: int) -> dict[str, Any]:
     result = {
         "commits": {name: commit_of(checkout) for name, checkout in checkouts.items()},
         "steps": steps,
-        "prompts_per_step": BATCH,
+        "prompts_per_step": PROMPTS,
         "responses_per_prompt": GROUP,
         "pixels": pixels,
         "runs": runs,
@@ -111,7 +114,7 @@ def measure(baseline: Path | None, steps: int, pixels: int) -> dict[str, Any]:
 def write_data(folder: Path, pixels: int, num_rows: int) -> dict[str, Path]:
     """Rows of the digits world with square images of about so many pixels, by split."""
     side = side_of(pixels)
-    paths = write_dataset(folder / "digits", DigitsConfig(train=num_rows, val=BATCH, test=0))
+    paths = write_dataset(folder / "digits", DigitsConfig(train=num_rows, val=PROMPTS, test=0))
     for path in paths.values():
         table = pq.read_table(path)
         rows = table.to_pylist()
@@ -157,12 +160,12 @@ def run(
     overrides = {
         "data.train_files": data["train"],
         "data.val_files": data["val"],
-        "data.train_batch_size": BATCH,
+        "data.train_batch_size": PROMPTS,
         "data.max_prompt_length": 2048,
         "data.max_response_length": 48,
         "data.max_pixels": side_of(pixels) ** 2,
         "actor_rollout_ref.model.path": model,
-        "actor_rollout_ref.actor.ppo_mini_batch_size": BATCH,
+        "actor_rollout_ref.actor.ppo_mini_batch_size": PROMPTS,
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": GROUP,
         "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": GROUP,
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": GROUP,
@@ -220,7 +223,7 @@ def sampled(
                 kib[kind_of(pid)] += proportional_kib(pid)
             samples.append((time.time(), dict(kib)))
             ends += [time.time()] * (number_of_steps(metrics) - len(ends))
-            time.sleep(0.5)
+            time.sleep(1)
     finally:
         process.terminate()  # nothing happens to one that has ended
         process.wait()
@@ -233,8 +236,7 @@ def kind_of(pid: Path) -> str:
         title = (pid / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
     except OSError:
         return "other"
-    name = title.removeprefix("ray::").split(".")[0]
-    return name if title.startswith("ray::") or title.startswith("VLLM") else "other"
+    return title.rpartition("::")[2].split(".")[0] if "::" in title else "other"
 
 
 def number_of_steps(metrics: Path) -> int:
@@ -285,29 +287,36 @@ def read_events(counts: Path) -> list[Event]:
     return [(float(at), role, kind, float(number)) for at, role, kind, number in lines]
 
 
+def start_of(events: Sequence[Event]) -> float:
+    """When the first response began: from then on the agent loops' lag is measured."""
+    return min(at for at, role, kind, _ in events if kind == "lag" and role.startswith(LOOPS))
+
+
 def per_prompt(events: Sequence[Event], ends: Sequence[float]) -> dict[str, float]:
-    """Counts by kind and role, and bytes, for each prompt of the steps behind the first.
+    """Counts by kind and role, and bytes, for each prompt.
 
     Raises:
         ValueError: nothing of a kind was counted, because what is counted has another name by now.
     """
     sums: Counter[str] = Counter()
+    start = start_of(events)
     for at, role, kind, number in events:
-        if ends[0] < at <= ends[-1] and kind != "lag":
+        if start <= at <= ends[-1] and kind != "lag":
             sums[kind if kind == "sent" else f"{kind} {role}"] += number
     if missing := {*KINDS} - {name.split()[0] for name in sums}:
         raise ValueError(
             f"nothing counted of {sorted(missing)}: adapt HOOKS of benchmarks/counting"
         )
-    prompts = BATCH * (len(ends) - 1)
+    prompts = PROMPTS * len(ends)
     return {name: round(total / prompts, 3) for name, total in sorted(sums.items())}
 
 
 def lags(events: Sequence[Event], ends: Sequence[float]) -> dict[str, dict[str, float]]:
-    """p50, p99 and maximum by role, over the steps behind the first."""
+    """p50, p99 and maximum by role, over the steps."""
+    start = start_of(events)
     found: dict[str, list[float]] = {}
     for at, role, kind, number in events:
-        if kind == "lag" and ends[0] < at <= ends[-1]:
+        if kind == "lag" and start <= at <= ends[-1]:
             found.setdefault(role, []).append(number)
     return {
         role: {

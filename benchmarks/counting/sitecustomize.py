@@ -10,7 +10,7 @@ run and in any version of the project: see benchmarks/counted_run.py. Each proce
     sent        bytes of a message of TransferQueue, as encoded
     lag         milliseconds by which an event loop was late, every 50 ms
 
-ROLE is the name of the Ray actor, or `other`.
+ROLE is the class of the Ray actor, `EngineCore` of vLLM, or `other`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SMALLEST_MESSAGE = 4096
 
 def role() -> str:
     title = Path("/proc/self/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
-    return title.removeprefix("ray::").split(".")[0] if title.startswith("ray::") else "other"
+    return title.rpartition("::")[2].split(".")[0] if "::" in title else "other"
 
 
 def count(kind: str, number: float) -> None:

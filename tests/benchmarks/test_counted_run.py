@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks import counted_run
 from benchmarks.counted_run import (
-    BATCH,
+    PROMPTS,
     check,
     differences,
     lags,
@@ -26,6 +26,7 @@ from benchmarks.counted_run import (
 
 BENCHMARKS = Path(counted_run.__file__).parent
 ENDS = (10.0, 20.0, 30.0)
+FIRST = (5.0, "AgentLoopWorkerTQ", "lag", 0.0)
 EVERY_KIND = [(11.0, "Server", kind, 1.0) for kind in ("processor", "hash", "encoder", "sent")]
 
 
@@ -67,31 +68,32 @@ def test_the_committed_counts_can_be_checked_against():
     assert report_growth(parts, result) == 1
 
 
-def test_counts_are_those_of_a_prompt_behind_the_first_step():
+def test_counts_are_those_of_a_prompt_from_the_first_response_on():
     events = [
+        FIRST,
         *EVERY_KIND,
-        (9.0, "Server", "hash", 100.0),  # of the first step
+        (4.0, "Server", "hash", 100.0),  # of the check before the first step
         (31.0, "Server", "hash", 100.0),  # behind the last
-        *[(12.0, "Server", "processor", 2.0)] * (2 * BATCH),
-        *[(13.0, "Worker", "processor", 1.0)] * (2 * BATCH),
-        (14.0, "other", "sent", 8.0 * BATCH),
-        (15.0, "Server", "lag", 4.0),
+        *[(12.0, "Server", "processor", 2.0)] * (3 * PROMPTS),
+        *[(13.0, "Worker", "processor", 1.0)] * (3 * PROMPTS),
+        (14.0, "other", "sent", 12.0 * PROMPTS),
     ]
     found = per_prompt(events, ENDS)
-    assert found["processor Server"] == pytest.approx(2 + 1 / (2 * BATCH), abs=1e-3)
+    assert found["processor Server"] == pytest.approx(2 + 1 / (3 * PROMPTS), abs=1e-3)
     assert found["processor Worker"] == 1
-    assert found["sent"] == pytest.approx(4 + 1 / (2 * BATCH), abs=1e-3)
+    assert found["sent"] == pytest.approx(4 + 1 / (3 * PROMPTS), abs=1e-3)
     assert not any("lag" in name for name in found)
 
 
 def test_a_kind_that_was_never_counted_is_an_error():
     with pytest.raises(ValueError, match=r"nothing counted of \['encoder'\]"):
-        per_prompt([event for event in EVERY_KIND if event[2] != "encoder"], ENDS)
+        per_prompt([FIRST] + [event for event in EVERY_KIND if event[2] != "encoder"], ENDS)
 
 
 def test_lag_is_that_of_each_role():
     events = [(11.0 + n / 100, "Server", "lag", float(n)) for n in range(101)]
-    assert lags(events, ENDS) == {"Server": {"p50": 50.0, "p99": 99.0, "max": 100.0}}
+    found = lags([FIRST, (4.0, "Server", "lag", 9e9), *events], ENDS)
+    assert found["Server"] == {"p50": 50.0, "p99": 99.0, "max": 100.0}
 
 
 def test_memory_has_the_peaks_of_steps_and_their_slope():
