@@ -23,7 +23,7 @@ SHORT = (
     "vapo.attention.enabled=true",
     "vapo.logging.num_rollout_samples=80",  # all of a step
 )
-SLOW_ENGINE = "actor_rollout_ref.rollout.max_num_seqs=16"
+SLOW_ENGINE = "actor_rollout_ref.rollout.max_num_seqs=8"
 """Responses still decode when new weights come."""
 COLOCATED = "trainer.v1.trainer_mode=vapo_colocate_async"
 MODES = {
