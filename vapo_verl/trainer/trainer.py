@@ -34,6 +34,7 @@ from vapo_verl.patches.upstream import use_replay_buffers
 from vapo_verl.report.live import KeyPictures, write_final_report
 from vapo_verl.rollout import server as rollout_server
 from vapo_verl.rollout.agent_loop import VapoAgentLoop, run_format_check
+from vapo_verl.rollout.agent_loop_worker import reason_of
 from vapo_verl.rollout.correction import compares_log_probs
 from vapo_verl.rollout.outcome import info_means, used_metrics
 from vapo_verl.rollout.prompts import clear_prompts_except, prepare_seconds, prompt_uid
@@ -288,15 +289,21 @@ class VapoTraining(PPOTrainer):
 
         Args:
             dead: processes of theirs that died, for the console.
+
+        Raises:
+            ResponsesFailed: one did not start, or did not take the weights.
         """
-        died = ", ".join(map(str, dead))
-        say(f"WARNING: {self._where()}: {died} died; the server is started again")
-        with self._monitor.phase(liveness.START):
-            asyncio.run(rollout_server.restart_servers(self.llm_server_manager))
-            self._actors = self._workers()
-            self.actor_rollout_wg.forget_server()
-            self.checkpoint_manager.sleep_replicas()
-            self.checkpoint_manager.update_weights(self._synced_step)
+        died = f"{self._where()}: {', '.join(map(str, dead))} died"
+        say(f"WARNING: {died}; the server is started again")
+        try:
+            with self._monitor.phase(liveness.START):
+                asyncio.run(rollout_server.restart_servers(self.llm_server_manager))
+                self._actors = self._workers()
+                self.actor_rollout_wg.forget_server()
+                self.checkpoint_manager.sleep_replicas()
+                self.checkpoint_manager.update_weights(self._synced_step)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            raise ResponsesFailed(f"{died} and did not start again: {reason_of(error)}") from error
 
     def _where(self) -> str:
         phase = self._monitor.phase_name or "between two phases"
