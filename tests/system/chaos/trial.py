@@ -49,7 +49,7 @@ STAYS_IN_TMP = re.compile(r"^(ray|torchinductor_\w+)(/|$)")
 """Ray's logs and compiled kernels: made to stay."""
 TRACES = re.compile(
     r"died|dead|hang|hung|no answer|not answer|no progress|could not|room for|is damaged|in use"
-    r"|is writing here|disk is full|failed",
+    r"|is writing here|disk is full|failed|stopped by a signal",
     re.IGNORECASE,
 )
 
