@@ -109,7 +109,7 @@ def test_a_failed_response_is_an_entry_like_any_other():
 
 def test_verls_separate_trainer_still_logs_with_an_argument_that_logging_lacks():
     """Once it does not, `mute_separate_trainer` in vapo_verl/patches/upstream.py can go."""
-    assert "flush=True" in inspect.getsource(PPOTrainerSeparateAsync._setup)
+    assert "flush=True" in inspect.getsource(PPOTrainerSeparateAsync)
 
 
 def test_interrupted_responses_are_resumed_by_the_client_that_is_extended():
