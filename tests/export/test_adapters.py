@@ -1,5 +1,6 @@
 """A LoRA run exported twice: adapters merged into the weights, and alone."""
 
+import copy
 import json
 
 import pytest
@@ -26,9 +27,11 @@ def base_model():
 
 
 def logits(model):
+    """Of float32 weights, computed in float64: what differs is the weights."""
     ids = torch.arange(5, 45)[None]
     with torch.no_grad():
-        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        wide = copy.deepcopy(model).double()
+        return wide(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
 
 
 @pytest.fixture(scope="module")
@@ -170,4 +173,10 @@ def test_an_adapter_without_its_layer_is_refused(run, trained):
     name = next(name for name in weights if name.endswith("v_proj.base_layer.weight"))
     save(run, {other: tensor for other, tensor in weights.items() if other != name})
     with pytest.raises(ExportError, match=r"adapters of layers that it lacks: .*v_proj"):
+        write_model_folder(run.path)
+
+
+def test_adapters_that_are_missing_are_not_left_out_of_the_model(run, trained):
+    save(run, {name: t for name, t in trained.state_dict().items() if "lora_" not in name})
+    with pytest.raises(ExportError, match=r"lora_train_meta.json speaks of adapters .* again"):
         write_model_folder(run.path)

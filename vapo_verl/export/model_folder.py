@@ -167,7 +167,7 @@ def write_adapter(
         lora_alpha=checkpoint.lora.alpha,
         target_modules=sorted(adapters),  # full names: an end of one may also fit a vision layer
         inference_mode=True,
-    ).save_pretrained(out)
+    ).save_pretrained(str(out))
     for read in (hf_processor, hf_tokenizer):
         read(str(checkpoint.folder / "huggingface")).save_pretrained(out)
 

@@ -162,7 +162,7 @@ def _load_shards(folder: Path) -> list[dict[str, Any]]:
 def _take(shards: list[dict[str, Any]], name: str) -> Any:
     """A full tensor, removed from the shards."""
     import torch
-    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor import DTensor, Shard
     from verl.model_merger.fsdp_model_merger import merge_non_dtensor_shards
 
     parts = [shard.pop(name) for shard in shards]
@@ -170,7 +170,7 @@ def _take(shards: list[dict[str, Any]], name: str) -> Any:
         return merge_non_dtensor_shards(name, parts)
     placement = parts[0].placements[-1]  # of the mesh's last dimension, which shards
     local = [part.to_local() for part in parts]
-    return torch.cat(local, dim=placement.dim) if placement.is_shard() else local[0]
+    return torch.cat(local, dim=placement.dim) if isinstance(placement, Shard) else local[0]
 
 
 def _take_adapters(shards: list[dict[str, Any]], lora: LoraScale | None) -> dict[str, Adapter]:
@@ -183,6 +183,8 @@ def _take_adapters(shards: list[dict[str, Any]], lora: LoraScale | None) -> dict
                 f"{lora.rank if lora else 'nothing'}; {_COPY_AGAIN}"
             )
         adapters[_layer(name.partition(".lora_A.")[0])] = adapter
+    if lora and not adapters:
+        raise ExportError(f"{LORA_FILE} speaks of adapters that the shards lack; {_COPY_AGAIN}")
     return adapters
 
 
@@ -196,10 +198,9 @@ def _lora_scale(folder: Path) -> LoraScale | None:
     if not file.is_file():
         return None
     stated = _read_json(file)
-    values = [stated.get(name) for name in ("r", "lora_alpha")]
-    if not all(type(value) is int and value > 0 for value in values):
+    rank, alpha = stated.get("r"), stated.get("lora_alpha")
+    if not (type(rank) is int and type(alpha) is int and min(rank, alpha) > 0):
         raise ExportError(f"{file} gives no rank and alpha (r, lora_alpha); {_COPY_AGAIN}")
-    rank, alpha = values
     return LoraScale(rank=rank, alpha=alpha)
 
 
