@@ -1,6 +1,7 @@
 """The mismatch of engine and trainer, and which corrections of it a run may ask for."""
 
 import copy
+import inspect
 import math
 from functools import cache
 
@@ -268,6 +269,13 @@ def test_a_rejection_in_bypass_mode_gets_its_loss():
     assert loss.rollout_correction == config.algorithm.rollout_correction
     check_rollout_correction(config)  # a settled config passes again
     assert f"{LOSS}='gspo'" in refused(*asked, *ONE_UPDATE, f"{LOSS}=gspo")
+
+
+def test_verls_v1_trainers_still_leave_the_loss_as_it_is():
+    """Where they choose it, `use_bypass_loss_where_needed` can go."""
+    from verl.trainer.ppo.v1 import trainer_base
+
+    assert "apply_bypass_mode" not in inspect.getsource(trainer_base)
 
 
 @pytest.mark.parametrize("values", [{}, {"rollout_is": "token"}, {"bypass_mode": "true"}])

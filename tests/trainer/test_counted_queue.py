@@ -10,6 +10,9 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 
 from vapo_verl.rollout.agent_loop_worker import FAILURE_TAG, REASON_TAG
+from vapo_verl.rollout.prompts import PIXELS_OF, PROMPTS
+from vapo_verl.rollout.transfer import clear, put_rows, read_rows
+from vapo_verl.trainer.replay import SavedBuffer, SavedStep, write_step
 from vapo_verl.trainer.replay_buffer import (
     FAILED,
     CountedReplayBuffer,
@@ -144,3 +147,43 @@ def test_a_stale_group_is_dropped_and_no_longer_expected(asynchronous):
     assert {key.split("_")[0] for key in batch.keys} == {"l"}
     assert asynchronous.expected == {}
     assert asynchronous.asked == [1]
+
+
+def test_saved_rollouts_come_back_as_they_were(queue, tmp_path):
+    """Rows of all kinds of columns: into the queue, to the disk, and into the queue again."""
+    rows = [
+        {
+            "responses": torch.arange(length),
+            "position_ids": torch.arange(4 * length).view(4, length),
+            "visual_attention": torch.full((length,), torch.nan),
+            "multi_modal_inputs": {"image_grid_thw": torch.tensor([[1, 2, 2]]), PIXELS_OF: "9-0"},
+            "extra_fields": {"vapo": {"anchors": [{"label": True}]}},
+            "claims": [{"text": "a", "label": True}] * length,
+            "reward_model": {"ground_truth": "7"},
+            "num_turns": 2,
+        }
+        for length in (3, 5)
+    ]
+    keys, tags = ["9-0_0_0", "9-0_1_0"], [{"status": "success", "seq_len": 7}] * 2
+    pixels = {"pixels": {"patches": torch.ones(4, dtype=torch.uint8), "mean": [0.5]}, "grid": None}
+    put_rows(keys, "train", rows, tags)
+    put_rows(["9-0"], PROMPTS, [pixels])
+    before = [read_rows(keys, "train"), read_rows(["9-0"], PROMPTS)]
+    saved = SavedStep(
+        step=4,
+        keys=keys,
+        tags=tags,
+        rows=before[0],
+        prompts=dict(zip(["9-0"], before[1], strict=True)),
+    )
+    write_step(tmp_path, saved, {"vocabulary": 7})
+    clear(keys, "train")
+    clear(["9-0"], PROMPTS)
+    batch, metrics = SavedBuffer(tmp_path, num_tokens=7).sample(1, "train", batch_size=1)
+    assert (batch.keys, batch.tags, metrics[FAILED]) == (keys, tags, 0)
+    after = [read_rows(keys, "train"), read_rows(["9-0"], PROMPTS)]
+    assert repr(after) == repr(before)  # shapes, types and values of tensors among them
+    assert [row["responses"].tolist() for row in after[0]] == [[0, 1, 2], [0, 1, 2, 3, 4]]
+    assert after[0][1]["position_ids"].shape == (4, 5)
+    clear(keys, "train")
+    clear(["9-0"], PROMPTS)

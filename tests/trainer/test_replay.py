@@ -1,5 +1,6 @@
 """Saved rollouts: what is written is what is read, and nothing else is."""
 
+import inspect
 import json
 import math
 import re
@@ -222,6 +223,19 @@ def test_nothing_changes_without_it():
     assert OmegaConf.to_container(settled()) == OmegaConf.to_container(
         compose_recipe("smoke"), resolve=True
     )
+
+
+def test_what_training_without_an_engine_needs_of_verl():
+    """The switch that leaves engines out, and a manager of agent loops of one's own."""
+    from verl.trainer.main_ppo import TaskRunnerV1
+    from verl.trainer.ppo.v1 import PPOTrainer
+
+    assert '"_enable_hybrid_replicas"' in inspect.getsource(PPOTrainer._setup)
+    runner = TaskRunnerV1.__ray_metadata__.modified_class
+    made = inspect.getsource(runner.init_agent_loop_manager)
+    assert "agent_loop_manager_cls.create(" in made
+    loops = NoAgentLoops.create(config=None, llm_client=None)
+    assert (loops.expected, loops.agent_loop_workers) == ({}, [])
 
 
 def test_rollouts_of_another_tokenizer_are_refused(tmp_path):
