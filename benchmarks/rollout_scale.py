@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     show(result)
     if args.baseline:
-        result["runs"] = counted_run.measure(args.baseline, steps=3, pixels=1_000_000)
+        result["runs"] = counted_run.measure(args.baseline, steps=2, pixels=1_000_000)
         counted_run.show(result["runs"])
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
