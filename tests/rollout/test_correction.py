@@ -8,10 +8,12 @@ from functools import cache
 import pytest
 import torch
 from omegaconf import OmegaConf
+from verl.trainer.ppo.core_algos import get_policy_loss_fn
 from verl.trainer.ppo.rollout_corr_helper import (
     SUPPORTED_ROLLOUT_RS_OPTIONS,
     compute_rollout_correction_and_rejection_mask,
 )
+from verl.utils.config import omega_conf_to_dataclass
 
 from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.launch import use_bypass_loss_where_needed
@@ -294,3 +296,29 @@ def test_log_probs_are_compared_where_both_are_computed():
     assert compares_log_probs(composed())
     assert not compares_log_probs(composed(*corrected(bypass_mode="true")))
     assert not compares_log_probs(composed("actor_rollout_ref.rollout.calculate_log_probs=false"))
+
+
+def test_the_loss_of_bypass_mode_weighs_and_rejects():
+    """veRL's loss with the config of a settled run: L = -mean(w log pi A) over the kept tokens."""
+    config = composed(
+        *corrected(bypass_mode="true", loss_type="reinforce", rollout_is="token"),
+        *corrected(rollout_rs="token_k1", rollout_rs_threshold=2.5),
+        *ONE_UPDATE,
+    )
+    check_rollout_correction(config)
+    use_bypass_loss_where_needed(config)
+    OmegaConf.resolve(config)
+    actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    current, rollout, mask = log_probs(RATIOS, MASK)
+    loss, metrics = get_policy_loss_fn(actor.policy_loss.loss_mode)(
+        old_log_prob=rollout,
+        log_prob=current,
+        advantages=torch.ones(2, 3),
+        response_mask=mask,
+        loss_agg_mode="token-mean",
+        config=actor,
+        rollout_is_weights=None,
+    )
+    kept = [(0.5, current[0, 0]), (1.0, current[0, 2]), (1.5, current[1, 0]), (1.5, current[1, 1])]
+    assert float(loss) == pytest.approx(float(-sum(w * logp for w, logp in kept) / 4), rel=1e-5)
+    assert metrics["rollout_corr/rollout_rs_masked_fraction"] == pytest.approx(1 / 5)
