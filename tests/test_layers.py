@@ -20,7 +20,7 @@ LAYERS = (
     ),
     ("advantage", "attention", "hydra_config", "platform", "reward"),
     ("data",),
-    ("anchors", "lora", "run_folder", "settings"),
+    ("anchors", "lora", "methods", "run_folder", "settings"),
     ("analysis", "digits", "export", "plots"),
     ("claims",),
     ("evaluation",),
@@ -35,7 +35,7 @@ LAYERS = (
 PURE = {
     *("cli_options", "config", "files", "hydra_config", "preflight"),
     *("advantage", "analysis", "anchors", "claims", "data", "digits", "export", "plots"),
-    *("lora", "report", "reward", "run_folder", "settings"),
+    *("lora", "methods", "report", "reward", "run_folder", "settings"),
 }
 """Areas that import no framework at module level."""
 ADAPTERS = {"vapo_verl.advantage.estimator", "vapo_verl.data.dataset"}

@@ -138,6 +138,16 @@ class AdvantageConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MethodConfig:
+    """A method of another paper, in place of or beside the perception reward (docs/methods.md)."""
+
+    name: str = "none"
+    """``none``, or one of :data:`vapo_verl.methods.METHODS`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Its own settings; their defaults and meanings are in its file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
     """How the text of rows is read."""
 
@@ -221,6 +231,7 @@ class VapoConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
@@ -241,7 +252,7 @@ def vapo_config(node: Mapping[str, Any] | None) -> VapoConfig:
     Raises:
         ValueError: an unknown key or a value out of its range, with the key, the value and the fix.
     """
-    config = _section(VapoConfig, dict(node or {}), "vapo")
+    config = section(VapoConfig, dict(node or {}), "vapo")
     _check(config)
     return config
 
@@ -263,7 +274,15 @@ def is_within(key: str, groups: Iterable[str]) -> bool:
     return any(key == group or key.startswith(f"{group}.") for group in groups)
 
 
-def _section(cls: type[Section], values: dict[str, Any], path: str) -> Section:
+def section(cls: type[Section], values: Mapping[str, Any], path: str) -> Section:
+    """A settings dataclass from plain values, each of the type of its default.
+
+    Args:
+        path: the key of the group, for messages.
+
+    Raises:
+        ValueError: an unknown key or a value of another type, with the key, the value and the fix.
+    """
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
@@ -280,7 +299,7 @@ def _value(spec: dataclasses.Field[Any], value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(default):
         if not isinstance(value, Mapping):
             raise ValueError(f"{path}={value!r} is not a group of settings")
-        return _section(type(default), dict(value), path)
+        return section(type(default), value, path)
     if spec.name == "layers":
         if value is None or value == "all":
             return value

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vapo_verl.config import VapoConfig, vapo_config
 from vapo_verl.lora import check_lora, refuse_quantized
+from vapo_verl.methods import method_of
 from vapo_verl.rollout.correction import check_rollout_correction
 from vapo_verl.rollout.engine_args import ENGINE, processor_max_pixels
 from vapo_verl.rollout.model_families import captured_layers, check_family, read_config
@@ -428,6 +429,29 @@ def check_context(config: DictConfig) -> None:
         )
 
 
+def check_method(config: DictConfig) -> None:
+    """Refuse a method with options out of range, or without what it reads.
+
+    Raises:
+        ValueError: the key, the value and the fix.
+    """
+    settings = _settings(config)
+    method, chosen = method_of(settings.method), f"vapo.method.name={settings.method.name}"
+    if method.needs_attention and not settings.attention.enabled:
+        raise ValueError(f"{chosen} reads visual attention; set vapo.attention.enabled=true")
+    if method.needs_attention and settings.advantage.attention_coef > 0:
+        raise ValueError(
+            f"{chosen} and vapo.advantage.attention_coef={settings.advantage.attention_coef} both "
+            "weigh tokens by their visual attention; set the coefficient to 0, or the name to none"
+        )
+    correction = config.algorithm.get("rollout_correction") or {}
+    if method.needs_actor_log_probs and correction.get("bypass_mode"):
+        raise ValueError(
+            f"{chosen} needs the actor's old log probs on the images as they are, and "
+            "algorithm.rollout_correction.bypass_mode=true takes the engine's; set it to false"
+        )
+
+
 def check_best_checkpoint(config: DictConfig) -> None:
     """Refuse to keep a best checkpoint of steps that are not validated.
 
@@ -465,6 +489,7 @@ CHECKS: tuple[Check, ...] = (
     Check("padding", check_padding),
     Check("images of the engine", check_engine_images),
     Check("context", check_context),
+    Check("method", check_method),
     Check("best checkpoint", check_best_checkpoint),
     Check("LoRA", check_lora),
     Check("rollout correction", check_rollout_correction),

@@ -22,7 +22,9 @@ PAPERS = ["vapo", "vapo_3b", "vapo_paper", "vapo_released", "grpo", "dapo"]
 GPUS_PER_NODE = {"vapo_3b_1gpu": 1, "vapo_7b_4gpu": 4, "vapo_async": 4}
 """Of the recipes for smaller machines, and of the actor where engines have the other GPUs of a
 node; the others are for nodes of 8."""
-GPU_RECIPES = [*PAPERS, *VARIANTS, *GPUS_PER_NODE]
+METHODS = ["vgpo", "noisy_rollout", "papo", "vppo", "gspo", "dr_grpo"]
+"""Of other papers, see docs/methods.md."""
+GPU_RECIPES = [*PAPERS, *VARIANTS, *METHODS, *GPUS_PER_NODE]
 
 
 def test_the_recipes_are_those_the_readme_lists():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +30,8 @@ class TransformersServer:
         self.requests: list[dict[str, Any]] = []
         self.opened: dict[str, list[Any]] = {}
         """Images by key, of prompts that are shared."""
+        self.acquired = Counter[str]()
+        """Requests that are under way, by session."""
         self.closed: list[str] = []
         """Keys of those that are done."""
 
@@ -43,9 +47,9 @@ class TransformersServer:
         )
 
     async def _acquire_server(self, request_id: str, **_: Any) -> Any:
-        self.session = request_id
+        self.acquired[request_id] += 1
         remote = {
-            "generate_many": self._many,
+            "generate_many": partial(self._many, request_id),
             "open_prompt": self._open_prompt,
             "close_prompt": self.closed.append,
         }
@@ -54,14 +58,15 @@ class TransformersServer:
         )
 
     def _release_server(self, server_id: str, request_id: str) -> None:
-        assert (server_id, request_id) == ("only", self.session)
+        assert server_id == "only" and self.acquired[request_id] > 0
+        self.acquired[request_id] -= 1
 
     async def _open_prompt(self, key: str, images: list[Any], **_: Any) -> bool:
         self.opened[key] = images
         return True
 
-    async def _many(self, prompts: list[list[int]], **request: Any) -> list[Any]:
-        return [await self.generate(self.session, prompt_ids=p, **request) for p in prompts]
+    async def _many(self, session: str, prompts: list[list[int]], **request: Any) -> list[Any]:
+        return [await self.generate(session, prompt_ids=p, **request) for p in prompts]
 
     @torch.no_grad()
     def _continue(self, prompt_ids, sampling_params, image_data=None, **_):

@@ -9,9 +9,10 @@ them, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,6 +51,11 @@ class CompactPixels:
     def from_plain(cls, plain: Mapping[str, Any]) -> CompactPixels:
         """The inverse of :meth:`to_plain`."""
         return cls(**{**plain, "mean": tuple(plain["mean"]), "std": tuple(plain["std"])})
+
+    def blackened(self, fraction: float, rng: np.random.Generator) -> CompactPixels:
+        """Each patch black with the probability `fraction`."""
+        black = torch.from_numpy(rng.random(len(self.patches)) < fraction)
+        return replace(self, patches=self.patches.masked_fill(black[:, None, None, None], 0))
 
     def pixel_values(self) -> Tensor:
         """float32 [num_patches, channels * num_frames * patch * patch], as the processor's."""

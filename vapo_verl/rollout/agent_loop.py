@@ -6,11 +6,14 @@ they fill the idle tail of the batch and find their prefix in the KV cache.
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from pydantic import PrivateAttr
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
@@ -35,6 +38,7 @@ from vapo_verl.data.control_tokens import (
 )
 from vapo_verl.evaluation.benchmarks import Grade
 from vapo_verl.evaluation.benchmarks.validation_rows import COLUMN, grade_cell
+from vapo_verl.methods import Progress, method_of
 from vapo_verl.reward.accuracy import accuracy
 from vapo_verl.reward.components import RewardComponents, compose_reward, format_score
 from vapo_verl.reward.perception import attention_perception_score
@@ -102,6 +106,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         self._client = kwargs["server_manager"]
         self._prepared: PreparedPrompt | None = None  # until `run`
         self.vapo: VapoConfig = vapo_config(OmegaConf.to_container(self.config.vapo, resolve=True))  # type: ignore[arg-type]
+        self._method = method_of(self.vapo.method)
         anchors = self.vapo.anchors
         data = self.vapo.data
         controls = text_words(
@@ -139,6 +144,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
             sampling_params = {**sampling_params, "logit_bias": bias}
         started_at = time.time()
         self._prepared = await prompt.once(PREPARED, partial(self._prepare, row))
+        await self._change_images(prompt, key)
         try:
             generated = await super().run(sampling_params, priority, **row)
             output = VapoAgentLoopOutput(
@@ -151,6 +157,41 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         finally:
             await self.server_manager.scored()
         return output
+
+    async def _change_images(self, prompt: OpenPrompt, key: SampleKey) -> None:
+        """Go on with other images where the method generates this response from such.
+
+        The actor reads the prompt's own, see `VapoAgentLoopWorker._compute_multi_modal_inputs`.
+        """
+        assert self._prepared is not None
+        progress = Progress(
+            step=key.step,
+            total_steps=self.config.actor_rollout_ref.actor.optim.total_training_steps,
+        )
+        if not (
+            prompt.is_training
+            and self._prepared.media.get("images")
+            and self._method.changes_image(key.sample, self.rollout_config.n, progress)
+        ):
+            return
+        changed = prompt.changed()
+        make = partial(self._changed, self._prepared, key, progress)
+        self._prepared = await changed.once(PREPARED, make)
+        self.server_manager = OneServerClient(self._client, changed)
+
+    async def _changed(
+        self, prepared: PreparedPrompt, key: SampleKey, progress: Progress
+    ) -> PreparedPrompt:
+        def change() -> list[Image.Image]:
+            rng = key.group_generator("changed image")
+            arrays = [np.asarray(image.convert("RGB")) for image in prepared.media["images"]]
+            return [
+                Image.fromarray(self._method.changed_image(array, progress, rng))
+                for array in arrays
+            ]
+
+        images = await self.loop.run_in_executor(None, change)
+        return replace(prepared, media={**prepared.media, "images": images})
 
     def _drop_vision_tokens(self, output: VapoAgentLoopOutput) -> None:
         """Replace what stands for an image or a video, and take it out of the loss.

@@ -133,12 +133,14 @@ class VapoAgentLoopWorker(agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modif
 
     async def _run_prompt(self, prompt: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         self._lag.start()
-        with open_prompt(str(prompt["uid"])) as shared:
+        is_training = not kwargs["trajectory"]["validate"]
+        with open_prompt(str(prompt["uid"]), is_training=is_training) as shared:
             try:
                 await super()._run_prompt(prompt, *args, **kwargs)
             finally:
-                if (server := shared.result(SERVER)) is not None:
-                    server.close_prompt.remote(shared.uid)
+                for form in shared.forms():
+                    if (server := form.result(SERVER)) is not None:
+                        server.close_prompt.remote(form.uid)
 
     def _compute_multi_modal_inputs(self, output: Any, input_ids: torch.Tensor) -> dict[str, Any]:
         """Those of the prompt; its pixels are named by its uid.

@@ -11,12 +11,13 @@ import functools
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 
-from vapo_verl.data.compact_pixels import CompactPixels, ModelInputs
+from vapo_verl.anchors import SampleKey
+from vapo_verl.data.compact_pixels import PIXELS, CompactPixels, ModelInputs
 from vapo_verl.rollout.transfer import clear, column_values, keys_in, put_row, read_columns
 from vapo_verl.run_folder.images import image_parts
 
@@ -30,6 +31,17 @@ PIXELS_OF = "pixels_of"
 """In a response's ``multi_modal_inputs``: the prompt whose row has the pixels."""
 PIXELS_FIELD, GRID_FIELD, MESSAGES_FIELD = "pixels", "image_grid_thw", "raw_prompt"
 SECONDS_FIELD = "prepare_s"
+MASKED_LOG_PROBS = "masked_log_probs"
+"""Field of a response [T]: the actor's on masked images, see :class:`Masking`."""
+
+
+class Masking(TypedDict):
+    """How a second view of a step's images is made; plain, because it travels with a batch."""
+
+    fraction: float
+    """Of the patches of an image, that are black."""
+    seed: int
+    step: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +60,24 @@ class PreparedPrompt:
 class OpenPrompt:
     """Results that the responses to one prompt share, each made by the first that asks for it."""
 
-    def __init__(self, uid: str, *, is_shared: bool) -> None:
+    def __init__(self, uid: str, *, is_shared: bool, is_training: bool = False) -> None:
         self.uid = uid
         self.is_shared = is_shared
         """False for a prompt with one response, which nobody closes."""
+        self.is_training = is_training
+        """Whether the responses are to be trained."""
+        self._changed: OpenPrompt | None = None
         self._tasks: dict[str, asyncio.Task[Any]] = {}
+
+    def changed(self) -> OpenPrompt:
+        """What the responses share that are generated from changed images."""
+        if self._changed is None:
+            self._changed = OpenPrompt(f"{self.uid}/changed", is_shared=self.is_shared)
+        return self._changed
+
+    def forms(self) -> list[OpenPrompt]:
+        """The prompt, and the one with changed images where there is one."""
+        return [self, *([self._changed] if self._changed else [])]
 
     async def once(self, name: str, make: Callable[[], Awaitable[T]]) -> T:
         """The result of the first ``make`` under this name, or its error.
@@ -97,9 +122,9 @@ _open: dict[str, OpenPrompt] = {}
 
 
 @contextmanager
-def open_prompt(uid: str) -> Iterator[OpenPrompt]:
+def open_prompt(uid: str, *, is_training: bool = False) -> Iterator[OpenPrompt]:
     """Share results between the responses to ``uid`` in this process until the context ends."""
-    _open[uid] = OpenPrompt(uid, is_shared=True)
+    _open[uid] = OpenPrompt(uid, is_shared=True, is_training=is_training)
     try:
         yield _open[uid]
     finally:
@@ -177,24 +202,42 @@ def without_images(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]
     ]
 
 
-def with_pixels(data: TensorDict) -> TensorDict:
+def with_pixels(data: TensorDict, masking: Masking | None = None) -> TensorDict:
     """Responses with the pixels of their prompts, which become floats when a model reads them.
 
     A prompt's pixels are fetched once, however many of its responses are among the rows.
+
+    Args:
+        masking: the pixels are those of masked images, the same for all responses to a prompt.
+
+    Raises:
+        ValueError: images are to be masked whose processor this package does not know.
     """
     column = data.get("multi_modal_inputs", None)
     if column is None:
         return data
     values = column_values(column)
+    if masking and any(PIXELS in inputs for inputs in values):
+        raise ValueError(
+            "vapo.method masks images, and those of this model's processor cannot be: it is none "
+            "of Qwen-VL's kind, or its settings are unusual; set vapo.method.name=none"
+        )
     uids = list(dict.fromkeys(inputs[PIXELS_OF] for inputs in values if PIXELS_OF in inputs))
     if not uids:
         return data
     [stored] = read_columns(uids, PROMPTS, [PIXELS_FIELD]).values()
     pixels = {uid: CompactPixels.from_plain(plain) for uid, plain in zip(uids, stored, strict=True)}
+    if masking:
+        pixels = {uid: _masked(uid, one, masking) for uid, one in pixels.items()}
     data["multi_modal_inputs"] = NonTensorStack.from_list(
         [NonTensorData(_model_inputs(inputs, pixels)) for inputs in values]
     )
     return data
+
+
+def _masked(uid: str, pixels: CompactPixels, masking: Masking) -> CompactPixels:
+    key = SampleKey(seed=masking["seed"], step=masking["step"], prompt_uid=uid, sample=0)
+    return pixels.blackened(masking["fraction"], key.group_generator("masking"))
 
 
 def _model_inputs(inputs: Mapping[str, Any], pixels: Mapping[str, CompactPixels]) -> Any:

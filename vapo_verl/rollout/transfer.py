@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transfer_queue as tq
+from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.utils.transferqueue_utils import kv_batch_meta2batch_meta
@@ -74,6 +75,11 @@ def put_rows(
             tags=[dict(tags[place])] if tags else [{}],
             partition_id=partition_id,
         )
+
+
+def write(keys: Sequence[str], partition_id: str, fields: TensorDict) -> None:
+    """Set fields of some rows."""
+    tq.kv_batch_put(keys=list(keys), partition_id=partition_id, fields=fields)
 
 
 def read_columns(

@@ -6,14 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tensordict import TensorDict
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
+from verl.workers.utils.padding import response_from_nested, response_to_nested
 
 from vapo_verl.console import say
+from vapo_verl.methods import Method, StepTokens
 from vapo_verl.rollout.agent_loop_worker import FAILURE_TAG, REASON_TAG
 from vapo_verl.rollout.correction import mismatch
 from vapo_verl.rollout.outcome import failure_metrics
+from vapo_verl.rollout.prompts import MASKED_LOG_PROBS
 from vapo_verl.rollout.sample import RECORD_FIELD, SampleRecord
-from vapo_verl.rollout.transfer import KVBatchMeta, clear, column_values, read
+from vapo_verl.rollout.transfer import KVBatchMeta, clear, column_values, read, write
 
 __all__ = [
     "CountedReplayBuffer",
@@ -25,6 +29,8 @@ __all__ = [
     "read_records",
     "read_responses",
     "read_visual_attention",
+    "take_masked_log_probs",
+    "weigh_advantages",
 ]
 
 
@@ -332,6 +338,39 @@ def read_records(batch: KVBatchMeta) -> list[SampleRecord | None]:
         None if tag.get("is_padding") else SampleRecord.from_plain(extra[RECORD_FIELD])
         for tag, extra in zip(batch.tags, column_values(data["extra_fields"]), strict=True)
     ]
+
+
+def take_masked_log_probs(batch: KVBatchMeta) -> None:
+    """Keep what the actor has just computed, on masked images, under a name of its own."""
+    data = read(batch.keys, batch.partition_id, ["log_probs", "response_mask"])
+    column = response_from_nested(data["log_probs"], data["response_mask"])
+    fields = TensorDict({MASKED_LOG_PROBS: column}, batch_size=len(batch.keys))
+    write(batch.keys, batch.partition_id, fields)
+
+
+def weigh_advantages(batch: KVBatchMeta, method: Method) -> dict[str, float]:
+    """Multiply a step's advantages by a method's weights; its metrics."""
+    fields = ["uid", "response_mask", "visual_attention", "old_log_probs", "advantages"]
+    if method.mask_fraction:
+        fields.append(MASKED_LOG_PROBS)
+    data = read(batch.keys, batch.partition_id, fields)
+    padded = {name: data[name].to_padded_tensor(0) for name in fields[1:] if name != fields[2]}
+    mask = padded["response_mask"].bool()
+    attention = data["visual_attention"].to_padded_tensor(float("nan"))
+    weights, metrics = method.token_weights(
+        StepTokens(
+            group_ids=column_values(data["uid"]),
+            response_mask=mask,
+            visual_attention=fit_width(attention, mask.size(1)),
+            old_log_probs=padded["old_log_probs"],
+            masked_log_probs=padded.get(MASKED_LOG_PROBS),
+        )
+    )
+    advantages = padded["advantages"]
+    weighed = (advantages.double() * weights).to(advantages.dtype)
+    column = response_to_nested(weighed, data["response_mask"])
+    write(batch.keys, batch.partition_id, TensorDict({"advantages": column}, len(batch.keys)))
+    return metrics
 
 
 def fit_width(values: torch.Tensor, width: int) -> torch.Tensor:

@@ -30,6 +30,7 @@ from vapo_verl.config import vapo_config
 from vapo_verl.console import phases, say
 from vapo_verl.evaluation.benchmarks.validation_rows import validation_files
 from vapo_verl.heartbeat import lag_metrics
+from vapo_verl.methods import Method, Progress, method_of
 from vapo_verl.patches.upstream import use_replay_buffers
 from vapo_verl.report.live import KeyPictures, write_final_report
 from vapo_verl.rollout import server as rollout_server
@@ -61,16 +62,19 @@ from vapo_verl.trainer.replay_buffer import (
     CountedReplayBuffer,
     CountedReplayBufferAsync,
     ResponsesFailed,
+    StepResponses,
     logprob_mismatch,
     read_records,
     read_responses,
     read_visual_attention,
+    take_masked_log_probs,
+    weigh_advantages,
 )
 from vapo_verl.trainer.rollout_samples import captured_layers, sample_rows
 from vapo_verl.trainer.stopping import RunStopped, SafeStop
 from vapo_verl.trainer.trackers import StepEnd, StepLine, tell_resumed
 from vapo_verl.trainer.train_loader import TrainLoader
-from vapo_verl.trainer.worker import PhaseMemory, VapoWorker
+from vapo_verl.trainer.worker import PhaseMemory, VapoWorker, masked_view
 
 EXPLAIN_S = 10.0
 """Time for the monitor to see the death behind an error that may follow from one."""
@@ -182,6 +186,8 @@ class VapoTraining(PPOTrainer):
 
     def on_init_end(self) -> None:
         phases.begin("weights to the engine")
+        if self.method.adds_losses:
+            self.actor_rollout_wg.use_method(self.vapo.method)
         self._actors = self._workers()
         with self.explained(), self._monitor.phase(liveness.TRANSFER):
             super().on_init_end()
@@ -401,6 +407,11 @@ class VapoTraining(PPOTrainer):
         self._monitor.begin(phase)
 
     @cached_property
+    def method(self) -> Method:
+        """What ``vapo.method`` names."""
+        return method_of(self.vapo.method)
+
+    @cached_property
     def _memory(self) -> PhaseMemory:
         return PhaseMemory(self.actor_rollout_wg)
 
@@ -413,10 +424,26 @@ class VapoTraining(PPOTrainer):
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         batch = super()._compute_old_log_prob(for_models(batch), metrics)
+        if self.method.mask_fraction:
+            self._compute_masked_log_prob(batch)
         self._memory.end_phase("old_log_prob")
         if compares_log_probs(self.config):
             metrics.update(logprob_mismatch(batch))
         return batch
+
+    def _compute_masked_log_prob(self, batch: KVBatchMeta) -> None:
+        """The actor's log probs once more, on images of which patches are black."""
+        view = masked_view(
+            batch,
+            self.config.actor_rollout_ref.rollout.temperature,
+            {
+                "fraction": self.method.mask_fraction,
+                "seed": self.vapo.seed,
+                "step": self.global_steps,
+            },
+        )
+        self.actor_rollout_wg.compute_log_prob(view)
+        take_masked_log_probs(view)
 
     def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         batch = super()._compute_ref_log_prob(for_models(batch), metrics)
@@ -425,7 +452,11 @@ class VapoTraining(PPOTrainer):
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         self._at(liveness.UPDATE)
+        if self.method.weighs_tokens:
+            metrics.update(weigh_advantages(batch, self.method))
         batch = super()._update_actor(for_models(batch), metrics)
+        for name in [name for name in metrics if name.startswith("actor/vapo/")]:
+            metrics[name.removeprefix("actor/")] = metrics.pop(name)  # veRL has prefixed them
         self._monitor.begin(None)
         self._memory.end_phase("update_actor")
         return batch
@@ -460,6 +491,7 @@ class VapoTraining(PPOTrainer):
         metrics.update(reward_metrics(step.records))
         metrics.update(origin_metrics(step.records, step.group_ids, self.vapo))
         metrics.update(anchor_metrics(step.records))
+        metrics.update(self._method_metrics(step))
         metrics.update(signal_metrics(step.records, step.group_ids, self.vapo))
         metrics["vapo/anchors/step_share"] = (
             metrics["vapo/anchors/tail_s"] / metrics["timing_s/step"]
@@ -472,6 +504,14 @@ class VapoTraining(PPOTrainer):
         self._write_rollouts(step.keys, batch.partition_id)
         trained = {key.split("_")[0] for key in batch.keys}
         clear_prompts_except({key.split("_")[0] for key in keys_in(batch.partition_id)} - trained)
+
+    def _method_metrics(self, step: StepResponses) -> dict[str, float]:
+        return self.method.response_metrics(
+            [int(key.rsplit("_", 2)[1]) for key in step.keys],
+            [record.reward.accuracy for record in step.records],
+            self.config.actor_rollout_ref.rollout.n,
+            Progress(step=self.global_steps, total_steps=self.total_training_steps),
+        )
 
     def _rollout_metrics(self) -> dict[str, float]:
         """What preparing prompts took, and how late the event loops were since the last step."""

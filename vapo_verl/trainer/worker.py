@@ -2,6 +2,9 @@
 
 import os
 import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +16,26 @@ from verl.single_controller.base.decorator import (
     make_nd_compute_dataproto_dispatch_fn,
     register,
 )
+from verl.trainer.ppo.core_algos import agg_loss
+from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name, get_torch_device
+from verl.utils.metric import AggregationType, Metric
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+from verl.workers.utils.padding import no_padding_2_padding
 
 from vapo_verl import heartbeat
+from vapo_verl.config import MethodConfig
+from vapo_verl.methods import Method, method_of
 from vapo_verl.patches import text_only_forward
 from vapo_verl.patches.upstream import session_folder, use_weight_sender, with_ragged_positions
-from vapo_verl.rollout.prompts import with_pixels
+from vapo_verl.rollout.prompts import MASKED_LOG_PROBS, Masking, with_pixels
+from vapo_verl.rollout.transfer import KVBatchMeta, for_models
 from vapo_verl.run_folder.checkpoints import FileRecord, file_records
 
 WEIGHT_SENDER = "vapo_verl.rollout.weight_sync.VapoServerAdapter"
 """A path, because importing it imports vLLM, which only the sending process needs."""
+MASKING = "masking"
+"""Of a batch whose forward pass is to see masked images: a :class:`Masking`."""
 GIB = 2**30
 RANK_OF_FILE = re.compile(r"_rank_(\d+)\.pt$")
 
@@ -66,7 +78,8 @@ class VapoTrainingWorker(TrainingWorker):
     )
     def infer_batch(self, data: TensorDict) -> TensorDict:
         self._beat()
-        return super().infer_batch(with_pixels(with_ragged_positions(data)))
+        masking: Masking | None = tu.pop(data, MASKING)
+        return super().infer_batch(with_pixels(with_ragged_positions(data), masking))
 
 
 class VapoWorker(ActorRolloutRefWorker):
@@ -80,6 +93,13 @@ class VapoWorker(ActorRolloutRefWorker):
         """Send all weights to a server that has been restarted, those below a LoRA adapter too."""
         self.rollout.forget_server()
         self.base_sync_done = "dummy" not in self.config.rollout.load_format
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def use_method(self, config: MethodConfig) -> None:
+        """Train the actor with the terms that the method adds to the loss."""
+        method = method_of(config)
+        loss = partial(loss_with_method, self.loss_fn, method, f"vapo/{config.name}")
+        self.actor.set_loss_fn(loss)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def peak_device_memory(self) -> float:
@@ -110,6 +130,40 @@ class VapoDetachedWorker(VapoWorker, DetachActorWorker):
             self.cpu_saved_models[n] = copied, spec
 
 
+def loss_with_method(
+    policy_loss: Callable[..., tuple[torch.Tensor, dict[str, Any]]],
+    method: Method,
+    prefix: str,
+    model_output: dict[str, Any],
+    data: TensorDict,
+    dp_group: Any = None,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """veRL's policy loss of a micro-batch and the method's terms, aggregated alike.
+
+    Args:
+        policy_loss: veRL's ``ppo_loss``, a partial with the actor's `config`.
+        prefix: of the metric of each term.
+        model_output: ``log_probs`` of prompt and response, ragged.
+        data: the micro-batch; its ``masked_log_probs`` are read where there are any.
+    """
+    loss, metrics = policy_loss(model_output=model_output, data=data, dp_group=dp_group)
+    log_probs = no_padding_2_padding(model_output["log_probs"], data)
+    names = [name for name in ("response_mask", MASKED_LOG_PROBS) if name in data]
+    columns = data.select(*names).to_padded_tensor()
+    masked = columns.get(MASKED_LOG_PROBS, torch.zeros_like(log_probs))
+    config = policy_loss.keywords["config"]  # type: ignore[attr-defined]
+    for name, terms in method.token_losses(log_probs, masked).items():
+        added = agg_loss(
+            loss_mat=terms,
+            loss_mask=columns["response_mask"].bool(),
+            loss_agg_mode=config.loss_agg_mode,
+            **config.global_batch_info,  # as `policy_loss` has set it
+        )
+        loss = loss + added
+        metrics[f"{prefix}/{name}_loss"] = Metric(aggregation=AggregationType.SUM, value=added)
+    return loss, metrics
+
+
 def peak_device_memory() -> float:
     """GiB of this process's device in use at most since the last call, by all processes on it.
 
@@ -124,6 +178,12 @@ def peak_device_memory() -> float:
     peak = total - free - device.memory_reserved() + device.max_memory_reserved()
     device.reset_peak_memory_stats()
     return peak / GIB
+
+
+def masked_view(batch: KVBatchMeta, temperature: float, masking: Masking) -> KVBatchMeta:
+    """The batch for one more `compute_log_prob`, in which the model sees masked images."""
+    settings = {"calculate_entropy": False, "compute_loss": False, "temperature": temperature}
+    return replace(for_models(batch), extra_info={**settings, MASKING: masking})
 
 
 class PhaseMemory:

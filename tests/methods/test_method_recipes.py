@@ -1,0 +1,109 @@
+"""What distinguishes the recipes of other papers' methods, and what their checks refuse."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from vapo_verl import preflight
+from vapo_verl.config import MethodConfig, vapo_config
+from vapo_verl.hydra_config import compose_recipe
+from vapo_verl.methods import METHODS, method_of
+
+VGPO = ["vapo.method.name=vgpo"]
+BYPASS = "algorithm.rollout_correction.bypass_mode=true"
+
+
+def settled(recipe, *overrides):
+    config = compose_recipe(recipe, overrides)
+    OmegaConf.resolve(config)
+    return config, vapo_config(OmegaConf.to_container(config.vapo))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_has_a_recipe_of_its_name_and_defaults_that_pass(name):
+    method = method_of(MethodConfig(name=name))
+    if name != "none":
+        config, settings = settled(name)
+        assert method_of(settings.method) == method, "the recipe repeats no default"
+        assert settings.anchors.num_anchors == 0
+        preflight.check_method(config)
+
+
+def test_the_default_is_no_method():
+    assert vapo_config({}).method == MethodConfig(name="none")
+    method = method_of(MethodConfig())
+    assert not (method.weighs_tokens or method.adds_losses or method.mask_fraction)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["vapo.method.name=ppo"], "use one of none, vgpo"),
+        (["+vapo.method.options.coef=1"], "set vapo.method.name"),
+        (VGPO, "vapo.attention.enabled=true"),
+        (
+            [*VGPO, "vapo.attention.enabled=true", "vapo.advantage.attention_coef=0.3"],
+            "attention_coef=0.3",
+        ),
+        ([*VGPO, "+vapo.method.options.beta=1"], "options.beta is not a setting"),
+        (["vapo.method.name=vppo", BYPASS], "bypass_mode=true takes the engine's"),
+        (["vapo.method.name=noisy_rollout", BYPASS], "bypass_mode=true takes the engine's"),
+    ],
+)
+def test_a_method_without_what_it_needs_is_refused(overrides, message):
+    config, _ = settled("smoke", *overrides)
+    with pytest.raises(ValueError, match=message):
+        preflight.check_method(config)
+
+
+def test_vgpo_holds_the_released_scripts_values():
+    config, settings = settled("vgpo")
+    actor, method = config.actor_rollout_ref.actor, method_of(settings.method)
+    assert (method.strength, method.tail_start, method.tail_fraction) == (0.3, 0.5, 0.2)
+    assert (config.data.train_batch_size, actor.ppo_mini_batch_size) == (512, 128)
+    assert (config.actor_rollout_ref.rollout.n, actor.optim.lr) == (8, 1e-6)
+    assert (actor.clip_ratio_low, actor.clip_ratio_high, actor.use_kl_loss) == (0.2, 0.28, False)
+    assert config.algorithm.filter_groups.enable and config.trainer.total_epochs == 2
+
+
+def test_gspo_and_dr_grpo_are_verls_keys_alone():
+    from verl.trainer.ppo.core_algos import get_policy_loss_fn
+
+    gspo, settings = settled("gspo")
+    assert settings.method.name == "none"
+    assert get_policy_loss_fn(gspo.actor_rollout_ref.actor.policy_loss.loss_mode)
+    assert gspo.actor_rollout_ref.actor.clip_ratio_low == 3e-4
+    dr_grpo, settings = settled("dr_grpo")
+    actor = dr_grpo.actor_rollout_ref.actor
+    assert settings.method.name == "none" and not settings.advantage.normalize_by_std
+    assert not dr_grpo.algorithm.norm_adv_by_std_in_grpo
+    assert actor.loss_agg_mode == "seq-mean-token-sum-norm"
+    assert actor.loss_scale_factor == dr_grpo.data.max_response_length
+
+
+def test_noisy_rollout_holds_the_released_scripts_values():
+    config, settings = settled("noisy_rollout")
+    policy, method = config.actor_rollout_ref, method_of(settings.method)
+    assert (method.noise_step, method.steepness, method.mid_step) == (500, 30, 40)
+    assert (policy.rollout.n, method.noisy_fraction) == (12, 0.5)
+    assert (policy.actor.optim.lr, policy.actor.use_kl_loss) == (1e-6, False)
+    assert policy.actor.freeze_vision_tower
+    assert (config.data.train_batch_size, policy.actor.ppo_mini_batch_size) == (512, 128)
+
+
+def test_papo_holds_the_released_scripts_values():
+    config, settings = settled("papo")
+    actor, method = config.actor_rollout_ref.actor, method_of(settings.method)
+    assert (method.coef, method.entropy_coef, method.masked) == (0.02, 0.05, 0.6)
+    assert (config.data.train_batch_size, actor.ppo_mini_batch_size) == (384, 128)
+    assert (actor.use_kl_loss, actor.kl_loss_coef, actor.optim.lr) == (True, 0.01, 1e-6)
+    assert config.actor_rollout_ref.rollout.n == 5
+
+
+def test_vppo_holds_the_released_scripts_values():
+    config, settings = settled("vppo")
+    actor, method = config.actor_rollout_ref.actor, method_of(settings.method)
+    assert (method.top_fraction, method.response_min, method.masked) == (0.4, 0.9, 0.5)
+    assert method.entropy_coef == 0.06
+    assert (config.data.train_batch_size, actor.ppo_mini_batch_size) == (384, 128)
+    assert (actor.clip_ratio_low, actor.clip_ratio_high, actor.use_kl_loss) == (0.2, 0.28, False)
+    assert (config.actor_rollout_ref.rollout.n, actor.optim.lr) == (8, 1e-6)
