@@ -67,21 +67,25 @@ class Family:
         return 2 * self.patch_size
 
 
-_QWEN2 = {"processor": "Qwen2VLProcessor", "video_processor": "Qwen2VLVideoProcessor"}
-_QWEN3 = {
-    "processor": "Qwen3VLProcessor",
-    "video_processor": "Qwen3VLVideoProcessor",
-    "patch_size": 16,
-    "interleaves_positions": True,
-}
+_QWEN2 = Family(
+    classes="Qwen2VL", processor="Qwen2VLProcessor", video_processor="Qwen2VLVideoProcessor"
+)
+_QWEN3 = Family(
+    classes="Qwen3VL",
+    processor="Qwen3VLProcessor",
+    video_processor="Qwen3VLVideoProcessor",
+    patch_size=16,
+    has_deepstack=True,
+    interleaves_positions=True,
+)
 FAMILIES = {
-    "qwen2_vl": Family(classes="Qwen2VL", **_QWEN2),
-    "qwen2_5_vl": Family(
-        classes="Qwen2_5_VL", **{**_QWEN2, "processor": "Qwen2_5_VLProcessor"}, has_windows=True
+    "qwen2_vl": _QWEN2,
+    "qwen2_5_vl": replace(
+        _QWEN2, classes="Qwen2_5_VL", processor="Qwen2_5_VLProcessor", has_windows=True
     ),
-    "qwen3_vl": Family(classes="Qwen3VL", **_QWEN3, has_deepstack=True),
-    "qwen3_vl_moe": Family(classes="Qwen3VLMoe", **_QWEN3, has_deepstack=True, num_experts=4),
-    "qwen3_5": Family(classes="Qwen3_5", **_QWEN3, softmax_period=2),
+    "qwen3_vl": _QWEN3,
+    "qwen3_vl_moe": replace(_QWEN3, classes="Qwen3VLMoe", num_experts=4),
+    "qwen3_5": replace(_QWEN3, classes="Qwen3_5", has_deepstack=False, softmax_period=2),
 }
 """By `model_type` of config.json."""
 
