@@ -173,6 +173,7 @@ def run(
         "actor_rollout_ref.rollout.max_model_len": 2560,
         "actor_rollout_ref.rollout.max_num_batched_tokens": 4096,
         "vapo.anchors.gate": "always",
+        "vapo.anchors.self_test_rows": 0,  # it would encode the images of the first step
         "trainer.total_training_steps": steps,
         "trainer.total_epochs": 1,
         "trainer.val_before_train": "false",
