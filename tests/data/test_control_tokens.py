@@ -292,7 +292,7 @@ def test_a_saved_tokenizer_spells_what_training_spelled(added_tags, tmp_path, se
     others = {t: i for t, i in before.get_added_vocab().items() if t not in spelled}
     assert after.get_added_vocab() == others
     read_escapes(before)
-    words = ControlTokens.of_tags(spelled).hide(INSTRUCTION) if spelled else INSTRUCTION
+    words = ControlTokens(None, spelled).hide(INSTRUCTION) if spelled else INSTRUCTION
     assert after.encode(INSTRUCTION) == before.encode(words)
     assert spell_saved_tags(folder, setting) == ()
 

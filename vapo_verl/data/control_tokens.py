@@ -60,22 +60,17 @@ class ControlTokens:
     """The words of a text that something takes for more than text.
 
     Args:
-        tokens: of a tokenizer; those that veRL and the processor look for are added.
+        tokens: of a tokenizer; those that veRL and the processor look for are added. None: the
+            tags alone.
         tags: of :func:`tags_as_text`; other tags of the response format are left alone.
     """
 
-    def __init__(self, tokens: Iterable[str] = QWEN_TOKENS, tags: Collection[str] = ()) -> None:
-        words = {*tokens, *MEDIA_WORDS, *PROCESSOR_WORDS} - {*RESPONSE_TAGS} | {*tags}
-        self._set(words)
-
-    @classmethod
-    def of_tags(cls, tags: Collection[str]) -> ControlTokens:
-        """These tags and nothing else."""
-        found = cls.__new__(cls)
-        found._set(tags)
-        return found
-
-    def _set(self, words: Collection[str]) -> None:
+    def __init__(
+        self, tokens: Iterable[str] | None = QWEN_TOKENS, tags: Collection[str] = ()
+    ) -> None:
+        words = {*tags}
+        if tokens is not None:
+            words |= {*tokens, *MEDIA_WORDS, *PROCESSOR_WORDS} - {*RESPONSE_TAGS}
         self.words: tuple[str, ...] = tuple(
             sorted((word for word in words if len(word) > 1), key=lambda word: (-len(word), word))
         )
@@ -170,15 +165,12 @@ def text_words(
         ValueError: the tokenizer cannot be prepared.
     """
     tags = tags_as_text(tokenizer, plain_think_tokens, processor)
-    if control_tokens == "text":
-        words = ControlTokens(added_tokens(tokenizer), tags)
-    elif tags:
-        words = ControlTokens.of_tags(tags)
-    else:
+    all_controls = control_tokens == "text"
+    if not (all_controls or tags):
         return None
     for each in (tokenizer, getattr(processor, "tokenizer", None)):
-        read_escapes(each, WITHOUT_TEXT if control_tokens == "text" else WITHOUT_TAGS)
-    return words
+        read_escapes(each, WITHOUT_TEXT if all_controls else WITHOUT_TAGS)
+    return ControlTokens(added_tokens(tokenizer) if all_controls else None, tags)
 
 
 def tag_token_ids(tokenizer: Any, tags: Iterable[str]) -> list[int]:
