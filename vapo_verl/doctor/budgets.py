@@ -131,7 +131,7 @@ def check_think_tags(config: DictConfig, settings: VapoConfig) -> Iterator[Findi
         found = f"{key}={setting}: the chat template writes the tokens {ids}, prompts spell them"
         yield warning(THINK, found, f"{key}=auto")
     elif spelled:
-        found = f"the tokens {ids} are in no chat template, so they were not trained"
+        found = f"the tokens {ids} are in no chat template, as untrained ones"
         yield ok(THINK, f"{found}: prompts and responses spell them ({key}={setting})")
     elif untrained:
         found = (
