@@ -114,14 +114,13 @@ def test_the_layers_of_each_model_are_known(model):
     """The checks look at these names and load no model."""
     kinds = (torch.nn.Linear, torch.nn.Conv3d, torch.nn.Embedding)  # what peft can adapt
     names = {name for name, module in model.named_modules() if isinstance(module, kinds)}
-    first = {re.sub(r"\.\d+\.(?=\w+\.|linear)", ".0.", name) for name in names}
+    first = {re.sub(r"\.\d+\.(?=\w+\.|linear)", ".{}.", name) for name in names}
+    first -= set(lora.OTHER_LAYERS)
     vision = {name.removeprefix("model.visual.") for name in first if "visual" in name}
     decoder = {name.removeprefix(lora.DECODER_LAYER) for name in first if ".layers." in name}
     assert vision <= set(VISION_LAYERS)
     assert decoder <= set(DECODER_LINEAR)
-    assert {name for name in first if "visual" not in name and ".layers." not in name} == set(
-        lora.EMBEDDINGS
-    )
+    assert all("visual" in name or ".layers." in name for name in first)
 
 
 def test_engine_ranks_are_vllms():
@@ -135,7 +134,7 @@ def test_engine_ranks_are_vllms():
 def test_the_recipes_adapt_all_linear_layers_of_the_language_model(recipe):
     config = recipe_config(recipe)
     check_lora(config)
-    assert lora_of(config).adapted == DECODER_LINEAR
+    assert lora_of(config).num_adapted(5) == dict.fromkeys(DECODER_LINEAR, 5)
 
 
 def test_a_run_without_adapters_has_none():
@@ -159,6 +158,14 @@ def test_a_run_without_adapters_has_none():
             ("blocks.0.attn.qkv",),
         ),
         ((f"{MODEL}.exclude_modules='.*qkv'",), ("visual.blocks.0.attn.proj",)),
+        (
+            (
+                f"{MODEL}.exclude_modules=null",
+                f"{MODEL}.target_modules=[q_proj,model.visual.blocks.31.attn.proj]",
+            ),
+            ("visual.blocks.31.attn.proj",),
+        ),
+        ((f"{MODEL}.exclude_modules='.*(blocks.[0-3]|merger).*'",), ("visual.blocks.4.attn.qkv",)),
         ((f"{MODEL}.target_modules=[q_proj,lm_head]",), ("selects lm_head", "leave it out")),
         ((f"{MODEL}.target_modules='.*'",), ("selects lm_head",)),
         ((f"{MODEL}.target_modules=[query]",), ("no linear layer of the language model", "q_proj")),
@@ -206,6 +213,10 @@ def test_settings_that_no_run_can_have_are_refused_with_the_fix(overrides, parts
         (f"{MODEL}.lora.merge=true", f"{ROLLOUT}.checkpoint_engine.backend=nccl"),
         (f"{ROLLOUT}.load_format=auto",),
         (f"{MODEL}.target_modules='.*language_model.*_proj'", f"{MODEL}.exclude_modules=null"),
+        (f"{MODEL}.exclude_modules='.*(blocks|merger).*'",),
+        (f"{MODEL}.target_modules='.*language_model.layers.2[0-7].*q_proj'",),
+        (f"{MODEL}.target_modules=[model.language_model.layers.27.self_attn.q_proj]",),
+        (f"{MODEL}.lora.merge=true", f"{ROLLOUT}.quantization=fp8"),
     ],
 )
 def test_other_settings_are_accepted(overrides):
@@ -233,10 +244,35 @@ def adapter(tmp_path):
 def test_training_goes_on_from_an_adapter_of_the_same_rank_and_alpha(adapter):
     check(adapter(), recipe="smoke_lora")
     config = config_with(adapter(), recipe="smoke_lora")
-    assert lora_of(config).adapted == ("self_attn.q_proj",)
+    adapted = {name: number for name, number in lora_of(config).num_adapted(5).items() if number}
+    assert adapted == {"self_attn.q_proj": 5}
     assert "set actor_rollout_ref.model.lora_rank=4" in refused(adapter(r=4), recipe="smoke_lora")
     assert "lora_alpha=1" in refused(adapter(lora_alpha=1), recipe="smoke_lora")
     assert "rank of that adapter" in refused(adapter(), recipe="smoke")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"rank_pattern": {"q_proj": 4}},
+        {"alpha_pattern": {"q_proj": 4}},
+        {"modules_to_save": ["lm_head"]},
+        {"bias": "all"},
+        {"peft_type": "LOHA"},
+    ],
+)
+def test_an_adapter_of_another_equation_is_no_start(adapter, changes):
+    message = refused(adapter(**changes), recipe="smoke_lora")
+    assert next(iter(changes)) in message and "merge it into the model" in message
+
+
+def test_an_adapter_as_peft_writes_it_is_a_start(tmp_path):
+    LoraConfig(
+        task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=["q_proj"]
+    ).save_pretrained(tmp_path)
+    check(f"{MODEL}.lora_adapter_path={tmp_path}", recipe="smoke_lora")
 
 
 def test_an_adapter_of_the_vision_tower_is_no_start(adapter):

@@ -25,24 +25,34 @@ ROLLOUT = "actor_rollout_ref.rollout"
 ALL_LINEAR = "all-linear"
 NOT_VISION = ".*visual.*"
 """A value of ``exclude_modules`` that keeps adapters out of the vision tower of each model here."""
-DECODER_LAYER = "model.language_model.layers.0."
+DECODER_LAYER = "model.language_model.layers.{}."
 DECODER_LINEAR = (
     *(f"self_attn.{part}_proj" for part in "qkvo"),
     *(f"mlp.{part}_proj" for part in ("gate", "up", "down")),
 )
 """Linear layers of a decoder layer of Qwen2-VL, Qwen2.5-VL and Qwen3-VL."""
 VISION_LAYERS = (
-    *(f"blocks.0.{name}" for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
-    *(f"blocks.0.mlp.{name}_proj" for name in ("gate", "up", "down")),
-    *(f"blocks.0.mlp.linear_fc{number}" for number in (1, 2)),
+    *("blocks.{}.attn.qkv", "blocks.{}.attn.proj", "blocks.{}.mlp.fc1", "blocks.{}.mlp.fc2"),
+    *("blocks.{}.mlp.gate_proj", "blocks.{}.mlp.up_proj", "blocks.{}.mlp.down_proj"),
+    *("blocks.{}.mlp.linear_fc1", "blocks.{}.mlp.linear_fc2"),
     *("merger.mlp.0", "merger.mlp.2", "merger.linear_fc1", "merger.linear_fc2"),
-    *(f"deepstack_merger_list.0.linear_fc{number}" for number in (1, 2)),
-    *("patch_embed.proj", "pos_embed"),
+    *("deepstack_merger_list.{}.linear_fc1", "deepstack_merger_list.{}.linear_fc2"),
 )
-"""Layers of their vision towers that peft can adapt, of one block each."""
-EMBEDDINGS = ("lm_head", "model.language_model.embed_tokens")
+"""Those of their vision towers; {} is the number of a block."""
+MAX_LAYERS = 128
+"""More than any of these models has: a check knows the names of its layers, not their number."""
+OTHER_LAYERS = (
+    *("lm_head", "model.language_model.embed_tokens"),
+    *("model.visual.patch_embed.proj", "model.visual.pos_embed"),
+)
+"""Other layers that peft adapts where they are named; ``all-linear`` leaves them out."""
 READ_BY_FSDP = ("merge", "fully_sharded_loras")
 """Keys of the group ``model.lora`` that hold for FSDP, too; the others are Megatron's."""
+UNSUPPORTED = (
+    *("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save"),
+    *("layers_to_transform", "target_parameters", "bias"),
+)
+"""Keys of an adapter's config that change its equation, its rank by layer or what it holds."""
 ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """vLLM makes room for the next of these ranks (``max_lora_rank``)."""
 
@@ -68,10 +78,10 @@ class Lora:
             return name != "lm_head"
         return _selects(self.targets, name)
 
-    @property
-    def adapted(self) -> tuple[str, ...]:
-        """Which of :data:`DECODER_LINEAR` have adapters."""
-        return tuple(name for name in DECODER_LINEAR if self.adapts(DECODER_LAYER + name))
+    def num_adapted(self, num_layers: int = MAX_LAYERS) -> dict[str, int]:
+        """In how many of that many decoder layers each of :data:`DECODER_LINEAR` has an adapter."""
+        layers = [DECODER_LAYER.format(number) for number in range(num_layers)]
+        return {name: sum(self.adapts(layer + name) for layer in layers) for name in DECODER_LINEAR}
 
     @property
     def engine_rank(self) -> int:
@@ -96,7 +106,7 @@ def lora_of(config: DictConfig) -> Lora | None:
         alpha=model.lora_alpha,
         targets=_names(names.get("target_modules")),
         excluded=_names(names.get("exclude_modules")),
-        merged=bool(model.get("lora", {}).get("merge", False)),
+        merged=bool((model.get("lora") or {}).get("merge", False)),
     )
 
 
@@ -107,7 +117,7 @@ def check_lora(config: DictConfig) -> None:
         ValueError: the first one, with the key, the value and the fix.
     """
     model = config.actor_rollout_ref.model
-    megatrons = model.get("lora", {}).get("rank", 0)
+    megatrons = (model.get("lora") or {}).get("rank", 0)
     if megatrons:
         raise ValueError(
             f"{MODEL}.lora.rank={megatrons} is read by Megatron only, and this run trains with "
@@ -122,7 +132,7 @@ def check_lora(config: DictConfig) -> None:
             )
         return
     _check_group(model)
-    _check_quantization(config)
+    _check_quantization(config, lora)
     if model.get("target_parameters"):
         raise ValueError(
             f"{MODEL}.target_parameters={model.target_parameters}: adapters go to linear layers; "
@@ -179,8 +189,17 @@ def _adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_start(folder: Path, lora: Lora) -> None:
-    """veRL takes rank and alpha from the adapter, and tells vLLM those of the settings."""
+    """veRL takes all of the adapter's config, and tells vLLM rank and alpha of the settings."""
     stated = _adapter_config(folder)
+    others = {name: stated[name] for name in UNSUPPORTED if stated.get(name) not in (None, "none")}
+    others = {name: value for name, value in others.items() if value}
+    if stated.get("peft_type", "LORA") != "LORA":
+        others["peft_type"] = stated["peft_type"]
+    if others:
+        raise ValueError(
+            f"the adapter in {MODEL}.lora_adapter_path={folder} has {others}, which is not "
+            f"supported; merge it into the model with peft, and set {MODEL}.path to the result"
+        )
     for key, name, value in (
         ("lora_rank", "r", lora.rank),
         ("lora_alpha", "lora_alpha", lora.alpha),
@@ -207,14 +226,15 @@ def _check_group(model: DictConfig) -> None:
             )
 
 
-def _check_quantization(config: DictConfig) -> None:
+def _check_quantization(config: DictConfig, lora: Lora) -> None:
     given = config.actor_rollout_ref.model.get("override_config") or {}
     keys = {
         f"{MODEL}.override_config.{name}": given.get(name)
         for name in ("quantization_config", "load_in_4bit", "load_in_8bit")
     }
-    engine = f"{ROLLOUT}.engine_kwargs.vllm.quantization"
-    keys |= {key: OmegaConf.select(config, key) for key in (f"{ROLLOUT}.quantization", engine)}
+    engine = (f"{ROLLOUT}.quantization", f"{ROLLOUT}.engine_kwargs.vllm.quantization")
+    if not lora.merged:
+        keys |= {key: OmegaConf.select(config, key) for key in engine}
     for key, value in keys.items():
         if value:
             raise ValueError(
@@ -228,8 +248,9 @@ def _check_targets(lora: Lora) -> None:
     """Adapters on decoder layers only: vLLM applies none to the vision tower, and veRL merges none
     outside the layers that FSDP wraps. Both leave them out without a word."""
     try:
-        vision = [name for name in VISION_LAYERS if lora.adapts(f"model.visual.{name}")]
-        others = [name for name in EMBEDDINGS if lora.adapts(name) and lora.targets != ALL_LINEAR]
+        names = [name.format(block) for block in range(MAX_LAYERS) for name in VISION_LAYERS]
+        vision = [name for name in names if lora.adapts(f"model.visual.{name}")]
+        others = [name for name in OTHER_LAYERS if lora.adapts(name) and lora.targets != ALL_LINEAR]
     except re.error as error:
         raise ValueError(
             f"{MODEL}.target_modules={lora.targets!r} or {MODEL}.exclude_modules="
@@ -247,7 +268,7 @@ def _check_targets(lora: Lora) -> None:
             f"{MODEL}.target_modules={shown} selects {others[0]}: adapters go to the linear layers "
             f"of decoder layers; leave it out, or set {MODEL}.target_modules={ALL_LINEAR}"
         )
-    if not lora.adapted:
+    if not any(lora.num_adapted().values()):
         raise ValueError(
             f"{MODEL}.target_modules={shown} with {MODEL}.exclude_modules={lora.excluded or None} "
             f"selects no linear layer of the language model; set target_modules={ALL_LINEAR}, or "

@@ -215,6 +215,8 @@ def test_lora_trains_its_adapters_alone(vapo, adapted):
     assert update.gpu["gathered units"] < full.gpu["gathered units"]
     some = replace(adapted, lora=replace(adapted.lora, targets=("q_proj",)))
     assert phase("update", some).gpu["gradients"] == 2 * 4 * (64 + 64) * 4 / 8
+    one_layer = replace(adapted, lora=replace(adapted.lora, targets=r".*layers\.1\..*"))
+    assert phase("update", one_layer).gpu["gradients"] == ADAPTERS / 2 * 4 / 8
 
 
 def test_the_adapters_are_counted_as_peft_makes_them(packaged_model):

@@ -128,23 +128,18 @@ class ModelShape:
         rest = sum(kind.number * kind.elements for kind in (*self._merger(), *self._patches()))
         return rest + (self.embedding_parameters if self.tie_word_embeddings else 0)
 
-    def linear_layers(self) -> dict[str, TensorKind]:
-        """The linear layers of all decoder layers, by their names in one."""
+    def linear_layers(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns of the linear layers of a decoder layer, by name."""
         hidden, key_value, inner = self.hidden_size, self.key_value_size, self.intermediate_size
         sizes = {f"self_attn.{part}_proj": (hidden, hidden) for part in "qo"}
         sizes |= {f"self_attn.{part}_proj": (key_value, hidden) for part in "kv"}
         sizes |= {f"mlp.{part}_proj": (inner, hidden) for part in ("gate", "up")}
-        sizes["mlp.down_proj"] = (hidden, inner)
-        return {
-            name: TensorKind(number=self.num_hidden_layers, rows=rows, columns=columns)
-            for name, (rows, columns) in sizes.items()
-        }
+        return {**sizes, "mlp.down_proj": (hidden, inner)}
 
     def adapter_parameters(self, lora: Lora, rank: int) -> int:
         """Of adapters of that rank: r * (in + out) for each layer that has one."""
-        layers = self.linear_layers()
-        kinds = [layers[name] for name in lora.adapted]
-        return sum(kind.number * rank * (kind.rows + kind.columns) for kind in kinds)
+        sizes, numbers = self.linear_layers(), lora.num_adapted(self.num_hidden_layers)
+        return sum(number * rank * sum(sizes[name]) for name, number in numbers.items())
 
     def tensors(self) -> Iterator[TensorKind]:
         """All parameters of transformers' `Qwen2_5_VLForConditionalGeneration`."""
