@@ -144,8 +144,9 @@ def test_a_masked_image_is_the_same_for_all_responses_to_a_prompt(monkeypatch):
     assert not torch.equal(later, one)
 
 
-def test_images_that_cannot_be_masked_are_refused():
-    column = NonTensorStack.from_list([NonTensorData({"pixel_values": torch.zeros(4, 6)})])
+@pytest.mark.parametrize("name", ["pixel_values", "pixel_values_videos"])
+def test_pixels_that_cannot_be_masked_are_refused(name):
+    column = NonTensorStack.from_list([NonTensorData({name: torch.zeros(4, 6)})])
     data = TensorDict({"multi_modal_inputs": column}, batch_size=1)
     with pytest.raises(ValueError, match=r"vapo\.method\.name=none"):
         with_pixels(data, MASKED)

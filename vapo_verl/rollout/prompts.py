@@ -211,16 +211,16 @@ def with_pixels(data: TensorDict, masking: Masking | None = None) -> TensorDict:
         masking: the pixels are those of masked images, the same for all responses to a prompt.
 
     Raises:
-        ValueError: images are to be masked whose processor this package does not know.
+        ValueError: what is to be masked is a video, or of a processor that is not known here.
     """
     column = data.get("multi_modal_inputs", None)
     if column is None:
         return data
     values = column_values(column)
-    if masking and any(PIXELS in inputs for inputs in values):
+    if masking and any(PIXELS in name for inputs in values for name in inputs):
         raise ValueError(
-            "vapo.method masks images, and those of this model's processor cannot be: it is none "
-            "of Qwen-VL's kind, or its settings are unusual; set vapo.method.name=none"
+            "vapo.method masks images, and these cannot be: they are of a video, or of a processor "
+            "that is not of Qwen-VL's kind; leave the rows out, or set vapo.method.name=none"
         )
     uids = list(dict.fromkeys(inputs[PIXELS_OF] for inputs in values if PIXELS_OF in inputs))
     if not uids:
