@@ -108,3 +108,14 @@ def test_probes_run_for_the_reward_or_for_diagnostics():
     assert vapo_config(
         {"reward": {"perception_source": "none"}, "anchors": {"gate": "always"}}
     ).probes_claims
+
+
+@pytest.mark.parametrize(("given", "kept"), [(True, "true"), (False, "false"), ("auto", "auto")])
+def test_true_and_false_of_yaml_are_words_of_the_think_tokens(given, kept):
+    assert vapo_config({"data": {"plain_think_tokens": given}}).data.plain_think_tokens == kept
+    with pytest.raises(
+        ValueError, match=r"vapo\.data\.plain_think_tokens='maybe'.*auto, true, false"
+    ):
+        vapo_config({"data": {"plain_think_tokens": "maybe"}})
+    with pytest.raises(ValueError, match=r"vapo\.data\.control_tokens=True is a bool"):
+        vapo_config({"data": {"control_tokens": True}})
