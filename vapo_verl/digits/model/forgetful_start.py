@@ -60,13 +60,15 @@ class StartConfig:
     seed: int = 0
     card_rows: int = 64
     """Validation rows of the card's figures."""
+    card_samples: int = GROUP_SIZE
+    """Responses to each of them at temperature 1."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.guesses <= 1:
             raise ValueError(f"guesses={self.guesses}: give a fraction of 0 to 1")
-        for name in ("steps", "card_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give 1 or more")
+        for name, least in (("steps", 1), ("card_rows", 1), ("card_samples", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: give {least} or more")
 
 
 def data_config(**sizes: int) -> DigitsConfig:
@@ -118,7 +120,7 @@ class ProbedClaim:
 
 @torch.no_grad()
 def measure(folder: Path, config: StartConfig) -> dict[str, Any]:
-    """Figures of a saved model on validation rows, five samples each at temperature 1.
+    """Figures of a saved model on validation rows, each answered several times.
 
     Every sample is probed as the recipe `study` does: 20 claims at 20 random cuts. Correct and
     incorrect answers are probed alike.
@@ -128,7 +130,7 @@ def measure(folder: Path, config: StartConfig) -> dict[str, Any]:
     prompts = [make_prompt(processor, row) for row in rows]
     torch.manual_seed(config.seed)
     greedy = respond(model, processor, prompts, 0.0)
-    sampled = [respond(model, processor, prompts, 1.0) for _ in range(GROUP_SIZE)]
+    sampled = [respond(model, processor, prompts, 1.0) for _ in range(config.card_samples)]
     truths = [row["reward_model"]["ground_truth"] for row in rows]
 
     def correct(samples: Sequence[Sample]) -> list[bool]:
@@ -284,7 +286,7 @@ def write_card(
     names = {
         "accuracy_greedy": "accuracy, greedy",
         "accuracy": "accuracy at temperature 1",
-        "groups_right": f"groups of {GROUP_SIZE} that are all correct",
+        "groups_right": f"groups of {config.card_samples} that are all correct",
         "groups_mixed": "mixed groups",
         "tokens": "tokens of a response",
         "distinct_cuts": f"distinct cuts among {NUM_CLAIMS} anchors",
@@ -301,7 +303,7 @@ def write_card(
     text = _CARD.format(
         memory=config.forgetting.memory,
         rows=figures["rows"],
-        samples=GROUP_SIZE,
+        samples=config.card_samples,
         command=command,
         made=made,
         figures="\n".join(lines),
