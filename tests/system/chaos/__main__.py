@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -80,6 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
                 try_chain(folder, data, chain, straight_run(out, data, chain.ranks), check_time)
     except TimeIsOver:
         is_complete = False
+    finally:
+        trial.Trial.end_all()
     observed = [seen for folder in folders for seen in journal(folder)]
     table = as_table(observed)
     (out / "table.md").write_text(table)
@@ -214,4 +217,5 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(LEFT))  # its run ends with it
     sys.exit(main())

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 
@@ -31,7 +32,8 @@ LEFT_S = 30.0
 """After this nothing of the run is to be left."""
 GIVE_UP_S = 150.0
 """After this without an end the harness kills the run."""
-START_S = 600.0
+START_S, RUN_S = 600.0, 1800.0
+"""For a start to come to a phase, and for one to come to the last step."""
 NUM_STEPS = 8
 TEST_FREQ = 2
 SETTINGS = (
@@ -148,6 +150,8 @@ class Run:
 class Trial:
     """One start, watched."""
 
+    started: ClassVar[list[Trial]] = []
+
     def __init__(self, run: Run, number: int) -> None:
         self.run = run
         self.output = run.folder / f"start_{number}.out"
@@ -155,6 +159,7 @@ class Trial:
         self._offset = self._console.stat().st_size if self._console.exists() else 0
         self._seen = set[psutil.Process]()
         self.process = run.start(self.output)
+        self.started.append(self)
 
     def look(self) -> None:
         """Note the processes of the run."""
@@ -239,6 +244,14 @@ class Trial:
 
     def shm_files(self) -> list[Path]:
         return [path for path in self.run.shm.iterdir() if path.name != FILL]
+
+    @classmethod
+    def end_all(cls) -> None:
+        """Kill what still runs; nothing to do unless the harness is interrupted."""
+        for trial in cls.started:
+            if trial.process.poll() is None:
+                trial.look()
+                trial.kill_all()
 
     def kill_all(self) -> None:
         for member in [*self._seen, psutil.Process(self.process.pid)]:
@@ -362,7 +375,7 @@ def last_start(run: Run, faults: Sequence[Fault], number: int, name: str) -> lis
                 _start_second(trial, seen)
             else:
                 seen.note = "the run did not come to a rollout"
-    trial.wait(lambda: False, START_S, every_s=0.5)
+    trial.wait(lambda: False, RUN_S, every_s=0.5)
     seen = Observation(fault=name, instant="no fault", exit_code=trial.process.poll())
     if seen.exit_code is None:
         trial.kill_all()
