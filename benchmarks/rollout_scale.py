@@ -113,9 +113,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return counted_run.report_growth(now, then)
 
 
-def picture(tokens: int) -> Image.Image:
+def picture(tokens: int, seed: int = 0) -> Image.Image:
     width, height = SIDES[tokens]
-    values = np.random.default_rng(tokens).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    values = np.random.default_rng([tokens, seed]).integers(
+        0, 256, (height, width, 3), dtype=np.uint8
+    )
     return Image.fromarray(values)
 
 
@@ -132,12 +134,19 @@ def prompt_of(processor: Any, image: Image.Image) -> tuple[list[int], Mapping[st
 class FrontEnd:
     """vLLM's way from a request to the bytes for the engine core, for one prompt."""
 
-    def __init__(self, processor: Any, renderer: Any, front: InputProcessor, tokens: int) -> None:
+    def __init__(
+        self, processor: Any, renderer: Any, front: InputProcessor, tokens: int, seed: int = 0
+    ) -> None:
         self.processor, self.renderer, self.front = processor, renderer, front
-        self.image = picture(tokens)
+        self.image = picture(tokens, seed)
         self.ids, _ = prompt_of(processor, self.image)
         self.inputs = EngineInputs(renderer)
         self.to_core = MsgpackEncoder()
+
+    async def open(self) -> None:
+        """Process the prompt; ``PromptImages(key="p")`` stands for its image."""
+        collapsed = qwen2_5_vl_dedup_image_tokens(self.ids, self.processor)
+        await self.inputs.open("p", collapsed, [self.image], {})
 
     async def add(self, prompt: Any, sampling: SamplingParams) -> None:
         """``AsyncLLM.add_request`` up to its socket."""
@@ -164,18 +173,15 @@ class FrontEnd:
         for name, call in calls.items():
             started_s = time.process_time()
             if way == "ours" and name == "first":
-                collapsed = qwen2_5_vl_dedup_image_tokens(self.ids, self.processor)
-                await self.inputs.open("p", collapsed, [self.image], {})
+                await self.open()
             await self.request(*call)
             found[name if way == "ours" else f"verl_{name}"] = time.process_time() - started_s
         self.inputs.close("p")
         return {name: seconds * 1e3 for name, seconds in found.items()}
 
 
-async def measure_front_end(
-    processor: Any, sizes: Sequence[int], rounds: int
-) -> dict[int, dict[str, float]]:
-    """CPU milliseconds per request by image tokens: medians over rounds."""
+def front_end_of_vllm() -> tuple[Any, InputProcessor]:
+    """Renderer and input processor, without an engine."""
     engine = AsyncEngineArgs(
         model=str(model_dir()),
         max_model_len=8192,
@@ -185,7 +191,14 @@ async def measure_front_end(
         skip_mm_profiling=True,
     ).create_engine_config()
     renderer = renderer_from_config(engine)
-    front = InputProcessor(engine, renderer)
+    return renderer, InputProcessor(engine, renderer)
+
+
+async def measure_front_end(
+    processor: Any, sizes: Sequence[int], rounds: int
+) -> dict[int, dict[str, float]]:
+    """CPU milliseconds per request by image tokens: medians over rounds."""
+    renderer, front = front_end_of_vllm()
     results = {}
     for tokens in sizes:
         prompt = FrontEnd(processor, renderer, front, tokens)
