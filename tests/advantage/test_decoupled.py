@@ -174,7 +174,9 @@ def test_order_does_not_matter(batch, weight, normalize_by_std, random):
 
 @few
 @given(batches(), by_std, st.sampled_from(NORMALIZATIONS))
-def test_the_fraction_is_0_without_gamma_and_grows_with_it(batch, normalize_by_std, normalization):
+def test_the_fraction_is_0_without_gamma_and_grows_with_it_if_decoupled(
+    batch, normalize_by_std, normalization
+):
     base, perception, ids = batch
     found = [
         perception_fraction(
@@ -187,7 +189,9 @@ def test_the_fraction_is_0_without_gamma_and_grows_with_it(batch, normalize_by_s
         for weight in (0.0, 0.1, 1.0)
     ]
     assert found[0] == 0.0
-    assert 0 <= found[1] <= found[2] + 1e-9 <= 1 + 2e-9
+    assert all(0 <= fraction <= 1 for fraction in found)
+    # With `total` the mean of what passes also moves the rest of the advantage, either way.
+    assert normalization == "total" or found[1] <= found[2] + 1e-9
 
 
 def test_float32_rounding_of_equal_bases_is_no_advantage():
