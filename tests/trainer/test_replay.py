@@ -198,6 +198,12 @@ def test_a_run_without_an_engine_needs_saved_steps(tmp_path, capsys):
     loops = config.actor_rollout_ref.rollout.agent.agent_loop_manager_class
     assert loops == f"{NoAgentLoops.__module__}.NoAgentLoops"
     assert "WARNING" not in capsys.readouterr().out
+    tensors = step_folder(tmp_path, 1) / TENSORS_FILE
+    content = tensors.read_bytes()
+    tensors.write_bytes(content[:-1])
+    with pytest.raises(SavedRolloutsError, match=r"step_000001/tensors\.safetensors is damaged"):
+        settled(asked, "trainer.total_training_steps=2")
+    tensors.write_bytes(content)
     file = step_folder(tmp_path, 2) / META_FILE
     file.write_text(file.read_text().replace(version("torch"), "1.0"))
     settled(asked, "trainer.total_training_steps=2")

@@ -106,13 +106,7 @@ def read_step(folder: Path, step: int) -> SavedStep:
         SavedRolloutsError: there are none, or a file is damaged.
     """
     source = step_folder(folder, step)
-    meta = _meta(source)
-    for name in (ROWS_FILE, TENSORS_FILE):
-        file = source / name
-        if not file.is_file() or _sha256(file) != meta["sha256"].get(name):
-            raise SavedRolloutsError(
-                f"{file} is {'damaged' if file.is_file() else 'missing'}; save the step again"
-            )
+    _verified(source)
     try:
         rows = json.loads((source / ROWS_FILE).read_text())
         tensors = load_file(source / TENSORS_FILE)
@@ -152,7 +146,7 @@ def check_saved(config: DictConfig) -> None:
     folder = Path(config.vapo.debug.train_only)
     steps, total = saved_steps(folder), config.trainer.total_training_steps
     for step in steps:
-        meta = _meta(step_folder(folder, step))
+        meta = _verified(step_folder(folder, step))
         differing = {
             name: f"{meta['versions'].get(name)} -> {version(name)}"
             for name in PACKAGES
@@ -165,6 +159,18 @@ def check_saved(config: DictConfig) -> None:
             f"trainer.total_training_steps={total}, and {KEY}={folder} holds the steps "
             f"{', '.join(map(str, steps))}; set trainer.total_training_steps={steps[-1]}"
         )
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    """The meta data of a step whose files are as they were written."""
+    meta = _meta(folder)
+    for name in (ROWS_FILE, TENSORS_FILE):
+        file = folder / name
+        if not file.is_file() or _sha256(file) != meta["sha256"].get(name):
+            raise SavedRolloutsError(
+                f"{file} is {'damaged' if file.is_file() else 'missing'}; save the step again"
+            )
+    return meta
 
 
 def _meta(folder: Path) -> dict[str, Any]:
