@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from benchmarks.study import __main__ as study
 from benchmarks.study import arms, forgetful, page
@@ -15,11 +16,14 @@ from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
 from benchmarks.study.reads import read_scenes
 from benchmarks.study.workspace import TEST, WARM_START, Run, StudyError, Workspace
 from tests.benchmarks.test_study import early, leave, perception
+from vapo_verl import preflight
+from vapo_verl.config import vapo_config
 from vapo_verl.digits.model.forgetful_start import data_config
 from vapo_verl.digits.questions import read
 from vapo_verl.evaluation.early_decision import load_early_decision
 from vapo_verl.evaluation.early_decision import summarise as summarise_early
 from vapo_verl.evaluation.perception.perception_command import summarise
+from vapo_verl.hydra_config import compose_recipe
 
 PLAN = replace(
     forgetful.MAIN, arms=("grpo", "decoupled"), seeds=(0, 1, 2), num_steps=2, num_train_rows=4,
@@ -155,6 +159,15 @@ def test_arms_of_the_comparison_differ_from_vapo_as_they_say():
     }
     assert known["no_gate"].overrides == ("vapo.anchors.gate=relaxed",)
     assert "vapo.reward.accuracy_weight=0.0" in known[arms.CONTROL].overrides
+
+
+@pytest.mark.parametrize("arm", [*forgetful.MAIN.arms, arms.CONTROL])
+def test_every_arm_is_a_run_that_can_start(arm):
+    config = compose_recipe("study", arms.ALL_ARMS[arm].overrides)
+    settings = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))
+    preflight.check_normalization(config)
+    assert settings.probes_claims == (arm != arms.BASELINE)
+    assert (settings.advantage.normalization == "decoupled") == (arm == "decoupled")
 
 
 @pytest.fixture
