@@ -12,6 +12,7 @@ from verl.workers.rollout.llm_server import LLMServerClient
 
 from vapo_verl.patches.upstream import mute_separate_trainer
 from vapo_verl.rollout.partial_rollout import PartialRolloutClient
+from vapo_verl.trainer import liveness
 from vapo_verl.trainer.trainer import VapoTraining
 from vapo_verl.trainer.worker import VapoDetachedWorker
 
@@ -40,6 +41,11 @@ class VapoSeparateAsync(VapoTraining, PPOTrainerSeparateAsync):
     def _setup(self) -> None:
         mute_separate_trainer()
         super()._setup()
+
+    def on_step_end(self) -> None:
+        with self._monitor.phase(liveness.ROLLOUT):  # what has ended is scored before the transfer
+            self.standalone_checkpoint_manager.abort_replicas()
+        super().on_step_end()
 
     def get_llm_client(self) -> LLMServerClient:
         return self.standalone_server_manager.get_client(client_cls=PartialRolloutClient)
