@@ -45,6 +45,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.smoke_cost import MARK, marked_processes, proportional_kib
 from vapo_verl.digits.build import DigitsConfig, write_dataset
 from vapo_verl.digits.model import model_dir
+from vapo_verl.run_folder.rollouts import rollout_file
 
 HERE = Path(__file__).resolve().parent
 TILE = 28
@@ -333,7 +334,7 @@ def rollouts(run_dir: Path, steps: int) -> list[dict[str, Any]]:
     """The stored samples of each step by column, sorted by prompt and sample."""
     found = []
     for step in range(1, steps + 1):
-        [path] = run_dir.rglob(f"step_{step}.parquet")
+        path = rollout_file(run_dir, step)
         rows = sorted(pq.read_table(path).to_pylist(), key=lambda row: (row["uid"], row["sample"]))
         columns = {name: [row[name] for row in rows] for name in COMPARED}
         p_yes = [[anchor["p_yes"] for anchor in row["anchors"] or ()] for row in rows]

@@ -18,9 +18,12 @@ from benchmarks.counted_run import (
     differences,
     lags,
     memory,
+    metrics_of,
+    number_of_steps,
     per_prompt,
     read_events,
     report_growth,
+    rollouts,
     write_data,
 )
 
@@ -152,3 +155,15 @@ def test_every_process_counts_into_a_file_of_its_own(tmp_path):
     ]
     assert events[0][3] == 3
     assert 10_000 <= events[1][3] < 10_200
+
+
+def test_a_run_folder_is_read_as_the_trainer_writes_it(make_run, rollout_row):
+    rows = [rollout_row(1, index, sample) for index in range(2) for sample in range(2)]
+    numbers = {"actor/loss": 0.5, "timing_s/step": 9.0, "vapo/anchors/probe_s": 1.0}
+    run_dir = make_run("run", {1: rows[::-1]}, {1: numbers})
+    [step] = rollouts(run_dir, 1)
+    assert step["response_ids"] == [row["response_ids"] for row in rows]
+    assert step["p_yes"] == [[0.9, 0.6]] * 4
+    assert step["reward"][0]["total"] == 2.0
+    assert metrics_of(run_dir) == [{"actor/loss": 0.5}]
+    assert number_of_steps(run_dir / "metrics.jsonl") == 1
