@@ -193,6 +193,10 @@ def test_a_run_without_adapters_has_none():
             ("checkpoint_engine.backend=nccl", "sends no adapters", "lora.merge=true"),
         ),
         (
+            ("trainer.v1.trainer_mode=vapo_colocate_async",),
+            ("trainer_mode=vapo_colocate_async", "lora.merge=true"),
+        ),
+        (
             (f"{MODEL}.lora_adapter_path=/nowhere",),
             ("adapter_config.json cannot be read", "vapo ex"),
         ),
@@ -211,6 +215,7 @@ def test_settings_that_no_run_can_have_are_refused_with_the_fix(overrides, parts
         (f"{MODEL}.target_modules=ALL-LINEAR",),
         (f"{MODEL}.lora.merge=true", f"{ROLLOUT}.load_format=dummy"),
         (f"{MODEL}.lora.merge=true", f"{ROLLOUT}.checkpoint_engine.backend=nccl"),
+        (f"{MODEL}.lora.merge=true", "trainer.v1.trainer_mode=vapo_colocate_async"),
         (f"{ROLLOUT}.load_format=auto",),
         (f"{MODEL}.target_modules='.*language_model.*_proj'", f"{MODEL}.exclude_modules=null"),
         (f"{MODEL}.exclude_modules='.*(blocks|merger).*'",),
