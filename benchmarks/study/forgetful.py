@@ -79,7 +79,7 @@ class Outcome:
     stated: float
     """Different cells that a response states."""
     checked: float
-    """Of those, cells after the last conclusion: the answer does not need them."""
+    """Different cells that it states after its last conclusion: the answer does not need them."""
     reads_right: float
     """Fraction of correct statements."""
     tokens: float
@@ -287,7 +287,9 @@ def _comparison(compared: Mapping[str, Mapping[str, PairedDifference]]) -> str:
 
 
 def complete_seeds(work: Workspace, plan: Plan) -> tuple[int, ...]:
-    """Seeds of which every arm is measured."""
+    """Seeds of which every arm is measured; none without the warm start, which plots show too."""
+    if not is_measured(work, WARM_START):
+        return ()
     return tuple(
         seed
         for seed in plan.seeds

@@ -115,6 +115,9 @@ def test_what_is_not_measured_yet_is_left_out(works, tmp_path):
     assert len(found["18"]) == len(found["none"]) - 1 == len(forgetful.runs_of(PLAN))
     assert forgetful.complete_seeds(strong, PLAN) == (0, 1)
     assert forgetful.compare_by_seed(found["18"])["decoupled"]["claims_late"].n == 2
+    none = works["none"]
+    (none.folder(WARM_START) / "diagnostics" / "early-decision" / "summary.json").unlink()
+    assert forgetful.complete_seeds(none, PLAN) == ()
     assert "n = 2" in forgetful.tables(found) and "n = 3" in forgetful.tables(found)
 
 
