@@ -19,7 +19,12 @@ from vapo_verl.lora import check_lora, refuse_quantized
 from vapo_verl.methods import method_of
 from vapo_verl.rollout.correction import check_rollout_correction
 from vapo_verl.rollout.engine_args import ENGINE, processor_max_pixels
-from vapo_verl.rollout.model_families import captured_layers, check_family, read_config
+from vapo_verl.rollout.model_families import (
+    captured_layers,
+    check_family,
+    check_weight_sync,
+    read_config,
+)
 from vapo_verl.rollout.outcome import check_outcome_reward
 
 if TYPE_CHECKING:
@@ -528,6 +533,7 @@ def check_model(config: DictConfig) -> None:
     values = read_config(path)
     refuse_quantized(path, values)
     check_family(values, f"actor_rollout_ref.model.path={name}")
+    check_weight_sync(values, config.trainer.device, f"actor_rollout_ref.model.path={name}")
     attention = _settings(config).attention
     if attention.enabled:
         captured_layers(values, attention.layers)

@@ -39,6 +39,14 @@ def test_these_pass(folder, family):
     checked(folder(model_type=family))
 
 
+@pytest.mark.parametrize("stated", [{"num_experts": 4}, {"text_config": {"num_experts": 128}}])
+def test_experts_are_refused_on_cpu_where_they_take_no_update(folder, stated):
+    path = folder(model_type="qwen3_vl_moe", **stated)
+    with pytest.raises(ValueError, match=r"has (4|128) experts a layer, and trainer\.device=cpu"):
+        checked(path)
+    checked(path, "trainer.device=cuda")
+
+
 @pytest.mark.parametrize(
     ("family", "words"),
     [
@@ -46,6 +54,7 @@ def test_these_pass(folder, family):
         ("internvl_chat", "InternVL3.5 with its own code: veRL 0.9.1 makes no processor of it"),
         ("glm46v", "GLM-4.6V: veRL 0.9.1 sends an image as all of its tokens"),
         ("glm4v_moe", "GLM-4.5V: veRL 0.9.1 sends an image as all of its tokens"),
+        ("qwen3_5", "Qwen3.5: veRL 0.9.1 and vLLM 0.24 know it, but no run of it has been tried"),
         ("llava", "is a 'llava' model; use one of"),
         (None, "is a None model; use one of"),
     ],

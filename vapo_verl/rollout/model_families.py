@@ -25,14 +25,17 @@ _IMAGE_TOKENS = (
     "veRL 0.9.1 sends an image as all of its tokens and leaves one of them only for Qwen-VL "
     "(qwen2_5_vl_dedup_image_tokens), and vLLM would expand each image twice"
 )
+_NOT_TRIED = "veRL 0.9.1 and vLLM 0.24 know it, but no run of it has been tried here"
 MISSING = {
     "internvl": f"InternVL3.5: {_NO_PROCESSOR}",
     "internvl_chat": f"InternVL3.5 with its own code: {_NO_PROCESSOR}",
     "glm4v": f"GLM-4.1V: {_IMAGE_TOKENS}",
     "glm4v_moe": f"GLM-4.5V: {_IMAGE_TOKENS}",
     "glm46v": f"GLM-4.6V: {_IMAGE_TOKENS}",
+    "qwen3_5": f"Qwen3.5: {_NOT_TRIED}",
+    "qwen3_5_moe": f"Qwen3.5-MoE: {_NOT_TRIED}",
 }
-"""Families that are refused, and what upstream lacks."""
+"""Families that are refused, and what upstream lacks, or this package."""
 SOFTMAX_LAYERS = ("full_attention", "sliding_attention")
 """`layer_types` of config.json from which visual attention is captured. `linear_attention` has no
 softmax over keys, and the engine's `chunked_attention` does not see a request's full context."""
@@ -54,6 +57,26 @@ def check_family(config: Mapping[str, Any], key: str) -> None:
     names = ", ".join(f"{name} ({model_type})" for model_type, name in RUNNING.items())
     what = f"a {kind!r} model" if kind not in MISSING else f"a {kind!r} model. {MISSING[kind]}"
     raise ValueError(f"{key} is {what}; use one of {names}")
+
+
+def check_weight_sync(config: Mapping[str, Any], device: str, key: str) -> None:
+    """Refuse experts on CPU, where vLLM 0.24 packs their weights: they cannot be updated.
+
+    Args:
+        config: config.json.
+        device: `trainer.device`.
+        key: the setting with its value, for the message.
+
+    Raises:
+        ValueError: the model has experts.
+    """
+    text = config.get("text_config") or config
+    experts = text.get("num_experts") or text.get("num_local_experts")
+    if experts and device == "cpu":
+        raise ValueError(
+            f"{key} has {experts} experts a layer, and trainer.device=cpu: vLLM's CPU kernels pack "
+            "their weights at the start and take no update; train it on GPUs, or use a dense model"
+        )
 
 
 def softmax_layers(config: Mapping[str, Any]) -> list[int]:
