@@ -43,8 +43,7 @@ from vllm.lora.request import LoRARequest
 base, adapter, ids = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 llm = LLM(base, dtype="float32", enforce_eager=True, max_model_len=336, block_size=16,
           max_num_seqs=4, kv_cache_memory_bytes=2**26, limit_mm_per_prompt={"image": 0, "video": 0},
-          enable_lora=bool(adapter), max_lora_rank=8,
-          worker_extension_cls="vapo_verl.platform.vllm_worker.CPUWorkerExtension")
+          enable_lora=bool(adapter), max_lora_rank=8)
 request = LoRARequest("mine", 1, adapter) if adapter else None
 params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1)
 [output] = llm.generate({"prompt_token_ids": ids}, params, lora_request=request)
