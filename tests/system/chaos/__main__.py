@@ -64,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
     if os.geteuid() != 0:
         parser.error("it needs root, for mounts of each run's own")
     out = options.out.resolve()
+    if options.page and not TABLE.search(options.page.read_text()):
+        parser.error(f"--page {options.page} has no <!-- table --> to replace")
     if out.is_relative_to("/tmp"):
         parser.error("--out may not be in /tmp: each run has another one")
     end = time.monotonic() + 60 * options.minutes
