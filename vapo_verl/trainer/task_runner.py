@@ -24,7 +24,7 @@ class VapoTaskRunner(main_ppo.TaskRunnerV1.__ray_metadata__.modified_class):
         Raises:
             RunStopped: the run was asked to stop.
         """
-        import vapo_verl.trainer.async_trainers  # noqa: F401  registers it, and "vapo" with it
+        import vapo_verl.trainer.async_trainers  # registers it, and "vapo" with it
         import vapo_verl.trainer.replay  # noqa: F401  and those of vapo.debug
 
         loggers = config.trainer.logger
