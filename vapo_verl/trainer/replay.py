@@ -335,15 +335,24 @@ class ReplayTrainer(VapoTrainer):
 
 @register_trainer("vapo_saving")
 class SavingTrainer(VapoTrainer):
-    """Steps whose batches are saved, before veRL pads them."""
+    """Steps whose batches are saved, before veRL pads them.
+
+    The data set's own columns of prompt and media are left out: nothing reads them any more, and
+    their images are files or undecoded bytes. `raw_prompt` and the pixels are what was trained on.
+    """
 
     def _balance_batch(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> KVBatchMeta:
         uids = sorted({key.rsplit("_", 2)[0] for key in batch.keys})
+        data = self.config.data
+        raw = {data.prompt_key, data.image_key, data.video_key, data.audio_key}
         saved = SavedStep(
             step=self.global_steps,
             keys=list(batch.keys),
             tags=[dict(tag) for tag in batch.tags],
-            rows=read_rows(batch.keys, batch.partition_id),
+            rows=[
+                {name: value for name, value in row.items() if name not in raw}
+                for row in read_rows(batch.keys, batch.partition_id)
+            ],
             prompts=dict(zip(uids, read_rows(uids, PROMPTS), strict=True)),
         )
         origin = origin_of(self.config, len(self.tokenizer))

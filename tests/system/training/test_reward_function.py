@@ -48,4 +48,4 @@ def test_a_users_function_trains_with_anchors_and_its_failures_are_counted(smoke
             )
     assert failed > 0
     assert "RewardFunctionFailed: " in smoke.log("function")
-    assert "shaped.py:shaped: LookupError: 'no key for this row'" in smoke.log("function")
+    assert "shaped.py:shaped: LookupError: no key for this row" in smoke.log("function")
