@@ -1,4 +1,7 @@
-"""Rollout correction in a training run: weights, rejection, and the mismatch that is logged."""
+"""Rollout correction in training: weights, rejection, and the mismatch that is logged.
+
+The runs train on saved rollouts, whose log probabilities are those of the engine.
+"""
 
 import math
 
@@ -9,38 +12,34 @@ from vapo_verl.rollout.correction import DIFF_MAX, DIFF_MEAN, KEY, RATIO_MEAN
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-QUICK = ("trainer.save_freq=-1", "trainer.test_freq=-1", "trainer.val_before_train=false")
 
-
-def test_on_one_machine_in_float32_weights_are_1_and_nothing_is_rejected(smoke):
+def test_on_one_machine_in_float32_weights_are_1_and_nothing_is_rejected(recorded):
     """The engine's weights are the trainer's, and both compute in float32."""
-    run = smoke.run(
+    run = recorded.train_again(
         "weighted",
-        *QUICK,
-        "trainer.total_training_steps=3",
         f"{KEY}.rollout_is=token",
         f"{KEY}.rollout_rs=seq_mean_k1",
-        f"{KEY}.rollout_rs_threshold='0.999_1.001'",
+        f"{KEY}.rollout_rs_threshold='0.99_1.01'",
     )
     steps = metrics(run)
     assert sorted(steps) == [1, 2, 3]
-    for values in steps.values():
-        assert 0 <= values[DIFF_MEAN] < 1e-4
-        assert values[DIFF_MAX] < 0.05  # of one rare token
-        assert values[RATIO_MEAN] == pytest.approx(1, abs=1e-4)
-        assert values["rollout_corr/rollout_is_mean"] == pytest.approx(1, abs=1e-4)
-        assert values["rollout_corr/rollout_is_eff_sample_size"] == pytest.approx(1, abs=1e-4)
+    for step, values in steps.items():
+        assert 0 <= values[DIFF_MEAN] < 1e-3
+        assert values[DIFF_MAX] < 0.1  # of one rare token
+        assert values[RATIO_MEAN] == pytest.approx(1, abs=1e-3)
+        assert values["rollout_corr/rollout_is_mean"] == pytest.approx(1, abs=1e-3)
+        assert values["rollout_corr/rollout_is_eff_sample_size"] == pytest.approx(1, abs=1e-3)
         assert values["rollout_corr/rollout_rs_masked_fraction"] == 0
-        assert values["actor/grad_norm"] > 0
         assert math.isfinite(values["actor/pg_loss"])
+        plain = metrics(recorded.run)[step]
+        assert values["actor/grad_norm"] == pytest.approx(plain["actor/grad_norm"], rel=0.01)
 
 
-def test_rejection_in_bypass_mode_reaches_the_loss(smoke):
-    """Bounds that reject some tokens: veRL's loss counts them, where its default would not."""
-    run = smoke.run(
+def test_rejection_in_bypass_mode_reaches_the_loss(recorded):
+    """Bounds that reject some tokens: veRL's own choice of the loss would not know of them."""
+    run = recorded.train_again(
         "bypassed",
-        *QUICK,
-        "trainer.total_training_steps=2",
+        "trainer.total_training_steps=1",
         "actor_rollout_ref.actor.ppo_mini_batch_size=16",
         f"{KEY}.bypass_mode=true",
         f"{KEY}.loss_type=reinforce",
@@ -48,8 +47,8 @@ def test_rejection_in_bypass_mode_reaches_the_loss(smoke):
         f"{KEY}.rollout_rs=token_k2",
         f"{KEY}.rollout_rs_threshold=1.0e-14",
     )
-    for values in metrics(run).values():
-        assert DIFF_MEAN not in values
-        assert 0 < values["actor/rollout_corr/rollout_rs_masked_fraction"] < 1
-        assert values["actor/rollout_corr/rollout_is_mean"] == pytest.approx(1, abs=1e-4)
-        assert values["actor/grad_norm"] > 0
+    [values] = metrics(run).values()
+    assert DIFF_MEAN not in values
+    assert 0 < values["actor/rollout_corr/rollout_rs_masked_fraction"] < 1
+    assert values["actor/rollout_corr/rollout_is_mean"] == pytest.approx(1, abs=1e-3)
+    assert values["actor/grad_norm"] > 0

@@ -3,45 +3,39 @@
 import pytest
 
 from tests.system.smoke import metrics, rollouts
-from vapo_verl.trainer.replay import META_FILE, read_step, saved_steps
+from tests.system.training.regression import OVERRIDES
+from vapo_verl.trainer.replay import read_step, saved_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-QUICK = (
-    *("trainer.save_freq=-1", "trainer.test_freq=-1", "trainer.val_before_train=false"),
-    "trainer.total_training_steps=2",
-)
-OF_THE_TIME = ("timing", "perf/", "vapo/memory/", "vapo/rollout/", "training/epoch")
+OF_THE_TIME = ("timing", "perf/", "vapo/memory/", "vapo/rollout/loop", "vapo/rollout/server_loop")
 """Metrics of machine and engine."""
 
 
-@pytest.fixture(scope="module")
-def recorded(smoke):
-    """A run that saved its rollouts."""
-    return smoke.run("recorded", *QUICK, f"vapo.debug.save_rollouts={smoke.root / 'saved'}")
-
-
-def test_training_on_saved_rollouts_is_the_training_that_saved_them(smoke, recorded):
-    assert saved_steps(smoke.root / "saved") == [1, 2]
-    again = smoke.run("again", *QUICK, f"vapo.debug.train_only={smoke.root / 'saved'}")
-    assert "vLLM" not in smoke.log("again").split("training on ")[0].split("actor and")[-1]
-    first, second = metrics(recorded), metrics(again)
-    assert sorted(first) == sorted(second) == [1, 2]
+def test_training_on_saved_rollouts_is_the_training_that_saved_them(recorded):
+    assert saved_steps(recorded.saved) == [1, 2, 3]
+    again = recorded.train_again("again")
+    assert "\nvLLM: " not in recorded.smoke.log("again")
+    first, second = metrics(recorded.run), metrics(again)
+    assert sorted(first) == sorted(second) == [1, 2, 3]
     for step, values in first.items():
         names = {name for name in values if not name.startswith(OF_THE_TIME)}
         assert {"actor/pg_loss", "actor/grad_norm", "critic/advantages/mean"} <= names
-        for name in names:
-            assert second[step][name] == pytest.approx(values[name], rel=0, abs=0, nan_ok=True), (
-                f"step {step}: {name}"
-            )
-        assert rollouts(again, step) == rollouts(recorded, step)
+        differing = {
+            name: (values[name], second[step].get(name))
+            for name in names
+            if second[step].get(name) != pytest.approx(values[name], rel=0, abs=0, nan_ok=True)
+        }
+        assert not differing, f"step {step}"
+        assert rollouts(again, step) == rollouts(recorded.run, step)
 
 
-def test_rollouts_without_training_are_those_of_the_run(smoke, recorded):
-    """In the first step; the second one samples from the same weights again."""
+def test_rollouts_without_training_are_those_of_the_run(recorded):
+    smoke = recorded.smoke
     run = smoke.run(
         "rollout_only",
-        *QUICK,
+        *OVERRIDES,
+        "trainer.total_training_steps=1",
         "vapo.debug.rollout_only=true",
         f"vapo.debug.save_rollouts={smoke.root / 'untrained'}",
     )
@@ -50,16 +44,13 @@ def test_rollouts_without_training_are_those_of_the_run(smoke, recorded):
         for folder in ("saved", "untrained")
     ]
     assert responses[0] == responses[1]
-    for values in metrics(run).values():
-        assert "actor/grad_norm" not in values
-        assert values["vapo/reward/total"] > 0
+    [values] = metrics(run).values()
+    assert "actor/grad_norm" not in values
+    assert values["vapo/reward/total"] > 0
     assert not list(run.glob("global_step_*"))
 
 
-def test_damaged_rollouts_are_refused_by_name(smoke, recorded):
-    """After the others, of which the folder is."""
-    file = smoke.root / "saved" / "step_000001" / META_FILE
-    file.write_text("{}")
-    process = smoke.start("refused", *QUICK, f"vapo.debug.train_only={smoke.root / 'saved'}")
+def test_rollouts_that_are_not_there_are_refused_by_name(recorded, tmp_path):
+    process = recorded.smoke.start("refused", *OVERRIDES, f"vapo.debug.train_only={tmp_path}")
     assert process.wait(timeout=600) == 2
-    assert f"{file.parent} holds no saved rollouts" in smoke.log("refused")
+    assert f"{tmp_path} holds no saved rollouts" in recorded.smoke.log("refused")
