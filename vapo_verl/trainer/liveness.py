@@ -14,7 +14,6 @@ seconds, wherever the trainer waits. Rules, in this order:
 
 from __future__ import annotations
 
-import _thread
 import signal
 import socket
 import threading
@@ -490,7 +489,10 @@ class RunnerWatch:
         at = time.strftime("%H:%M:%S")
         self.failure = f"{what}, seen at {at}\n{outlook(self._run_dir)}"
         if not self._stop.is_set():
-            _thread.interrupt_main()
+            main = threading.main_thread().ident
+            assert main is not None, "it runs"
+            # Not _thread.interrupt_main(), which does not wake a thread that waits for a lock.
+            signal.pthread_kill(main, signal.SIGINT)
 
 
 def _is_stopped(process: psutil.Process) -> bool:
