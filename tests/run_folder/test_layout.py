@@ -151,6 +151,9 @@ def test_rollouts_are_read_back_as_written(tmp_path):
         "advantages": [1.0, 1.0],
         "rollout_log_probs": [-0.25, -0.5],
         "old_log_probs": [-0.25, -0.5],
+        "min_policy_version": 0,
+        "max_policy_version": 1,
+        "probe_policy_version": 1,
         "ground_truth": "3",
         "reward": {"accuracy": 1.0, "format": 1.0, "perception": 0.5, "total": 2.05},
         "anchors": [
