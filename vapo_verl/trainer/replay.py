@@ -323,6 +323,7 @@ class ReplayTrainer(VapoTrainer):
         self._enable_hybrid_replicas = False  # veRL then starts no engine on the actor's devices
 
     def _setup(self) -> None:
+        self.config.actor_rollout_ref.rollout.nnodes = 1  # veRL wants it where no engine is
         super()._setup()
         self.checkpoint_manager = NoEngine()
         folder = Path(self.config.vapo.debug.train_only)
@@ -342,16 +343,18 @@ class SavingTrainer(VapoTrainer):
     """
 
     def _balance_batch(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> KVBatchMeta:
-        uids = sorted({key.rsplit("_", 2)[0] for key in batch.keys})
+        tags = dict(zip(batch.keys, batch.tags, strict=True))
+        keys = sorted(tags)  # in another order than they arrived, which differs from run to run
+        uids = sorted({key.rsplit("_", 2)[0] for key in keys})
         data = self.config.data
         raw = {data.prompt_key, data.image_key, data.video_key, data.audio_key}
         saved = SavedStep(
             step=self.global_steps,
-            keys=list(batch.keys),
-            tags=[dict(tag) for tag in batch.tags],
+            keys=keys,
+            tags=[dict(tags[key]) for key in keys],
             rows=[
                 {name: value for name, value in row.items() if name not in raw}
-                for row in read_rows(batch.keys, batch.partition_id)
+                for row in read_rows(keys, batch.partition_id)
             ],
             prompts=dict(zip(uids, read_rows(uids, PROMPTS), strict=True)),
         )

@@ -33,22 +33,3 @@ def test_on_one_machine_in_float32_weights_are_1_and_nothing_is_rejected(recorde
         assert math.isfinite(values["actor/pg_loss"])
         plain = metrics(recorded.run)[step]
         assert values["actor/grad_norm"] == pytest.approx(plain["actor/grad_norm"], rel=0.01)
-
-
-def test_rejection_in_bypass_mode_reaches_the_loss(recorded):
-    """Bounds that reject some tokens: veRL's own choice of the loss would not know of them."""
-    run = recorded.train_again(
-        "bypassed",
-        "trainer.total_training_steps=1",
-        "actor_rollout_ref.actor.ppo_mini_batch_size=16",
-        f"{KEY}.bypass_mode=true",
-        f"{KEY}.loss_type=reinforce",
-        f"{KEY}.rollout_is=token",
-        f"{KEY}.rollout_rs=token_k2",
-        f"{KEY}.rollout_rs_threshold=1.0e-14",
-    )
-    [values] = metrics(run).values()
-    assert DIFF_MEAN not in values
-    assert 0 < values["actor/rollout_corr/rollout_rs_masked_fraction"] < 1
-    assert values["actor/rollout_corr/rollout_is_mean"] == pytest.approx(1, abs=1e-3)
-    assert values["actor/grad_norm"] > 0
