@@ -11,7 +11,14 @@ from vapo_verl.config import vapo_config
 from vapo_verl.hydra_config import compose_recipe, recipe_names
 from vapo_verl.launch import export_attention
 
-VARIANTS = ["vapo_attention", "vapo_lora", "vapo_soft", "vapo_relaxed", "vapo_decoupled", "vapo_tis"]
+VARIANTS = [
+    "vapo_attention",
+    "vapo_lora",
+    "vapo_soft",
+    "vapo_relaxed",
+    "vapo_decoupled",
+    "vapo_tis",
+]
 SWEEPS = {
     "sweep_num_anchors": ("vapo.anchors.num_anchors", "vapo_k20"),
     "sweep_late_emphasis": ("vapo.reward.late_emphasis", "vapo_beta1.5"),
