@@ -1,6 +1,7 @@
 """The adapter inside veRL: loading, collating, and the way of `claims` to the agent loop."""
 
 import asyncio
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -44,6 +45,13 @@ def test_rows_hold_claims_as_plain_lists_beside_verls_own_fields(load, row, writ
     image, question = dataset[0]["raw_prompt"][0]["content"]
     assert image["type"] == "image" and image["image"].size == (56, 56)
     assert question == {"type": "text", "text": "What colour is it?"}
+
+
+def test_a_row_holds_its_images_once(load, row, write):
+    example = load(write([row()]))[0]
+    del example["raw_prompt"]
+    assert not {"prompt", "images"} & set(example)
+    assert b"StoredImage" not in pickle.dumps(example)
 
 
 @pytest.mark.parametrize("claims", ["absent", None, []])

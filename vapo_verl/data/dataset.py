@@ -89,6 +89,8 @@ class VapoDataset(RLHFDataset):
 
     def __getitem__(self, item: int) -> dict:
         row = super().__getitem__(item)
+        if self.prompt_key != "raw_prompt":
+            del row[self.prompt_key]  # the same messages: their images would travel once more
         try:
             claims = read_claims(row.get("claims"))
         except BadCell as problem:
