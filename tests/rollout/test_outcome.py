@@ -365,6 +365,9 @@ def test_a_judge_is_shown_question_truth_and_the_text_behind_the_reasoning():
     assert shown.question == "What is it?"
     assert shown.answer == "a ball or a sphere"
     assert shown.prediction == "It is a round ball."
+    assert (
+        case(raw_prompt=[{"role": "user", "content": f"<{ESCAPE}think>?"}]).question == "<think>?"
+    )
     assert case("It is round.").prediction == "It is round."
     assert case("<think>no answer</think>  ") is None
 

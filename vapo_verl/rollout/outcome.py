@@ -27,6 +27,7 @@ from vapo_verl.claims.report import RunCounts
 from vapo_verl.claims.requests.reply import FatalFault, ImageFailed
 from vapo_verl.claims.requests.retry import Pacer, PatientAsker
 from vapo_verl.config import JUDGE_STYLE, JudgeConfig, VapoConfig
+from vapo_verl.data.control_tokens import ESCAPE
 from vapo_verl.evaluation.benchmarks.judging import (
     MAX_TOKENS,
     Case,
@@ -326,8 +327,9 @@ def case_of_row(row: Mapping[str, Any], text: str) -> Case | None:
     texts = [
         part if isinstance(part, str) else part.get("text") or "" for turn in parts for part in turn
     ]
+    question = "".join(texts).replace(ESCAPE, "").strip()
     truths = truths_of(row["reward_model"]["ground_truth"])
-    return Case(question="".join(texts).strip(), answer=" or ".join(truths), prediction=answer)
+    return Case(question=question, answer=" or ".join(truths), prediction=answer)
 
 
 class RewardJudge:
