@@ -236,7 +236,7 @@ def test_what_training_without_an_engine_needs_of_verl():
     from verl.trainer.main_ppo import TaskRunnerV1
     from verl.trainer.ppo.v1 import PPOTrainer
 
-    assert '"_enable_hybrid_replicas"' in inspect.getsource(PPOTrainer._setup)
+    assert '"_enable_hybrid_replicas"' in inspect.getsource(PPOTrainer)
     runner = TaskRunnerV1.__ray_metadata__.modified_class
     made = inspect.getsource(runner.init_agent_loop_manager)
     assert "agent_loop_manager_cls.create(" in made
