@@ -2,7 +2,7 @@
 
 import pytest
 
-from vapo_verl.anchors.format_check import CheckReply, FormatCheck
+from vapo_verl.anchors.question import CheckReply, FormatCheck
 
 
 def reply(label, p_yes, free=" Yes"):

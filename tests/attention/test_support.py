@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vapo_verl.attention.support import check_supported
+from vapo_verl.attention.worker import check_supported
 
 
 def engine(**changed):

@@ -18,7 +18,7 @@ from PIL import Image
 from vapo_verl import preflight
 from vapo_verl.digits.model import model_dir
 from vapo_verl.digits.model.random_models import make_random_model
-from vapo_verl.doctor import accelerator, compilation, disk, memory, ray_cluster, registrations
+from vapo_verl.doctor import accelerator, disk, memory, ray_cluster, registrations, versions
 from vapo_verl.doctor import memory as limits
 from vapo_verl.doctor.accelerator import TorchCuda
 from vapo_verl.doctor.budgets import check_pixels, check_recipe
@@ -529,26 +529,26 @@ def test_no_c_compiler_on_a_gpu_node_is_an_error(config, monkeypatch, tmp_path):
     gpu = config(recipe="vapo")
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = only(compilation.check_compiler(gpu))
+    found = only(versions.check_compiler(gpu))
     assert found.found.startswith("no C compiler here (gcc or clang; CC is not set)")
     assert "apt-get install gcc" in found.fix
     assert "docker/Dockerfile" in found.fix
-    assert list(compilation.check_compiler(config())) == []  # on CPU nothing is compiled
+    assert list(versions.check_compiler(config())) == []  # on CPU nothing is compiled
     (tmp_path / "gcc").write_text("#!/bin/sh\n")
     (tmp_path / "gcc").chmod(0o755)
-    (good,) = compilation.check_compiler(gpu)
+    (good,) = versions.check_compiler(gpu)
     assert (good.status, good.found.split(", ")[0]) == ("ok", str(tmp_path / "gcc"))
     monkeypatch.setenv("CC", "/opt/cross/gcc -m64")  # Triton takes $CC alone where it is set
-    found = only(compilation.check_compiler(gpu))
+    found = only(versions.check_compiler(gpu))
     assert found.found.startswith("CC=/opt/cross/gcc -m64 is no program here")
     assert found.fix.startswith("unset CC or apt-get install gcc")
     monkeypatch.setenv("CC", "gcc -m64")
-    assert next(iter(compilation.check_compiler(gpu))).status == "ok"
+    assert next(iter(versions.check_compiler(gpu))).status == "ok"
 
 
 def test_no_python_headers_on_a_gpu_node_is_an_error(config, monkeypatch, tmp_path):
     monkeypatch.setattr(sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
-    found = only(compilation.check_compiler(config(recipe="vapo")))
+    found = only(versions.check_compiler(config(recipe="vapo")))
     assert found.found.startswith(f"no {tmp_path / 'Python.h'}")
     assert "python3-dev" in found.fix
 
@@ -567,7 +567,7 @@ def test_compile_caches_on_a_network_file_system_are_findings(config, monkeypatc
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", f"{local}/s3/inductor")
     monkeypatch.setenv("HOME", str(shared))
-    found = only(compilation.check_compile_caches(gpu, mounts), status="warning")
+    found = only(versions.check_compile_caches(gpu, mounts), status="warning")
     assert f"TRITON_CACHE_DIR: {shared}/.triton/cache (nfs4)" in found.found
     assert f"TORCHINDUCTOR_CACHE_DIR: {local}/s3/inductor (fuse.juicefs)" in found.found
     assert f"VLLM_CACHE_ROOT: {shared}/.cache/vllm (nfs4)" in found.found
@@ -575,10 +575,10 @@ def test_compile_caches_on_a_network_file_system_are_findings(config, monkeypatc
     monkeypatch.setenv("TRITON_CACHE_DIR", f"{shared}/disk/triton")  # a local disk below it
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", f"{local}/root/inductor")
     monkeypatch.setenv("VLLM_CACHE_ROOT", f"{local}/vllm")
-    (good,) = compilation.check_compile_caches(gpu, mounts)
+    (good,) = versions.check_compile_caches(gpu, mounts)
     assert good.status == "ok"
-    assert list(compilation.check_compile_caches(config(), mounts)) == []  # one CPU node
-    assert list(compilation.check_compile_caches(config("trainer.nnodes=2"), mounts)) == [good]
+    assert list(versions.check_compile_caches(config(), mounts)) == []  # one CPU node
+    assert list(versions.check_compile_caches(config("trainer.nnodes=2"), mounts)) == [good]
 
 
 def test_missing_flash_attn_is_an_error_or_with_permission_a_warning(config, monkeypatch):

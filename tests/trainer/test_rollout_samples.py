@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLConfig
 from tests.sample_records import anchor_result, sample_record
 from vapo_verl.digits.model import model_dir
 from vapo_verl.run_folder.rollouts import ROLLOUT_SCHEMA
-from vapo_verl.trainer.rollout_samples import captured_layers, sample_rows
+from vapo_verl.trainer.metrics import captured_layers, sample_rows
 
 
 def test_layers_are_counted_as_the_model_counts_them():

@@ -121,12 +121,11 @@ def diagnose(
 def light_findings(config: DictConfig | None) -> Iterator[Finding]:
     """The checks made in this process: all except imports and rows."""
     from vapo_verl.doctor.accelerator import check_accelerator
-    from vapo_verl.doctor.compilation import check_compile_caches, check_compiler
     from vapo_verl.doctor.disk import check_disk
     from vapo_verl.doctor.memory import check_limits
     from vapo_verl.doctor.ray_cluster import check_ray
     from vapo_verl.doctor.registrations import check_entry_point
-    from vapo_verl.doctor.versions import check_versions
+    from vapo_verl.doctor.versions import check_compile_caches, check_compiler, check_versions
 
     yield from examine("versions", check_versions)
     yield from examine("registrations", check_entry_point)

@@ -26,8 +26,7 @@ from vapo_verl.anchors import (
     plan_anchors,
     probe_anchors,
 )
-from vapo_verl.anchors.format_check import CheckReply, FormatCheck
-from vapo_verl.anchors.question import ANSWER_BIAS
+from vapo_verl.anchors.question import ANSWER_BIAS, CheckReply, FormatCheck
 from vapo_verl.config import ANSWER_STYLES, JUDGE_STYLE, VapoConfig, vapo_config
 from vapo_verl.data.claims_column import Claim, read_claims
 from vapo_verl.data.control_tokens import (

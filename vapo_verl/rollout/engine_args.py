@@ -25,7 +25,7 @@ UNSUPPORTED = {
     f"{ENGINE}.kv_cache_dtype": "auto",
 }
 """Key -> the only value that visual attention supports, if the key is set. The engine checks again
-(`vapo_verl.attention.support`), but only a minute later."""
+(`vapo_verl.attention.worker`), but only a minute later."""
 
 
 V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
@@ -98,7 +98,7 @@ def add_attention(config: DictConfig, attention: AttentionConfig) -> None:
 
 
 def _refuse_v2_runner(config: DictConfig) -> None:
-    """As the engine's worker does (`vapo_verl.attention.support`), a minute earlier."""
+    """As the engine's worker does (`vapo_verl.attention.worker`), a minute earlier."""
     key = f"ray_kwargs.ray_init.runtime_env.env_vars.{V2_RUNNER}"
     value = OmegaConf.select(config, key)
     name = V2_RUNNER if value is None else key

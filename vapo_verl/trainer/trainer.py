@@ -25,7 +25,7 @@ from verl.utils.tracking import Tracking
 from verl.workers.config import HFModelConfig
 
 from vapo_verl.advantage import estimator
-from vapo_verl.anchors.format_check import FormatCheck
+from vapo_verl.anchors.question import FormatCheck
 from vapo_verl.config import vapo_config
 from vapo_verl.console import phases, say
 from vapo_verl.evaluation.benchmarks.validation_rows import validation_files
@@ -48,11 +48,13 @@ from vapo_verl.trainer import liveness
 from vapo_verl.trainer.metrics import (
     anchor_metrics,
     attention_metrics,
+    captured_layers,
     mean,
     origin_metrics,
     require_metric,
     reward_metrics,
     reward_parts,
+    sample_rows,
     signal_metrics,
     stats_metrics,
     validation_metrics,
@@ -70,7 +72,6 @@ from vapo_verl.trainer.replay_buffer import (
     take_masked_log_probs,
     weigh_advantages,
 )
-from vapo_verl.trainer.rollout_samples import captured_layers, sample_rows
 from vapo_verl.trainer.stopping import RunStopped, SafeStop
 from vapo_verl.trainer.trackers import StepEnd, StepLine, tell_resumed
 from vapo_verl.trainer.train_loader import TrainLoader

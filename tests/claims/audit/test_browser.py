@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.browser import TIMEOUT_S, Browser, needs_browser
-from vapo_verl.claims.audit.page import AuditImage, write_page
-from vapo_verl.claims.audit.summary import summarise
+from vapo_verl.claims.audit.page import AuditImage, summarise, write_page
 from vapo_verl.data.claims_column import Claim
 
 EVIL = """<script>evil = 1</script></script><img src=x onerror="evil = 1"> "quoted" & 's"""

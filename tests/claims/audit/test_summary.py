@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from vapo_verl.claims.audit.summary import summarise
+from vapo_verl.claims.audit.page import summarise
 from vapo_verl.data.errors import FileError
 
 

@@ -8,8 +8,8 @@ from transformers import AutoTokenizer
 
 from vapo_verl.digits.claims import sample_claims
 from vapo_verl.digits.model import model_dir
+from vapo_verl.digits.model.recipe import SPECIAL_TOKENS, corpus, train_tokenizer
 from vapo_verl.digits.model.samples import ANCHOR_TEXT, READ_PROMPT
-from vapo_verl.digits.model.tokenizer import SPECIAL_TOKENS, corpus, train_tokenizer
 from vapo_verl.digits.questions import QUESTION_SETS, sample_question
 from vapo_verl.digits.scene import sample_scene, scan_pool
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from vapo_verl.attention.backends.recording import Batch, Recorder, RecordingImpl
 from vapo_verl.attention.kernels import kv_views, layout_of
 from vapo_verl.attention.kernels.cuda import visual_ratio
-from vapo_verl.attention.support import PLAIN_CACHE_DTYPES
+from vapo_verl.attention.worker import PLAIN_CACHE_DTYPES
 
 
 class FullContextImpl(RecordingImpl):

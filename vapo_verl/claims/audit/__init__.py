@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     options = options_from(AuditOptions, arguments)
     if options.summary:
-        from vapo_verl.claims.audit.summary import summarise
+        from vapo_verl.claims.audit.page import summarise
 
         print(summarise(options.summary))
         return 0
