@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from tests.evaluation.benchmarks.chat_server import Reply, chat_server
 from vapo_verl.config import JudgeConfig
+from vapo_verl.data.control_tokens import ESCAPE
 from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.launch import make_paths_absolute
 from vapo_verl.rollout.agent_loop_worker import failure_kind, reason_of
