@@ -185,7 +185,6 @@ def respond(
     return [replace(sample, response_ids=r) for sample, r in zip(prompts, responses, strict=True)]
 
 
-@torch.no_grad()
 def judge(
     model: Qwen2_5_VLForConditionalGeneration,
     processor: Qwen2_5_VLProcessor,
@@ -193,20 +192,30 @@ def judge(
     claims: Sequence[Sequence[dict]],
 ) -> Bool[np.ndarray, "rows 2 claims"]:
     """Return the model's predictions on every row's claims, before and after its reasoning."""
-    yes, no = answer_ids(processor.tokenizer)
     probed = [
         _probed(processor, sample, of_row) for sample, of_row in zip(samples, claims, strict=True)
     ]
-    predictions = []
-    for first in range(0, len(probed), _ROWS_A_PASS):
-        some = probed[first : first + _ROWS_A_PASS]
+    return np.stack([said.reshape(2, -1) for said in predictions(model, processor, probed)])
+
+
+@torch.no_grad()
+def predictions(
+    model: Qwen2_5_VLForConditionalGeneration,
+    processor: Qwen2_5_VLProcessor,
+    samples: Sequence[Sample],
+) -> list[Bool[np.ndarray, " probes"]]:
+    """The model's greedy prediction at every probe of every sample."""
+    yes, no = answer_ids(processor.tokenizer)
+    said = []
+    for first in range(0, len(samples), _ROWS_A_PASS):
+        some = samples[first : first + _ROWS_A_PASS]
         batch = collate(some, processor)
         batch.pop("labels")
         logits = model(**batch).logits
         for row, sample in enumerate(some):
             at = answer_positions(sample)
-            predictions.append((logits[row, at, yes] > logits[row, at, no]).numpy().reshape(2, -1))
-    return np.stack(predictions)
+            said.append((logits[row, at, yes] > logits[row, at, no]).numpy())
+    return said
 
 
 def _probed(processor: Qwen2_5_VLProcessor, sample: Sample, claims: Sequence[dict]) -> Sample:

@@ -22,8 +22,8 @@ from vapo_verl.digits.model import model_dir
 from vapo_verl.digits.model.architecture import load_model, save_model, write_json
 from vapo_verl.digits.model.evaluate import (
     GROUP_SIZE,
-    answer_positions,
     make_prompt,
+    predictions,
     read_answer,
     respond,
 )
@@ -34,7 +34,7 @@ from vapo_verl.digits.model.forgetful import (
     ForgetfulMaker,
     Forgetting,
 )
-from vapo_verl.digits.model.samples import Sample, answer_ids, collate, make_probe, piece
+from vapo_verl.digits.model.samples import Sample, make_probe, piece
 from vapo_verl.digits.model.warmup import Part, WarmupConfig, warm_up
 from vapo_verl.digits.scene import Scene, scan_pool
 
@@ -45,7 +45,7 @@ NUM_CLAIMS, LATE_EMPHASIS, MIN_GAP = 20, 1.5, 3
 """K, beta and the smallest distance of two cuts of the card's anchors, as the recipe `study`."""
 _EARLY, _LATE = 1 / 3, 2 / 3
 """Ends of a response's first and middle third, as in the metrics of a run."""
-_LOG_EVERY, _SAVE_EVERY, _ROWS_A_PASS = 20, 100, 8
+_LOG_EVERY, _SAVE_EVERY = 20, 100
 _logger = logging.getLogger(__name__)
 
 
@@ -191,7 +191,6 @@ def by_place(claims: Iterable[ProbedClaim]) -> dict[str, dict[str, float]]:
     }
 
 
-@torch.no_grad()
 def ask(
     model: Qwen2_5_VLForConditionalGeneration,
     processor: Qwen2_5_VLProcessor,
@@ -199,7 +198,6 @@ def ask(
     plans: Sequence[Sequence[Anchor]],
 ) -> list[list[bool]]:
     """The model's greedy prediction at every anchor of every sample."""
-    yes, no = answer_ids(processor.tokenizer)
     probed = [
         replace(
             sample,
@@ -209,16 +207,7 @@ def ask(
         )
         for sample, plan in zip(samples, plans, strict=True)
     ]
-    said: list[list[bool]] = []
-    for first in range(0, len(probed), _ROWS_A_PASS):
-        some = probed[first : first + _ROWS_A_PASS]
-        batch = collate(some, processor)
-        batch.pop("labels")
-        logits = model(**batch).logits
-        for row, sample in enumerate(some):
-            at = answer_positions(sample)
-            said.append((logits[row, at, yes] > logits[row, at, no]).tolist())
-    return said
+    return [said.tolist() for said in predictions(model, processor, probed)]
 
 
 def _pieces(processor: Qwen2_5_VLProcessor, sample: Sample) -> list[str]:
