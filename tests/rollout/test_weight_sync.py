@@ -256,3 +256,19 @@ def test_a_worker_that_takes_no_weights_is_named(monkeypatch):
         engine = SocketWeights(bucket_size=1)
         engine.prepare()
         asyncio.run(anext(engine.receive_weights()))
+
+
+FORGET = """
+import gc
+from vapo_verl.rollout.weight_sync import SocketWeights
+
+engine = SocketWeights(bucket_size=1, is_master=True)
+engine.init_process_group(["tcp://127.0.0.1:9"])
+engine.itself = engine  # as a traceback holds it
+del engine
+gc.collect()
+"""
+
+
+def test_a_transfer_that_failed_does_not_stop_the_process_when_it_is_collected():
+    subprocess.run([sys.executable, "-c", FORGET], check=True, timeout=300)

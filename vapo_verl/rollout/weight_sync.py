@@ -224,7 +224,8 @@ class SocketWeights(CheckpointEngine):
     def __init__(self, bucket_size: int, is_master: bool = False) -> None:
         del bucket_size
         self._is_master = is_master
-        self._context = zmq.Context()
+        # The process's own. One that is collected with open sockets waits for them for ever.
+        self._context = zmq.Context.instance()
         self._sockets: list[Any] = []
 
     def prepare(self) -> str:
