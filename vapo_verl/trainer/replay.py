@@ -210,13 +210,18 @@ def _packed(value: Any, tensors: dict[str, torch.Tensor], place: str) -> Any:
             return ["objects", [_packed(item, tensors, place) for item in value.tolist()]]
     elif isinstance(value, torch.Tensor | np.ndarray | bytes):
         kind = type(value).__name__ if isinstance(value, bytes | np.ndarray) else "tensor"
-        array = np.frombuffer(bytearray(value), np.uint8) if isinstance(value, bytes) else value
+        array = _bytes(value) if isinstance(value, bytes) else value
         name = str(len(tensors))
         tensors[name] = torch.as_tensor(array).detach().contiguous().clone()
         return [kind, name]
     raise ValueError(
         f"vapo.debug.save_rollouts: {place[1:]} is a {type(value).__name__}, which cannot be saved"
     )
+
+
+def _bytes(value: bytes) -> torch.Tensor:
+    """uint8 [N]; torch refuses a buffer of no bytes."""
+    return torch.frombuffer(bytearray(value), dtype=torch.uint8) if value else torch.empty(0).byte()
 
 
 def _unpacked(packed: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
