@@ -225,7 +225,7 @@ class SocketWeights(CheckpointEngine):
         del bucket_size
         self._is_master = is_master
         # The process's own. One that is collected with open sockets waits for them for ever.
-        self._context = zmq.Context.instance()
+        self._context: zmq.Context[Any] = zmq.Context.instance()
         self._sockets: list[Any] = []
 
     def prepare(self) -> str:
