@@ -216,6 +216,7 @@ def test_settings_that_no_run_can_have_are_refused_with_the_fix(overrides, parts
         (f"{MODEL}.lora.merge=true", f"{ROLLOUT}.load_format=dummy"),
         (f"{MODEL}.lora.merge=true", f"{ROLLOUT}.checkpoint_engine.backend=nccl"),
         (f"{MODEL}.lora.merge=true", "trainer.v1.trainer_mode=vapo_colocate_async"),
+        ("trainer.v1.trainer_mode=vapo_saving",),  # of vapo.debug.save_rollouts: synchronous
         (f"{ROLLOUT}.load_format=auto",),
         (f"{MODEL}.target_modules='.*language_model.*_proj'", f"{MODEL}.exclude_modules=null"),
         (f"{MODEL}.exclude_modules='.*(blocks|merger).*'",),

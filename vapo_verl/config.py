@@ -25,6 +25,8 @@ MAX_NUMBER = 10**9
 MAX_ANCHORS, MAX_BINS = 10_000, 10_000
 MAX_POLL_S = 60.0
 CONSOLES = ("short", "full")
+SYNC, COLOCATED, SEPARATE = "vapo", "vapo_colocate_async", "vapo_separate_async"
+"""Values of ``trainer.v1.trainer_mode``."""
 CONTROL_TOKENS = ("refuse", "text")
 PLAIN_THINK_TOKENS = ("auto", "true", "false")
 

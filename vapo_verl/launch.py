@@ -20,7 +20,7 @@ from vapo_verl.console import Console, phases, say
 from vapo_verl.files import FolderLock, FolderLocked
 from vapo_verl.patches.upstream import keep_sigterm_handler
 from vapo_verl.platform import CPU_ENVIRONMENT
-from vapo_verl.preflight import PASSES, InputError, check_run, lacks_flash_attention
+from vapo_verl.preflight import PASSES, InputError, check_run, lacks_flash_attention, ranks_of
 from vapo_verl.process_tree import guarded_run
 from vapo_verl.rollout.correction import needs_bypass_loss
 from vapo_verl.rollout.engine_args import add_attention, settle_image_limit
@@ -216,7 +216,7 @@ def compare_with_folder(config: DictConfig, derived: Collection[str], *, tell: b
         resume.refuse_finished_run(run_dir, changes, step)
         return
     resume.refuse_other_run(run_dir, changes, config.vapo.accept_changes, step)
-    resume.refuse_other_ranks(run_dir, step, trainer.n_gpus_per_node * trainer.nnodes)
+    resume.refuse_other_ranks(run_dir, step, ranks_of(config))
     resume.refuse_other_adapters(run_dir, step, config.actor_rollout_ref.model.lora_rank)
     if tell and changes:
         lines = "\n".join(f"  {change}" for change in changes)

@@ -18,6 +18,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from vapo_verl.config import COLOCATED, SEPARATE, SYNC
 from vapo_verl.hydra_config import compose_base
 
 MODEL = "actor_rollout_ref.model"
@@ -46,8 +47,6 @@ OTHER_LAYERS = (
     *("model.visual.patch_embed.proj", "model.visual.pos_embed"),
 )
 """Other layers that peft adapts where they are named; ``all-linear`` leaves them out."""
-SYNCHRONOUS = ("vapo", "sync")
-"""Values of ``trainer.v1.trainer_mode`` under which no request arrives during a weight transfer."""
 READ_BY_FSDP = ("merge", "fully_sharded_loras")
 """Keys of the group ``model.lora`` that hold for FSDP, too; the others are Megatron's."""
 UNSUPPORTED = (
@@ -293,11 +292,11 @@ def _check_transfer(config: DictConfig, lora: Lora) -> None:
             f"{ROLLOUT}.checkpoint_engine.backend={backend} with {MODEL}.lora_rank={lora.rank}: it "
             f"sends no adapters; set {MODEL}.lora.merge=true"
         )
-    if (mode := config.trainer.v1.trainer_mode) not in SYNCHRONOUS:
+    if (mode := config.trainer.v1.trainer_mode) in (COLOCATED, SEPARATE):
         raise ValueError(
             f"trainer.v1.trainer_mode={mode} with {MODEL}.lora_rank={lora.rank}: verl 0.9.1 looks "
             "for the adapter before a request waits for new weights, and would answer without it; "
-            f"set {MODEL}.lora.merge=true, or the mode to {SYNCHRONOUS[0]}"
+            f"set {MODEL}.lora.merge=true, or the mode to {SYNC}"
         )
     if str(rollout.load_format).startswith("dummy"):
         raise ValueError(

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vapo_verl.config import VapoConfig, vapo_config
-from vapo_verl.lora import check_lora, refuse_quantized
+from vapo_verl.config import COLOCATED, SEPARATE, SYNC, VapoConfig, vapo_config
+from vapo_verl.lora import check_lora, lora_of, refuse_quantized
 from vapo_verl.methods import method_of
 from vapo_verl.rollout.correction import check_rollout_correction
 from vapo_verl.rollout.engine_args import ENGINE, processor_max_pixels
@@ -49,8 +49,6 @@ PASSES = {
 tokens instead, and the tokens that a rank has memory for. Keys under ``actor_rollout_ref``."""
 
 
-SYNC, COLOCATED, SEPARATE = "vapo", "vapo_colocate_async", "vapo_separate_async"
-"""Values of ``trainer.v1.trainer_mode``."""
 WEIGHTS_MODULE = "vapo_verl.rollout.weight_sync"
 
 
@@ -324,10 +322,10 @@ def _check_separate_pool(config: DictConfig) -> None:
             "installed; pip install cupy-cuda12x or cupy-cuda13x, as torch.version.cuda says, or "
             "set backend=zmq, which goes through host memory and is slower"
         )
-    lora = policy.model.get("lora") or {}
-    if (policy.model.get("lora_rank") or lora.get("rank")) and not lora.get("merge"):
+    lora = lora_of(config)
+    if lora and not lora.merged:
         raise ValueError(
-            f"actor_rollout_ref.model.lora_rank={policy.model.get('lora_rank')} {mode}: veRL sends "
+            f"actor_rollout_ref.model.lora_rank={lora.rank} {mode}: veRL sends "
             "the weights below the adapter to another pool, and never the adapter; set "
             "actor_rollout_ref.model.lora.merge=true"
         )
@@ -365,7 +363,7 @@ def check_batches(config: DictConfig) -> None:
     Raises:
         ValueError: the first number that does not divide, or too few responses to compare.
     """
-    actor, trainer = config.actor_rollout_ref.actor, config.trainer
+    actor = config.actor_rollout_ref.actor
     prompts, mini, n = (
         config.data.train_batch_size,
         actor.ppo_mini_batch_size,
@@ -381,7 +379,7 @@ def check_batches(config: DictConfig) -> None:
             f"data.train_batch_size={prompts} is not a multiple of "
             f"actor_rollout_ref.actor.ppo_mini_batch_size={mini}; change one of them"
         )
-    ranks = trainer.n_gpus_per_node * trainer.nnodes
+    ranks = ranks_of(config)
     if mini * n % ranks:
         raise ValueError(
             f"actor_rollout_ref.actor.ppo_mini_batch_size={mini} with rollout.n={n}: {mini * n} "
@@ -399,7 +397,7 @@ def check_micro_batches(config: DictConfig) -> None:
     policy, trainer = config.actor_rollout_ref, config.trainer
     if policy.actor.use_dynamic_bsz:
         return
-    ranks, n = trainer.n_gpus_per_node * trainer.nnodes, policy.rollout.n
+    ranks, n = ranks_of(config), policy.rollout.n
     update, batch = (policy.actor.ppo_mini_batch_size * n, config.data.train_batch_size * n)
     if trainer.v1.trainer_mode == SEPARATE:  # each mini-batch is sampled by itself
         batch = update

@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from vapo_verl.doctor.findings import GIB, Finding, error, gib, ok, warning
 from vapo_verl.doctor.model_size import model_size, parameter_bytes, trained_parameters
 from vapo_verl.lora import lora_of
+from vapo_verl.preflight import ranks_of
 from vapo_verl.run_folder.checkpoints import (
     CheckpointError,
     checkpoint_folder,
@@ -132,8 +133,8 @@ def _existing(folder: Path) -> Path:
 
 def check_resume(config: DictConfig) -> Iterator[Finding]:
     """Verify the checkpoint that the run resumes from, and compare its shards with the ranks."""
-    trainer, run_dir = config.trainer, Path(config.trainer.default_local_dir).expanduser()
-    if trainer.resume_mode != "auto":
+    run_dir = Path(config.trainer.default_local_dir).expanduser()
+    if config.trainer.resume_mode != "auto":
         return
     try:
         point = resume_point(run_dir)
@@ -159,7 +160,7 @@ def check_resume(config: DictConfig) -> Iterator[Finding]:
             "nothing to do: the next checkpoint has checksums",
         )
     folder = checkpoint_folder(run_dir, step) / "actor"
-    ranks = trainer.n_gpus_per_node * trainer.nnodes
+    ranks = ranks_of(config)
     shards = [match for path in folder.glob("*.pt") if (match := SHARD.fullmatch(path.name))]
     if sizes := {int(m[1]) for m in shards} - {ranks}:
         yield error(

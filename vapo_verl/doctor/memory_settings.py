@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from vapo_verl.config import SEPARATE, SYNC
 from vapo_verl.doctor.model_size import (
     dtype_bytes,
     has_reference,
@@ -15,7 +16,7 @@ from vapo_verl.doctor.model_size import (
     vision_tokens,
 )
 from vapo_verl.lora import Lora, lora_of
-from vapo_verl.preflight import SEPARATE, SYNC, engine_gpus
+from vapo_verl.preflight import engine_gpus, ranks_of
 
 SHORTEST_TEXT = 128
 """Tokens of template, question and response beside the smallest image, in the shortest sequence."""
@@ -119,7 +120,7 @@ class MemorySettings:
         policy, trainer = config.actor_rollout_ref, config.trainer
         actor, rollout, fsdp = policy.actor, policy.rollout, policy.actor.fsdp_config
         precision, checkpoint = fsdp.get("mixed_precision") or {}, actor.checkpoint.save_contents
-        ranks = trainer.n_gpus_per_node * trainer.nnodes
+        ranks = ranks_of(config)
         cut = vision_tokens(model_folder(config))
         most = config.data.max_prompt_length * cut.pixels_per_token
         limit = config.data.max_pixels or cut.max_pixels or most
