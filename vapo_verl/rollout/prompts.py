@@ -175,6 +175,11 @@ def prompt_uid(step: int, place: int) -> str:
     return f"{step:06d}-{place:05d}"
 
 
+def uid_of(key: str) -> str:
+    """The uid of a response's prompt, from its key ``{uid}_{sample}_{output}``."""
+    return key.rsplit("_", 2)[0]
+
+
 def clear_prompts_except(uids: Collection[str]) -> None:
     """Remove the rows of all prompts but these."""
     clear([uid for uid in keys_in(PROMPTS) if uid not in uids], PROMPTS)

@@ -28,7 +28,7 @@ from vapo_verl.anchors.signal import (
 )
 from vapo_verl.config import VapoConfig
 from vapo_verl.rollout import model_families
-from vapo_verl.rollout.prompts import stored_images
+from vapo_verl.rollout.prompts import stored_images, uid_of
 from vapo_verl.rollout.sample import RECORD_FIELD, SampleRecord
 from vapo_verl.rollout.transfer import read_columns
 from vapo_verl.run_folder.images import small_images
@@ -259,7 +259,7 @@ def sample_rows(
     return [
         {
             **_row(key, step, tokenizer, {name: values[i] for name, values in columns.items()}),
-            "images": images[_uid(key)],
+            "images": images[uid_of(key)],
         }
         for i, key in enumerate(keys)
     ]
@@ -272,12 +272,8 @@ def captured_layers(layers: str | Sequence[int] | None, model: PretrainedConfig)
 
 def _images_by_uid(keys: Sequence[str]) -> dict[str, list[bytes | None]]:
     """Images of each prompt, fetched once however many of its responses are among the keys."""
-    uids = list(dict.fromkeys(map(_uid, keys)))
+    uids = list(dict.fromkeys(map(uid_of, keys)))
     return {uid: small_images(images) for uid, images in stored_images(uids).items()}
-
-
-def _uid(key: str) -> str:
-    return key.rsplit("_", 2)[0]
 
 
 def _row(key: str, step: int, tokenizer: Any, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from verl.trainer.ppo.v1 import register_trainer
 
 from vapo_verl.console import say
 from vapo_verl.files import atomic_folder
-from vapo_verl.rollout.prompts import PROMPTS
+from vapo_verl.rollout.prompts import PROMPTS, uid_of
 from vapo_verl.rollout.transfer import KVBatchMeta, put_rows, read_rows
 from vapo_verl.trainer.replay_buffer import FAILED
 from vapo_verl.trainer.trainer import VapoTrainer
@@ -341,26 +341,17 @@ class ReplayTrainer(VapoTrainer):
 
 @register_trainer("vapo_saving")
 class SavingTrainer(VapoTrainer):
-    """Steps whose batches are saved, before veRL pads them.
-
-    The data set's own columns of prompt and media are left out: nothing reads them any more, and
-    their images are files or undecoded bytes. `raw_prompt` and the pixels are what was trained on.
-    """
+    """Steps whose batches are saved, before veRL pads them."""
 
     def _balance_batch(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> KVBatchMeta:
         tags = dict(zip(batch.keys, batch.tags, strict=True))
         keys = sorted(tags)  # in another order than they arrived, which differs from run to run
-        uids = sorted({key.rsplit("_", 2)[0] for key in keys})
-        data = self.config.data
-        raw = {data.prompt_key, data.image_key, data.video_key, data.audio_key}
+        uids = sorted(set(map(uid_of, keys)))
         saved = SavedStep(
             step=self.global_steps,
             keys=keys,
             tags=[dict(tags[key]) for key in keys],
-            rows=[
-                {name: value for name, value in row.items() if name not in raw}
-                for row in read_rows(keys, batch.partition_id)
-            ],
+            rows=read_rows(keys, batch.partition_id),
             prompts=dict(zip(uids, read_rows(uids, PROMPTS), strict=True)),
         )
         origin = origin_of(self.config, len(self.tokenizer))

@@ -15,7 +15,7 @@ from vapo_verl.methods import Method, StepTokens
 from vapo_verl.rollout.agent_loop_worker import FAILURE_TAG, REASON_TAG
 from vapo_verl.rollout.correction import mismatch
 from vapo_verl.rollout.outcome import failure_metrics
-from vapo_verl.rollout.prompts import MASKED_LOG_PROBS
+from vapo_verl.rollout.prompts import MASKED_LOG_PROBS, uid_of
 from vapo_verl.rollout.sample import RECORD_FIELD, SampleRecord
 from vapo_verl.rollout.transfer import KVBatchMeta, clear, column_values, read, write
 
@@ -215,7 +215,7 @@ class CountedReplayBuffer(ReplayBuffer):
     def _settle(self, batch: KVBatchMeta) -> None:
         """Forget what was expected of this batch, and of prompts that veRL has dropped."""
         waiting = {uid for prompts in self.prompt_global_steps.values() for uid in prompts}
-        waiting -= {key.rsplit("_", 2)[0] for key in batch.keys}
+        waiting -= set(map(uid_of, batch.keys))
         for uid in self._expected.keys() - waiting:
             del self._expected[uid]
 
@@ -240,7 +240,7 @@ def _is_lost(tag: Mapping[str, Any]) -> bool:
 
 def _replaced(batch: KVBatchMeta, again: KVBatchMeta, uids: Collection[str]) -> KVBatchMeta:
     """The batch with all entries of these prompts from `again`."""
-    old = [i for i, key in enumerate(batch.keys) if key.rsplit("_", 2)[0] not in uids]
+    old = [i for i, key in enumerate(batch.keys) if uid_of(key) not in uids]
     return KVBatchMeta(
         partition_id=batch.partition_id,
         keys=[*(batch.keys[i] for i in old), *again.keys],

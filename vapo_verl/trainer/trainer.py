@@ -38,7 +38,12 @@ from vapo_verl.rollout.agent_loop import VapoAgentLoop, run_format_check
 from vapo_verl.rollout.agent_loop_worker import reason_of
 from vapo_verl.rollout.correction import compares_log_probs
 from vapo_verl.rollout.outcome import info_means, used_metrics
-from vapo_verl.rollout.prompts import clear_prompts_except, prepare_seconds, prompt_uid
+from vapo_verl.rollout.prompts import (
+    clear_prompts_except,
+    prepare_seconds,
+    prompt_uid,
+    uid_of,
+)
 from vapo_verl.rollout.transfer import KVBatchMeta, for_models, keys_in
 from vapo_verl.run_folder import checkpoints
 from vapo_verl.run_folder.layout import METRICS_FILE, write_config
@@ -503,8 +508,9 @@ class VapoTraining(PPOTrainer):
         metrics.update(self._memory.metrics())
         metrics.update(self._rollout_metrics())
         self._write_rollouts(step.keys, batch.partition_id)
-        trained = {key.split("_")[0] for key in batch.keys}
-        clear_prompts_except({key.split("_")[0] for key in keys_in(batch.partition_id)} - trained)
+        clear_prompts_except(
+            set(map(uid_of, keys_in(batch.partition_id))) - set(map(uid_of, batch.keys))
+        )
 
     def _method_metrics(self, step: StepResponses) -> dict[str, float]:
         return self.method.response_metrics(
