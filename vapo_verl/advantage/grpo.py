@@ -132,6 +132,21 @@ def decoupled_advantage(
     )
 
 
+def group_advantage(
+    parts: RewardParts,
+    groups: Groups,
+    *,
+    normalization: str,
+    normalize_by_std: bool,
+    epsilon: float,
+) -> PerResponse:
+    """A_i with either value of ``vapo.advantage.normalization``."""
+    options: dict[str, Any] = {"normalize_by_std": normalize_by_std, "epsilon": epsilon}
+    if normalization == "decoupled":
+        return decoupled_advantage(parts, groups, **options)
+    return outcome_advantage(parts.rewards(), groups, **options)
+
+
 def perception_fraction(
     parts: RewardParts,
     groups: Groups,
@@ -151,17 +166,15 @@ def perception_fraction(
     parts = RewardParts(
         base=parts.base.double(), perception=parts.perception.double(), weight=parts.weight
     )
+    advantage = group_advantage(parts, groups, normalization=normalization, **options)
     if normalization == "decoupled":
-        advantage = decoupled_advantage(parts, groups, **options)
         part = perception_advantage(parts.perception, groups, **options)
     else:
-        rewards = parts.rewards()
-        advantage = outcome_advantage(rewards, groups, **options)
         part = perception_advantage(
             parts.perception, groups, normalize_by_std=False, epsilon=epsilon
         )
         if normalize_by_std:
-            part = part / _deviations(rewards, groups, epsilon)
+            part = part / _deviations(parts.rewards(), groups, epsilon)
     of_perception = parts.weight * part
     size = of_perception.abs().double().sum()
     rest = (advantage - of_perception).abs().double().sum()
@@ -225,11 +238,7 @@ def advantage_origin(
     num_right = sum_by(groups.index, (accuracy == 1).double(), groups.num_groups)
     all_right, none_right = num_right == groups.sizes(), num_right == 0
     options: dict[str, Any] = {"normalize_by_std": normalize_by_std, "epsilon": GRPO_EPSILON}
-    advantage = (
-        decoupled_advantage(parts, groups, **options)
-        if normalization == "decoupled"
-        else outcome_advantage(parts.rewards(), groups, **options)
-    )
+    advantage = group_advantage(parts, groups, normalization=normalization, **options)
     size = advantage.abs().double()
     equal_otherwise = ~groups.unequal(parts.base)[groups.index]
     return AdvantageOrigin(
