@@ -99,6 +99,22 @@ def digits_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[
 
 
 @pytest.fixture
+def video_rows(digits_data: Callable[..., dict[str, Path]], tmp_path: Path) -> Path:
+    """16 rows of the digits world, of which row 2 has a video."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(digits_data(train=16, val=2)["train"]).to_pylist()
+    for row in rows:
+        row["videos"] = None
+    rows[2]["prompt"][-1]["content"] += " <video>"
+    rows[2]["videos"] = ["clip.mp4"]
+    path = tmp_path / "video.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.fixture
 def browser(tmp_path: Path) -> Iterator[ReportBrowser]:
     """A fresh browser, which must have had nothing to complain of at the end."""
     from tests.report.report_browser import quiet_browser

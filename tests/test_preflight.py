@@ -332,17 +332,10 @@ def test_without_anchors_no_room_is_asked_for_them(check):
     check("vapo.anchors.num_anchors=0", "actor_rollout_ref.rollout.max_model_len=256")
 
 
-def test_video_rows_are_refused_where_anchors_are_asked(check, digits, tmp_path):
-    rows = pq.read_table(digits["train"]).to_pylist()
-    for row in rows:
-        row["videos"] = None
-    rows[2]["prompt"][-1]["content"] += " <video>"
-    rows[2]["videos"] = ["clip.mp4"]
-    path = tmp_path / "video.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    message = refused(check, f"data.train_files={path}")
-    assert f"{path} row 2, column 'videos'" in message
-    check(f"data.train_files={path}", "vapo.anchors.num_anchors=0")
+def test_video_rows_are_refused_where_anchors_are_asked(check, video_rows):
+    message = refused(check, f"data.train_files={video_rows}")
+    assert f"{video_rows} row 2, column 'videos'" in message
+    check(f"data.train_files={video_rows}", "vapo.anchors.num_anchors=0")
 
 
 def test_a_hub_name_is_left_to_the_workers(check):

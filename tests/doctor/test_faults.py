@@ -362,20 +362,13 @@ def test_a_vllm_that_takes_the_v2_runner_by_itself(
     assert not [*registrations.check_model_runner(config(model, "trainer.device=cuda"))]
 
 
-def test_video_rows_are_refused_where_anchors_are_asked(config, digits, tmp_path):
-    rows = pq.read_table(digits["train"]).to_pylist()
-    for row in rows:
-        row["videos"] = None
-    rows[2]["prompt"][-1]["content"] += " <video>"
-    rows[2]["videos"] = ["clip.mp4"]
-    path = tmp_path / "video.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), path)
+def test_video_rows_are_refused_where_anchors_are_asked(config, video_rows):
     errors = [
         f
-        for f in check_recipe(config(f"data.train_files={path}"))
+        for f in check_recipe(config(f"data.train_files={video_rows}"))
         if f.check == "data" and f.status == "error"
     ]
-    assert f"{path} row 2, column 'videos': the row has videos" in errors[0].found
+    assert f"{video_rows} row 2, column 'videos': the row has videos" in errors[0].found
     assert "vapo.anchors.num_anchors=0" in errors[0].fix + errors[0].found
 
 

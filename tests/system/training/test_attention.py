@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration
 
+from tests.system.reference import eager_forward, train_set
 from tests.system.smoke import metrics, rollouts
-from vapo_verl.data.dataset import VapoDataset
 from vapo_verl.digits.model import model_dir
-from vapo_verl.hydra_config import compose_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -70,7 +69,7 @@ def test_capture_alone_changes_nothing(on, off):
 
 def test_samples_hold_what_transformers_computes(smoke, on):
     """Each layer of each token: the query that produced it, not the token's own."""
-    dataset = _train_set(smoke)
+    dataset = train_set(smoke)
     rows = rollouts(on, 1)  # before the first update: the packaged weights
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         model_dir(), dtype=torch.float32, attn_implementation="eager"
@@ -80,7 +79,7 @@ def test_samples_hold_what_transformers_computes(smoke, on):
         layers = np.array(row["visual_attention_layers"])
         assert layers.shape == (len(row["response_ids"]), NUM_LAYERS)
         assert row["visual_attention"] == pytest.approx(layers.mean(1), abs=1e-6)
-        shares = _transformers(model, dataset, row)
+        shares = eager_forward(model, dataset, row)[1].numpy()
         first = len(row["prompt_ids"]) - 1
         worst = max(worst, np.abs(layers - shares[first:-1]).max())
         worst_of_neighbour = max(worst_of_neighbour, np.abs(layers - shares[first + 1 :]).max())
@@ -99,32 +98,3 @@ def test_credit_moves_within_a_response_and_keeps_its_total(credited, off):
             assert np.unique(flat).size == 1
             assert weighted.std() > 0.01 * abs(flat[0])
     assert moved > 0
-
-
-def _train_set(smoke):
-    processor = AutoProcessor.from_pretrained(model_dir())
-    path = smoke.data["train"]
-    return VapoDataset(str(path), processor.tokenizer, compose_recipe("smoke").data, processor)
-
-
-@torch.no_grad()
-def _transformers(model, dataset, row):
-    """[prompt + response, layers]: share of each query's attention on image tokens."""
-    prompt = dataset[row["index"]]
-    images = [content["image"] for content in _contents(prompt) if content["type"] == "image"]
-    pixels = dataset.processor.image_processor(images=images, return_tensors="pt")
-    ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
-    visual = (ids == model.config.image_token_id)[0]
-    output = model(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=visual[None].int(),
-        output_attentions=True,
-        use_cache=False,
-        **pixels,
-    )
-    return torch.stack([a[0][:, :, visual].sum(-1).mean(0) for a in output.attentions], 1).numpy()
-
-
-def _contents(prompt):
-    return [content for message in prompt["raw_prompt"] for content in message["content"]]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+from tests.system.reference import eager_forward, images_of
 from tests.system.smoke import Smoke, metrics, rollouts
 from vapo_verl.data.dataset import VapoDataset
 from vapo_verl.digits.model.random_models import make_random_model
@@ -113,31 +114,12 @@ def test_attention_is_what_transformers_computes(trained):
     for row in rollouts(trained.run, 1)[:6]:
         layers = np.array(row["visual_attention_layers"])
         assert layers.shape == (len(row["response_ids"]), num_layers)
-        images = [
-            part["image"]
-            for message in dataset[row["index"]]["raw_prompt"]
-            for part in message["content"]
-            if part["type"] == "image"
-        ]
         resized, *_ = dataset._process_multi_modal_info(
             dataset[row["index"]]["raw_prompt"], dataset.image_patch_size, dataset.config
         )
-        assert len(images) == len(resized) == 1
-        pixels = dataset.processor.image_processor(images=resized, return_tensors="pt")
-        ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
-        visual = (ids == model.config.image_token_id)[0]
-        assert visual.sum() == pixels["image_grid_thw"].prod() // 4
-        with torch.no_grad():
-            output = model(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                mm_token_type_ids=visual[None].int(),
-                output_attentions=True,
-                use_cache=False,
-                **pixels,
-            )
-        found = [a[0][:, :, visual].sum(-1).mean(0) for a in output.attentions]
-        expected = torch.stack(found, 1).numpy()[len(row["prompt_ids"]) - 1 : -1]
+        assert len(images_of(dataset, row)) == len(resized) == 1
+        _, attention = eager_forward(model, dataset, row, resized)
+        expected = attention.numpy()[len(row["prompt_ids"]) - 1 : -1]
         assert np.abs(layers - expected).max() <= 5e-5
 
 

@@ -13,13 +13,12 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration
 
+from tests.system.reference import eager_forward, train_set
 from tests.system.smoke import Smoke, metrics, rollouts
-from vapo_verl.data.dataset import VapoDataset
 from vapo_verl.digits.model import model_dir
 from vapo_verl.export.model_folder import write_model_folder
-from vapo_verl.hydra_config import compose_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -91,7 +90,7 @@ def test_only_adapters_have_an_optimizer_state(straight):
 
 def test_the_engine_wrote_with_the_adapters_and_the_reference_is_the_base(smoke, straight, adapter):
     """Log probabilities, attention and the KL of step 3, against transformers and peft."""
-    dataset, base = _train_set(smoke), _base()
+    dataset, base = train_set(smoke), _base()
     policy = PeftModel.from_pretrained(_base(), adapter).eval()
     worst = {"log prob": 0.0, "attention": 0.0}
     distance, penalties = 0.0, []
@@ -172,32 +171,11 @@ def _base():
     ).eval()
 
 
-def _train_set(smoke):
-    processor = AutoProcessor.from_pretrained(model_dir())
-    path = smoke.data["train"]
-    return VapoDataset(str(path), processor.tokenizer, compose_recipe("smoke").data, processor)
-
-
-@torch.no_grad()
 def _transformers(model, dataset, row):
     """Log probability [T] of each token of the response, and the visual attention [T, layers] of
     the query that produced it."""
-    messages = dataset[row["index"]]["raw_prompt"]
-    parts = [part for message in messages for part in message["content"]]
-    images = [part["image"] for part in parts if part["type"] == "image"]
-    pixels = dataset.processor.image_processor(images=images, return_tensors="pt")
-    ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
-    visual = (ids == model.config.image_token_id)[0]
-    output = model(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=visual[None].int(),
-        output_attentions=True,
-        use_cache=False,
-        **pixels,
-    )
+    logits, attention = eager_forward(model, dataset, row)
     first = len(row["prompt_ids"]) - 1
-    log_probs = output.logits[0, first:-1].log_softmax(-1)
-    chosen = log_probs.gather(1, ids[0, first + 1 :, None])[:, 0]
-    layers = [layer[0][:, :, visual].sum(-1).mean(0) for layer in output.attentions]
-    return chosen.numpy(), torch.stack(layers, 1)[first:-1].numpy()
+    response = torch.tensor(row["response_ids"])
+    chosen = logits[first:-1].log_softmax(-1).gather(1, response[:, None])[:, 0]
+    return chosen.numpy(), attention[first:-1].numpy()
