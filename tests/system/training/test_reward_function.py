@@ -1,9 +1,12 @@
-"""A user's reward function in a training run, beside the perception reward."""
+"""R_acc by a user's function, and by a judge, in training runs, beside the perception reward."""
+
+import re
 
 import pytest
 
+from tests.evaluation.benchmarks.chat_server import Reply, Request, chat_server
 from tests.system.smoke import metrics, rollouts
-from vapo_verl.rollout.outcome import FUNCTION_FAILED, FUNCTION_KEY
+from vapo_verl.rollout.outcome import FUNCTION_FAILED, FUNCTION_KEY, JUDGE_FAILED, JUDGE_KEY
 from vapo_verl.trainer.replay_buffer import FAILED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -17,18 +20,22 @@ async def shaped(data_source, solution_str, ground_truth, extra_info, floor):
     return {"score": 1.0 if correct else floor, "acc": correct, "characters": len(solution_str)}
 '''
 
+SHORT = (
+    *("trainer.save_freq=-1", "trainer.test_freq=-1", "trainer.val_before_train=false"),
+    *("trainer.total_training_steps=2", "vapo.rollout.max_failed_fraction=0.8"),
+)
+CASE = re.compile(r"Ground truth: (.+)\n\nResponse:\n(\[\w+\])\n(.*)\n\2\n", re.DOTALL)
+
 
 def test_a_users_function_trains_with_anchors_and_its_failures_are_counted(smoke):
     path = smoke.root / "shaped.py"
     path.write_text(FUNCTION)
     run = smoke.run(
         "function",
-        *("trainer.save_freq=-1", "trainer.test_freq=-1", "trainer.val_before_train=false"),
-        "trainer.total_training_steps=2",
+        *SHORT,
         f"{FUNCTION_KEY}.path=shaped.py",  # relative: the run starts in this folder
         f"{FUNCTION_KEY}.name=shaped",
         f"+{FUNCTION_KEY}.reward_kwargs.floor=0.25",
-        "vapo.rollout.max_failed_fraction=0.8",
     )
     failed = 0
     for step, values in metrics(run).items():
@@ -49,3 +56,39 @@ def test_a_users_function_trains_with_anchors_and_its_failures_are_counted(smoke
     assert failed > 0
     assert "RewardFunctionFailed: " in smoke.log("function")
     assert "shaped.py:shaped: LookupError: no key for this row" in smoke.log("function")
+
+
+def decision(request: Request) -> Reply:
+    """Numbers are graded; the endpoint refuses requests about colours."""
+    truth, _, prediction = CASE.search(request.text).groups()
+    if not truth.isdigit():
+        return Reply(status=400)
+    return Reply(text="correct" if f"{{{truth}}}" in prediction else "incorrect")
+
+
+def test_a_judge_grades_a_run_and_refused_requests_are_counted(smoke, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with chat_server(decision) as server:
+        run = smoke.run(
+            "judge",
+            *SHORT,
+            "vapo.reward.answer_style=judge",
+            *(f"{JUDGE_KEY}.model=scripted", f"{JUDGE_KEY}.base_url={server.url}"),
+        )
+    asked = [request.text for request in server.requests]
+    assert len(asked) == len({*asked}) > 0  # of equal answers once
+    graded = failed = 0
+    for step, values in metrics(run).items():
+        assert values[JUDGE_FAILED] == values[FAILED]
+        assert values["actor/grad_norm"] > 0
+        failed += values[JUDGE_FAILED]
+        for row in rollouts(run, step):
+            correct = f"boxed{{{row['ground_truth']}}}" in row["response"]
+            assert row["ground_truth"].isdigit()
+            assert row["reward"]["accuracy"] == correct
+            assert len(row["anchors"]) == (8 if correct else 0)
+            graded += 1
+    assert graded > 0 and failed > 0
+    assert "JudgeFailed: " in smoke.log("judge")
+    assert not [p for p in run.rglob("*") if p.is_file() and b"sk-secret" in p.read_bytes()]
+    assert "sk-secret" not in smoke.log("judge")
