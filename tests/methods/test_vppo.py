@@ -28,11 +28,11 @@ def tokens(old, masked, mask=None):
 def test_the_tokens_that_depend_most_are_trained_in_both_directions():
     """r = 1, 1/2, 2, 1, 1 and s = 0, 0.193, 0.307, 0, 0: of 5 tokens ceil(0.4 * 5) = 2 are trained.
 
-    The weight of each is N / sum m = 5 / 2: the mean over all tokens is that over the trained ones.
+    Their weight is 1: the loss stays a mean over all 5, and not over the 2.
     """
     batch = tokens([[0.5, 0.5, 0.25, 0.5, 0.5]], [[0.5, 0.25, 0.5, 0.5, 0.5]])
     weights, metrics = vppo(top_fraction=0.4).token_weights(batch)
-    assert weights[0].tolist() == [0.0, 2.5, 2.5, 0.0, 0.0]
+    assert weights[0].tolist() == [0.0, 1.0, 1.0, 0.0, 0.0]
     log2 = math.log(2)
     assert metrics["vapo/vppo/dependency_trained"] == pytest.approx((log2 - 0.5 + 1 - log2) / 2)
     assert metrics["vapo/vppo/dependency_left_out"] == 0

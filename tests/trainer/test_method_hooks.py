@@ -65,11 +65,11 @@ def rows(column):
 
 
 def test_weights_are_those_of_the_method_on_the_steps_columns(buffer, batch):
-    """The first response trains 2 of 3 tokens, the second 1 of 2; 5 tokens by 3 trained ones."""
+    """The first response trains 2 of 3 tokens, the second 1 of 2."""
     metrics = weigh_advantages(batch, method("vppo", response_min=1.0, top_fraction=0.5))
     first, second, padding = rows(buffer["advantages"])
-    assert first == pytest.approx([2 * 5 / 3, 2 * 5 / 3, 0])
-    assert second == pytest.approx([-2 * 5 / 3, 0])
+    assert first == [2, 2, 0]
+    assert second == [-2, 0]
     assert padding == [0]
     assert metrics["vapo/vppo/trained_fraction"] == pytest.approx(3 / 5)
 

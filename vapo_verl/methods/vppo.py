@@ -8,10 +8,10 @@ image, of which a fraction of the patches is black, estimated by the sampled tok
     m_t = 1 for the ceil(k T) tokens of a response with the largest s_t, 0 for the others
     S = mean_t s_t,  U = (S - min S) / (max S - min S) over the batch
     alpha = beta + (1 - beta) U / mean U, so that its mean is 1
-    A_t <- A_t alpha m_t N / (sum of all m)
+    A_t <- A_t alpha m_t
 
-N is the number of tokens in the batch: the policy loss is a mean over the tokens that are trained,
-as in the released code. An entropy penalty eta (-log pi(o_t)) of all tokens is added to the loss.
+The policy loss is a mean over all tokens, those with m_t = 0 included, as in the released code. An
+entropy penalty eta (-log pi(o_t)) of all tokens is added to it.
 """
 
 from collections.abc import Mapping
@@ -63,13 +63,12 @@ class Vppo(Method):
         return self.entropy_coef > 0
 
     def token_weights(self, tokens: StepTokens) -> tuple[Tensor, dict[str, float]]:
-        """alpha m_t N / sum m [B, T], and ``vapo/vppo/*``."""
+        """alpha m_t [B, T], and ``vapo/vppo/*``."""
         assert tokens.masked_log_probs is not None
         valid = tokens.response_mask
         dependency = kl_estimate(tokens.old_log_probs, tokens.masked_log_probs).double()
         chosen = top_tokens(dependency, valid, self.top_fraction)
         alpha = response_factor(dependency, valid, self.response_min)
-        scale = valid.sum() / chosen.sum().clamp(min=1)
         present = valid.any(dim=1)
         metrics = {
             "dependency": _mean(dependency[valid]),
@@ -78,7 +77,7 @@ class Vppo(Method):
             "trained_fraction": _mean(chosen[valid]),
             "response_weight_max": float(alpha[present].max()) if present.any() else 1.0,
         }
-        weights = alpha[:, None] * chosen * scale
+        weights = alpha[:, None] * chosen
         return weights, {f"vapo/vppo/{name}": value for name, value in metrics.items()}
 
     def token_losses(self, log_probs: Tensor, masked_log_probs: Tensor) -> Mapping[str, Tensor]:
