@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 import transfer_queue
+from omegaconf import OmegaConf
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.model import extract_multi_modal_inputs
 from verl.workers.config import FSDPActorConfig
 from verl.workers.utils.losses import ppo_loss
@@ -17,6 +19,7 @@ from vapo_verl.config import MethodConfig
 from vapo_verl.data.compact_pixels import CompactPixels
 from vapo_verl.methods import method_of
 from vapo_verl.rollout.prompts import PIXELS_OF, with_pixels
+from vapo_verl.trainer.async_trainers import VapoSeparateAsync
 from vapo_verl.trainer.replay_buffer import take_masked_log_probs, weigh_advantages
 from vapo_verl.trainer.worker import MASKING, loss_with_method, masked_view
 
@@ -109,6 +112,77 @@ def test_the_masked_view_is_a_batch_of_its_own(batch, monkeypatch):
     assert view.extra_info[MASKING] == MASKED and view.extra_info["temperature"] == 0.7
     assert view.extra_info["compute_loss"] is False
     assert view.fields == ["input_ids"] and MASKING not in batch.extra_info
+
+
+class Ranks:
+    """Actor ranks whose weights are a number, and whose log probs tell which weights gave them."""
+
+    def __init__(self, columns):
+        self.columns, self.weights, self.saved = columns, 1.0, {}
+
+    def compute_log_prob(self, batch):
+        self.columns["log_probs"] = ragged(*([self.weights] * n for n in (5, 3, 2)))
+        return batch
+
+    def save_model_to_cpu(self, number):
+        self.saved[number] = self.weights
+
+    def restore_model_from_cpu(self, number):
+        self.weights = self.saved[number]
+
+    def clear_cpu_model(self, number):
+        del self.saved[number]
+
+    def peak_device_memory(self):
+        return [0.0]
+
+
+class SecondMiniBatch(VapoSeparateAsync):
+    """In the second mini-batch of a step, whose first one has changed the weights from 1 to 2."""
+
+    method = method("vppo")
+    vapo = SimpleNamespace(seed=0)
+    global_steps, local_trigger_step = 3, 1
+
+    def __init__(self, ranks, **correction):
+        ranks.save_model_to_cpu(0)
+        ranks.weights = 2.0
+        self.actor_rollout_wg = ranks
+        self.config = OmegaConf.create(
+            {
+                "algorithm": {"rollout_correction": correction},
+                "actor_rollout_ref": {
+                    "rollout": {"temperature": 1.0, "calculate_log_probs": False},
+                    "actor": {"loss_agg_mode": "token-mean", "loss_scale_factor": None},
+                },
+            }
+        )
+
+
+@pytest.mark.parametrize("bypass", [False, True])
+def test_both_views_are_of_the_weights_that_a_step_of_several_updates_began_with(
+    buffer, batch, monkeypatch, bypass
+):
+    """With `bypass_mode` veRL saves no weights: the second view is of the present ones."""
+    meta = SimpleNamespace(field_names=["input_ids"])
+    monkeypatch.setattr("vapo_verl.rollout.transfer.kv_batch_meta2batch_meta", lambda _: meta)
+    monkeypatch.setattr("vapo_verl.trainer.trainer.compares_log_probs", lambda _: False)
+
+    def old_log_probs(self, batch, metrics):
+        self.actor_rollout_wg.compute_log_prob(batch)
+        buffer["old_log_probs"] = buffer["log_probs"]
+        return batch
+
+    monkeypatch.setattr(PPOTrainer, "_compute_old_log_prob", old_log_probs)
+    ranks = Ranks(buffer)
+    trainer = SecondMiniBatch(ranks, bypass_mode=bypass)
+    if bypass:
+        ranks.saved.clear()
+    trainer._compute_old_log_prob(batch, {})
+    expected = 2.0 if bypass else 1.0
+    assert rows(buffer["old_log_probs"])[0] == [expected] * 5
+    assert rows(buffer["masked_log_probs"]) == [[expected] * 3, [expected] * 2, [expected]]
+    assert ranks.weights == 2.0 and ranks.saved == ({} if bypass else {0: 1.0})
 
 
 def compact(seed):

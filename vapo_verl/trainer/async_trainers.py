@@ -12,6 +12,7 @@ from verl.workers.rollout.llm_server import LLMServerClient
 
 from vapo_verl.patches.upstream import mute_separate_trainer
 from vapo_verl.rollout.partial_rollout import PartialRolloutClient
+from vapo_verl.rollout.transfer import KVBatchMeta
 from vapo_verl.trainer import liveness
 from vapo_verl.trainer.trainer import VapoTraining
 from vapo_verl.trainer.worker import VapoDetachedWorker
@@ -46,6 +47,22 @@ class VapoSeparateAsync(VapoTraining, PPOTrainerSeparateAsync):
         with self._monitor.phase(liveness.ROLLOUT):  # what has ended is scored before the transfer
             self.standalone_checkpoint_manager.abort_replicas()
         super().on_step_end()
+
+    def _compute_masked_log_prob(self, batch: KVBatchMeta) -> None:
+        """By the weights that the old log probs are of, where veRL has put the present ones back.
+
+        They are those of the step's first mini-batch, which veRL has saved as number 0. With
+        `bypass_mode` the old log probs are the engine's, and nothing is saved.
+        """
+        correction = self.config.algorithm.get("rollout_correction") or {}
+        if self.local_trigger_step == 0 or correction.get("bypass_mode"):
+            super()._compute_masked_log_prob(batch)
+            return
+        self.actor_rollout_wg.save_model_to_cpu(self.local_trigger_step)
+        self.actor_rollout_wg.restore_model_from_cpu(0)
+        super()._compute_masked_log_prob(batch)
+        self.actor_rollout_wg.restore_model_from_cpu(self.local_trigger_step)
+        self.actor_rollout_wg.clear_cpu_model(self.local_trigger_step)
 
     def get_llm_client(self) -> LLMServerClient:
         return self.standalone_server_manager.get_client(client_cls=PartialRolloutClient)
