@@ -76,6 +76,20 @@ async def test_the_noise_is_that_of_the_prompt_and_the_step(run_loop, dataset, s
     assert np.array_equal(seen[0], seen[1]) and not np.array_equal(seen[0], seen[2])
 
 
+async def test_the_noise_fades_over_steps_of_several_updates_too(run_loop, dataset, server):
+    """veRL's schedule of the separate trainer counts the updates, here 3 a step."""
+    separate = (
+        "trainer.v1.trainer_mode=separate_async",
+        "trainer.v1.separate_async.parameter_sync_step=3",
+        "actor_rollout_ref.actor.optim.total_training_steps=180",
+    )
+    seen = []
+    for overrides in ((), separate):
+        await responses(run_loop, dataset[0], [4], *overrides, step=45)
+        seen += pixels(server.opened[f"{UID}/changed"])
+    assert np.array_equal(seen[0], seen[1])
+
+
 @pytest.mark.parametrize(
     ("options", "is_training"),
     [

@@ -163,10 +163,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         The actor reads the prompt's own, see `VapoAgentLoopWorker._compute_multi_modal_inputs`.
         """
         assert self._prepared is not None
-        progress = Progress(
-            step=key.step,
-            total_steps=self.config.actor_rollout_ref.actor.optim.total_training_steps,
-        )
+        progress = Progress(step=key.step, total_steps=_total_steps(self.config))
         if not (
             prompt.is_training
             and self._prepared.media.get("images")
@@ -391,6 +388,15 @@ class VapoAgentLoop(SingleTurnAgentLoop):
             gate=self.vapo.anchors.gate,
             correct=outcome.correct,
         )
+
+
+def _total_steps(config: Any) -> int:
+    """Steps of the run. veRL's schedule counts updates, of which `separate_async` has several a
+    step."""
+    trainers = config.trainer.v1
+    of_mode = trainers.get(trainers.trainer_mode) or {}
+    total: int = config.actor_rollout_ref.actor.optim.total_training_steps
+    return total // of_mode.get("parameter_sync_step", 1)
 
 
 async def run_format_check(
