@@ -96,6 +96,8 @@ def test_accuracies_are_those_of_the_two_kinds():
         ({"noise_step": 1000}, "noise_step"),
         ({"noise_step": 0.5}, "noise_step"),
         ({"steepness": -1.0}, "steepness"),
+        ({"steepness": math.inf}, "steepness"),
+        ({"mid_step": math.nan}, "mid_step"),
     ],
 )
 def test_a_bad_option_is_named(options, key):

@@ -15,12 +15,18 @@ from verl.utils.model import extract_multi_modal_inputs
 from verl.workers.config import FSDPActorConfig
 from verl.workers.utils.losses import ppo_loss
 
+from tests.sample_records import sample_record
 from vapo_verl.config import MethodConfig
 from vapo_verl.data.compact_pixels import CompactPixels
-from vapo_verl.methods import method_of
+from vapo_verl.methods import Progress, method_of
 from vapo_verl.rollout.prompts import PIXELS_OF, with_pixels
 from vapo_verl.trainer.async_trainers import VapoSeparateAsync
-from vapo_verl.trainer.replay_buffer import take_masked_log_probs, weigh_advantages
+from vapo_verl.trainer.replay_buffer import (
+    StepResponses,
+    method_metrics,
+    take_masked_log_probs,
+    weigh_advantages,
+)
 from vapo_verl.trainer.worker import MASKING, loss_with_method, masked_view
 
 MASKED = {"fraction": 0.5, "seed": 0, "step": 3}
@@ -185,6 +191,25 @@ def test_both_views_are_of_the_weights_that_a_step_of_several_updates_began_with
     assert ranks.weights == 2.0 and ranks.saved == ({} if bypass else {0: 1.0})
 
 
+def test_a_methods_metrics_are_of_the_responses_to_prompts_with_images():
+    """Of two groups of two, the second has no image: nobody saw a noised one there."""
+    records = [
+        sample_record(reward={"accuracy": accuracy}, num_images=images)
+        for accuracy, images in [(1.0, 1), (0.0, 2), (0.0, 0), (1.0, 0)]
+    ]
+    step = StepResponses(
+        keys=["a_0_0", "a_1_0", "b_0_0", "b_1_0"],
+        group_ids=["a", "a", "b", "b"],
+        records=records,
+        infos=[{}] * 4,
+        visual_attention=torch.zeros(4, 1),
+        response_mask=torch.ones(4, 1),
+    )
+    metrics = method_metrics(step, method("noisy_rollout"), 2, Progress(step=1, total_steps=60))
+    assert metrics["vapo/noisy_rollout/accuracy_clean"] == 1.0
+    assert metrics["vapo/noisy_rollout/accuracy_noisy"] == 0.0
+
+
 def compact(seed):
     rng = np.random.default_rng(seed)
     patches = torch.from_numpy(rng.integers(1, 256, (400, 3, 14, 14), dtype=np.uint8))
@@ -266,6 +291,13 @@ def test_the_terms_are_aggregated_like_the_policy_loss(mode):
     one, other = (0.25, 0.25) if mode == "token-mean" else (1 / 6, 1 / 2)
     expected = [0, *[-0.1 * one] * 3, 0, -0.1 * other, 0]  # a value belongs to the next token
     assert flat.grad.tolist() == pytest.approx(expected, abs=1e-7)
+
+
+def test_a_loss_without_its_masked_view_is_no_loss():
+    loss, output, data, _ = micro_batch("token-mean")
+    del data["masked_log_probs"]
+    with pytest.raises(KeyError, match="masked_log_probs"):
+        loss_with_method(loss, method("papo"), "vapo/papo", model_output=output, data=data)
 
 
 def test_a_method_without_terms_leaves_the_loss_to_the_bit():

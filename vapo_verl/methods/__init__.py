@@ -20,6 +20,7 @@ The files take tensors or arrays and return them; :mod:`vapo_verl.trainer` and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -55,7 +56,7 @@ class StepTokens:
     old_log_probs: Tensor
     """[B, T], of the policy that is updated, on the images as they are."""
     masked_log_probs: Tensor | None
-    """[B, T], the same on the masked images; None without ``mask_fraction``."""
+    """[B, T], the same on the masked images; None where ``mask_fraction`` is 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +108,12 @@ class Method:
         group_size: int,
         progress: Progress,
     ) -> dict[str, float]:
-        """Metrics of a step from the numbers of its responses and their accuracies."""
+        """Metrics of a step from its responses to prompts with images.
+
+        Args:
+            samples: numbers of the responses within their groups.
+            accuracies: R_acc of each.
+        """
         return {}
 
     def token_weights(self, tokens: StepTokens) -> tuple[Tensor, dict[str, float]]:
@@ -120,7 +126,7 @@ class Method:
         Args:
             log_probs: of the policy that is trained, with gradient.
             masked_log_probs: of the policy before the update on masked images, without gradient;
-                zeros without ``mask_fraction``.
+                zeros where ``mask_fraction`` is 0.
         """
         return {}
 
@@ -141,7 +147,11 @@ def method_of(config: MethodConfig) -> Method:
             f"{OPTIONS}={config.options} has no method; set vapo.method.name to one of "
             f"{', '.join(METHODS)}"
         )
-    return section(getattr(import_module(module), name), config.options, OPTIONS)
+    method: Method = section(getattr(import_module(module), name), config.options, OPTIONS)
+    for option, value in config.options.items():
+        finite = not isinstance(value, float) or math.isfinite(value)
+        require(finite, option, value, "a finite number")
+    return method
 
 
 def require(condition: bool, option: str, value: object, allowed: str) -> None:

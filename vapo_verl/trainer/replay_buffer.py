@@ -1,7 +1,7 @@
 """The replay buffer: what a step was asked for and what came, and the trainer's reads of it."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 from verl.workers.utils.padding import response_from_nested, response_to_nested
 
 from vapo_verl.console import say
-from vapo_verl.methods import Method, StepTokens
+from vapo_verl.methods import Method, Progress, StepTokens
 from vapo_verl.rollout.agent_loop_worker import FAILURE_TAG, REASON_TAG
 from vapo_verl.rollout.correction import mismatch
 from vapo_verl.rollout.outcome import failure_metrics
@@ -26,6 +26,7 @@ __all__ = [
     "StepResponses",
     "count_responses",
     "logprob_mismatch",
+    "method_metrics",
     "read_records",
     "read_responses",
     "read_visual_attention",
@@ -159,15 +160,17 @@ class CountedReplayBuffer(ReplayBuffer):
         """Failures for a reason of the row, by partition."""
 
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
-        reasons = Counter(
-            tag[REASON_TAG] for tag in self.partitions[partition_id].values() if _is_lost(tag)
-        )
-        if reasons and self._ask_again is None:  # the step is lost: no need to wait for the others
+        if self._ask_again is None:  # the step is lost: no need to wait for the others
+            self._refuse_lost(self.partitions[partition_id].values())
+        return super()._wait_for_next_poll(partition_id, last_debug_time)
+
+    def _refuse_lost(self, tags: Iterable[Mapping[str, Any]]) -> None:
+        reasons = Counter(tag[REASON_TAG] for tag in tags if _is_lost(tag))
+        if reasons:
             raise ResponsesFailed(
                 f"{reasons.total()} of {sum(self._expected.values())} responses failed so far: "
                 f"{folded(reasons)}"
             )
-        return super()._wait_for_next_poll(partition_id, last_debug_time)
 
     def sample(
         self, global_steps: int, partition_id: str, batch_size: int
@@ -260,6 +263,22 @@ class CountedReplayBufferAsync(CountedReplayBuffer, ReplayBufferAsync):
             global_steps, partition_id
         )
         return stale, without_signal, set(), counts
+
+    def _stale_terminal_keys(self, global_steps: int, partition_id: str) -> set[str]:
+        """Those with failures too, which veRL drops for their failures, whatever their age.
+
+        Raises:
+            ResponsesFailed: one of them failed for a reason of the system.
+        """
+        stale = super()._stale_terminal_keys(global_steps, partition_id)
+        if self.max_off_policy_threshold is None or self.max_off_policy_strategy != "drop":
+            return stale
+        oldest = global_steps - self.max_off_policy_threshold + 1
+        asked_at = self.prompt_global_steps[partition_id]
+        failed = {uid for uid in self.failure_keys[partition_id] if asked_at[uid] < oldest}
+        entries = self.partitions[partition_id].items()
+        self._refuse_lost(tag for key, tag in entries if uid_of(key) in failed)
+        return stale | failed
 
     def _select_prompt_uids(
         self, partition_id: str, sampleable_keys: set[str], batch_size: int
@@ -371,6 +390,19 @@ def weigh_advantages(batch: KVBatchMeta, method: Method) -> dict[str, float]:
     column = response_to_nested(weighed, data["response_mask"])
     write(batch.keys, batch.partition_id, TensorDict({"advantages": column}, len(batch.keys)))
     return metrics
+
+
+def method_metrics(
+    step: StepResponses, method: Method, group_size: int, progress: Progress
+) -> dict[str, float]:
+    """Metrics of a method from the responses to prompts with images, which alone it may change."""
+    seen = [
+        (int(key.rsplit("_", 2)[1]), record.reward.accuracy)
+        for key, record in zip(step.keys, step.records, strict=True)
+        if record.num_images
+    ]
+    samples, accuracies = zip(*seen, strict=True) if seen else ((), ())
+    return method.response_metrics(samples, accuracies, group_size, progress)
 
 
 def fit_width(values: torch.Tensor, width: int) -> torch.Tensor:

@@ -69,8 +69,8 @@ from vapo_verl.trainer.replay_buffer import (
     CountedReplayBuffer,
     CountedReplayBufferAsync,
     ResponsesFailed,
-    StepResponses,
     logprob_mismatch,
+    method_metrics,
     read_records,
     read_responses,
     read_visual_attention,
@@ -497,7 +497,9 @@ class VapoTraining(PPOTrainer):
         metrics.update(reward_metrics(step.records))
         metrics.update(origin_metrics(step.records, step.group_ids, self.vapo))
         metrics.update(anchor_metrics(step.records))
-        metrics.update(self._method_metrics(step))
+        now = Progress(step=self.global_steps, total_steps=self.total_training_steps)
+        size = self.config.actor_rollout_ref.rollout.n
+        metrics.update(method_metrics(step, self.method, size, now))
         metrics.update(signal_metrics(step.records, step.group_ids, self.vapo))
         metrics["vapo/anchors/step_share"] = (
             metrics["vapo/anchors/tail_s"] / metrics["timing_s/step"]
@@ -510,14 +512,6 @@ class VapoTraining(PPOTrainer):
         self._write_rollouts(step.keys, batch.partition_id)
         clear_prompts_except(
             set(map(uid_of, keys_in(batch.partition_id))) - set(map(uid_of, batch.keys))
-        )
-
-    def _method_metrics(self, step: StepResponses) -> dict[str, float]:
-        return self.method.response_metrics(
-            [int(key.rsplit("_", 2)[1]) for key in step.keys],
-            [record.reward.accuracy for record in step.records],
-            self.config.actor_rollout_ref.rollout.n,
-            Progress(step=self.global_steps, total_steps=self.total_training_steps),
         )
 
     def _rollout_metrics(self) -> dict[str, float]:

@@ -144,13 +144,13 @@ def loss_with_method(
         policy_loss: veRL's ``ppo_loss``, a partial with the actor's `config`.
         prefix: of the metric of each term.
         model_output: ``log_probs`` of prompt and response, ragged.
-        data: the micro-batch; its ``masked_log_probs`` are read where there are any.
+        data: the micro-batch; its ``masked_log_probs`` are read where the method has a masked view.
     """
     loss, metrics = policy_loss(model_output=model_output, data=data, dp_group=dp_group)
     log_probs = no_padding_2_padding(model_output["log_probs"], data)
-    names = [name for name in ("response_mask", MASKED_LOG_PROBS) if name in data]
+    names = ["response_mask", *([MASKED_LOG_PROBS] if method.mask_fraction else [])]
     columns = data.select(*names).to_padded_tensor()
-    masked = columns.get(MASKED_LOG_PROBS, torch.zeros_like(log_probs))
+    masked = columns[MASKED_LOG_PROBS] if method.mask_fraction else torch.zeros_like(log_probs)
     config = policy_loss.keywords["config"]  # type: ignore[attr-defined]
     for name, terms in method.token_losses(log_probs, masked).items():
         added = agg_loss(
