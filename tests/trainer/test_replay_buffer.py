@@ -18,6 +18,7 @@ from vapo_verl.trainer.replay_buffer import (
     FAILED,
     MAX_RESTARTS,
     CountedReplayBuffer,
+    CountedReplayBufferAsync,
     ResponsesFailed,
     count_responses,
     fit_width,
@@ -317,3 +318,59 @@ def test_where_servers_are_restarted_the_other_responses_are_waited_for():
     buffer.pending_keys = buffer.running_keys = {"train": set()}
     buffer.finished_keys = buffer.failure_keys = {"train": set()}
     assert buffer._wait_for_next_poll("train", 1e12) == 1e12
+
+
+@pytest.fixture
+def asynchronous(monkeypatch):
+    """A buffer over groups, uid -> (letters, step): those older than 2 steps are dropped."""
+
+    def make(groups: dict[str, tuple[str, int]], strategy: str = "drop"):
+        listed = {}
+        for uid, (letters, step) in groups.items():
+            status = "failure" if {*letters} & {"r", "s"} else "finished"
+            listed[uid] = {"is_prompt": True, "status": status, "global_steps": step}
+            listed |= dict(zip(*entries({uid: letters}), strict=True))
+
+        def clear(keys, partition_id):
+            for key in keys:
+                del listed[key]
+
+        monkeypatch.setattr(transfer_queue, "kv_list", lambda: {"train": listed})
+        monkeypatch.setattr(transfer_queue, "kv_clear", clear)
+        buffer = CountedReplayBufferAsync(
+            trainer_mode="separate_async",
+            trainer_config={},
+            max_off_policy_threshold=2,
+            max_off_policy_strategy=strategy,
+            sampler_kwargs={},
+            refill_fn=refilled.append,
+        )
+        expected = dict.fromkeys(groups, 4)
+        buffer.watch(interval_s=0.01, max_failed_fraction=0.5, expected=expected)
+        return buffer
+
+    refilled: list[int] = []
+    make.refilled = refilled
+    return make
+
+
+def test_a_group_with_failures_is_dropped_when_it_is_too_old(asynchronous):
+    """veRL drops such a group at once, and does not expect one of that age in a batch."""
+    buffer = asynchronous({"a": ("..r.", 3), "b": ("....", 3), "c": ("..r.", 4)})
+    batch, metrics = buffer.sample(5, "train", 1)
+    assert batch.keys == ["c_0_0", "c_1_0", "c_3_0"]
+    assert asynchronous.refilled == [2]
+    assert metrics["training/off_policy/evicted_samples"] == 2
+    assert metrics[FAILED] == 1
+
+
+def test_a_failure_of_the_system_ends_the_step_however_old_its_group_is(asynchronous):
+    buffer = asynchronous({"a": ("..s.", 3), "b": ("....", 5)})
+    with pytest.raises(ResponsesFailed, match="1 of 8 responses failed so far: 1 x dead"):
+        buffer.sample(5, "train", 1)
+
+
+def test_where_old_groups_are_waited_for_none_is_dropped(asynchronous):
+    buffer = asynchronous({"a": ("..r.", 3), "b": ("....", 4)}, strategy="wait")
+    batch, _ = buffer.sample(5, "train", 1)
+    assert batch.keys == ["a_0_0", "a_1_0", "a_3_0"] and asynchronous.refilled == []
