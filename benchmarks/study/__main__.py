@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).parents[2]
 DOCUMENT = REPOSITORY / "docs" / "study.md"
 RESULTS = REPOSITORY / "docs" / "study"
 RUNS_CSV, ROWS_CSV, CREDIT_CSV = "runs.csv", "rows.csv", "credit.csv"
-CLAIMS_CSV, VARIANTS_CSV, FORGETFUL_CSV = "claims.csv", "variants.csv", "forgetful.csv"
+CLAIMS_CSV, VARIANTS_CSV = "claims.csv", "variants.csv"
 NO_SEED = -1
 """Of the warm start."""
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
@@ -61,7 +61,7 @@ def _fault(options: argparse.Namespace) -> str | None:
     """The first impossible combination of options; None if there is none."""
     partial_study = bool(options.quick or options.arms or options.seeds)
     chosen = options.arms or ()
-    known = forgetful.MAIN.arms if options.forgetful else tuple(ARMS)
+    known = forgetful.PLANS[options.forgetful].arms if options.forgetful else tuple(ARMS)
     if unknown := [arm for arm in chosen if arm not in known]:
         return f"--arms {' '.join(unknown)}: choose from {', '.join(known)}"
     if options.quick and (options.arms or options.seeds):
@@ -86,8 +86,9 @@ def _chosen(plan: AnyPlan, options: argparse.Namespace) -> AnyPlan:
 
 
 def _forgetful(options: argparse.Namespace) -> None:
-    """The main comparison, or its control alone with `--quick`."""
-    plan = forgetful.QUICK if options.quick else _chosen(forgetful.MAIN, options)
+    """A comparison in the world `forgetful_digits`, or its control alone with `--quick`."""
+    part = "quick" if options.quick else options.forgetful
+    plan = forgetful.QUICK if options.quick else _chosen(forgetful.PLANS[part], options)
     root = _root(options, "study_quick" if options.quick else "study_forgetful")
     works = forgetful.workspaces(root, plan)
     tasks: list[Task] = []
@@ -107,7 +108,7 @@ def _forgetful(options: argparse.Namespace) -> None:
     try:
         _do_all(tasks, options.jobs)
     finally:
-        report_forgetful(works, plan, root, options.document)
+        report_forgetful(works, plan, root, part, options.document)
     if options.quick:
         (work,) = works.values()
         print(forgetful.check_control(work))
@@ -117,23 +118,28 @@ def report_forgetful(
     works: Mapping[str, Workspace],
     plan: forgetful.ForgetfulPlan,
     root: Path,
+    part: str,
     document: bool,
 ) -> None:
-    """Write tables, CSV and plots of what is measured; with `document`, into docs/study.md too."""
+    """Write tables, CSV and plots of what is measured; with `document`, into docs/study.md too.
+
+    Args:
+        part: name of the files, of the plots' folder, and of the tables' place in the document.
+    """
     outcomes = forgetful.read_outcomes(works, plan)
     text = forgetful.tables(outcomes)
     print(text)
     out = RESULTS if document else root / "results"
     out.mkdir(parents=True, exist_ok=True)
     if rows := [outcome for found in outcomes.values() for outcome in found]:
-        figures.write_csv(out / FORGETFUL_CSV, rows)
+        figures.write_csv(out / f"{part}.csv", rows)
     for memory, work in works.items():
         if seeds := forgetful.complete_seeds(work, plan):
-            pictures = out / f"memory_{memory}"
+            pictures = out / f"{part}_{memory}"
             pictures.mkdir(exist_ok=True)
             page.write_plots(work, replace(plan, seeds=seeds), pictures)
     if document:
-        page.write_tables(DOCUMENT, page.FORGETFUL, text)
+        page.write_tables(DOCUMENT, part, text)
     print(f"\nCSV file and plots: {out}")
 
 
@@ -257,8 +263,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     size.add_argument(
         "--forgetful",
-        action="store_true",
-        help="the main comparison, in the world forgetful_digits: hours; see plan.md",
+        nargs="?",
+        const="comparison",
+        choices=tuple(forgetful.PLANS),
+        help="in the world forgetful_digits, hours each: the main comparison (the default), what "
+        "makes the signal, or methods of other papers; see plan.md",
     )
     size.add_argument(
         "--variants", action="store_true", help="VAPO with other settings, next to the study's runs"

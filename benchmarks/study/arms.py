@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 BASELINE, CONTROL = "grpo", "perception"
 _NO_CLAIMS = ("vapo.anchors.num_anchors=0",)
@@ -77,30 +78,74 @@ VARIANTS = {
     )
 }
 """VAPO with other settings than the study's, and GRPO if it has the setting."""
+_GAMMA_1 = "vapo.reward.perception_weight=1.0"
+_DECOUPLED = (_GAMMA_1, "vapo.advantage.normalization=decoupled")
+_SAME_PLACES = "vapo.anchors.placement=relative"
+"""Cuts as `vapo.anchors.pairing=group` has them, drawn for each response."""
 FORGETFUL = {
     arm.name: arm
     for arm in (
-        Arm(
-            name="decoupled",
-            title="VAPO, gamma 1, decoupled",
-            overrides=(
-                "vapo.reward.perception_weight=1.0",
-                "vapo.advantage.normalization=decoupled",
-            ),
-        ),
+        Arm(name="decoupled", title="VAPO, gamma 1, decoupled", overrides=_DECOUPLED),
         Arm(
             name=CONTROL,
             title="perception alone",
-            overrides=(
-                "vapo.reward.perception_weight=1.0",
-                "vapo.reward.accuracy_weight=0.0",
-                "vapo.anchors.gate=relaxed",
-            ),
+            overrides=(_GAMMA_1, "vapo.reward.accuracy_weight=0.0", "vapo.anchors.gate=relaxed"),
         ),
     )
 }
 """Further arms of the main comparison; the last one is its control."""
-ALL_ARMS = ARMS | VARIANTS | FORGETFUL
+
+
+def _signal(name: str, title: str, *overrides: str, against: str = "decoupled") -> Arm:
+    """Decoupled VAPO with other anchors, or another normalisation."""
+    return Arm(name=name, title=title, overrides=(*_DECOUPLED, *overrides), against=against)
+
+
+_K_5, _GROUP = "vapo.anchors.num_anchors=5", "vapo.anchors.pairing=group"
+SIGNAL = {
+    arm.name: arm
+    for arm in (
+        _signal("k_20_relative", "K 20, independent draws at relative places", _SAME_PLACES),
+        _signal("k_20_group", "K 20, paired draws", _GROUP, against="k_20_relative"),
+        _signal(
+            "k_5_relative",
+            "K 5, independent draws at relative places",
+            *(_K_5, _SAME_PLACES),
+            against="k_20_relative",
+        ),
+        _signal("k_5_group", "K 5, paired draws", _K_5, _GROUP, against="k_5_relative"),
+        _signal("flat", "beta 0", "vapo.reward.late_emphasis=0.0"),
+        _signal(
+            "not_divided", "not divided by deviations", "vapo.advantage.normalize_by_std=false"
+        ),
+        _signal("ungated", "incorrect answers earn it, too", "vapo.anchors.gate=relaxed"),
+    )
+}
+"""What makes the signal: each differs from the arm it is compared with in one setting."""
+
+
+def _method(name: str, title: str, *overrides: str) -> Arm:
+    """GRPO with the method of another paper, and that method's defaults (docs/methods.md)."""
+    return Arm(name=name, title=title, overrides=(*_GRPO, f"vapo.method.name={name}", *overrides))
+
+
+_ACTORS_LOG_PROBS = "algorithm.rollout_correction.bypass_mode=false"
+NEIGHBOURS = {
+    arm.name: arm
+    for arm in (
+        _method("papo", "PAPO"),
+        _method("vppo", "VPPO", _ACTORS_LOG_PROBS),
+        _method("vgpo", "VGPO"),
+        _method(
+            "noisy_rollout",
+            "NoisyRollout",
+            "+vapo.method.options.mid_step=67",  # 40 of 60 steps in its script
+            _ACTORS_LOG_PROBS,
+        ),
+    )
+}
+"""With what they need: some compare the actor's log probs on two images."""
+ALL_ARMS = ARMS | VARIANTS | FORGETFUL | SIGNAL | NEIGHBOURS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +158,10 @@ class Plan:
     num_train_rows: int
     num_test_rows: int
     """Held-out rows on which every checkpoint is measured."""
+
+    def size(self) -> dict[str, Any]:
+        """What all runs of a folder have in common."""
+        return asdict(self)
 
 
 FULL = Plan(

@@ -1,20 +1,21 @@
-"""The main comparison, in the world `forgetful_digits`: see plan.md for what it is to show.
+"""The comparisons in the world `forgetful_digits`: see plan.md for what they are to show.
 
-Two strengths of forgetting, each with a warm start and a workspace of its own, trained with the
-same rows, arms and seeds. What is finished is reported; the same command goes on with the rest.
+Each strength of forgetting has a warm start and a workspace of its own, trained with the same rows,
+arms and seeds. What is finished is reported; the same command goes on with the rest.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.study.arms import BASELINE, CONTROL, Plan
+from benchmarks.study import arms
+from benchmarks.study.arms import ALL_ARMS, BASELINE, CONTROL, Plan
 from benchmarks.study.credit import read_credit
 from benchmarks.study.figures import late_claims
 from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
@@ -44,6 +45,11 @@ class ForgetfulPlan(Plan):
     start_steps: int
     """Of the warm start's training."""
 
+    def size(self) -> dict[str, Any]:
+        """Runs of any arm, seed and strength stand beside each other."""
+        mixed = ("arms", "seeds", "memories")
+        return {name: value for name, value in asdict(self).items() if name not in mixed}
+
 
 MAIN = ForgetfulPlan(
     arms=(BASELINE, "vapo", "gamma_1", "decoupled", "no_gate"),
@@ -54,6 +60,18 @@ MAIN = ForgetfulPlan(
     memories=("18", "none"),
     start_steps=500,
 )
+SIGNAL = replace(
+    MAIN, arms=(BASELINE, "decoupled", *arms.SIGNAL), seeds=(0, 1, 2), memories=("18",)
+)
+"""What makes the perception reward a signal; GRPO and `decoupled` are runs of the comparison."""
+_BY_ATTENTION = ("vapo_focus", "vapo_grounded", "attention_reward")
+NEIGHBOURS = replace(
+    MAIN,
+    arms=(BASELINE, "vapo", "decoupled", *arms.NEIGHBOURS, *_BY_ATTENTION),
+    memories=("18",),
+)
+"""Methods of other papers, and credit by visual attention."""
+PLANS = {"comparison": MAIN, "signal": SIGNAL, "neighbours": NEIGHBOURS}
 QUICK = ForgetfulPlan(
     arms=(CONTROL,),
     seeds=(0,),
@@ -220,25 +238,29 @@ def read_outcomes(works: Mapping[str, Workspace], plan: ForgetfulPlan) -> dict[s
 
 
 def compare_by_seed(outcomes: Sequence[Outcome]) -> dict[str, dict[str, PairedDifference]]:
-    """By arm and measure: the arm minus GRPO, in pairs of runs with the same seed.
+    """By arm and measure: the arm minus that it is compared with, in pairs of runs with one seed.
 
     Arms with fewer than two pairs are left out.
     """
     by_arm: dict[str, dict[int, Outcome]] = {}
     for outcome in outcomes:
         by_arm.setdefault(outcome.arm, {})[outcome.seed] = outcome
-    baseline = by_arm.get(BASELINE, {})
+    against = {
+        arm: by_arm.get(ALL_ARMS[arm].against, {})
+        for arm in by_arm
+        if arm not in (BASELINE, WARM_START)
+    }
     tested = list(MEASURES.values())[:NUM_TESTED]
     return {
         arm: {
             measure: paired_difference(
-                measure, *({s: getattr(of[s], measure) for s in seeds} for of in (baseline, runs))
+                measure,
+                *({s: getattr(of[s], measure) for s in seeds} for of in (baseline, by_arm[arm])),
             )
             for measure in tested
         }
-        for arm, runs in by_arm.items()
-        if arm not in (BASELINE, WARM_START)
-        and len(seeds := sorted(baseline.keys() & runs.keys())) >= MIN_PAIRS
+        for arm, baseline in against.items()
+        if len(seeds := sorted(baseline.keys() & by_arm[arm].keys())) >= MIN_PAIRS
     }
 
 
@@ -277,12 +299,16 @@ def _comparison(compared: Mapping[str, Mapping[str, PairedDifference]]) -> str:
     """p of the primary measure is adjusted over the arms; the others are not adjusted."""
     primary = next(iter(MEASURES.values()))
     adjusted = dict(zip(compared, holm([by[primary].p_t for by in compared.values()]), strict=True))
-    lines = ["| minus GRPO | measure | difference over seeds | p | Holm |", "|---|---|---|---|---|"]
+    lines = [
+        "| | minus | measure | difference over seeds | p | Holm |",
+        "|---|---|---|---|---|---|",
+    ]
     for arm, by_measure in compared.items():
         for measure, pairs in by_measure.items():
             cells = " | ".join(paired_cells(pairs))
             of_all = f"{adjusted[arm]:.2g}" if measure == primary else ""
-            lines.append(f"| {title(arm)} | {measure.replace('_', ' ')} | {cells} | {of_all} |")
+            names = (title(arm), title(ALL_ARMS[arm].against), measure.replace("_", " "))
+            lines.append(f"| {' | '.join(names)} | {cells} | {of_all} |")
     return "\n".join(lines)
 
 

@@ -21,8 +21,8 @@ from vapo_verl.analysis.statistics import MIN_PAIRS, PairedDifference
 from vapo_verl.plots.matplotlib_figure import picture
 from vapo_verl.plots.panel import Panel, Series, numbers
 
-FIGURES, VARIANTS, FORGETFUL = "figures", "variants", "forgetful"
-"""Parts of the document that :func:`write_tables` replaces."""
+FIGURES, VARIANTS = "figures", "variants"
+"""Parts of the document that :func:`write_tables` replaces, beside those in `forgetful_digits`."""
 _TABLE = (
     ("accuracy", "accuracy"),
     ("claims early", "claims_early"),

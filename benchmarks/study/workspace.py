@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.study.arms import Plan
@@ -62,7 +62,7 @@ class Workspace:
             StudyError: it holds a study of another plan.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        file, text = self.root / PLAN_FILE, json.dumps(asdict(plan), indent=1)
+        file, text = self.root / PLAN_FILE, json.dumps(plan.size(), indent=1)
         if not file.exists():
             file.write_text(text)
         elif file.read_text() != text:

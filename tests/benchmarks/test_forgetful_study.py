@@ -24,6 +24,7 @@ from vapo_verl.evaluation.early_decision import load_early_decision
 from vapo_verl.evaluation.early_decision import summarise as summarise_early
 from vapo_verl.evaluation.perception.perception_command import summarise
 from vapo_verl.hydra_config import compose_recipe
+from vapo_verl.settings import check_settings
 
 PLAN = replace(
     forgetful.MAIN, arms=("grpo", "decoupled"), seeds=(0, 1, 2), num_steps=2, num_train_rows=4,
@@ -140,17 +141,17 @@ def test_p_values_of_several_tests_are_adjusted(given, expected):
 
 def test_the_report_writes_tables_csv_and_plots(works, tmp_path, monkeypatch, capsys):
     document = tmp_path / "study.md"
-    start, end = page.marks(page.FORGETFUL)
+    start, end = page.marks("comparison")
     document.write_text(f"Before.\n{start}\nold\n{end}\nAfter.\n")
     monkeypatch.setattr(study, "DOCUMENT", document)
     monkeypatch.setattr(study, "RESULTS", tmp_path / "page")
-    study.report_forgetful(works, PLAN, tmp_path, document=True)
+    study.report_forgetful(works, PLAN, tmp_path, "comparison", document=True)
     text = document.read_text()
     assert text.startswith("Before.") and text.endswith("After.\n") and "old" not in text
-    assert text.count("| VAPO, gamma 1, decoupled | claims late |") == 2
-    header, *lines = (tmp_path / "page" / study.FORGETFUL_CSV).read_text().splitlines()
+    assert text.count("| VAPO, gamma 1, decoupled | GRPO (K=0) | claims late |") == 2
+    header, *lines = (tmp_path / "page" / "comparison.csv").read_text().splitlines()
     assert header.startswith("memory,arm,seed,") and len(lines) == 2 * (1 + 6)
-    assert (tmp_path / "page" / "memory_18" / "claims.png").stat().st_size > 0
+    assert (tmp_path / "page" / "comparison_18" / "claims.png").stat().st_size > 0
     assert "GRPO" in capsys.readouterr().out
 
 
@@ -164,13 +165,38 @@ def test_arms_of_the_comparison_differ_from_vapo_as_they_say():
     assert "vapo.reward.accuracy_weight=0.0" in known[arms.CONTROL].overrides
 
 
-@pytest.mark.parametrize("arm", [*forgetful.MAIN.arms, arms.CONTROL])
+ALL = dict.fromkeys(arm for plan in forgetful.PLANS.values() for arm in plan.arms)
+
+
+@pytest.mark.parametrize("arm", [*ALL, arms.CONTROL])
 def test_every_arm_is_a_run_that_can_start(arm):
     config = compose_recipe("study", arms.ALL_ARMS[arm].overrides)
     settings = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))
-    preflight.check_normalization(config)
-    assert settings.probes_claims == (arm != arms.BASELINE)
-    assert (settings.advantage.normalization == "decoupled") == (arm == "decoupled")
+    check_settings(config)
+    for check in (preflight.check_normalization, preflight.check_method, preflight.check_batches):
+        check(config)
+    without = {arms.BASELINE, "attention_reward", *arms.NEIGHBOURS}
+    assert settings.probes_claims == (arm not in without)
+    decoupled = {"decoupled", *arms.SIGNAL}
+    assert (settings.advantage.normalization == "decoupled") == (arm in decoupled)
+    assert settings.method.name == (arm if arm in arms.NEIGHBOURS else "none")
+
+
+@pytest.mark.parametrize("arm", arms.SIGNAL)
+def test_an_arm_of_the_signal_differs_in_one_setting(arm):
+    other = arms.ALL_ARMS[arms.SIGNAL[arm].against]
+    differing = {*arms.SIGNAL[arm].overrides} ^ {*other.overrides}
+    keys = {override.partition("=")[0] for override in differing}
+    # pairing=group cuts at relative places by itself
+    assert len(keys - {"vapo.anchors.placement"}) == (0 if arm == "k_20_relative" else 1)
+
+
+def test_parts_share_their_runs_and_no_other_size(tmp_path):
+    work = Workspace(root=tmp_path)
+    for plan in forgetful.PLANS.values():
+        work.claim(plan)
+    with pytest.raises(StudyError, match="another plan"):
+        work.claim(forgetful.QUICK)
 
 
 @pytest.fixture
