@@ -95,6 +95,7 @@ def test_agent_loops_report_through_the_methods_that_are_overridden():
     assert "logger.error(" in source  # whose lines of failures that are reported are dropped
     manager = inspect.getsource(AgentLoopManager._init_agent_loop_workers)
     assert "self.agent_loop_workers_class.options(" in manager
+    assert "self.agent_loop_workers.append(" in manager
 
 
 def test_a_failed_response_is_an_entry_like_any_other():

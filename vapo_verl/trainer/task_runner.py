@@ -38,9 +38,15 @@ class VapoTaskRunner(main_ppo.TaskRunnerV1.__ray_metadata__.modified_class):
             raise RunStopped(self.trainer.stopped_at)
 
     def init_agent_loop_manager(self) -> None:
+        """Start the agent loops, and wait for them and for the router.
+
+        They import for seconds, which is work in a start and a standstill in a rollout.
+        """
         phases.begin("agent loops")
         with self.trainer.explained():
             super().init_agent_loop_manager()
+            started = [*self.trainer.routers, *self.agent_loop_manager.agent_loop_workers]
+            ray.get([actor.__ray_ready__.remote() for actor in started])
         phases.end()
 
     @ray.method(concurrency_group=STOP_GROUP)

@@ -164,6 +164,11 @@ class VapoTraining(PPOTrainer):
         return [server for manager in managers for server in manager.server_handles]
 
     @property
+    def routers(self) -> list[Any]:
+        """Ray actors that choose a server for each prompt."""
+        return [manager.global_load_balancer for manager in self._rollout_server_managers()]
+
+    @property
     def logger(self) -> Tracking:
         """veRL's tracking backends; veRL sets them at the start of :meth:`fit`."""
         return self._tracking
