@@ -7,13 +7,18 @@ their responses; the others are aborted, and go on under the new weights.
 every ``parameter_sync_step`` mini-batches, which is one step.
 """
 
+from collections import Counter
+from typing import Any
+
 from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, register_trainer
 from verl.workers.rollout.llm_server import LLMServerClient
 
 from vapo_verl.patches.upstream import mute_separate_trainer
+from vapo_verl.rollout.outcome import FAILURES
 from vapo_verl.rollout.partial_rollout import PartialRolloutClient
 from vapo_verl.rollout.transfer import KVBatchMeta
 from vapo_verl.trainer import liveness
+from vapo_verl.trainer.replay_buffer import FAILED
 from vapo_verl.trainer.trainer import VapoTraining
 from vapo_verl.trainer.worker import VapoDetachedWorker
 
@@ -43,6 +48,18 @@ class VapoSeparateAsync(VapoTraining, PPOTrainerSeparateAsync):
         mute_separate_trainer()
         super()._setup()
 
+    def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]) -> KVBatchMeta:
+        """veRL's, which logs means over the mini-batches of a step; of counts, their sum."""
+        self._counts = Counter[str]()
+        batch = super().step(metrics, timing_raw)
+        metrics.update(self._counts)
+        return batch
+
+    def _step_once(self, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> KVBatchMeta:
+        batch = super()._step_once(metrics, *args, **kwargs)
+        self._counts.update({name: metrics[name] for name in filter(_is_count, metrics)})
+        return batch
+
     def on_step_end(self) -> None:
         with self._monitor.phase(liveness.ROLLOUT):  # what has ended is scored before the transfer
             self.standalone_checkpoint_manager.abort_replicas()
@@ -69,3 +86,8 @@ class VapoSeparateAsync(VapoTraining, PPOTrainerSeparateAsync):
 
     def _free_devices(self) -> None:
         """Nothing to do: the actor's GPUs are its own."""
+
+
+def _is_count(name: str) -> bool:
+    """Whether a metric counts responses, groups or tokens of a mini-batch."""
+    return name in (FAILED, *FAILURES) or name.startswith("vapo/advantage/num_")

@@ -198,9 +198,15 @@ class PhaseMemory:
         self._peaks: dict[str, float] = {}
 
     def end_phase(self, phase: str) -> None:
-        """To be called when a phase has ended on all ranks, before the next begins."""
-        self._peaks[phase] = max(self._workers.peak_device_memory())
+        """To be called when a phase has ended on all ranks, before the next begins.
+
+        A step of several mini-batches has a phase several times.
+        """
+        peak = max(self._workers.peak_device_memory())
+        self._peaks[phase] = max(peak, self._peaks.get(phase, 0.0))
 
     def metrics(self) -> dict[str, float]:
-        """Of the phases of the last step that have ended."""
-        return {f"vapo/memory/{phase}_gib": peak for phase, peak in self._peaks.items()}
+        """Of the phases that have ended since the last call, which was a step ago."""
+        metrics = {f"vapo/memory/{phase}_gib": peak for phase, peak in self._peaks.items()}
+        self._peaks.clear()
+        return metrics
