@@ -118,6 +118,16 @@ def test_settled_configs_hold_no_reference_and_no_relative_path(monkeypatch, tmp
     assert Path(config.actor_rollout_ref.model.path).is_absolute()
 
 
+@pytest.mark.parametrize(("given", "home"), [("adapters/one", "."), ("~/adapters/one", "home")])
+def test_workers_find_an_adapter_that_is_named_from_here(monkeypatch, tmp_path, given, home):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    config = compose_recipe("smoke_lora", [f"actor_rollout_ref.model.lora_adapter_path='{given}'"])
+    launch.settle(config)
+    expected = tmp_path / home / "adapters" / "one"
+    assert config.actor_rollout_ref.model.lora_adapter_path == str(expected)
+
+
 def test_a_hub_name_is_no_path(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     config = compose_recipe("vapo")

@@ -172,6 +172,21 @@ def test_a_run_without_adapters_has_none():
         ((f"{MODEL}.target_modules=null",), ("no linear layer of the language model",)),
         ((f"{MODEL}.exclude_modules='.*'",), ("no linear layer", "exclude_modules=.*")),
         ((f"{MODEL}.target_modules='(q_proj'",), ("no regular expression", "give a list")),
+        *(
+            ((f"{MODEL}.lora_rank={rank}",), (f"lora_rank={shown} is no rank", "0 to train all"))
+            for rank, shown in (
+                *(("-8", "-8"), ("8.5", "8.5"), ("eight", "eight")),
+                *(("null", "None"), ("true", "True")),
+            )
+        ),
+        ((f"{MODEL}.lora_rank=513",), ("lora_rank=513 is above 512", "lora.merge=true")),
+        *(
+            ((f"{MODEL}.lora_alpha={alpha}",), (f"lora_alpha={shown}:", "such as the rank, 64"))
+            for alpha, shown in (
+                *(("0", "0"), ("-1", "-1"), ("16.5", "16.5")),
+                *(("null", "None"), ("true", "True"), ("'64'", "64")),
+            )
+        ),
         ((f"{MODEL}.target_parameters=[gate_up_proj]",), ("target_parameters", "set it to null")),
         ((f"{MODEL}.lora.rank=8",), ("read by Megatron only", "lora_rank=8")),
         ((f"{MODEL}.lora.alpha=8",), ("lora.alpha=8 is read by Megatron only", "lora_alpha")),
@@ -214,6 +229,9 @@ def test_settings_that_no_run_can_have_are_refused_with_the_fix(overrides, parts
         (f"{MODEL}.target_modules=[q_proj,v_proj]", f"{MODEL}.exclude_modules=null"),
         (f"{MODEL}.target_modules=ALL-LINEAR",),
         (f"{MODEL}.lora.merge=true", f"{ROLLOUT}.load_format=dummy"),
+        (f"{MODEL}.lora.merge=true", f"{MODEL}.lora_rank=513"),
+        (f"{MODEL}.lora_rank=512", f"{MODEL}.lora_alpha=1"),
+        (f"{MODEL}.lora_rank=0", f"{MODEL}.lora_alpha=0"),
         (f"{MODEL}.lora.merge=true", f"{ROLLOUT}.checkpoint_engine.backend=nccl"),
         (f"{MODEL}.lora.merge=true", "trainer.v1.trainer_mode=vapo_colocate_async"),
         ("trainer.v1.trainer_mode=vapo_saving",),  # of vapo.debug.save_rollouts: synchronous
@@ -266,6 +284,12 @@ def test_training_goes_on_from_an_adapter_of_the_same_rank_and_alpha(adapter):
         {"alpha_pattern": {"q_proj": 4}},
         {"modules_to_save": ["lm_head"]},
         {"bias": "all"},
+        {"lora_bias": True},
+        {"lora_dropout": 0.05},
+        {"trainable_token_indices": [1]},
+        {"layer_replication": [[0, 2], [1, 3]]},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"},
         {"peft_type": "LOHA"},
     ],
 )

@@ -338,6 +338,8 @@ def make_paths_absolute(config: DictConfig) -> None:
             config.data[key] = [_absolute(file) for file in files]
     if config.trainer.resume_from_path:
         config.trainer.resume_from_path = _absolute(config.trainer.resume_from_path)
+    if adapter := config.actor_rollout_ref.model.get("lora_adapter_path"):
+        config.actor_rollout_ref.model.lora_adapter_path = _absolute(adapter)
     model = Path(config.actor_rollout_ref.model.path).expanduser()
     if model.exists():
         config.actor_rollout_ref.model.path = str(model.absolute())

@@ -51,9 +51,15 @@ READ_BY_FSDP = ("merge", "fully_sharded_loras")
 """Keys of the group ``model.lora`` that hold for FSDP, too; the others are Megatron's."""
 UNSUPPORTED = (
     *("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save"),
-    *("layers_to_transform", "target_parameters", "bias"),
+    *("layers_to_transform", "layer_replication", "target_parameters", "bias", "lora_bias"),
+    *("lora_dropout", "use_qalora", "use_bdlora", "trainable_token_indices"),
+    *("alora_invocation_tokens", "arrow_config", "velora_config", "monteclora_config"),
+    "kasa_config",
 )
 """Keys of an adapter's config that change its equation, its rank by layer or what it holds."""
+PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+"""Values of ``init_lora_weights`` that leave the weights below the adapter as they are. With others
+(pissa, olora) peft changes them where an adapter is loaded, and the engine reads its own."""
 ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """vLLM makes room for the next of these ranks (``max_lora_rank``)."""
 
@@ -118,6 +124,7 @@ def check_lora(config: DictConfig) -> None:
         ValueError: the first one, with the key, the value and the fix.
     """
     model = config.actor_rollout_ref.model
+    _check_numbers(model)
     megatrons = (model.get("lora") or {}).get("rank", 0)
     if megatrons:
         raise ValueError(
@@ -143,6 +150,25 @@ def check_lora(config: DictConfig) -> None:
         _check_start(Path(model.lora_adapter_path), lora)
     _check_targets(lora)
     _check_transfer(config, lora)
+
+
+def _check_numbers(model: DictConfig) -> None:
+    rank, alpha = model.get("lora_rank", 0), model.get("lora_alpha")
+    if type(rank) is not int or rank < 0:
+        raise ValueError(
+            f"{MODEL}.lora_rank={rank} is no rank; give a number above 0, or 0 to train all weights"
+        )
+    merged = (model.get("lora") or {}).get("merge", False)
+    if rank > ENGINE_RANKS[-1] and not merged:
+        raise ValueError(
+            f"{MODEL}.lora_rank={rank} is above {ENGINE_RANKS[-1]}, the largest rank of vLLM; set "
+            f"that or less, or {MODEL}.lora.merge=true"
+        )
+    if rank and (type(alpha) is not int or alpha < 1):
+        raise ValueError(
+            f"{MODEL}.lora_alpha={alpha}: the change of a layer is scaled by alpha / rank; give a "
+            f"whole number above 0, such as the rank, {rank}"
+        )
 
 
 def refuse_quantized(path: Path, values: Mapping[str, Any]) -> None:
@@ -194,6 +220,8 @@ def _check_start(folder: Path, lora: Lora) -> None:
     stated = _adapter_config(folder)
     others = {name: stated[name] for name in UNSUPPORTED if stated.get(name) not in (None, "none")}
     others = {name: value for name, value in others.items() if value}
+    if (start := stated.get("init_lora_weights")) not in PLAIN_STARTS:
+        others["init_lora_weights"] = start
     if stated.get("peft_type", "LORA") != "LORA":
         others["peft_type"] = stated["peft_type"]
     if others:
