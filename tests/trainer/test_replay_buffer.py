@@ -22,6 +22,7 @@ from vapo_verl.trainer.replay_buffer import (
     ResponsesFailed,
     count_responses,
     fit_width,
+    forget_trained,
     read_responses,
 )
 
@@ -374,3 +375,31 @@ def test_where_old_groups_are_waited_for_none_is_dropped(asynchronous):
     buffer = asynchronous({"a": ("..r.", 3), "b": ("....", 4)}, strategy="wait")
     batch, _ = buffer.sample(5, "train", 1)
     assert batch.keys == ["a_0_0", "a_1_0", "a_3_0"] and asynchronous.refilled == []
+
+
+def test_a_resumed_run_forgets_the_responses_of_the_step_it_was_saved_in(monkeypatch):
+    """Their prompts have left the queue; those in flight, and complete ones, are still there."""
+
+    def prompt(status):
+        return {"is_prompt": True, "status": status, "global_steps": 3}
+
+    responses = {f"{uid}_{sample}_0": {} for uid in ("1-0", "2-0", "2-1") for sample in (0, 1)}
+    listed = {
+        "train": {**responses, "2-0": prompt("finished"), "2-1": prompt("running")},
+        "prompts": {uid: {} for uid in ("1-0", "2-0", "2-1")},
+    }
+
+    def clear(keys, partition_id):
+        for key in keys:
+            del listed[partition_id][key]
+
+    monkeypatch.setattr(transfer_queue, "kv_list", lambda name: {name: dict(listed[name])})
+    monkeypatch.setattr(transfer_queue, "kv_clear", clear)
+    forget_trained("train")
+    assert {*listed["train"]} == {*responses, "2-0", "2-1"} - {"1-0_0_0", "1-0_1_0"}
+    assert {*listed["prompts"]} == {"2-0", "2-1"}
+
+
+def test_nothing_is_forgotten_of_an_empty_queue(monkeypatch):
+    monkeypatch.setattr(transfer_queue, "kv_list", lambda name: None)
+    forget_trained("train")

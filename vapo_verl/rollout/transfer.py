@@ -109,7 +109,13 @@ def clear(keys: Sequence[str], partition_id: str) -> None:
 
 def keys_in(partition_id: str) -> list[str]:
     """The rows of a partition; none where there is no such partition."""
-    return list((tq.kv_list(partition_id) or {}).get(partition_id, {}))
+    return list(tags_in(partition_id))
+
+
+def tags_in(partition_id: str) -> dict[str, dict[str, Any]]:
+    """The tag of each row of a partition."""
+    tags: dict[str, dict[str, Any]] = (tq.kv_list(partition_id) or {}).get(partition_id, {})
+    return tags
 
 
 def for_models(batch: KVBatchMeta) -> KVBatchMeta:

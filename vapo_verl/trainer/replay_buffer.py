@@ -15,9 +15,9 @@ from vapo_verl.methods import Method, Progress, StepTokens
 from vapo_verl.rollout.agent_loop_worker import FAILURE_TAG, REASON_TAG
 from vapo_verl.rollout.correction import mismatch
 from vapo_verl.rollout.outcome import failure_metrics
-from vapo_verl.rollout.prompts import MASKED_LOG_PROBS, uid_of
+from vapo_verl.rollout.prompts import MASKED_LOG_PROBS, clear_prompts_except, uid_of
 from vapo_verl.rollout.sample import RECORD_FIELD, SampleRecord
-from vapo_verl.rollout.transfer import KVBatchMeta, clear, column_values, read, write
+from vapo_verl.rollout.transfer import KVBatchMeta, clear, column_values, read, tags_in, write
 
 __all__ = [
     "CountedReplayBuffer",
@@ -25,6 +25,7 @@ __all__ = [
     "ResponsesFailed",
     "StepResponses",
     "count_responses",
+    "forget_trained",
     "logprob_mismatch",
     "method_metrics",
     "read_records",
@@ -298,6 +299,19 @@ def _only(batch: KVBatchMeta, kept: Sequence[int]) -> KVBatchMeta:
         keys=[batch.keys[i] for i in kept],
         tags=[batch.tags[i] for i in kept],
     )
+
+
+def forget_trained(partition_id: str) -> None:
+    """Remove responses whose prompt is gone, and what the responses to such prompts shared.
+
+    An asynchronous checkpoint holds the responses of the step that it was saved in. They have been
+    trained on: veRL removes their prompts when it samples them, and themselves behind the
+    checkpoint, so that a resumed run would keep them, and its checkpoints, too.
+    """
+    tags = tags_in(partition_id)
+    prompts = {key for key, tag in tags.items() if tag.get("is_prompt")}
+    clear([key for key in tags.keys() - prompts if uid_of(key) not in prompts], partition_id)
+    clear_prompts_except(prompts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,6 +69,7 @@ from vapo_verl.trainer.replay_buffer import (
     CountedReplayBuffer,
     CountedReplayBufferAsync,
     ResponsesFailed,
+    forget_trained,
     logprob_mismatch,
     method_metrics,
     read_records,
@@ -568,6 +569,8 @@ class VapoTraining(PPOTrainer):
         elif self.config.trainer.resume_mode == "resume_path":
             checkpoints.require_intact(Path(self.config.trainer.resume_from_path))
         super()._load_checkpoint()
+        if self.global_steps and self.mode != VapoTrainer.mode:  # with it, the replay buffer
+            forget_trained("train")
         self._safe_stop.resumed(self.global_steps)
         if self.global_steps:
             say(f"resuming from step {self.global_steps}")
