@@ -93,7 +93,12 @@ class Lora:
     @property
     def engine_rank(self) -> int:
         """The rank that vLLM makes room for."""
-        return next((rank for rank in ENGINE_RANKS if rank >= self.rank), self.rank)
+        return engine_rank(self.rank)
+
+
+def engine_rank(rank: int) -> int:
+    """The rank that vLLM makes room for, for an adapter of `rank`."""
+    return next((room for room in ENGINE_RANKS if room >= rank), rank)
 
 
 def lora_of(config: DictConfig) -> Lora | None:

@@ -110,7 +110,9 @@ def test_the_adapter_folder_holds_peft_files_and_the_tokenizer(lora_run):
     assert (stated["r"], stated["lora_alpha"], stated["peft_type"]) == (RANK, ALPHA, "LORA")
     assert stated["base_model_name_or_path"] == "digits"
     assert all(".language_model.layers." in name for name in stated["target_modules"])
-    assert f"Adapters alone (LoRA): rank {RANK}, alpha {ALPHA}." in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert f"Adapters alone (LoRA): rank {RANK}, alpha {ALPHA}." in card
+    assert "--max-lora-rank 8 " in card, "vLLM has room for no rank of 4"
     for file in out.iterdir():
         assert str(lora_run.path).encode() not in file.read_bytes(), file.name
         assert str(model_dir()).encode() not in file.read_bytes(), file.name

@@ -25,6 +25,7 @@ from vapo_verl.export.source import (
     read_weights,
 )
 from vapo_verl.files import atomic_folder
+from vapo_verl.lora import engine_rank
 from vapo_verl.run_folder.layout import METRICS_FILE, config_file
 from vapo_verl.run_folder.metrics import Metrics, read_metrics
 from vapo_verl.version import __version__
@@ -75,7 +76,7 @@ base = AutoModelForImageTextToText.from_pretrained("BASE_MODEL", dtype="auto")
 model = PeftModel.from_pretrained(base, "THIS_FOLDER")
 ```
 
-or `vllm serve BASE_MODEL --enable-lora --max-lora-rank 64 --lora-modules NAME=THIS_FOLDER`."""
+or `vllm serve BASE_MODEL --enable-lora --max-lora-rank RANK --lora-modules NAME=THIS_FOLDER`."""
 DTYPES = ("bfloat16", "float32")
 _HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")
 
@@ -112,7 +113,9 @@ def write_model_folder(
         raise ExportError(f"{out} exists already; remove it, or name another folder with --out")
     with atomic_folder(out) as temporary:
         what = _what(checkpoint, dtype, adapter=adapter)
-        use = USE_ADAPTER if adapter else USE
+        use = USE
+        if adapter and checkpoint.lora is not None:
+            use = USE_ADAPTER.replace("RANK", str(engine_rank(checkpoint.lora.rank)))
         base = write_card(run_dir, checkpoint.step, temporary, what=what, use=use)
         with _readable(checkpoint, temporary):
             if adapter:
