@@ -79,7 +79,42 @@ def test_every_recipe_passes(recipe):
         (LR, float("nan"), "give a finite number"),
         (LR, float("inf"), "give a finite number"),
         (LR, "small", "is a str; give a number"),
-        ("actor_rollout_ref.rollout.gpu_memory_utilization", 90, "from 0 to 1"),
+        ("actor_rollout_ref.rollout.gpu_memory_utilization", 90, "from 0.01 to 1"),
+        ("actor_rollout_ref.rollout.gpu_memory_utilization", 0, "from 0.01 to 1"),
+        ("actor_rollout_ref.rollout.temperature", 0, "give a number from 0.01"),
+        ("actor_rollout_ref.rollout.top_p", 0, "from 0.001 to 1"),
+        ("actor_rollout_ref.rollout.top_k", 0.5, "is a float; give a whole number"),
+        ("actor_rollout_ref.rollout.val_kwargs.n", 0, "is out of range"),
+        ("actor_rollout_ref.rollout.agent.num_workers", 0, "is out of range"),
+        ("reward.num_workers", 0, "is out of range"),
+        ("ray_kwargs.ray_init.num_cpus", "abc", "is a str"),
+        ("actor_rollout_ref.actor.clip_ratio", -0.2, "is out of range"),
+        ("actor_rollout_ref.actor.optim.betas", [0.9], "give 2 numbers"),
+        ("actor_rollout_ref.actor.optim.betas", 0.9, "give a list"),
+        ("actor_rollout_ref.actor.optim.lr_scheduler_type", "cosin", "use one of constant, cosine"),
+        ("actor_rollout_ref.actor.loss_agg_mode", "token-maen", "use one of token-mean"),
+        ("actor_rollout_ref.actor.kl_loss_type", "k4", "use one of kl"),
+        ("actor_rollout_ref.actor.strategy", "fsdp3", "use one of fsdp, fsdp2"),
+        ("actor_rollout_ref.actor.policy_loss.loss_mode", "vanila", "use one of vanilla"),
+        ("actor_rollout_ref.actor.checkpoint.save_contents", ["modle"], "use one of model"),
+        ("actor_rollout_ref.actor.checkpoint.save_contents", ["extra"], "add model"),
+        ("algorithm.adv_estimator", "vpao", "use one of vapo"),
+        ("data.truncation", "none", "use one of error"),
+        ("actor_rollout_ref.rollout.scheduling_policy", "prio", "use one of fcfs, priority"),
+        ("actor_rollout_ref.rollout.dtype", "fp17", "use one of auto"),
+        ("trainer.experiment_name", 5, "give a text"),
+        ("vapo.reward.judge.cache_dir", 5, "is a int; give a text"),
+        ("vapo.reward.judge", None, "is no group of settings"),
+        ("vapo.reward", 5, "is no group of settings"),
+        ("trainer.v1", [1], "is no group of settings"),
+        ("algorithm", None, "leave it out, and set what is in it"),
+        ("actor_rollout_ref.rollout.engine_kwargs.vllm", 5, "give settings"),
+        ("data.apply_chat_template_kwargs", "x", "give settings"),
+        ("data.max_prompt_length", {"a": 1}, "is a"),
+        ("reward.custom_reward_function.path", 5, "is no path"),
+        ("reward.custom_reward_function.path", ["a", "b"], "is no path"),
+        ("actor_rollout_ref.model.lora_adapter_path", 5, "is no path"),
+        ("trainer.resume_from_path", 5, "is no path"),
         ("actor_rollout_ref.rollout.temperature", float("inf"), "give a finite number"),
         ("actor_rollout_ref.rollout.val_kwargs.top_p", float("nan"), "give a finite number"),
         ("actor_rollout_ref.actor.clip_ratio", float("-inf"), "give a finite number"),
@@ -94,11 +129,38 @@ def test_every_recipe_passes(recipe):
 )
 def test_a_value_that_no_run_can_have_is_named_with_its_key(key, value, fix):
     config = smoke()
-    OmegaConf.update(config, key, value)
+    OmegaConf.update(config, key, value, merge=False)
     with pytest.raises(ValueError, match=rf"{key.replace('.', '[.]')}\b") as refused:
         check_settings(config)
     assert fix in str(refused.value)
     assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("actor_rollout_ref.rollout.val_kwargs.temperature", 0),
+        ("actor_rollout_ref.rollout.top_k", -1),
+        ("algorithm.rollout_correction", None),
+        ("reward.custom_reward_function", None),
+        ("actor_rollout_ref.model.target_modules", ["q_proj"]),
+        ("actor_rollout_ref.rollout.engine_kwargs.vllm", {"seed": 1}),
+        ("data.shuffle", 1),
+        ("trainer.logger", "tensorboard"),
+        ("actor_rollout_ref.actor.checkpoint.save_contents", ["model"]),
+    ],
+)
+def test_values_beside_the_default_that_runs_have(key, value):
+    config = smoke()
+    OmegaConf.update(config, key, value, merge=False)
+    check_settings(config)
+
+
+def test_a_registered_name_of_an_own_library_is_not_refused():
+    config = smoke()
+    config.algorithm.adv_estimator = "mine"
+    config.actor_rollout_ref.model.external_lib = "my_package"
+    check_settings(config)
 
 
 @pytest.mark.parametrize("name", ["", "global_step_", "absent/global_step_3", "step_3"])

@@ -24,6 +24,9 @@ MAX_NUMBER = 10**9
 """Of whole numbers: a larger one is a slip of the keyboard."""
 MAX_ANCHORS, MAX_BINS = 10_000, 10_000
 MAX_POLL_S = 60.0
+MAX_JUDGE_CONCURRENCY, MAX_JUDGE_RETRIES = 4096, 1000
+MAX_TIMEOUT_S = 86_400.0
+"""A day: a longer wait is none that a run comes back from."""
 CONSOLES = ("short", "full")
 SYNC, COLOCATED, SEPARATE = "vapo", "vapo_colocate_async", "vapo_separate_async"
 """Values of ``trainer.v1.trainer_mode``."""
@@ -349,9 +352,13 @@ def _check(config: VapoConfig) -> None:
     _one_of("vapo.anchors.gate", anchors.gate, GATES)
     _one_of("vapo.reward.perception_source", reward.perception_source, PERCEPTION_SOURCES)
     _one_of("vapo.reward.answer_style", reward.answer_style, (*ANSWER_STYLES, JUDGE_STYLE))
-    _at_least("vapo.reward.judge.max_concurrency", reward.judge.max_concurrency, 1)
-    _at_least("vapo.reward.judge.max_retries", reward.judge.max_retries, 0)
-    _at_least("vapo.reward.judge.timeout_s", reward.judge.timeout_s, 0.1)
+    judge = reward.judge
+    _at_least("vapo.reward.judge.max_concurrency", judge.max_concurrency, 1)
+    _at_most("vapo.reward.judge.max_concurrency", judge.max_concurrency, MAX_JUDGE_CONCURRENCY)
+    _at_least("vapo.reward.judge.max_retries", judge.max_retries, 0)
+    _at_most("vapo.reward.judge.max_retries", judge.max_retries, MAX_JUDGE_RETRIES)
+    _at_least("vapo.reward.judge.timeout_s", judge.timeout_s, 0.1)
+    _at_most("vapo.reward.judge.timeout_s", judge.timeout_s, MAX_TIMEOUT_S)
     _one_of("vapo.data.control_tokens", config.data.control_tokens, CONTROL_TOKENS)
     _one_of("vapo.data.plain_think_tokens", config.data.plain_think_tokens, PLAIN_THINK_TOKENS)
     _one_of("vapo.logging.console", config.logging.console, CONSOLES)

@@ -3,6 +3,7 @@
 import contextlib
 import getpass
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -21,7 +23,7 @@ from vapo_verl.files import FolderLock, FolderLocked
 from vapo_verl.patches.upstream import keep_sigterm_handler
 from vapo_verl.platform import CPU_ENVIRONMENT
 from vapo_verl.preflight import PASSES, InputError, check_run, lacks_flash_attention, ranks_of
-from vapo_verl.process_tree import guarded_run
+from vapo_verl.process_tree import LEAST_SHARED_BYTES, SHARED_MEMORY, guarded_run
 from vapo_verl.rollout.correction import needs_bypass_loss
 from vapo_verl.rollout.engine_args import add_attention, settle_image_limit
 from vapo_verl.run_folder import resume
@@ -92,6 +94,8 @@ def _launch(config: DictConfig, signals: StopSignals) -> None:
             return
         print("The last step is trained and saved, but its validation is missing: validating.")
         config.trainer.val_only = config.trainer.val_before_train = True
+    with input_errors():
+        check_shared_memory()
     for note in check_run(config):
         print(note)
     check_loggers(config)
@@ -162,6 +166,21 @@ def check_run_folder(config: DictConfig) -> None:
         raise unusable_folder(folder, f"{above} is no folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise unusable_folder(folder, f"no permission for {above}")
+
+
+def check_shared_memory(folder: Path = SHARED_MEMORY) -> None:
+    """Refuse a machine whose shared memory is full. What fails for it later does not name it.
+
+    Raises:
+        ValueError: there is less than :data:`LEAST_SHARED_BYTES`.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < LEAST_SHARED_BYTES:
+        raise ValueError(
+            f"{folder} has {free / 2**20:.0f} MiB free, and an engine and its weights need "
+            f"{LEAST_SHARED_BYTES / 2**20:.0f} MiB or more: delete what earlier programs left "
+            "there, or enlarge it (docker run --ipc=host, or --shm-size=8g)"
+        )
 
 
 def run_folder_lock(config: DictConfig) -> contextlib.AbstractContextManager[FolderLock]:
@@ -460,6 +479,8 @@ def validate_as_verl_does(config: DictConfig) -> None:
         )
     except (AssertionError, ValueError) as error:
         raise InputError(f"veRL refuses the config: {error}") from error
+    except HydraException as error:  # of a group that veRL makes an object of
+        raise InputError(f"veRL refuses the config: {' '.join(str(error).split())}") from error
 
 
 def train(config: DictConfig, signals: StopSignals) -> None:

@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vapo_verl.config import flat, is_within
+from vapo_verl.config import VapoConfig, flat, is_within, section
 from vapo_verl.hydra_config import compose_base
 
 MAX_COUNT = 10**9
@@ -39,6 +39,7 @@ class Number(NamedTuple):
 
 
 _COUNT, _COUNT_OR_NULL, _SIZE = Number(1), Number(1, optional=True), Number(0)
+_WORKERS = Number(1, 4096)
 _ANY = Number(-MAX_COUNT)
 _FRACTION = Number(0, 1, whole=False)
 _POLICY = "actor_rollout_ref"
@@ -57,12 +58,17 @@ NUMBERS: Mapping[str, Number] = {
     ),
     **dict.fromkeys(("data.train_max_samples", "data.val_max_samples"), _ANY),
     "data.dataloader_num_workers": Number(0, 1024),
+    **dict.fromkeys(("reward.num_workers", f"{_POLICY}.rollout.agent.num_workers"), _WORKERS),
+    "transfer_queue.backend.SimpleStorage.num_data_storage_units": _WORKERS,
+    "ray_kwargs.ray_init.num_cpus": _COUNT_OR_NULL,
+    "ray_kwargs.ray_init.num_gpus": Number(0, optional=True),
     "data.seed": Number(0, 2**63 - 1, optional=True),
     **dict.fromkeys(
         (
             *(f"{_POLICY}.actor.ppo_mini_batch_size", f"{_POLICY}.actor.ppo_epochs"),
             f"{_POLICY}.actor.ppo_max_token_len_per_gpu",
-            *(f"{_POLICY}.rollout.n", f"{_POLICY}.rollout.tensor_model_parallel_size"),
+            *(f"{_POLICY}.rollout.n", f"{_POLICY}.rollout.val_kwargs.n"),
+            f"{_POLICY}.rollout.tensor_model_parallel_size",
             f"{_POLICY}.rollout.data_parallel_size",
             f"{_POLICY}.rollout.pipeline_model_parallel_size",
             *(f"{_POLICY}.rollout.max_num_seqs", f"{_POLICY}.rollout.max_num_batched_tokens"),
@@ -80,23 +86,83 @@ NUMBERS: Mapping[str, Number] = {
     ),
     f"{_POLICY}.model.lora_rank": Number(0, 512),
     f"{_POLICY}.model.lora_alpha": _COUNT,
-    f"{_POLICY}.rollout.gpu_memory_utilization": _FRACTION,
-    f"{_POLICY}.rollout.top_p": _FRACTION,
+    f"{_POLICY}.rollout.gpu_memory_utilization": Number(0.01, 1, whole=False),
+    **dict.fromkeys(
+        (f"{_POLICY}.rollout.top_p", f"{_POLICY}.rollout.val_kwargs.top_p"),
+        Number(0.001, 1, whole=False),
+    ),
+    **dict.fromkeys(
+        (f"{_POLICY}.rollout.top_k", f"{_POLICY}.rollout.val_kwargs.top_k"), Number(-1)
+    ),
+    # 0 is greedy: all responses to a prompt are the same, and log probs would be divided by it.
+    # vLLM raises smaller ones to 0.01.
+    f"{_POLICY}.rollout.temperature": Number(0.01, whole=False),
+    f"{_POLICY}.actor.optim.lr_warmup_steps_ratio": _FRACTION,
     **dict.fromkeys(
         (
-            *(f"{_POLICY}.rollout.temperature", f"{_POLICY}.actor.optim.lr"),
+            *(f"{_POLICY}.actor.optim.lr", f"{_POLICY}.actor.optim.weight_decay"),
             *(f"{_POLICY}.actor.kl_loss_coef", f"{_POLICY}.actor.grad_clip"),
+            *(f"{_POLICY}.actor.clip_ratio", f"{_POLICY}.rollout.val_kwargs.temperature"),
         ),
         Number(0, whole=False),
+    ),
+    **dict.fromkeys(
+        (f"{_POLICY}.actor.clip_ratio_low", f"{_POLICY}.actor.clip_ratio_high"),
+        Number(0, whole=False, optional=True),
     ),
 }
 """Keys with limits. All other keys are compared with the type of their default."""
 PATHS = ("data.train_files", "data.val_files")
 TEXTS = ("trainer.default_local_dir", "actor_rollout_ref.model.path")
-CHOICES = {
+OPTIONAL_PATHS = (
+    *("reward.custom_reward_function.path", "custom_reward_function.path"),
+    *("trainer.resume_from_path", f"{_POLICY}.model.lora_adapter_path"),
+)
+"""Paths that null leaves out."""
+_KL = ("kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3")
+_KL_OR_STRAIGHT_THROUGH = (*_KL, *(f"{name}+" for name in _KL))
+CHOICES: Mapping[str, tuple[str, ...]] = {
     "trainer.resume_mode": ("auto", "disable", "resume_path"),
     "trainer.device": ("cpu", "cuda", "npu"),
+    "data.truncation": ("error", "left", "right", "middle"),
+    "algorithm.kl_penalty": _KL_OR_STRAIGHT_THROUGH,
+    f"{_POLICY}.actor.kl_loss_type": _KL_OR_STRAIGHT_THROUGH,
+    f"{_POLICY}.actor.strategy": ("fsdp", "fsdp2"),
+    f"{_POLICY}.actor.loss_agg_mode": (
+        *("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean"),
+        "seq-mean-token-sum-norm",
+    ),
+    f"{_POLICY}.actor.optim.lr_scheduler_type": ("constant", "cosine"),
+    f"{_POLICY}.rollout.scheduling_policy": ("fcfs", "priority"),
+    f"{_POLICY}.rollout.dtype": (*("auto", "bfloat16", "float16", "half", "float32", "float"),),
 }
+REGISTERED: Mapping[str, tuple[str, ...]] = {
+    "algorithm.adv_estimator": (
+        *(
+            "vapo",
+            "gae",
+            "grpo",
+            "grpo_vectorized",
+            "gdpo",
+            "grpo_passk",
+            "rloo",
+            "rloo_vectorized",
+        ),
+        *("opo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax", "gpg"),
+        *("optimal_token_baseline", "tir_optimal_token_baseline"),
+    ),
+    f"{_POLICY}.actor.policy_loss.loss_mode": (
+        *("vanilla", "gspo", "sapo", "gpg", "clip_cov", "kl_cov", "geo_mean", "dro", "cispo"),
+        *("dppo_tv", "dppo_kl", "bypass_mode"),
+    ),
+}
+"""Names of veRL's registries, to which ``actor_rollout_ref.model.external_lib`` may add."""
+CHECKPOINT_PARTS = ("model", "optimizer", "extra", "hf_model")
+NULL_GROUPS = (
+    *("custom_reward_function", "reward.custom_reward_function", "reward_model"),
+    *("algorithm.rollout_correction", f"{_POLICY}.model.lora", f"{_POLICY}.model.override_config"),
+)
+"""Groups of settings, and values that are groups, that null turns off."""
 _OPEN = ("ray_kwargs", "hydra")
 """Groups whose keys are arguments of another library."""
 _SIMILAR = 0.8
@@ -113,10 +179,16 @@ def check_settings(config: DictConfig) -> None:
         value = _value_of(config, key)
         if not isinstance(value, str) or not value.strip() or "\0" in value:
             raise ValueError(f"{key}={value!r} is no path; give one")
-    for key, allowed in CHOICES.items():
+    _check_groups(config)
+    for key in OPTIONAL_PATHS:
         value = _value_of(config, key)
-        if value not in allowed:
-            raise ValueError(f"{key}={value!r} is not known; use one of {', '.join(allowed)}")
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"{key}={value!r} is no path; give one, or null")
+    for key, allowed in CHOICES.items():
+        _check_choice(key, _value_of(config, key), allowed)
+    if not _value_of(config, f"{_POLICY}.model.external_lib"):
+        for key, allowed in REGISTERED.items():
+            _check_choice(key, _value_of(config, key), allowed)
     path = _value_of(config, "trainer.resume_from_path")
     if _value_of(config, "trainer.resume_mode") == "resume_path" and not _is_checkpoint(path):
         raise ValueError(
@@ -132,12 +204,15 @@ def check_settings(config: DictConfig) -> None:
         _check_files(key, _value_of(config, key))
     for key, number in NUMBERS.items():
         _check_number(key, _value_of(config, key), number)
-    defaults = _defaults()
-    for key, value in flat(_plain(config, resolve=True)).items():
+    values, defaults = _plain(config, resolve=True), _defaults()
+    for key, value in flat(values).items():
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, float) and not math.isfinite(item):
                 raise ValueError(f"{key}={value!r}: give a finite number")
-        _check_type(key, value, defaults.get(key))
+    for key, default in defaults.items():
+        _check_type(key, _at(values, key), default)
+    _check_parts(f"{_POLICY}.actor.checkpoint.save_contents", values)
+    section(VapoConfig, values["vapo"], "vapo")
 
 
 def _is_checkpoint(path: object) -> bool:
@@ -186,18 +261,81 @@ def _check_number(key: str, value: Any, number: Number) -> None:
         )
 
 
+def _check_groups(config: DictConfig) -> None:
+    """A group of settings is one, and is there."""
+    groups = {parent for key in _defaults() for parent in _parents(key)}
+    for group in sorted(groups):
+        value = _value_of(config, group)
+        if OmegaConf.is_dict(value) or (value is None and group in NULL_GROUPS):
+            continue
+        found = "null" if value is None else repr(value)
+        first = min(_children(group, _defaults()))
+        raise ValueError(
+            f"{group}={found} is no group of settings; leave it out, and set what is in it, as "
+            f"{group}.{first}=VALUE"
+        )
+
+
+def _check_choice(key: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{key}={value!r} is not known; use one of {', '.join(allowed)}")
+
+
 def _check_type(key: str, value: Any, default: Any) -> None:
-    """A number where the default is one, and true or false where that is one."""
-    if value is None or default is None:
+    """As the default: a number, true or false, a text (or a list of them), a list, or a group."""
+    is_reference = isinstance(default, str) and default.startswith("${")
+    if value is None or default is None or is_reference:
         return
-    if isinstance(default, bool):
+    kind = type(value).__name__
+    if isinstance(default, Mapping) or isinstance(value, Mapping):
+        if isinstance(default, Mapping) != isinstance(value, Mapping):
+            what = "settings, as {name: value}" if isinstance(default, Mapping) else "one value"
+            raise ValueError(f"{key}={value!r} is a {kind}; give {what}")
+    elif isinstance(default, bool):
         if not isinstance(value, bool) and value not in (0, 1):
-            raise ValueError(f"{key}={value!r} is a {type(value).__name__}; give true or false")
+            raise ValueError(f"{key}={value!r} is a {kind}; give true or false")
     elif isinstance(default, int | float):
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{key}={value!r} is a {type(value).__name__}; give a number")
+            raise ValueError(f"{key}={value!r} is a {kind}; give a number")
         if abs(value) > MAX_COUNT**2:
             raise ValueError(f"{key}={_short(value)} is out of range; give a smaller number")
+    elif isinstance(default, list):
+        _check_list(key, value, default)
+    elif type(value) in (int, float):
+        raise ValueError(
+            f"{key}={_short(value)} is a {kind}; give a text: '{key}=\"{_short(value)}\"'"
+        )
+
+
+def _check_list(key: str, value: Any, default: list[Any]) -> None:
+    """Numbers are as many as in the default; a text may stand for one text."""
+    are_numbers = bool(default) and all(isinstance(item, int | float) for item in default)
+    if not isinstance(value, list):
+        if are_numbers or not isinstance(value, str):
+            raise ValueError(f"{key}={value!r} is a {type(value).__name__}; give a list: [a,b]")
+    elif are_numbers and (
+        len(value) != len(default) or not all(type(item) in (int, float) for item in value)
+    ):
+        raise ValueError(f"{key}={value!r}: give {len(default)} numbers, as {default}")
+
+
+def _check_parts(key: str, values: Mapping[str, Any]) -> None:
+    """What a checkpoint holds: a run cannot resume without the model."""
+    parts = _at(values, key)
+    for part in parts:
+        _check_choice(key, part, CHECKPOINT_PARTS)
+    if "model" not in parts:
+        raise ValueError(f"{key}={parts}: no run can go on from it; add model")
+
+
+def _at(values: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key; None where it is absent."""
+    found: Any = values
+    for name in key.split("."):
+        if not isinstance(found, Mapping):
+            return None
+        found = found.get(name)
+    return found
 
 
 def _short(value: float) -> str:

@@ -57,6 +57,8 @@ def test_nothing_is_asked_of_packages_that_no_logger_names(monkeypatch, tmp_path
     for package in ("wandb", "tensorboard", "mlflow"):
         monkeypatch.setitem(sys.modules, package, None)
     check_trackers(["console", "file"])
+    with pytest.raises(ValueError, match=r"logger=\[console,tensorbord\]: 'tensorbord' is"):
+        check_trackers(["console", "tensorbord"])
     prepare_trackers(tmp_path, ["console", "file"])
 
 

@@ -26,6 +26,7 @@ _PACKAGES = {
     "wandb": "wandb",
 }
 """Name in `trainer.logger` -> the package that veRL imports for it."""
+_WITHOUT_PACKAGE = ("console", "file")
 COLUMNS = (
     ("reward", "vapo/reward/total", "{:.3f}"),
     ("acc", "vapo/reward/accuracy", "{:.2f}"),
@@ -45,13 +46,18 @@ RECENT_STEPS = 5
 
 
 def check_trackers(loggers: Sequence[str]) -> None:
-    """Refuse a tracking backend whose package is missing, before anything starts.
+    """Refuse a tracking backend that veRL lacks or whose package is missing, before the start.
 
     Raises:
         ValueError: the first such backend, with the fix.
     """
     for name in loggers:
         package = _PACKAGES.get(name)
+        if package is None and name not in _WITHOUT_PACKAGE:
+            raise ValueError(
+                f"trainer.logger=[{','.join(loggers)}]: {name!r} is not known; use some of "
+                f"{', '.join(sorted((*_PACKAGES, *_WITHOUT_PACKAGE)))}, or []"
+            )
         if package is not None and importlib.util.find_spec(package) is None:
             others = ",".join(other for other in loggers if other != name)
             raise ValueError(
