@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
+import shutil
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -210,6 +212,15 @@ def test_a_run_folder_that_cannot_be_made_is_an_input_error(tmp_path):
     config = compose_recipe("smoke", [f"trainer.default_local_dir={tmp_path}/file/run"])
     with pytest.raises(InputError, match=r"default_local_dir=\S+ cannot be written: .*; name a"):
         launch.open_console(config)
+
+
+def test_a_full_shared_memory_is_named_before_anything_starts(monkeypatch, tmp_path):
+    launch.check_shared_memory(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=12 << 20))
+    with pytest.raises(ValueError, match=rf"^{tmp_path} has 12 MiB free, .* need 16 MiB .*--shm"):
+        launch.check_shared_memory(tmp_path)
+    with pytest.raises(InputError, match=r"^/dev/shm has 12 MiB free"):
+        launch.launch(compose_recipe("smoke", [f"trainer.default_local_dir={tmp_path}"]))
 
 
 @pytest.mark.parametrize("logger", ["wandb", "[tensorboard,wandb]"])

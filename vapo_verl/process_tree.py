@@ -38,6 +38,8 @@ END_S = 5.0
 FOLDER_PREFIX, BUCKET_PREFIX = "vapo-", "vapo_weights_"
 """Names of temporary folders of runs, and of buckets of weights in :data:`SHARED_MEMORY`."""
 SHARED_MEMORY = Path("/dev/shm")
+LEAST_SHARED_BYTES = 16 << 20
+"""Without so much room in it no weights get to the engine, and the engine may not even start."""
 SOCKETS = "rl-colocate-zmq-*.sock"
 """Sockets of veRL's weight transfer, in /tmp."""
 _FRESH_S = 2.0

@@ -402,6 +402,13 @@ def test_small_shared_memory_says_how_to_enlarge_it(monkeypatch):
     assert "--shm-size=" in found.fix
 
 
+def test_full_shared_memory_is_an_error(monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", disk_of(free=12 * 2**20))
+    found = ray_cluster.check_shared_memory()
+    assert found.status == "error" and "/dev/shm: 12 MiB free" in found.found
+    assert "delete what earlier programs left there" in found.fix
+
+
 def ample_host(monkeypatch):
     monkeypatch.setattr(
         memory, "available_memory", lambda: AvailableMemory(num_bytes=2e12, source="the machine")

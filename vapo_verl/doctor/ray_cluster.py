@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from vapo_verl import launch
 from vapo_verl.doctor.findings import Finding, error, gib, ok, warning
 from vapo_verl.preflight import engine_gpus
+from vapo_verl.process_tree import LEAST_SHARED_BYTES
 
 CHECK = "ray"
 PORTS = {6379: "GCS, --port", 10001: "Ray client, --ray-client-server-port"}
@@ -140,17 +141,24 @@ def _is_free(port: int) -> bool:
 
 
 def check_shared_memory(folder: str = "/dev/shm") -> Finding:
-    """Check space for Ray's object store; without it Ray uses the disk."""
+    """Check space for Ray's object store; without it Ray uses the disk. A run needs some anyway."""
     wanted = min(OBJECT_STORE_FRACTION * psutil.virtual_memory().total, OBJECT_STORE_MOST)
     free = shutil.disk_usage(folder).free
     if free >= wanted:
         return ok(CHECK, f"{folder}: {gib(free)} free for an object store of {gib(wanted)}")
+    room = f"docker run --shm-size={wanted / 2**30:.0f}g (or --ipc=host), or remount {folder}"
+    if free < LEAST_SHARED_BYTES:
+        return error(
+            CHECK,
+            f"{folder}: {free / 2**20:.0f} MiB free, and a run needs "
+            f"{LEAST_SHARED_BYTES / 2**20:.0f} MiB or more",
+            f"delete what earlier programs left there; {room}",
+        )
     return warning(
         CHECK,
         f"{folder}: {gib(free)} free, Ray's object store wants {gib(wanted)} and would use the "
         "disk, which is many times slower",
-        f"docker run --shm-size={wanted / 2**30:.0f}g (or --ipc=host), or remount {folder}; or "
-        "a smaller store: +ray_kwargs.ray_init.object_store_memory=BYTES",
+        f"{room}; or a smaller store: +ray_kwargs.ray_init.object_store_memory=BYTES",
     )
 
 

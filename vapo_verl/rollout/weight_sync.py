@@ -33,15 +33,18 @@ from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedW
 from vapo_verl import heartbeat
 from vapo_verl.console import say
 from vapo_verl.patches.upstream import use_bucket_sender, use_weight_sender
-from vapo_verl.process_tree import BUCKET_PREFIX, SHARED_MEMORY, remove_remains
+from vapo_verl.process_tree import (
+    BUCKET_PREFIX,
+    LEAST_SHARED_BYTES,
+    SHARED_MEMORY,
+    remove_remains,
+)
 
 _RECEIVER_VARIABLE = "VERL_RAY_JOB_ID"
 """veRL's worker in the engine puts its value into the socket's name."""
 _SESSION_DIGITS = 12
 """Digits of the session's digest: the path of a socket holds 107 bytes at most."""
 
-LEAST_BUCKET_BYTES = 16 << 20
-"""With less room in /dev/shm a run ends at its first weight transfer."""
 AMPLE_BUCKETS = 4
 """With room for so many, the pages of a bucket are not reserved: that takes time for each page."""
 TIMEOUT_S = 600.0
@@ -146,7 +149,7 @@ def fitting_bucket(num_bytes: int) -> int:
         return num_bytes
     advice = f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB free; free some or enlarge it (Docker: "
     advice += "--shm-size=8g)"
-    if free < LEAST_BUCKET_BYTES:
+    if free < LEAST_SHARED_BYTES:
         raise RuntimeError(f"no room for weights on their way to the engine: {advice}")
     say(f"WARNING: weights go to the engine in buckets of the room there is: {advice}")
     return free // 2

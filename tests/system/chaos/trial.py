@@ -309,17 +309,15 @@ def try_fault(
     if step > NUM_STEPS:
         seen.note = "not tried: the run is finished"
         return seen
-    if fault.kind == "shm":
-        fill(run.shm)
     named = ROLES[fault.role][1] if fault.role else ""
     trial = Trial(run, number)
-    if not trial.wait(lambda: trial.reached(fault.phase, step), START_S):
-        seen.note = f"the run did not come to {fault.phase} of step {step}"
+    phase = "update" if fault.kind == "shm" else fault.phase  # a transfer is too short to be met
+    if not trial.wait(lambda: trial.reached(phase, step), START_S):
+        seen.note = f"the run did not come to {phase} of step {step}"
         seen.last_lines = trial.console()[-12:]
-        if fault.kind != "shm":
-            trial.kill_all()
-            return seen
-    else:
+        trial.kill_all()
+        return seen
+    if phase == fault.phase:
         time.sleep(fault.delay * usual_s.get(fault.phase, 0.2))
     if fault.role:
         trial.wait(lambda: bool(trial.find(fault.role)), START_S)
@@ -337,6 +335,7 @@ def try_fault(
         fill(run.run_dir)
         named = "disk is full|No space left"
     elif fault.kind == "shm":
+        fill(run.shm)
         named = "/dev/shm"
     seen.instant = f"{fault.phase} of step {step}, {fault.delay:.2f}"
     _watch_end(trial, seen, fault, before, instant, named)
