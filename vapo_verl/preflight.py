@@ -255,6 +255,7 @@ def check_trainer_mode(config: DictConfig) -> None:
             f"trainer.v1.trainer_mode={mode} is not a trainer of this package; set {SYNC}, "
             f"{COLOCATED} or {SEPARATE}"
         )
+    _check_sampler(config.trainer.v1, mode)
     if mode != SYNC and config.vapo.rollout.restart_servers:
         raise ValueError(
             f"vapo.rollout.restart_servers=True with trainer.v1.trainer_mode={mode}: the responses "
@@ -273,6 +274,26 @@ def check_trainer_mode(config: DictConfig) -> None:
             f"actor_rollout_ref.rollout.nnodes={policy.rollout.nnodes} with "
             f"trainer.v1.trainer_mode={mode}: GPUs for rollout alone would stay idle; set it to "
             f"0, or the mode to {SEPARATE}"
+        )
+
+
+def _check_sampler(settings: DictConfig, mode: str) -> None:
+    """veRL asserts these where the trainer starts, or fails at the first prompts."""
+    key, threshold = "trainer.v1.sampler", settings.sampler.max_off_policy_threshold
+    if threshold is not None and (type(threshold) is not int or threshold < 1):
+        raise ValueError(
+            f"{key}.max_off_policy_threshold={threshold} is no number of steps; give 1 or more, or "
+            "null for responses of any age"
+        )
+    if (strategy := settings.sampler.max_off_policy_strategy) not in ("drop", "wait"):
+        raise ValueError(f"{key}.max_off_policy_strategy={strategy} is not known; use drop or wait")
+    own = mode.removeprefix(f"{SYNC}_")
+    ahead = settings.get(own, {}).get("num_warmup_batches", 0)
+    is_number = isinstance(ahead, int | float) and not isinstance(ahead, bool)
+    if not (is_number and 0 <= ahead < math.inf):
+        raise ValueError(
+            f"trainer.v1.{own}.num_warmup_batches={ahead} is no number of batches; give 0 or more, "
+            "as 1 or 0.5"
         )
 
 
@@ -338,6 +359,13 @@ def _check_separate_pool(config: DictConfig) -> None:
                     "step's beginning are kept as a copy of those on the GPU, where they are not; "
                     f"set {key}=false, or separate_async.parameter_sync_step=1"
                 )
+        if not fsdp.get("reshard_after_forward", True):
+            raise ValueError(
+                f"actor_rollout_ref.actor.fsdp_config.reshard_after_forward=False {mode}: the "
+                "weights of the step's beginning are restored between two passes, into shards that "
+                "a pass does not gather again; set it to true, or "
+                "separate_async.parameter_sync_step=1"
+            )
 
 
 def engine_gpus(config: DictConfig) -> int:

@@ -9,6 +9,7 @@ from vapo_verl.hydra_config import compose_recipe
 COLOCATED = "trainer.v1.trainer_mode=vapo_colocate_async"
 SEPARATE = "trainer.v1.trainer_mode=vapo_separate_async"
 ROLLOUT = "actor_rollout_ref.rollout"
+SAMPLER, WARM_UP = "trainer.v1.sampler", "trainer.v1.colocate_async.num_warmup_batches"
 
 
 def composed(recipe, *overrides):
@@ -62,6 +63,18 @@ def test_they_pass_our_checks_and_verls_on_one_and_two_nodes(recipe, overrides, 
             ["actor_rollout_ref.actor.fsdp_config.param_offload=true"],
             "parameter_sync_step=1",
         ),
+        (
+            "vapo_async",
+            ["actor_rollout_ref.actor.fsdp_config.reshard_after_forward=false"],
+            "reshard_after_forward=False .*parameter_sync_step=1",
+        ),
+        ("vapo_async", [f"{SAMPLER}.max_off_policy_threshold=0"], "threshold=0 .* 1 or more"),
+        ("vapo_async", [f"{SAMPLER}.max_off_policy_threshold=2.5"], "threshold=2.5"),
+        ("vapo", [COLOCATED, f"{SAMPLER}.max_off_policy_strategy=skip"], "use drop or wait"),
+        *(
+            ("vapo", [COLOCATED, f"{WARM_UP}={value}"], f"{WARM_UP}={value} .* give 0 or more")
+            for value in ("-1", "nan", "one")
+        ),
         ("vapo_async", ["actor_rollout_ref.model.lora_rank=8"], "lora.merge=true"),
         ("smoke_async", ["ray_kwargs.ray_init.num_gpus=1"], "need 2"),
         ("vapo", [COLOCATED, "vapo.rollout.restart_servers=true"], "restart_servers"),
@@ -84,12 +97,26 @@ def test_weights_by_nccl_need_cupy(monkeypatch):
     preflight.check_trainer_mode(composed("vapo_async", f"{ROLLOUT}.checkpoint_engine.backend=zmq"))
 
 
-def test_off_load_is_allowed_where_no_copy_of_the_weights_is_restored():
-    offload = "actor_rollout_ref.actor.fsdp_config.param_offload=true"
+@pytest.mark.parametrize("setting", ["param_offload=true", "reshard_after_forward=false"])
+def test_off_load_is_allowed_where_no_copy_of_the_weights_is_restored(setting):
+    offload = f"actor_rollout_ref.actor.fsdp_config.{setting}"
     bypass = "+algorithm.rollout_correction.bypass_mode=true"
     once = ["trainer.v1.separate_async.parameter_sync_step=1", "data.train_batch_size=128"]
     preflight.check_trainer_mode(composed("vapo_async", offload, *once))
     preflight.check_trainer_mode(composed("vapo_async", offload, bypass.lstrip("+")))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"{SAMPLER}.max_off_policy_threshold=null",
+        f"{SAMPLER}.max_off_policy_strategy=wait",
+        f"{WARM_UP}=0.5",
+        f"{WARM_UP}=0",
+    ],
+)
+def test_other_ages_and_warm_ups_are_accepted(override):
+    preflight.check_trainer_mode(composed("vapo", COLOCATED, override))
 
 
 def test_smoke_async_is_smoke_on_a_pool_of_its_own():
