@@ -78,6 +78,7 @@ def test_a_reason_is_one_line_with_the_first_error():
     error = from_another_process(ValueError("first line\nsecond line"))
     assert reason_of(error) == "ValueError: first line"
     assert reason_of(KeyError()) == "KeyError: "
+    assert reason_of(OSError("no file caf\udce9")) == "OSError: no file caf\\udce9"
     assert len(reason_of(ValueError("x" * 10_000))) <= 200
 
 

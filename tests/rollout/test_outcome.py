@@ -4,6 +4,7 @@ import asyncio
 import copy
 import json
 import math
+import threading
 import time
 from collections import Counter
 from functools import cache
@@ -64,6 +65,10 @@ ROW = {
             {"score": 0, "pred": "7", "steps": np.int64(4)},
             Outcome(score=0.0, correct=False, info={"pred": "7", "steps": 4.0}),
         ),
+        (
+            {"score": 0, "pred": np.str_("caf\u00e9"), "\u00e9tapes": math.inf},
+            Outcome(score=0.0, correct=False, info={"pred": "caf\u00e9", "\u00e9tapes": math.inf}),
+        ),
     ],
 )
 def test_a_score_is_a_number_or_a_mapping_with_one(result, outcome):
@@ -94,6 +99,8 @@ def test_a_score_is_a_number_or_a_mapping_with_one(result, outcome):
         ({"score": 1.0, "format": 0.0}, "'format', which is a name of this package; rename it"),
         ({"score": 1.0, "parts": {"a": 1}}, "'parts' is a dict; give a number"),
         ({"score": 1.0, 7: 1}, "it returned 7, which"),
+        ({"score": 1.0, "acc_success_only": 1}, "which is a name of this package"),
+        ({"score": 1.0, "pred": "caf\udce9"}, "'pred' holds half of a surrogate pair"),
     ],
 )
 def test_what_is_no_score_is_refused(result, message):
@@ -157,6 +164,27 @@ async def fails_later(**arguments):
     raise KeyError("x")
 
 
+async def cancels_itself(**arguments):
+    asyncio.current_task().cancel()
+    await asyncio.sleep(60)
+
+
+async def gives_up(**arguments):
+    raise asyncio.CancelledError("by a library of mine")
+
+
+async def waits(**arguments):
+    await asyncio.Event().wait()
+
+
+def varies(solution_str, **arguments):
+    return {"score": 0.0, "pred": int(solution_str) if solution_str.isdecimal() else "none"}
+
+
+def says_bytes(**arguments):
+    raise ValueError("caf\\udce9")
+
+
 def nothing(**arguments):
     pass
 
@@ -206,6 +234,9 @@ def test_a_functions_file_is_run_once_a_process(function):
         ("divides", "ZeroDivisionError: division by zero"),
         ("times_out", "TimeoutError: the server of my reward"),
         ("fails_later", "KeyError: 'x'"),
+        ("cancels_itself", "CancelledError"),
+        ("gives_up", "CancelledError: by a library of mine"),
+        ("says_bytes", "ValueError: caf\udce9"),
         ("nothing", "it returned a NoneType; give a number"),
         ("other_arguments", "TypeError: "),
     ],
@@ -216,6 +247,33 @@ async def test_a_failing_function_is_named_and_a_failure_of_its_row(function, na
     assert f"rewards.py:{name}: {said}" in str(caught.value)
     assert failure_kind(caught.value) == "row"
     assert reason_of(caught.value).startswith("RewardFunctionFailed: ")
+    assert reason_of(caught.value).encode()
+
+
+async def test_a_response_that_is_cancelled_takes_its_function_with_it(function):
+    before = asyncio.all_tasks()
+    scoring = asyncio.ensure_future(function("waits").score("", ROW, {}))
+    await until(lambda: len(asyncio.all_tasks() - before) == 2)  # the coroutine runs
+    scoring.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await scoring
+    await until(lambda: asyncio.all_tasks() <= before)
+
+
+async def until(is_so):
+    end = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.001)
+
+
+async def test_a_name_that_is_now_a_number_and_now_a_text_is_refused(function):
+    """veRL averages a validation's numbers: a text among them would end the run."""
+    varies = function("varies")
+    assert (await varies.score("7", ROW, {})).info == {"pred": 7.0}
+    with pytest.raises(RewardFunctionFailed, match="'pred' is a text, and a number for another"):
+        await varies.score("seven", ROW, {})
+    assert (await varies.score("8", ROW, {})).info == {"pred": 8.0}
 
 
 def test_failures_are_counted_by_what_failed():
@@ -234,6 +292,12 @@ def test_numbers_of_a_function_are_averaged_under_its_names():
         {"acc": 0.0, "format": 1.0, "steps": 4.0, "late": True},
     ]
     assert info_means(infos) == {"vapo/reward/user/steps": 3.0, "vapo/reward/user/late": 1.0}
+
+
+def test_numbers_without_a_mean_do_not_end_the_run():
+    rows = [{"a": math.inf, "b": 1.5e308}, {"a": -math.inf, "b": 1.5e308}, {"a": 2.0}]
+    assert info_means(rows) == {"vapo/reward/user/a": 2.0, "vapo/reward/user/b": 1.5e308}
+    assert info_means([{"a": math.inf}]) == {}
 
 
 async def test_the_loop_takes_the_functions_score_and_its_word_for_the_gate(
@@ -297,6 +361,10 @@ def refused(*overrides):
         "from os.path import join as mine",
         "from elsewhere import *",
         "if True:\n    def mine(**_): return 1",
+        "if True:\n    async def mine(**_): return 1",
+        "try:\n    from fast import mine\nexcept ImportError:\n    from slow import mine",
+        "try:\n    from fast import *\nexcept ImportError:\n    from slow import one",
+        "with lock:\n    class mine: pass",
         "try:\n    from fast import mine\nexcept ImportError:\n    mine = None",
         "raise RuntimeError('it is read, not run')\ndef mine(**_): return 1",
     ],
@@ -310,7 +378,10 @@ def test_a_function_is_found_without_running_its_file(tmp_path, body):
 def test_a_function_that_is_not_there_is_refused(tmp_path):
     path = tmp_path / "rewards.py"
     asked = f"{FUNCTION_KEY}.path={path}"
-    assert "is no file; give a Python file" in refused(asked)
+    assert "is no file NAME.py; give a Python file" in refused(asked)
+    (tmp_path / "rewards.txt").write_text("def compute_score(**_): return 1")
+    assert "is no file NAME.py" in refused(f"{FUNCTION_KEY}.path={tmp_path}/rewards.txt")
+    assert "no package 'absent_one'" in refused(f"{FUNCTION_KEY}.path=pkg://absent_one.rewards")
     path.write_text("def compute(:")
     assert "is no Python: " in refused(asked)
     path.write_text("def compute_scores(**_): return 1")
@@ -324,6 +395,46 @@ def test_a_function_that_is_not_there_is_refused(tmp_path):
     assert "one of them gives R_acc" in refused(asked, "vapo.reward.answer_style=judge")
     older = refused("custom_reward_function.path=mine.py")
     assert older.endswith(f"set {FUNCTION_KEY}.path")
+
+
+@pytest.mark.parametrize(
+    ("head", "arguments", "said"),
+    [
+        ("def f(a)", (), "takes no data_source"),
+        ("def f(data_source, solution_str, ground_truth)", (), "takes no extra_info"),
+        ("def f(data_source, solution_str, ground_truth, extra_info, k)", (), "needs k, too"),
+        ("def f(data_source, /, **_)", (), "needs data_source, too"),
+        ("async def f(*, k, **_)", (), "needs k, too"),
+        ("def f(data_source, solution_str, ground_truth, extra_info=None)", ("k",), "takes no k"),
+        ("def f(**_)", ("ground_truth",), "ground_truth is of the response"),
+        ("f = 3 #", (), "is a constant"),
+    ],
+)
+def test_a_function_that_its_call_does_not_fit_is_refused(tmp_path, head, arguments, said):
+    path = tmp_path / "rewards.py"
+    path.write_text(f"{head}: return 1\n")
+    given = [f"{FUNCTION_KEY}.reward_kwargs.{name}=1" for name in arguments]
+    asked = (f"{FUNCTION_KEY}.path={path}", f"{FUNCTION_KEY}.name=f", *given)
+    assert said in refused(*asked)
+
+
+@pytest.mark.parametrize(
+    ("head", "arguments"),
+    [
+        ("def f(data_source, solution_str, ground_truth, extra_info=None)", ()),
+        ("def f(data_source, solution_str, ground_truth, extra_info, k=2, *, m=1)", ()),
+        ("def f(data_source, solution_str, ground_truth, extra_info, k)", ("k",)),
+        ("def f(x=None, *_, **more)", ("k",)),
+        ("@adapted\ndef f(x)", ()),
+    ],
+)
+def test_a_function_that_its_call_fits_is_taken(tmp_path, head, arguments):
+    path = tmp_path / "rewards.py"
+    path.write_text(f"{head}: return 1\n")
+    given = [f"{FUNCTION_KEY}.reward_kwargs.{name}=1" for name in arguments]
+    check_outcome_reward(
+        composed(f"{FUNCTION_KEY}.path={path}", f"{FUNCTION_KEY}.name=f", *given)
+    )
 
 
 def test_workers_get_absolute_paths(tmp_path, monkeypatch):
@@ -344,13 +455,22 @@ def test_a_judge_needs_a_model_and_an_address_or_a_key(monkeypatch):
     assert "name the judge's model" in refused(style)
     assert "OPENAI_API_KEY is not set" in refused(style, named)
     check_outcome_reward(composed(style, named, f"{JUDGE_KEY}.base_url=http://127.0.0.1:1/v1"))
-    assert "is no address" in refused(style, named, f"{JUDGE_KEY}.base_url=localhost")
+    wrong = refused(style, named, f"{JUDGE_KEY}.base_url=localhost")
+    assert wrong.startswith(f"{JUDGE_KEY}.base_url: 'localhost' is no address")
+    local = f"{JUDGE_KEY}.base_url=http://127.0.0.1:1/v1"
+    assert "is blank; name a model" in refused(f"{JUDGE_KEY}.model=' '", local)
+    message = refused(named, local, f"{JUDGE_KEY}.cache_dir={__file__}/decisions")
+    assert message.startswith(f"{JUDGE_KEY}.cache_dir=")
+    assert f"{__file__} is no folder" in message
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     config = composed(style, named)
     check_outcome_reward(config)
     assert "sk-secret" not in OmegaConf.to_yaml(config)
     assert used_metrics(config) == {JUDGE_FAILED}
     assert used_metrics(composed()) == frozenset()
+    late = f"{JUDGE_KEY}.timeout_s=300"
+    assert "is not below vapo.rollout.timeout_s=300.0" in refused(style, named, late)
+    check_outcome_reward(composed(style, named, late, "vapo.rollout.timeout_s=301"))
 
 
 def case(text="I think so.\n</think>\nIt is a round ball.", **row):
@@ -467,6 +587,41 @@ async def test_faults_that_pass_are_tried_again_and_others_fail(judge):
     with pytest.raises(JudgeFailed, match="no connection"):
         await no_retry.decide(case())
     await no_retry.close()
+
+
+async def test_a_failure_that_nobody_waited_for_is_not_the_next_answer(judge):
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def held(request):
+        arrived.set()
+        go_on.wait(60)
+        return Reply(text="maybe")
+
+    with chat_server(held) as server:
+        one, before = judge(server), asyncio.all_tasks()
+        first = asyncio.ensure_future(one.decide(case()))
+        await asyncio.to_thread(arrived.wait, 60)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        go_on.set()
+        await until(lambda: asyncio.all_tasks() <= before)
+        server.script = lambda request: Reply(text="correct")
+        assert await one.decide(case())
+        await one.close()
+
+
+async def test_a_wait_for_the_judge_is_no_hang(judge, monkeypatch):
+    """A process that beats is at work, however long all of its tries take."""
+    beats = []
+    monkeypatch.setattr("vapo_verl.heartbeat.beat", lambda: beats.append(time.monotonic()))
+    monkeypatch.setattr("vapo_verl.rollout.outcome.BEAT_S", 0.01)
+    replies = [Reply(status=503), Reply(status=503), Reply(text="correct")]
+    with chat_server(lambda request: replies.pop(0)) as server:
+        one = judge(server)
+        assert await one.decide(case())
+        await one.close()
+    assert len(beats) >= 4  # of each wait, its begin and its end at least
 
 
 async def test_decisions_on_disk_are_used_by_the_next_run(judge, tmp_path):

@@ -82,10 +82,11 @@ def failure_kind(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Type and first line of the first error."""
+    """Type and first line of the first error, in Unicode that a message can carry."""
     cause = cause_of(error)
     lines = str(cause).strip().splitlines() or [""]
-    return f"{type(cause).__name__}: {lines[0]}"[:_MAX_REASON]
+    text = f"{type(cause).__name__}: {lines[0]}"[:_MAX_REASON]
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class ReportedFilter(logging.Filter):

@@ -13,15 +13,18 @@ import difflib
 import math
 import os
 import platform
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import IO, Any
 
+from vapo_verl import heartbeat
 from vapo_verl.claims.options import NO_KEY, OPENAI_URL, EndpointOptions, RetryOptions
 from vapo_verl.claims.report import RunCounts
 from vapo_verl.claims.requests.reply import FatalFault, ImageFailed
@@ -42,7 +45,13 @@ from vapo_verl.reward.accuracy import truths_of
 FUNCTION_KEY = "reward.custom_reward_function"
 JUDGE_KEY = "vapo.reward.judge"
 FUNCTION_FAILED, JUDGE_FAILED = "vapo/reward/function_failed", "vapo/reward/judge_failed"
-OWN_NAMES = frozenset({"format", "perception", "unparsed", "truncated", "reward"})
+BEAT_S = 5.0
+"""Of a wait for the judge, after which it shows that it goes on."""
+ARGUMENTS = ("data_source", "solution_str", "ground_truth", "extra_info")
+"""What a reward function is called with, by name."""
+OWN_NAMES = frozenset(
+    {"format", "perception", "unparsed", "truncated", "reward", "acc_success_only"}
+)
 """Names under which this package and veRL report parts of the reward."""
 
 
@@ -124,7 +133,14 @@ def check_outcome_reward(config: Any) -> None:
                 f"{FUNCTION_KEY}.reward_kwargs={arguments!r} are no arguments; set "
                 f"+{FUNCTION_KEY}.reward_kwargs.NAME=VALUE, or leave it out"
             )
-        _check_function(path, config.reward.custom_reward_function.get("name"))
+        for name in arguments:
+            if name in ARGUMENTS:  # veRL would give it in place of the response's own
+                raise ValueError(
+                    f"{FUNCTION_KEY}.reward_kwargs.{name}={arguments[name]!r}: {name} is of the "
+                    "response; give the argument another name"
+                )
+        function = config.reward.custom_reward_function.get("name")
+        _check_function(path, function, [str(name) for name in arguments])
         if reward.answer_style == JUDGE_STYLE:
             raise ValueError(
                 f"vapo.reward.answer_style={JUDGE_STYLE} and {FUNCTION_KEY}.path={path!r}: one of "
@@ -136,15 +152,43 @@ def check_outcome_reward(config: Any) -> None:
             "model"
         )
     if reward.judge.model:
+        if not reward.judge.model.strip():
+            raise ValueError(f"{JUDGE_KEY}.model={reward.judge.model!r} is blank; name a model")
         judge_options(JudgeConfig(**reward.judge), os.environ)
+        limit = config.vapo.rollout.timeout_s
+        if reward.judge.timeout_s >= limit:
+            raise ValueError(
+                f"{JUDGE_KEY}.timeout_s={reward.judge.timeout_s} is not below "
+                f"vapo.rollout.timeout_s={limit}, after which the run ends as one that hangs; "
+                "lower the first, or raise the second"
+            )
+        _check_cache(reward.judge.cache_dir)
 
 
-def _check_function(path: str, name: object) -> None:
+def _check_cache(folder: str) -> None:
+    if not folder:
+        return
+    above = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        reason = f"no permission for {above}" if above.is_dir() else f"{above} is no folder"
+        raise ValueError(
+            f"{JUDGE_KEY}.cache_dir={folder!r} cannot be written: {reason}; name a folder that you "
+            "may write, or leave it out"
+        )
+
+
+def _check_function(path: str, name: object, arguments: Sequence[str]) -> None:
     if path.startswith("pkg://"):
+        package = path.removeprefix("pkg://").partition(".")[0]
+        if not package or find_spec(package) is None:
+            raise ValueError(
+                f"{FUNCTION_KEY}.path={path!r}: no package {package!r} is installed; correct the "
+                "name, or give a Python file"
+            )
         return
     file = Path(path.removeprefix("file://")).expanduser()
-    if not file.is_file():
-        raise ValueError(f"{FUNCTION_KEY}.path={path!r} is no file; give a Python file")
+    if not file.is_file() or file.suffix != ".py":  # veRL imports no other
+        raise ValueError(f"{FUNCTION_KEY}.path={path!r} is no file NAME.py; give a Python file")
     try:
         body = ast.parse(file.read_bytes(), str(file)).body
     except (SyntaxError, ValueError) as error:
@@ -158,16 +202,54 @@ def _check_function(path: str, name: object) -> None:
             f"{FUNCTION_KEY}.name={name!r}: {path} defines no such function; it has "
             f"{', '.join(near) or 'none'}"
         )
+    binding = next((each for each in reversed(body) if name in _names_of(each)), None)
+    if isinstance(binding, ast.FunctionDef | ast.AsyncFunctionDef) and not binding.decorator_list:
+        _check_call(f"{FUNCTION_KEY}.name={name!r} in {path}", binding.args, arguments)
+    elif isinstance(binding, ast.Assign) and isinstance(binding.value, ast.Constant):
+        raise ValueError(f"{FUNCTION_KEY}.name={name!r} is a constant in {path}; name a function")
+
+
+def _check_call(what: str, takes: ast.arguments, arguments: Sequence[str]) -> None:
+    """Refuse a function that cannot be called with what it will be given, by name."""
+    given = (*ARGUMENTS, *arguments)
+    positional = [*takes.posonlyargs, *takes.args]
+    required = positional[: len(positional) - len(takes.defaults)]
+    required += [
+        argument
+        for argument, default in zip(takes.kwonlyargs, takes.kw_defaults, strict=True)
+        if default is None
+    ]
+    accepted = {argument.arg for argument in (*takes.args, *takes.kwonlyargs)}
+    unknown = [name for name in given if name not in accepted and takes.kwarg is None]
+    lacking = [
+        argument.arg
+        for argument in required
+        if argument.arg not in given or argument in takes.posonlyargs
+    ]
+    if unknown or lacking:
+        problem = f"takes no {unknown[0]}" if unknown else f"needs {lacking[0]}, too"
+        raise ValueError(
+            f"{what} is called with {', '.join(f'{name}=' for name in given)} and {problem}; "
+            "correct its arguments, or reward_kwargs"
+        )
+
+
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def _names_of(statement: ast.stmt) -> list[str]:
     """Names that a statement at the top of a module binds; of a block, all that are inside."""
-    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+    if isinstance(statement, _DEFINITIONS):
         return [statement.name]
-    if isinstance(statement, ast.Import | ast.ImportFrom):
-        return [(alias.asname or alias.name) for alias in statement.names]
-    nodes = [node for node in ast.walk(statement) if isinstance(node, ast.Name | ast.FunctionDef)]
-    return [node.id if isinstance(node, ast.Name) else node.name for node in nodes]
+    names = []
+    for node in ast.walk(statement):
+        if isinstance(node, _DEFINITIONS):
+            names.append(node.name)
+        elif isinstance(node, ast.alias):
+            names.append(node.asname or node.name.partition(".")[0])
+        elif isinstance(node, ast.Name):
+            names.append(node.id)
+    return names
 
 
 class RewardFunction:
@@ -181,6 +263,8 @@ class RewardFunction:
 
     def __init__(self, call: Callable[..., Any], name: str) -> None:
         self._call, self._name = call, name
+        self._types: dict[str, type] = {}
+        """Of the values under each name of a mapping: veRL averages numbers, and no texts."""
 
     @classmethod
     def of(cls, config: Any) -> "RewardFunction | None":
@@ -231,19 +315,48 @@ class RewardFunction:
         loop = asyncio.get_running_loop()
         result, error = await loop.run_in_executor(None, call)
         if error is None and hasattr(result, "__await__"):
-            try:
-                result = await result
-            except (Exception, SystemExit) as raised:
-                error = raised
+            result, error = await _awaited(result)
         if error is not None:
             raise RewardFunctionFailed(f"{self._name}: {_said(error)}") from error
         try:
-            return read_score(result)
+            outcome = read_score(result)
+            self._check_types(outcome.info)
         except ValueError as problem:
             raise RewardFunctionFailed(f"{self._name}: {problem}") from None
+        return outcome
+
+    def _check_types(self, info: Mapping[str, object]) -> None:
+        for name, value in info.items():
+            expected = self._types.setdefault(name, type(value))
+            if type(value) is not expected:
+                raise ValueError(
+                    f"{name!r} is {_KINDS[type(value)]}, and {_KINDS[expected]} for another "
+                    "response; return one of them"
+                )
 
 
 _loaded: dict[tuple[str, str, str], RewardFunction] = {}
+
+
+_KINDS = {float: "a number", str: "a text"}
+
+
+async def _awaited(result: Any) -> tuple[Any, BaseException | None]:
+    """What a coroutine returns or raises, in a task of its own: it may cancel itself."""
+
+    async def guarded() -> tuple[Any, BaseException | None]:
+        try:
+            return await result, None
+        except BaseException as error:
+            return None, error
+
+    task = asyncio.ensure_future(guarded())
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError:  # of the response, not by the coroutine
+        task.cancel()
+        raise
+    return task.result()
 
 
 def _said(error: BaseException) -> str:
@@ -267,7 +380,8 @@ def read_score(result: object) -> Outcome:
         if not isinstance(name, str) or name in OWN_NAMES:
             raise ValueError(f"it returned {name!r}, which is a name of this package; rename it")
         if name != "score":
-            info[name] = value if isinstance(value, str) else _number(value, f"{name!r} is")
+            is_text = isinstance(value, str)
+            info[name] = _text(value, name) if is_text else _number(value, f"{name!r} is")
     return Outcome(score=score, correct=accuracy == 1, info=info)
 
 
@@ -278,6 +392,13 @@ def _fraction(value: object, what: str) -> float:
             f"{what} {number!r}; give a number in [0, 1], which vapo.reward.accuracy_weight scales"
         )
     return number
+
+
+def _text(value: str, name: str) -> str:
+    """A plain one, also of a subclass, that files and other processes can take."""
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{name!r} holds half of a surrogate pair; give a text in Unicode")
+    return str(value)
 
 
 def _number(value: object, what: str) -> float:
@@ -305,14 +426,20 @@ def judge_options(settings: JudgeConfig, environment: Mapping[str, str]) -> Endp
             f"{JUDGE_KEY}.model={settings.model!r} without an address asks {OPENAI_URL}, and "
             f"OPENAI_API_KEY is not set; set it, or {JUDGE_KEY}.base_url to a server without keys"
         )
-    return EndpointOptions(
-        model=settings.model,
-        base_url=url,
-        api_key=key,
-        timeout_s=settings.timeout_s,
-        max_tokens=MAX_TOKENS,
-        temperature=0.0,
-    )
+    try:
+        return EndpointOptions(
+            model=settings.model,
+            base_url=url,
+            api_key=key,
+            timeout_s=settings.timeout_s,
+            max_tokens=MAX_TOKENS,
+            temperature=0.0,
+        )
+    except ValueError as error:
+        if not settings.base_url:
+            raise
+        message = str(error).replace("OPENAI_BASE_URL:", f"{JUDGE_KEY}.base_url:", 1)
+        raise ValueError(message) from error
 
 
 def case_of_row(row: Mapping[str, Any], text: str) -> Case | None:
@@ -368,16 +495,20 @@ class RewardJudge:
         key = case.key(self._options.model)
         if key in self._known:
             return self._known[key]
-        if key not in self._asked:
-            self._asked[key] = asyncio.ensure_future(self._ask(case, key))
-        task = self._asked[key]
+        task = self._asked.get(key)
+        if task is None or task.done():
+            task = self._asked[key] = asyncio.ensure_future(self._ask(case, key))
+            task.add_done_callback(partial(self._answered, key))
         try:
             return await asyncio.shield(task)
         except JudgeFailed as failed:
             raise JudgeFailed(str(failed)) from failed.__cause__
-        finally:
-            if task.done():
-                self._asked.pop(key, None)
+
+    def _answered(self, key: str, task: asyncio.Task[bool]) -> None:
+        if self._asked.get(key) is task:
+            del self._asked[key]
+        if not task.cancelled():
+            task.exception()  # whoever waited has it; perhaps nobody did
 
     async def _ask(self, case: Case, key: str) -> bool:
         async with self._slots:
@@ -401,7 +532,8 @@ class RewardJudge:
 
             self._endpoint = await Endpoint(self._options).__aenter__()
             retry = RetryOptions(max_retries=self._settings.max_retries)
-            self._asker = PatientAsker(self._endpoint, Pacer(), retry, RunCounts())
+            pacer = Pacer(sleep=_sleep)
+            self._asker = PatientAsker(self._endpoint, pacer, retry, RunCounts(), sleep=_sleep)
         return self._asker
 
     async def close(self) -> None:
@@ -411,6 +543,15 @@ class RewardJudge:
             self._asker = None
         if self._file is not None:
             self._file.close()
+
+
+async def _sleep(seconds: float) -> None:
+    """Wait before another try. The number of tries is bounded, so that a wait is no hang."""
+    end = time.monotonic() + seconds
+    heartbeat.beat()
+    while (left := end - time.monotonic()) > 0:
+        await asyncio.sleep(min(left, BEAT_S))
+        heartbeat.beat()
 
 
 @cache
@@ -441,12 +582,19 @@ def info_means(infos: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """``vapo/reward/user/NAME``: means of the numbers that a user's function returned.
 
     Args:
-        infos: of responses, with this package's own parts; values that are nan are left out.
+        infos: of responses, with this package's own parts; nan and infinities are left out.
     """
     own = {*OWN_NAMES, "acc"}
     columns: dict[str, list[float]] = {}
     for info in infos:
         for name, value in info.items():
-            if name not in own and isinstance(value, int | float) and not math.isnan(value):
+            if name not in own and isinstance(value, int | float) and math.isfinite(value):
                 columns.setdefault(name, []).append(float(value))
-    return {f"vapo/reward/user/{name}": math.fsum(v) / len(v) for name, v in columns.items()}
+    return {f"vapo/reward/user/{name}": _mean(values) for name, values in columns.items()}
+
+
+def _mean(values: list[float]) -> float:
+    try:
+        return math.fsum(values) / len(values)
+    except OverflowError:
+        return math.fsum(value / len(values) for value in values)
