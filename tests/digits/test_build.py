@@ -87,14 +87,16 @@ def test_the_question_sets_are_asked_about_the_same_scenes_and_images(tmp_path):
     assert {row["extra_info"]["kind"] for row in long} <= set(QUESTION_SETS["long"])
 
 
-def test_command_line_names_a_wrong_question_set(tmp_path):
-    with pytest.raises(SystemExit, match="questions='short'"):
+def test_command_line_names_a_wrong_question_set(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
         main(["--out", str(tmp_path), "--questions", "short"])
+    assert "questions='short'" in capsys.readouterr().err
 
 
-def test_command_line_names_a_wrong_grid(tmp_path):
-    with pytest.raises(SystemExit, match="grid='5x5'"):
+def test_command_line_names_a_wrong_grid(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
         main(["--out", str(tmp_path), "--grids", "5x5"])
+    assert "grid='5x5'" in capsys.readouterr().err
 
 
 def test_claims_may_be_of_some_kinds_only(tmp_path):
@@ -128,5 +130,9 @@ def test_kinds_are_given_on_the_command_line(tmp_path, capsys):
         "identity",
         "color",
     ]
-    with pytest.raises(SystemExit, match="error: claim_kinds="):
+    with pytest.raises(SystemExit, match="2"):
         main(["--out", str(tmp_path), *words, "--claim-kinds", "identity"])
+    assert "error: claim_kinds=" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["--out", f"{__file__}/digits", *words])
+    assert "name a folder that you may write" in capsys.readouterr().err

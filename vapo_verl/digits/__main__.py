@@ -6,7 +6,8 @@ from pathlib import Path
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and write the data set."""
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options = parser.parse_args(arguments)
 
     from vapo_verl.digits.build import DigitsConfig, write_dataset
 
@@ -14,11 +15,12 @@ def main(arguments: list[str] | None = None) -> None:
         key: value for key, value in vars(options).items() if key != "out" and value is not None
     }
     try:
-        config = DigitsConfig(**given)
+        for path in write_dataset(options.out, DigitsConfig(**given)).values():
+            print(path)
     except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
-    for path in write_dataset(options.out, config).values():
-        print(path)
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f"--out {options.out}: {error}; name a folder that you may write")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -222,8 +222,30 @@ def test_command_makes_the_folder_and_says_its_sizes(tmp_path, capsys):
     assert "2 decoder layers of 28 heads (4 KV heads) of 128" in capsys.readouterr().out
     main(["random", "--size", "100m", "--no-weights", "--dtype", "float32", "--out", str(tmp_path)])
     assert "99,366,208 parameters, 12 decoder layers" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="error: layers=0 must be at least 1"):
+    with pytest.raises(SystemExit, match="2"):
         main(["random", "--layers", "0", "--out", str(tmp_path)])
+    assert "error: layers=0 must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--memory", "0"], "memory=0.0: give a number of tokens above 0, or none"),
+        (["--memory", "-1"], "memory=-1.0: give"),
+        (["--memory", "nan"], "memory=nan: give"),
+        (["--memory", "inf"], "memory=inf: give"),
+        (["--memory", "18", "--guesses", "nan"], "guesses=nan: give a fraction"),
+        (["--memory", "18", "--steps", "0"], "steps=0: give 1 or more"),
+        (["--memory", "18", "--threads", "0"], "--threads 0: give 1 or more"),
+        (["--memory", "18", "--seed", "-1"], "--seed -1: give a number of 0"),
+        (["--memory", "18", "--out", f"{__file__}/model"], "is a file; name a folder"),
+    ],
+)
+def test_a_warm_start_that_cannot_be_is_refused(tmp_path, capsys, arguments, said):
+    with pytest.raises(SystemExit, match="2"):
+        main(["warm-start", "--out", str(tmp_path / "model"), *arguments])
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
 
 
 def test_command_without_a_folder_is_refused(capsys):

@@ -23,14 +23,29 @@ def main(arguments: list[str] | None = None) -> None:
     """Make a small model: train, save in bfloat16, measure, and write its card."""
     parser = build_parser()
     options = parser.parse_args(arguments)
-    if options.command == "random":
-        _make_random(options)
-    elif options.command == "warm-start":
-        _warm_start(options)
-    elif options.out is None:
+    if options.out is None:
         parser.error("the following arguments are required: --out")
-    else:
-        _train(options)
+    made = {"random": _make_random, "warm-start": _warm_start, None: _train}[options.command]
+    try:
+        _check(options)
+        made(options)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse a folder that cannot be made, and what torch takes no number of.
+
+    Raises:
+        ValueError: with the option, the value and the fix.
+    """
+    above = next(path for path in (options.out, *options.out.parents) if path.exists())
+    if not above.is_dir():
+        raise ValueError(f"--out {options.out}: {above} is a file; name a folder")
+    if getattr(options, "threads", 1) < 1:
+        raise ValueError(f"--threads {options.threads}: give 1 or more")
+    if not 0 <= options.seed < 2**63:
+        raise ValueError(f"--seed {options.seed}: give a number of 0 to {2**63 - 1}")
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -41,9 +56,7 @@ def _train(options: argparse.Namespace) -> None:
     from vapo_verl.digits.model.recipe import PRESETS, make_model
 
     if options.preset not in PRESETS:
-        raise SystemExit(
-            f"error: --preset {options.preset} is unknown; use one of {', '.join(PRESETS)}"
-        )
+        raise ValueError(f"--preset {options.preset} is unknown; use one of {', '.join(PRESETS)}")
     torch.set_num_threads(options.threads)
     config = replace(PRESETS[options.preset], seed=options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -57,22 +70,19 @@ def _make_random(options: argparse.Namespace) -> None:
 
     from vapo_verl.digits.model.random_models import describe, make_random_model
 
-    try:
-        config = make_random_model(
-            options.out,
-            options.size,
-            family=options.family,
-            think_tokens=options.think_tokens,
-            layers=options.layers,
-            vision_layers=options.vision_layers,
-            vocab_size=options.vocab_size,
-            max_image_tokens=options.max_image_tokens,
-            weights=options.weights,
-            dtype=getattr(torch, options.dtype),
-            seed=options.seed,
-        )
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+    config = make_random_model(
+        options.out,
+        options.size,
+        family=options.family,
+        think_tokens=options.think_tokens,
+        layers=options.layers,
+        vision_layers=options.vision_layers,
+        vocab_size=options.vocab_size,
+        max_image_tokens=options.max_image_tokens,
+        weights=options.weights,
+        dtype=getattr(torch, options.dtype),
+        seed=options.seed,
+    )
     print(f"{options.out}: {describe(config)}")
 
 
@@ -90,15 +100,12 @@ def _warm_start(options: argparse.Namespace) -> None:
         write_card,
     )
 
-    try:
-        config = StartConfig(
-            forgetting=Forgetting(memory=options.memory),
-            guesses=options.guesses,
-            steps=options.steps,
-            seed=options.seed,
-        )
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+    config = StartConfig(
+        forgetting=Forgetting(memory=options.memory),
+        guesses=options.guesses,
+        steps=options.steps,
+        seed=options.seed,
+    )
     if is_complete(options.out, config):
         print(f"{options.out} holds this warm start")
         return

@@ -14,6 +14,7 @@ The one knob is `memory`. Without a limit (None) predictions follow the image, a
 digits models. Everything else is drawn alike, so that two strengths have the same responses.
 """
 
+import math
 import random
 import re
 from collections.abc import Mapping
@@ -63,7 +64,7 @@ class Forgetting:
     """Fraction of their cells."""
 
     def __post_init__(self) -> None:
-        if self.memory is not None and self.memory <= 0:
+        if self.memory is not None and not 0 < self.memory < math.inf:
             raise ValueError(f"memory={self.memory}: give a number of tokens above 0, or none")
         for name in ("check", "planted", "misread"):
             if not 0 <= getattr(self, name) <= 1:
