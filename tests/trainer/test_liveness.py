@@ -395,6 +395,23 @@ def test_a_dead_server_is_taken_out_with_its_engine_where_servers_are_spared(
                 os.kill(pid, signal.SIGKILL)
 
 
+def test_a_server_is_named_though_its_engine_is_gone_before_it(cluster, monkeypatch):
+    monkeypatch.setattr(liveness, "TOGETHER_S", 10.0)
+    watched = Watched(worker=VapoHttpServer)
+    engines = ray.get([worker.engine_pid.remote() for worker in watched.workers])
+    try:
+        watched.monitor.begin(UPDATE)
+        os.kill(engines[0], signal.SIGKILL)
+        os.kill(watched.pids[0], signal.SIGKILL)
+        finding = watched.monitor.wait(60.0)
+        assert finding is not None and f"the vLLM server (pid {watched.pids[0]}" in finding.what
+    finally:
+        watched.close()
+        for pid in engines:
+            if psutil.pid_exists(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
 def test_a_dead_server_ends_a_run_that_does_not_spare_it(cluster):
     watched = Watched(worker=VapoHttpServer)
     try:

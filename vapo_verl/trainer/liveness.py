@@ -39,6 +39,8 @@ RAY_PROCESSES = ("gcs_server", "raylet")
 """Names of the processes that `ray.init` starts below a driver that joins no cluster."""
 GCS_MISSES = 3
 """Refused connections in a row after which Ray's head process counts as dead."""
+TOGETHER_S = 0.5
+"""Within which an engine and its server end, where one ends with the other."""
 _STOPPED = {psutil.STATUS_STOPPED, psutil.STATUS_DISK_SLEEP}
 _CPU_S = 0.05
 """CPU time below which a process counts as not having run."""
@@ -355,6 +357,8 @@ class Monitor:
                     if self.spare_servers and self._phase in (ROLLOUT, VALIDATION):
                         seen = {m: s for m, s in seen.items() if s.alive or m.server is None}
                     found = self._detector.judge(time.monotonic(), self._phase, seen)
+                    if found is not None:
+                        found = self._cause(*found)
             except (OSError, psutil.Error) as error:
                 say(f"WARNING: the processes of the run are not watched for a moment: {error!r}")
                 continue
@@ -365,6 +369,18 @@ class Monitor:
                 self._found.set()
                 self._end(self.finding)
                 return
+
+    def _cause(self, what: str, member: Member | None) -> tuple[str, Member | None]:
+        """The server of an engine where it is gone as well: an engine ends with its server, and may
+        be gone before it."""
+        if member is None or member.owner is None:
+            return what, member
+        time.sleep(TOGETHER_S)
+        for other, sighting in self._look().items():
+            is_its_server = other.owner is None and other.server == member.server
+            if is_its_server and not sighting.alive:
+                return f"{other} died, and its engine with it", other
+        return what, member
 
     def _look(self) -> dict[Member, Sighting]:
         nodes: dict[str, list[Member]] = {}
