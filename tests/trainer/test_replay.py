@@ -123,6 +123,13 @@ def test_an_object_that_no_file_holds_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("key", [("a", 1), np.int64(7)])
+def test_a_key_that_no_file_holds_is_named(tmp_path, key):
+    with pytest.raises(ValueError, match=r"extra: the key .* is a \w+, which cannot be saved"):
+        write_step(tmp_path, saved(extra={key: 1}), origin())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_step_that_is_repeated_replaces_itself_and_nothing_else(tmp_path):
     write_step(tmp_path, saved(), origin())
     write_step(tmp_path, saved(text="again"), origin())

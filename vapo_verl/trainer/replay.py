@@ -193,13 +193,21 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+_PLAIN = (bool, int, float, str)
+_NOT_SAVED = "vapo.debug.save_rollouts: {} is a {}, which cannot be saved"
+
+
 def _packed(value: Any, tensors: dict[str, torch.Tensor], place: str) -> Any:
     """JSON of a value; its tensors, arrays and bytes go to `tensors`, and stand there by name."""
-    if value is None or type(value) in (bool, int, float, str):
+    if value is None or type(value) in _PLAIN:
         return value
     if isinstance(value, np.generic):
         return _packed(value.item(), tensors, place)
     if isinstance(value, Mapping):
+        for key in value:
+            if not (key is None or type(key) in _PLAIN):
+                place = f"{place}: the key {key!r}"
+                raise ValueError(_NOT_SAVED.format(place[1:], type(key).__name__))
         pairs = [[k, _packed(v, tensors, f"{place}.{k}")] for k, v in value.items()]
         return ["mapping", pairs]
     if isinstance(value, list | tuple):
@@ -214,9 +222,7 @@ def _packed(value: Any, tensors: dict[str, torch.Tensor], place: str) -> Any:
         name = str(len(tensors))
         tensors[name] = torch.as_tensor(array).detach().contiguous().clone()
         return [kind, name]
-    raise ValueError(
-        f"vapo.debug.save_rollouts: {place[1:]} is a {type(value).__name__}, which cannot be saved"
-    )
+    raise ValueError(_NOT_SAVED.format(place[1:], type(value).__name__))
 
 
 def _bytes(value: bytes) -> torch.Tensor:
