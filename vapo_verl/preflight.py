@@ -481,6 +481,14 @@ def check_method(config: DictConfig) -> None:
             f"{chosen} needs the actor's old log probs on the images as they are, and "
             "algorithm.rollout_correction.bypass_mode=true takes the engine's; set it to false"
         )
+    for name in ("rollout_is", "rollout_rs"):
+        if method.changes_images and correction.get(name):
+            raise ValueError(
+                f"{chosen} writes responses from changed images, and "
+                f"algorithm.rollout_correction.{name}={correction[name]} compares them with the "
+                "actor on the images as they are: it would take back what the method does; set "
+                f"{name} to null"
+            )
 
 
 def check_best_checkpoint(config: DictConfig) -> None:

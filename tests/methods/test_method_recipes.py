@@ -9,7 +9,8 @@ from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.methods import METHODS, method_of
 
 VGPO = ["vapo.method.name=vgpo"]
-BYPASS = "algorithm.rollout_correction.bypass_mode=true"
+CORRECTION = "algorithm.rollout_correction"
+BYPASS = f"{CORRECTION}.bypass_mode=true"
 
 
 def settled(recipe, *overrides):
@@ -47,6 +48,10 @@ def test_the_default_is_no_method():
         ([*VGPO, "+vapo.method.options.beta=1"], "options.beta is not a setting"),
         (["vapo.method.name=vppo", BYPASS], "bypass_mode=true takes the engine's"),
         (["vapo.method.name=noisy_rollout", BYPASS], "bypass_mode=true takes the engine's"),
+        *(
+            (["vapo.method.name=noisy_rollout", f"{CORRECTION}.{key}"], "take back what the method")
+            for key in ("rollout_is=token", "rollout_is=sequence", "rollout_rs=token_k1")
+        ),
     ],
 )
 def test_a_method_without_what_it_needs_is_refused(overrides, message):
@@ -107,3 +112,15 @@ def test_vppo_holds_the_released_scripts_values():
     assert (config.data.train_batch_size, actor.ppo_mini_batch_size) == (384, 128)
     assert (actor.clip_ratio_low, actor.clip_ratio_high, actor.use_kl_loss) == (0.2, 0.28, False)
     assert (config.actor_rollout_ref.rollout.n, actor.optim.lr) == (8, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["vapo.method.name=papo"],
+        ["vapo.method.name=noisy_rollout", "+vapo.method.options.noise_step=0"],
+        ["vapo.method.name=noisy_rollout", "+vapo.method.options.noisy_fraction=0"],
+    ],
+)
+def test_a_correction_is_for_responses_to_the_images_as_they_are(overrides):
+    preflight.check_method(settled("vapo_tis", *overrides)[0])

@@ -88,6 +88,11 @@ class Method:
         """Whether :meth:`token_losses` has any terms."""
         return False
 
+    @property
+    def changes_images(self) -> bool:
+        """Whether :meth:`changes_image` is true of some response."""
+        return False
+
     def changes_image(self, sample: int, group_size: int, progress: Progress) -> bool:
         """Whether the response number `sample` of a prompt is generated from a changed image."""
         return False

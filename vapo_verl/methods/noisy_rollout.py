@@ -47,6 +47,10 @@ class NoisyRollout(Method):
         require(0 <= self.noise_step < NUM_NOISE_STEPS, "noise_step", self.noise_step, allowed)
         require(self.steepness >= 0, "steepness", self.steepness, "0 or more")
 
+    @property
+    def changes_images(self) -> bool:
+        return self.noisy_fraction > 0 and self.noise_step > 0
+
     def noise_at(self, progress: Progress) -> int:
         """k(s)."""
         assert progress.total_steps > 0, "the trainer sets it before the rollout"
