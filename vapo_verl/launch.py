@@ -158,14 +158,21 @@ def check_run_folder(config: DictConfig) -> None:
         InputError: with what is in the way.
     """
     folder = Path(config.trainer.default_local_dir)
+    if obstacle := _obstacle(folder):
+        raise unusable_folder(folder, obstacle)
+
+
+def _obstacle(folder: Path) -> str | None:
+    """What keeps a folder from being made or written; None for nothing."""
     try:
         above = next(path for path in (folder, *folder.parents) if path.exists())
     except OSError as error:  # a name that is too long, say
-        raise unusable_folder(folder, error) from error
+        return str(error)
     if not above.is_dir():
-        raise unusable_folder(folder, f"{above} is no folder")
+        return f"{above} is no folder"
     if not os.access(above, os.W_OK | os.X_OK):
-        raise unusable_folder(folder, f"no permission for {above}")
+        return f"no permission for {above}"
+    return None
 
 
 def check_shared_memory(folder: Path = SHARED_MEMORY) -> None:
@@ -285,6 +292,11 @@ def settle_debug(config: DictConfig) -> None:
     for name, mode in DEBUG_TRAINERS.items():
         if debug[name]:
             debug[name], trainer.v1.trainer_mode = _absolute(debug[name]), mode
+    if debug.save_rollouts and (obstacle := _obstacle(Path(debug.save_rollouts))):
+        raise ValueError(
+            f"vapo.debug.save_rollouts={debug.save_rollouts} cannot be written: {obstacle}; name a "
+            "folder that you may write"
+        )
     if debug.rollout_only:  # veRL leaves the actor as it is until the critic is warm
         trainer.critic_warmup, trainer.save_freq = MAX_COUNT, -1
     if debug.train_only:

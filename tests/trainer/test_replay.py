@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.launch import settle_debug
+from vapo_verl.run_folder.checkpoints import mark_complete
 from vapo_verl.settings import MAX_COUNT
 from vapo_verl.trainer.replay import (
     META_FILE,
@@ -215,6 +216,32 @@ def test_a_run_without_an_engine_needs_saved_steps(tmp_path, capsys):
     file.write_text(file.read_text().replace(version("torch"), "1.0"))
     settled(asked, "trainer.total_training_steps=2")
     assert "was saved with other versions: {'torch': '1.0 -> " in capsys.readouterr().out
+
+
+def test_a_step_that_is_missing_between_others_is_named_before_the_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saves = tmp_path / "saves"
+    asked = f"vapo.debug.train_only={saves}"
+    for step in (2, 3, 5):
+        write_step(saves, saved(step=step), origin())
+    with pytest.raises(SavedRolloutsError, match=r"steps 2, 3, 5, not step 1; save step 1, or"):
+        settled(asked, "trainer.total_training_steps=3")
+    done = tmp_path / "runs" / "one" / "global_step_1"
+    done.mkdir(parents=True)
+    resumed = ("trainer.resume_mode=resume_path", f"trainer.resume_from_path={done}")
+    settled(asked, "trainer.total_training_steps=3", *resumed)
+    with pytest.raises(SavedRolloutsError, match=r"not step 4; set .*total_training_steps=3"):
+        settled(asked, "trainer.total_training_steps=5", *resumed)
+    mark_complete(done.parent, 1)
+    settled(asked, "trainer.total_training_steps=3", f"trainer.default_local_dir={done.parent}")
+
+
+def test_rollouts_are_saved_where_a_folder_can_be(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for place in ("file", "file/saves"):
+        with pytest.raises(ValueError, match=r"vapo.debug.save_rollouts=.*file is no folder; name"):
+            settled(f"vapo.debug.save_rollouts={tmp_path / place}")
+    assert (tmp_path / "file").read_text() == "x"
 
 
 def test_rollouts_without_training_leave_the_weights_and_save_nothing():

@@ -27,6 +27,7 @@ from vapo_verl.console import say
 from vapo_verl.files import atomic_folder
 from vapo_verl.rollout.prompts import PROMPTS, uid_of
 from vapo_verl.rollout.transfer import KVBatchMeta, put_rows, read_rows
+from vapo_verl.run_folder.checkpoints import latest_complete
 from vapo_verl.trainer.replay_buffer import FAILED
 from vapo_verl.trainer.trainer import VapoTrainer
 
@@ -141,7 +142,7 @@ def check_saved(config: DictConfig) -> None:
     """Refuse a folder that the run cannot train on, before a process starts.
 
     Raises:
-        SavedRolloutsError: it is absent, foreign or damaged, or has too few steps.
+        SavedRolloutsError: it is absent, foreign or damaged, or lacks steps.
     """
     folder = Path(config.vapo.debug.train_only)
     steps, total = saved_steps(folder), config.trainer.total_training_steps
@@ -154,11 +155,31 @@ def check_saved(config: DictConfig) -> None:
         }
         if differing:
             say(f"WARNING: {step_folder(folder, step)} was saved with other versions: {differing}")
-    if total is None or (len(steps) > 1 and total > steps[-1]):
+    first = _first_step(config)
+    missing = {*range(first, (total or 0) + 1)} - {*steps} if len(steps) > 1 else set()
+    if total is None or missing:
+        last = first - 1
+        while last + 1 in steps:
+            last += 1
+        lacks = f", not step {min(missing)}" if missing and min(missing) < steps[-1] else ""
+        fix = (
+            f"set trainer.total_training_steps={last if len(steps) > 1 else steps[-1]}"
+            if last >= first or len(steps) == 1
+            else f"save step {first}, or give a folder that has it"
+        )
         raise SavedRolloutsError(
             f"trainer.total_training_steps={total}, and {KEY}={folder} holds the steps "
-            f"{', '.join(map(str, steps))}; set trainer.total_training_steps={steps[-1]}"
+            f"{', '.join(map(str, steps))}{lacks}; {fix}"
         )
+
+
+def _first_step(config: DictConfig) -> int:
+    """The first step that this run trains: the one after its checkpoint."""
+    trainer = config.trainer
+    if trainer.resume_mode == "resume_path":
+        return int(Path(trainer.resume_from_path).name.rpartition("_")[2]) + 1
+    done = latest_complete(Path(trainer.default_local_dir))
+    return 1 if trainer.resume_mode != "auto" or done is None else done + 1
 
 
 def _verified(folder: Path) -> dict[str, Any]:
