@@ -64,6 +64,10 @@ def _fault(options: argparse.Namespace) -> str | None:
     known = forgetful.PLANS[options.forgetful].arms if options.forgetful else tuple(ARMS)
     if unknown := [arm for arm in chosen if arm not in known]:
         return f"--arms {' '.join(unknown)}: choose from {', '.join(known)}"
+    seeds = options.seeds or ()
+    if any(not 0 <= seed < 2**31 for seed in seeds) or len({*seeds}) < len(seeds):
+        given = " ".join(map(str, seeds))
+        return f"--seeds {given}: give different numbers of 0 to {2**31 - 1}"
     if options.quick and (options.arms or options.seeds):
         return "--quick is the control with one seed: leave --arms and --seeds out"
     if options.arms and BASELINE not in options.arms:
