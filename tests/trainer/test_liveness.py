@@ -1,5 +1,6 @@
 """The monitor names the process that died or hangs; a busy or slow one is left alone."""
 
+import json
 import os
 import shutil
 import signal
@@ -278,6 +279,28 @@ def test_the_last_words_are_those_of_the_process(session, child):
     assert NodeWatch().evidence(12, 77)[0] == "Its last lines: (EngineCore pid=12) mine"
     assert NodeWatch().evidence(77, None)[0] == "Its last lines: another's"
     assert NodeWatch().evidence(13, 78) == []
+
+
+def test_a_worker_that_ray_killed_for_memory_says_so(session, child):
+    events = session / "logs" / "events" / "event_RAYLET.log"
+    events.parent.mkdir()
+    now = int(time.time())
+
+    def event(label, timestamp, message):
+        return json.dumps({"label": label, "timestamp": timestamp, "message": message})
+
+    text = "4 worker(s) were killed due to the node running low on memory. It was 22.67GB used"
+    lines = [
+        event("Out of Memory", now - 3600, "of a run before this one"),
+        event("Worker Died", now, "another kind"),
+        event("Out of Memory", now + 1, f"{text}\\nOOM kill reason: Memory usage exceeded"),
+        '{"label": "Out of Mem',  # being written
+    ]
+    watch = NodeWatch()
+    assert watch.evidence(child.pid, None) == []
+    events.write_text("\n".join(lines))
+    [said] = watch.evidence(child.pid, None)
+    assert said.startswith(f"Ray's memory monitor: {text}. See docs/troubleshooting.md")
 
 
 def test_a_bus_error_names_shared_memory(session, child):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -47,6 +49,7 @@ class NodeWatch:
         self._folder = folder or session_folder()
         self._processes: dict[int, psutil.Process] = {}
         self._oom_kills = _oom_kills()
+        self._began = int(time.time())
 
     def engines(self, server: int) -> dict[int, str]:
         """Pid and title of vLLM's processes below a server."""
@@ -93,6 +96,11 @@ class NodeWatch:
             found.append(
                 f"The kernel's OOM killer ended {killed} processes of the node since the run began."
             )
+        events = self._folder / "logs" / "events" / "event_RAYLET.log"
+        found += [
+            f"Ray's memory monitor: {text}. See docs/troubleshooting.md, It runs out of memory."
+            for text in _out_of_memory(events, self._began)
+        ]
         shm = os.statvfs("/dev/shm")
         if shm.f_bavail * shm.f_frsize < 2**20 or any("Bus error" in line for line in lines):
             found.append(
@@ -124,6 +132,24 @@ def _tail(path: Path, size: int = 16_384) -> list[str]:
         text = file.read().decode(errors="replace")
     lines = (_COLOURS.sub("", line).strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith(":")]  # Ray's marks
+
+
+def _out_of_memory(events: Path, since: int) -> list[str]:
+    """What a raylet says of the workers that it killed for lack of memory on its node.
+
+    Args:
+        events: the raylet's events, a JSON object per line.
+        since: seconds; earlier ones are left out.
+    """
+    found = []
+    with suppress(OSError):  # a raylet that has written none
+        for line in events.read_text(errors="replace").splitlines():
+            with suppress(json.JSONDecodeError):  # one that is being written
+                event = json.loads(line)
+                if event["label"] == "Out of Memory" and int(event["timestamp"]) >= since:
+                    message = event["message"].partition("\\n")[0].partition("\n")[0]
+                    found.append(message.strip().rstrip("."))
+    return found
 
 
 def _oom_kills() -> int:
