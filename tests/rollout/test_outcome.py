@@ -432,9 +432,7 @@ def test_a_function_that_its_call_fits_is_taken(tmp_path, head, arguments):
     path = tmp_path / "rewards.py"
     path.write_text(f"{head}: return 1\n")
     given = [f"{FUNCTION_KEY}.reward_kwargs.{name}=1" for name in arguments]
-    check_outcome_reward(
-        composed(f"{FUNCTION_KEY}.path={path}", f"{FUNCTION_KEY}.name=f", *given)
-    )
+    check_outcome_reward(composed(f"{FUNCTION_KEY}.path={path}", f"{FUNCTION_KEY}.name=f", *given))
 
 
 def test_workers_get_absolute_paths(tmp_path, monkeypatch):
