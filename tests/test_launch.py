@@ -315,8 +315,18 @@ def test_a_dead_process_is_told_without_the_stack_of_those_who_waited():
 
     died = RayActorError(error_msg="The actor died because its node has died. ip: 10.0.0.2")
     waited = RayTaskError("run", "a traceback\n", died)
-    text = launch.death_message(RayTaskError("fit", "another\n", waited).as_instanceof_cause())
+    error = RayTaskError("fit", "another\n", waited).as_instanceof_cause()
+    text = launch.death_message(launch.cause_of(error), ["12ab"])
     assert text.startswith("a process of the run died. The actor died because its node has died")
     assert "10.0.0.2" in text
     assert "traceback" not in text
     assert "the same command resumes" in text
+
+
+def test_the_death_of_the_trainers_process_is_named():
+    from ray.exceptions import RayActorError
+
+    died = RayActorError(error_msg="The actor died unexpectedly. pid: 7")
+    died.actor_id = "12ab"
+    text = launch.death_message(died, ["12ab"])
+    assert text.startswith("the trainer's process (VapoTaskRunner) died. The actor died unexp")

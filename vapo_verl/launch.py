@@ -511,6 +511,7 @@ def train(config: DictConfig, signals: StopSignals) -> None:
 
     keep_sigterm_handler()
     ended = threading.Event()
+    runners: list[str] = []
     run_dir = Path(config.trainer.default_local_dir)
     watch = RunnerWatch(config.vapo.rollout.timeout_s, run_dir)
 
@@ -522,6 +523,7 @@ def train(config: DictConfig, signals: StopSignals) -> None:
 
     def started(runner: Any) -> None:
         phases.end()
+        runners.append(runner._actor_id.hex())
         signals.forward_to(lambda: stop(runner))
         watch.start(runner)
 
@@ -540,7 +542,7 @@ def train(config: DictConfig, signals: StopSignals) -> None:
             raise
         if ended.is_set():
             raise RunStopped(None) from error
-        raise ProcessDied(death_message(error)) from error
+        raise ProcessDied(f"{death_message(cause, runners)}\n{outlook(run_dir)}") from error
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would interrupt the clean-up
         if watch.failure is not None:
@@ -560,10 +562,17 @@ def cause_of(error: Exception) -> Exception:
     return error
 
 
-def death_message(error: Exception) -> str:
-    """Ray's report on a dead process, without the stacks of the processes that waited for it."""
+def death_message(cause: Exception, runners: Collection[str]) -> str:
+    """Ray's report on a dead process, without the stacks of the processes that waited for it.
+
+    Args:
+        cause: as :func:`cause_of` finds it.
+        runners: ids of the actors that own a trainer.
+    """
+    is_runner = getattr(cause, "actor_id", None) in runners
+    who = "the trainer's process (VapoTaskRunner)" if is_runner else "a process of the run"
     return (
-        f"a process of the run died. {cause_of(error)}\n"
+        f"{who} died. {cause}\n"
         "Once the cause is fixed and all nodes are back (`ray status`), the same command resumes "
         "from the newest complete checkpoint."
     )
