@@ -1,6 +1,7 @@
 """What the trainer overrides in veRL 0.9.1 is still there, and is what it was when written."""
 
 import inspect
+import re
 from types import FunctionType
 
 import pytest
@@ -153,3 +154,22 @@ def test_the_pointer_verl_reads_is_the_one_we_write():
     from vapo_verl.run_folder.checkpoints import POINTER
 
     assert get_checkpoint_tracker_filename("run").endswith(f"run/{POINTER}")
+
+
+def test_the_names_that_settings_allow_are_those_of_verls_registries():
+    """A new estimator, loss, aggregation or penalty of veRL's would be refused."""
+    from verl.trainer.ppo import core_algos
+
+    from vapo_verl.settings import CHOICES, REGISTERED
+
+    estimators = REGISTERED["algorithm.adv_estimator"]
+    assert {*estimators} == {str(name) for name in core_algos.ADV_ESTIMATOR_REGISTRY}
+    losses = REGISTERED["actor_rollout_ref.actor.policy_loss.loss_mode"]
+    assert {*losses} == {*core_algos.POLICY_LOSS_REGISTRY}
+    aggregation = inspect.getsource(core_algos.agg_loss)
+    in_source = set(re.findall(r'"((?:token|seq)-[a-z-]+)"', aggregation))
+    assert {*CHOICES["actor_rollout_ref.actor.loss_agg_mode"]} == in_source
+    penalties = inspect.getsource(core_algos.kl_penalty_forward)
+    assert {*CHOICES["actor_rollout_ref.actor.kl_loss_type"]} >= set(
+        re.findall(r'"((?:low_var_)?kl|k\d|abs|mse)"', penalties)
+    )
