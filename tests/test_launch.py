@@ -1,5 +1,6 @@
 """What is settled before a run starts: kernels, paths, environment, and whether it is needed."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -198,6 +199,31 @@ def test_a_finished_run_without_its_report_gets_one(tmp_path, capsys):
     assert "nothing to do" in said
     assert "report" not in said
     assert (tmp_path / "report.html").stat().st_mtime_ns == written
+
+
+def test_a_start_that_waited_for_the_end_of_the_run_has_nothing_to_do(
+    monkeypatch, tmp_path, capsys
+):
+    """Another start holds the folder, and trains its last step meanwhile."""
+    config = compose_recipe(
+        "smoke", [f"trainer.default_local_dir={tmp_path}", "trainer.test_freq=-1"]
+    )
+
+    @contextlib.contextmanager
+    def lock_after_the_end(config):
+        finished_run(tmp_path, "trainer.test_freq=-1")
+        with (tmp_path / "lock").open("w") as file:
+            yield file
+
+    monkeypatch.setattr(launch, "run_folder_lock", lock_after_the_end)
+    monkeypatch.setattr(launch, "open_console", contextlib.nullcontext)
+    monkeypatch.setattr(launch, "guarded_run", lambda held: contextlib.nullcontext())
+    for check in ("check_loggers", "export_attention", "set_environment", "join_cluster"):
+        monkeypatch.setattr(launch, check, lambda config: None)
+    monkeypatch.setattr(launch, "check_run", lambda config: [])
+    monkeypatch.setattr(launch, "train", lambda *_: pytest.fail("it trains again"))
+    launch.launch(config)
+    assert "already holds step 6: nothing to do" in capsys.readouterr().out
 
 
 def test_validation_alone_runs_on_a_finished_run(tmp_path):

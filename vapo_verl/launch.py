@@ -82,18 +82,8 @@ def _launch(config: DictConfig, signals: StopSignals) -> None:
         settle(config)
         check_run_folder(config)
         compare_with_folder(config, derived)
-    if is_finished(config):
-        if not lacks_validation(config):
-            write_missing_report(Path(config.trainer.default_local_dir))
-            print(
-                f"{config.trainer.default_local_dir} already holds step "
-                f"{config.trainer.total_training_steps}: nothing to do. To go on, raise "
-                "trainer.total_training_steps; to start again, name another "
-                "trainer.default_local_dir."
-            )
-            return
-        print("The last step is trained and saved, but its validation is missing: validating.")
-        config.trainer.val_only = config.trainer.val_before_train = True
+    if nothing_is_left(config):
+        return
     with input_errors():
         check_shared_memory()
     for note in check_run(config):
@@ -109,6 +99,8 @@ def _launch(config: DictConfig, signals: StopSignals) -> None:
     ):
         with input_errors():  # another start may have come first
             compare_with_folder(config, derived, tell=False)
+        if nothing_is_left(config):
+            return
         resume.write_inputs(Path(config.trainer.default_local_dir), resume.inputs_of(plain(config)))
         look_for_damage(config)
         use_temporary_folder(config, temporary)
@@ -378,6 +370,25 @@ def make_paths_absolute(config: DictConfig) -> None:
 
 def _absolute(file: str) -> str:
     return file if "://" in file else str(Path(file).expanduser().absolute())
+
+
+def nothing_is_left(config: DictConfig) -> bool:
+    """Whether the run is finished, which is said. If its last validation is missing, the config is
+    changed to validate alone."""
+    if not is_finished(config):
+        return False
+    if not lacks_validation(config):
+        write_missing_report(Path(config.trainer.default_local_dir))
+        print(
+            f"{config.trainer.default_local_dir} already holds step "
+            f"{config.trainer.total_training_steps}: nothing to do. To go on, raise "
+            "trainer.total_training_steps; to start again, name another "
+            "trainer.default_local_dir."
+        )
+        return True
+    print("The last step is trained and saved, but its validation is missing: validating.")
+    config.trainer.val_only = config.trainer.val_before_train = True
+    return False
 
 
 def is_finished(config: DictConfig) -> bool:
