@@ -79,7 +79,7 @@ def all_faults() -> list[Fault]:
     ]
     others = [
         *(Fault(kind="disk", phase=phase) for phase in ("rollout", "save", "validation")),
-        Fault(kind="shm", phase="transfer"),
+        Fault(kind="shm", phase="start"),
         *(Fault(kind=kind, phase="resume") for kind in ("cut", "flip", "lose")),
         Fault(kind="second", phase="rollout"),
     ]

@@ -310,15 +310,20 @@ def try_fault(
         seen.note = "not tried: the run is finished"
         return seen
     named = ROLES[fault.role][1] if fault.role else ""
-    trial = Trial(run, number)
-    phase = "update" if fault.kind == "shm" else fault.phase  # a transfer is too short to be met
-    if not trial.wait(lambda: trial.reached(phase, step), START_S):
-        seen.note = f"the run did not come to {phase} of step {step}"
+    if fault.kind == "shm":
+        fill(run.shm)
+    trial, begun = Trial(run, number), time.monotonic()
+    if fault.kind == "shm":
+        seen.instant = f"before a start, after step {step - 1}"
+        _watch_end(trial, seen, fault, 0, begun, "/dev/shm")
+        (run.shm / FILL).unlink(missing_ok=True)
+        return seen
+    if not trial.wait(lambda: trial.reached(fault.phase, step), START_S):
+        seen.note = f"the run did not come to {fault.phase} of step {step}"
         seen.last_lines = trial.console()[-12:]
         trial.kill_all()
         return seen
-    if phase == fault.phase:
-        time.sleep(fault.delay * usual_s.get(fault.phase, 0.2))
+    time.sleep(fault.delay * usual_s.get(fault.phase, 0.2))
     if fault.role:
         trial.wait(lambda: bool(trial.find(fault.role)), START_S)
     before = len(trial.console())
@@ -334,13 +339,9 @@ def try_fault(
     elif fault.kind == "disk":
         fill(run.run_dir)
         named = "disk is full|No space left"
-    elif fault.kind == "shm":
-        fill(run.shm)
-        named = "/dev/shm"
     seen.instant = f"{fault.phase} of step {step}, {fault.delay:.2f}"
     _watch_end(trial, seen, fault, before, instant, named)
     (run.run_dir / FILL).unlink(missing_ok=True)
-    (run.shm / FILL).unlink(missing_ok=True)
     return seen
 
 
