@@ -48,8 +48,8 @@ from vapo_verl.data.claims_column import Claim
 from vapo_verl.digits.build import build_split
 from vapo_verl.digits.model.architecture import load_model
 from vapo_verl.digits.model.evaluate import GROUP_SIZE, make_prompt, read_answer, respond
-from vapo_verl.digits.model.forgetful_start import ask, data_config
-from vapo_verl.digits.model.samples import Sample, piece
+from vapo_verl.digits.model.forgetful_start import anchor_result, ask, data_config, pieces_of
+from vapo_verl.digits.model.samples import Sample
 from vapo_verl.reward.perception import perception_score
 
 WAYS = {
@@ -186,7 +186,6 @@ def correct_siblings(model: Any, processor: Any, num_rows: int, seed: int) -> It
     prompts = [make_prompt(processor, row) for row in rows]
     torch.manual_seed(seed)
     sampled = [respond(model, processor, prompts, 1.0) for _ in range(GROUP_SIZE)]
-    tokenizer = processor.tokenizer
     for number, row in enumerate(rows):
         truth = row["reward_model"]["ground_truth"]
         of_row = [samples[number] for samples in sampled]
@@ -195,8 +194,7 @@ def correct_siblings(model: Any, processor: Any, num_rows: int, seed: int) -> It
             continue
         claims = tuple(Claim(text=c["text"], label=c["label"]) for c in row["claims"])
         for i, sample in right:
-            ids = [token for token in sample.response_ids if token != tokenizer.eos_token_id]
-            pieces = tuple(piece(tokenizer, token) for token in ids)
+            pieces = tuple(pieces_of(processor, sample))
             yield Sibling(row=number, number=i, sample=sample, pieces=pieces, claims=claims)
 
 
@@ -256,7 +254,7 @@ def parts(
             [
                 ProbedResponse(
                     group_id=sibling.row,
-                    results=[result(anchor, replies) for anchor in of_sibling[draw]],
+                    results=[answered(anchor, replies) for anchor in of_sibling[draw]],
                     length=len(sibling.sample.response_ids),
                     num_claims=len(sibling.claims),
                 )
@@ -280,22 +278,15 @@ def score(
 ) -> float:
     """R_perc of a response under one draw."""
     return perception_score(
-        [result(anchor, known).correct for anchor in plan],
+        [answered(anchor, known).correct for anchor in plan],
         [anchor.position for anchor in plan],
         len(sibling.sample.response_ids),
         late_emphasis,
     )
 
 
-def result(anchor: Anchor, known: Mapping[Asked, bool]) -> AnchorResult:
-    answer = known[anchor.position, anchor.claim]
-    return AnchorResult(
-        anchor=anchor,
-        answer=answer,
-        p_yes=float(answer),
-        num_prompt_tokens=0,
-        num_cached_tokens=0,
-    )
+def answered(anchor: Anchor, known: Mapping[Asked, bool]) -> AnchorResult:
+    return anchor_result(anchor, known[anchor.position, anchor.claim])
 
 
 def show(result: Mapping[str, Any]) -> None:

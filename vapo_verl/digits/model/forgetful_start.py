@@ -149,7 +149,7 @@ def measure(folder: Path, config: StartConfig) -> dict[str, Any]:
         answers = ask(model, processor, samples, plans)
         for sample, row, plan, said in zip(samples, rows, plans, answers, strict=True):
             index = row["extra_info"]["index"]
-            results = [_result(*pair) for pair in zip(plan, said, strict=True)]
+            results = [anchor_result(*pair) for pair in zip(plan, said, strict=True)]
             length = len(sample.response_ids)
             responses.append(
                 ProbedResponse(
@@ -210,7 +210,8 @@ def ask(
     return [said.tolist() for said in predictions(model, processor, probed)]
 
 
-def _pieces(processor: Qwen2_5_VLProcessor, sample: Sample) -> list[str]:
+def pieces_of(processor: Qwen2_5_VLProcessor, sample: Sample) -> list[str]:
+    """Text of each response token, without the end-of-turn token."""
     tokenizer = processor.tokenizer
     ids = [token for token in sample.response_ids if token != tokenizer.eos_token_id]
     return [piece(tokenizer, token) for token in ids]
@@ -221,7 +222,7 @@ def _plan(
 ) -> list[Anchor]:
     key = SampleKey(seed=seed, step=0, prompt_uid=str(row["extra_info"]["index"]), sample=number)
     return plan_anchors(
-        _pieces(processor, sample),
+        pieces_of(processor, sample),
         [Claim(text=claim["text"], label=claim["label"]) for claim in row["claims"]],
         num_anchors=NUM_CLAIMS,
         placement="random",
@@ -230,7 +231,8 @@ def _plan(
     )
 
 
-def _result(anchor: Anchor, answer: bool) -> AnchorResult:
+def anchor_result(anchor: Anchor, answer: bool) -> AnchorResult:
+    """An anchor with a greedy answer, of which no engine has told more."""
     return AnchorResult(
         anchor=anchor,
         answer=answer,
@@ -243,7 +245,7 @@ def _result(anchor: Anchor, answer: bool) -> AnchorResult:
 def _probed_claims(
     processor: Qwen2_5_VLProcessor, sample: Sample, row: dict, results: Sequence[AnchorResult]
 ) -> list[ProbedClaim]:
-    pieces = _pieces(processor, sample)
+    pieces = pieces_of(processor, sample)
     scene = Scene.from_json(row["extra_info"]["scene"])
     known = {claim.text: claim for claim in all_claims(scene) if claim.kind in CLAIM_KINDS}
     found = []
