@@ -51,7 +51,7 @@ STAYS_IN_TMP = re.compile(r"^(ray|torchinductor_\w+)(/|$)")
 """Ray's logs and compiled kernels: made to stay."""
 TRACES = re.compile(
     r"died|dead|hang|hung|no answer|not answer|no progress|could not|room for|is damaged|in use"
-    r"|is writing here|disk is full|failed|stopped by a signal",
+    r"|is writing here|disk is full|MiB free|failed|stopped by a signal",
     re.IGNORECASE,
 )
 
