@@ -92,20 +92,21 @@ def _launch(config: DictConfig, signals: StopSignals) -> None:
     export_attention(config)
     set_environment(config)
     join_cluster(config)
-    with (
-        run_folder_lock(config) as lock,
-        open_console(config) as console,
-        guarded_run(held=[lock.fileno()]) as temporary,
-    ):
+    with run_folder_lock(config) as lock:
         with input_errors():  # another start may have come first
             compare_with_folder(config, derived, tell=False)
         if nothing_is_left(config):
             return
-        resume.write_inputs(Path(config.trainer.default_local_dir), resume.inputs_of(plain(config)))
-        look_for_damage(config)
-        use_temporary_folder(config, temporary)
-        validate_as_verl_does(config)
-        train(config, signals)
+        with (
+            open_console(config) as console,
+            guarded_run(held=[lock.fileno()]) as temporary,
+        ):
+            run_dir = Path(config.trainer.default_local_dir)
+            resume.write_inputs(run_dir, resume.inputs_of(plain(config)))
+            look_for_damage(config)
+            use_temporary_folder(config, temporary)
+            validate_as_verl_does(config)
+            train(config, signals)
     print(f"Done. Results in {config.trainer.default_local_dir}, the full log in {console.log}")
 
 

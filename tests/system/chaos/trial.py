@@ -432,7 +432,8 @@ def _watch_resume(trial: Trial, seen: Observation, named: str, step: int, begun:
 
 
 def _start_second(trial: Trial, seen: Observation) -> None:
-    """Start the same command beside the first, which must be refused and leave the first alone."""
+    """Start the same command beside the first, which it must leave alone: it is refused, or waits
+    for the end and has nothing to do."""
     output = trial.run.folder / "second.out"
     output.unlink(missing_ok=True)
     begun = time.monotonic()
@@ -444,7 +445,8 @@ def _start_second(trial: Trial, seen: Observation) -> None:
         code = None
     text = output.read_text(errors="replace")
     seen.noticed_s = round(time.monotonic() - begun, 1)
-    seen.is_named = code not in (0, None) and re.search("is writing here|in use", text) is not None
+    said = "nothing to do" if code == 0 else "is writing here|in use"
+    seen.is_named = code is not None and re.search(said, text) is not None
     seen.note = f"the second start ended with {code}: {text.strip().splitlines()[-1:]}"
 
 
