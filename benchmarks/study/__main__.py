@@ -173,12 +173,12 @@ def _trainings(
 
 
 def _do_all(tasks: Sequence[Task], jobs: int) -> None:
-    """Every task, `jobs` at a time.
+    """Every task, `jobs` at a time; one that is alone has both cores.
 
     Raises:
         StudyError: some failed, as listed; the others have finished.
     """
-    threads = max(2 // jobs, 1)
+    threads = 2 // min(jobs, len(tasks))
     failures: list[str] = []
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         names = {pool.submit(do, threads): name for name, do in tasks}
