@@ -31,6 +31,28 @@ _NO_LOCKS = frozenset(
 """Errors of file systems without locks (Lustre without its mount option, some FUSE)."""
 
 
+def nearest_existing(path: Path) -> Path:
+    """The path or the nearest above it that exists, which may be a file.
+
+    Raises:
+        OSError: a name that the system takes for none, such as one that is too long.
+    """
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def obstacle(folder: Path) -> str | None:
+    """What keeps a folder from being made or written; None for nothing."""
+    try:
+        above = nearest_existing(folder)
+    except OSError as error:
+        return str(error)
+    if not above.is_dir():
+        return f"{above} is no folder"
+    if not os.access(above, os.W_OK | os.X_OK):
+        return f"no permission for {above}"
+    return None
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path; it is moved to `path` on success and removed after an error.

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vapo_verl.config import vapo_config
 from vapo_verl.console import Console, phases, say
-from vapo_verl.files import FolderLock, FolderLocked
+from vapo_verl.files import FolderLock, FolderLocked, obstacle
 from vapo_verl.patches.upstream import keep_sigterm_handler
 from vapo_verl.platform import CPU_ENVIRONMENT
 from vapo_verl.preflight import PASSES, InputError, check_run, lacks_flash_attention, ranks_of
@@ -151,21 +151,8 @@ def check_run_folder(config: DictConfig) -> None:
         InputError: with what is in the way.
     """
     folder = Path(config.trainer.default_local_dir)
-    if obstacle := _obstacle(folder):
-        raise unusable_folder(folder, obstacle)
-
-
-def _obstacle(folder: Path) -> str | None:
-    """What keeps a folder from being made or written; None for nothing."""
-    try:
-        above = next(path for path in (folder, *folder.parents) if path.exists())
-    except OSError as error:  # a name that is too long, say
-        return str(error)
-    if not above.is_dir():
-        return f"{above} is no folder"
-    if not os.access(above, os.W_OK | os.X_OK):
-        return f"no permission for {above}"
-    return None
+    if reason := obstacle(folder):
+        raise unusable_folder(folder, reason)
 
 
 def check_shared_memory(folder: Path = SHARED_MEMORY) -> None:
@@ -285,9 +272,9 @@ def settle_debug(config: DictConfig) -> None:
     for name, mode in DEBUG_TRAINERS.items():
         if debug[name]:
             debug[name], trainer.v1.trainer_mode = _absolute(debug[name]), mode
-    if debug.save_rollouts and (obstacle := _obstacle(Path(debug.save_rollouts))):
+    if debug.save_rollouts and (reason := obstacle(Path(debug.save_rollouts))):
         raise ValueError(
-            f"vapo.debug.save_rollouts={debug.save_rollouts} cannot be written: {obstacle}; name a "
+            f"vapo.debug.save_rollouts={debug.save_rollouts} cannot be written: {reason}; name a "
             "folder that you may write"
         )
     if debug.rollout_only:  # veRL leaves the actor as it is until the critic is warm

@@ -134,20 +134,12 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     ),
     f"{_POLICY}.actor.optim.lr_scheduler_type": ("constant", "cosine"),
     f"{_POLICY}.rollout.scheduling_policy": ("fcfs", "priority"),
-    f"{_POLICY}.rollout.dtype": (*("auto", "bfloat16", "float16", "half", "float32", "float"),),
+    f"{_POLICY}.rollout.dtype": ("auto", "bfloat16", "float16", "half", "float32", "float"),
 }
 REGISTERED: Mapping[str, tuple[str, ...]] = {
     "algorithm.adv_estimator": (
-        *(
-            "vapo",
-            "gae",
-            "grpo",
-            "grpo_vectorized",
-            "gdpo",
-            "grpo_passk",
-            "rloo",
-            "rloo_vectorized",
-        ),
+        *("vapo", "gae", "grpo", "grpo_vectorized", "gdpo", "grpo_passk"),
+        *("rloo", "rloo_vectorized"),
         *("opo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax", "gpg"),
         *("optimal_token_baseline", "tir_optimal_token_baseline"),
     ),

@@ -340,6 +340,12 @@ def cluster():
     ray.shutdown()
 
 
+def kill_all(pids: list[int]) -> None:
+    for pid in pids:
+        if psutil.pid_exists(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
 class Watched:
     """A monitor over two workers, and what it finds."""
 
@@ -360,9 +366,7 @@ class Watched:
 
     def close(self) -> None:
         self.monitor.stop()
-        for pid in self.pids:
-            if psutil.pid_exists(pid):
-                os.kill(pid, signal.SIGKILL)
+        kill_all(self.pids)
 
 
 @pytest.fixture
@@ -413,9 +417,7 @@ def test_a_dead_server_is_taken_out_with_its_engine_where_servers_are_spared(
         assert finding is not None and f"(pid {engines[1]}, " in finding.what
     finally:
         watched.close()
-        for pid in engines:
-            if psutil.pid_exists(pid):
-                os.kill(pid, signal.SIGKILL)
+        kill_all(engines)
 
 
 def test_a_server_is_named_though_its_engine_is_gone_before_it(cluster, monkeypatch):
@@ -430,9 +432,7 @@ def test_a_server_is_named_though_its_engine_is_gone_before_it(cluster, monkeypa
         assert finding is not None and f"the vLLM server (pid {watched.pids[0]}" in finding.what
     finally:
         watched.close()
-        for pid in engines:
-            if psutil.pid_exists(pid):
-                os.kill(pid, signal.SIGKILL)
+        kill_all(engines)
 
 
 def test_a_dead_server_ends_a_run_that_does_not_spare_it(cluster):

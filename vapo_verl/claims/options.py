@@ -49,7 +49,7 @@ class EndpointOptions:
         require_positive("--max-tokens", self.max_tokens)
         if self.temperature is not None and not 0 <= self.temperature < math.inf:
             raise ValueError(f"--temperature: {self.temperature}; give 0 or more, or `server`")
-        _require_address(self.base_url)
+        require_address(self.base_url, "OPENAI_BASE_URL")
         if not (self.api_key.isascii() and self.api_key.isprintable()):
             raise ValueError(
                 "OPENAI_API_KEY: holds a line break or another character that no key has; "
@@ -203,7 +203,8 @@ def endpoint_from(environment: Mapping[str, str], arguments: argparse.Namespace)
     return options_from(EndpointOptions, arguments, model=model, base_url=base_url, api_key=api_key)
 
 
-def _require_address(url: str) -> None:
+def require_address(url: str, name: str) -> None:
+    """Refuse what is no address, or holds a key; `name` is the setting that it stands in."""
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.username is None
@@ -212,7 +213,7 @@ def _require_address(url: str) -> None:
         good = False
     if not good or not url.isprintable():
         raise ValueError(
-            f"OPENAI_BASE_URL: {url!r} is no address; write it as https://HOST:PORT/v1, and a key "
+            f"{name}: {url!r} is no address; write it as https://HOST:PORT/v1, and a key "
             "into OPENAI_API_KEY"
         )
 

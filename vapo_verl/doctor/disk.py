@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from vapo_verl.doctor.findings import GIB, Finding, error, gib, ok, warning
 from vapo_verl.doctor.model_size import model_size, parameter_bytes, trained_parameters
+from vapo_verl.files import nearest_existing
 from vapo_verl.lora import lora_of
 from vapo_verl.preflight import ranks_of
 from vapo_verl.run_folder.checkpoints import (
@@ -71,7 +72,7 @@ def check_temporary(folder: Path) -> Finding:
 
 
 def check_checkpoints(config: DictConfig, folder: Path) -> Finding:
-    free = shutil.disk_usage(_existing(folder)).free
+    free = shutil.disk_usage(nearest_existing(folder)).free
     size, number = model_size(config), num_checkpoints(config)
     place = f"trainer.default_local_dir={folder}: {gib(free)} free"
     if number == 0:
@@ -118,17 +119,10 @@ def num_checkpoints(config: DictConfig) -> int | None:
 def unwritable(folder: Path) -> str:
     """Why a folder, or its nearest existing parent, cannot be written; empty if it can."""
     try:
-        with tempfile.TemporaryFile(dir=_existing(folder)):
+        with tempfile.TemporaryFile(dir=nearest_existing(folder)):
             return ""
     except OSError as problem:
         return str(problem)
-
-
-def _existing(folder: Path) -> Path:
-    """The folder or its nearest existing parent, which may be a file."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder
 
 
 def check_resume(config: DictConfig) -> Iterator[Finding]:

@@ -25,7 +25,13 @@ from random import Random
 from typing import IO, Any
 
 from vapo_verl import heartbeat
-from vapo_verl.claims.options import NO_KEY, OPENAI_URL, EndpointOptions, RetryOptions
+from vapo_verl.claims.options import (
+    NO_KEY,
+    OPENAI_URL,
+    EndpointOptions,
+    RetryOptions,
+    require_address,
+)
 from vapo_verl.claims.report import RunCounts
 from vapo_verl.claims.requests.reply import FatalFault, ImageFailed
 from vapo_verl.claims.requests.retry import Pacer, PatientAsker
@@ -38,7 +44,7 @@ from vapo_verl.evaluation.benchmarks.judging import (
     decisions_in,
     read_decision,
 )
-from vapo_verl.files import append_line
+from vapo_verl.files import append_line, obstacle
 from vapo_verl.reward import THINK_END
 from vapo_verl.reward.accuracy import truths_of
 
@@ -166,11 +172,7 @@ def check_outcome_reward(config: Any) -> None:
 
 
 def _check_cache(folder: str) -> None:
-    if not folder:
-        return
-    above = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        reason = f"no permission for {above}" if above.is_dir() else f"{above} is no folder"
+    if folder and (reason := obstacle(Path(folder))):
         raise ValueError(
             f"{JUDGE_KEY}.cache_dir={folder!r} cannot be written: {reason}; name a folder that you "
             "may write, or leave it out"
@@ -426,20 +428,16 @@ def judge_options(settings: JudgeConfig, environment: Mapping[str, str]) -> Endp
             f"{JUDGE_KEY}.model={settings.model!r} without an address asks {OPENAI_URL}, and "
             f"OPENAI_API_KEY is not set; set it, or {JUDGE_KEY}.base_url to a server without keys"
         )
-    try:
-        return EndpointOptions(
-            model=settings.model,
-            base_url=url,
-            api_key=key,
-            timeout_s=settings.timeout_s,
-            max_tokens=MAX_TOKENS,
-            temperature=0.0,
-        )
-    except ValueError as error:
-        if not settings.base_url:
-            raise
-        message = str(error).replace("OPENAI_BASE_URL:", f"{JUDGE_KEY}.base_url:", 1)
-        raise ValueError(message) from error
+    if settings.base_url:
+        require_address(url, f"{JUDGE_KEY}.base_url")
+    return EndpointOptions(
+        model=settings.model,
+        base_url=url,
+        api_key=key,
+        timeout_s=settings.timeout_s,
+        max_tokens=MAX_TOKENS,
+        temperature=0.0,
+    )
 
 
 def case_of_row(row: Mapping[str, Any], text: str) -> Case | None:

@@ -46,9 +46,9 @@ COST_OF_RANKS = {1: 1, 2: 2}
 class Fault:
     """One fault.
 
-    Kinds: ``kill`` and ``stop`` (SIGKILL, SIGSTOP) of a role; ``disk`` and ``shm``: no room in the
-    run folder, in /dev/shm; ``cut``, ``flip``, ``lose``: a file of the newest checkpoint before a
-    start; ``second``: another start of the same command.
+    Kinds: ``kill`` and ``stop`` (SIGKILL, SIGSTOP) of a role; ``disk``: no room in the run folder;
+    ``shm``: none in /dev/shm when the command starts; ``cut``, ``flip``, ``lose``: a file of the
+    newest checkpoint before a start; ``second``: another start of the same command.
     """
 
     kind: str

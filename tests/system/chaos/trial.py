@@ -312,12 +312,12 @@ def try_fault(
     named = ROLES[fault.role][1] if fault.role else ""
     if fault.kind == "shm":
         fill(run.shm)
-    trial, begun = Trial(run, number), time.monotonic()
-    if fault.kind == "shm":
+        trial, begun = Trial(run, number), time.monotonic()
         seen.instant = f"before a start, after step {step - 1}"
         _watch_end(trial, seen, fault, 0, begun, "/dev/shm")
         (run.shm / FILL).unlink(missing_ok=True)
         return seen
+    trial = Trial(run, number)
     if not trial.wait(lambda: trial.reached(fault.phase, step), START_S):
         seen.note = f"the run did not come to {fault.phase} of step {step}"
         seen.last_lines = trial.console()[-12:]

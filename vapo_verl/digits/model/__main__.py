@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vapo_verl.files import nearest_existing
+
 if TYPE_CHECKING:
     from vapo_verl.digits.model.recipe import RecipeConfig
 
@@ -39,7 +41,7 @@ def _check(options: argparse.Namespace) -> None:
     Raises:
         ValueError: with the option, the value and the fix.
     """
-    above = next(path for path in (options.out, *options.out.parents) if path.exists())
+    above = nearest_existing(options.out)
     if not above.is_dir():
         raise ValueError(f"--out {options.out}: {above} is a file; name a folder")
     if getattr(options, "threads", 1) < 1:
