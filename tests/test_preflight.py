@@ -320,6 +320,11 @@ def test_decoupled_normalisation_is_refused_where_it_means_nothing(check, overri
     assert fix in refused(check, "vapo.advantage.normalization=decoupled", override)
 
 
+@pytest.mark.parametrize("override", ["algorithm.adv_estimator=gae", "critic.enable=true"])
+def test_a_critic_is_refused(check, override):
+    assert f"{override.replace('true', 'True')} trains a critic" in refused(check, override)
+
+
 def test_a_micro_batch_that_fills_its_budget_exactly_is_accepted(check):
     check("actor_rollout_ref.actor.ppo_max_token_len_per_gpu=5120")
 

@@ -106,6 +106,24 @@ def check_normalization(config: DictConfig) -> None:
         )
 
 
+def check_critic(config: DictConfig) -> None:
+    """Refuse a critic: values of a vision-language policy have no model here.
+
+    Raises:
+        ValueError: ``critic.enable``, or an estimator that reads values.
+    """
+    for key, value in (
+        ("critic.enable", config.critic.enable),
+        ("algorithm.adv_estimator", config.algorithm.adv_estimator),
+    ):
+        if value is True or value == "gae":
+            raise ValueError(
+                f"{key}={value} trains a critic, and none is trained here: rewards are compared "
+                "within the group of a prompt; leave critic.enable out, and set "
+                "algorithm.adv_estimator=vapo"
+            )
+
+
 def lacks_flash_attention(config: DictConfig) -> bool:
     """Whether a GPU run would have to train without flash-attn."""
     return config.trainer.device != "cpu" and importlib.util.find_spec("flash_attn") is None
@@ -519,6 +537,7 @@ class Check(NamedTuple):
 
 
 CHECKS: tuple[Check, ...] = (
+    Check("critic", check_critic),
     Check("normalization", check_normalization),
     Check("attention kernel", check_attention_kernel),
     Check("engine settings", check_engine),

@@ -84,8 +84,6 @@ NUMBERS: Mapping[str, Number] = {
         ),
         _COUNT_OR_NULL,
     ),
-    f"{_POLICY}.model.lora_rank": Number(0, 512),
-    f"{_POLICY}.model.lora_alpha": _COUNT,
     f"{_POLICY}.rollout.gpu_memory_utilization": Number(0.01, 1, whole=False),
     **dict.fromkeys(
         (f"{_POLICY}.rollout.top_p", f"{_POLICY}.rollout.val_kwargs.top_p"),
