@@ -1,6 +1,7 @@
 """What a run shows, and what goes to its log."""
 
 import io
+import os
 import subprocess
 import sys
 import textwrap
@@ -146,3 +147,14 @@ def test_an_error_leaves_the_streams_as_they_were(tmp_path):
     assert done.stdout == "before\none\n"
     assert "ValueError: bad" in done.stderr
     assert len((tmp_path / LOG_FILE).read_text()) > 10**6
+
+
+def test_a_full_disk_gives_the_terminal_back(monkeypatch, tmp_path):
+    def full():
+        raise OSError(28, "No space left on device")
+
+    before = [os.fstat(number) for number in (1, 2)]
+    with console.Console(tmp_path, "short"):
+        monkeypatch.setattr(console, "_flush", full)
+    after = [os.fstat(number) for number in (1, 2)]
+    assert all(map(os.path.samestat, before, after))

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
@@ -356,3 +357,19 @@ def test_the_death_of_the_trainers_process_is_named():
     died.actor_id = "12ab"
     text = launch.death_message(died, ["12ab"])
     assert text.startswith("the trainer's process (VapoTaskRunner) died. The actor died unexp")
+
+
+def test_ray_ends_where_its_last_lines_cannot_be_written(monkeypatch):
+    import ray
+
+    calls = []
+
+    def shutdown():
+        calls.append(sys.stderr)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ray, "shutdown", shutdown)
+    launch.shut_down_ray()
+    shown, hidden = calls
+    assert hidden is not shown and hidden.name == os.devnull

@@ -127,6 +127,14 @@ def test_the_quoted_argument_that_an_error_shows_works_in_bash(tmp_path):
     assert yaml.safe_load(done.stdout)["val_files"] == value
 
 
+def test_a_log_that_takes_no_more_does_not_hide_why_the_run_failed(tmp_path):
+    from vapo_verl.main import last_words
+
+    text = last_words(OSError(28, "No space left on device"), str(tmp_path / "absent"))
+    assert text.startswith("the run failed; the whole log is ")
+    assert text.endswith("OSError: [Errno 28] No space left on device")
+
+
 @pytest.mark.parametrize(
     ("raised", "exit_code", "said"),
     [

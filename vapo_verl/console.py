@@ -181,7 +181,8 @@ class Console:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _flush()
+        with suppress(OSError):  # on a full disk; what is kept goes to the terminal
+            _flush()
         _captured.clear()
         self._ended.set()
         self._reader.join()

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -549,7 +549,21 @@ def train(config: DictConfig, signals: StopSignals) -> None:
         raise RunInterrupted(f"interrupted (Ctrl-C). {outlook(run_dir)}") from None
     finally:
         watch.stop()
+        shut_down_ray()
+
+
+def shut_down_ray() -> None:
+    """End Ray's processes, also where the disk is full.
+
+    Ray first prints what its workers said last, and stops there if the log cannot take it.
+    """
+    import ray
+
+    try:
         ray.shutdown()
+    except OSError:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            ray.shutdown()
 
 
 def cause_of(error: Exception) -> Exception:

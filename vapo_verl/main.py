@@ -6,6 +6,7 @@ Light until a run starts: ``--help`` and ``--cfg job`` import neither torch nor 
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -86,12 +87,12 @@ def check_composition(config: DictConfig, recipe: str) -> None:
 
 
 def last_words(error: Exception, run_dir: str) -> str:
-    """The end of an error's traceback; all of it goes to the run's console.log."""
+    """The end of an error's traceback; all of it goes to the run's console.log, where it can."""
     from vapo_verl.console import LOG_FILE
 
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
     log = Path(run_dir) / LOG_FILE
-    with log.open("a", encoding="utf-8") as stream:
+    with suppress(OSError), log.open("a", encoding="utf-8") as stream:
         stream.write("\n".join(lines) + "\n")
     end = "\n".join(lines[-LAST_LINES:])
     return f"the run failed; the whole log is {log}, and this its end:\n{end}"

@@ -173,3 +173,21 @@ def test_the_names_that_settings_allow_are_those_of_verls_registries():
     assert {*CHOICES["actor_rollout_ref.actor.kl_loss_type"]} >= set(
         re.findall(r'"((?:low_var_)?kl|k\d|abs|mse)"', penalties)
     )
+
+
+def test_the_trainer_knows_what_ranks_and_agent_loops_do():
+    """By the name that Ray gives an actor's class: their progress counts by their role."""
+    import ray
+    from verl.single_controller.ray.base import RayClassWithInitArgs, create_colocated_worker_cls
+
+    from vapo_verl.rollout.agent_loop_worker import VapoAgentLoopWorker
+    from vapo_verl.trainer.liveness import LOOP, RANK, role_of
+    from vapo_verl.trainer.worker import VapoWorker
+
+    def role(actor_class):
+        metadata = actor_class.__ray_metadata__
+        return role_of(metadata.actor_creation_function_descriptor.class_name)
+
+    worker = RayClassWithInitArgs(cls=ray.remote(VapoWorker), config=None, role="actor")
+    assert role(create_colocated_worker_cls({"actor": worker}).cls) == RANK
+    assert role(ray.remote(VapoAgentLoopWorker)) == LOOP

@@ -50,7 +50,7 @@ LOOP, RANK = "agent loop worker", "FSDP worker"
 RECEIVER = "receiver of weights"
 ROLES = {
     "VapoHttpServer": SERVER,
-    "VapoAgentLoopWorker": LOOP,
+    "AgentLoopWorkerTQ": LOOP,  # veRL's: Ray names a subclass of an actor class by that
     "WorkerDict": RANK,
     "VapoReceiver": RECEIVER,
     "RewardLoopWorker": "reward worker",
@@ -58,7 +58,7 @@ ROLES = {
     "TransferQueueController": "TransferQueue controller",
     "SimpleStorageUnit": "TransferQueue storage",
 }
-"""Role by the class of a Ray actor; other actors go by their class."""
+"""Role by the class of a Ray actor."""
 IGNORED_ACTORS = ("VapoTaskRunner", "NodeWatch")
 ROLLOUT, VALIDATION, TRANSFER, SAVE = "rollout", "validation", "weight transfer", "checkpoint"
 LOG_PROBS, UPDATE = "log probabilities", "update"
@@ -200,6 +200,12 @@ class HangDetector:
         return min(working, key=lambda m: seen[m].beats - self._start.get(m, Sighting()).beats)
 
 
+def role_of(class_name: str) -> str:
+    """Role of a Ray actor by its class, which Ray may qualify; one without a role goes by that."""
+    name = class_name.rpartition(".")[2]
+    return ROLES.get(name, name)
+
+
 def _progress(phase: str, sighting: Sighting) -> tuple[int, ...]:
     if phase == SAVE:
         return sighting.beats, sighting.written, int(sighting.cpu_s / _CPU_S)
@@ -294,7 +300,7 @@ class Monitor:
             if name in IGNORED_ACTORS:
                 continue
             member = Member(
-                role=ROLES.get(name, name),
+                role=role_of(name),
                 pid=actor["Pid"],
                 node=address["NodeID"],
                 address=address["IPAddress"],

@@ -32,8 +32,10 @@ JOURNAL, LAST = "results", "results/last.json"
 """Below the folder of a chain: what was seen, a file for each start."""
 SMALL_DISK_MIB = 120
 """Room for three checkpoints of 28 MB and one that is written."""
-
-
+MAX_LINES = 40
+"""On the console of a run that ends; the last ones are its own message."""
+OWN = "vapo_verl: "
+"""How that message begins."""
 TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
 """Where a page has the table."""
 LEFT = 3
@@ -178,8 +180,11 @@ def complaints(seen: Observation) -> list[str]:
                 found.append("not named")
         if "not ended" in seen.note and not seen.fault.startswith("second"):
             found.append(f"not ended {trial.GIVE_UP_S:.0f} s after the fault")
-        if seen.num_lines > 200:
+        if seen.num_lines > MAX_LINES:
             found.append(f"{seen.num_lines} lines on the console")
+        is_silent = not seen.last_lines or seen.fault.startswith("kill-driver")
+        if not is_silent and not any(line.startswith(OWN) for line in seen.last_lines):
+            found.append("the last lines are not the run's own")
         if "no process of the role" in seen.note or "did not come to" in seen.note:
             found.append(seen.note)
     found += [f"left: {name}" for name in (*seen.left_processes, *seen.left_files)]
