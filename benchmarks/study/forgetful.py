@@ -58,7 +58,7 @@ MAIN = ForgetfulPlan(
     num_train_rows=1600,
     num_test_rows=256,
     memories=("18", "none"),
-    start_steps=500,
+    start_steps=1000,
 )
 SIGNAL = replace(
     MAIN, arms=(BASELINE, "decoupled", *arms.SIGNAL), seeds=(0, 1, 2), memories=("18",)
