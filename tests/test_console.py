@@ -150,11 +150,12 @@ def test_an_error_leaves_the_streams_as_they_were(tmp_path):
 
 
 def test_a_full_disk_gives_the_terminal_back(monkeypatch, tmp_path):
-    def full():
-        raise OSError(28, "No space left on device")
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(28, "No space left on device")
 
     before = [os.fstat(number) for number in (1, 2)]
     with console.Console(tmp_path, "short"):
-        monkeypatch.setattr(console, "_flush", full)
+        monkeypatch.setattr(sys, "stdout", Full())
     after = [os.fstat(number) for number in (1, 2)]
     assert all(map(os.path.samestat, before, after))
