@@ -112,16 +112,14 @@ def check_critic(config: DictConfig) -> None:
     Raises:
         ValueError: ``critic.enable``, or an estimator that reads values.
     """
-    for key, value in (
-        ("critic.enable", config.critic.enable),
-        ("algorithm.adv_estimator", config.algorithm.adv_estimator),
-    ):
-        if value is True or value == "gae":
-            raise ValueError(
-                f"{key}={value} trains a critic, and none is trained here: rewards are compared "
-                "within the group of a prompt; leave critic.enable out, and set "
-                "algorithm.adv_estimator=vapo"
-            )
+    enabled, estimator = config.critic.enable, config.algorithm.adv_estimator
+    if not enabled and estimator != "gae":
+        return
+    asked = f"critic.enable={enabled}" if enabled else f"algorithm.adv_estimator={estimator}"
+    raise ValueError(
+        f"{asked} trains a critic, and none is trained here: rewards are compared within the "
+        "group of a prompt; leave critic.enable out, and set algorithm.adv_estimator=vapo"
+    )
 
 
 def lacks_flash_attention(config: DictConfig) -> bool:

@@ -178,13 +178,12 @@ def complaints(seen: Observation) -> list[str]:
                 found.append(f"noticed after {seen.noticed_s} s")
             if seen.is_named is not True:
                 found.append("not named")
+            if seen.last_lines and not any(line.startswith(OWN) for line in seen.last_lines):
+                found.append("the last lines are not the run's own")
         if "not ended" in seen.note and not seen.fault.startswith("second"):
             found.append(f"not ended {trial.GIVE_UP_S:.0f} s after the fault")
         if seen.num_lines > MAX_LINES:
             found.append(f"{seen.num_lines} lines on the console")
-        is_silent = not seen.last_lines or seen.fault.startswith("kill-driver")
-        if not is_silent and not any(line.startswith(OWN) for line in seen.last_lines):
-            found.append("the last lines are not the run's own")
         if "no process of the role" in seen.note or "did not come to" in seen.note:
             found.append(seen.note)
     found += [f"left: {name}" for name in (*seen.left_processes, *seen.left_files)]
