@@ -105,10 +105,9 @@ def _forgetful(options: argparse.Namespace) -> None:
         (f"{WARM_START} {memory}", partial(measure, work, plan, WARM_START))
         for memory, work in works.items()
     ]
-    for run in forgetful.runs_of(plan):  # both strengths of a seed, before the next seed
-        for memory, work in works.items():
-            ((name, do),) = _trainings(work, plan, [run], partial(measure, work, plan))
-            tasks.append((f"{name} {memory}", do))
+    for memory, work in works.items():  # the first has the primary test
+        trainings = _trainings(work, plan, forgetful.runs_of(plan), partial(measure, work, plan))
+        tasks += [(f"{name} {memory}", do) for name, do in trainings]
     try:
         _do_all(tasks, options.jobs)
     finally:

@@ -20,7 +20,7 @@ from benchmarks.study.credit import read_credit
 from benchmarks.study.figures import late_claims
 from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
 from benchmarks.study.page import arms_table, paired_cells, title
-from benchmarks.study.reads import read_scenes, reads_of
+from benchmarks.study.reads import cells_stated, read_scenes, reads_of
 from benchmarks.study.workspace import TEST, WARM_START, Run, StudyError, Workspace
 from vapo_verl.analysis.statistics import MIN_PAIRS, PairedDifference, paired_difference
 from vapo_verl.digits.scene import Scene
@@ -53,15 +53,15 @@ class ForgetfulPlan(Plan):
 
 MAIN = ForgetfulPlan(
     arms=(BASELINE, "vapo", "gamma_1", "decoupled", "no_gate"),
-    seeds=(0, 1, 2, 3, 4),
-    num_steps=100,
+    seeds=(1, 2, 3, 4, 5),
+    num_steps=48,
     num_train_rows=1600,
     num_test_rows=256,
     memories=("18", "none"),
     start_steps=1000,
 )
 SIGNAL = replace(
-    MAIN, arms=(BASELINE, "decoupled", *arms.SIGNAL), seeds=(0, 1, 2), memories=("18",)
+    MAIN, arms=(BASELINE, "decoupled", *arms.SIGNAL), seeds=(1, 2, 3), memories=("18",)
 )
 """What makes the perception reward a signal; GRPO and `decoupled` are runs of the comparison."""
 _BY_ATTENTION = ("vapo_focus", "vapo_grounded", "attention_reward")
@@ -200,9 +200,8 @@ def statements(
     for record in records:
         scene, response = scenes[record["index"]], record["response"]
         _, conclusion, rest = response.rpartition(_CONCLUSION)
-        before = {name for name in scene.positions if f"{name} is" in response}
-        stated.append(len(before))
-        checked.append(sum(f"{name} is" in rest for name in scene.positions) if conclusion else 0)
+        stated.append(cells_stated(response, scene))
+        checked.append(cells_stated(rest, scene) if conclusion else 0)
         right += [correct for _, correct in reads_of(response, scene)]
     return {
         "stated": float(np.mean(stated)),
