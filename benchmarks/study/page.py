@@ -14,6 +14,7 @@ from benchmarks.study.arms import ALL_ARMS, ARMS, Plan
 from benchmarks.study.claims import KINDS, PARTS, ClaimKinds
 from benchmarks.study.credit import Credit, read_metrics
 from benchmarks.study.figures import MEASURES, Figures
+from benchmarks.study.reads import stated_by_step
 from benchmarks.study.statistics import Comparison
 from benchmarks.study.variants import Variant
 from benchmarks.study.workspace import WARM_START, Workspace
@@ -180,7 +181,11 @@ def _mean_and_sd(values: Sequence[float]) -> str:
 
 
 def write_plots(work: Workspace, plan: Plan, out: Path) -> None:
-    """PNG files of claims, attention and forced answers along the response, and of training."""
+    """PNG files of claims, attention and forced answers along the response, and of training.
+
+    Raises:
+        StudyError: a run has no saved rollouts.
+    """
     for name, panel in (
         ("claims", _along(work, plan, "Claims judged correctly", "perception", _claims)),
         ("attention", _along(work, plan, "Visual attention ratio", "perception", _attention)),
@@ -188,7 +193,8 @@ def write_plots(work: Workspace, plan: Plan, out: Path) -> None:
             "early_decision",
             _along(work, plan, "Forced answers correct", "early-decision", _cuts),
         ),
-        ("training", _training(work, plan)),
+        ("training", _training(work, plan, "Accuracy of the training rollouts", _accuracy)),
+        ("stated", _training(work, plan, "Cells stated in the training rollouts", stated_by_step)),
     ):
         picture(panel).save(out / f"{name}.png", optimize=True)
 
@@ -234,19 +240,20 @@ def _at(x: Sequence[float], curve: Curve) -> np.ndarray:
     return np.interp(x, *curve)
 
 
-def _training(work: Workspace, plan: Plan) -> Panel:
+def _training(
+    work: Workspace, plan: Plan, panel: str, read: Callable[[Workspace, str], dict[int, float]]
+) -> Panel:
+    """A line for each arm over the steps that all its runs have, the mean over its seeds."""
     series: list[Series] = []
     for arm in plan.arms:
-        curves = [_accuracy_by_step(work, f"{arm}-{seed}") for seed in plan.seeds]
+        curves = [read(work, f"{arm}-{seed}") for seed in plan.seeds]
         steps = sorted(set.intersection(*(set(curve) for curve in curves)))
         means = [float(np.mean([curve[step] for curve in curves])) for step in steps]
         series.append(_line(arm, len(series) + 1, steps, means))
-    return Panel(
-        title="Accuracy of the training rollouts", x_title="step", y_title="", series=series
-    )
+    return Panel(title=panel, x_title="step", y_title="", series=series)
 
 
-def _accuracy_by_step(work: Workspace, name: str) -> dict[int, float]:
+def _accuracy(work: Workspace, name: str) -> dict[int, float]:
     metric = "vapo/reward/accuracy"
     steps = read_metrics(work, name)
     return {step: data[metric] for step, data in steps.items() if metric in data}

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from benchmarks.study.workspace import TRAIN, StudyError, Workspace
 from vapo_verl.analysis.position_curves import EARLY, LATE
 from vapo_verl.digits.scene import COLORS, Scene
+from vapo_verl.run_folder.rollouts import read_rollouts, rollout_files
 
 _READ = re.compile(rf"((?:top|middle|bottom) (?:left|center|right)) is ({'|'.join(COLORS)}) (\d)\.")
 
@@ -39,6 +41,11 @@ def reads_of(response: str, scene: Scene) -> Iterator[tuple[float, bool]]:
             yield match.end() / len(response), (cell.color, cell.digit) == (color, int(digit))
 
 
+def cells_stated(text: str, scene: Scene) -> int:
+    """Different cells of the image that a text says something of."""
+    return sum(f"{place} is" in text for place in scene.positions)
+
+
 def summarise_reads(records: Sequence[Mapping[str, Any]], scenes: Mapping[int, Scene]) -> Reads:
     """Over the records of `perception`, whose rows' scenes are found by their index."""
     numbers: list[int] = []
@@ -58,6 +65,24 @@ def summarise_reads(records: Sequence[Mapping[str, Any]], scenes: Mapping[int, S
         late=_mean(late),
         wrong_but_seen=_mean(seen_though_wrong),
     )
+
+
+def stated_by_step(work: Workspace, name: str) -> dict[int, float]:
+    """Cells that a response states, the mean over those that a training saved of each step.
+
+    Raises:
+        StudyError: it saved none.
+    """
+    scenes = read_scenes(work.data / TRAIN)
+    found: dict[int, list[int]] = {}
+    problems: list[str] = []
+    for rollout in read_rollouts(rollout_files(work.folder(name)), problems):
+        assert rollout.step is not None and rollout.index is not None
+        stated = cells_stated(rollout.response, scenes[rollout.index])
+        found.setdefault(rollout.step, []).append(stated)
+    if problems or not found:
+        raise StudyError(f"{work.folder(name)}: {'; '.join(problems) or 'no saved rollouts'}")
+    return {step: float(np.mean(values)) for step, values in found.items()}
 
 
 def read_scenes(file: Path) -> dict[int, Scene]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.study.arms import ALL_ARMS, Plan
-from benchmarks.study.workspace import VALIDATION, Run, Workspace
+from benchmarks.study.workspace import TRAIN, VALIDATION, Run, Workspace
 
 
 def train(work: Workspace, plan: Plan, run: Run, threads: int) -> None:
@@ -12,7 +12,7 @@ def train(work: Workspace, plan: Plan, run: Run, threads: int) -> None:
         f"trainer.default_local_dir={work.folder(run.name)}",
         f"trainer.total_training_steps={plan.num_steps}",
         f"actor_rollout_ref.model.path={work.model}",
-        f"data.train_files={work.data / 'train.parquet'}",
+        f"data.train_files={work.data / TRAIN}",
         f"data.val_files={work.data / VALIDATION}",
         f"data.seed={run.seed}",
         f"vapo.seed={run.seed}",

@@ -14,7 +14,7 @@ from vapo_verl.digits.model import model_dir
 
 WARM_START = "warm_start"
 PLAN_FILE = "plan.json"
-VALIDATION = "val.parquet"
+TRAIN, VALIDATION = "train.parquet", "val.parquet"
 TEST, OTHER_IMAGE = "test.parquet", "test_other_image.parquet"
 
 

@@ -15,7 +15,7 @@ from benchmarks.study.data import LINES, make_data
 from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
 from benchmarks.study.reads import read_scenes
 from benchmarks.study.workspace import TEST, WARM_START, Run, StudyError, Workspace
-from tests.benchmarks.test_study import early, leave, perception
+from tests.benchmarks.test_study import early, leave, perception, save_rollouts
 from vapo_verl import preflight
 from vapo_verl.config import vapo_config
 from vapo_verl.digits.model.forgetful_start import data_config
@@ -54,6 +54,7 @@ def measured(work, name, arm, seed):
     data = {"vapo/advantage/perception_fraction": 0.25, "vapo/reward/accuracy": 0.5}
     line = json.dumps({"step": 1, "data": data})
     (work.folder(name) / "metrics.jsonl").write_text(line)
+    save_rollouts(work.folder(name))
 
 
 @pytest.fixture(scope="module")

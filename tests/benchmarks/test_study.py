@@ -16,7 +16,7 @@ from benchmarks.study.claims import shares_by_kind
 from benchmarks.study.credit import read_credit
 from benchmarks.study.data import make_data, with_other_images
 from benchmarks.study.measuring import OTHER_IMAGE_FOLDER, VALIDATION_FOLDER
-from benchmarks.study.reads import summarise_reads
+from benchmarks.study.reads import stated_by_step, summarise_reads
 from benchmarks.study.spread import spread
 from benchmarks.study.statistics import compare
 from benchmarks.study.workspace import WARM_START, Run, StudyError, Workspace
@@ -24,6 +24,7 @@ from vapo_verl.digits.scene import Cell, Scene
 from vapo_verl.evaluation.early_decision import load_early_decision
 from vapo_verl.evaluation.early_decision import summarise as summarise_early
 from vapo_verl.evaluation.perception.perception_command import summarise
+from vapo_verl.run_folder.rollouts import write_rollouts
 
 PLAN = replace(arms.FULL, arms=("grpo", "vapo"), num_steps=2, num_train_rows=4, num_test_rows=40)
 TARGETS = (0.0, 0.5, 1.0)
@@ -96,6 +97,15 @@ def measured(work: Workspace, name: str, share: float, seed: int) -> None:
     (diagnostics / "early-decision" / "summary.json").write_text(summary)
     lines = [{"step": step, "data": {"vapo/reward/accuracy": share}} for step in (1, 2)]
     (work.folder(name) / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    save_rollouts(work.folder(name))
+
+
+def save_rollouts(folder: Path) -> None:
+    """Of two steps: in the first, nothing or a cell is stated, in the second, two cells are."""
+    one = "top left is red 1."
+    for step, texts in enumerate((("", one), (f"{one} {one} top center is red 1.",)), start=1):
+        rows = [{"step": step, "index": 0, "response": text} for text in texts]
+        write_rollouts(folder, step, rows)
 
 
 @pytest.fixture
@@ -152,7 +162,7 @@ def test_results_are_written_and_read_back(work, tmp_path, monkeypatch, capsys):
         (WARM_START, study.NO_SEED),
         *((run.arm, run.seed) for run in study.all_runs(PLAN)),
     ]
-    for name in ("claims", "attention", "early_decision", "training"):
+    for name in ("claims", "attention", "early_decision", "training", "stated"):
         assert Image.open(tmp_path / "results" / f"{name}.png").size > (0, 0)
     assert "VAPO" in capsys.readouterr().out
 
@@ -236,6 +246,13 @@ def test_reads_are_held_against_the_image():
     assert (reads.early, reads.late, reads.wrong_but_seen) == (0.5, 1.0, 0.5)
     assert reads.number == 3.0
     assert np.isnan(summarise_reads([{**records[0], "response": ""}], scenes).early)
+
+
+def test_cells_stated_in_training_by_step(work):
+    assert stated_by_step(work, "vapo-1") == {1: 0.5, 2: 2.0}
+    shutil.rmtree(work.folder("vapo-1") / "rollouts")
+    with pytest.raises(StudyError, match="vapo-1: no saved rollouts"):
+        stated_by_step(work, "vapo-1")
 
 
 def test_claims_are_told_apart_by_kind_and_place():
