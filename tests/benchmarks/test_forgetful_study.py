@@ -178,6 +178,7 @@ def test_every_arm_is_a_run_that_can_start(arm):
         check(config)
     without = {arms.BASELINE, "attention_reward", *arms.NEIGHBOURS}
     assert settings.probes_claims == (arm not in without)
+    assert settings.attention.enabled  # all arms pay for it, and show it
     decoupled = {"decoupled", *arms.SIGNAL}
     assert (settings.advantage.normalization == "decoupled") == (arm in decoupled)
     assert settings.method.name == (arm if arm in arms.NEIGHBOURS else "none")

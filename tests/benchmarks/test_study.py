@@ -108,10 +108,18 @@ def save_rollouts(folder: Path) -> None:
         write_rollouts(folder, step, rows)
 
 
-@pytest.fixture
-def work(tmp_path) -> Workspace:
-    workspace = Workspace(root=tmp_path / "study")
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Path:
+    """Data of a workspace, made once."""
+    workspace = Workspace(root=tmp_path_factory.mktemp("rows"))
     make_data(workspace, PLAN)
+    return workspace.data
+
+
+@pytest.fixture
+def work(tmp_path, rows) -> Workspace:
+    workspace = Workspace(root=tmp_path / "study")
+    shutil.copytree(rows, workspace.data)
     measured(workspace, WARM_START, 0.4, seed=9)
     for run in study.all_runs(PLAN):
         measured(workspace, run.name, {"grpo": 0.45, "vapo": 0.9}[run.arm], seed=run.seed)
@@ -373,7 +381,7 @@ def test_text_and_image_part_in_the_control(tmp_path):
 def test_arms_change_only_what_they_name():
     from vapo_verl.hydra_config import compose_recipe
 
-    for arm in arms.ALL_ARMS.values():
+    for arm in (arms.ARMS | arms.VARIANTS).values():
         config = compose_recipe("study", arm.overrides)
         probes = config.vapo.anchors.num_anchors > 0
         assert probes == (config.vapo.reward.perception_source == "claims")
