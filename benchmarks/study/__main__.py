@@ -72,6 +72,8 @@ def _fault(options: argparse.Namespace) -> str | None:
         return "--quick is the control with one seed: leave --arms and --seeds out"
     if options.arms and BASELINE not in options.arms:
         return f"--arms {' '.join(options.arms)}: add {BASELINE}, the arm of comparison"
+    if options.report and not options.forgetful:
+        return "--report is for --forgetful: the other studies are reported when all runs are done"
     if options.variants and (options.arms or options.seeds):
         return "--variants has its own arms and seed: leave --arms and --seeds out"
     if options.document and partial_study:
@@ -95,6 +97,9 @@ def _forgetful(options: argparse.Namespace) -> None:
     plan = forgetful.QUICK if options.quick else _chosen(forgetful.PLANS[part], options)
     root = _root(options, "study_quick" if options.quick else "study_forgetful")
     works = forgetful.workspaces(root, plan)
+    if options.report:
+        report_forgetful(works, plan, root, part, options.document)
+        return
     tasks: list[Task] = []
     for memory, work in works.items():
         work.claim(plan)
@@ -279,6 +284,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--jobs", type=int, default=2, choices=(1, 2), help="runs at once (%(default)s)")
     add("--arms", nargs="+", help="some of them, with grpo, in another --out")
     add("--seeds", nargs="+", type=int, help="others than the study's, in another --out")
+    add("--report", action="store_true", help="with --forgetful: what is measured; start nothing")
     add("--document", action="store_true", help="put the results into docs/study.md")
     return parser
 

@@ -156,6 +156,15 @@ def test_the_report_writes_tables_csv_and_plots(works, tmp_path, monkeypatch, ca
     assert "GRPO" in capsys.readouterr().out
 
 
+def test_a_report_starts_nothing(works, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(forgetful.PLANS, "comparison", PLAN)
+    before = sorted(tmp_path.glob("memory_*/**"))
+    assert study.main(["--forgetful", "--report", "--out", str(tmp_path)]) == 0
+    assert "n = 3" in capsys.readouterr().out
+    assert (tmp_path / "results" / "comparison.csv").exists()
+    assert sorted(tmp_path.glob("memory_*/**")) == before
+
+
 def test_arms_of_the_comparison_differ_from_vapo_as_they_say():
     known = arms.ALL_ARMS
     assert set(forgetful.MAIN.arms) <= set(known) and forgetful.QUICK.arms == (arms.CONTROL,)

@@ -345,6 +345,7 @@ def test_one_process_runs_commands_until_one_fails(tmp_path, capsys):
         (["--forgetful", "--arms", "grpo", "vapo_focus"], "choose from grpo, vapo, gamma_1"),
         (["--forgetful", "signal", "--arms", "grpo", "vapo"], "choose from grpo, decoupled, k_20"),
         (["--forgetful", "all"], "invalid choice: 'all'"),
+        (["--report"], "--report is for --forgetful"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(tmp_path, capsys, options, told):
