@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -51,6 +52,15 @@ def obstacle(folder: Path) -> str | None:
     if not os.access(above, os.W_OK | os.X_OK):
         return f"no permission for {above}"
     return None
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal digest of a file, of which 1 MiB at a time is in memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -364,7 +364,7 @@ class RowCounts:
             self._indices.append(int(row["extra_info"]["index"]))
         if problems:
             self._bad.append(number)
-        self._fingerprints.append(int.from_bytes(parts.digest()))
+        self._fingerprints.append(int.from_bytes(parts.digest(), "big"))
         return problems
 
     def report(self, path: str, dropped: dict[str, int]) -> CheckReport:

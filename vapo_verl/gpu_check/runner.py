@@ -214,7 +214,7 @@ def run_check(
     """
     started = time.monotonic()
     found: list[StageResult] = []
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
     def write(stopped: str, rest: Sequence[StageResult] = ()) -> CheckResult:
         result = CheckResult(

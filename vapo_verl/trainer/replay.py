@@ -6,7 +6,6 @@ responses and what their prompts share, with their tensors by name), ``tensors.s
 ``meta.json`` (versions, seeds and checksums). Nothing in them is code: no pickle is read.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from verl.trainer.ppo.v1 import register_trainer
 
 from vapo_verl.console import say
-from vapo_verl.files import atomic_folder
+from vapo_verl.files import atomic_folder, sha256_of
 from vapo_verl.rollout.prompts import PROMPTS, uid_of
 from vapo_verl.rollout.transfer import KVBatchMeta, put_rows, read_rows
 from vapo_verl.run_folder.checkpoints import latest_complete
@@ -94,7 +93,7 @@ def write_step(folder: Path, saved: SavedStep, origin: Mapping[str, Any]) -> Pat
             "num_prompts": len(saved.prompts),
             "versions": {name: version(name) for name in PACKAGES},
             **origin,
-            "sha256": {name: _sha256(temporary / name) for name in (ROWS_FILE, TENSORS_FILE)},
+            "sha256": {name: sha256_of(temporary / name) for name in (ROWS_FILE, TENSORS_FILE)},
         }
         (temporary / META_FILE).write_text(json.dumps(meta, indent=2) + "\n")
     return target
@@ -187,7 +186,7 @@ def _verified(folder: Path) -> dict[str, Any]:
     meta = _meta(folder)
     for name in (ROWS_FILE, TENSORS_FILE):
         file = folder / name
-        if not file.is_file() or _sha256(file) != meta["sha256"].get(name):
+        if not file.is_file() or sha256_of(file) != meta["sha256"].get(name):
             raise SavedRolloutsError(
                 f"{file} is {'damaged' if file.is_file() else 'missing'}; save the step again"
             )
@@ -207,11 +206,6 @@ def _meta(folder: Path) -> dict[str, Any]:
             f"package reads {FORMAT!r}, version {FORMAT_VERSION}"
         )
     return meta
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 _PLAIN = (bool, int, float, str)

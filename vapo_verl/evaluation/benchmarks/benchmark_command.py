@@ -9,7 +9,6 @@ folder `OUT/NAME` (`OUT/NAME.blank` with `--image blank`; its files are describe
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from vapo_verl.evaluation.benchmarks.benchmark_results import (
 )
 from vapo_verl.evaluation.probing.journal import PAGE_FILE, SETTINGS_FILE
 from vapo_verl.evaluation.probing.probe_options import EngineOptions, model_fingerprint
-from vapo_verl.files import atomic_write_text
+from vapo_verl.files import atomic_write_text, sha256_of
 from vapo_verl.run_folder.layout import CONFIG_FILE, config_file
 
 if TYPE_CHECKING:
@@ -456,11 +455,7 @@ def _engine_settings(model: _Model, options: BenchmarkOptions) -> dict[str, Any]
 
 def data_fingerprint(path: Path) -> str:
     """The file's name and a digest of all of it; the file may be moved."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
-    return f"{path.name} {digest.hexdigest()[:16]}"
+    return f"{path.name} {sha256_of(path)[:16]}"
 
 
 def _ask(tasks: Sequence[Task], model: _Model, options: BenchmarkOptions) -> None:
