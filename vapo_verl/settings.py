@@ -147,6 +147,8 @@ REGISTERED: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """Names of veRL's registries, to which ``actor_rollout_ref.model.external_lib`` may add."""
+SEVERAL_TYPES = ("algorithm.rollout_correction.rollout_is_threshold",)
+"""Keys with values of other types than their default, checked where they are used."""
 CHECKPOINT_PARTS = ("model", "optimizer", "extra", "hf_model")
 NULL_GROUPS = (
     *("custom_reward_function", "reward.custom_reward_function", "reward_model"),
@@ -200,7 +202,8 @@ def check_settings(config: DictConfig) -> None:
             if isinstance(item, float) and not math.isfinite(item):
                 raise ValueError(f"{key}={value!r}: give a finite number")
     for key, default in defaults.items():
-        _check_type(key, _at(values, key), default)
+        if key not in SEVERAL_TYPES:
+            _check_type(key, _at(values, key), default)
     _check_parts(f"{_POLICY}.actor.checkpoint.save_contents", values)
     section(VapoConfig, values["vapo"], "vapo")
 

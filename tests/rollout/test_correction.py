@@ -27,6 +27,7 @@ from vapo_verl.rollout.correction import (
     compares_log_probs,
     mismatch,
 )
+from vapo_verl.settings import check_settings
 
 ONE_UPDATE = ("actor_rollout_ref.actor.ppo_mini_batch_size=16",)
 """Of the smoke recipe: one mini-batch a step."""
@@ -153,6 +154,7 @@ def test_the_names_are_verls():
 )
 def test_a_sensible_correction_passes_here_and_in_verl(values):
     config = composed(*corrected(**values))
+    check_settings(config)
     check_rollout_correction(config)
     chosen = config.algorithm.rollout_correction
     names = ("rollout_is", "rollout_is_threshold", "rollout_is_batch_normalize", "rollout_rs")
