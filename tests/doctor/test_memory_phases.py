@@ -284,6 +284,8 @@ GPU_RECIPES = [name for name in recipe_names() if of_known_size(name)]
 HOST_MEMORY = re.compile(r"^# Host memory: (\d+) GB a node", re.MULTILINE)
 HOST_FRACTION = 0.9
 """Of a node's memory; the rest is the system's and the page cache's."""
+MOST_FOR_ONE = 1.4
+"""A recipe that asks for more than this multiple of its need turns machines away."""
 
 
 def over_the_limit(recipe, *overrides):
@@ -327,8 +329,7 @@ def test_a_recipe_says_how_much_host_memory_it_takes(recipe):
         model_shape(config), MemorySettings.read(config), device_bytes=ASSUMED_DEVICE_BYTES
     )
     need = max(phase.host_bytes for phase in phases)
-    assert need <= HOST_FRACTION * int(match[1]) * 1e9
-    assert int(match[1]) <= 2000  # a node of 8 GPUs has 1 to 2 TB
+    assert need <= HOST_FRACTION * int(match[1]) * 1e9 <= MOST_FOR_ONE * need
 
 
 @pytest.mark.parametrize(
