@@ -30,6 +30,11 @@ def test_a_rising_line_rises_and_a_second_one_has_its_own_colour():
         assert np.sign(slope) == sign and abs(slope) > 0.8
 
 
+def test_a_quantity_has_its_colour_in_every_panel():
+    line = Series(name="a", x=[1, 2, 3], y=[0.0, 0.5, 1.0], color=1)
+    assert len(places(drawn(series=[line]), RED)) and not len(places(drawn(series=[line]), BLUE))
+
+
 def test_a_step_without_a_value_is_a_gap():
     whole = drawn(series=[Series(name="a", x=[1, 2, 3, 4, 5], y=[1.0] * 5)])
     broken = drawn(series=[Series(name="a", x=[1, 2, 3, 4, 5], y=[1.0, 1.0, None, 1.0, 1.0])])

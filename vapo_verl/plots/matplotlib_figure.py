@@ -15,7 +15,11 @@ from vapo_verl.plots.panel import Numbers, Panel, Series
 WIDTH, HEIGHT = 640, 400
 """Pixels."""
 _DPI = 100
-_COLORS = ("#0b62c4", "#c2410c", "#15803d", "#7e22ce", "#57606a", "#b8860b")
+_COLORS = (
+    *("#0b62c4", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be185d"),
+    *("#0e7490", "#57534e", "#4d7c0f", "#1e3a8a"),
+)
+"""Those of the page on a light ground (``plots.js``)."""
 _SOFT = "#59636e"
 
 
@@ -26,8 +30,9 @@ def picture(panel: Panel) -> Image.Image:
     axes = figure.add_subplot(title=panel.title, xlabel=panel.x_title, ylabel=panel.y_title)
     axes.grid(color="#d3d9e0", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
+    are_alike = all(series.color == 0 for series in panel.series)
     for number, series in enumerate(panel.series):
-        _draw(axes, series, _COLORS[number % len(_COLORS)])
+        _draw(axes, series, _COLORS[(number if are_alike else series.color) % len(_COLORS)])
     if panel.level is not None:
         axes.axhline(panel.level, color=_SOFT, linestyle="--", linewidth=1, label=panel.level_name)
     if panel.diagonal:
