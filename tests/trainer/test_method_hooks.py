@@ -12,7 +12,7 @@ from tensordict import NonTensorData, NonTensorStack, TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.model import extract_multi_modal_inputs
-from verl.workers.config import FSDPActorConfig
+from verl.workers.config import FSDPActorConfig, PolicyLossConfig
 from verl.workers.utils.losses import ppo_loss
 
 from tests.sample_records import sample_record
@@ -27,7 +27,7 @@ from vapo_verl.trainer.replay_buffer import (
     take_masked_log_probs,
     weigh_advantages,
 )
-from vapo_verl.trainer.worker import MASKING, loss_with_method, masked_view
+from vapo_verl.trainer.worker import BYPASS_LOSS, MASKING, loss_with_method, masked_view
 
 MASKED = {"fraction": 0.5, "seed": 0, "step": 3}
 
@@ -252,10 +252,14 @@ def test_pixels_that_cannot_be_masked_are_refused(name):
     assert with_pixels(data) is data
 
 
-def micro_batch(mode):
+def micro_batch(mode, **settings):
     """A micro-batch of two responses with 3 and 1 tokens, its model output, and veRL's loss."""
     config = FSDPActorConfig(
-        strategy="fsdp", rollout_n=2, ppo_micro_batch_size_per_gpu=2, loss_agg_mode=mode
+        strategy="fsdp",
+        rollout_n=2,
+        ppo_micro_batch_size_per_gpu=2,
+        loss_agg_mode=mode,
+        **settings,
     )
     lengths = {"prompts": [2, 1], "responses": [3, 1]}
     data = TensorDict(
@@ -298,6 +302,33 @@ def test_a_loss_without_its_masked_view_is_no_loss():
     del data["masked_log_probs"]
     with pytest.raises(KeyError, match="masked_log_probs"):
         loss_with_method(loss, method("papo"), "vapo/papo", model_output=output, data=data)
+
+
+def bypass_micro_batch(mask):
+    """Of `micro_batch`, for veRL's loss that corrects for the engine."""
+    correction = {"bypass_mode": True, "loss_type": "reinforce", "rollout_is": "token"}
+    policy_loss = PolicyLossConfig(loss_mode=BYPASS_LOSS, rollout_correction=correction)
+    loss, output, data, flat = micro_batch("token-mean", policy_loss=policy_loss)
+    data["response_mask"] = ragged(*mask)
+    return loss, output, data, flat
+
+
+def test_padding_alone_has_no_loss_and_the_metrics_of_other_micro_batches():
+    """Failed responses leave it to a rank, and the others wait for that rank."""
+    loss, output, data, _ = bypass_micro_batch(([1, 1, 1], [1]))
+    _, expected = loss_with_method(
+        loss, method("none"), "vapo/none", model_output=output, data=data
+    )
+    loss, output, data, flat = bypass_micro_batch(([0, 0, 0], [0]))
+    with pytest.raises(ValueError, match="at least one valid token"):
+        loss(model_output=output, data=data)
+    none, metrics = loss_with_method(
+        loss, method("none"), "vapo/none", model_output=output, data=data
+    )
+    none.backward()
+    assert none == 0 and not flat.grad.any()
+    assert metrics.keys() == expected.keys()
+    assert not data["response_mask"].any()  # the batch stays as it was
 
 
 def test_a_method_without_terms_leaves_the_loss_to_the_bit():

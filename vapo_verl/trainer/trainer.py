@@ -81,7 +81,7 @@ from vapo_verl.trainer.replay_buffer import (
 from vapo_verl.trainer.stopping import RunStopped, SafeStop
 from vapo_verl.trainer.trackers import StepEnd, StepLine, tell_resumed
 from vapo_verl.trainer.train_loader import TrainLoader
-from vapo_verl.trainer.worker import PhaseMemory, VapoWorker, masked_view
+from vapo_verl.trainer.worker import BYPASS_LOSS, PhaseMemory, VapoWorker, masked_view
 
 EXPLAIN_S = 10.0
 """Time for the monitor to see the death behind an error that may follow from one."""
@@ -198,7 +198,8 @@ class VapoTraining(PPOTrainer):
 
     def on_init_end(self) -> None:
         phases.begin("weights to the engine")
-        if self.method.adds_losses:
+        loss = self.config.actor_rollout_ref.actor.policy_loss.loss_mode
+        if self.method.adds_losses or loss == BYPASS_LOSS:
             self.actor_rollout_wg.use_method(self.vapo.method)
         self._actors = self._workers()
         with self.explained(), self._monitor.phase(liveness.TRANSFER):

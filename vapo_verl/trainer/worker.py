@@ -34,6 +34,8 @@ from vapo_verl.run_folder.checkpoints import FileRecord, file_records
 
 WEIGHT_SENDER = "vapo_verl.rollout.weight_sync.VapoServerAdapter"
 """A path, because importing it imports vLLM, which only the sending process needs."""
+BYPASS_LOSS = "bypass_mode"
+"""veRL's policy loss that corrects for the engine, and refuses a micro-batch of padding alone."""
 MASKING = "masking"
 """Of a batch whose forward pass is to see masked images: a :class:`Masking`."""
 GIB = 2**30
@@ -140,18 +142,25 @@ def loss_with_method(
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """veRL's policy loss of a micro-batch and the method's terms, aggregated alike.
 
+    Padding alone, which failed responses leave, has no loss.
+
     Args:
         policy_loss: veRL's ``ppo_loss``, a partial with the actor's `config`.
         prefix: of the metric of each term.
         model_output: ``log_probs`` of prompt and response, ragged.
         data: the micro-batch; its ``masked_log_probs`` are read where the method has a masked view.
     """
-    loss, metrics = policy_loss(model_output=model_output, data=data, dp_group=dp_group)
+    config = policy_loss.keywords["config"]  # type: ignore[attr-defined]
     log_probs = no_padding_2_padding(model_output["log_probs"], data)
+    is_empty = config.policy_loss.loss_mode == BYPASS_LOSS and not data["response_mask"].any()
+    loss, metrics = policy_loss(
+        model_output=model_output, data=_with_tokens(data) if is_empty else data, dp_group=dp_group
+    )
+    if is_empty:
+        loss = 0.0 * log_probs.sum()
     names = ["response_mask", *([MASKED_LOG_PROBS] if method.mask_fraction else [])]
     columns = data.select(*names).to_padded_tensor()
     masked = columns[MASKED_LOG_PROBS] if method.mask_fraction else torch.zeros_like(log_probs)
-    config = policy_loss.keywords["config"]  # type: ignore[attr-defined]
     for name, terms in method.token_losses(log_probs, masked).items():
         added = agg_loss(
             loss_mat=terms,
@@ -162,6 +171,16 @@ def loss_with_method(
         loss = loss + added
         metrics[f"{prefix}/{name}_loss"] = Metric(aggregation=AggregationType.SUM, value=added)
     return loss, metrics
+
+
+def _with_tokens(data: TensorDict) -> TensorDict:
+    """A micro-batch of padding alone, for a loss that refuses one: its tokens, without advantage.
+
+    Metrics are then as many on this rank as on the others, which veRL merges them with.
+    """
+    mask, advantages = data["response_mask"], data["advantages"]
+    changed = {"response_mask": torch.ones_like(mask), "advantages": torch.zeros_like(advantages)}
+    return data.copy().update(changed)
 
 
 def peak_device_memory() -> float:
