@@ -98,7 +98,7 @@ def estimate(monkeypatch):
 def test_the_estimator_runs_once_a_step(estimate, overrides):
     _, metrics = estimate(*overrides)
     assert len(estimate.calls) == 1
-    assert metrics["vapo/advantage/num_groups_of_one"] == 1  # the padding row
+    assert metrics["vapo/advantage/num_groups_of_one"] == 0  # the padding row is none
 
 
 def test_another_estimator_is_verls_alone(estimate):

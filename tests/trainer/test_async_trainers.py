@@ -12,6 +12,7 @@ from vapo_verl.trainer.async_trainers import VapoSeparateAsync
 from vapo_verl.trainer.replay_buffer import FAILED
 from vapo_verl.trainer.worker import PhaseMemory
 
+UNSEEN = "vapo/vgpo/responses_without_attention"
 GROUPS_OF_ONE, WEIGHT_MAX = "vapo/advantage/num_groups_of_one", "vapo/advantage/weight_max"
 
 
@@ -41,14 +42,19 @@ def mini_batch(monkeypatch):
 def test_counts_of_mini_batches_are_summed_and_other_metrics_are_not():
     steps = Steps(
         [
-            {FAILED: 1, GROUPS_OF_ONE: 2, WEIGHT_MAX: 1.5, "actor/pg_loss": 0.25},
+            {FAILED: 1, UNSEEN: 1, GROUPS_OF_ONE: 2, WEIGHT_MAX: 1.5, "actor/pg_loss": 0.25},
             {FAILED: 0, GROUPS_OF_ONE: 0, WEIGHT_MAX: 1.25, "actor/pg_loss": 0.5, JUDGE_FAILED: 2},
-            {FAILED: 3, GROUPS_OF_ONE: 1, WEIGHT_MAX: 1.0, "actor/pg_loss": 0.75},
+            {FAILED: 3, UNSEEN: 2, GROUPS_OF_ONE: 1, WEIGHT_MAX: 1.0, "actor/pg_loss": 0.75},
         ]
     )
     metrics = {}
     steps.step(metrics, {})
-    assert metrics[FAILED] == 4 and metrics[GROUPS_OF_ONE] == 3 and metrics[JUDGE_FAILED] == 2
+    assert (
+        metrics[FAILED] == 4
+        and metrics[UNSEEN] == 3
+        and metrics[GROUPS_OF_ONE] == 3
+        and metrics[JUDGE_FAILED] == 2
+    )
     assert metrics[WEIGHT_MAX] == 1.5
     assert metrics["actor/pg_loss"] == pytest.approx(0.5)
 

@@ -33,7 +33,10 @@ TokenMask = Bool[Tensor, "batch response"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdvantageStats:
-    """What the estimator met in a batch; the trainer logs it under `vapo/advantage/`."""
+    """What the estimator met in a batch; the trainer logs it under `vapo/advantage/`.
+
+    Padding rows, which have no token, count nowhere.
+    """
 
     num_groups_of_one: int
     """Groups with a single response, whose advantage is its bare reward."""
@@ -122,11 +125,12 @@ def vapo_advantage(
 def _stats(
     rewards: Tensor, groups: Groups, valid: Tensor, seen: Tensor, weights: Tensor
 ) -> AdvantageStats:
+    with_tokens = torch.bincount(groups.index[valid.any(dim=1)], minlength=groups.num_groups) > 0
     alone = groups.sizes() == 1
     used = weights[valid] if valid.any() else weights.new_ones(1)
     return AdvantageStats(
-        num_groups_of_one=int(alone.sum()),
-        num_groups_without_spread=int((~groups.unequal(rewards) & ~alone).sum()),
+        num_groups_of_one=int((with_tokens & alone).sum()),
+        num_groups_without_spread=int((with_tokens & ~alone & ~groups.unequal(rewards)).sum()),
         num_responses_without_attention=int((valid.any(dim=1) & ~seen.any(dim=1)).sum()),
         num_nan_attention_tokens=int((valid & ~seen).sum()),
         weight_min=float(used.min()),

@@ -90,4 +90,5 @@ class VapoSeparateAsync(VapoTraining, PPOTrainerSeparateAsync):
 
 def _is_count(name: str) -> bool:
     """Whether a metric counts responses, groups or tokens of a mini-batch."""
-    return name in (FAILED, *FAILURES) or name.startswith("vapo/advantage/num_")
+    counts = (FAILED, *FAILURES, "vapo/vgpo/responses_without_attention")
+    return name in counts or name.startswith("vapo/advantage/num_")
