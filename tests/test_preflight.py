@@ -230,10 +230,14 @@ def test_a_context_without_room_for_a_claim_states_the_room_needed(check):
         ("data.train_batch_size=12", "is not a multiple of"),
         ("trainer.n_gpus_per_node=3", "do not split over 3 ranks"),
         ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16", "the 40 responses"),
-        ("actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=60", "a divisor of 80"),
+        ("actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=60", "a divisor of 40"),
+        # divides the step, but not what is left of it when the responses of a mini-batch failed
+        ("actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=80", "a divisor of 40"),
         ("actor_rollout_ref.rollout.name=sglang", "anchors need vllm"),
         ("actor_rollout_ref.rollout.full_determinism=true", "vapo.seeded_sampling=true"),
         ("actor_rollout_ref.rollout.logprobs_mode=raw_logprobs", "processed_logprobs"),
+        ("actor_rollout_ref.rollout.calculate_log_probs=false", "set true"),
+        ("actor_rollout_ref.actor.policy_loss.loss_mode=geo_mean", "set gspo"),
         ("actor_rollout_ref.actor.checkpoint.async_save=true", "async_save"),
         (
             "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=5119",  # 20 * (96 + 160) tokens
@@ -318,6 +322,13 @@ def test_verls_normalization_follows_ours(check):
 def test_decoupled_normalisation_is_refused_where_it_means_nothing(check, override, fix):
     check("vapo.advantage.normalization=decoupled", "vapo.advantage.normalize_by_std=false")
     assert fix in refused(check, "vapo.advantage.normalization=decoupled", override)
+
+
+def test_weights_by_attention_are_refused_of_another_estimator(check):
+    weighted = ("vapo.attention.enabled=true", "vapo.advantage.attention_coef=0.3")
+    check(*weighted)
+    message = refused(check, *weighted, "algorithm.adv_estimator=grpo")
+    assert "ignores vapo.advantage.attention_coef=0.3; set algorithm.adv_estimator=vapo" in message
 
 
 @pytest.mark.parametrize("override", ["algorithm.adv_estimator=gae", "critic.enable=true"])

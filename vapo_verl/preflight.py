@@ -81,7 +81,8 @@ def check_normalization(config: DictConfig) -> None:
 
     Raises:
         ValueError: veRL's key, which follows ours, was set to something else, or decoupled
-            normalisation is asked of rewards that have more parts, or of another estimator.
+            normalisation is asked of rewards that have more parts, or of another estimator, or
+            weights by attention are.
     """
     advantage, algorithm = _settings(config).advantage, config.algorithm
     if advantage.normalization == "decoupled":
@@ -96,6 +97,12 @@ def check_normalization(config: DictConfig) -> None:
                 "accuracy nor perception, and vapo.advantage.normalization=decoupled has no place "
                 "for it; set actor_rollout_ref.actor.use_kl_loss=true instead, or total"
             )
+    if advantage.attention_coef and algorithm.adv_estimator != "vapo":
+        raise ValueError(
+            f"algorithm.adv_estimator={algorithm.adv_estimator} ignores "
+            f"vapo.advantage.attention_coef={advantage.attention_coef:g}; set "
+            "algorithm.adv_estimator=vapo, or 0"
+        )
     ours = advantage.normalize_by_std
     verls = config.algorithm.norm_adv_by_std_in_grpo
     if ours != verls:
@@ -120,6 +127,22 @@ def check_critic(config: DictConfig) -> None:
         f"{asked} trains a critic, and none is trained here: rewards are compared within the "
         "group of a prompt; leave critic.enable out, and set algorithm.adv_estimator=vapo"
     )
+
+
+def check_policy_loss(config: DictConfig) -> None:
+    """Refuse a policy loss that has no place for token weights, and is scaled otherwise.
+
+    Raises:
+        ValueError: ``geo_mean``.
+    """
+    mode = config.actor_rollout_ref.actor.policy_loss.loss_mode
+    if mode == "geo_mean":
+        raise ValueError(
+            f"actor_rollout_ref.actor.policy_loss.loss_mode={mode}: it takes the mean of a "
+            "response's advantages, so that weights of tokens have no effect, and of a "
+            "micro-batch's responses, so that its gradient grows with the number of micro-batches; "
+            "set gspo, whose ratio is that of a response, too"
+        )
 
 
 def lacks_flash_attention(config: DictConfig) -> bool:
@@ -243,6 +266,11 @@ def check_engine(config: DictConfig) -> None:
         raise ValueError(
             "actor_rollout_ref.rollout.full_determinism=True gives all probes of a response one "
             "request id; set it to false and vapo.seeded_sampling=true"
+        )
+    if not rollout.calculate_log_probs:
+        raise ValueError(
+            "actor_rollout_ref.rollout.calculate_log_probs=False: saved rollouts and metrics "
+            "have the engine's log probabilities; set true"
         )
     if rollout.logprobs_mode != "processed_logprobs":
         raise ValueError(
@@ -438,17 +466,16 @@ def check_micro_batches(config: DictConfig) -> None:
     Raises:
         ValueError: the first size that is no divisor.
     """
-    policy, trainer = config.actor_rollout_ref, config.trainer
+    policy = config.actor_rollout_ref
     if policy.actor.use_dynamic_bsz:
         return
-    ranks, n = ranks_of(config), policy.rollout.n
-    update, batch = (policy.actor.ppo_mini_batch_size * n, config.data.train_batch_size * n)
-    if trainer.v1.trainer_mode == SEPARATE:  # each mini-batch is sampled by itself
-        batch = update
-    for key, size in (
-        ("actor.ppo_micro_batch_size_per_gpu", update),
-        ("rollout.log_prob_micro_batch_size_per_gpu", batch),
-        ("ref.log_prob_micro_batch_size_per_gpu", batch),
+    ranks = ranks_of(config)
+    # log probs are those of a whole step, but failed responses shorten it by mini-batches
+    size = policy.actor.ppo_mini_batch_size * policy.rollout.n
+    for key in (
+        "actor.ppo_micro_batch_size_per_gpu",
+        "rollout.log_prob_micro_batch_size_per_gpu",
+        "ref.log_prob_micro_batch_size_per_gpu",
     ):
         micro = OmegaConf.select(policy, key)
         if micro is not None and size // ranks % micro:
@@ -537,6 +564,7 @@ class Check(NamedTuple):
 CHECKS: tuple[Check, ...] = (
     Check("critic", check_critic),
     Check("normalization", check_normalization),
+    Check("policy loss", check_policy_loss),
     Check("attention kernel", check_attention_kernel),
     Check("engine settings", check_engine),
     Check("trainer mode", check_trainer_mode),
