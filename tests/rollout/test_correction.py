@@ -239,7 +239,6 @@ def test_a_senseless_correction_is_refused_with_its_fix(values, said, fix):
 @pytest.mark.parametrize(
     ("override", "fix"),
     [
-        ("actor_rollout_ref.rollout.calculate_log_probs=false", "set true"),
         ("actor_rollout_ref.rollout.top_p=0.9", "set top_p=1.0"),
         ("actor_rollout_ref.rollout.top_k=50", "set top_k=-1"),
     ],
@@ -297,7 +296,6 @@ def test_the_bypass_loss_without_bypass_mode_is_refused():
 def test_log_probs_are_compared_where_both_are_computed():
     assert compares_log_probs(composed())
     assert not compares_log_probs(composed(*corrected(bypass_mode="true")))
-    assert not compares_log_probs(composed("actor_rollout_ref.rollout.calculate_log_probs=false"))
 
 
 def test_the_loss_of_bypass_mode_weighs_and_rejects():

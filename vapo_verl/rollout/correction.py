@@ -60,9 +60,7 @@ def mismatch(old_log_probs: Tensor, rollout_log_probs: Tensor, mask: Tensor) -> 
 def compares_log_probs(config: Any) -> bool:
     """Whether a step computes log probabilities that the engine's can be compared with."""
     correction = config.algorithm.get("rollout_correction") or {}
-    return config.actor_rollout_ref.rollout.calculate_log_probs and not correction.get(
-        "bypass_mode"
-    )
+    return not correction.get("bypass_mode")
 
 
 def needs_bypass_loss(correction: Any) -> bool:
@@ -253,11 +251,6 @@ def _check_bypass(config: Any, correction: Any) -> None:
 
 
 def _check_log_probs(rollout: Any) -> None:
-    if not rollout.calculate_log_probs:
-        raise ValueError(
-            f"actor_rollout_ref.rollout.calculate_log_probs=False: {KEY} compares the engine's log "
-            "probabilities with the trainer's, and veRL would skip it; set true"
-        )
     for name, cuts in (("top_p", rollout.top_p < 1), ("top_k", rollout.top_k > 0)):
         if cuts:
             raise ValueError(
