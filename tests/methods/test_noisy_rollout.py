@@ -79,14 +79,22 @@ def test_an_image_is_a_function_of_the_generator():
 
 
 def test_accuracies_are_those_of_the_two_kinds():
-    metrics = noisy().response_metrics([0, 1, 2, 3, 4, 3], [1, 1, 0, 1, 0, 0], 5, at(1))
+    metrics = noisy().response_metrics([0, 1, 2, 3, 4, 3], [1, 1, 0, 1, 0, 0], 5, [at(1)] * 6)
     assert metrics == {
         "vapo/noisy_rollout/noise_step": 499.0,
         "vapo/noisy_rollout/accuracy_noisy": pytest.approx(1 / 3),
         "vapo/noisy_rollout/accuracy_clean": pytest.approx(2 / 3),
     }
-    over = noisy().response_metrics([0, 4], [1, 0], 5, at(60))
+    over = noisy().response_metrics([0, 4], [1, 0], 5, [at(60)] * 2)
     assert math.isnan(over["vapo/noisy_rollout/accuracy_noisy"])
+
+
+def test_a_response_is_of_the_kind_that_it_was_when_it_was_asked_for():
+    """Asynchronous: of two last responses, one was asked for while there was noise."""
+    found = noisy().response_metrics([4, 4], [1, 0], 5, [at(1), at(60)])
+    assert found["vapo/noisy_rollout/accuracy_noisy"] == 1.0
+    assert found["vapo/noisy_rollout/accuracy_clean"] == 0.0
+    assert found["vapo/noisy_rollout/noise_step"] == 499 / 2
 
 
 @pytest.mark.parametrize(

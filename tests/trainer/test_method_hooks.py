@@ -18,7 +18,7 @@ from verl.workers.utils.losses import ppo_loss
 from tests.sample_records import sample_record
 from vapo_verl.config import MethodConfig
 from vapo_verl.data.compact_pixels import CompactPixels
-from vapo_verl.methods import Progress, method_of
+from vapo_verl.methods import method_of
 from vapo_verl.rollout.prompts import PIXELS_OF, with_pixels
 from vapo_verl.trainer.async_trainers import VapoSeparateAsync
 from vapo_verl.trainer.replay_buffer import (
@@ -199,13 +199,14 @@ def test_a_methods_metrics_are_of_the_responses_to_prompts_with_images():
     ]
     step = StepResponses(
         keys=["a_0_0", "a_1_0", "b_0_0", "b_1_0"],
+        asked_at=[1, 1, 1, 1],
         group_ids=["a", "a", "b", "b"],
         records=records,
         infos=[{}] * 4,
         visual_attention=torch.zeros(4, 1),
         response_mask=torch.ones(4, 1),
     )
-    metrics = method_metrics(step, method("noisy_rollout"), 2, Progress(step=1, total_steps=60))
+    metrics = method_metrics(step, method("noisy_rollout"), 2, total_steps=60)
     assert metrics["vapo/noisy_rollout/accuracy_clean"] == 1.0
     assert metrics["vapo/noisy_rollout/accuracy_noisy"] == 0.0
 

@@ -57,11 +57,16 @@ def test_responses_of_a_step_are_typed_and_padded_without_padding_rows(monkeypat
     monkeypatch.setattr(transfer_queue, "kv_batch_get", get)
     batch = KVBatchMeta(
         keys=["a_0_0", "pad_0_0", "a_1_0"],
-        tags=[{}, {"is_padding": True}, {"is_padding": False}],
+        tags=[
+            {"global_steps": 2},
+            {"is_padding": True},
+            {"is_padding": False, "global_steps": 3},
+        ],
         partition_id="train",
     )
     step = read_responses(batch)
     assert step.keys == ["a_0_0", "a_1_0"]
+    assert step.asked_at == [2, 3]
     assert step.group_ids == ["a", "a"]
     assert step.records == [RECORD, RECORD]
     assert step.response_mask.tolist() == [[1, 1], [1, 0]]

@@ -111,13 +111,14 @@ class Method:
         samples: Sequence[int],
         accuracies: Sequence[float],
         group_size: int,
-        progress: Progress,
+        asked: Sequence[Progress],
     ) -> dict[str, float]:
         """Metrics of a step from its responses to prompts with images.
 
         Args:
             samples: numbers of the responses within their groups.
             accuracies: R_acc of each.
+            asked: when each was asked for: under an asynchronous trainer before the step.
         """
         return {}
 

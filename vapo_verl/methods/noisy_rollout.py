@@ -73,18 +73,21 @@ class NoisyRollout(Method):
         samples: Sequence[int],
         accuracies: Sequence[float],
         group_size: int,
-        progress: Progress,
+        asked: Sequence[Progress],
     ) -> dict[str, float]:
-        """The noise, and the accuracy on images with and without it (nan of none)."""
+        """The mean noise, and the accuracy on images with and without it (nan of none)."""
         by_kind: dict[bool, list[float]] = {True: [], False: []}
-        for sample, accuracy in zip(samples, accuracies, strict=True):
-            by_kind[self.changes_image(sample, group_size, progress)].append(accuracy)
-        mean = {k: float(np.mean(v)) if v else math.nan for k, v in by_kind.items()}
+        for sample, accuracy, at in zip(samples, accuracies, asked, strict=True):
+            by_kind[self.changes_image(sample, group_size, at)].append(accuracy)
         return {
-            "vapo/noisy_rollout/noise_step": float(self.noise_at(progress)),
-            "vapo/noisy_rollout/accuracy_noisy": mean[True],
-            "vapo/noisy_rollout/accuracy_clean": mean[False],
+            "vapo/noisy_rollout/noise_step": _mean([float(self.noise_at(at)) for at in asked]),
+            "vapo/noisy_rollout/accuracy_noisy": _mean(by_kind[True]),
+            "vapo/noisy_rollout/accuracy_clean": _mean(by_kind[False]),
         }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else math.nan
 
 
 def noised(image: np.ndarray, noise_step: int, rng: np.random.Generator) -> np.ndarray:

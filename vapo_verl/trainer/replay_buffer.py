@@ -319,6 +319,8 @@ class StepResponses:
     """The responses of a step, without padding rows, in the order of `keys`."""
 
     keys: list[str]
+    asked_at: list[int]
+    """Step at which each was asked for."""
     group_ids: list[str]
     """Equal for responses to the same prompt."""
     records: list[SampleRecord]
@@ -332,13 +334,18 @@ class StepResponses:
 
 def read_responses(batch: KVBatchMeta) -> StepResponses:
     """What the metrics of a step are computed from."""
-    tagged = zip(batch.keys, batch.tags, strict=True)
-    keys = [key for key, tag in tagged if not tag.get("is_padding")]
+    tags = {
+        key: tag
+        for key, tag in zip(batch.keys, batch.tags, strict=True)
+        if not tag.get("is_padding")
+    }
+    keys = list(tags)
     fields = ["uid", "extra_fields", "visual_attention", "response_mask"]
     data = read(keys, batch.partition_id, fields)
     extras = column_values(data["extra_fields"])
     return StepResponses(
         keys=keys,
+        asked_at=[tag["global_steps"] for tag in tags.values()],
         group_ids=column_values(data["uid"]),
         records=[SampleRecord.from_plain(extra[RECORD_FIELD]) for extra in extras],
         infos=[extra.get("reward_extra_info") or {} for extra in extras],
@@ -407,16 +414,20 @@ def weigh_advantages(batch: KVBatchMeta, method: Method) -> dict[str, float]:
 
 
 def method_metrics(
-    step: StepResponses, method: Method, group_size: int, progress: Progress
+    step: StepResponses, method: Method, group_size: int, total_steps: int
 ) -> dict[str, float]:
     """Metrics of a method from the responses to prompts with images, which alone it may change."""
     seen = [
-        (int(key.rsplit("_", 2)[1]), record.reward.accuracy)
-        for key, record in zip(step.keys, step.records, strict=True)
+        (
+            int(key.rsplit("_", 2)[1]),
+            record.reward.accuracy,
+            Progress(step=asked_at, total_steps=total_steps),
+        )
+        for key, record, asked_at in zip(step.keys, step.records, step.asked_at, strict=True)
         if record.num_images
     ]
-    samples, accuracies = zip(*seen, strict=True) if seen else ((), ())
-    return method.response_metrics(samples, accuracies, group_size, progress)
+    samples, accuracies, asked = zip(*seen, strict=True) if seen else ((), (), ())
+    return method.response_metrics(samples, accuracies, group_size, asked)
 
 
 def fit_width(values: torch.Tensor, width: int) -> torch.Tensor:

@@ -30,7 +30,7 @@ from vapo_verl.config import vapo_config
 from vapo_verl.console import phases, say
 from vapo_verl.evaluation.benchmarks.validation_rows import validation_files
 from vapo_verl.heartbeat import lag_metrics
-from vapo_verl.methods import Method, Progress, method_of
+from vapo_verl.methods import Method, method_of
 from vapo_verl.patches.upstream import use_replay_buffers
 from vapo_verl.report.live import KeyPictures, write_final_report
 from vapo_verl.rollout import server as rollout_server
@@ -504,9 +504,8 @@ class VapoTraining(PPOTrainer):
         metrics.update(reward_metrics(step.records))
         metrics.update(origin_metrics(step.records, step.group_ids, self.vapo))
         metrics.update(anchor_metrics(step.records))
-        now = Progress(step=self.global_steps, total_steps=self.total_training_steps)
         size = self.config.actor_rollout_ref.rollout.n
-        metrics.update(method_metrics(step, self.method, size, now))
+        metrics.update(method_metrics(step, self.method, size, self.total_training_steps))
         metrics.update(signal_metrics(step.records, step.group_ids, self.vapo))
         metrics["vapo/anchors/step_share"] = (
             metrics["vapo/anchors/tail_s"] / metrics["timing_s/step"]
