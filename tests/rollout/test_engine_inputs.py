@@ -5,7 +5,7 @@ from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from vllm.multimodal.cache import (
     MultiModalProcessorOnlyCache,
@@ -143,6 +143,27 @@ def test_a_prompt_that_no_request_followed_leaves_no_promise():
     assert asyncio.run(run()).sent[0]["mm_kwargs"]["image"][0] is not None
 
 
+def test_a_prompt_that_is_closed_while_it_is_being_opened_is_closed():
+    async def run():
+        engine = Engine()
+        opening = asyncio.ensure_future(engine.open("a", "cat"))
+        await asyncio.sleep(0)
+        engine.inputs.close("a")
+        await opening
+        with pytest.raises(PromptNotOpen):
+            await engine.request("a", ["cat"])
+        [plain] = await engine.renderer.render_cmpl_async(
+            [{"prompt_token_ids": [9], "multi_modal_data": {"image": ["cat"]}}]
+        )
+        await engine.inputs.send(plain, engine.add)
+        await engine.open("a", "cat")  # again
+        await engine.request("a", ["cat"])
+        return engine
+
+    sent = asyncio.run(run()).sent
+    assert [request["mm_kwargs"]["image"][0] is not None for request in sent] == [True, False]
+
+
 def test_other_prompts_pass_as_they_are():
     async def passed(prompt):
         return await EngineInputs(None).send(prompt, echo)
@@ -170,6 +191,7 @@ def test_unknown_prompts_and_other_tokens_are_refused():
 
 
 @settings(deadline=None, max_examples=200)
+@example(capacity=1.5, steps=[("open", 5), ("close", 5), ("plain", 1)], together=2)
 @given(
     capacity=st.sampled_from([1.5, 2.5, 4.5]),
     steps=st.lists(
@@ -185,20 +207,24 @@ def test_whatever_the_order_the_core_has_or_gets_every_image(capacity, steps, to
     """Images of two prompts overlap, caches hold fewer images than there are, steps interleave."""
     prompts = {n: [f"image {n % 4}"] for n in range(6)}
 
-    opened = set()
+    opened, opening = set(), []
 
     async def one(engine, action, n):
         key, images = f"p{n}", prompts[n]
         if action == "open":
             opened.add(key)
+            opening.append(key)
             await engine.open(key, *images)
+            opening.remove(key)
         elif action == "close":
             engine.inputs.close(key)
             opened.discard(key)
         elif action == "ask":
             with suppress(PromptNotOpen):
                 await engine.request(key, images, 5)
-        elif not opened:  # vLLM's own requests do not meet images of prompts that are open
+        elif not (
+            opened or opening
+        ):  # vLLM's own requests do not meet images of prompts that are open
             [plain] = await engine.renderer.render_cmpl_async(
                 [{"prompt_token_ids": [9], "multi_modal_data": {"image": images}}]
             )

@@ -57,6 +57,8 @@ class EngineInputs:
     def __init__(self, renderer: Any) -> None:
         self._renderer = renderer
         self._open: dict[str, _Open] = {}
+        self._opening: dict[str, list[object]] = {}
+        """A ticket for each call of :meth:`open` that is under way and was not closed."""
         self._unsent: dict[str, Any] = {}
         """Items by hash that the engine core has not got."""
         self.num_renders = 0
@@ -72,16 +74,30 @@ class EngineInputs:
             images: its images, in the order of the placeholders.
             options: ``mm_processor_kwargs`` of its requests.
         """
-        engine_input = await self._process(collapsed, images, options)
-        self._open[key] = _Open(
+        waits = self._opening.setdefault(key, [])
+        waits.append(ticket := object())
+        try:
+            engine_input = await self._process(collapsed, images, options)
+        finally:
+            is_wanted = ticket in self._opening.get(key, [])
+            waits.remove(ticket)
+        opened = _Open(
             images=images, options=options, collapsed=collapsed, engine_input=engine_input
         )
+        if is_wanted:
+            self._open[key] = opened
+        else:
+            self._take_back(opened)
 
     def close(self, key: str) -> None:
-        """Forget a prompt; unknown keys are ignored."""
-        opened = self._open.pop(key, None)
-        if opened is not None and self._unsent.keys() & _hashes(opened):
-            # no request followed: this side's cache must not promise what was never sent
+        """Forget a prompt, also one that is still being opened; unknown keys are ignored."""
+        self._opening.pop(key, None)
+        if (opened := self._open.pop(key, None)) is not None:
+            self._take_back(opened)
+
+    def _take_back(self, opened: _Open) -> None:
+        """Where no request followed: this side's cache must not promise what was never sent."""
+        if self._unsent.keys() & _hashes(opened):
             self._renderer.clear_mm_cache()
             self._unsent.clear()
 
