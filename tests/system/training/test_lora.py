@@ -179,3 +179,20 @@ def _transformers(model, dataset, row):
     response = torch.tensor(row["response_ids"])
     chosen = logits[first:-1].log_softmax(-1).gather(1, response[:, None])[:, 0]
     return chosen.numpy(), attention[first:-1].numpy()
+
+
+def test_merged_weights_reach_the_engine_of_an_asynchronous_trainer(smoke):
+    """In bfloat16, which merged weights are sent in."""
+    steps = metrics(
+        smoke.run(
+            "merged_async",
+            *SHORT,
+            "trainer.v1.trainer_mode=vapo_colocate_async",
+            "actor_rollout_ref.model.lora.merge=true",
+            "actor_rollout_ref.rollout.dtype=bfloat16",
+        )
+    )
+    assert sorted(steps) == [1, 2, 3]
+    assert steps[1]["actor/kl_loss"] == pytest.approx(0, abs=1e-6)
+    for step in steps.values():
+        assert step["actor/grad_norm"] > 0 and step[CORRELATION] > 0.999

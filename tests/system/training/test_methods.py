@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tests.system.smoke import metrics
+from tests.system.smoke import Smoke, metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -89,3 +89,20 @@ def test_masked_images_change_what_the_policy_expects(steps_of):
     for step in steps_of("vppo").values():
         assert step["vapo/vppo/dependency_trained"] > step["vapo/vppo/dependency_left_out"]
         assert 0.4 <= step["vapo/vppo/trained_fraction"] < 0.45
+
+
+@pytest.mark.parametrize("name", ["papo", "vppo"])
+def test_masked_images_are_seen_by_the_weights_of_the_step_on_the_separate_trainer(
+    name, tmp_path, digits_data
+):
+    """It has updated its weights by then, and takes them back for that pass."""
+    smoke = Smoke(tmp_path, digits_data(train=128, val=16), "smoke_async")
+    steps = metrics(smoke.run(name, *SHORT, *RUNS[name]))
+    assert sorted(steps) == [1, 2, 3]
+    for step in steps.values():
+        own = {key: value for key, value in step.items() if key.startswith(f"vapo/{name}/")}
+        assert own and all(map(math.isfinite, own.values())) and step["actor/grad_norm"] > 0
+        if name == "papo":
+            assert own["vapo/papo/perception_loss"] < 0
+        else:
+            assert 0.4 <= own["vapo/vppo/trained_fraction"] < 0.45
