@@ -24,7 +24,7 @@ from vapo_verl.patches.upstream import keep_sigterm_handler
 from vapo_verl.platform import CPU_ENVIRONMENT
 from vapo_verl.preflight import PASSES, InputError, check_run, lacks_flash_attention, ranks_of
 from vapo_verl.process_tree import LEAST_SHARED_BYTES, SHARED_MEMORY, guarded_run
-from vapo_verl.rollout.correction import needs_bypass_loss
+from vapo_verl.rollout.correction import BYPASS_LOSS, needs_bypass_loss
 from vapo_verl.rollout.engine_args import add_attention, settle_image_limit
 from vapo_verl.run_folder import resume
 from vapo_verl.run_folder.checkpoints import (
@@ -251,7 +251,7 @@ def use_bypass_loss_where_needed(config: DictConfig) -> None:
     loss = config.actor_rollout_ref.actor.policy_loss
     if needs_bypass_loss(correction) and loss.loss_mode == "vanilla":
         with open_dict(config):
-            loss.loss_mode, loss.rollout_correction = "bypass_mode", correction
+            loss.loss_mode, loss.rollout_correction = BYPASS_LOSS, correction
 
 
 def settle_debug(config: DictConfig) -> None:

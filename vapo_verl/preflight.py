@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vapo_verl.config import COLOCATED, SEPARATE, SYNC, VapoConfig, vapo_config
 from vapo_verl.lora import check_lora, lora_of, refuse_quantized
 from vapo_verl.methods import method_of
-from vapo_verl.rollout.correction import check_rollout_correction
+from vapo_verl.rollout.correction import bypasses, check_rollout_correction
 from vapo_verl.rollout.engine_args import ENGINE, processor_max_pixels
 from vapo_verl.rollout.model_families import (
     captured_layers,
@@ -85,23 +85,21 @@ def check_normalization(config: DictConfig) -> None:
             weights by attention are.
     """
     advantage, algorithm = _settings(config).advantage, config.algorithm
-    if advantage.normalization == "decoupled":
-        if algorithm.adv_estimator != "vapo":
+    is_decoupled = advantage.normalization == "decoupled"
+    for setting, is_set, default in (
+        ("normalization=decoupled", is_decoupled, "total"),
+        (f"attention_coef={advantage.attention_coef:g}", advantage.attention_coef > 0, "0"),
+    ):
+        if is_set and algorithm.adv_estimator != "vapo":
             raise ValueError(
                 f"algorithm.adv_estimator={algorithm.adv_estimator} ignores "
-                "vapo.advantage.normalization=decoupled; set algorithm.adv_estimator=vapo, or total"
+                f"vapo.advantage.{setting}; set algorithm.adv_estimator=vapo, or {default}"
             )
-        if algorithm.use_kl_in_reward:
-            raise ValueError(
-                "algorithm.use_kl_in_reward=True adds a part to the reward that is neither "
-                "accuracy nor perception, and vapo.advantage.normalization=decoupled has no place "
-                "for it; set actor_rollout_ref.actor.use_kl_loss=true instead, or total"
-            )
-    if advantage.attention_coef and algorithm.adv_estimator != "vapo":
+    if is_decoupled and algorithm.use_kl_in_reward:
         raise ValueError(
-            f"algorithm.adv_estimator={algorithm.adv_estimator} ignores "
-            f"vapo.advantage.attention_coef={advantage.attention_coef:g}; set "
-            "algorithm.adv_estimator=vapo, or 0"
+            "algorithm.use_kl_in_reward=True adds a part to the reward that is neither "
+            "accuracy nor perception, and vapo.advantage.normalization=decoupled has no place "
+            "for it; set actor_rollout_ref.actor.use_kl_loss=true instead, or total"
         )
     ours = advantage.normalize_by_std
     verls = config.algorithm.norm_adv_by_std_in_grpo
@@ -394,8 +392,7 @@ def _check_separate_pool(config: DictConfig) -> None:
             "the weights below the adapter to another pool, and never the adapter; set "
             "actor_rollout_ref.model.lora.merge=true"
         )
-    bypass = (config.algorithm.get("rollout_correction") or {}).get("bypass_mode")
-    if settings.parameter_sync_step > 1 and not bypass:
+    if settings.parameter_sync_step > 1 and not bypasses(config):
         for key in ("param_offload", "offload_policy"):
             if fsdp[key]:
                 raise ValueError(
@@ -518,12 +515,12 @@ def check_method(config: DictConfig) -> None:
             f"{chosen} and vapo.advantage.attention_coef={settings.advantage.attention_coef} both "
             "weigh tokens by their visual attention; set the coefficient to 0, or the name to none"
         )
-    correction = config.algorithm.get("rollout_correction") or {}
-    if method.needs_actor_log_probs and correction.get("bypass_mode"):
+    if method.needs_actor_log_probs and bypasses(config):
         raise ValueError(
             f"{chosen} needs the actor's old log probs on the images as they are, and "
             "algorithm.rollout_correction.bypass_mode=true takes the engine's; set it to false"
         )
+    correction = config.algorithm.get("rollout_correction") or {}
     for name in ("rollout_is", "rollout_rs"):
         if method.changes_images and correction.get(name):
             raise ValueError(

@@ -139,7 +139,7 @@ NEIGHBOURS = {
         _method(
             "noisy_rollout",
             "NoisyRollout",
-            "+vapo.method.options.mid_step=32",  # 40 of 60 steps in its script
+            "+vapo.method.options.mid_step=32",  # of 48; 40 of 60 steps in its script
             _ACTORS_LOG_PROBS,
         ),
     )

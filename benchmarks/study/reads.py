@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ def stated_by_step(work: Workspace, name: str) -> dict[int, float]:
     return {step: float(np.mean(values)) for step, values in found.items()}
 
 
+@cache
 def read_scenes(file: Path) -> dict[int, Scene]:
     """Scene of every row of a digits file, by its index."""
     infos = pq.read_table(file, columns=["extra_info"]).column(0).to_pylist()

@@ -222,9 +222,8 @@ def test_whatever_the_order_the_core_has_or_gets_every_image(capacity, steps, to
         elif action == "ask":
             with suppress(PromptNotOpen):
                 await engine.request(key, images, 5)
-        elif not (
-            opened or opening
-        ):  # vLLM's own requests do not meet images of prompts that are open
+        elif not (opened or opening):
+            # vLLM's own requests do not meet images of prompts that are open
             [plain] = await engine.renderer.render_cmpl_async(
                 [{"prompt_token_ids": [9], "multi_modal_data": {"image": images}}]
             )

@@ -19,6 +19,7 @@ from tests.sample_records import sample_record
 from vapo_verl.config import MethodConfig
 from vapo_verl.data.compact_pixels import CompactPixels
 from vapo_verl.methods import method_of
+from vapo_verl.rollout.correction import BYPASS_LOSS
 from vapo_verl.rollout.prompts import PIXELS_OF, with_pixels
 from vapo_verl.trainer.async_trainers import VapoSeparateAsync
 from vapo_verl.trainer.replay_buffer import (
@@ -27,7 +28,7 @@ from vapo_verl.trainer.replay_buffer import (
     take_masked_log_probs,
     weigh_advantages,
 )
-from vapo_verl.trainer.worker import BYPASS_LOSS, MASKING, loss_with_method, masked_view
+from vapo_verl.trainer.worker import MASKING, loss_with_method, masked_view
 
 MASKED = {"fraction": 0.5, "seed": 0, "step": 3}
 
@@ -172,7 +173,7 @@ def test_both_views_are_of_the_weights_that_a_step_of_several_updates_began_with
     """With `bypass_mode` veRL saves no weights: the second view is of the present ones."""
     meta = SimpleNamespace(field_names=["input_ids"])
     monkeypatch.setattr("vapo_verl.rollout.transfer.kv_batch_meta2batch_meta", lambda _: meta)
-    monkeypatch.setattr("vapo_verl.trainer.trainer.compares_log_probs", lambda _: False)
+    monkeypatch.setattr("vapo_verl.trainer.trainer.bypasses", lambda _: True)
 
     def old_log_probs(self, batch, metrics):
         self.actor_rollout_wg.compute_log_prob(batch)

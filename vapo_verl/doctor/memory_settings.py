@@ -17,6 +17,7 @@ from vapo_verl.doctor.model_size import (
 )
 from vapo_verl.lora import Lora, lora_of
 from vapo_verl.preflight import engine_gpus, ranks_of
+from vapo_verl.rollout.correction import bypasses
 
 SHORTEST_TEXT = 128
 """Tokens of template, question and response beside the smallest image, in the shortest sequence."""
@@ -128,7 +129,7 @@ class MemorySettings:
         fused = bool(policy.model.get("use_fused_kernels", False))
         engine = OmegaConf.select(policy, "rollout.engine_kwargs.vllm.kv_cache_memory_bytes")
         lora = lora_of(config)
-        mode, recomputes = trainer.v1.trainer_mode, not _bypasses(config)
+        mode, recomputes = trainer.v1.trainer_mode, not bypasses(config)
         ahead = trainer.v1.get(mode.removeprefix(f"{SYNC}_"), {}).get("num_warmup_batches", 0)
         sampled, copies = config.data.train_batch_size, 0
         if mode == SEPARATE:
@@ -206,11 +207,6 @@ class MemorySettings:
             group_size=rollout.n,
             pixels=min(limit, most),
         )
-
-
-def _bypasses(config: DictConfig) -> bool:
-    """Whether log probabilities of the engine stand for those of the old policy."""
-    return bool((config.algorithm.get("rollout_correction") or {}).get("bypass_mode"))
 
 
 def _micro_batch(

@@ -27,6 +27,8 @@ REJECTIONS = (
     *("seq_mean_k1", "seq_mean_k2", "seq_mean_k3", "seq_max_k2", "seq_max_k3"),
 )
 LOSSES = ("ppo_clip", "reinforce")
+BYPASS_LOSS = "bypass_mode"
+"""veRL's policy loss that corrects for the engine, and refuses a micro-batch of padding alone."""
 DEFAULT_THRESHOLD = 2.0
 """veRL's of ``rollout_is_threshold``."""
 _PAIR = "write a pair in quotes and with decimals in both, as '0.5_2.0': YAML reads 0.5_2 as 0.52"
@@ -57,10 +59,10 @@ def mismatch(old_log_probs: Tensor, rollout_log_probs: Tensor, mask: Tensor) -> 
     }
 
 
-def compares_log_probs(config: Any) -> bool:
-    """Whether a step computes log probabilities that the engine's can be compared with."""
-    correction = config.algorithm.get("rollout_correction") or {}
-    return not correction.get("bypass_mode")
+def bypasses(config: Any) -> bool:
+    """Whether the engine's log probabilities stand for those of the old policy: no step computes
+    others, and there is nothing to compare them with."""
+    return bool((config.algorithm.get("rollout_correction") or {}).get("bypass_mode"))
 
 
 def needs_bypass_loss(correction: Any) -> bool:
@@ -103,7 +105,7 @@ def check_rollout_correction(config: Any) -> None:
         _check_bypass(config, correction)
     else:
         _refuse_unused(correction, "loss_type", "ppo_clip", "bypass_mode", "true")
-        if config.actor_rollout_ref.actor.policy_loss.loss_mode == "bypass_mode":
+        if config.actor_rollout_ref.actor.policy_loss.loss_mode == BYPASS_LOSS:
             raise ValueError(
                 "actor_rollout_ref.actor.policy_loss.loss_mode='bypass_mode' takes the old policy "
                 f"for the engine's, and {KEY}.bypass_mode=False; set {KEY}.bypass_mode=true, or "
@@ -243,7 +245,7 @@ def _check_bypass(config: Any, correction: Any) -> None:
             "actor_rollout_ref.actor.ppo_epochs=1"
         )
     mode = actor.policy_loss.loss_mode
-    if needs_bypass_loss(correction) and mode not in ("vanilla", "bypass_mode"):
+    if needs_bypass_loss(correction) and mode not in ("vanilla", BYPASS_LOSS):
         raise ValueError(
             f"actor_rollout_ref.actor.policy_loss.loss_mode={mode!r} with {given} and rollout_rs "
             "or loss_type=reinforce: these are a policy loss of their own; set loss_mode=vanilla"

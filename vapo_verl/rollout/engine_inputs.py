@@ -57,8 +57,8 @@ class EngineInputs:
     def __init__(self, renderer: Any) -> None:
         self._renderer = renderer
         self._open: dict[str, _Open] = {}
-        self._opening: dict[str, list[object]] = {}
-        """A ticket for each call of :meth:`open` that is under way and was not closed."""
+        self._opening: set[str] = set()
+        """Keys of prompts that are being processed and were not closed."""
         self._unsent: dict[str, Any] = {}
         """Items by hash that the engine core has not got."""
         self.num_renders = 0
@@ -74,13 +74,12 @@ class EngineInputs:
             images: its images, in the order of the placeholders.
             options: ``mm_processor_kwargs`` of its requests.
         """
-        waits = self._opening.setdefault(key, [])
-        waits.append(ticket := object())
+        self._opening.add(key)
         try:
             engine_input = await self._process(collapsed, images, options)
         finally:
-            is_wanted = ticket in self._opening.get(key, [])
-            waits.remove(ticket)
+            is_wanted = key in self._opening
+            self._opening.discard(key)
         opened = _Open(
             images=images, options=options, collapsed=collapsed, engine_input=engine_input
         )
@@ -91,7 +90,7 @@ class EngineInputs:
 
     def close(self, key: str) -> None:
         """Forget a prompt, also one that is still being opened; unknown keys are ignored."""
-        self._opening.pop(key, None)
+        self._opening.discard(key)
         if (opened := self._open.pop(key, None)) is not None:
             self._take_back(opened)
 

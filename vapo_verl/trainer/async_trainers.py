@@ -14,6 +14,7 @@ from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync
 from verl.workers.rollout.llm_server import LLMServerClient
 
 from vapo_verl.patches.upstream import mute_separate_trainer
+from vapo_verl.rollout.correction import bypasses
 from vapo_verl.rollout.outcome import FAILURES
 from vapo_verl.rollout.partial_rollout import PartialRolloutClient
 from vapo_verl.rollout.transfer import KVBatchMeta
@@ -71,8 +72,7 @@ class VapoSeparateAsync(VapoTraining, PPOTrainerSeparateAsync):
         They are those of the step's first mini-batch, which veRL has saved as number 0. With
         `bypass_mode` the old log probs are the engine's, and nothing is saved.
         """
-        correction = self.config.algorithm.get("rollout_correction") or {}
-        if self.local_trigger_step == 0 or correction.get("bypass_mode"):
+        if self.local_trigger_step == 0 or bypasses(self.config):
             super()._compute_masked_log_prob(batch)
             return
         self.actor_rollout_wg.save_model_to_cpu(self.local_trigger_step)

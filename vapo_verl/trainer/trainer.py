@@ -36,7 +36,7 @@ from vapo_verl.report.live import KeyPictures, write_final_report
 from vapo_verl.rollout import server as rollout_server
 from vapo_verl.rollout.agent_loop import VapoAgentLoop, run_format_check
 from vapo_verl.rollout.agent_loop_worker import reason_of
-from vapo_verl.rollout.correction import compares_log_probs
+from vapo_verl.rollout.correction import BYPASS_LOSS, bypasses
 from vapo_verl.rollout.outcome import info_means, used_metrics
 from vapo_verl.rollout.prompts import (
     clear_prompts_except,
@@ -81,7 +81,7 @@ from vapo_verl.trainer.replay_buffer import (
 from vapo_verl.trainer.stopping import RunStopped, SafeStop
 from vapo_verl.trainer.trackers import StepEnd, StepLine, tell_resumed
 from vapo_verl.trainer.train_loader import TrainLoader
-from vapo_verl.trainer.worker import BYPASS_LOSS, PhaseMemory, VapoWorker, masked_view
+from vapo_verl.trainer.worker import PhaseMemory, VapoWorker, masked_view
 
 EXPLAIN_S = 10.0
 """Time for the monitor to see the death behind an error that may follow from one."""
@@ -440,7 +440,7 @@ class VapoTraining(PPOTrainer):
         if self.method.mask_fraction:
             self._compute_masked_log_prob(batch)
         self._memory.end_phase("old_log_prob")
-        if compares_log_probs(self.config):
+        if not bypasses(self.config):
             metrics.update(logprob_mismatch(batch))
         return batch
 

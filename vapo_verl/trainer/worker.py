@@ -28,14 +28,13 @@ from vapo_verl.config import MethodConfig
 from vapo_verl.methods import Method, method_of
 from vapo_verl.patches import text_only_forward
 from vapo_verl.patches.upstream import session_folder, use_weight_sender, with_ragged_positions
+from vapo_verl.rollout.correction import BYPASS_LOSS
 from vapo_verl.rollout.prompts import MASKED_LOG_PROBS, Masking, with_pixels
 from vapo_verl.rollout.transfer import KVBatchMeta, for_models
 from vapo_verl.run_folder.checkpoints import FileRecord, file_records
 
 WEIGHT_SENDER = "vapo_verl.rollout.weight_sync.VapoServerAdapter"
 """A path, because importing it imports vLLM, which only the sending process needs."""
-BYPASS_LOSS = "bypass_mode"
-"""veRL's policy loss that corrects for the engine, and refuses a micro-batch of padding alone."""
 MASKING = "masking"
 """Of a batch whose forward pass is to see masked images: a :class:`Masking`."""
 GIB = 2**30
