@@ -531,19 +531,45 @@ def interrupted_by(watch: RunnerWatch, runner: object, within_s: float) -> bool:
     return False
 
 
-def test_a_trainer_that_does_not_answer_interrupts_the_driver(cluster, tmp_path, monkeypatch):
+def assert_interrupts(watch: RunnerWatch, runner: object) -> None:
+    if interrupted_by(watch, runner, 60):
+        return
+    try:
+        state = f"answers, for the {ray.get(runner.times_asked.remote(), timeout=5)}th time"
+    except ray.exceptions.RayError as error:
+        state = repr(error)
+    handler = signal.getsignal(signal.SIGINT)
+    pytest.fail(f"no interrupt; failure: {watch.failure}; SIGINT: {handler}; trainer: {state}")
+
+
+@pytest.mark.parametrize("lost", [0, 2])
+def test_a_trainer_that_does_not_answer_interrupts_the_driver(cluster, tmp_path, monkeypatch, lost):
+    """Also after answers that got lost, while its node could not be reached."""
     monkeypatch.setattr(liveness, "INTERVAL_S", 0.1)
     runner = Runner.remote()
     ray.get(runner.__ray_ready__.remote())
-    (pid,) = [a["Pid"] for a in liveness.job_actors() if a["ActorClassName"] == "Runner"]
-    watch = RunnerWatch(1.0, tmp_path)
+    (pid,) = [
+        actor["Pid"]
+        for actor in liveness.job_actors()
+        if (actor["ActorClassName"], actor["State"]) == ("Runner", "ALIVE")
+    ]
+    get, left = ray.get, [ray.exceptions.ActorUnavailableError("its node", None)] * lost
+
+    def get_or_lose(ref):
+        answer = get(ref)
+        if left:
+            raise left.pop()
+        return answer
 
     def stop_it() -> None:  # once the watch has had an answer: before, a trainer may be starting
-        until(lambda: ray.get(runner.times_asked.remote()) >= 3)
+        until(lambda: get(runner.times_asked.remote()) >= 3 + lost)
         os.kill(pid, signal.SIGSTOP)
 
+    monkeypatch.setattr(ray, "get", get_or_lose)
+    watch = RunnerWatch(1.0, tmp_path)
     threading.Thread(target=stop_it, daemon=True).start()
-    assert interrupted_by(watch, runner, 60)
+    assert_interrupts(watch, runner)
+    assert not left
     assert "has not answered for 1 s" in str(watch.failure)
     assert "No step is saved: the same command starts again." in str(watch.failure)
 
@@ -559,7 +585,7 @@ def test_a_head_that_is_gone_interrupts_the_driver(cluster, tmp_path, monkeypatc
     watch = RunnerWatch(60.0, tmp_path)
     before = signal.signal(signal.SIGINT, handler)  # shell scripts ignore it in background jobs
     try:
-        assert interrupted_by(watch, Runner.remote(), 60)
+        assert_interrupts(watch, Runner.remote())
         assert signal.getsignal(signal.SIGINT) == handler
     finally:
         signal.signal(signal.SIGINT, before)
@@ -578,7 +604,7 @@ def test_a_process_of_rays_that_is_stopped_interrupts_the_driver(
     stopped.send_signal(signal.SIGSTOP)
     watch = RunnerWatch(1.0, tmp_path)
     try:
-        assert interrupted_by(watch, Runner.remote(), 60)
+        assert_interrupts(watch, Runner.remote())
         said = f"Ray's process {name} (pid {stopped.pid}) has been stopped by a signal for 1 s"
         assert said in str(watch.failure)
         assert stopped.wait(60) == -signal.SIGKILL

@@ -14,6 +14,7 @@ seconds, wherever the trainer waits. Rules, in this order:
 
 from __future__ import annotations
 
+import math
 import signal
 import socket
 import threading
@@ -474,7 +475,7 @@ class RunnerWatch:
     def _run(self, runner: Any) -> None:
         head = ray.get_runtime_context().gcs_address
         host, _, port = head.rpartition(":")
-        asked, asked_at, answers, misses = runner.failure.remote(), time.monotonic(), 0, 0
+        asked, answered_at, misses = runner.failure.remote(), math.inf, 0
         own = [child for child in psutil.Process().children() if child.name() in RAY_PROCESSES]
         ran_at = dict.fromkeys(own, time.monotonic())
         while not self._stop.wait(INTERVAL_S):
@@ -495,10 +496,13 @@ class RunnerWatch:
             if ray.wait([asked], timeout=0)[0]:
                 try:
                     self.failure = ray.get(asked) or self.failure
+                    answered_at = time.monotonic()
+                except ray.exceptions.ActorUnavailableError:  # its node cannot be reached, for now
+                    pass
                 except ray.exceptions.RayError:  # its death ends the wait of the main thread
                     return
-                asked, asked_at, answers = runner.failure.remote(), time.monotonic(), answers + 1
-            elif answers and time.monotonic() - asked_at > self._timeout_s:
+                asked = runner.failure.remote()
+            if time.monotonic() - answered_at > self._timeout_s:
                 self._interrupt(
                     f"the trainer's process (VapoTaskRunner) has not answered for "
                     f"{self._timeout_s:g} s: it is stopped, or its node is"
