@@ -1,13 +1,16 @@
 """Panels drawn as pictures: every part of one is there, at its place."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+from vapo_verl.plots.html import resource_text
 from vapo_verl.plots.matplotlib_figure import HEIGHT, WIDTH, picture
-from vapo_verl.plots.panel import Panel, Series
+from vapo_verl.plots.panel import COLORS, Panel, Series
 
-BLUE, RED = (ImageColor.getrgb(color) for color in ("#0b62c4", "#c2410c"))
+BLUE, RED = (ImageColor.getrgb(color) for color in COLORS[:2])
 
 
 def drawn(**fields) -> Image.Image:
@@ -75,3 +78,14 @@ def test_each_part_of_a_panel_shows(fields):
 )
 def test_few_values_and_large_ones_can_be_drawn(x, y):
     assert drawn(series=[Series(name="a", x=x, y=y)]).size == (WIDTH, HEIGHT)
+
+
+def test_pages_have_the_same_palette():
+    """On a light ground; a page in the dark has as many others."""
+    lines = resource_text("plots.js").splitlines()
+    light, dark = (
+        json.loads(next(line for line in lines if line.startswith(name)).split("= ")[1].rstrip(";"))
+        for name in ("const LIGHT_COLORS", "const DARK_COLORS")
+    )
+    assert light == list(COLORS)
+    assert len(dark) == len(COLORS)

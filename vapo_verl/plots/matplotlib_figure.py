@@ -10,16 +10,11 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from vapo_verl.data.images import load_image
-from vapo_verl.plots.panel import Numbers, Panel, Series
+from vapo_verl.plots.panel import COLORS, Numbers, Panel, Series
 
 WIDTH, HEIGHT = 640, 400
 """Pixels."""
 _DPI = 100
-_COLORS = (
-    *("#0b62c4", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be185d"),
-    *("#0e7490", "#57534e", "#4d7c0f", "#1e3a8a"),
-)
-"""Those of the page on a light ground (``plots.js``)."""
 _SOFT = "#59636e"
 
 
@@ -32,7 +27,7 @@ def picture(panel: Panel) -> Image.Image:
     axes.spines[["top", "right"]].set_visible(False)
     are_alike = all(series.color == 0 for series in panel.series)
     for number, series in enumerate(panel.series):
-        _draw(axes, series, _COLORS[(number if are_alike else series.color) % len(_COLORS)])
+        _draw(axes, series, COLORS[(number if are_alike else series.color) % len(COLORS)])
     if panel.level is not None:
         axes.axhline(panel.level, color=_SOFT, linestyle="--", linewidth=1, label=panel.level_name)
     if panel.diagonal:

@@ -7,6 +7,12 @@ from dataclasses import dataclass, field
 Numbers = list[float | None]
 """None where there is no value: JSON has no nan."""
 
+COLORS = (
+    *("#0b62c4", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be185d"),
+    *("#0e7490", "#57534e", "#4d7c0f", "#1e3a8a"),
+)
+"""The palette on a light ground, of pictures and of pages (``plots.js``)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
@@ -22,7 +28,7 @@ class Series:
     run: int = 0
     """Index of its run; the lines of the second run are dashed."""
     color: int = 0
-    """Index in the page's palette: a quantity has the same colour in both runs."""
+    """Index in the palette: a quantity has the same colour in both runs."""
     bars: bool = False
     """Error bars instead of a band."""
 

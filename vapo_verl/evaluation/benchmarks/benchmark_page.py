@@ -19,8 +19,8 @@ from vapo_verl.evaluation.benchmarks.benchmark_results import (
 )
 from vapo_verl.files import atomic_write
 from vapo_verl.plots.html import NONE, Table, content_policy, resource_text, table_html
+from vapo_verl.plots.panel import COLORS
 
-_COLORS = ("#0b62c4", "#c2410c", "#15803d", "#7e22ce", "#57606a", "#b8860b")
 _LABEL_WIDTH, _PLOT_WIDTH, _LINE_HEIGHT = 320, 520, 18
 
 
@@ -83,7 +83,7 @@ def interval_plot(lines: Mapping[str, Sequence[Point]]) -> str:
             f"{escape(name)}</text>"
         )
         for point in points:
-            marks.append(_mark(point, y, _COLORS[series.index(point.series) % len(_COLORS)]))
+            marks.append(_mark(point, y, COLORS[series.index(point.series) % len(COLORS)]))
             y += _LINE_HEIGHT
         y += _LINE_HEIGHT / 2
     axis = "".join(
@@ -97,7 +97,7 @@ def interval_plot(lines: Mapping[str, Sequence[Point]]) -> str:
         f'height="{y:g}" font-size="12" fill="currentColor">{axis}{"".join(marks)}</svg>'
     )
     legend = "".join(
-        f'<span style="color:{_COLORS[place % len(_COLORS)]}">● {escape(name)}</span> '
+        f'<span style="color:{COLORS[place % len(COLORS)]}">● {escape(name)}</span> '
         for place, name in enumerate(series)
     )
     shown = f"<p>{legend}</p>" if len(series) > 1 else ""
