@@ -215,7 +215,6 @@ def test_a_run_without_adapters_has_none():
             (f"{MODEL}.lora_adapter_path=/nowhere",),
             ("adapter_config.json cannot be read", "vapo ex"),
         ),
-        (("algorithm.rollout_correction.bypass_mode=true",), ("FSDP 2", "set bypass_mode=false")),
     ],
 )
 def test_settings_that_no_run_can_have_are_refused_with_the_fix(overrides, parts):
@@ -237,10 +236,6 @@ def test_settings_that_no_run_can_have_are_refused_with_the_fix(overrides, parts
         (f"{MODEL}.lora.merge=true", "trainer.v1.trainer_mode=vapo_colocate_async"),
         ("trainer.v1.trainer_mode=vapo_saving",),  # of vapo.debug.save_rollouts: synchronous
         (f"{ROLLOUT}.load_format=auto",),
-        (
-            "algorithm.rollout_correction.bypass_mode=true",
-            "actor_rollout_ref.actor.use_kl_loss=false",
-        ),
         (f"{MODEL}.target_modules='.*language_model.*_proj'", f"{MODEL}.exclude_modules=null"),
         (f"{MODEL}.exclude_modules='.*(blocks|merger).*'",),
         (f"{MODEL}.target_modules='.*language_model.layers.2[0-7].*q_proj'",),

@@ -15,7 +15,7 @@ from vapo_verl.digits.model import model_dir
 from vapo_verl.doctor.findings import examine
 from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.launch import settle
-from vapo_verl.preflight import InputError, check_data, check_run
+from vapo_verl.preflight import InputError, check_data, check_first_pass, check_run
 
 
 @pytest.fixture(scope="module")
@@ -259,6 +259,23 @@ def test_a_context_without_room_for_a_claim_states_the_room_needed(check):
 )
 def test_settings_that_cannot_work_name_the_key(check, override, words):
     assert words in refused(check, override)
+
+
+BYPASS = "algorithm.rollout_correction.bypass_mode=true"
+
+
+def test_adapters_are_not_bypassed_by_the_first_forward_pass():
+    config = compose_recipe("vapo_lora", [BYPASS])
+    with pytest.raises(ValueError, match=r"FSDP 2.*set bypass_mode=false"):
+        check_first_pass(config)
+    without_kl = "actor_rollout_ref.actor.use_kl_loss=false"
+    for recipe, overrides in (
+        ("vapo_lora", [BYPASS, without_kl]),
+        ("vapo_lora", []),
+        ("vapo", [BYPASS]),
+        ("smoke_lora", [BYPASS]),  # not on a GPU
+    ):
+        check_first_pass(compose_recipe(recipe, overrides))
 
 
 ENGINE_IMAGES = "+actor_rollout_ref.rollout.engine_kwargs.vllm.mm_processor_kwargs"

@@ -155,24 +155,6 @@ def check_lora(config: DictConfig) -> None:
         _check_start(Path(model.lora_adapter_path), lora)
     _check_targets(lora)
     _check_transfer(config, lora)
-    _check_first_pass(config)
-
-
-def _check_first_pass(config: DictConfig) -> None:
-    """Refuse a step that begins with the reference, which is the model without its adapters.
-
-    FSDP 2 takes the precision of gradients from what the first forward pass would train, and there
-    it would train nothing (torch 2.11).
-    """
-    actor, algorithm = config.actor_rollout_ref.actor, config.algorithm
-    correction = algorithm.get("rollout_correction") or {}
-    has_reference = actor.use_kl_loss or algorithm.use_kl_in_reward
-    if config.trainer.device != "cpu" and correction.get("bypass_mode") and has_reference:
-        raise ValueError(
-            f"algorithm.rollout_correction.bypass_mode=True with {MODEL}.lora_rank and a KL to the "
-            "reference: the first forward pass would be that without adapters, and FSDP 2 would "
-            "reduce gradients in the wrong precision from then on; set bypass_mode=false"
-        )
 
 
 def _check_numbers(model: DictConfig) -> None:

@@ -426,6 +426,11 @@ def ranks_of(config: DictConfig) -> int:
     return config.trainer.n_gpus_per_node * config.trainer.nnodes
 
 
+def has_reference(config: DictConfig) -> bool:
+    """Whether a run compares with a reference policy: only a KL term does."""
+    return bool(config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward)
+
+
 def check_batches(config: DictConfig) -> None:
     """Refuse batches that do not split into mini-batches, or over the ranks.
 
@@ -531,6 +536,25 @@ def check_method(config: DictConfig) -> None:
             )
 
 
+def check_first_pass(config: DictConfig) -> None:
+    """Refuse LoRA where a step begins with the reference, the model without its adapters.
+
+    FSDP 2 takes the precision of gradients from what the first forward pass would train, and there
+    it would train nothing (torch 2.11).
+
+    Raises:
+        ValueError: the keys that lead there, and the fix.
+    """
+    adapts = lora_of(config) is not None
+    if adapts and config.trainer.device != "cpu" and bypasses(config) and has_reference(config):
+        raise ValueError(
+            "algorithm.rollout_correction.bypass_mode=True with actor_rollout_ref.model.lora_rank "
+            "and a KL to the reference: the first forward pass would be that without adapters, and "
+            "FSDP 2 would reduce gradients in the wrong precision from then on; set "
+            "bypass_mode=false"
+        )
+
+
 def check_best_checkpoint(config: DictConfig) -> None:
     """Refuse to keep a best checkpoint of steps that are not validated.
 
@@ -573,6 +597,7 @@ CHECKS: tuple[Check, ...] = (
     Check("method", check_method),
     Check("best checkpoint", check_best_checkpoint),
     Check("LoRA", check_lora),
+    Check("LoRA's first pass", check_first_pass),
     Check("rollout correction", check_rollout_correction),
     Check("reward function and judge", check_outcome_reward),
 )

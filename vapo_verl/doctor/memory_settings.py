@@ -10,13 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from vapo_verl.config import SEPARATE, SYNC
 from vapo_verl.doctor.model_size import (
     dtype_bytes,
-    has_reference,
     model_folder,
     parameter_bytes,
     vision_tokens,
 )
 from vapo_verl.lora import Lora, lora_of
-from vapo_verl.preflight import engine_gpus, ranks_of
+from vapo_verl.preflight import engine_gpus, has_reference, ranks_of
 from vapo_verl.rollout.correction import bypasses
 
 SHORTEST_TEXT = 128

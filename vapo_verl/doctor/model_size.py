@@ -248,11 +248,6 @@ def trained_parameters(config: DictConfig, num_parameters: float) -> float:
     return float(shape.adapter_parameters(lora, lora.rank)) if lora else num_parameters
 
 
-def has_reference(config: DictConfig) -> bool:
-    """Whether a run compares with a reference policy: only a KL term does."""
-    return bool(config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward)
-
-
 KNOWN_SHAPES: Mapping[str, ModelShape] = {
     "Qwen/Qwen2.5-VL-3B-Instruct": ModelShape(
         hidden_size=2048,
