@@ -240,6 +240,23 @@ def test_a_context_without_room_for_a_claim_states_the_room_needed(check):
         ("actor_rollout_ref.actor.policy_loss.loss_mode=geo_mean", "set gspo"),
         ("actor_rollout_ref.actor.checkpoint.async_save=true", "async_save"),
         (
+            "actor_rollout_ref.actor.optim.optimizer=AdmW",
+            "actor_rollout_ref.actor.optim.optimizer='AdmW' is no class of torch.optim; use one of "
+            "ASGD, Adadelta, Adafactor, Adagrad, Adam, AdamW, ",
+        ),
+        (
+            "actor_rollout_ref.actor.optim.optimizer_impl=torhc.optim",
+            "optimizer_impl='torhc.optim' cannot be imported (No module named 'torhc')",
+        ),
+        (
+            "actor_rollout_ref.actor.optim.betas=[0.9,1.5]",
+            "torch.optim.AdamW does not take its settings (Invalid beta parameter at index 1: 1.5)",
+        ),
+        (
+            "actor_rollout_ref.actor.optim.override_optimizer_config={epss: 1e-6}",
+            "got an unexpected keyword argument 'epss'); correct weight_decay, betas or override",
+        ),
+        (
             "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=5119",  # 20 * (96 + 160) tokens
             "are 5120 tokens, above actor_rollout_ref.actor.ppo_max_token_len_per_gpu=5119; "
             "set actor.ppo_micro_batch_size_per_gpu=19",
@@ -259,6 +276,12 @@ def test_a_context_without_room_for_a_claim_states_the_room_needed(check):
 )
 def test_settings_that_cannot_work_name_the_key(check, override, words):
     assert words in refused(check, override)
+
+
+def test_other_optimizers_are_accepted(check):
+    optim = "actor_rollout_ref.actor.optim"
+    check(f"{optim}.optimizer=SGD", f"{optim}.override_optimizer_config={{momentum: 0.9}}")
+    check(f"{optim}.betas=[0.9,0.95]")
 
 
 BYPASS = "algorithm.rollout_correction.bypass_mode=true"

@@ -4,10 +4,11 @@ A run starts a dozen processes and takes a minute to its first token; each check
 trace out of one of them into one line that names the key, the value and the fix.
 """
 
+import importlib
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,7 +49,14 @@ PASSES = {
 """Sequences in a micro-batch of each pass over the policy -> whether veRL sizes micro-batches by
 tokens instead, and the tokens that a rank has memory for. Keys under ``actor_rollout_ref``."""
 
-
+OPTIMIZER: Mapping[str, Any] = {
+    "optimizer": "AdamW",
+    "optimizer_impl": "torch.optim",
+    "betas": [0.9, 0.999],
+    "override_optimizer_config": None,
+}
+"""What decides which optimizer a rank builds, with veRL's defaults. Keys under
+``actor_rollout_ref.actor.optim``."""
 WEIGHTS_MODULE = "vapo_verl.rollout.weight_sync"
 
 
@@ -487,6 +495,42 @@ def check_micro_batches(config: DictConfig) -> None:
             )
 
 
+def check_optimizer(config: DictConfig) -> None:
+    """Refuse an optimizer that cannot be built, as a rank builds it; the default one can.
+
+    Raises:
+        ValueError: it cannot be imported, or does not take its settings.
+    """
+    optim, key = config.actor_rollout_ref.actor.optim, "actor_rollout_ref.actor.optim"
+    if all(optim.get(name) == default for name, default in OPTIMIZER.items()):
+        return  # without torch
+    import torch
+    from verl.workers.config.optimizer import build_optimizer
+
+    name, library = optim.optimizer, optim.optimizer_impl
+    try:
+        module = importlib.import_module(library)
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"{key}.optimizer_impl={library!r} cannot be imported ({error}); install it, or set "
+            "torch.optim"
+        ) from error
+    if not isinstance(getattr(module, name, None), type):
+        classes = (kind for kind in vars(module).values() if isinstance(kind, type))
+        known = [kind.__name__ for kind in classes if issubclass(kind, torch.optim.Optimizer)]
+        raise ValueError(
+            f"{key}.optimizer={name!r} is no class of {library}; use one of "
+            f"{', '.join(sorted(known))}"
+        )
+    try:
+        build_optimizer([torch.nn.Parameter(torch.zeros(2, 2))], optim)
+    except Exception as error:
+        raise ValueError(
+            f"{key}: {library}.{name} does not take its settings ({error}); correct "
+            "weight_decay, betas or override_optimizer_config"
+        ) from error
+
+
 def check_context(config: DictConfig) -> None:
     """Refuse a context without room for prompt, response, and claim with its answer.
 
@@ -591,6 +635,7 @@ CHECKS: tuple[Check, ...] = (
     Check("trainer mode", check_trainer_mode),
     Check("batches", check_batches),
     Check("micro-batches", check_micro_batches),
+    Check("optimizer", check_optimizer),
     Check("padding", check_padding),
     Check("images of the engine", check_engine_images),
     Check("context", check_context),

@@ -145,8 +145,13 @@ REGISTERED: Mapping[str, tuple[str, ...]] = {
         *("vanilla", "gspo", "sapo", "gpg", "clip_cov", "kl_cov", "geo_mean", "dro", "cispo"),
         *("dppo_tv", "dppo_kl", "bypass_mode"),
     ),
+    f"{_POLICY}.rollout.load_format": (
+        *("auto", "safetensors", "dummy", "hf", "pt", "npcache", "mistral", "fastsafetensors"),
+        *("sharded_state", "tensorizer", "bitsandbytes", "runai_streamer"),
+        *("runai_streamer_sharded", "instanttensor", "modelexpress"),
+    ),
 }
-"""Names of veRL's registries, to which ``actor_rollout_ref.model.external_lib`` may add."""
+"""Names of veRL's and vLLM's registries: ``actor_rollout_ref.model.external_lib`` may add some."""
 SEVERAL_TYPES = ("algorithm.rollout_correction.rollout_is_threshold",)
 """Keys with values of other types than their default, checked where they are used."""
 CHECKPOINT_PARTS = ("model", "optimizer", "extra", "hf_model")

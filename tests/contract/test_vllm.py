@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from typing import get_args
 
 import pytest
 import vllm
@@ -45,6 +46,14 @@ def parameters(function):
 def names(cls):
     fields = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
     return {*fields, *getattr(cls, "__struct_fields__", ()), *getattr(cls, "__annotations__", ())}
+
+
+def test_the_load_formats_that_settings_allow_are_vllms():
+    from vllm.model_executor.model_loader import LoadFormats
+
+    from vapo_verl.settings import REGISTERED
+
+    assert {*REGISTERED["actor_rollout_ref.rollout.load_format"]} == {*get_args(LoadFormats)}
 
 
 def test_a_processed_prompt_can_be_sent_again():
