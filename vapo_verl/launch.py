@@ -209,8 +209,8 @@ def compare_with_folder(config: DictConfig, derived: Collection[str], *, tell: b
         derived: keys that follow others, by :func:`vapo_verl.run_folder.resume.references`.
 
     Raises:
-        OtherRun: the folder's checkpoint is of another model, data, seed or reward; or the run is
-            finished, and this command asks for another one.
+        OtherRun: the folder's checkpoint is of another model, data, seed, reward or method; or the
+            run is finished, and this command asks for another one.
     """
     trainer, run_dir = config.trainer, Path(config.trainer.default_local_dir)
     step = latest_complete(run_dir)

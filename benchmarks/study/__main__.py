@@ -35,11 +35,13 @@ Task = tuple[str, Callable[[int], None]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what is not done yet; returns 1 when a run failed, the others having been finished."""
+    """Do what is not done yet; returns 1 when a run failed, the others having been finished, and
+    130 after Ctrl-C."""
     parser = build_parser()
     options = parser.parse_args(arguments)
     if fault := _fault(options):
         parser.error(fault)
+    options.jobs = options.jobs or (1 if options.quick else 2)
     start = time.monotonic()
     try:
         if options.quick or options.forgetful:
@@ -53,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StudyError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
     print(f"done in {(time.monotonic() - start) / 60:.0f} min")
     return 0
 
@@ -117,9 +122,9 @@ def _forgetful(options: argparse.Namespace) -> None:
         _do_all(tasks, options.jobs)
     finally:
         report_forgetful(works, plan, root, part, options.document)
-    if options.quick:
+    if part in ("quick", "control"):
         (work,) = works.values()
-        print(forgetful.check_control(work))
+        print(forgetful.check_control(work, plan))
 
 
 def report_forgetful(
@@ -135,7 +140,7 @@ def report_forgetful(
         part: name of the files, of the plots' folder, and of the tables' place in the document.
     """
     outcomes = forgetful.read_outcomes(works, plan)
-    text = forgetful.tables(outcomes)
+    text = forgetful.tables(outcomes, plan)
     print(text)
     out = RESULTS if document else root / "results"
     out.mkdir(parents=True, exist_ok=True)
@@ -177,20 +182,23 @@ def _trainings(
 
 
 def _do_all(tasks: Sequence[Task], jobs: int) -> None:
-    """Every task, `jobs` at a time; one that is alone has both cores.
+    """Every task, `jobs` at a time; one job has both cores.
 
     Raises:
         StudyError: some failed, as listed; the others have finished.
     """
-    threads = 2 // min(jobs, len(tasks))
     failures: list[str] = []
     with ThreadPoolExecutor(max_workers=jobs) as pool:
-        names = {pool.submit(do, threads): name for name, do in tasks}
-        for number, future in enumerate(as_completed(names), start=1):
-            error = future.exception()
-            print(f"{number}/{len(tasks)} {names[future]}: {error or 'done'}", flush=True)
-            if error is not None:
-                failures.append(str(error))
+        names = {pool.submit(do, 2 // jobs): name for name, do in tasks}
+        try:
+            for number, future in enumerate(as_completed(names), start=1):
+                error = future.exception()
+                print(f"{number}/{len(tasks)} {names[future]}: {error or 'done'}", flush=True)
+                if error is not None:
+                    failures.append(str(error))
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)  # those that run got Ctrl-C, too
+            raise
     if failures:
         raise StudyError("\n".join(failures))
 
@@ -274,14 +282,20 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="?",
         const="comparison",
         choices=tuple(forgetful.PLANS),
-        help="in the world forgetful_digits, hours each: the main comparison (the default), what "
-        "makes the signal, or methods of other papers; see plan.md",
+        help="in the world forgetful_digits, hours each: the main comparison (the default), its "
+        "control, what makes the signal, or methods of other papers; see plan.md",
     )
     size.add_argument(
         "--variants", action="store_true", help="VAPO with other settings, next to the study's runs"
     )
     add("--out", type=Path, help="folder of the study (runs/study, runs/study_quick)")
-    add("--jobs", type=int, default=2, choices=(1, 2), help="runs at once (%(default)s)")
+    add(
+        "--jobs",
+        type=int,
+        choices=(1, 2),
+        help="runs at once (2; 1 with --quick), the same for all of a study: a job that is alone "
+        "has two threads, which sum in another order",
+    )
     add("--arms", nargs="+", help="some of them, with grpo, in another --out")
     add("--seeds", nargs="+", type=int, help="others than the study's, in another --out")
     add("--report", action="store_true", help="with --forgetful: what is measured; start nothing")

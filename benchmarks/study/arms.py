@@ -89,7 +89,10 @@ FORGETFUL = {
         Arm(
             name=CONTROL,
             title="perception alone",
-            overrides=(_GAMMA_1, "vapo.reward.accuracy_weight=0.0", "vapo.anchors.gate=relaxed"),
+            overrides=(
+                *(_GAMMA_1, "vapo.anchors.gate=relaxed"),
+                *("vapo.reward.accuracy_weight=0.0", "vapo.reward.format_weight=0.0"),
+            ),
         ),
     )
 }

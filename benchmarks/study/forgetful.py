@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,19 @@ class ForgetfulPlan(Plan):
     """`--memory` of each warm start; its folder has this name."""
     start_steps: int
     """Of the warm start's training."""
+    known: tuple[str, ...] = (BASELINE,)
+    """Arms that are tested in another part, or nowhere: p is adjusted over the others."""
+    against: Mapping[str, str] = field(default_factory=dict)
+    """Arm -> the arm it is compared with in this part, if not its own `against`."""
+
+    @property
+    def tested(self) -> tuple[str, ...]:
+        """Arms over which p of the primary measure is adjusted, done or not."""
+        return tuple(arm for arm in self.arms if arm not in self.known)
 
     def size(self) -> dict[str, Any]:
         """Runs of any arm, seed and strength stand beside each other."""
-        mixed = ("arms", "seeds", "memories")
+        mixed = ("arms", "seeds", "memories", "known", "against")
         return {name: value for name, value in asdict(self).items() if name not in mixed}
 
 
@@ -60,8 +69,14 @@ MAIN = ForgetfulPlan(
     memories=("18", "none"),
     start_steps=1000,
 )
+ALONE = replace(MAIN, arms=(CONTROL,), seeds=(1,), memories=("18",))
+"""The control of the comparison: it must move, or the comparison means nothing."""
 SIGNAL = replace(
-    MAIN, arms=(BASELINE, "decoupled", *arms.SIGNAL), seeds=(1, 2, 3), memories=("18",)
+    MAIN,
+    arms=(BASELINE, "decoupled", *arms.SIGNAL),
+    seeds=(1, 2, 3),
+    memories=("18",),
+    known=(BASELINE, "decoupled"),
 )
 """What makes the perception reward a signal; GRPO and `decoupled` are runs of the comparison."""
 _BY_ATTENTION = ("vapo_focus", "vapo_grounded", "attention_reward")
@@ -69,9 +84,11 @@ NEIGHBOURS = replace(
     MAIN,
     arms=(BASELINE, "vapo", "decoupled", *arms.NEIGHBOURS, *_BY_ATTENTION),
     memories=("18",),
+    known=(BASELINE, "vapo", "decoupled"),
+    against={"vapo_focus": "vapo", "vapo_grounded": "vapo"},
 )
 """Methods of other papers, and credit by visual attention."""
-PLANS = {"comparison": MAIN, "signal": SIGNAL, "neighbours": NEIGHBOURS}
+PLANS = {"comparison": MAIN, "control": ALONE, "signal": SIGNAL, "neighbours": NEIGHBOURS}
 QUICK = ForgetfulPlan(
     arms=(CONTROL,),
     seeds=(0,),
@@ -81,7 +98,7 @@ QUICK = ForgetfulPlan(
     memories=("18",),
     start_steps=200,
 )
-"""The control alone."""
+"""A short form of the control."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,15 +114,17 @@ class Outcome:
     stated: float
     """Different cells that a response states."""
     checked: float
-    """Different cells that it states after its last conclusion: the answer does not need them."""
+    """Those that it states after its last conclusion, and not before: the answer does not need
+    them."""
     reads_right: float
     """Fraction of correct statements."""
     tokens: float
     recoverable: float
     """Rows incorrect at the end and correct when forced to answer at some earlier cut."""
     attention_early: float
+    attention_middle: float
     attention_late: float
-    """Visual attention ratio in the first and last third of a response."""
+    """Visual attention ratio in the thirds of a response."""
     groups_right: float = math.nan
     """Of the training's prompts, those whose responses are all correct."""
     agreement: float = math.nan
@@ -122,14 +141,15 @@ MEASURES = {
     "cells stated": "stated",
     "cells checked": "checked",
     "reads correct": "reads_right",
+    "attention middle": "attention_middle",
     "claims early": "claims_early",
     "tokens": "tokens",
     "recoverable": "recoverable",
     "attention early": "attention_early",
     "attention late": "attention_late",
 }
-"""Column and field; the first is the primary measure, and that and the next four are tested."""
-NUM_TESTED = 5
+"""Column and field; the first is the primary measure, and that and the next five are tested."""
+NUM_TESTED = 6
 
 
 def workspaces(root: Path, plan: ForgetfulPlan) -> dict[str, Workspace]:
@@ -199,9 +219,10 @@ def statements(
     stated, checked, right = [], [], []
     for record in records:
         scene, response = scenes[record["index"]], record["response"]
-        _, conclusion, rest = response.rpartition(_CONCLUSION)
-        stated.append(cells_stated(response, scene))
-        checked.append(cells_stated(rest, scene) if conclusion else 0)
+        needed, conclusion, rest = response.rpartition(_CONCLUSION)
+        stated.append(len(cells_stated(response, scene)))
+        new = cells_stated(rest, scene) - cells_stated(needed, scene)
+        checked.append(len(new) if conclusion else 0)
         right += [correct for _, correct in reads_of(response, scene)]
     return {
         "stated": float(np.mean(stated)),
@@ -211,14 +232,16 @@ def statements(
 
 
 def _attention_by_third(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    thirds: dict[str, list[float]] = {"attention_early": [], "attention_late": []}
+    names = ("attention_early", "attention_middle", "attention_late")
+    thirds: dict[str, list[float]] = {name: [] for name in names}
     for record in records:
         values = np.array(record["attention"] or [], dtype=np.float64)
         if len(values) < 3:
             continue
         third = len(values) // 3
-        thirds["attention_early"].append(float(np.nanmean(values[:third])))
-        thirds["attention_late"].append(float(np.nanmean(values[-third:])))
+        parts = (values[:third], values[third:-third], values[-third:])
+        for name, part in zip(names, parts, strict=True):
+            thirds[name].append(float(np.nanmean(part)))
     return {name: float(np.mean(v)) if v else math.nan for name, v in thirds.items()}
 
 
@@ -236,7 +259,9 @@ def read_outcomes(works: Mapping[str, Workspace], plan: ForgetfulPlan) -> dict[s
     return found
 
 
-def compare_by_seed(outcomes: Sequence[Outcome]) -> dict[str, dict[str, PairedDifference]]:
+def compare_by_seed(
+    outcomes: Sequence[Outcome], plan: ForgetfulPlan
+) -> dict[str, dict[str, PairedDifference]]:
     """By arm and measure: the arm minus that it is compared with, in pairs of runs with one seed.
 
     Arms with fewer than two pairs are left out.
@@ -245,7 +270,7 @@ def compare_by_seed(outcomes: Sequence[Outcome]) -> dict[str, dict[str, PairedDi
     for outcome in outcomes:
         by_arm.setdefault(outcome.arm, {})[outcome.seed] = outcome
     against = {
-        arm: by_arm.get(ALL_ARMS[arm].against, {})
+        arm: by_arm.get(_against(arm, plan), {})
         for arm in by_arm
         if arm not in (BASELINE, WARM_START)
     }
@@ -263,6 +288,10 @@ def compare_by_seed(outcomes: Sequence[Outcome]) -> dict[str, dict[str, PairedDi
     }
 
 
+def _against(arm: str, plan: ForgetfulPlan) -> str:
+    return plan.against.get(arm, ALL_ARMS[arm].against)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p adjusted for several tests (Holm 1979): the k-th smallest of m times m - k + 1, monotone.
 
@@ -277,7 +306,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def tables(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
+def tables(outcomes: Mapping[str, Sequence[Outcome]], plan: ForgetfulPlan) -> str:
     """Results and paired tests of each strength, as Markdown."""
     parts = []
     for memory, found in outcomes.items():
@@ -289,15 +318,17 @@ def tables(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
         if trained:
             columns = tuple((name.replace("_", " "), name) for name in _TRAINING)
             parts.append(arms_table(columns, trained))
-        if compared := compare_by_seed(found):
-            parts.append(_comparison(compared))
+        if compared := compare_by_seed(found, plan):
+            parts.append(_comparison(compared, plan))
     return "\n\n".join(parts)
 
 
-def _comparison(compared: Mapping[str, Mapping[str, PairedDifference]]) -> str:
-    """p of the primary measure is adjusted over the arms; the others are not adjusted."""
+def _comparison(compared: Mapping[str, Mapping[str, PairedDifference]], plan: ForgetfulPlan) -> str:
+    """p of the primary measure is adjusted over all arms that the plan tests, those to come with
+    a p of 1; the others are not adjusted."""
     primary = next(iter(MEASURES.values()))
-    adjusted = dict(zip(compared, holm([by[primary].p_t for by in compared.values()]), strict=True))
+    p_values = [compared[arm][primary].p_t if arm in compared else 1.0 for arm in plan.tested]
+    adjusted = dict(zip(plan.tested, holm(p_values), strict=True))
     lines = [
         "| | minus | measure | difference over seeds | p | Holm |",
         "|---|---|---|---|---|---|",
@@ -305,8 +336,8 @@ def _comparison(compared: Mapping[str, Mapping[str, PairedDifference]]) -> str:
     for arm, by_measure in compared.items():
         for measure, pairs in by_measure.items():
             cells = " | ".join(paired_cells(pairs))
-            of_all = f"{adjusted[arm]:.2g}" if measure == primary else ""
-            names = (title(arm), title(ALL_ARMS[arm].against), measure.replace("_", " "))
+            of_all = f"{adjusted[arm]:.2g}" if measure == primary and arm in adjusted else ""
+            names = (title(arm), title(_against(arm, plan)), measure.replace("_", " "))
             lines.append(f"| {' | '.join(names)} | {cells} | {of_all} |")
     return "\n".join(lines)
 
@@ -322,13 +353,13 @@ def complete_seeds(work: Workspace, plan: Plan) -> tuple[int, ...]:
     )
 
 
-def check_control(work: Workspace) -> str:
+def check_control(work: Workspace, plan: ForgetfulPlan) -> str:
     """What the control changed: late claims of the same rows, against the warm start.
 
     Raises:
         StudyError: they did not rise, so that the perception reward does not reach the policy.
     """
-    names = (WARM_START, Run(arm=CONTROL, seed=QUICK.seeds[0]).name)
+    names = (WARM_START, Run(arm=CONTROL, seed=plan.seeds[0]).name)
     before, after = (read_records(work.folder(n) / "diagnostics" / "perception") for n in names)
     late = [{r["row"]: late_claims(r) for r in records} for records in (before, after)]
     known = [{row: v for row, v in of.items() if v is not None} for of in late]

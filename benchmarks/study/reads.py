@@ -42,9 +42,9 @@ def reads_of(response: str, scene: Scene) -> Iterator[tuple[float, bool]]:
             yield match.end() / len(response), (cell.color, cell.digit) == (color, int(digit))
 
 
-def cells_stated(text: str, scene: Scene) -> int:
-    """Different cells of the image that a text says something of."""
-    return sum(f"{place} is" in text for place in scene.positions)
+def cells_stated(text: str, scene: Scene) -> set[str]:
+    """Places of the image's cells that a text says something of."""
+    return {place for place in scene.positions if f"{place} is" in text}
 
 
 def summarise_reads(records: Sequence[Mapping[str, Any]], scenes: Mapping[int, Scene]) -> Reads:
@@ -79,7 +79,7 @@ def stated_by_step(work: Workspace, name: str) -> dict[int, float]:
     problems: list[str] = []
     for rollout in read_rollouts(rollout_files(work.folder(name)), problems):
         assert rollout.step is not None and rollout.index is not None
-        stated = cells_stated(rollout.response, scenes[rollout.index])
+        stated = len(cells_stated(rollout.response, scenes[rollout.index]))
         found.setdefault(rollout.step, []).append(stated)
     if problems or not found:
         raise StudyError(f"{work.folder(name)}: {'; '.join(problems) or 'no saved rollouts'}")

@@ -30,7 +30,7 @@ class Spread:
     where no prompt has two."""
 
     paper: float
-    """With the paper's late emphasis."""
+    """With the paper's late emphasis, whatever the run's: one measure for all arms."""
     flat: float
     """With none."""
 

@@ -96,13 +96,49 @@ def test_statements_before_and_after_the_answer_is_known(works):
     assert (by_arm["decoupled"].stated, by_arm["decoupled"].checked) == (2.0, 1.0)
     assert by_arm["grpo"].reads_right == 1.0 and by_arm["grpo"].accuracy == 0.5
     assert by_arm["grpo"].attention_early == pytest.approx(0.3)
+    assert by_arm["grpo"].attention_middle == pytest.approx(0.2)
     assert by_arm["grpo"].attention_late == pytest.approx(0.1)
     assert by_arm["decoupled"].perception_fraction == 0.25
     assert math.isnan(by_arm[WARM_START].perception_fraction)
 
 
+def test_a_cell_that_was_named_before_is_no_further_look(works):
+    scenes = read_scenes(works["18"].data / TEST)
+    first, second, *_ = (read(scenes[0], place) for place in scenes[0].positions)
+    for response, expected in (
+        (f"{first} the largest is 7. {first}", (1.0, 0.0)),
+        (f"{first} the largest is 7. {first} {second}", (2.0, 1.0)),
+        (f"{first} {second}", (2.0, 0.0)),  # no conclusion
+    ):
+        found = forgetful.statements([{"index": 0, "response": response}], scenes)
+        assert (found["stated"], found["checked"]) == expected
+
+
+def test_p_is_adjusted_over_the_arms_of_the_plan_done_or_not(works):
+    def adjusted(plan):
+        text = forgetful.tables({"18": forgetful.read_outcomes(works, PLAN)["18"]}, plan)
+        (line,) = (row for row in text.splitlines() if "| claims late | +" in row)
+        return [cell.strip() for cell in line.split("|")[5:7]]
+
+    p, alone = adjusted(PLAN)
+    assert alone == p  # one test
+    _, of_three = adjusted(replace(PLAN, arms=(*PLAN.arms, "gamma_1", "vapo")))
+    assert float(of_three) == pytest.approx(3 * float(p), rel=0.1)
+    _, of_another_part = adjusted(replace(PLAN, known=("grpo", "decoupled")))
+    assert of_another_part == ""
+
+
+def test_an_arm_can_be_compared_with_another_one_in_a_part(works):
+    outcomes = forgetful.read_outcomes(works, PLAN)["18"]
+    found = [replace(o, arm="vapo_focus") if o.arm == "decoupled" else o for o in outcomes]
+    found += [replace(o, arm="vapo") for o in outcomes if o.arm == "decoupled"]
+    plan = forgetful.NEIGHBOURS
+    assert forgetful.compare_by_seed(found, plan)["vapo_focus"]["stated"].difference == 0.0
+    assert forgetful.compare_by_seed(found, plan)["vapo"]["stated"].difference == 1.0
+
+
 def test_arms_are_compared_with_grpo_by_seed(works):
-    compared = forgetful.compare_by_seed(forgetful.read_outcomes(works, PLAN)["none"])
+    compared = forgetful.compare_by_seed(forgetful.read_outcomes(works, PLAN)["none"], PLAN)
     assert set(compared) == {"decoupled"}
     late = compared["decoupled"]["claims_late"]
     assert late.n == 3 and late.difference > 0.2
@@ -116,11 +152,12 @@ def test_what_is_not_measured_yet_is_left_out(works, tmp_path):
     found = forgetful.read_outcomes(works, PLAN)
     assert len(found["18"]) == len(found["none"]) - 1 == len(forgetful.runs_of(PLAN))
     assert forgetful.complete_seeds(strong, PLAN) == (0, 1)
-    assert forgetful.compare_by_seed(found["18"])["decoupled"]["claims_late"].n == 2
+    assert forgetful.compare_by_seed(found["18"], PLAN)["decoupled"]["claims_late"].n == 2
     none = works["none"]
     (none.folder(WARM_START) / "diagnostics" / "early-decision" / "summary.json").unlink()
     assert forgetful.complete_seeds(none, PLAN) == ()
-    assert "n = 2" in forgetful.tables(found) and "n = 3" in forgetful.tables(found)
+    text = forgetful.tables(found, PLAN)
+    assert "n = 2" in text and "n = 3" in text
 
 
 def test_an_interrupted_study_has_pairs():
@@ -172,7 +209,8 @@ def test_arms_of_the_comparison_differ_from_vapo_as_they_say():
         "vapo.advantage.normalization=decoupled"
     }
     assert known["no_gate"].overrides == ("vapo.anchors.gate=relaxed",)
-    assert "vapo.reward.accuracy_weight=0.0" in known[arms.CONTROL].overrides
+    alone = {"vapo.reward.accuracy_weight=0.0", "vapo.reward.format_weight=0.0"}
+    assert alone < {*known[arms.CONTROL].overrides}
 
 
 ALL = dict.fromkeys(arm for plan in forgetful.PLANS.values() for arm in plan.arms)
@@ -228,10 +266,10 @@ def control(tmp_path, data):
 
 
 def test_the_control_passes_where_late_claims_rise(control):
-    assert "late claims +" in forgetful.check_control(control(rate=20))
+    assert "late claims +" in forgetful.check_control(control(rate=20), forgetful.QUICK)
 
 
 @pytest.mark.parametrize("rate", [10, 0])
 def test_the_control_fails_where_they_do_not(control, rate):
     with pytest.raises(StudyError, match="the control did not move"):
-        forgetful.check_control(control(rate=rate))
+        forgetful.check_control(control(rate=rate), forgetful.QUICK)

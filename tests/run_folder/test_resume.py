@@ -106,6 +106,13 @@ IDENTITY = [
         ".*visual.*",
         'actor_rollout_ref.model.exclude_modules: null -> ".*visual.*"',
     ),
+    ("vapo__method__name", "papo", 'vapo.method.name: "none" -> "papo"'),
+    ("algorithm__adv_estimator", "grpo", 'algorithm.adv_estimator: "vapo" -> "grpo"'),
+    (
+        "actor_rollout_ref__actor__policy_loss__loss_mode",
+        "gspo",
+        'actor_rollout_ref.actor.policy_loss.loss_mode: "vanilla" -> "gspo"',
+    ),
     ("custom_reward_function__path", "mine.py", 'custom_reward_function.path: null -> "mine.py"'),
 ]
 

@@ -36,8 +36,9 @@ IDENTITY = (
     *("data.max_pixels", "data.apply_chat_template_kwargs"),
     *("vapo.seed", "vapo.reward", "vapo.anchors"),
     *("reward", "reward_model", "custom_reward_function"),
+    *("vapo.method", "algorithm.adv_estimator", "actor_rollout_ref.actor.policy_loss.loss_mode"),
 )
-"""Model, data, seed and reward: keys, and groups of keys, that make a run what it is."""
+"""Model, data, seed, reward and method: keys, and groups of keys, that make a run what it is."""
 HARMLESS = (
     *("vapo.anchors.max_tokens_in_flight", "vapo.anchors.self_test_rows"),
     *(f"vapo.reward.judge.{name}" for name in ("base_url", "max_concurrency", "cache_dir")),
@@ -133,7 +134,7 @@ def is_identity(key: str) -> bool:
 def refuse_other_run(
     run_dir: Path, changes: Sequence[Change], accepted: Iterable[str], step: int
 ) -> None:
-    """Refuse to resume with another model, data, seed or reward, but for `accepted` keys.
+    """Refuse to resume with another model, data, seed, reward or method, but for `accepted` keys.
 
     Raises:
         OtherRun: with the keys, both values, and what to do.
