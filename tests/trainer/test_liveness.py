@@ -30,6 +30,7 @@ from vapo_verl.trainer.liveness import (
     TRANSFER,
     UPDATE,
     VALIDATION,
+    VERIFICATION,
     Finding,
     HangDetector,
     Member,
@@ -480,6 +481,14 @@ def test_a_killed_actor_is_found_within_seconds(watched):
     assert finding is not None and watched.ended == [finding]
     assert finding.what.startswith(f"step 3, update: the Worker (pid {watched.pids[1]}, node ")
     assert finding.what.endswith("died")
+
+
+def test_workers_that_wait_for_the_verification_of_a_checkpoint_do_not_hang():
+    """The trainer's own process reads it; one that dies meanwhile is found."""
+    workers = {member(role, pid): IDLE for pid, role in enumerate((SERVER, LOOP, RANK, ENGINE), 1)}
+    assert judged(VERIFICATION, lambda s: workers, until_s=10 * TIMEOUT_S) is None
+    died = {**workers, member(RANK, 3): replace(IDLE, alive=False)}
+    assert judged(VERIFICATION, lambda s: died if s > 20 else workers)[2] == member(RANK, 3)
 
 
 def test_a_stopped_actor_is_a_suspect_at_once_and_found_after_the_timeout(watched):

@@ -64,6 +64,8 @@ IGNORED_ACTORS = ("VapoTaskRunner", "NodeWatch")
 ROLLOUT, VALIDATION, TRANSFER, SAVE = "rollout", "validation", "weight transfer", "checkpoint"
 LOG_PROBS, UPDATE = "log probabilities", "update"
 START = "start of the workers"
+VERIFICATION = "verification of checkpoints"
+"""The trainer's process reads files, however long that takes; the others wait for it."""
 WORKING = {
     ROLLOUT: (SERVER, LOOP),
     VALIDATION: (SERVER, LOOP),

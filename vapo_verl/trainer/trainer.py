@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 import os
 import signal
 import threading
@@ -148,7 +149,16 @@ class VapoTraining(PPOTrainer):
         self.config.data.val_files = validation_files(self.config)
         super()._init_dataloader()
         self.config.data.val_files = given  # what the run folder's config says
+        trainer = self.config.trainer  # veRL would end with the epochs, without a last checkpoint
+        needed = math.ceil(self.total_training_steps / max(self.steps_per_epoch, 1))
+        trainer.total_epochs = max(trainer.total_epochs, needed)
         self.train_dataloader: TrainLoader = TrainLoader.like(self.train_dataloader)
+
+    def _get_required_batch_multiple(self, dp_size: int) -> int:
+        """Mini-batches, also where a step updates nothing: log probs are cut into micro-batches."""
+        policy = self.config.actor_rollout_ref
+        mini_batch = policy.actor.ppo_mini_batch_size * policy.rollout.n
+        return math.lcm(super()._get_required_batch_multiple(dp_size), mini_batch)
 
     def _init_resource_pool_mgr(self) -> None:
         ranks = self.config.trainer.n_gpus_per_node * self.config.trainer.nnodes
@@ -562,12 +572,14 @@ class VapoTraining(PPOTrainer):
         """Resume from the newest intact checkpoint: this process alone chooses, for all ranks."""
         if self.config.trainer.resume_mode == "auto":
             phases.begin("verifying checkpoints")
-            point = self._resume_point.result()
+            with self._monitor.phase(liveness.VERIFICATION):
+                point = self._resume_point.result()
             phases.end()
             if point.step is not None:
                 phases.begin(f"checkpoint of step {point.step}")
         elif self.config.trainer.resume_mode == "resume_path":
-            checkpoints.require_intact(Path(self.config.trainer.resume_from_path))
+            with self._monitor.phase(liveness.VERIFICATION):
+                checkpoints.require_intact(Path(self.config.trainer.resume_from_path))
         super()._load_checkpoint()
         if self.global_steps and self.mode != VapoTrainer.mode:  # with it, the replay buffer
             forget_trained("train")

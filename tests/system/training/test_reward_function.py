@@ -12,9 +12,9 @@ from vapo_verl.trainer.replay_buffer import FAILED
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 FUNCTION = '''
-async def shaped(data_source, solution_str, ground_truth, extra_info, floor):
-    """Correct answers get 1, others `floor`; a quarter of the rows cannot be graded."""
-    if extra_info["index"] % 4 == 0:
+async def shaped(data_source, solution_str, ground_truth, extra_info, floor, every=4):
+    """Correct answers get 1, others `floor`; every fourth row cannot be graded."""
+    if extra_info["index"] % every == 0:
         raise LookupError("no key for this row")
     correct = f"boxed{{{ground_truth}}}" in solution_str
     return {"score": 1.0 if correct else floor, "acc": correct, "characters": len(solution_str)}
@@ -56,6 +56,20 @@ def test_a_users_function_trains_with_anchors_and_its_failures_are_counted(smoke
     assert failed > 0
     assert "RewardFunctionFailed: " in smoke.log("function")
     assert "shaped.py:shaped: LookupError: no key for this row" in smoke.log("function")
+
+
+def test_without_updates_failures_leave_responses_and_steps_go_beyond_the_epochs(smoke):
+    """75 of 80 responses are left of each step, which is a pass over the 16 rows."""
+    (smoke.root / "shaped.py").write_text(FUNCTION)
+    run = smoke.run(
+        "without_updates",
+        *SHORT,
+        "vapo.debug.rollout_only=true",
+        *("data.train_max_samples=16", "trainer.total_epochs=1"),
+        *(f"{FUNCTION_KEY}.path=shaped.py", f"{FUNCTION_KEY}.name=shaped"),
+        f"+{FUNCTION_KEY}.reward_kwargs={{floor: 0.25, every: 16}}",
+    )
+    assert {step: values[FAILED] for step, values in metrics(run).items()} == {1: 5, 2: 5}
 
 
 def decision(request: Request) -> Reply:
