@@ -15,7 +15,13 @@ from vapo_verl.digits.model import model_dir
 from vapo_verl.doctor.findings import examine
 from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.launch import settle
-from vapo_verl.preflight import InputError, check_data, check_first_pass, check_run
+from vapo_verl.preflight import (
+    InputError,
+    check_data,
+    check_first_pass,
+    check_run,
+    check_trainer_mode,
+)
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +234,16 @@ def test_a_context_without_room_for_a_claim_states_the_room_needed(check):
         ),
         ("actor_rollout_ref.rollout.n=1", "rollout.n=1"),
         ("data.train_batch_size=12", "is not a multiple of"),
+        ("+data.gen_batch_size=5", "data.gen_batch_size=5 does not divide data.train_batch_size="),
+        (
+            "actor_rollout_ref.rollout.tensor_model_parallel_size=2",
+            "tensor_model_parallel_size=2: 1 GPUs (trainer.n_gpus_per_node * trainer.nnodes) do "
+            "not make engines of 2",
+        ),
+        (
+            "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=true",
+            "log_prob_use_dynamic_bsz=True and actor_rollout_ref.actor.use_dynamic_bsz=False: veRL",
+        ),
         ("trainer.n_gpus_per_node=3", "do not split over 3 ranks"),
         ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16", "the 40 responses"),
         ("actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=60", "a divisor of 40"),
@@ -276,6 +292,14 @@ def test_a_context_without_room_for_a_claim_states_the_room_needed(check):
 )
 def test_settings_that_cannot_work_name_the_key(check, override, words):
     assert words in refused(check, override)
+
+
+def test_servers_of_several_nodes_are_not_restarted():
+    engine = "actor_rollout_ref.rollout.tensor_model_parallel_size=16"
+    overrides = [engine, "trainer.nnodes=2", "vapo.rollout.restart_servers=true"]
+    with pytest.raises(ValueError, match=r"engines of 16 GPUs, on nodes of 8: .*set it to false"):
+        check_trainer_mode(compose_recipe("vapo", overrides))
+    check_trainer_mode(compose_recipe("vapo", overrides[:2]))
 
 
 def test_other_optimizers_are_accepted(check):
@@ -371,9 +395,18 @@ def test_weights_by_attention_are_refused_of_another_estimator(check):
     assert "ignores vapo.advantage.attention_coef=0.3; set algorithm.adv_estimator=vapo" in message
 
 
-@pytest.mark.parametrize("override", ["algorithm.adv_estimator=gae", "critic.enable=true"])
-def test_a_critic_is_refused(check, override):
-    assert f"{override.replace('true', 'True')} trains a critic" in refused(check, override)
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("critic.enable=true", "critic.enable=True trains a critic, and there is none here"),
+        ("algorithm.adv_estimator=gae", "adv_estimator=gae reads the values of a critic, and"),
+        ("algorithm.adv_estimator=remax", "remax reads the reward of a greedy response to each"),
+        ("algorithm.adv_estimator=gdpo", "gdpo reads the parts of a reward as columns"),
+        ("algorithm.adv_estimator=optimal_token_baseline", "the sum of squared probabilities"),
+    ],
+)
+def test_what_no_trainer_here_computes_is_refused(check, override, words):
+    assert words in refused(check, override)
 
 
 def test_a_micro_batch_that_fills_its_budget_exactly_is_accepted(check):

@@ -277,6 +277,8 @@ def settle_debug(config: DictConfig) -> None:
             f"vapo.debug.save_rollouts={debug.save_rollouts} cannot be written: {reason}; name a "
             "folder that you may write"
         )
+    if trainer.val_only:
+        trainer.val_before_train = True  # veRL reads the one within the other
     if debug.rollout_only:  # veRL leaves the actor as it is until the critic is warm
         trainer.critic_warmup, trainer.save_freq = MAX_COUNT, -1
     if debug.train_only:

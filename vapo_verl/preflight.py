@@ -57,6 +57,14 @@ OPTIMIZER: Mapping[str, Any] = {
 }
 """What decides which optimizer a rank builds, with veRL's defaults. Keys under
 ``actor_rollout_ref.actor.optim``."""
+LACKING = {
+    "gae": "the values of a critic",
+    "remax": "the reward of a greedy response to each prompt",
+    "optimal_token_baseline": "the sum of squared probabilities at each token",
+    "tir_optimal_token_baseline": "the sum of squared probabilities at each token",
+    "gdpo": "the parts of a reward as columns",
+}
+"""Estimator -> what it reads that veRL's V1 trainers, or this package, do not compute."""
 WEIGHTS_MODULE = "vapo_verl.rollout.weight_sync"
 
 
@@ -119,19 +127,20 @@ def check_normalization(config: DictConfig) -> None:
         )
 
 
-def check_critic(config: DictConfig) -> None:
-    """Refuse a critic: values of a vision-language policy have no model here.
+def check_estimator(config: DictConfig) -> None:
+    """Refuse an estimator that reads what no trainer here computes, and a critic.
 
     Raises:
-        ValueError: ``critic.enable``, or an estimator that reads values.
+        ValueError: ``critic.enable``, or the estimator.
     """
     enabled, estimator = config.critic.enable, config.algorithm.adv_estimator
-    if not enabled and estimator != "gae":
+    if not enabled and estimator not in LACKING:
         return
     asked = f"critic.enable={enabled}" if enabled else f"algorithm.adv_estimator={estimator}"
+    needs = "trains a critic" if enabled else f"reads {LACKING[estimator]}"
     raise ValueError(
-        f"{asked} trains a critic, and none is trained here: rewards are compared within the "
-        "group of a prompt; leave critic.enable out, and set algorithm.adv_estimator=vapo"
+        f"{asked} {needs}, and there is none here: rewards are compared within the group of a "
+        "prompt; leave critic.enable out, and set algorithm.adv_estimator=vapo"
     )
 
 
@@ -319,6 +328,22 @@ def check_trainer_mode(config: DictConfig) -> None:
             f"actor_rollout_ref.hybrid_engine=False with trainer.v1.trainer_mode={mode}: its "
             f"engine is on the actor's GPUs; set it to true, or the mode to {SEPARATE}"
         )
+    rollout = policy.rollout
+    each = rollout.tensor_model_parallel_size * rollout.pipeline_model_parallel_size
+    each *= rollout.data_parallel_size
+    if ranks_of(config) % each:
+        raise ValueError(
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size="
+            f"{rollout.tensor_model_parallel_size}: {ranks_of(config)} GPUs "
+            "(trainer.n_gpus_per_node * trainer.nnodes) do not make engines of "
+            f"{each} (with the pipeline's and data's); set a divisor"
+        )
+    if config.vapo.rollout.restart_servers and each > config.trainer.n_gpus_per_node:
+        raise ValueError(
+            f"vapo.rollout.restart_servers=True with engines of {each} GPUs, on nodes of "
+            f"{config.trainer.n_gpus_per_node}: a server of several nodes is not started again; "
+            "set it to false, or a smaller tensor_model_parallel_size"
+        )
     if policy.rollout.nnodes:
         raise ValueError(
             f"actor_rollout_ref.rollout.nnodes={policy.rollout.nnodes} with "
@@ -461,6 +486,13 @@ def check_batches(config: DictConfig) -> None:
             f"data.train_batch_size={prompts} is not a multiple of "
             f"actor_rollout_ref.actor.ppo_mini_batch_size={mini}; change one of them"
         )
+    given = config.data.get("gen_batch_size")
+    is_drawn_singly = config.trainer.v1.trainer_mode != SYNC or _filters_groups(config)
+    if given and prompts % given and not is_drawn_singly:
+        raise ValueError(
+            f"data.gen_batch_size={given} does not divide data.train_batch_size={prompts}, and a "
+            "step is made of whole batches of the loader; set a divisor, or null"
+        )
     ranks = ranks_of(config)
     if mini * n % ranks:
         raise ValueError(
@@ -470,6 +502,10 @@ def check_batches(config: DictConfig) -> None:
         )
 
 
+def _filters_groups(config: DictConfig) -> bool:
+    return bool((config.algorithm.get("filter_groups") or {}).get("enable"))
+
+
 def check_micro_batches(config: DictConfig) -> None:
     """Refuse micro-batches that do not divide what a rank holds: a run would fail midway.
 
@@ -477,7 +513,15 @@ def check_micro_batches(config: DictConfig) -> None:
         ValueError: the first size that is no divisor.
     """
     policy = config.actor_rollout_ref
-    if policy.actor.use_dynamic_bsz:
+    by_tokens = policy.actor.use_dynamic_bsz
+    if policy.rollout.log_prob_use_dynamic_bsz != by_tokens:
+        raise ValueError(
+            "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz="
+            f"{policy.rollout.log_prob_use_dynamic_bsz} and actor_rollout_ref.actor."
+            f"use_dynamic_bsz={by_tokens}: veRL makes the micro-batches of both passes in the same "
+            "way; set them to the same value"
+        )
+    if by_tokens:
         return
     ranks = ranks_of(config)
     # log probs are those of a whole step, but failed responses shorten it by mini-batches
@@ -627,7 +671,7 @@ class Check(NamedTuple):
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("critic", check_critic),
+    Check("estimator", check_estimator),
     Check("normalization", check_normalization),
     Check("policy loss", check_policy_loss),
     Check("attention kernel", check_attention_kernel),
