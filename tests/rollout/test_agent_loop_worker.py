@@ -105,6 +105,21 @@ def test_an_output_that_the_engine_gave_up_is_no_response(reason):
         generated(TokenOutput(token_ids=[1, 2], stop_reason=reason))
 
 
+@pytest.mark.parametrize("other", ["video_data", "audio_data"])
+def test_a_prompt_with_more_than_images_is_sent_as_it_is(other):
+    """The server opens images alone: it would leave the others out."""
+    sent = {"prompt_ids": [1], "image_data": ["image"], other: ["other"]}
+
+    class Recorder(Client):
+        async def generate(self, session: str, **request: object) -> TokenOutput:
+            assert request == sent
+            return await super().generate(session, **request)
+
+    client = Recorder(TokenOutput(token_ids=[1], stop_reason="completed"))
+    prompt = OpenPrompt("session", is_shared=True)
+    asyncio.run(OneServerClient(client, prompt).generate("id", **sent))
+
+
 @pytest.mark.parametrize("reason", ["completed", None])
 def test_a_finished_output_passes(reason):
     assert generated(TokenOutput(token_ids=[1], stop_reason=reason)).token_ids == [1]

@@ -96,6 +96,19 @@ def collapsed(images):
     return [1, *[9] * len(images), 1]
 
 
+def test_images_that_do_not_fit_into_the_cache_are_an_error_and_harm_no_other_prompt():
+    async def run():
+        engine = Engine(num_images=1.5)
+        await engine.open("two", "a", "b")
+        await engine.open("one", "c")
+        with pytest.raises(ValueError, match=r"the 2 images .*raise .*mm_processor_cache_gb, or"):
+            await engine.request("two", ("a", "b"))
+        engine.inputs.close("two")
+        await engine.request("one", ("c",))
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     "kind", [MultiModalProcessorSenderCache, MultiModalProcessorOnlyCache, None]
 )

@@ -13,6 +13,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+CACHE_KEY = "actor_rollout_ref.rollout.engine_kwargs.vllm.mm_processor_cache_gb"
+MAX_ATTEMPTS = 20
+"""Times that a request's images are processed because the cache has dropped them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptImages:
@@ -107,7 +111,8 @@ class EngineInputs:
 
         Raises:
             PromptNotOpen: nobody opened the prompt.
-            ValueError: the request does not begin with the prompt's tokens.
+            ValueError: the request does not begin with the prompt's tokens, or its images do not
+                fit into the cache.
         """
         shared = _shared_images(prompt)
         if shared is None:
@@ -118,12 +123,20 @@ class EngineInputs:
                 f"prompt {shared.key} is not open on this server, {len(self._open)} others are"
             )
         rest = _rest(prompt["prompt_token_ids"], opened)
+        attempts = 0
         while (items := self._items(opened)) is None:
             async with opened.processing:
                 if not self._is_cached(opened):
                     opened.engine_input = await self._process(
                         opened.collapsed, opened.images, opened.options
                     )
+            attempts += 1
+            if attempts == MAX_ATTEMPTS:  # the last image evicts the first, or others all of them
+                self._take_back(opened)
+                raise ValueError(
+                    f"the {len(opened.images)} images of a prompt do not stay in vLLM's processor "
+                    f"cache until they are sent; raise {CACHE_KEY}, or set it to 0"
+                )
         tokens = [*opened.engine_input["prompt_token_ids"], *rest]
         # no await between `_items` and this call: requests leave in the order of their touches
         return await add_request(

@@ -200,7 +200,8 @@ class OneServerClient:
 
         The first request of a prompt is that of a response, whose tokens are the prompt's.
         """
-        if not (self._prompt.is_shared and request.get("image_data")):
+        other = request.get("video_data") or request.get("audio_data")  # images alone are opened
+        if other or not (self._prompt.is_shared and request.get("image_data")):
             return request
         server = await self._prompt.once(SERVER, partial(self._open, request, prompt_ids))
         if server is None:

@@ -31,6 +31,8 @@ from vapo_verl.rollout.engine_inputs import EngineInputs, can_share
 from vapo_verl.rollout.partial_rollout import ATTENTION, ResponseGate
 from vapo_verl.rollout.prober import CUT_SHORT
 
+MAX_CALLS = 100_000
+"""More than a step has responses and probes: Ray keeps a call that is above it waiting."""
 RESTART_S = 60.0
 """Time within which Ray frees the names of dead servers."""
 
@@ -187,6 +189,14 @@ class VapoReplica(vLLMReplica):
         phases.begin("vLLM")
         super().__init__(*args, **kwargs)
         self.server_class = ray.remote(VapoHttpServer)
+
+    @property
+    def max_concurrency(self) -> int:
+        """Calls that a server runs at once: all, so that none is behind those that wait.
+
+        Responses wait while weights change, and the change waits for probes and aborts.
+        """
+        return MAX_CALLS
 
     def get_ray_class_with_init_args(self) -> RayClassWithInitArgs:
         """What veRL starts beside an engine of its own."""

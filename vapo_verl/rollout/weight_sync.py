@@ -27,6 +27,7 @@ import ray
 import torch
 import zmq
 from verl.checkpoint_engine.base import CheckpointEngine, CheckpointEngineRegistry
+from verl.utils.device import get_device_id, get_device_name
 from verl.workers.rollout.vllm_rollout import ServerAdapter
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightSender
 
@@ -317,10 +318,17 @@ class SocketWeights(CheckpointEngine):
             weight = torch.empty(0, dtype=kind)  # a buffer of no bytes is refused
             if body:
                 weight = torch.frombuffer(bytearray(body), dtype=kind)
-            yield about["name"], weight.reshape(about["shape"])
+            # veRL hands a tensor above its bucket's size to the engine as memory of the device
+            yield about["name"], weight.reshape(about["shape"]).to(_device())
 
     def finalize(self) -> None:
         """Close the sockets; a worker still reads what has reached it."""
         for socket in self._sockets:
             socket.close()
         self._sockets.clear()
+
+
+def _device() -> torch.device:
+    """This process's own."""
+    name = get_device_name()
+    return torch.device(name) if name == "cpu" else torch.device(name, get_device_id())
