@@ -118,8 +118,8 @@ class AttentionConfig:
 
     enabled: bool = False
     layers: str | tuple[int, ...] | None = None
-    """Decoder layers that are averaged: a list of indices, ``all``, or none for one in 8, evenly
-    spaced. What the export costs grows with their number."""
+    """Decoder layers that are averaged: a list of indices, ``all``, or none for one in 8 (at
+    least two), evenly spaced. What the export costs grows with their number."""
     per_layer: bool = False
     """Keep the layers apart in the sampled rollouts; the mean is used everywhere else."""
 

@@ -35,8 +35,8 @@ def engine_args(
     the second one, and after it, in a dict, it would replace the settings of the capture.
 
     Args:
-        layers: decoder layers to watch: a list of indices, ``all``, or None for one in 8, evenly
-            spaced. The cost grows with their number.
+        layers: decoder layers to watch: a list of indices, ``all``, or None for one in 8 (at
+            least two), evenly spaced. The cost grows with their number.
         per_layer: return each layer: [T, layers], ascending, in place of their mean [T].
         on_request: only for requests with
             ``SamplingParams(extra_args={"visual_attention": True})``.

@@ -16,7 +16,7 @@ def main() -> None:
         "vllm serve MODEL $(python -m vapo_verl.attention)",
     )
     parser.add_argument(
-        "--layers", nargs="+", metavar="LAYER", help="layer indices, or all; one in 8 if unset"
+        "--layers", nargs="+", metavar="LAYER", help="layer indices, or all; if unset 1 in 8"
     )
     parser.add_argument("--per-layer", action="store_true", help="one value per layer")
     parser.add_argument(

@@ -27,7 +27,8 @@ class Settings:
     """
 
     layers: Layers = "spread"
-    """Decoder layers by index. ``spread``: one in 8, evenly spaced; ``all``: every one."""
+    """Decoder layers by index. ``spread``: one in 8, at least two, evenly spaced; ``all``:
+    every one."""
     per_layer: bool = False
     """Export [T, layers] in ascending order of the layers in place of their mean [T]."""
     on_request: bool = False
@@ -35,7 +36,7 @@ class Settings:
     (``vllm_xargs`` over HTTP). Otherwise for every request."""
     max_spans: int = DEFAULT_MAX_SPANS
     """Runs of visual tokens a prompt may have; with more its values are nan. An image is one run,
-    a video one per frame."""
+    a video one or, for Qwen3-VL, one per pair of frames."""
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, str):
