@@ -134,7 +134,14 @@ class Outcome:
     kl: float = math.nan
 
 
-_TRAINING = ("groups_right", "agreement", "spread", "perception_fraction", "kl")
+_TRAINING = {
+    "groups all correct": "groups_right",
+    "predictions alike": "agreement",
+    "spread of R_perc": "spread",
+    "perception's fraction": "perception_fraction",
+    "KL": "kl",
+}
+"""Column and field, of the training."""
 MEASURES = {
     "claims late": "claims_late",
     "accuracy": "accuracy",
@@ -209,7 +216,7 @@ def read_outcome(work: Workspace, memory: str, name: str, arm: str, seed: int) -
     if arm == WARM_START:
         return outcome
     credit = read_credit(work, Run(arm=arm, seed=seed))
-    return replace(outcome, **{name: getattr(credit, name) for name in _TRAINING})
+    return replace(outcome, **{name: getattr(credit, name) for name in _TRAINING.values()})
 
 
 def statements(
@@ -316,8 +323,7 @@ def tables(outcomes: Mapping[str, Sequence[Outcome]], plan: ForgetfulPlan) -> st
         parts.append(arms_table(tuple(MEASURES.items()), found))
         trained = [outcome for outcome in found if outcome.arm != WARM_START]
         if trained:
-            columns = tuple((name.replace("_", " "), name) for name in _TRAINING)
-            parts.append(arms_table(columns, trained))
+            parts.append(arms_table(tuple(_TRAINING.items()), trained))
         if compared := compare_by_seed(found, plan):
             parts.append(_comparison(compared, plan))
     return "\n\n".join(parts)
@@ -333,11 +339,12 @@ def _comparison(compared: Mapping[str, Mapping[str, PairedDifference]], plan: Fo
         "| | minus | measure | difference over seeds | p | Holm |",
         "|---|---|---|---|---|---|",
     ]
+    columns = {measure: column for column, measure in MEASURES.items()}
     for arm, by_measure in compared.items():
         for measure, pairs in by_measure.items():
             cells = " | ".join(paired_cells(pairs))
             of_all = f"{adjusted[arm]:.2g}" if measure == primary and arm in adjusted else ""
-            names = (title(arm), title(_against(arm, plan)), measure.replace("_", " "))
+            names = (title(arm), title(_against(arm, plan)), columns[measure])
             lines.append(f"| {' | '.join(names)} | {cells} | {of_all} |")
     return "\n".join(lines)
 
