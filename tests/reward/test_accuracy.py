@@ -38,6 +38,14 @@ def test_answer_is_the_last_balanced_box(text, answer):
     assert answer_of(text) == answer
 
 
+def test_a_ground_truth_with_several_boxes_is_all_of_them():
+    truth = r"$x=\boxed{3}$ or $x=\boxed{-3}$"
+    assert accuracy(r"\boxed{x=3 or x=-3}", truth, "math") == 1.0
+    assert accuracy(r"\boxed{-3}", truth, "math") == 0.0
+    assert accuracy(r"\boxed{1, 2}", r"\boxed{1}, \boxed{2}", "math") == 1.0
+    assert accuracy(r"\boxed{2}", r"The answer is \boxed{2}.", "math") == 1.0
+
+
 def test_only_what_follows_the_reasoning_counts():
     draft = r"<think>first guess \boxed{1}</think>"
     assert answer_of(draft + r" so \boxed{2}") == "2"

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from decimal import Decimal
 
-from vapo_verl.reward import THINK_END
+from vapo_verl.reward import BOX, THINK_END
 from vapo_verl.reward.answers import choice, normalised, text_key
 from vapo_verl.reward.mathematics import math_match
 from vapo_verl.reward.quantities import decimal_key
@@ -67,7 +67,8 @@ def _truth(value: object) -> str:
     if not isinstance(value, str) and not math.isfinite(value):
         raise ValueError(f"ground_truth={value!r} is no number: give the row an answer")
     text = str(value)
-    truth = last_boxed(text) or text.strip()
+    boxed = last_boxed(text) if text.count(BOX) == 1 else None
+    truth = boxed or text.strip()  # with several boxes, an answer with several parts
     if not normalised(truth):
         raise ValueError(f"ground_truth={value!r} is blank: give the row an answer")
     return truth

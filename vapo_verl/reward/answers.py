@@ -116,6 +116,12 @@ def normalised(text: str) -> str:
     return text
 
 
+_ROOT_SIGN = r"(?:√|(?<![A-Za-z\\])sqrt) ?"
+_ENDS_IN_ROOT = re.compile(f"{_ROOT_SIGN}$")
+_ROOT = re.compile(rf"{_ROOT_SIGN}(?:\{{([^{{}}]*)\}}|\(([^()]*)\)|(\d+(?:\.\d+)?|[^\W\d_]+))")
+"""A root without a bar reaches over brackets, a number, or letters: `√3π` is `\\sqrt{3}π`."""
+
+
 def _one_pass(text: str) -> str:
     text = text if text.isascii() else _unicode(text)
     if not {"\\", "$", "{", "~"}.isdisjoint(text):
@@ -130,7 +136,7 @@ def _one_pass(text: str) -> str:
     text = re.sub(r"(\\frac\{\d+\}) ?(\d)", r"\1{\2}", text)
     text = re.sub(r"\\frac ([A-Za-z])([A-Za-z])(?![A-Za-z])", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\sqrt ?(\d)", r"\\sqrt{\1}", text)
-    text = re.sub(r"(?:√|(?<![A-Za-z\\])sqrt) ?(?:\(([^()]*)\)|(\w+))", r"\\sqrt{\1\2}", text)
+    text = _ROOT.sub(r"\\sqrt{\1\2\3}", text)
     text = re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", "π", text)
     text = re.sub(r"(?<![A-Za-z\\])inf(?:inity)?(?![A-Za-z])", "∞", text)
     text = re.sub(r"<=|>=|!=|==|->", lambda sign: _PAIRS[sign[0]], text)
@@ -207,7 +213,8 @@ def _without_wrappers(text: str) -> str:
                 openers[-1][2] = "list"
             if token.strip():
                 is_layout = False
-                takes = "^" if token.rstrip()[-1] in "^_" else "\\" if token[-1] == "]" else ""
+                takes = "^" if token.rstrip()[-1] in "^_" else ""
+                takes = "\\" if token[-1] == "]" or _ENDS_IN_ROOT.search(token) else takes
     return "".join(out)
 
 
@@ -270,7 +277,8 @@ _BARE_LETTERS = re.compile(r"[A-F]{2,6}")
 _ONE_LETTER = re.compile(
     r"(?:option |choice |answer )?"
     r"(?:\\?[(\[{<] ?(?P<inside>[A-Za-z]) ?\\?[)\]}>] ?[.:]?"
-    r"|(?P<bare>[A-Za-z])(?:$| ?选项|(?<=(?-i:[A-J]))(?= \()| ?[)\]]| ?[.:](?![A-Za-z])| -(?= )))"
+    r"|(?P<bare>[A-Za-z])"
+    r"(?:$| ?选项|(?<=(?-i:[A-J]))(?:(?= \()| -(?= ))| ?[)\]]| ?[.:](?![A-Za-z])))"
     r" ?(?P<text>.*)",
     re.I | re.S,
 )

@@ -120,8 +120,12 @@ def _numbers(a: str, b: str, depth: int) -> bool | None:
     return x_key == y_key if x_key and y_key else None
 
 
+_DIFFERENCE = re.compile(r"[A-Z] - (?![^\W\d_]{2})")
+"""`A - 3`, which is a value here; `A - cat` is an option with its text."""
+
+
 def _choices(a: str, b: str, depth: int) -> bool | None:
-    x, y = choice(a), choice(b)
+    x, y = (None if _DIFFERENCE.match(side) else choice(side) for side in (a, b))
     if x and y:
         if x.letters != y.letters or (x.is_word and y.is_word):
             return False
