@@ -47,6 +47,13 @@ def test_rows_hold_claims_as_plain_lists_beside_verls_own_fields(load, row, writ
     assert question == {"type": "text", "text": "What colour is it?"}
 
 
+@pytest.mark.parametrize("info", [None, {"split": "train"}])
+def test_a_row_without_an_index_has_its_place_as_one(load, row, write, info):
+    """0 for all, as veRL has it, would make one prompt of them in a report."""
+    dataset = load(write([row(extra_info=info)] * 3))
+    assert [dataset[i]["index"] for i in range(3)] == [0, 1, 2]
+
+
 def test_a_row_holds_its_images_once(load, row, write):
     example = load(write([row()]))[0]
     del example["raw_prompt"]

@@ -98,8 +98,8 @@ class VapoDataset(RLHFDataset):
         for image in stored_images(row["raw_prompt"]):
             image.where = f"row {item} of {self.data_files}"
         row["claims"] = [claim.as_dict() for claim in claims]
-        if row["index"] is None:  # `datasets` makes {index: null} of a null struct
-            row["index"] = 0  # as veRL does where there is none
+        if (row["extra_info"] or {}).get("index") is None:  # veRL's is 0 then, of every row
+            row["index"] = item
         if row.get("benchmark", "") is None:  # a column of the benchmark files beside this one
             row["benchmark"] = ""
         row["prompt_uid"] = str(item)  # the same in every run over the same files
