@@ -292,4 +292,5 @@ def test_optional_sampling_settings_reach_the_endpoint(claims, server, parquet, 
     claims("generate", parquet(1), "--out", out, *arguments)
     body = server.seen[0].body
     assert (body["temperature"], body["max_tokens"]) == (0.3, 99)
+    assert "top_p" not in body
     assert "n" not in body and "max_completion_tokens" not in body

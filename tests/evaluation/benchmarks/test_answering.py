@@ -150,7 +150,9 @@ def test_an_endpoint_gets_a_row_for_all_its_samples_from_one_opening(tmp_path, m
         opened.append(source)
         return Image.new("RGB", (28, 28), source)
 
-    def all_at_once(options, num_requests, max_concurrency, ask):
+    def all_at_once(options, num_requests, max_concurrency, ask, *, top_p):
+        assert top_p == 1
+
         async def run():
             await asyncio.gather(*(ask(Asker(), number) for number in range(num_requests)))
 

@@ -98,6 +98,7 @@ def test_the_endpoint_is_asked_as_the_protocol_says(tsv, tmp_path):
     for request in server.requests:
         assert request.text.endswith(PAPER_SUFFIX)
         assert request.body["temperature"] == 0
+        assert "top_p" not in request.body
         assert request.body["max_completion_tokens"] == 77
         assert len(request.images) == 1
     first = next(request for request in server.requests if "Colour?" in request.text)
@@ -110,7 +111,7 @@ def test_several_samples_by_hand(tmp_path):
     replies = iter(["2", "2", "2", "3", "3", "4", "5", "none"])
 
     def script(request):
-        assert request.body["temperature"] == 1
+        assert request.body["temperature"] == request.body["top_p"] == 1
         assert "Look at the image and think" in request.text
         text = next(replies)
         return Reply(text="" if text == "none" else f"\\boxed{{{text}}}")
@@ -180,6 +181,9 @@ def test_other_settings_are_refused(tsv, tmp_path, capsys):
         assert benchmark(server.url, out, data) == 0
         assert benchmark(server.url, out, data, "--max-tokens", "5") == 2
         assert "--max-tokens was 2048, is 5" in capsys.readouterr().err
+        assert benchmark(server.url, out, data, "--rules", "mcq") == 0  # the rule of its columns
+        assert benchmark(server.url, out, data, "--rules", "free-form") == 2
+        assert "--rules was 'mcq', is 'free-form'" in capsys.readouterr().err
         words = [str(tsv("other.tsv")), "--out", str(out), "--model-name", "another"]
         assert main(["benchmark", server.url, *words]) == 2
     assert "quiz is of" in capsys.readouterr().err

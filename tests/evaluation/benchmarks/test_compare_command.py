@@ -10,7 +10,8 @@ from scipy import stats
 from tests.evaluation.benchmarks.chat_server import Reply, benchmark, chat_server, write_tsv
 from vapo_verl.evaluation.__main__ import main
 from vapo_verl.evaluation.benchmarks.compare_command import COMPARISON_FILE
-from vapo_verl.evaluation.probing.journal import PAGE_FILE
+from vapo_verl.evaluation.benchmarks.judging import PROMPT_VERSION
+from vapo_verl.evaluation.probing.journal import PAGE_FILE, SUMMARY_FILE
 
 NUM_ROWS = 10
 
@@ -173,6 +174,76 @@ def test_other_rows_are_refused(results, tmp_path, capsys):
     b = results("b", "quiz", "101")
     assert compare(tmp_path / "out", a, b) == 2
     assert "quiz: DATA is 'quiz.tsv " in capsys.readouterr().err
+
+
+def test_other_rules_are_refused(tmp_path, capsys):
+    data = write_tsv(tmp_path / "quiz.tsv", [{"question": "1 + 1?", "answer": "2"}])
+    folders = {"free-form": tmp_path / "a", "mathvision": tmp_path / "b"}
+    with chat_server(lambda _: Reply(text="\\boxed{2}")) as server:
+        for rules, folder in folders.items():
+            assert benchmark(server.url, folder, data, "--rules", rules) == 0
+    assert compare(tmp_path / "out", *folders.values()) == 2
+    error = capsys.readouterr().err
+    folders = [folder / "quiz" for folder in folders.values()]
+    assert f"quiz: the rule is free-form in {folders[0]} and mathvision in {folders[1]}" in error
+    assert "run `benchmark` with the same --rules" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_judges_are_refused_where_one_is_needed(tmp_path, capsys):
+    rows = [{"question": f"{n}?", "A": "red", "B": "blue", "answer": "A"} for n in (1, 2)]
+    data = write_tsv(tmp_path / "quiz.tsv", rows)
+    replies = {"1?": "\\boxed{A}", "2?": "Hard to tell."}
+
+    def reading(request):
+        return Reply(text=next(text for name, text in replies.items() if name in request.text))
+
+    def run(name, *words):
+        assert benchmark(server.url, tmp_path / name, data, *words) == 0
+        return tmp_path / name
+
+    with chat_server(reading) as server, chat_server(lambda _: Reply(text="correct")) as judge:
+        by = ("--judge", judge.url, "--judge-model")
+        plain, judged, again = run("plain"), run("judged", *by, "one"), run("again", *by, "one")
+        other = run("other", *by, "two")
+        replies["2?"] = "\\boxed{B}"
+        read = run("read")
+    version = f"(prompt version {PROMPT_VERSION})"
+    for pair, names in (
+        ((plain, judged), ("none", f"one {version}")),
+        ((judged, other), (f"one {version}", f"two {version}")),
+        ((read, judged, plain), (f"one {version}", "none")),
+    ):
+        capsys.readouterr()
+        assert compare(tmp_path / "out", *pair) == 2
+        error = capsys.readouterr().err
+        first, second = pair[-2] / "quiz", pair[-1] / "quiz"
+        assert f"is {names[0]} in {first} and {names[1]} in {second}; run" in error
+        assert "the same --judge and --judge-model" in error
+    assert compare(tmp_path / "out", judged, again)[0]["benchmark"] == "quiz"
+    # no judge had anything to decide about the answers of `read`
+    assert compare(tmp_path / "out", read, judged)[0]["benchmark"] == "quiz"
+    assert compare(tmp_path / "out", plain, read)[0]["benchmark"] == "quiz"
+    summary = again / "quiz" / SUMMARY_FILE
+    summary.write_text(re.sub('(?<="prompt_version": ).*,', "0,", summary.read_text()))
+    assert compare(tmp_path / "out", judged, again) == 2
+    assert "one (prompt version 0)" in capsys.readouterr().err
+
+
+def test_rows_without_an_image_are_left_out_where_the_rule_does(tmp_path):
+    rows = [
+        {"index": f"VD_map_1_0_{n}_0", "question": f"Is it {n}?", "answer": "Yes", "category": "VD"}
+        for n in range(3)
+    ]
+    rows[1]["image"] = ""
+    data = write_tsv(tmp_path / "HallusionBench.tsv", rows)
+    for name, text in (("a", "Yes."), ("b", "No.")):
+        with chat_server(lambda _, text=text: Reply(text=text)) as server:
+            assert benchmark(server.url, tmp_path / name, data) == 0
+    whole, *_ = compare(tmp_path / "out", tmp_path / "a", tmp_path / "b")
+    assert (whole["num_rows"], float(whole["difference"])) == ("2", -1)
+    page = (tmp_path / "out" / PAGE_FILE).read_text()
+    assert page.count('<img src="data:image/png;base64,') == 2
 
 
 @pytest.mark.parametrize(

@@ -49,14 +49,15 @@ def test_serving_is_understood_by_vllm():
     from vllm.entrypoints.openai.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    (words,) = commands("vllm", "serve")
-    options = make_arg_parser(FlexibleArgumentParser()).parse_args(words[2:])
+    for words in commands("vllm", "serve"):
+        options = make_arg_parser(FlexibleArgumentParser()).parse_args(words[2:])
+        assert options.generation_config == "vllm"
     assert options.served_model_name == ["vapo"]
     assert options.limit_mm_per_prompt == {"image": 8}
 
 
 def test_the_tools_ask_for_the_name_and_port_that_is_served():
-    (words,) = commands("vllm", "serve")
+    words = commands("vllm", "serve")[-1]
     served = dict(zip(words[3::2], words[4::2], strict=True))
     (config,) = (
         json.loads(body) for language, body in BLOCK.findall(PAGE.read_text()) if language == "json"

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from tests.evaluation.benchmarks.chat_server import Reply, benchmark, chat_server, write_tsv
+from vapo_verl.evaluation.benchmarks import BenchmarkRow
 from vapo_verl.evaluation.benchmarks.benchmark_results import ANSWERS_FILE
-from vapo_verl.evaluation.benchmarks.judging import CACHE_FILE, Case, read_decision
+from vapo_verl.evaluation.benchmarks.judging import CACHE_FILE, Case, case_of, read_decision
 from vapo_verl.evaluation.probing.journal import PAGE_FILE, SUMMARY_FILE
 
 PREDICTIONS = {
@@ -46,6 +47,11 @@ def test_a_decision_belongs_to_question_answer_prediction_and_judge():
     ]
     assert len({each.key("judge") for each in (case, *others)}) == 5
     assert case.key("judge") != case.key("another")
+
+
+def test_a_judge_is_shown_every_ground_truth():
+    row = BenchmarkRow(number=0, index=0, question="Q?", answer="cat", alternatives=("feline",))
+    assert "Ground truth: cat or feline\n" in case_of(row, "Q?", "A lynx.").prompt()
 
 
 @pytest.fixture

@@ -262,6 +262,15 @@ def test_any_of_several_ground_truths():
     assert correct("free-form", given, r"\boxed{8}") is False
 
 
+def test_rows_for_a_judge_are_left_to_it():
+    given = row("a cat, or any feline", style="judge")
+    assert find_rule("free-form").grade(given, r"\boxed{lynx}") == Grade(
+        correct=None, extracted="lynx", rule="free-form"
+    )
+    assert correct("free-form", given, r"\boxed{a cat, or any feline}") is None
+    assert correct("geo3k", given, r"\boxed{lynx}") is None
+
+
 def test_the_prompt_of_multiple_choice():
     given = row("A", choices={"A": "x", "B": "y"}, hint="Look.", images=(b"1",))
     assert find_rule("mcq").prompt(given).text == (

@@ -1,10 +1,19 @@
 """Which image a row gets in place of its own."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from vapo_verl.evaluation.image_swap.swap_probe import blank, draw_donors, swapped
+from vapo_verl.evaluation.image_swap.swap_probe import (
+    blank,
+    donor_rows,
+    draw_donors,
+    image_donors,
+    swapped,
+)
+from vapo_verl.evaluation.probing.rows import Row
 from vapo_verl.run_folder import RunError
 
 SMALL, LARGE = ((56, 56),), ((84, 56),)
@@ -28,9 +37,53 @@ def test_a_row_alone_with_its_size_gets_any_other(seed):
     assert (donors[0], donors[2]) == (2, 0)
 
 
-def test_one_row_has_nobody_to_exchange_with():
-    with pytest.raises(RunError, match="--num-rows 2"):
-        draw_donors([SMALL], seed=0)
+def rows_of(*colours):
+    """A row for each colour, with an image of it; equal colours are equal images."""
+    rows = []
+    for number, colour in enumerate(colours):
+        file = io.BytesIO()
+        Image.new("RGB", (28, 28), colour).save(file, "PNG")
+        row = Row(
+            number=10 + number,
+            data_source="made up",
+            index=None,
+            messages=(),
+            images=(file.getvalue(),),
+            ground_truth="1",
+            style="exact",
+            claims=(),
+        )
+        rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_on_one_image_are_no_donors_of_each_other(seed):
+    rows = rows_of("red", "red", "blue", "green", "red", "blue")
+    donors = donor_rows(rows, seed)
+    assert donors.keys() == {row.number for row in rows}
+    for row in rows:
+        assert donors[row.number].images != row.images
+        assert donors[row.number].number in (10, 12, 13)  # the first row with each image
+    assert donors[10] == donors[11] == donors[14]
+
+
+def test_two_images_of_many_rows_exchange():
+    rows = rows_of(*["red"] * 9, "blue")
+    donors = donor_rows(rows, seed=0)
+    assert [donors[row.number].number for row in rows] == [19] * 9 + [10]
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_a_single_image_has_none_to_exchange_with(num_rows):
+    with pytest.raises(RunError, match=f"the {num_rows} drawn rows hold 1 different image, .*give"):
+        donor_rows(rows_of(*["red"] * num_rows), seed=0)
+
+
+def test_rows_without_images_are_no_donors():
+    red, blue = (row.images for row in rows_of("red", "blue"))
+    assert image_donors([red, (), red], seed=0) == {}
+    assert image_donors([(), red, blue, ()], seed=0) == {red: blue, blue: red}
 
 
 def test_exchanged_images_keep_the_size():

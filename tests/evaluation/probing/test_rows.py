@@ -49,6 +49,14 @@ def test_a_row_that_cannot_be_asked_is_named(tmp_path):
         read_rows(path, num_rows=None, seed=0, answer_style="exact")
 
 
+def test_a_row_for_a_judge_is_refused(tmp_path):
+    judged = {"style": "judge", "ground_truth": "a cat"}
+    path = write(tmp_path / "rows.parquet", reward_model=judged)
+    message = "row 0, column 'reward_model': style is 'judge'; .* leave the row out"
+    with pytest.raises(RowError, match=message):
+        read_rows(path, num_rows=None, seed=0, answer_style="math")
+
+
 def test_fingerprints_follow_the_content(tmp_path):
     (tmp_path / "moved").mkdir()
     one, other = write(tmp_path / "a.parquet"), write(tmp_path / "moved" / "a.parquet")

@@ -48,10 +48,16 @@ SENT_AS_THEY_ARE = ("image/png", "image/jpeg", "image/webp", "image/gif")
 
 
 class Endpoint:
-    """A chat-completions client without retries of its own: those are `retry`'s, and counted."""
+    """A chat-completions client without retries of its own: those are `retry`'s, and counted.
 
-    def __init__(self, options: EndpointOptions):
-        self._options = options
+    Args:
+        options: where the model is, and how it samples.
+        top_p: sent with every request; None leaves it to the server, as `vllm serve` takes it from
+            the model's `generation_config.json`.
+    """
+
+    def __init__(self, options: EndpointOptions, *, top_p: float | None = None):
+        self._options, self._top_p = options, top_p
         self._url = f"{options.base_url.rstrip('/')}/chat/completions"
         self._proxy = _proxy_for(self._url)
 
@@ -102,7 +108,7 @@ class Endpoint:
         options = self._options
         fields: dict[str, Any] = {"model": options.model, "messages": list(messages)}
         fields |= {options.token_limit_name: options.max_tokens, "temperature": options.temperature}
-        fields |= {"n": num_choices if num_choices > 1 else None}
+        fields |= {"top_p": self._top_p, "n": num_choices if num_choices > 1 else None}
         return {name: value for name, value in fields.items() if value is not None}
 
     def _fault(self, status: int, headers: Mapping[str, str], body: bytes) -> Exception:

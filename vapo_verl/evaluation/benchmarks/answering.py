@@ -35,18 +35,19 @@ from vapo_verl.claims.requests.retry import Pacer, PatientAsker
 from vapo_verl.console import progress_bar
 from vapo_verl.data.cells import IMAGE_PLACEHOLDER
 from vapo_verl.evaluation.benchmarks import BenchmarkError, BenchmarkRow, Rule
-from vapo_verl.evaluation.image_swap.swap_probe import blank, draw_donors, swapped
+from vapo_verl.evaluation.image_swap.swap_probe import Sources, blank, image_donors, swapped
 from vapo_verl.evaluation.probing.engine import Context, Engine, ShownImage
 from vapo_verl.evaluation.probing.journal import Journal, read_records
 from vapo_verl.evaluation.probing.probe_options import EngineOptions
-from vapo_verl.evaluation.probing.rows import Row, batches, image_size, open_image
+from vapo_verl.evaluation.probing.rows import Row, batches, open_image
 from vapo_verl.run_folder import RunError
 
 IMAGES = ("own", "blank", "blurred", "swapped")
 """What a row is asked with: its images; their mean colour; blurred ones; those of another row."""
 BLUR = 0.1
 """Radius (standard deviation) of the Gaussian blur as a fraction of the shorter side."""
-Sources = tuple[bytes | str, ...]
+TOP_P = 1.0
+"""Of sampled answers: all tokens may be drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,7 @@ class Sampling:
 
     num_samples: int
     temperature: float
-    """0 is greedy; top_p is 1."""
+    """0 is greedy; above it, top_p is `TOP_P`."""
     max_tokens: int
     seed: int
 
@@ -252,15 +253,14 @@ def blurred(image: Image.Image) -> Image.Image:
 
 def _donors(task: Task, images: Sequence[Sources]) -> dict[Sources, Sources]:
     """Images of a row -> those it is swapped with, never the same ones."""
-    distinct = list(dict.fromkeys(each for each in images if each))
-    if len(distinct) < 2:
+    donors = image_donors(images, task.sampling.seed)
+    if not donors:
+        num_different = len({each for each in images if each})
         raise BenchmarkError(
-            f"--image swapped: the rows of {task.name} hold {len(distinct)} different images; "
+            f"--image swapped: the rows of {task.name} hold {num_different} different images; "
             "choose blank or blurred, or a benchmark with several images"
         )
-    sizes = [tuple(map(image_size, each)) for each in distinct]
-    donors = draw_donors(sizes, task.sampling.seed)
-    return {each: distinct[donor] for each, donor in zip(distinct, donors, strict=True)}
+    return donors
 
 
 def ask_endpoint(tasks: Sequence[Task], options: EndpointOptions, max_concurrency: int) -> None:
@@ -270,6 +270,7 @@ def ask_endpoint(tasks: Sequence[Task], options: EndpointOptions, max_concurrenc
         RunError: a folder was begun with other settings; the endpoint refuses every request; or
             some answers failed, and the same command asks for them again.
     """
+    top_p = TOP_P if tasks[0].sampling.temperature else None
     with ExitStack() as opened:
         journals = [opened.enter_context(Journal(task.folder, task.settings)) for task in tasks]
         missing = [
@@ -315,7 +316,7 @@ def ask_endpoint(tasks: Sequence[Task], options: EndpointOptions, max_concurrenc
                 journal.append({"row": number, **asdict(answer)})
                 progress.update()
 
-            ask_concurrently(options, len(missing), max_concurrency, ask)
+            ask_concurrently(options, len(missing), max_concurrency, ask, top_p=top_p)
     if failed:
         reasons = "; ".join(f"{count} x {reason}" for reason, count in failed.most_common(3))
         raise RunError(
@@ -330,8 +331,12 @@ def ask_concurrently(
     max_concurrency: int,
     ask: Callable[[PatientAsker, int], Any],
     retry: RetryOptions | None = None,
+    top_p: float | None = None,
 ) -> None:
     """Run `ask(asker, number)` for every number, at most `max_concurrency` at once.
+
+    Args:
+        top_p: as :class:`vapo_verl.claims.requests.endpoint.Endpoint` takes it.
 
     Raises:
         RunError: the endpoint refuses every request; the message says what to correct.
@@ -339,7 +344,7 @@ def ask_concurrently(
     from vapo_verl.claims.requests.endpoint import Endpoint  # aiohttp is slow to import
 
     async def run() -> None:
-        async with Endpoint(options) as endpoint:
+        async with Endpoint(options, top_p=top_p) as endpoint:
             asker = PatientAsker(endpoint, Pacer(), retry or RetryOptions(), RunCounts())
             numbers = iter(range(num_requests))
 

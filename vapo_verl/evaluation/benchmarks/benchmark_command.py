@@ -280,7 +280,11 @@ def _run_folder_model(run_dir: Path, options: BenchmarkOptions) -> _Model:
             )
         if not folder.is_dir():
             print(f"exporting step {step} to {folder}", flush=True)
-            write_model_folder(run_dir, step, folder)
+            try:
+                write_model_folder(run_dir, step, folder)
+            except (ExportError, OSError):
+                if not folder.is_dir():  # else another evaluation of this run was faster
+                    raise
     except ExportError as error:
         raise OptionError(f"MODEL {run_dir}: {error}") from error
     config = OmegaConf.load(config_file(run_dir, step))
@@ -394,6 +398,7 @@ def _task(
         settings={
             "MODEL": model.fingerprint,
             "DATA": data_fingerprint(path),
+            "--rules": rule.name,
             "--protocol": options.protocol,
             "--image": options.image,
             "--suffix": suffix,

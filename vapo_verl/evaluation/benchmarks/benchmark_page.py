@@ -192,8 +192,8 @@ def _grading_table(results: Sequence[Result]) -> Table:
         header=["benchmark", *_FRACTIONS, "failed to be judged"],
         rows=rows,
         note="Unparsed: no answer could be read; counted incorrect. Truncated: the token limit"
-        " ended the answer. Judged: the judge decided, since the rule could not. MMVet has no rule:"
-        " without a judge all of its answers are unparsed.",
+        " ended the answer. Judged: the judge decided, since the rule could not. No rule decides"
+        " about MMVet and rows of style judge: without a judge all of their answers are unparsed.",
     )
 
 

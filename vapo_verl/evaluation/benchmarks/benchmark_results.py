@@ -90,8 +90,8 @@ def summarise(task: Task, graded: Sequence[GradedAnswer]) -> dict[str, Any]:
     `accuracy` is the mean over rows of the fraction of correct samples, with Wilson's interval for
     one greedy sample; `clustered` has the bootstrap's interval, which draws clusters. With several
     samples there are `pass` (k -> pass@k, without bias) and `majority` (of all samples). `scores`
-    are the benchmark's own, the mean over samples. Fractions `unparsed`, `truncated` and `judged`
-    are over answers.
+    are the benchmark's own, the mean over the samples that have them. Fractions `unparsed`,
+    `truncated` and `judged` are over answers.
     """
     k = task.sampling.num_samples
     by_row = _by_row(graded, k)
@@ -158,6 +158,9 @@ def _pass(answers: Sequence[GradedAnswer], k: int) -> float:
 
 
 def _vote(answer: GradedAnswer) -> str | None:
+    """What an answer votes for; a judge decides about the full text. Unparsed is no vote."""
+    if answer.correct is None:
+        return None
     return answer.prediction if answer.judged else answer.extracted
 
 
@@ -173,7 +176,11 @@ def _own_scores(
         each.append(task.rule.scores(task.rows, grades))
     shown = {f"category: {row.category}" for row in task.rows}  # `categories` has them
     names = dict.fromkeys(name for scores in each for name in scores if name not in shown)
-    return {name: _finite(sum(scores[name] for scores in each) / k) for name in names}
+    return {name: _finite(_mean([s[name] for s in each if name in s])) for name in names}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _numbers(interval: Interval) -> dict[str, float | None]:

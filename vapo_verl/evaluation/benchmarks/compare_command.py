@@ -134,7 +134,8 @@ def run(arguments: argparse.Namespace) -> int:
     """The command.
 
     Raises:
-        OptionError, BenchmarkError: no such results, or arms that were asked other rows.
+        OptionError, BenchmarkError: no such results, or arms that were asked other rows or graded
+            otherwise.
     """
     options = options_from(CompareOptions, arguments)
 
@@ -194,10 +195,13 @@ def check_settings(arms: Sequence[Arm], benchmark: str) -> list[str]:
     """Notes on settings of a benchmark that differ between the arms.
 
     Raises:
-        OptionError: the arms were asked other rows.
+        OptionError: the arms were asked other rows, or graded by other rules or judges, so that a
+            difference could be one of grading. A result whose answers the rule could all read
+            depends on no judge, and goes with any other one.
     """
 
     results = [seed[benchmark] for arm in arms for seed in arm.seeds]
+    _check_grading(results, benchmark)
     settings = [json.loads((result.folder / SETTINGS_FILE).read_text()) for result in results]
     first, notes = settings[0], []
     for result, other in zip(results, settings, strict=True):
@@ -212,6 +216,41 @@ def check_settings(arms: Sequence[Arm], benchmark: str) -> list[str]:
                 raise OptionError(f"{found}; give the same to both, and run `benchmark` again")
             notes.append(f"{found}.")
     return notes
+
+
+def _check_grading(results: Sequence[Result], benchmark: str) -> None:
+    rule_fix = "run `benchmark` with the same --rules for both, with an --out of its own"
+    judge_fix = (
+        "run `benchmark` on both again with the same --judge and --judge-model, or without: stored "
+        "answers are not asked again"
+    )
+    judged = [result for result in results if _num_for_judge(result)]
+    for what, compared, name_of, fix in (
+        ("the rule", results, _rule_name, rule_fix),
+        ("the judge of answers that no rule reads", judged, _judge_name, judge_fix),
+    ):
+        for result in compared[1:]:
+            first, other = name_of(compared[0]), name_of(result)
+            if first != other:
+                raise OptionError(
+                    f"{benchmark}: {what} is {first} in {compared[0].folder} and {other} in "
+                    f"{result.folder}; {fix}"
+                )
+
+
+def _num_for_judge(result: Result) -> int:
+    """Answers that no rule could read, judged or not."""
+    judge = result.summary["judge"]
+    return int(judge["asked"] if judge else result.summary["unparsed"]["num"])
+
+
+def _rule_name(result: Result) -> str:
+    return str(result.summary["rule"])
+
+
+def _judge_name(result: Result) -> str:
+    judge = result.summary["judge"]
+    return f"{judge['model']} (prompt version {judge['prompt_version']})" if judge else "none"
 
 
 def compare_all(arms: Sequence[Arm], benchmarks: Sequence[str]) -> list[Comparison]:
@@ -372,13 +411,15 @@ def _table(title: str, comparisons: Sequence[Comparison]) -> Any:
 def _read_rows(arms: Sequence[Arm], benchmark: str) -> dict[int | str, BenchmarkRow]:
     """The benchmark's rows by index, from where it was; none where it is gone or has changed."""
     from vapo_verl.evaluation.benchmarks.benchmark_file import read_benchmark
+    from vapo_verl.evaluation.benchmarks.rules import find_rule
 
     result = arms[0].seeds[0][benchmark]
     settings = json.loads((result.folder / SETTINGS_FILE).read_text())
     path = Path(result.summary["data"])
     if not path.is_file() or data_fingerprint(path) != settings["DATA"]:
         return {}
-    return {row.index: row for row in read_benchmark(path)}
+    skip = find_rule(result.summary["rule"]).skip_without_image
+    return {row.index: row for row in read_benchmark(path, skip_without_image=skip)}
 
 
 def _differing(

@@ -94,7 +94,7 @@ def case_of(row: BenchmarkRow, question: str, prediction: str) -> Case:
     """
     options = "".join(f"\n{letter}. {text}" for letter, text in row.choices.items())
     listed = all(text in question for text in row.choices.values())
-    answer = row.answer
+    answer = " or ".join([row.answer, *row.alternatives])
     if answer in row.choices:
         answer = f"{answer}. {row.choices[answer]}"
     shown = question if listed else f"{question}\nOptions:{options}"

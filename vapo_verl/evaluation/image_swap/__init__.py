@@ -4,7 +4,7 @@
 `RUN_DIR/diagnostics/image-swap/`. At cuts along a response the image is exchanged, the response's
 own tokens before the cut are kept, and the model continues greedily from there. Two exchanges:
 
-- `swap`: another row's image of the same size, so that all positions stay as they are;
+- `swap`: another image of the data of the same size, so that all positions stay as they are;
 - `blank`: the image's own mean colour all over.
 
 The prefix is computed again with the exchanged image: its tokens are those that the model wrote
@@ -16,7 +16,7 @@ and not on single attention weights.
       row, data_source, index, ground_truth, response, num_tokens, reasoning, finish, answer, right
                         as in :mod:`vapo_verl.evaluation.early_decision`
       attention         list of float or null, one for each token of the response
-      swapped_with      int: number of the row that the swapped image is from
+      swapped_with      int: number of the first row with the swapped image
       same_size         bool: false where it had to be resized
       claims            list, at the cuts, of claims probed with the original image:
         position, claim, label, answer, correct, p_yes

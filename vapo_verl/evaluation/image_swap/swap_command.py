@@ -46,7 +46,7 @@ def measure_image_swap(options: ProbeOptions, swap: ImageSwapOptions) -> dict[st
     """Probe the rows that are not done; write and return the summary. Rows need images.
 
     Raises:
-        RunError: a temperature above 0, one row only, or a row without an image.
+        RunError: a temperature above 0, rows that all show one image, or a row without an image.
     """
     if options.temperature:
         raise RunError(

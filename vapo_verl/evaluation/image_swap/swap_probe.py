@@ -1,7 +1,7 @@
 """Continues responses from cuts along them with another image."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -39,6 +39,8 @@ Exchanged = Mapping[str, tuple[ShownImage, ...]]
 _SMALLEST = 1e-9
 Sizes = tuple[tuple[int, int], ...]
 """Width and height of each image of a row."""
+Sources = tuple[bytes | str, ...]
+"""Images of a row, encoded or as paths."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +49,7 @@ class Case:
 
     response: Response
     donor: Row
-    """The row that the swapped images are from."""
+    """The first row with the swapped images."""
     same_size: bool
     images: Exchanged
     positions: tuple[int, ...]
@@ -64,11 +66,9 @@ class ImageSwap:
     """Probes batches of rows; the donor of every row is drawn once, over all rows."""
 
     def __init__(self, options: ProbeOptions, swap: ImageSwapOptions, rows: Sequence[Row]) -> None:
-        """Raises RunError when there is one row only."""
+        """Raises RunError when all rows show the same images."""
         self._options, self._swap = options, swap
-        sizes = [tuple(map(image_size, row.images)) for row in rows]
-        donors = draw_donors(sizes, options.seed)
-        self._donors = {row.number: rows[index] for row, index in zip(rows, donors, strict=True)}
+        self._donors = donor_rows(rows, options.seed)
         self._targets = even_targets(swap.num_cuts)
 
     def __call__(self, engine: Engine, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -215,19 +215,49 @@ def divergence(p: Mapping[int, float], q: Mapping[int, float]) -> float:
     return max(total + rest_p * math.log(rest_p / rest_q), 0.0)
 
 
-def draw_donors(sizes: Sequence[Sizes], seed: int) -> list[int]:
-    """For each row a donor, another row with the same number and sizes of images where possible.
+def donor_rows(rows: Sequence[Row], seed: int) -> dict[int, Row]:
+    """Number of a row -> the row whose images it is swapped with, which are never its own.
 
-    Rows of equal sizes exchange in a drawn circle; one alone with its sizes gets any other.
-
-    Returns:
-        For each row, the index of its donor in `sizes`.
+    Of several rows with the same images the first one stands for all.
 
     Raises:
-        RunError: there is one row only.
+        RunError: all rows show the same images.
     """
-    if len(sizes) == 1:
-        raise RunError("image-swap takes the images of another row: give --num-rows 2 or more")
+    donors = image_donors((row.images for row in rows), seed)
+    if not donors:
+        raise RunError(
+            f"DATA: the {len(rows)} drawn rows hold 1 different image, and image-swap takes that "
+            "of another row: give a larger --num-rows, or data with several images"
+        )
+    first = {row.images: row for row in reversed(rows)}
+    return {row.number: first[donors[row.images]] for row in rows}
+
+
+def image_donors(images: Iterable[Sources], seed: int) -> dict[Sources, Sources]:
+    """Images of a row -> those that they are swapped with, never the same ones.
+
+    Rows with equal images (equal bytes or paths) share a donor, and rows without any are left out.
+    Empty where fewer than two are different.
+    """
+    distinct = list(dict.fromkeys(each for each in images if each))
+    if len(distinct) < 2:
+        return {}
+    donors = draw_donors([tuple(map(image_size, each)) for each in distinct], seed)
+    return {each: distinct[donor] for each, donor in zip(distinct, donors, strict=True)}
+
+
+def draw_donors(sizes: Sequence[Sizes], seed: int) -> list[int]:
+    """For each entry another one, with the same number and sizes of images where possible.
+
+    Entries of equal sizes exchange in a drawn circle; one alone with its sizes gets any other.
+
+    Args:
+        sizes: of at least two entries.
+
+    Returns:
+        For each entry, the index of its donor in `sizes`.
+    """
+    assert len(sizes) > 1
     rng = np.random.default_rng(seed)
     groups: dict[Sizes, list[int]] = {}
     for index, of_row in enumerate(sizes):

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from vapo_verl.config import ANSWER_STYLES
+from vapo_verl.config import ANSWER_STYLES, JUDGE_STYLE
 from vapo_verl.data.cells import RowRules, check_row, truths_of
 from vapo_verl.data.claims_column import Claim, read_claims
 from vapo_verl.data.errors import BadCell, FileError, RowError
@@ -24,6 +24,10 @@ from vapo_verl.data.rows import REQUIRED_COLUMNS, columns_for
 
 T = TypeVar("T")
 KEY = "DATA"
+_NO_JUDGE = (
+    f"probes grade by rules and ask no judge: name one of {', '.join(ANSWER_STYLES)} in "
+    "reward_model.style, or leave the row out"
+)
 _IMPORT_FIRST = "run `python -m vapo_verl.data import-plain` on it"
 
 
@@ -75,7 +79,7 @@ def read_rows(
 
     Raises:
         FileError: no such file, not parquet, or without a required column.
-        RowError: a drawn row cannot be used.
+        RowError: a drawn row cannot be used, as one of style `judge`, which no rule can grade.
     """
     with open_parquet(path, key=KEY) as parquet:
         require_columns(parquet, REQUIRED_COLUMNS, path=str(path), fix=_IMPORT_FIRST)
@@ -128,9 +132,11 @@ def _row(
     try:
         check_row(row, rules)
         truths = truths_of(row["reward_model"])
+        style = row["reward_model"].get("style")
+        if style == JUDGE_STYLE:
+            raise BadCell("reward_model", f"style is {style!r}", _NO_JUDGE)
     except BadCell as problem:
         raise RowError(problem.at(number).describe(str(path))) from problem
-    style = row["reward_model"].get("style")
     return Row(
         number=number,
         data_source=str(row["data_source"]),

@@ -10,14 +10,15 @@ select. Its random option where nothing is read is not taken over: such a row is
 words of the answer hold `yes` and not `no`, or the other way around; both or none is no answer.
 
 `free-form`: the answer equals the ground truth by `vapo_verl.reward.accuracy`, in the style of the
-row (`exact`, `math`, `choice`, `text`), else as mathematics. An answer outside of a box counts too,
-which training does not reward.
+row (`exact`, `math`, `choice`, `text`), else as mathematics; in the style `judge` no rule decides.
+An answer outside of a box counts too, which training does not reward.
 """
 
 import hashlib
 import re
 from collections.abc import Sequence
 
+from vapo_verl.config import JUDGE_STYLE
 from vapo_verl.data.cells import IMAGE_PLACEHOLDER
 from vapo_verl.data.errors import BadCell, shown
 from vapo_verl.evaluation.benchmarks import (
@@ -77,7 +78,7 @@ def grade_yes_no(row: BenchmarkRow, prediction: str, rule: str) -> Grade:
 def grade_free_form(
     row: BenchmarkRow, prediction: str, rule: str, *, boxed_only: bool = False
 ) -> Grade:
-    """Compare answer and ground truth as training does.
+    """Compare answer and ground truth as training does; a row of style `judge` is left to a judge.
 
     Args:
         boxed_only: what is not in a box is no answer.
@@ -89,6 +90,8 @@ def grade_free_form(
     answer = answer_of(prediction) if boxed_only else free_answer(prediction)
     if answer is None:
         return Grade(correct=None, extracted=None, rule=rule)
+    if row.style == JUDGE_STYLE:
+        return Grade(correct=None, extracted=answer, rule=rule)
     match = MATCHERS.get(row.style, MATCHERS["math"])
     correct = any(match(answer, truth) for truth in truths_of([row.answer, *row.alternatives]))
     return Grade(correct=correct, extracted=answer, rule=rule)
