@@ -172,6 +172,8 @@ def test_the_engine_gives_back_its_fraction_only_where_it_sleeps(vapo):
 def test_the_kv_cache_is_what_the_weights_leave(vapo):
     # bf16: keys and values of 2 heads of 16, in 2 layers
     assert kv_token_bytes(SHAPE, vapo) == 2 * 2 * 2 * 16 * 2
+    # a GPU has one of the two heads at least
+    assert kv_token_bytes(SHAPE, replace(vapo, tensor_parallel=8)) == 2 * 2 * 16 * 2
     less = kv_cache_bytes(SHAPE, vapo, device_bytes=80 * GIB)
     more = kv_cache_bytes(SHAPE, replace(vapo, utilization=0.7), device_bytes=80 * GIB)
     assert more - less == pytest.approx(8 * GIB)

@@ -494,6 +494,6 @@ def kv_cache_bytes(
 
 
 def kv_token_bytes(shape: ModelShape, settings: MemorySettings) -> float:
-    """Keys and values of one token in all layers, on one of the engine's GPUs."""
+    """Keys and values of one token in all layers, on a GPU of the engine: of a head or more."""
     values = 2 * shape.num_hidden_layers * shape.key_value_size
-    return values * settings.engine_bytes / settings.tensor_parallel
+    return values * settings.engine_bytes / min(settings.tensor_parallel, shape.num_key_value_heads)

@@ -57,14 +57,14 @@ STAGES = (
     Stage(
         name="kernels",
         what="Triton kernels against the reference: dtypes, GQA, head sizes, layouts, CUDA graphs",
-        needs="triton, jaxtyping",
+        needs="triton, jaxtyping, numpy, psutil",
         core_s=35,
         cap_s=75,
     ),
     Stage(
         name="kernel_speed",
         what="time of the kernels as a fraction of a decode step's memory traffic",
-        needs="triton, jaxtyping",
+        needs="triton, jaxtyping, numpy, psutil",
         core_s=25,
         cap_s=50,
     ),

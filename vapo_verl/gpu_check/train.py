@@ -54,15 +54,15 @@ def run(check: Check) -> None:
     trained = check.case(
         name, partial(train, check, job, sdpa, job.steps, SDPA), needs_s=job.start_s
     )
+    if torch.cuda.device_count() > 1:  # first: nothing else shows what several ranks do
+        several = partial(train_on_several, check, job)
+        check.case(f"{num_ranks()} GPUs", several, needs_s=job.start_s)
     if check.device == "cuda":
         packed = partial(train_packed, check, job)
         check.case(f"{job.steps} steps, flash-attn and packing", packed, needs_s=job.start_s)
     if trained:
         again = partial(train, check, job, sdpa, job.steps + 1, SDPA)
         check.case(f"resumed at step {job.steps}", again, needs_s=job.start_s)
-    if torch.cuda.device_count() > 1:
-        every = partial(train_on_all, check, job)
-        check.case(f"{torch.cuda.device_count()} GPUs", every, needs_s=job.start_s)
 
 
 def gpu_job(check: Check) -> Job:
@@ -127,9 +127,30 @@ def train_packed(check: Check, job: Job) -> Mapping[str, Figure]:
     return train(check, job, check.scratch / "packed", job.steps)
 
 
-def train_on_all(check: Check, job: Job) -> Mapping[str, Figure]:
-    gpus = [f"trainer.n_gpus_per_node={torch.cuda.device_count()}"]
-    return train(check, job, check.scratch / "all_gpus", job.steps, [*SDPA, *gpus])
+def num_ranks() -> int:
+    """The largest power of two of this machine's GPUs, at most 8: the responses of a step split."""
+    return min(2 ** (torch.cuda.device_count().bit_length() - 1), 8)
+
+
+def train_on_several(check: Check, job: Job) -> Mapping[str, Figure]:
+    overrides = several_ranks(num_ranks())
+    return train(check, job, check.scratch / "several_gpus", job.steps, [*SDPA, *overrides])
+
+
+def several_ranks(ranks: int) -> list[str]:
+    """Overrides of `smoke_gpu`: each rank's part of the 80 responses is a micro-batch."""
+    responses = 80 // ranks
+    return [
+        f"trainer.n_gpus_per_node={ranks}",
+        *(
+            f"actor_rollout_ref.{key}={responses}"
+            for key in (
+                "actor.ppo_micro_batch_size_per_gpu",
+                "ref.log_prob_micro_batch_size_per_gpu",
+                "rollout.log_prob_micro_batch_size_per_gpu",
+            )
+        ),
+    ]
 
 
 def healthy_figures(steps: Sequence[Mapping[str, float]], job: Job) -> dict[str, Figure]:

@@ -116,6 +116,16 @@ def test_a_nan_in_the_keys_is_not_hidden(paged_batch):
     assert computed(batch, with_lse=True)[0].isnan()
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_row_whose_lse_is_not_finite_is_missing(paged_batch, value):
+    batch = paged_batch()
+    lse, got = batch.lse(None), torch.full((batch.rows,), 7.0)
+    lse[0, 0] = value
+    cuda.visual_ratio(*batch.arguments, got, lse=lse, window=None)
+    assert got[0].isnan()
+    assert_agree(got[1:], batch.expected()[1:])
+
+
 def test_no_rows_is_no_work(paged_batch):
     batch = paged_batch()
     batch.seq_lens = batch.seq_lens[:0]

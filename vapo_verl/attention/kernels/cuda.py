@@ -109,7 +109,10 @@ def walk_kernel(
                 # LSE >= every logit: the power is at most 1, no running maximum is needed
                 mass = tl.exp2(logits - lse[:, None])
                 visual += tl.sum(tl.where(inside[None, :], mass, 0.0), 1)
-        tl.store(part, visual, mask=member < GROUP)
+        # FlashAttention 2 can write inf into the LSE of another row (Dao-AILab/flash-attention
+        # issue 2842): such a row is missing, not without attention on images
+        is_known = (tl.abs(lse) < float("inf")) | (seq_len == 0)
+        tl.store(part, tl.where(is_known, visual, float("nan")), mask=member < GROUP)
     else:
         peak = tl.full([GROUP_PAD], float("-inf"), tl.float32)
         total = tl.zeros([GROUP_PAD], tl.float32)
