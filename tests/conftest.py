@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tests.report.report_browser import ReportBrowser
+
+
+def pytest_configure() -> None:
+    """Tests assert no times: a busy machine is slow."""
+    with suppress(ImportError):
+        from hypothesis import settings
+
+        settings.register_profile("no times", deadline=None)
+        settings.load_profile("no times")
 
 
 @pytest.fixture(scope="session")

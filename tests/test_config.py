@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vapo_verl.config import VapoConfig, vapo_config
@@ -95,7 +95,6 @@ def test_what_cannot_work_is_refused(node, message):
         vapo_config(node)
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1, exclude_max=True))
 def test_every_coefficient_below_one_is_accepted_with_attention(coefficient):
     node = {"attention": {"enabled": True}, "advantage": {"attention_coef": coefficient}}

@@ -17,7 +17,7 @@ from vapo_verl.advantage.grpo import (
 from vapo_verl.advantage.vapo import vapo_advantage
 
 nan = float("nan")
-few = settings(max_examples=80, deadline=None)
+few = settings(max_examples=80)
 by_std = st.booleans()
 weights = st.sampled_from([0.1, 0.5, 1.0, 3.0])
 NORMALIZATIONS = ("total", "decoupled")

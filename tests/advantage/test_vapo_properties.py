@@ -30,7 +30,7 @@ def batches(draw):
 coefs = st.floats(0.01, 0.99)
 modes = st.sampled_from(MODES)
 by_std = st.booleans()
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=60)
 
 
 def _token_rewards(rewards, mask):

@@ -29,7 +29,6 @@ def test_pass_at_k_by_hand():
     assert pass_at_k(3, 8, 1) == pytest.approx(3 / 8)
 
 
-@settings(deadline=None)
 @given(FLAGS, st.data())
 def test_pass_at_k_is_the_mean_over_all_ways_to_draw_k(flags, data):
     k = data.draw(st.integers(1, len(flags)))
@@ -52,7 +51,6 @@ def test_majority_by_hand():
     assert majority_score([None, None], [False, False]) == 0
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from("ABC"), min_size=1, max_size=8), st.randoms())
 def test_majority_does_not_depend_on_the_order_of_samples(answers, random):
     mixed = answers[:]
@@ -86,7 +84,7 @@ def test_one_cluster_tells_no_spread():
     assert math.isnan(clustered_interval([], []).mean)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(FLAGS, st.integers(0, 3))
 def test_interval_holds_the_mean_and_mirrors(flags, seed):
     values = [float(flag) for flag in flags]
@@ -128,7 +126,7 @@ def test_clusters_and_fractions_are_compared_by_bootstrap():
     assert compare_paired([0.5, 0.25], [0.5, 0.25], "ab").p == 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=12))
 def test_exchanging_the_models_turns_the_sign(pairs):
     a, b = ([float(f"{value:.3f}") for value in column] for column in zip(*pairs, strict=True))
@@ -165,7 +163,6 @@ def test_benjamini_hochberg_by_hand():
     assert adjusted == pytest.approx([0.5, 0.04, 0.04, 0.04])
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=12))
 def test_adjusted_p_values_keep_their_order_and_never_fall(values):
     adjusted = benjamini_hochberg([*values, math.nan])

@@ -28,7 +28,7 @@ def processed(processor, sizes, **options):
 
 
 @pytest.mark.parametrize("processor", [QWEN25, QWEN3], ids=["qwen2.5-vl", "qwen3-vl"])
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(st.integers(29, 300), st.integers(29, 300)), min_size=1, max_size=3))
 def test_pixels_are_the_processors_own(processor, sizes):
     inputs = processed(processor, sizes)

@@ -185,7 +185,6 @@ def read(processor, control_tokens):
 
 @settings(
     max_examples=6,
-    deadline=None,
     derandomize=True,
     phases=[Phase.generate],  # a smaller seed is no simpler file
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -97,9 +97,7 @@ def datasets(request, processor, packaged, row, tmp_path_factory):
     }
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     images=st.lists(pictures, max_size=3),
     limits=st.sampled_from(LIMITS),

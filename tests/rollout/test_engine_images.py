@@ -124,9 +124,7 @@ def test_no_room_is_made_for_video(engine_images):
 side = st.integers(1, 900)
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(width=side, height=side)
 def test_the_engine_counts_the_tokens_that_the_agent_loop_counted(engine_images, width, height):
     if max(width, height) > 200 * min(width, height):

@@ -203,7 +203,7 @@ def test_unknown_prompts_and_other_tokens_are_refused():
     asyncio.run(run())
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @example(capacity=1.5, steps=[("open", 5), ("close", 5), ("plain", 1)], together=2)
 @given(
     capacity=st.sampled_from([1.5, 2.5, 4.5]),

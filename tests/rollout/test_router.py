@@ -20,7 +20,7 @@ def pool(num_servers):
     return {f"server-{i}": f"actor-{i}" for i in range(num_servers)}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(order=st.permutations(REQUESTS), finished=st.lists(st.booleans(), min_size=64, max_size=64))
 def test_each_prompt_has_one_of_two_servers_and_each_server_four_prompts(order, finished):
     router, server_of = PromptRouter(pool(2)), {}

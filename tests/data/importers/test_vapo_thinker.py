@@ -43,7 +43,7 @@ def test_a_released_row_comes_out_in_our_format(thinker_row, write, tmp_path):
     blank=st.sets(st.integers(1, 20)),
     order=st.permutations(range(1, 21)),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_claim_i_keeps_label_i_whatever_is_blank_and_however_columns_are_ordered(
     labels, blank, order
 ):
