@@ -169,11 +169,17 @@ def joined_cluster() -> Iterator[Callable[[], list[Node]]]:
 
 
 def run_driver(command: Sequence[str]) -> int:
-    """Run the driver, forward SIGTERM and SIGINT, and return its exit code."""
+    """Run the driver, forward SIGTERM and SIGINT to it, and return its exit code."""
     driver = subprocess.Popen(command)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _: driver.send_signal(received))
-    code = driver.wait()
+    before = {
+        number: signal.signal(number, lambda received, _: driver.send_signal(received))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        code = driver.wait()
+    finally:  # what comes after it can be interrupted
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 128 - code if code < 0 else code
 
 

@@ -77,7 +77,9 @@ def test_a_node_is_lost_when_it_is_dead_or_gone_or_silent():
 
 @pytest.mark.parametrize("code", [0, 2, 75])
 def test_the_exit_code_is_the_drivers(code):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     assert train.run_driver([sys.executable, "-c", f"raise SystemExit({code})"]) == code
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 def test_a_driver_that_was_killed_ends_as_in_a_shell():
