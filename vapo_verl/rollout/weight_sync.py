@@ -27,7 +27,7 @@ import ray
 import torch
 import zmq
 from verl.checkpoint_engine.base import CheckpointEngine, CheckpointEngineRegistry
-from verl.utils.device import get_device_id, get_device_name
+from verl.utils.device import get_device_id, get_device_name, get_torch_device
 from verl.workers.rollout.vllm_rollout import ServerAdapter
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightSender
 
@@ -329,6 +329,8 @@ class SocketWeights(CheckpointEngine):
 
 
 def _device() -> torch.device:
-    """This process's own."""
+    """This process's own; veRL names one of NVIDIA's also where there is none."""
     name = get_device_name()
-    return torch.device(name) if name == "cpu" else torch.device(name, get_device_id())
+    if name == "cpu" or not get_torch_device().is_available():
+        return torch.device("cpu")
+    return torch.device(name, get_device_id())
