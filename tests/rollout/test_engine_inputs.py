@@ -96,6 +96,29 @@ def collapsed(images):
     return [1, *[9] * len(images), 1]
 
 
+def test_siblings_wait_for_the_one_that_processes_images_that_left_the_cache():
+    """vLLM caches them in a thread, before its caller goes on."""
+
+    class Slow(Renderer):
+        async def render_cmpl_async(self, prompts):
+            rendered = await super().render_cmpl_async(prompts)
+            await asyncio.sleep(0.01)
+            return rendered
+
+    async def run():
+        engine = Engine()
+        engine.renderer.__class__ = Slow
+        await engine.open("one", "a")
+        await engine.request("one", ("a",))
+        engine.renderer.clear_mm_cache()
+        engine.core.clear_cache()
+        first = asyncio.create_task(engine.request("one", ("a",)))
+        await asyncio.sleep(0.005)
+        await asyncio.gather(first, engine.request("one", ("a",)))
+
+    asyncio.run(run())
+
+
 def test_images_that_do_not_fit_into_the_cache_are_an_error_and_harm_no_other_prompt():
     async def run():
         engine = Engine(num_images=1.5)

@@ -123,20 +123,21 @@ class EngineInputs:
                 f"prompt {shared.key} is not open on this server, {len(self._open)} others are"
             )
         rest = _rest(prompt["prompt_token_ids"], opened)
-        attempts = 0
-        while (items := self._items(opened)) is None:
+        for _ in range(MAX_ATTEMPTS):
+            # under the lock: while a sibling's request processes the images, the cache has them
+            # before this side knows that they are not sent
             async with opened.processing:
-                if not self._is_cached(opened):
-                    opened.engine_input = await self._process(
-                        opened.collapsed, opened.images, opened.options
-                    )
-            attempts += 1
-            if attempts == MAX_ATTEMPTS:  # the last image evicts the first, or others all of them
-                self._take_back(opened)
-                raise ValueError(
-                    f"the {len(opened.images)} images of a prompt do not stay in vLLM's processor "
-                    f"cache until they are sent; raise {CACHE_KEY}, or set it to 0"
+                if (items := self._items(opened)) is not None:
+                    break
+                opened.engine_input = await self._process(
+                    opened.collapsed, opened.images, opened.options
                 )
+        else:  # the last image evicts the first, or other prompts all of them
+            self._take_back(opened)
+            raise ValueError(
+                f"the {len(opened.images)} images of a prompt do not stay in vLLM's processor "
+                f"cache until they are sent; raise {CACHE_KEY}, or set it to 0"
+            )
         tokens = [*opened.engine_input["prompt_token_ids"], *rest]
         # no await between `_items` and this call: requests leave in the order of their touches
         return await add_request(
