@@ -329,8 +329,7 @@ def check_trainer_mode(config: DictConfig) -> None:
             f"engine is on the actor's GPUs; set it to true, or the mode to {SEPARATE}"
         )
     rollout = policy.rollout
-    each = rollout.tensor_model_parallel_size * rollout.pipeline_model_parallel_size
-    each *= rollout.data_parallel_size
+    each = engine_size(rollout)
     if ranks_of(config) % each:
         raise ValueError(
             f"actor_rollout_ref.rollout.tensor_model_parallel_size="
@@ -377,8 +376,7 @@ def _check_separate_pool(config: DictConfig) -> None:
     rollout, settings = policy.rollout, trainer.v1.separate_async
     mode = f"with trainer.v1.trainer_mode={SEPARATE}"
     gpus = rollout.nnodes * rollout.n_gpus_per_node
-    each = rollout.tensor_model_parallel_size * rollout.pipeline_model_parallel_size
-    each *= rollout.data_parallel_size
+    each = engine_size(rollout)
     if gpus < each or gpus % each:
         raise ValueError(
             f"actor_rollout_ref.rollout.nnodes={rollout.nnodes} and "
@@ -447,6 +445,12 @@ def engine_gpus(config: DictConfig) -> int:
     rollout = config.actor_rollout_ref.rollout
     is_separate = config.trainer.v1.trainer_mode == SEPARATE
     return rollout.nnodes * rollout.n_gpus_per_node if is_separate else 0
+
+
+def engine_size(rollout: DictConfig) -> int:
+    """GPUs of one engine."""
+    size: int = rollout.tensor_model_parallel_size * rollout.pipeline_model_parallel_size
+    return size * rollout.data_parallel_size
 
 
 def lacks_cupy() -> bool:
@@ -526,11 +530,7 @@ def check_micro_batches(config: DictConfig) -> None:
     ranks = ranks_of(config)
     # log probs are those of a whole step, but failed responses shorten it by mini-batches
     size = policy.actor.ppo_mini_batch_size * policy.rollout.n
-    for key in (
-        "actor.ppo_micro_batch_size_per_gpu",
-        "rollout.log_prob_micro_batch_size_per_gpu",
-        "ref.log_prob_micro_batch_size_per_gpu",
-    ):
+    for key in PASSES:
         micro = OmegaConf.select(policy, key)
         if micro is not None and size // ranks % micro:
             raise ValueError(

@@ -168,7 +168,7 @@ class EngineInputs:
         cache = self._renderer.mm_processor_cache
         if cache is None:
             return opened.engine_input["mm_kwargs"]
-        if not self._is_cached(opened):
+        if not all(map(cache.is_cached_item, _hashes(opened))):
             return None
         return {
             modality: [
@@ -176,10 +176,6 @@ class EngineInputs:
             ]
             for modality, hashes in opened.engine_input["mm_hashes"].items()
         }
-
-    def _is_cached(self, opened: _Open) -> bool:
-        cache = self._renderer.mm_processor_cache
-        return cache is None or all(map(cache.is_cached_item, _hashes(opened)))
 
 
 def _hashes(opened: _Open) -> list[str]:
