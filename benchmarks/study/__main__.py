@@ -5,33 +5,25 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
-from benchmarks.study import arms, figures, forgetful, page, variants
+from benchmarks.study import arms, figures, forgetful, forgetful_command, page, variants
 from benchmarks.study.arms import ARMS, BASELINE, Plan
 from benchmarks.study.claims import read_claim_kinds
 from benchmarks.study.credit import read_credit
-from benchmarks.study.data import LINES, make_data
+from benchmarks.study.data import make_data
 from benchmarks.study.measuring import measure, measure_on_validation_rows
 from benchmarks.study.statistics import compare
-from benchmarks.study.training import train
+from benchmarks.study.tasks import Task, do_all, trainings
 from benchmarks.study.workspace import WARM_START, Run, StudyError, Workspace
 
-REPOSITORY = Path(__file__).parents[2]
-DOCUMENT = REPOSITORY / "docs" / "study.md"
-RESULTS = REPOSITORY / "docs" / "study"
 RUNS_CSV, ROWS_CSV, CREDIT_CSV = "runs.csv", "rows.csv", "credit.csv"
 CLAIMS_CSV, VARIANTS_CSV = "claims.csv", "variants.csv"
 NO_SEED = -1
 """Of the warm start."""
-AnyPlan = TypeVar("AnyPlan", bound=Plan)
-Task = tuple[str, Callable[[int], None]]
-"""A name, and a function of the number of threads."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,15 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130 after Ctrl-C."""
     parser = build_parser()
     options = parser.parse_args(arguments)
+    if options.forgetful == []:
+        options.forgetful = ["comparison"]
     if fault := _fault(options):
         parser.error(fault)
     options.jobs = options.jobs or (1 if options.quick else 2)
     start = time.monotonic()
     try:
         if options.quick or options.forgetful:
-            _forgetful(options)
+            name = "study_quick" if options.quick else "study_forgetful"
+            forgetful_command.run(options, _root(options, name))
         else:
-            plan = _chosen(arms.FULL, options)
+            plan = arms.FULL.chosen(options.arms, options.seeds)
             work = Workspace(root=_root(options, "study"))
             work.claim(plan)
             make_data(work, plan)
@@ -66,9 +61,10 @@ def _fault(options: argparse.Namespace) -> str | None:
     """The first impossible combination of options; None if there is none."""
     partial_study = bool(options.quick or options.arms or options.seeds)
     chosen = options.arms or ()
-    known = forgetful.PLANS[options.forgetful].arms if options.forgetful else tuple(ARMS)
+    parts = options.forgetful or ()
+    known = [arm for part in parts for arm in forgetful.PLANS[part].arms] or [*ARMS]
     if unknown := [arm for arm in chosen if arm not in known]:
-        return f"--arms {' '.join(unknown)}: choose from {', '.join(known)}"
+        return f"--arms {' '.join(unknown)}: choose from {', '.join(dict.fromkeys(known))}"
     seeds = options.seeds or ()
     if any(not 0 <= seed < 2**31 for seed in seeds) or len({*seeds}) < len(seeds):
         given = " ".join(map(str, seeds))
@@ -79,6 +75,8 @@ def _fault(options: argparse.Namespace) -> str | None:
         return f"--arms {' '.join(options.arms)}: add {BASELINE}, the arm of comparison"
     if options.report and not options.forgetful:
         return "--report is for --forgetful: the other studies are reported when all runs are done"
+    if options.recorded and not options.forgetful:
+        return "--recorded is for --forgetful: the other studies are made in one folder"
     if options.variants and (options.arms or options.seeds):
         return "--variants has its own arms and seed: leave --arms and --seeds out"
     if options.document and partial_study:
@@ -87,120 +85,20 @@ def _fault(options: argparse.Namespace) -> str | None:
 
 
 def _root(options: argparse.Namespace, name: str) -> Path:
-    return (options.out or REPOSITORY / "runs" / name).resolve()
-
-
-def _chosen(plan: AnyPlan, options: argparse.Namespace) -> AnyPlan:
-    """The plan with the arms and seeds of the command line."""
-    chosen = {"arms": options.arms, "seeds": options.seeds}
-    return replace(plan, **{name: tuple(values) for name, values in chosen.items() if values})
-
-
-def _forgetful(options: argparse.Namespace) -> None:
-    """A comparison in the world `forgetful_digits`, or its control alone with `--quick`."""
-    part = "quick" if options.quick else options.forgetful
-    plan = forgetful.QUICK if options.quick else _chosen(forgetful.PLANS[part], options)
-    root = _root(options, "study_quick" if options.quick else "study_forgetful")
-    works = forgetful.workspaces(root, plan)
-    if options.report:
-        report_forgetful(works, plan, root, part, options.document)
-        return
-    tasks: list[Task] = []
-    for memory, work in works.items():
-        work.claim(plan)
-        make_data(work, plan, LINES)
-        tasks.append((f"warm start {memory}", partial(forgetful.make_start, work, plan, memory)))
-    _do_all(tasks, options.jobs)
-    tasks = [
-        (f"{WARM_START} {memory}", partial(measure, work, plan, WARM_START))
-        for memory, work in works.items()
-    ]
-    for memory, work in works.items():  # the first has the primary test
-        trainings = _trainings(work, plan, forgetful.runs_of(plan), partial(measure, work, plan))
-        tasks += [(f"{name} {memory}", do) for name, do in trainings]
-    try:
-        _do_all(tasks, options.jobs)
-    finally:
-        report_forgetful(works, plan, root, part, options.document)
-    if part in ("quick", "control"):
-        (work,) = works.values()
-        print(forgetful.check_control(work, plan))
-
-
-def report_forgetful(
-    works: Mapping[str, Workspace],
-    plan: forgetful.ForgetfulPlan,
-    root: Path,
-    part: str,
-    document: bool,
-) -> None:
-    """Write tables, CSV and plots of what is measured; with `document`, into docs/study.md too.
-
-    Args:
-        part: name of the files, of the plots' folder, and of the tables' place in the document.
-    """
-    outcomes = forgetful.read_outcomes(works, plan)
-    text = forgetful.tables(outcomes, plan)
-    print(text)
-    out = RESULTS if document else root / "results"
-    out.mkdir(parents=True, exist_ok=True)
-    if rows := [outcome for found in outcomes.values() for outcome in found]:
-        figures.write_csv(out / f"{part}.csv", rows)
-    for memory, work in works.items():
-        if seeds := forgetful.complete_seeds(work, plan):
-            pictures = out / f"{part}_{memory}"
-            pictures.mkdir(exist_ok=True)
-            page.write_plots(work, replace(plan, seeds=seeds), pictures)
-    if document:
-        page.write_tables(DOCUMENT, part, text)
-    print(f"\nCSV file and plots: {out}")
+    return (options.out or page.REPOSITORY / "runs" / name).resolve()
 
 
 def _arms(work: Workspace, plan: Plan, options: argparse.Namespace) -> None:
     on_test_rows = partial(measure, work, plan)
     start: Task = (WARM_START, partial(on_test_rows, WARM_START))
-    _do_all([start, *_trainings(work, plan, all_runs(plan), on_test_rows)], options.jobs)
+    do_all([start, *trainings(work, plan, all_runs(plan), on_test_rows)], options.jobs)
     report_arms(work, plan, options.document)
 
 
 def _variants(work: Workspace, plan: Plan, options: argparse.Namespace) -> None:
     measured = partial(measure_on_validation_rows, work)
-    _do_all(_trainings(work, plan, variants.all_runs(), measured), options.jobs)
+    do_all(trainings(work, plan, variants.all_runs(), measured), options.jobs)
     report_variants(work, options.document)
-
-
-def _trainings(
-    work: Workspace, plan: Plan, runs: Sequence[Run], measured: Callable[[str, int], None]
-) -> list[Task]:
-    """To train each run, and to measure it by its name with as many threads."""
-
-    def task(run: Run, threads: int) -> None:
-        train(work, plan, run, threads)
-        measured(run.name, threads)
-
-    return [(run.name, partial(task, run)) for run in runs]
-
-
-def _do_all(tasks: Sequence[Task], jobs: int) -> None:
-    """Every task, `jobs` at a time; one job has both cores.
-
-    Raises:
-        StudyError: some failed, as listed; the others have finished.
-    """
-    failures: list[str] = []
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
-        names = {pool.submit(do, 2 // jobs): name for name, do in tasks}
-        try:
-            for number, future in enumerate(as_completed(names), start=1):
-                error = future.exception()
-                print(f"{number}/{len(tasks)} {names[future]}: {error or 'done'}", flush=True)
-                if error is not None:
-                    failures.append(str(error))
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)  # those that run got Ctrl-C, too
-            raise
-    if failures:
-        raise StudyError("\n".join(failures))
 
 
 def all_runs(plan: Plan) -> list[Run]:
@@ -231,20 +129,20 @@ def report_arms(work: Workspace, plan: Plan, document: bool) -> None:
     committed = _committed(plan)
     figures.write_csv(out / RUNS_CSV, of_runs)
     if committed:
-        ours = figures.read_csv(out / RUNS_CSV)  # as many digits as those
-        print(f"\nAgainst {RESULTS / RUNS_CSV}:\n{page.agreement(ours, committed)}")
+        ours = figures.read_csv(out / RUNS_CSV, figures.Figures)  # as many digits as those
+        print(f"\nAgainst {page.RESULTS / RUNS_CSV}:\n{page.agreement(ours, committed)}")
     figures.write_csv(out / ROWS_CSV, outcomes)
     figures.write_csv(out / CLAIMS_CSV, kinds)
     figures.write_csv(out / CREDIT_CSV, learnt_from)
     page.write_plots(work, plan, out)
     if document:
-        page.write_tables(DOCUMENT, page.FIGURES, text)
+        page.write_tables(page.DOCUMENT, page.FIGURES, text)
     print(f"\nCSV files and plots: {out}")
 
 
 def _results(work: Workspace, document: bool) -> Path:
     """Where they are written: the folder, made."""
-    out = RESULTS if document else work.root / "results"
+    out = page.RESULTS if document else work.root / "results"
     out.mkdir(parents=True, exist_ok=True)
     return out
 
@@ -252,8 +150,8 @@ def _results(work: Workspace, document: bool) -> Path:
 def _committed(plan: Plan) -> list[figures.Figures]:
     """Earlier figures of a study as large as this one; none if there are none."""
     as_large = replace(plan, arms=arms.FULL.arms, seeds=arms.FULL.seeds) == arms.FULL
-    file = RESULTS / RUNS_CSV
-    return figures.read_csv(file) if as_large and file.exists() else []
+    file = page.RESULTS / RUNS_CSV
+    return figures.read_csv(file, figures.Figures) if as_large and file.exists() else []
 
 
 def report_variants(work: Workspace, document: bool) -> None:
@@ -265,7 +163,7 @@ def report_variants(work: Workspace, document: bool) -> None:
     out = _results(work, document)
     figures.write_csv(out / VARIANTS_CSV, rows)
     if document:
-        page.write_tables(DOCUMENT, page.VARIANTS, text)
+        page.write_tables(page.DOCUMENT, page.VARIANTS, text)
     print(f"\nCSV file: {out / VARIANTS_CSV}")
 
 
@@ -279,11 +177,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     size.add_argument(
         "--forgetful",
-        nargs="?",
-        const="comparison",
+        nargs="*",
         choices=tuple(forgetful.PLANS),
-        help="in the world forgetful_digits, hours each: the main comparison (the default), its "
-        "control, what makes the signal, or methods of other papers; see plan.md",
+        metavar="PART",
+        help="in the world forgetful_digits, hours each: `comparison` (the default), its "
+        "`control`, what makes the `signal`, and methods of other papers, `neighbours`; see "
+        "plan.md",
     )
     size.add_argument(
         "--variants", action="store_true", help="VAPO with other settings, next to the study's runs"
@@ -299,6 +198,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--arms", nargs="+", help="some of them, with grpo, in another --out")
     add("--seeds", nargs="+", type=int, help="others than the study's, in another --out")
     add("--report", action="store_true", help="with --forgetful: what is measured; start nothing")
+    add(
+        "--recorded",
+        action="store_true",
+        help="with --forgetful: take the runs that docs/study/*.csv has from there, and make the "
+        "rest",
+    )
     add("--document", action="store_true", help="put the results into docs/study.md")
     return parser
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 BASELINE, CONTROL = "grpo", "perception"
 _NO_CLAIMS = ("vapo.anchors.num_anchors=0",)
@@ -151,6 +152,9 @@ NEIGHBOURS = {
 ALL_ARMS = ARMS | VARIANTS | FORGETFUL | SIGNAL | NEIGHBOURS
 
 
+AnyPlan = TypeVar("AnyPlan", bound="Plan")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """The size of a study; results of one size are never mixed with those of another."""
@@ -165,6 +169,10 @@ class Plan:
     def size(self) -> dict[str, Any]:
         """What all runs of a folder have in common."""
         return asdict(self)
+
+    def chosen(self: AnyPlan, arms: Sequence[str] | None, seeds: Sequence[int] | None) -> AnyPlan:
+        """The plan with other arms and seeds, if given."""
+        return replace(self, arms=tuple(arms or self.arms), seeds=tuple(seeds or self.seeds))
 
 
 FULL = Plan(

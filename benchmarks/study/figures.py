@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from vapo_verl.evaluation.probing.journal import read_records
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+AnyRow = TypeVar("AnyRow", bound="DataclassInstance")
+_TYPES: Mapping[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
+"""By the name of a field's type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,15 +131,17 @@ def write_csv(path: Path, rows: Sequence[DataclassInstance]) -> None:
             writer.writerow([_cell(value) for value in asdict(row).values()])
 
 
-def read_csv(path: Path) -> list[Figures]:
-    """Figures that :func:`write_csv` wrote."""
+def read_csv(path: Path, row: type[AnyRow]) -> list[AnyRow]:
+    """Rows that :func:`write_csv` wrote; floats have four digits.
+
+    Args:
+        row: their dataclass, of fields of types str, int and float.
+    """
     with path.open(newline="") as file:
-        return [_figures(line) for line in csv.DictReader(file)]
-
-
-def _figures(line: dict[str, str]) -> Figures:
-    values: dict[str, Any] = {name: float(line[name]) for name in MEASURES}
-    return Figures(arm=line["arm"], seed=int(line["seed"]), **values)
+        return [
+            row(**{field.name: _TYPES[str(field.type)](line[field.name]) for field in fields(row)})
+            for line in csv.DictReader(file)
+        ]
 
 
 def late_claims(record: Mapping[str, Any]) -> float | None:

@@ -252,17 +252,27 @@ def _attention_by_third(records: Sequence[Mapping[str, Any]]) -> dict[str, float
     return {name: float(np.mean(v)) if v else math.nan for name, v in thirds.items()}
 
 
-def read_outcomes(works: Mapping[str, Workspace], plan: ForgetfulPlan) -> dict[str, list[Outcome]]:
-    """By strength, of all checkpoints that are measured; the warm start first."""
+def read_outcomes(
+    works: Mapping[str, Workspace], plan: ForgetfulPlan, recorded: Sequence[Outcome] = ()
+) -> dict[str, list[Outcome]]:
+    """By strength, of all checkpoints that are measured; the warm start first.
+
+    Args:
+        recorded: those that are not measured here are taken from these.
+    """
+    elsewhere = {(each.memory, each.arm, each.seed): each for each in recorded}
     found: dict[str, list[Outcome]] = {}
-    for memory, work in works.items():
+    for memory in plan.memories:
+        work = works[memory]
         names = [(WARM_START, WARM_START, NO_SEED)]
         names += [(run.name, run.arm, run.seed) for run in runs_of(plan)]
-        found[memory] = [
+        outcomes = [
             read_outcome(work, memory, name, arm, seed)
-            for name, arm, seed in names
             if is_measured(work, name)
+            else elsewhere.get((memory, arm, seed))
+            for name, arm, seed in names
         ]
+        found[memory] = [outcome for outcome in outcomes if outcome is not None]
     return found
 
 
@@ -349,15 +359,30 @@ def _comparison(compared: Mapping[str, Mapping[str, PairedDifference]], plan: Fo
     return "\n".join(lines)
 
 
-def complete_seeds(work: Workspace, plan: Plan) -> tuple[int, ...]:
-    """Seeds of which every arm is measured; none without the warm start, which plots show too."""
-    if not is_measured(work, WARM_START):
-        return ()
-    return tuple(
+def plotted(
+    work: Workspace, plan: ForgetfulPlan, reported: Sequence[Outcome]
+) -> ForgetfulPlan | None:
+    """Arms of which a run is measured in this folder, and seeds of which all of these are.
+
+    Args:
+        reported: results of this strength. An arm of which some are from elsewhere cannot be
+            plotted with all its seeds.
+
+    Returns:
+        None if there is nothing to plot: no such seed, no warm start (a line of the plots), or an
+        arm that is measured here and elsewhere.
+    """
+    here = {run for run in runs_of(plan) if is_measured(work, run.name)}
+    arms_here = tuple(arm for arm in plan.arms if arm in {run.arm for run in here})
+    complete = tuple(
         seed
         for seed in plan.seeds
-        if all(is_measured(work, Run(arm=arm, seed=seed).name) for arm in plan.arms)
+        if here and all(Run(arm=arm, seed=seed) in here for arm in arms_here)
     )
+    elsewhere = {each.arm for each in reported if Run(arm=each.arm, seed=each.seed) not in here}
+    if not (complete and is_measured(work, WARM_START)) or elsewhere & {*arms_here}:
+        return None
+    return replace(plan, arms=arms_here, seeds=complete)
 
 
 def check_control(work: Workspace, plan: ForgetfulPlan) -> str:

@@ -22,6 +22,9 @@ from vapo_verl.analysis.statistics import MIN_PAIRS, PairedDifference
 from vapo_verl.plots.matplotlib_figure import picture
 from vapo_verl.plots.panel import Panel, Series, numbers
 
+REPOSITORY = Path(__file__).parents[2]
+DOCUMENT = REPOSITORY / "docs" / "study.md"
+RESULTS = REPOSITORY / "docs" / "study"
 FIGURES, VARIANTS = "figures", "variants"
 """Parts of the document that :func:`write_tables` replaces, beside those in `forgetful_digits`."""
 _TABLE = (

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from benchmarks.study import __main__ as study
-from benchmarks.study import arms, forgetful, page
+from benchmarks.study import arms, forgetful, forgetful_command, page, recorded
 from benchmarks.study.data import LINES, make_data
 from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
 from benchmarks.study.reads import read_scenes
@@ -151,11 +151,12 @@ def test_what_is_not_measured_yet_is_left_out(works, tmp_path):
     (strong.folder("decoupled-2") / "diagnostics" / "perception" / "summary.json").unlink()
     found = forgetful.read_outcomes(works, PLAN)
     assert len(found["18"]) == len(found["none"]) - 1 == len(forgetful.runs_of(PLAN))
-    assert forgetful.complete_seeds(strong, PLAN) == (0, 1)
+    plotted = forgetful.plotted(strong, PLAN, found["18"])
+    assert plotted is not None and (plotted.arms, plotted.seeds) == (PLAN.arms, (0, 1))
     assert forgetful.compare_by_seed(found["18"], PLAN)["decoupled"]["claims_late"].n == 2
     none = works["none"]
     (none.folder(WARM_START) / "diagnostics" / "early-decision" / "summary.json").unlink()
-    assert forgetful.complete_seeds(none, PLAN) == ()
+    assert forgetful.plotted(none, PLAN, found["none"]) is None
     text = forgetful.tables(found, PLAN)
     assert "n = 2" in text and "n = 3" in text
 
@@ -181,9 +182,9 @@ def test_the_report_writes_tables_csv_and_plots(works, tmp_path, monkeypatch, ca
     document = tmp_path / "study.md"
     start, end = page.marks("comparison")
     document.write_text(f"Before.\n{start}\nold\n{end}\nAfter.\n")
-    monkeypatch.setattr(study, "DOCUMENT", document)
-    monkeypatch.setattr(study, "RESULTS", tmp_path / "page")
-    study.report_forgetful(works, PLAN, tmp_path, "comparison", document=True)
+    monkeypatch.setattr(page, "DOCUMENT", document)
+    monkeypatch.setattr(page, "RESULTS", tmp_path / "page")
+    forgetful_command.report(works, PLAN, tmp_path, "comparison", document=True)
     text = document.read_text()
     assert text.startswith("Before.") and text.endswith("After.\n") and "old" not in text
     assert text.count("| VAPO, gamma 1, decoupled | GRPO (K=0) | claims late |") == 2
@@ -191,6 +192,83 @@ def test_the_report_writes_tables_csv_and_plots(works, tmp_path, monkeypatch, ca
     assert header.startswith("memory,arm,seed,") and len(lines) == 2 * (1 + 6)
     assert (tmp_path / "page" / "comparison_18" / "claims.png").stat().st_size > 0
     assert "GRPO" in capsys.readouterr().out
+
+
+@pytest.fixture
+def results(works, tmp_path, monkeypatch):
+    """CSV file of an earlier sitting with all runs of the plan, and a document for them."""
+    folder = tmp_path / "page"
+    monkeypatch.setattr(page, "RESULTS", folder)
+    monkeypatch.setattr(page, "DOCUMENT", tmp_path / "study.md")
+    page.DOCUMENT.write_text("\n".join(page.marks("comparison")))
+    forgetful_command.report(works, PLAN, tmp_path, "comparison", document=True)
+    return folder
+
+
+def forget(work, *names):
+    for name in names:
+        shutil.rmtree(work.folder(name))
+
+
+def test_recorded_runs_stand_beside_those_of_the_folder(works, results, tmp_path):
+    whole = page.DOCUMENT.read_text()
+    forget(works["18"], "decoupled-1", "grpo-0")
+    known = recorded.read_recorded(results, PLAN)
+    assert len(known) == 2 * (1 + 6)
+    found = forgetful.read_outcomes(works, PLAN, known)
+    assert [len(found[memory]) for memory in PLAN.memories] == [7, 7]
+    assert forgetful.plotted(works["18"], PLAN, found["18"]) is None  # not with all its seeds
+    assert forgetful.plotted(works["none"], PLAN, found["none"]) is not None
+    forgetful_command.report(works, PLAN, tmp_path, "comparison", document=True, known=known)
+    assert page.DOCUMENT.read_text() == whole
+
+
+def test_a_document_never_loses_recorded_runs(works, results, tmp_path):
+    before = (page.DOCUMENT.read_text(), (results / "comparison.csv").read_text())
+    forget(works["none"], "decoupled-2")
+    with pytest.raises(StudyError, match=r"1 results .* decoupled of seed 2 .* add --recorded"):
+        forgetful_command.report(works, PLAN, tmp_path, "comparison", document=True)
+    assert (page.DOCUMENT.read_text(), (results / "comparison.csv").read_text()) == before
+
+
+def test_recorded_runs_are_not_made_again(results):
+    known = [row for row in recorded.read_recorded(results, PLAN) if row.seed != 1]
+    assert [run.name for run in recorded.runs_to_make(PLAN, "18", known)] == [
+        "grpo-1",
+        "decoupled-1",
+    ]
+    assert recorded.runs_to_make(PLAN, "18", []) == forgetful.runs_of(PLAN)
+
+
+def test_parts_take_recorded_runs_from_each_other(results):
+    part = replace(PLAN, memories=("18",), arms=("grpo", "flat"))
+    found = {(row.memory, row.arm, row.seed) for row in recorded.read_recorded(results, part)}
+    assert found == {("18", "grpo", seed) for seed in PLAN.seeds} | {("18", WARM_START, -1)}
+
+
+def test_recorded_runs_need_the_same_warm_start(works, results):
+    known = recorded.read_recorded(results, PLAN)
+    recorded.check_start(works["18"], "18", known)
+    other = [replace(row, accuracy=0.9) if row.arm == WARM_START else row for row in known]
+    with pytest.raises(StudyError, match=r"accuracy is 0\.5000, not 0\.9000; leave --recorded out"):
+        recorded.check_start(works["18"], "18", other)
+
+
+def test_several_parts_make_a_run_once(tmp_path, monkeypatch):
+    made: list[str] = []
+    monkeypatch.setattr(
+        forgetful_command, "train", lambda _, plan, run, threads: made.append(run.name)
+    )
+    for step in ("make_data", "measure"):
+        monkeypatch.setattr(forgetful_command, step, lambda *_: None)
+    monkeypatch.setattr(forgetful, "make_start", lambda *_: None)
+    monkeypatch.setattr(recorded, "check_start", lambda *_: None)
+    signal = replace(PLAN, arms=("grpo", "flat"), memories=("18",), seeds=(0,))
+    monkeypatch.setitem(forgetful.PLANS, "comparison", replace(PLAN, memories=("18",), seeds=(0,)))
+    monkeypatch.setitem(forgetful.PLANS, "signal", signal)
+    folder = str(tmp_path / "study")
+    assert study.main(["--forgetful", "comparison", "signal", "--jobs", "1", "--out", folder]) == 0
+    assert made == ["grpo-0", "decoupled-0", "flat-0"]
 
 
 def test_a_report_starts_nothing(works, tmp_path, monkeypatch, capsys):

@@ -156,8 +156,8 @@ def test_results_are_written_and_read_back(work, tmp_path, monkeypatch, capsys):
     document = tmp_path / "study.md"
     start, end = page.marks(page.FIGURES)
     document.write_text(f"Before.\n\n{start}\nold\n{end}\n\nAfter.\n")
-    monkeypatch.setattr(study, "DOCUMENT", document)
-    monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(page, "DOCUMENT", document)
+    monkeypatch.setattr(page, "RESULTS", tmp_path / "results")
     study.report_arms(work, PLAN, document=True)
     text = document.read_text()
     assert text.startswith("Before.") and text.endswith("After.\n") and "old" not in text
@@ -165,7 +165,7 @@ def test_results_are_written_and_read_back(work, tmp_path, monkeypatch, capsys):
     assert text.count("| VAPO |") == 5
     kinds = (tmp_path / "results" / study.CLAIMS_CSV).read_text().splitlines()
     assert len(kinds) == 2 + len(study.all_runs(PLAN))
-    again = figures.read_csv(tmp_path / "results" / study.RUNS_CSV)
+    again = figures.read_csv(tmp_path / "results" / study.RUNS_CSV, figures.Figures)
     assert [(row.arm, row.seed) for row in again] == [
         (WARM_START, study.NO_SEED),
         *((run.arm, run.seed) for run in study.all_runs(PLAN)),
@@ -207,8 +207,8 @@ def test_variants_are_written_with_what_they_learnt_from(
     start, end = page.marks(page.VARIANTS)
     document = tmp_path / "study.md"
     document.write_text(f"Before.\n{start}\n{end}\nAfter.\n")
-    monkeypatch.setattr(study, "DOCUMENT", document)
-    monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(page, "DOCUMENT", document)
+    monkeypatch.setattr(page, "RESULTS", tmp_path / "results")
     study.report_variants(with_variants, document=True)
     text = document.read_text()
     assert text.count("| VAPO, gamma 1 |") == 2 and text.endswith("After.\n")

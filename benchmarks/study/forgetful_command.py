@@ -1,0 +1,144 @@
+"""The parts of plan.md: train what is not done yet, and report each part."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from benchmarks.study import figures, forgetful, page, recorded
+from benchmarks.study.data import LINES, make_data
+from benchmarks.study.forgetful import ForgetfulPlan, Outcome
+from benchmarks.study.measuring import measure
+from benchmarks.study.tasks import do_all
+from benchmarks.study.training import train
+from benchmarks.study.workspace import WARM_START, Run, Workspace
+
+Works = Mapping[str, Workspace]
+"""By strength of forgetting."""
+
+
+def run(options: argparse.Namespace, root: Path) -> None:
+    """The parts `--forgetful` names, or a short form of the control alone with `--quick`.
+
+    Parts share warm starts and runs; a run of several parts is made once.
+
+    Raises:
+        StudyError: a run failed, or the control did not move.
+    """
+    plans = _plans(options)
+    works = {
+        memory: work
+        for plan in plans.values()
+        for memory, work in forgetful.workspaces(root, plan).items()
+    }
+    known = {
+        part: recorded.read_recorded(page.RESULTS, plan) if options.recorded else []
+        for part, plan in plans.items()
+    }
+    try:
+        if not options.report:
+            _make(works, plans, known, options.jobs)
+    finally:
+        for part, plan in plans.items():
+            report(works, plan, root, part, options.document, known[part])
+    for part in plans.keys() & {"quick", "control"}:
+        work = works[plans[part].memories[0]]
+        if forgetful.is_measured(work, forgetful.runs_of(plans[part])[0].name):
+            print(forgetful.check_control(work, plans[part]))
+
+
+def _plans(options: argparse.Namespace) -> dict[str, ForgetfulPlan]:
+    """By part, in the order of the command line."""
+    if options.quick:
+        return {"quick": forgetful.QUICK}
+    return {
+        part: forgetful.PLANS[part].chosen(options.arms, options.seeds)
+        for part in options.forgetful
+    }
+
+
+def _make(
+    works: Works,
+    plans: Mapping[str, ForgetfulPlan],
+    known: Mapping[str, Sequence[Outcome]],
+    jobs: int,
+) -> None:
+    """Warm starts, then runs, in the order of parts and strengths."""
+    any_plan = next(iter(plans.values()))  # all are of one size
+    to_make = {
+        (memory, each): None  # once, in order
+        for part, plan in plans.items()
+        for memory in plan.memories
+        for each in recorded.runs_to_make(plan, memory, known[part])
+    }
+    begun = {memory: works[memory] for memory, _ in to_make}
+    for work in begun.values():
+        work.claim(any_plan)
+        make_data(work, any_plan, LINES)
+    do_all(
+        [
+            (f"{WARM_START} {memory}", partial(_make_start, work, any_plan, memory))
+            for memory, work in begun.items()
+        ],
+        jobs,
+    )
+    for memory, work in begun.items():
+        recorded.check_start(work, memory, [row for rows in known.values() for row in rows])
+    do_all(
+        [
+            (f"{each.name} {memory}", partial(_train, works[memory], any_plan, each))
+            for memory, each in to_make
+        ],
+        jobs,
+    )
+
+
+def _make_start(work: Workspace, plan: ForgetfulPlan, memory: str, threads: int) -> None:
+    """Train and measure the warm start of a strength."""
+    forgetful.make_start(work, plan, memory, threads)
+    measure(work, plan, WARM_START, threads)
+
+
+def _train(work: Workspace, plan: ForgetfulPlan, each: Run, threads: int) -> None:
+    """Train and measure a run."""
+    train(work, plan, each, threads)
+    measure(work, plan, each.name, threads)
+
+
+def report(
+    works: Works,
+    plan: ForgetfulPlan,
+    root: Path,
+    part: str,
+    document: bool,
+    known: Sequence[Outcome] = (),
+) -> None:
+    """Write tables, CSV and plots of what is measured; with `document`, into docs/study.md too.
+
+    Args:
+        part: name of the files, of the plots' folder, and of the tables' place in the document.
+        known: results of runs that are not measured here.
+
+    Raises:
+        StudyError: the document has results that this report has not.
+    """
+    outcomes = forgetful.read_outcomes(works, plan, known)
+    text = forgetful.tables(outcomes, plan)
+    print(text)
+    out = page.RESULTS if document else root / "results"
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / f"{part}.csv"
+    if document:
+        recorded.check_none_is_lost(file, outcomes, plan)
+    if rows := [outcome for found in outcomes.values() for outcome in found]:
+        figures.write_csv(file, rows)
+    for memory, found in outcomes.items():
+        if in_plots := forgetful.plotted(works[memory], plan, found):
+            pictures = out / f"{part}_{memory}"
+            pictures.mkdir(exist_ok=True)
+            page.write_plots(works[memory], in_plots, pictures)
+    if document:
+        page.write_tables(page.DOCUMENT, part, text)
+    print(f"\nCSV file and plots: {out}")
