@@ -83,6 +83,7 @@ _BY_ATTENTION = ("vapo_focus", "vapo_grounded", "attention_reward")
 NEIGHBOURS = replace(
     MAIN,
     arms=(BASELINE, "vapo", "decoupled", *arms.NEIGHBOURS, *_BY_ATTENTION),
+    seeds=(1, 2, 3),
     memories=("18",),
     known=(BASELINE, "vapo", "decoupled"),
     against={"vapo_focus": "vapo", "vapo_grounded": "vapo"},
