@@ -1,6 +1,7 @@
 """What part of the spread of R_perc is due to the draw, against simulations of known variance."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_the_fraction_is_that_of_the_simulation(num_anchors, paired):
     response_sd, claim_sd = 0.1, 0.2
     responses = simulated(num_anchors, response_sd, claim_sd, paired=paired)
     # Var(s) = 0.25; c and r explain 0.04 and 0.01 of it, the rest is e
-    left_out = 0 if paired else (NUM_CLAIMS - num_anchors) / (NUM_CLAIMS - 1)
+    left_out = 0 if paired else (NUM_CLAIMS - num_anchors) / NUM_CLAIMS
     drawn = (left_out * claim_sd**2 + 0.25 - response_sd**2 - claim_sd**2) / num_anchors
     total = response_sd**2 + drawn
     found = perception_spread(responses, 0.0, paired=paired)
@@ -88,19 +89,32 @@ def test_the_fraction_is_that_of_the_simulation(num_anchors, paired):
     assert found.draw_fraction == pytest.approx(drawn / total, abs=0.07)
 
 
-def test_where_claims_alone_decide_pairing_takes_the_spread_away():
+@pytest.mark.parametrize(("num_anchors", "late_emphasis"), [(5, 0.0), (5, 1.5), (20, 1.5)])
+def test_where_claims_alone_decide_pairing_takes_the_spread_away(num_anchors, late_emphasis):
     always = {claim: claim % 2 for claim in range(NUM_CLAIMS)}
     rng = np.random.default_rng(1)
 
     def draw():
-        return {int(c): always[int(c)] for c in rng.permutation(NUM_CLAIMS)[:5]}
+        return {int(c): always[int(c)] for c in rng.permutation(NUM_CLAIMS)[:num_anchors]}
 
-    apart = [probed(group, draw()) for group in range(100) for _ in range(5)]
-    found = perception_spread(apart, 0.0, paired=False)
-    assert found.draw_fraction > 0.95
+    def positions():
+        return sorted(rng.permutation(LENGTH - 1)[:num_anchors] + 1)
+
+    # with all claims drawn, late emphasis makes their order a draw
+    apart = [probed(group, draw(), positions()) for group in range(200) for _ in range(5)]
+    found = perception_spread(apart, late_emphasis, paired=False)
+    assert found.draw_fraction > 0.9
     shared = [probed(group, drawn) for group in range(100) for drawn in [draw()] * 5]
-    assert perception_spread(shared, 0.0, paired=True).spread == 0
+    together = perception_spread(shared, 0.0, paired=True)
+    assert together.spread == pytest.approx(0, abs=1e-9) and math.isnan(together.draw_fraction)
     assert claim_agreement(apart) == claim_agreement(shared) == 1
+
+
+def test_the_spread_is_that_of_the_reward_that_is_paid():
+    # the same hard scores, as under soft scores of one side of 0.5
+    paid = [replace(probed("a", {0: 1, 1: 1}), perception=value) for value in (0.6, 0.95)]
+    found = perception_spread(paid, 1.5, paired=False)
+    assert found.spread == pytest.approx(0.35 / 2**0.5) and math.isnan(found.draw_fraction)
 
 
 def test_late_anchors_weigh_more_in_the_spread():

@@ -26,6 +26,8 @@ NUM_FIRST_STEPS = 5
 HIGH_AGREEMENT = 0.95
 LEAST_SPREAD = 1e-3
 """Standard deviation of R_perc within a group below which siblings earn the same."""
+_ROUNDING = 1e-12
+"""Variance of scores that are equal."""
 LOW_FRACTION = 0.05
 """Of the advantage: where perception decides less, a run is hardly another than GRPO."""
 
@@ -41,17 +43,20 @@ class ProbedResponse:
     """T, tokens of the response."""
     num_claims: int
     """N, the claims from which those of the anchors were drawn."""
+    perception: float | None = None
+    """R_perc as it is paid, with soft scores or corrected for chance; None: Eq. 4, hard scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerceptionSpread:
-    """How R_perc (Eq. 4, hard scores) varies between the responses to one prompt."""
+    """How R_perc varies between the responses to one prompt."""
 
     spread: float
-    """Standard deviation within a group, pooled over groups; nan without a group of two."""
+    """Standard deviation of R_perc as paid within a group, pooled over groups; nan without a group
+    of two."""
     draw_fraction: float
-    """Fraction of that variance, 0 to 1, that is due to the draw of claims and positions. The rest
-    is due to the responses. nan where it cannot be estimated."""
+    """Fraction of the variance of Eq. 4 with hard scores, 0 to 1, that is due to the draw of claims
+    and positions. The rest is due to the responses. nan where it cannot be estimated."""
 
 
 def claim_agreement(responses: Sequence[ProbedResponse]) -> float:
@@ -73,12 +78,14 @@ def perception_spread(
     The score of claim j in response i is modelled as s_ij = r_i + c_j + e_ij. With w_k the weights
     of Eq. 4 normalised to sum to 1, K of N claims drawn, and means over responses or groups::
 
-        S = Var_i(R_i)                      = Var(r) + h (f Var(c) + Var(e))
-        V = Var_k(s_ik) within a response   =              Var(c) + Var(e)
-        A = (s_ij - s_i'j)^2 / 2, siblings  = Var(r) + Var(e)
-        h = sum_k w_k^2,   f = (N - K) / (N - 1), or 0 where siblings get the same claims
+        S = Var_i(R_i)                      = Var(r) + g Var(c) + h Var(e)
+        V = Var_k(s_ik) within a response   =            Var(c) +   Var(e)
+        A = (s_ij - s_i'j)^2 / 2, siblings  = Var(r)            +   Var(e)
+        h = sum_k w_k^2,   g = h - 1 / N, or 0 where siblings get the same claims at the same cuts
 
-    solved for Var(e) by the method of moments; the draw's part of S is h (f Var(c) + Var(e)).
+    solved for Var(e) by the method of moments; the draw's part of S is g Var(c) + h Var(e). With
+    equal weights g is (N - K) / (N K). Where late anchors weigh more, the order of the claims is a
+    draw, too, also of all N.
 
     Args:
         responses: those that were probed, in any order.
@@ -97,20 +104,26 @@ def perception_spread(
         for name, group in groups.items()
     }
     freedom = sum(len(group) - 1 for group in groups.values())
-    total = (
-        sum(np.var([m.score for m in group]) * len(group) for group in moments.values()) / freedom
+    total, paid = (
+        sum(np.var(group) * len(group) for group in scores) / freedom
+        for scores in (
+            [[m.score for m in group] for group in moments.values()],
+            [[m.paid for m in group] for group in moments.values()],
+        )
     )
+    spread = math.sqrt(paid)
     probed = [response for group in groups.values() for response in group]
     pairs, differing = _pairs(probed)
     within = [m.variance for group in moments.values() for m in group if not math.isnan(m.variance)]
-    if total <= 0 or not pairs or not within:
-        return PerceptionSpread(spread=math.sqrt(total), draw_fraction=math.nan)
-    h = float(np.mean([m.weight for group in moments.values() for m in group]))
-    f = 0.0 if paired else float(np.mean([_left_out(response) for response in probed]))
+    if total <= _ROUNDING or not pairs or not within:
+        return PerceptionSpread(spread=spread, draw_fraction=math.nan)
+    every = [m for group in moments.values() for m in group]
+    h = float(np.mean([m.weight for m in every]))
+    g = 0.0 if paired else float(np.mean([m.order for m in every]))
     a, v = differing / pairs / 2, float(np.mean(within))
-    unexplained = min(max((a + h * f * v - total) / (1 + h * f - h), 0.0), a, v) if h < 1 else a
-    drawn = h * (f * (v - unexplained) + unexplained)
-    return PerceptionSpread(spread=math.sqrt(total), draw_fraction=float(min(drawn / total, 1.0)))
+    unexplained = min(max((a + g * v - total) / (1 + g - h), 0.0), a, v) if h < 1 else a
+    drawn = g * (v - unexplained) + h * unexplained
+    return PerceptionSpread(spread=spread, draw_fraction=float(min(drawn / total, 1.0)))
 
 
 def no_signal(
@@ -160,8 +173,12 @@ class _Moments:
     """R_i"""
     variance: float
     """Of s_k within the response, unbiased; nan for one anchor."""
+    paid: float
+    """R_i as it is paid."""
     weight: float
-    """sum_k w_k^2"""
+    """h, sum_k w_k^2"""
+    order: float
+    """g of a draw without replacement"""
 
 
 def _moments(response: ProbedResponse, late_emphasis: float) -> _Moments:
@@ -171,13 +188,9 @@ def _moments(response: ProbedResponse, late_emphasis: float) -> _Moments:
     weights = weights / weights.sum()
     score, weight = float(weights @ scores), float(weights @ weights)
     variance = float(weights @ (scores - score) ** 2) / (1 - weight) if weight < 1 else math.nan
-    return _Moments(score, variance, weight)
-
-
-def _left_out(response: ProbedResponse) -> float:
-    """f, the correction for draws without replacement."""
-    drawn, pool = len(response.results), max(response.num_claims, len(response.results))
-    return (pool - drawn) / (pool - 1) if pool > 1 else 0.0
+    paid = score if response.perception is None else response.perception
+    order = weight - 1 / max(response.num_claims, len(scores))
+    return _Moments(score, variance, paid, weight, max(order, 0.0))
 
 
 def _pairs(responses: Sequence[ProbedResponse]) -> tuple[int, int]:

@@ -64,7 +64,7 @@ def anchor_metrics(records: Sequence[SampleRecord]) -> dict[str, float]:
     ``accuracy_early`` and ``accuracy_late`` are those of anchors in the first and in the last third
     of their response; ``fallback_rate`` is the share without a logical boundary of their own;
     ``prefix_hit_rate`` the share of probe prompt tokens the engine still had; ``probe_s`` the mean
-    wall time a probed response waited for its answers. Token counts are vLLM's own.
+    wall time a graded response waited for its answers. Token counts are vLLM's own.
     """
     probed = [record for record in records if record.anchors]
     anchors = [(a, a.anchor.position / r.response_length) for r in probed for a in r.anchors]
@@ -101,6 +101,7 @@ def signal_metrics(
             results=record.anchors,
             length=record.response_length,
             num_claims=record.num_claims,
+            perception=record.reward.perception,
         )
         for record, group in zip(records, group_ids, strict=True)
     ]
@@ -124,7 +125,8 @@ def _added_time(records: Sequence[SampleRecord]) -> dict[str, float]:
     """How long probes ran, and how much of it came on top of the rollout.
 
     ``busy_s``: time in which some response waited for its probes. ``tail_s``: from the end of the
-    last response to the last answer, which is all that an idle engine tail did not hide.
+    last response, its grading included, to the last answer: all that an idle engine tail did not
+    hide.
     ``tail_share``: of the whole rollout's wall time.
     """
     intervals = sorted((r.times.asked_at, r.times.probed_at) for r in records if r.anchors)
@@ -134,7 +136,7 @@ def _added_time(records: Sequence[SampleRecord]) -> dict[str, float]:
     for start, end in intervals:
         busy += max(end - max(start, reached), 0.0)
         reached = max(reached, end)
-    tail = max(reached - max(r.times.asked_at for r in records), 0.0)
+    tail = max(reached - max(r.times.generated_at for r in records), 0.0)
     rollout = reached - min(r.times.started_at for r in records)
     return {"busy_s": busy, "tail_s": tail, "tail_share": tail / rollout if rollout else 0.0}
 
