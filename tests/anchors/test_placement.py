@@ -62,6 +62,11 @@ def test_uniform_spreads_over_the_reasoning():
     assert [position for position, _ in cuts] == [1, 26, 50, 75, 100]
 
 
+def test_one_uniform_cut_is_in_the_middle():
+    cuts = place(range(1, 102), 1, end=101, placement="uniform", min_gap=1, rng=rng())
+    assert cuts == [(51, True)]
+
+
 @pytest.mark.parametrize("num_anchors", [0, 2])
 @pytest.mark.parametrize("placement", ["middle", "", "Uniform", "uniform "])
 def test_an_unknown_placement_is_refused(placement: str, num_anchors: int):

@@ -121,7 +121,8 @@ def _evenly(boundaries: Sequence[int], num_anchors: int) -> list[int]:
     """First the boundaries nearest to K evenly spaced targets, then the others."""
     if not boundaries:
         return []
-    targets = np.linspace(boundaries[0], boundaries[-1], num_anchors)
+    ends = boundaries[0], boundaries[-1]
+    targets = [sum(ends) / 2] if num_anchors == 1 else np.linspace(*ends, num_anchors)
     nearest = [min(boundaries, key=lambda b: abs(b - target)) for target in targets]
     return list(dict.fromkeys([*nearest, *boundaries]))
 
