@@ -63,6 +63,7 @@ async def test_probes_extend_the_rollouts_own_tokens_on_its_own_server(
         assert probe["prompt_ids"] == prefix + question.token_ids(anchor["claim"])
         assert probe["sampling_params"]["logit_bias"].keys() == {question.yes_id, question.no_id}
         assert probe["sampling_params"]["max_tokens"] == 1
+        assert probe["sampling_params"]["repetition_penalty"] == 1.0  # whatever the rollout's
         assert probe["image_data"] == generation["image_data"]
     assert len({request["request_id"] for request in server.requests}) == 1  # one sticky session
 

@@ -30,7 +30,12 @@ decodes goes on either way: vLLM gives a step's tokens to running requests first
 
 CUT_SHORT = ("aborted", "abort", "error")
 """Stop reasons of an output that is no answer: the engine gave the request up."""
-_ONE_TOKEN = {"max_tokens": 1, "logprobs": True, "detokenize": False}
+_ONE_TOKEN = {
+    "max_tokens": 1,
+    "logprobs": True,
+    "detokenize": False,
+    "repetition_penalty": 1.0,  # the server would take the config's, which vLLM applies to the bias
+}
 
 
 class Prober:
