@@ -24,3 +24,17 @@ from vapo_verl.reward.components import format_score
 )
 def test_one_reasoning_then_a_boxed_answer(text, score):
     assert format_score(text) == score
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt_end", "score"),
+    [
+        ("I see 3.\n</think>\n\n\\boxed{3}", "assistant\n<think>\n", 1.0),
+        ("I see 3.\n</think>\n\n\\boxed{3}", "assistant\n", 0.0),
+        (r"<think>I see 3.</think> \boxed{3}", "assistant\n", 1.0),
+        (r"<think>I see 3.</think> \boxed{3}", "assistant\n<think>\n", 0.0),  # twice
+        (r"I see 3.</think> \boxed{3}", "in <think> </think> tags", 0.0),
+    ],
+)
+def test_a_template_may_open_the_reasoning(text, prompt_end, score):
+    assert format_score(text, prompt_end) == score

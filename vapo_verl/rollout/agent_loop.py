@@ -39,7 +39,12 @@ from vapo_verl.evaluation.benchmarks import Grade
 from vapo_verl.evaluation.benchmarks.validation_rows import COLUMN, grade_cell
 from vapo_verl.methods import Progress, method_of
 from vapo_verl.reward.accuracy import accuracy
-from vapo_verl.reward.components import RewardComponents, compose_reward, format_score
+from vapo_verl.reward.components import (
+    NUM_LAST_TOKENS,
+    RewardComponents,
+    compose_reward,
+    format_score,
+)
 from vapo_verl.reward.perception import attention_perception_score
 from vapo_verl.rollout.outcome import Outcome, RewardFunction, judged
 from vapo_verl.rollout.prober import OneServerClient, Prober, prompt_session
@@ -222,8 +227,9 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         results = await self._probe(output, claims, key) if self._is_probed(outcome) else []
         probed_at = time.time() if results else asked_at
         image_end, num_images = self._images_in(output)
+        prompt_end = self.tokenizer.decode(output.prompt_ids[-NUM_LAST_TOKENS:])
         record = SampleRecord(
-            reward=self._reward(outcome, format_score(text), results, output),
+            reward=self._reward(outcome, format_score(text, prompt_end), results, output),
             anchors=tuple(results),
             response_length=len(output.response_ids),
             num_claims=len(claims),

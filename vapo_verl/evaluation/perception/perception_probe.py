@@ -19,7 +19,7 @@ from vapo_verl.evaluation.probing.respond import (
     row_key,
 )
 from vapo_verl.evaluation.probing.rows import Row
-from vapo_verl.reward.components import format_score
+from vapo_verl.reward.components import NUM_LAST_TOKENS, format_score
 
 
 def perceive(
@@ -35,7 +35,12 @@ def perceive(
     ]
     predictions = iter(predict_claims(engine, probes, project_question(engine)))
     return [
-        _record(response, plan, [next(predictions) for _ in plan])
+        _record(
+            response,
+            plan,
+            [next(predictions) for _ in plan],
+            engine.decode(response.prompt.ids[-NUM_LAST_TOKENS:]),
+        )
         for response, plan in zip(responses, plans, strict=True)
     ]
 
@@ -57,11 +62,14 @@ def _plan(
 
 
 def _record(
-    response: Response, plan: Sequence[ClaimProbe], predictions: Sequence[Prediction]
+    response: Response,
+    plan: Sequence[ClaimProbe],
+    predictions: Sequence[Prediction],
+    prompt_end: str,
 ) -> dict[str, Any]:
     return {
         **response.record(),
-        "format": format_score(response.text),
+        "format": format_score(response.text, prompt_end),
         "attention": ratios(response.completion.attention),
         "anchors": [anchor_record(*pair) for pair in zip(plan, predictions, strict=True)],
         "probe_tokens": sum(prediction.num_prompt_tokens for prediction in predictions),
