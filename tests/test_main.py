@@ -62,9 +62,10 @@ def test_a_recipe_of_the_users_own_builds_on_a_packaged_one(tmp_path):
     (tmp_path / "recipe" / "mine.yaml").write_text(
         "# @package _global_\ndefaults: [vapo, _self_]\nvapo: {anchors: {num_anchors: 7}}\n"
     )
-    arguments = ("-m", "vapo_verl.main", "--config-dir", str(tmp_path), "+recipe=mine")
-    result = run(*arguments, "--cfg", "job", "-p", "vapo.anchors", cwd=tmp_path)
+    arguments = ("-m", "vapo_verl.main", "+recipe=mine", "--config-dir", str(tmp_path))
+    result = run(*arguments, "vapo.seed=3", "--cfg", "job", "-p", "vapo", cwd=tmp_path)
     assert "num_anchors: 7" in result.stdout, result.stderr
+    assert "\nseed: 3\n" in result.stdout  # on the other side of an option
 
 
 def test_a_gpu_run_without_flash_attention_ends_before_ray_and_names_both_ways_out(tmp_path):

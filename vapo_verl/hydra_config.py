@@ -36,6 +36,12 @@ def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
         return compose("vapo", [f"+recipe={recipe}", *overrides])
 
 
+def also_in(folder: Path) -> str:
+    """An override with which :func:`compose_recipe` finds a user's recipes, as `--config-dir`."""
+    places = ",".join(f"'{place}'" for place in (_verl_config_dir(), f"file://{folder.resolve()}"))
+    return f"hydra.searchpath=[{places}]"
+
+
 def compose_base() -> DictConfig:
     """The config without a recipe: veRL's defaults and this package's."""
     register()
@@ -48,9 +54,11 @@ def compose_base() -> DictConfig:
         GlobalHydra.instance().hydra = running
 
 
-def recipe_names() -> list[str]:
-    """The packaged recipes; names with a leading underscore are parts of others."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml") if not path.stem.startswith("_"))
+def recipe_names(folder: Path = CONFIGS) -> list[str]:
+    """Recipes of a folder of configs, the packaged one by default; names with a leading underscore
+    are parts of others."""
+    found = (folder / "recipe").glob("*.yaml")
+    return sorted(path.stem for path in found if not path.stem.startswith("_"))
 
 
 def _recipe_list() -> str:

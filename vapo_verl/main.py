@@ -116,6 +116,7 @@ def run() -> None:
         problem = unreadable_override(argument, several_runs=several_runs)
         if problem is not None:
             fail(problem)
+    sys.argv[1:] = options_first(arguments)
     try:
         main()
     except SystemExit as ended:
@@ -126,10 +127,20 @@ def run() -> None:
 
 def overrides(arguments: Sequence[str]) -> Iterator[str]:
     """The arguments that are settings, and not Hydra's options."""
+    return (argument for argument, is_option in _parts(arguments) if not is_option)
+
+
+def options_first(arguments: Sequence[str]) -> list[str]:
+    """The same in an order that Hydra reads: it refuses settings on both sides of an option."""
+    options = [argument for argument, is_option in _parts(arguments) if is_option]
+    return [*options, *overrides(arguments)]
+
+
+def _parts(arguments: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """Each argument, and whether it is one of Hydra's options or the value of one."""
     before = ""
     for argument in arguments:
-        if not argument.startswith("-") and before not in WITH_VALUE:
-            yield argument
+        yield argument, argument.startswith("-") or before in WITH_VALUE
         before = argument
 
 

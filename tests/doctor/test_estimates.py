@@ -110,12 +110,16 @@ def test_a_checkpoint_is_weights_and_two_moments(config):
     assert checkpoint_bytes(config(contents), 1000) == 1000 * 4
 
 
+BEST = "vapo.keep_best=val/acc"
+
+
 @pytest.mark.parametrize(
     ("changes", "number"),
     [
         ([], 2),  # 6 steps, saved every 3
         (["trainer.total_training_steps=7"], 3),
         (["trainer.max_actor_ckpt_to_keep=1"], 2),
+        (["trainer.max_actor_ckpt_to_keep=2", "trainer.total_training_steps=30", BEST], 3),
         (["trainer.save_freq=-1"], 0),
         (["trainer.total_training_steps=null"], None),
     ],

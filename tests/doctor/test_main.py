@@ -86,6 +86,7 @@ def test_what_a_library_prints_is_not_in_the_json(monkeypatch, capsys):
         (["+recipe=smoke", "+recipe=vapo"], "give one recipe"),
         (["+recipe=smoke", "trainer.nnodes=0"], "trainer.nnodes=0 is out of range"),
         (["+recipe=smoke", "data.train_files=a(b"], "'data.train_files=\"a(b\"'"),
+        (["+recipe=smoke", "--config-dir", "/absent"], "--config-dir /absent is no folder"),
     ],
 )
 def test_bad_usage_is_exit_code_2(arguments, words, capsys):
@@ -93,6 +94,20 @@ def test_bad_usage_is_exit_code_2(arguments, words, capsys):
         command.main(arguments)
     assert caught.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_recipe_of_the_users_own_is_checked(tmp_path, overrides, without_child, capsys):
+    mine = tmp_path / "it's mine" / "recipe" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("# @package _global_\ndefaults: [smoke, _self_]\nvapo: {seed: 3}\n")
+    given = ["+recipe=mine", "--config-dir", str(mine.parents[1]), *overrides, "--json"]
+    command.main(given)
+    document = json.loads(capsys.readouterr().out)
+    assert document["recipe"] == "mine" and document["num_errors"] == 0
+    folders = ["--config-dir", str(mine.parents[1])]
+    with pytest.raises(SystemExit):
+        command.main(["+recipe=absent", *folders])
+    assert "mine" in capsys.readouterr().err
 
 
 def test_help_loads_nothing_heavy():

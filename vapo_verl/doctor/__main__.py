@@ -1,4 +1,4 @@
-"""Command line: python -m vapo_verl.doctor [+recipe=NAME key=value ...] [--json]
+"""Command line: python -m vapo_verl.doctor [+recipe=NAME key=value ...] [--config-dir DIR] [--json]
 
 Exit code 0: no errors. 1: errors. 2: bad usage.
 """
@@ -10,12 +10,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from vapo_verl.doctor.findings import Finding, examine
-from vapo_verl.hydra_config import recipe_names
+from vapo_verl.hydra_config import also_in, recipe_names
 from vapo_verl.launch import composed
 from vapo_verl.settings import unreadable_override
 
@@ -24,9 +25,18 @@ RECIPE = "+recipe="
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     recipe, overrides = _split(parser, options.overrides)
-    config = _config(parser, recipe, overrides)
+    for argument in overrides:
+        if problem := unreadable_override(argument):
+            parser.error(problem)
+    names = recipe_names()
+    if folder := options.config_dir:
+        if not folder.is_dir():
+            parser.error(f"--config-dir {folder} is no folder; give that of recipe/NAME.yaml")
+        names += recipe_names(folder)
+        overrides = (*overrides, also_in(folder))
+    config = _config(parser, recipe, overrides, names)
     findings, stdout = [], sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # libraries print, too
         for finding in diagnose(config, recipe, overrides):
@@ -51,6 +61,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="+recipe=NAME key=value",
         help="a recipe and overrides, as for python -m vapo_verl.main",
     )
+    parser.add_argument(
+        "--config-dir",
+        type=Path,
+        metavar="DIR",
+        help="a folder with recipes of yours in DIR/recipe, as for python -m vapo_verl.main",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     return parser
 
@@ -68,17 +84,17 @@ def _split(
 
 
 def _config(
-    parser: argparse.ArgumentParser, recipe: str | None, overrides: Sequence[str]
+    parser: argparse.ArgumentParser,
+    recipe: str | None,
+    overrides: Sequence[str],
+    names: Sequence[str],
 ) -> DictConfig | None:
     from hydra.errors import HydraException
 
     if recipe is None:
         return None
-    if recipe not in recipe_names():
-        parser.error(f"+recipe={recipe} is not known; use one of {', '.join(recipe_names())}")
-    for argument in overrides:
-        if problem := unreadable_override(argument):
-            parser.error(problem)
+    if recipe not in names:
+        parser.error(f"+recipe={recipe} is not known; use one of {', '.join(names)}")
     try:
         return composed(recipe, overrides)
     except (HydraException, OmegaConfBaseException, ValueError) as error:

@@ -110,6 +110,7 @@ def num_checkpoints(config: DictConfig) -> int | None:
         return 0
     kept = trainer.max_actor_ckpt_to_keep
     kept = kept and max(kept, 2)  # the last one stays until the next is complete
+    kept = kept and kept + bool(config.vapo.keep_best)
     if trainer.total_training_steps is None:
         return kept
     saves = math.ceil(trainer.total_training_steps / trainer.save_freq)
