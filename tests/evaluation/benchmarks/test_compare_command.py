@@ -1,6 +1,7 @@
 """Comparisons of results by hand: rows, clusters, seeds, adjusted p-values, and what is shown."""
 
 import csv
+import json
 import math
 import re
 
@@ -11,7 +12,7 @@ from tests.evaluation.benchmarks.chat_server import Reply, benchmark, chat_serve
 from vapo_verl.evaluation.__main__ import main
 from vapo_verl.evaluation.benchmarks.compare_command import COMPARISON_FILE
 from vapo_verl.evaluation.benchmarks.judging import PROMPT_VERSION
-from vapo_verl.evaluation.probing.journal import PAGE_FILE, SUMMARY_FILE
+from vapo_verl.evaluation.probing.journal import PAGE_FILE, SETTINGS_FILE, SUMMARY_FILE
 
 NUM_ROWS = 10
 
@@ -174,6 +175,16 @@ def test_other_rows_are_refused(results, tmp_path, capsys):
     b = results("b", "quiz", "101")
     assert compare(tmp_path / "out", a, b) == 2
     assert "quiz: DATA is 'quiz.tsv " in capsys.readouterr().err
+
+
+def test_models_asked_otherwise_are_told_beside_the_result(results, tmp_path, capsys):
+    a, b = results("a", "quiz", "1101"), results("b", "quiz", "1111")
+    settings = b / "quiz" / SETTINGS_FILE
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"--min-pixels": 262144}))
+    assert compare(tmp_path / "out", a, b)
+    found = f"--min-pixels is None in {a / 'quiz'} and 262144 in {b / 'quiz'}"
+    assert f"WARNING: quiz: {found}" in capsys.readouterr().out
+    assert found in (tmp_path / "out" / PAGE_FILE).read_text()
 
 
 def test_other_rules_are_refused(tmp_path, capsys):

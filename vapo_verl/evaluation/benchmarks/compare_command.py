@@ -157,6 +157,8 @@ def run(arguments: argparse.Namespace) -> int:
                 f"{each.benchmark}: {each.b} less {each.a} {100 * each.difference:+.1f} points, "
                 f"p {each.p:.2g}, adjusted {each.p_adjusted:.2g} ({each.test})"
             )
+    for note in notes:
+        print(f"WARNING: {note}")
     print(page)
     return 0
 
