@@ -93,11 +93,12 @@ def test_one_that_never_answers_is_given_up(stand_in, tmp_path):
 def test_the_server_gets_a_key_of_its_own_and_not_the_users(stand_in, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-users")
     shown = (
-        "import os; print(os.environ.get('OPENAI_API_KEY'), os.environ['VLLM_API_KEY'], flush=True)"
+        "import os; print(os.environ.get('OPENAI_API_KEY'), os.environ['VLLM_API_KEY'], "
+        "os.environ['VLLM_USE_FLASHINFER_SAMPLER'], flush=True)"
     )
     stand_in(shown + textwrap.dedent(STAND_IN))
     with vllm_server("model", [], log=tmp_path / "log", start_timeout_s=30) as running:
-        assert (tmp_path / "log").read_text().split()[:2] == ["None", running.api_key]
+        assert (tmp_path / "log").read_text().split()[:3] == ["None", running.api_key, "0"]
 
 
 def test_the_server_ends_when_its_parent_is_killed(tmp_path):

@@ -33,6 +33,7 @@ BODIES = {
         record('one')
         time.sleep(600)
     """,
+    "sampler": "print(os.environ['VLLM_USE_FLASHINFER_SAMPLER'])",
     "idle": "record('one', 'skipped', 'no GPU')",
 }
 
@@ -94,6 +95,15 @@ def test_a_stage_that_crashes_is_told_with_its_last_lines_and_the_rest_runs(chec
     assert "| out of memory" in said
     assert "FAILED   two (0.1 s): off by 1" in said
     assert (tmp_path / "out" / "crash.log").read_text() == "out of memory\n"
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "0"), ("1", "1")])
+def test_engines_of_a_stage_need_no_compiler_to_sample(check, tmp_path, monkeypatch, given, used):
+    monkeypatch.delenv("VLLM_USE_FLASHINFER_SAMPLER", raising=False)
+    if given:
+        monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", given)
+    check(*stages("sampler"))
+    assert (tmp_path / "out" / "sampler.log").read_text() == f"{used}\n"
 
 
 def test_a_stage_that_hangs_is_ended_with_its_children(check, tmp_path):

@@ -120,6 +120,7 @@ def _start(
     model: str, vllm_args: Sequence[str], port: int, api_key: str, output: int
 ) -> subprocess.Popen[bytes]:
     environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
+    environment.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # compiled at the start, by nvcc
     return subprocess.Popen(
         serve_command(model, vllm_args, port),
         stdin=subprocess.DEVNULL,

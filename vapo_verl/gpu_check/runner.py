@@ -35,6 +35,9 @@ POLL_S = 0.2
 TAIL_LINES = 12
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MACHINE_TIMEOUT_S = 120
+NATIVE_SAMPLER = {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
+"""Training samples by torch too (`logprobs_mode=processed_logprobs`); FlashInfer's sampler is
+compiled at an engine's start, and without nvcc no engine starts."""
 
 Say = Callable[[str], None]
 
@@ -280,7 +283,7 @@ def run_stage(
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**NATIVE_SAMPLER, **os.environ, "PYTHONUNBUFFERED": "1"},
         )
         watch(process.pid)
         problem = ""
