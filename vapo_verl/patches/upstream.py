@@ -54,6 +54,45 @@ def job_actors() -> list[dict[str, Any]]:
     ]
 
 
+def restore_buffers(model: Any, config: Any) -> int:
+    """Give a model the buffers that are computed and not loaded in float32: rotary frequencies.
+
+    transformers keeps them so in a model of any type, as vLLM does. veRL casts the whole model by
+    ``Module.to(torch.bfloat16)``: at token 1000 the phase of the fastest rotation is then off by
+    more than a radian. A model in float32 is left alone.
+
+    Args:
+        model: as veRL has wrapped it for FSDP 2 or LoRA.
+        config: of transformers, of which the model was made.
+
+    Returns:
+        How many were restored.
+    """
+    import torch
+    from accelerate import init_empty_weights
+    from verl.utils.model import get_hf_auto_model_class
+
+    modules = {
+        name.replace("base_model.model.", ""): module for name, module in model.named_modules()
+    }
+    rounded = {
+        (path, name): buffer
+        for path, module in modules.items()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name in module._non_persistent_buffers_set
+        and buffer.is_floating_point()
+        and buffer.dtype != torch.float32
+    }
+    if not rounded:
+        return 0
+    with init_empty_weights(include_buffers=False):
+        exact = get_hf_auto_model_class(hf_config=config).from_config(config)
+    for (path, name), buffer in rounded.items():
+        value = exact.get_submodule(path).get_buffer(name)
+        modules[path].register_buffer(name, value.to(buffer.device), persistent=False)
+    return len(rounded)
+
+
 def use_replay_buffers(synchronous: type, asynchronous: type) -> None:
     """Let the trainers, which name the class of their replay buffer, make one of these.
 
