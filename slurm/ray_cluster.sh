@@ -20,7 +20,8 @@ read_settings() {
   # shellcheck source=slurm/site.env
   . "$file"
   set +a
-  export PYTHONPATH=$PWD # the project's code in every process, also where an image has the package
+  # the project's code in every process, also where an image has the package; then packages of yours
+  export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
   if [[ -n $VAPO_INTERFACE ]]; then
     export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$VAPO_INTERFACE}
     export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$VAPO_INTERFACE}

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from vapo_verl.cli import COMMANDS, main
+from vapo_verl.cli import COMMANDS, Command, main
 
 HEAVY = ("torch", "vllm", "verl", "ray", "transformers")
 
@@ -59,3 +59,15 @@ def test_an_unknown_command_is_refused(capsys):
 def test_the_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("vapo_verl 0.")
+
+
+def test_packages_of_the_working_folder_are_found(tmp_path, monkeypatch):
+    """As by ``python -m``, and by Ray's workers."""
+    (tmp_path / "of_the_folder.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    monkeypatch.setattr(sys, "argv", ["vapo"])
+    monkeypatch.setitem(COMMANDS, "train", Command("of_the_folder", ""))
+    with pytest.raises(SystemExit) as ended:
+        main(["train"])
+    assert ended.value.code == 7

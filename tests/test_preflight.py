@@ -78,6 +78,21 @@ def test_good_input_is_described(check):
     assert "val.parquet: 2 rows" in val
 
 
+@pytest.mark.parametrize("metric", ["perception", "accuracy"])
+def test_a_group_filter_goes_by_what_every_response_has(metric):
+    given = [f"algorithm.filter_groups.metric={metric}"]
+    with pytest.raises(
+        ValueError, match=f"metric={metric}.* use one of reward, acc, format"
+    ) as told:
+        preflight.check_group_filter(compose_recipe("vapo_released", given))
+    assert ("without probes have none" in str(told.value)) == (metric == "perception")
+    function = "reward.custom_reward_function.path=mine.py"  # may give values of its own
+    preflight.check_group_filter(compose_recipe("vapo_released", [*given, function]))
+    off = "algorithm.filter_groups.enable=false"
+    preflight.check_group_filter(compose_recipe("vapo_released", [*given, off]))
+    preflight.check_group_filter(compose_recipe("vapo_released"))
+
+
 def test_a_missing_data_file_is_named_with_its_key(check):
     message = refused(check, "data.val_files=/absent/val.parquet")
     assert "data.val_files" in message

@@ -156,11 +156,60 @@ def test_values_beside_the_default_that_runs_have(key, value):
     check_settings(config)
 
 
-def test_a_registered_name_of_an_own_library_is_not_refused():
+LIBRARY = "actor_rollout_ref.model.external_lib"
+OWN = f"; a name that a package of yours registers needs {LIBRARY}=PACKAGE"
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """The package `mine_a` on the path."""
+    (tmp_path / "mine_a" / "deep").mkdir(parents=True)
+    (tmp_path / "mine_a" / "__init__.py").write_text("raise RuntimeError('it is found, not run')")
+    (tmp_path / "mine_a" / "losses.py").touch()
+    (tmp_path / "mine_a" / "deep" / "more.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("libraries", ["mine_a", "mine_a.losses", ["mine_a", "mine_a.deep.more"]])
+def test_a_registered_name_of_an_own_library_is_not_refused(package, libraries):
     config = smoke()
     config.algorithm.adv_estimator = "mine"
-    config.actor_rollout_ref.model.external_lib = "my_package"
+    config.actor_rollout_ref.actor.policy_loss.loss_mode = "my_loss"
+    config.actor_rollout_ref.model.external_lib = libraries
     check_settings(config)
+
+
+@pytest.mark.parametrize(
+    "key", ["algorithm.adv_estimator", "actor_rollout_ref.actor.policy_loss.loss_mode"]
+)
+def test_an_unknown_name_says_what_a_library_of_ones_own_needs(key):
+    config = smoke()
+    OmegaConf.update(config, key, "mine")
+    with pytest.raises(ValueError, match="'mine' is not known; use one of ") as refused:
+        check_settings(config)
+    assert str(refused.value).endswith(OWN)
+    assert "gae" not in str(refused.value), "preflight refuses it"
+
+
+@pytest.mark.parametrize(
+    ("libraries", "said"),
+    [
+        ("nope_pkg", "no package 'nope_pkg' can be imported here; correct it, or install"),
+        (["mine_a", "nope_pkg"], "no package 'nope_pkg'"),
+        ("mine_a.loses", "no module 'loses' is in 'mine_a'"),
+        ("mine_a.losses.more", "no module 'more' is in 'mine_a.losses'"),
+        ("mine_a,mine_b", r"several as \[first,second\]"),
+        ("mine_a/losses.py", "is no name of a module"),
+        ("", "'' is no module"),
+        (5, "5 is no module"),
+    ],
+)
+def test_a_library_that_cannot_be_imported_is_refused(package, libraries, said):
+    config = smoke()
+    config.actor_rollout_ref.model.external_lib = libraries
+    with pytest.raises(ValueError, match=rf"^{LIBRARY}=.*{said}"):
+        check_settings(config)
 
 
 @pytest.mark.parametrize("name", ["", "global_step_", "absent/global_step_3", "step_3"])

@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vapo: {name} is no command; use one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     sys.argv = [f"vapo {name}", *rest]
+    sys.path.append("")  # packages of the working folder, which `python -m` and Ray's workers find
     runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)
     return 0
 

@@ -147,7 +147,7 @@ class MethodConfig:
     """A method of another paper, in place of or beside the perception reward (docs/methods.md)."""
 
     name: str = "none"
-    """``none``, or one of :data:`vapo_verl.methods.METHODS`."""
+    """``none``, one of :data:`vapo_verl.methods.METHODS`, or the path of a class of a user's."""
     options: dict[str, Any] = field(default_factory=dict)
     """Its own settings; their defaults and meanings are in its file."""
 

@@ -26,7 +26,8 @@ from vapo_verl.rollout.model_families import (
     check_weight_sync,
     read_config,
 )
-from vapo_verl.rollout.outcome import check_outcome_reward
+from vapo_verl.rollout.outcome import check_outcome_reward, function_path
+from vapo_verl.settings import LACKING
 
 if TYPE_CHECKING:
     from vapo_verl.data.cells import RowRules
@@ -57,14 +58,8 @@ OPTIMIZER: Mapping[str, Any] = {
 }
 """What decides which optimizer a rank builds, with veRL's defaults. Keys under
 ``actor_rollout_ref.actor.optim``."""
-LACKING = {
-    "gae": "the values of a critic",
-    "remax": "the reward of a greedy response to each prompt",
-    "optimal_token_baseline": "the sum of squared probabilities at each token",
-    "tir_optimal_token_baseline": "the sum of squared probabilities at each token",
-    "gdpo": "the parts of a reward as columns",
-}
-"""Estimator -> what it reads that veRL's V1 trainers, or this package, do not compute."""
+GROUP_VALUES = ("reward", "acc", "format")
+"""What every response has, by which a group filter may go."""
 WEIGHTS_MODULE = "vapo_verl.rollout.weight_sync"
 
 
@@ -510,6 +505,22 @@ def _filters_groups(config: DictConfig) -> bool:
     return bool((config.algorithm.get("filter_groups") or {}).get("enable"))
 
 
+def check_group_filter(config: DictConfig) -> None:
+    """Refuse a group filter by a value that some responses lack: veRL would end the first step.
+
+    Raises:
+        ValueError: with the values that there are.
+    """
+    metric = (config.algorithm.get("filter_groups") or {}).get("metric")
+    if not _filters_groups(config) or metric in GROUP_VALUES or function_path(config):
+        return
+    key = f"algorithm.filter_groups.metric={metric}"
+    choice = f"use one of {', '.join(GROUP_VALUES)}"
+    if metric == "perception":
+        raise ValueError(f"{key}: responses without probes have none; {choice}")
+    raise ValueError(f"{key} is no value of a response; {choice}")
+
+
 def check_micro_batches(config: DictConfig) -> None:
     """Refuse micro-batches that do not divide what a rank holds: a run would fail midway.
 
@@ -678,6 +689,7 @@ CHECKS: tuple[Check, ...] = (
     Check("engine settings", check_engine),
     Check("trainer mode", check_trainer_mode),
     Check("batches", check_batches),
+    Check("group filter", check_group_filter),
     Check("micro-batches", check_micro_batches),
     Check("optimizer", check_optimizer),
     Check("padding", check_padding),

@@ -5,11 +5,15 @@ veRL reads most of its keys without looking at them, minutes after the start.
 """
 
 import difflib
+import importlib
 import math
+import pkgutil
 import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,14 +138,25 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     f"{_POLICY}.rollout.scheduling_policy": ("fcfs", "priority"),
     f"{_POLICY}.rollout.dtype": ("auto", "bfloat16", "float16", "half", "float32", "float"),
 }
+ESTIMATOR, POLICY_LOSS = "algorithm.adv_estimator", f"{_POLICY}.actor.policy_loss.loss_mode"
+EXTERNAL_LIB = f"{_POLICY}.model.external_lib"
+"""A module, or a list of them, that veRL imports in every process before it looks up a name."""
+LACKING = {
+    "gae": "the values of a critic",
+    "remax": "the reward of a greedy response to each prompt",
+    "optimal_token_baseline": "the sum of squared probabilities at each token",
+    "tir_optimal_token_baseline": "the sum of squared probabilities at each token",
+    "gdpo": "the parts of a reward as columns",
+}
+"""Estimator -> what it reads that veRL's V1 trainers, or this package, do not compute."""
+VERL_ESTIMATORS = (
+    *("grpo", "grpo_vectorized", "grpo_passk", "rloo", "rloo_vectorized", "opo", "gpg"),
+    *("reinforce_plus_plus", "reinforce_plus_plus_baseline"),
+    *LACKING,
+)
 REGISTERED: Mapping[str, tuple[str, ...]] = {
-    "algorithm.adv_estimator": (
-        *("vapo", "gae", "grpo", "grpo_vectorized", "gdpo", "grpo_passk"),
-        *("rloo", "rloo_vectorized"),
-        *("opo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax", "gpg"),
-        *("optimal_token_baseline", "tir_optimal_token_baseline"),
-    ),
-    f"{_POLICY}.actor.policy_loss.loss_mode": (
+    ESTIMATOR: ("vapo", *VERL_ESTIMATORS),
+    POLICY_LOSS: (
         *("vanilla", "gspo", "sapo", "gpg", "clip_cov", "kl_cov", "geo_mean", "dro", "cispo"),
         *("dppo_tv", "dppo_kl", "bypass_mode"),
     ),
@@ -151,7 +166,7 @@ REGISTERED: Mapping[str, tuple[str, ...]] = {
         *("runai_streamer_sharded", "instanttensor", "modelexpress"),
     ),
 }
-"""Names of veRL's and vLLM's registries: ``actor_rollout_ref.model.external_lib`` may add some."""
+"""Names of veRL's and vLLM's registries: :data:`EXTERNAL_LIB` may add some."""
 SEVERAL_TYPES = ("algorithm.rollout_correction.rollout_is_threshold",)
 """Keys with values of other types than their default, checked where they are used."""
 CHECKPOINT_PARTS = ("model", "optimizer", "extra", "hf_model")
@@ -183,9 +198,11 @@ def check_settings(config: DictConfig) -> None:
             raise ValueError(f"{key}={value!r} is no path; give one, or null")
     for key, allowed in CHOICES.items():
         _check_choice(key, _value_of(config, key), allowed)
-    if not _value_of(config, f"{_POLICY}.model.external_lib"):
+    libraries = _value_of(config, EXTERNAL_LIB)
+    _check_libraries(libraries)
+    if not libraries:
         for key, allowed in REGISTERED.items():
-            _check_choice(key, _value_of(config, key), allowed)
+            _check_registered(key, _value_of(config, key), allowed)
     path = _value_of(config, "trainer.resume_from_path")
     if _value_of(config, "trainer.resume_mode") == "resume_path" and not _is_checkpoint(path):
         raise ValueError(
@@ -277,6 +294,77 @@ def _check_groups(config: DictConfig) -> None:
 def _check_choice(key: str, value: Any, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{key}={value!r} is not known; use one of {', '.join(allowed)}")
+
+
+def _check_registered(key: str, value: Any, allowed: Sequence[str]) -> None:
+    try:
+        _check_choice(key, value, allowed)
+    except ValueError:
+        usable = ", ".join(name for name in allowed if name not in LACKING)
+        own = f"; a name that a package of yours registers needs {EXTERNAL_LIB}=PACKAGE"
+        raise ValueError(
+            f"{key}={value!r} is not known; use one of {usable}"
+            f"{own if key in (ESTIMATOR, POLICY_LOSS) else ''}"
+        ) from None
+
+
+def _check_libraries(value: Any) -> None:
+    """Each entry as veRL reads it: one module's name. A text is one entry, also with commas."""
+    if value is None:
+        return
+    for name in value if OmegaConf.is_list(value) else [value]:
+        if not isinstance(name, str) or "," in name or not name.strip():
+            raise ValueError(
+                f"{EXTERNAL_LIB}={value!r}: {name!r} is no module; give the name of one, several "
+                "as [first,second], or null"
+            )
+        try:
+            find_module(name)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{EXTERNAL_LIB}={value!r}: {error}; {FIND_PACKAGE}") from None
+
+
+FIND_PACKAGE = "correct it, or install the package or set PYTHONPATH to its folder, on every node"
+
+
+def find_module(name: str) -> ModuleSpec:
+    """Find a module of a user without importing it or the packages it is in.
+
+    The spec's ``origin`` is its file; None for a folder without ``__init__.py``.
+
+    Raises:
+        ModuleNotFoundError: there is none; the message says which part of the name is missing.
+    """
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ModuleNotFoundError(f"{name!r} is no name of a module")
+    importlib.invalidate_caches()
+    top, *below = name.split(".")
+    try:
+        spec = find_spec(top)
+    except ValueError:  # it is loaded, and says nothing of where it came from
+        spec = None
+    if spec is None:
+        raise ModuleNotFoundError(f"no package {top!r} can be imported here")
+    for part in below:
+        found = _find_below(spec, part)
+        if found is None:
+            raise ModuleNotFoundError(f"no module {part!r} is in {spec.name!r}")
+        spec = found
+    return spec
+
+
+def _find_below(package: ModuleSpec, name: str) -> ModuleSpec | None:
+    """As an import would: modules come before folders without ``__init__.py``, which add up."""
+    spec, folders = ModuleSpec(f"{package.name}.{name}", None, is_package=True), list[str]()
+    for place in package.submodule_search_locations or ():
+        finder = pkgutil.get_importer(place)
+        found = finder.find_spec(spec.name) if finder is not None else None
+        if found is not None and found.loader is not None:
+            return found
+        if found is not None:
+            folders += found.submodule_search_locations or ()
+    spec.submodule_search_locations = folders
+    return spec if folders else None
 
 
 def _check_type(key: str, value: Any, default: Any) -> None:

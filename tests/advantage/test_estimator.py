@@ -90,6 +90,15 @@ def test_a_batch_is_estimated_once():
             estimator.compute_vapo_advantage(TOKEN_REWARDS, MASK, UIDS)
 
 
+def test_another_packages_estimator_reads_what_verl_has_no_argument_for():
+    settings = AdvantageConfig(num_bins=2)
+    with estimator.batch_inputs(settings, ATTENTION) as inputs:
+        assert estimator.current_inputs() is inputs
+        assert inputs.settings is settings and inputs.visual_attention is ATTENTION
+    with pytest.raises(LookupError, match="while the trainer of vapo_verl calls an estimator"):
+        estimator.current_inputs()
+
+
 def test_a_mistyped_setting_is_not_dropped():
     with pytest.raises(TypeError, match="attention_coeff"):
         estimator.compute_vapo_advantage(TOKEN_REWARDS, MASK, UIDS, attention_coeff=0.5)

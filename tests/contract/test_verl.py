@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from types import FunctionType
 
 import pytest
@@ -173,6 +174,26 @@ def test_the_names_that_settings_allow_are_those_of_verls_registries():
     assert {*CHOICES["actor_rollout_ref.actor.kl_loss_type"]} >= set(
         re.findall(r'"((?:low_var_)?kl|k\d|abs|mse)"', penalties)
     )
+
+
+def test_libraries_of_a_user_are_modules_one_by_one(tmp_path, monkeypatch):
+    """What settings.py checks: one module or a list of them, and no text with commas."""
+    from omegaconf import OmegaConf
+    from verl.utils.config import omega_conf_to_dataclass
+    from verl.utils.import_utils import import_external_libs
+    from verl.workers.config import HFModelConfig
+
+    source = inspect.getsource(HFModelConfig.__post_init__)
+    assert "import_external_libs(self.external_lib)" in source
+    names = ["library_of_mine_a", "library_of_mine_b"]
+    for name in names:
+        (tmp_path / f"{name}.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    model = omega_conf_to_dataclass(OmegaConf.create({"_target_": "builtins.dict", "libs": names}))
+    import_external_libs(model["libs"])
+    assert all(sys.modules.pop(name) for name in names)
+    with pytest.raises(ModuleNotFoundError):
+        import_external_libs(",".join(names))
 
 
 def test_the_trainer_knows_what_ranks_and_agent_loops_do():

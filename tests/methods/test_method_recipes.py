@@ -1,12 +1,14 @@
 """What distinguishes the recipes of other papers' methods, and what their checks refuse."""
 
+import sys
+
 import pytest
 from omegaconf import OmegaConf
 
 from vapo_verl import preflight
 from vapo_verl.config import MethodConfig, vapo_config
 from vapo_verl.hydra_config import compose_recipe
-from vapo_verl.methods import METHODS, method_of
+from vapo_verl.methods import METHODS, method_of, short_name
 
 VGPO = ["vapo.method.name=vgpo"]
 CORRECTION = "algorithm.rollout_correction"
@@ -38,7 +40,7 @@ def test_the_default_is_no_method():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["vapo.method.name=ppo"], "use one of none, vgpo"),
+        (["vapo.method.name=ppo"], r"use one of none, vgpo.* or the path of a class of yours"),
         (["+vapo.method.options.coef=1"], "set vapo.method.name"),
         (VGPO, "vapo.attention.enabled=true"),
         (
@@ -58,6 +60,99 @@ def test_a_method_without_what_it_needs_is_refused(overrides, message):
     config, _ = settled("smoke", *overrides)
     with pytest.raises(ValueError, match=message):
         preflight.check_method(config)
+
+
+OF_A_USER = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from vapo_verl.methods import Method, require
+
+frozen = dataclass(frozen=True, slots=True, kw_only=True)
+
+
+@frozen
+class LateTokens(Method):
+    needs_attention: ClassVar[bool] = True
+    start: float = 0.5
+
+    def __post_init__(self):
+        require(0 <= self.start < 1, "start", self.start, "0 or more, below 1")
+
+
+class Bare(Method):
+    start: float = 0.5
+
+
+@frozen
+class Required(Method):
+    start: float
+
+
+class Other:
+    pass
+"""
+
+
+@pytest.fixture
+def of_a_user(tmp_path, monkeypatch):
+    """`tokens_of_mine.methods` with methods, and `tokens_of_mine.broken`."""
+    package = tmp_path / "tokens_of_mine"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "methods.py").write_text(OF_A_USER)
+    (package / "broken.py").write_text("raise RuntimeError('not today')")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == package.name]:
+        del sys.modules[name]
+
+
+def test_a_class_of_a_users_package_is_a_method(of_a_user):
+    name = "tokens_of_mine.methods.LateTokens"
+    method = method_of(MethodConfig(name=name, options={"start": 0.25}))
+    assert type(method).__name__ == "LateTokens" and method.start == 0.25
+    with pytest.raises(ValueError, match=r"options\.start=1\.5 is out of range"):
+        method_of(MethodConfig(name=name, options={"start": 1.5}))
+    with pytest.raises(ValueError, match="is not a setting; use one of start"):
+        method_of(MethodConfig(name=name, options={"begin": 0.5}))
+    config, _ = settled("smoke", f"vapo.method.name={name}")
+    with pytest.raises(ValueError, match=rf"{name} reads visual attention; set vapo\.attention"):
+        preflight.check_method(config)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("nope_pkg.methods.Mine", "cannot be imported .*No module named 'nope_pkg'.*PYTHONPATH"),
+        ("tokens_of_mine.nope.Mine", "cannot be imported .*No module named 'tokens_of_mine.nope'"),
+        ("tokens_of_mine.methods.Nope", "has no attribute 'Nope'"),
+        ("tokens_of_mine.broken.Mine", "RuntimeError: not today"),
+        ("tokens_of_mine.methods.Other", r"is no method; derive the class from .*\.Method"),
+        ("tokens_of_mine.methods.frozen", "is no method"),
+        ("tokens_of_mine.methods.Bare", "is no dataclass of its own; decorate it"),
+        ("tokens_of_mine.methods.Required", "its option start needs a default"),
+        ("..Mine", "cannot be imported"),
+        (".Mine", "is not known"),
+    ],
+)
+def test_a_path_to_no_method_is_refused(of_a_user, path, said):
+    config, _ = settled("smoke", f"vapo.method.name={path}")
+    with pytest.raises(ValueError, match=f"^vapo.method.name='{path}'.*{said}"):
+        preflight.check_method(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("noisy_rollout", "noisy_rollout"),
+        ("my_package.methods.LateTokens", "late_tokens"),
+        ("my_package.KLPenalty2", "kl_penalty2"),
+        ("my_package.late", "late"),
+    ],
+)
+def test_metrics_of_a_class_are_under_its_own_name(name, short):
+    assert short_name(name) == short
 
 
 def test_vgpo_holds_the_released_scripts_values():

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
 
 import numpy as np
 import pytest
@@ -395,6 +396,59 @@ def test_a_function_that_is_not_there_is_refused(tmp_path):
     assert "one of them gives R_acc" in refused(asked, "vapo.reward.answer_style=judge")
     older = refused("custom_reward_function.path=mine.py")
     assert older.endswith(f"set {FUNCTION_KEY}.path")
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A folder on the path with a package `graders_a`, and one without __init__.py, `graders_b`."""
+    (tmp_path / "graders_a" / "deep").mkdir(parents=True)
+    (tmp_path / "graders_b").mkdir()
+    run = "raise RuntimeError('it is read, not run')\n"
+    (tmp_path / "graders_a" / "__init__.py").write_text(f"{run}def top(**_): return 1\n")
+    (tmp_path / "graders_a" / "rules.py").write_text(f"{run}def mine(**_): return 1\n")
+    (tmp_path / "graders_a" / "deep" / "more.py").write_text("def mine(truth): return 1\n")
+    (tmp_path / "graders_a" / "lazy.py").write_text("def __getattr__(name): return print\n")
+    (tmp_path / "graders_a" / f"fast{EXTENSION_SUFFIXES[0]}").touch()
+    (tmp_path / "graders_b" / "rules.py").write_text("def mine(**_): return 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("graders_a", "top"),
+        ("graders_a.rules", "mine"),
+        ("graders_a/rules", "mine"),
+        ("graders_a.lazy", "mine"),
+        ("graders_a.fast", "mine"),
+        ("graders_b.rules", "mine"),
+        ("math", "mine"),  # built in: without source
+    ],
+)
+def test_a_function_of_a_package_is_found_without_importing_it(package, path, name):
+    check_outcome_reward(
+        composed(f"{FUNCTION_KEY}.path=pkg://{path}", f"{FUNCTION_KEY}.name={name}")
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("json.nothing", "no module 'nothing' is in 'json'"),
+        ("json", "pkg://json defines no such function; it has "),
+        ("graders_a.rules.mine", "no module 'mine' is in 'graders_a.rules'"),
+        ("graders_a.rule", "no module 'rule' is in 'graders_a'"),
+        ("graders_a", "pkg://graders_a defines no such function"),
+        ("graders_a.deep.more", "takes no data_source"),
+        ("graders_b.nope", "no module 'nope' is in 'graders_b'"),
+        ("graders_b", "is a folder without __init__.py, which has no functions"),
+        ("graders_a.deep", "is a folder without __init__.py"),
+        ("", "'' is no name of a module"),
+    ],
+)
+def test_a_function_that_a_package_has_not_is_refused(package, path, said):
+    message = refused(f"{FUNCTION_KEY}.path=pkg://{path}", f"{FUNCTION_KEY}.name=mine")
+    assert message.startswith(FUNCTION_KEY) and said in message
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,22 @@ def test_every_setting_is_used_and_every_one_used_can_be_set():
     assert used - own == offered
 
 
+@pytest.mark.parametrize(("given", "rest"), [(None, ""), ("", ""), ("/mine:/more", ":/mine:/more")])
+def test_packages_of_the_user_come_behind_the_projects_code(given, rest):
+    (line,) = re.findall(
+        r"^ *export PYTHONPATH=.*$", (SLURM / "ray_cluster.sh").read_text(), re.MULTILINE
+    )
+    printed = subprocess.run(
+        [shutil.which("bash"), "-euc", f"{line}; echo $PYTHONPATH"],
+        cwd=ROOT,
+        env={} if given is None else {"PYTHONPATH": given},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert printed.stdout.strip() == f"{ROOT}{rest}"
+
+
 def test_settings_of_the_environment_win():
     bash = shutil.which("bash")
     printed = subprocess.run(

@@ -11,6 +11,7 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, get_adv_estimator_fn
 
 from tests.sample_records import anchor_result, sample_record
+from vapo_verl.advantage.estimator import compute_vapo_advantage, current_inputs
 from vapo_verl.advantage.vapo import vapo_advantage
 from vapo_verl.config import AnchorConfig, RewardConfig, VapoConfig, vapo_config
 from vapo_verl.hydra_config import compose_recipe
@@ -105,6 +106,44 @@ def test_another_estimator_is_verls_alone(estimate):
     advantages, metrics = estimate("algorithm.adv_estimator=grpo", *WITH_ATTENTION)
     assert estimate.calls == [] and metrics == {}
     assert advantages[0].tolist() == pytest.approx([0.70711] * 3, abs=1e-4)
+
+
+@pytest.fixture
+def of_a_user(monkeypatch):
+    """`of_a_user(function)` registers it as the estimator `mine` for a test."""
+    return lambda function: monkeypatch.setitem(ADV_ESTIMATOR_REGISTRY, "mine", function)
+
+
+def test_a_users_estimator_gets_attention_and_reward_parts(estimate, of_a_user):
+    seen = []
+
+    def mine(token_level_rewards, response_mask, index, config):
+        seen.append(current_inputs())
+        weighed = seen[0].visual_attention.nan_to_num(0.0) * token_level_rewards.sum(-1)[:, None]
+        return weighed, weighed
+
+    of_a_user(mine)
+    records = [record(1.0, 0.5, 0.1), record(0.0, 0.0, 0.1), record(0.0, 0.0, 0.1)]
+    (first, second, padding), metrics = estimate("algorithm.adv_estimator=mine", records=records)
+    assert first.tolist() == pytest.approx([0.6, 0.4, 0.2])  # reward 1
+    assert second.tolist() == [0.0, 0.0]
+    assert padding.tolist() == [0.0]
+    [inputs] = seen
+    attention = torch.tensor([[0.6, 0.4, 0.2], [0.1, 0.5, nan], [0.1, 0.2, 0.3]])
+    torch.testing.assert_close(inputs.visual_attention, attention, equal_nan=True)
+    # accuracy + format 1; perception counts behind the gate alone; the padding row has neither
+    torch.testing.assert_close(inputs.parts.base, torch.tensor([2.0, 1.0, nan]), equal_nan=True)
+    expected = torch.tensor([0.5, nan, nan])
+    torch.testing.assert_close(inputs.parts.perception, expected, equal_nan=True)
+    assert metrics == {}, "it has none of the statistics of `vapo`"
+
+
+def test_a_users_estimator_may_call_ours(estimate, of_a_user):
+    of_a_user(lambda **inputs: compute_vapo_advantage(**inputs))
+    theirs, metrics = estimate("algorithm.adv_estimator=mine")
+    ours, expected = estimate()
+    assert all(torch.equal(a, b) for a, b in zip(theirs, ours, strict=True))
+    assert metrics == expected
 
 
 @pytest.mark.parametrize("padding", [[0.9], [0.1, 0.2, 0.3], [0.9] * 5])

@@ -2,7 +2,7 @@
 
 veRL's calling convention has no place for visual attention, reward parts and `vapo.advantage.*`.
 The trainer hands them over around veRL's call, with :func:`batch_inputs`, and takes the statistics
-back.
+back. An estimator of another package reads them by :func:`current_inputs`: docs/extending.md.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,12 +28,14 @@ class BatchInputs:
     """What veRL does not hand to an estimator, for one batch."""
 
     settings: AdvantageConfig
+    """``vapo.advantage.*``"""
     visual_attention: torch.Tensor | None
-    """[B, T], rows and width those of the response mask; nan where unknown."""
+    """[B, T], rows and width those of the response mask; nan where unknown: prompts without images,
+    padding, and all of it without ``vapo.attention.enabled``."""
     parts: RewardParts | None = None
-    """Of the rewards [B]; None where the settings do not need them."""
+    """Of the rewards [B], nan for a padding row; None for ``vapo`` without `decoupled`."""
     stats: AdvantageStats | None = None
-    """What the estimator met; None until veRL has called it."""
+    """What ``vapo`` met; None until it has been called."""
 
 
 _batch_inputs: ContextVar[BatchInputs] = ContextVar("vapo_batch_inputs")
@@ -52,6 +54,25 @@ def batch_inputs(
         yield inputs
     finally:
         _batch_inputs.reset(token)
+
+
+def current_inputs() -> BatchInputs:
+    """What veRL does not hand to the estimator that it is calling now, in the order of its rows.
+
+    For an estimator that a package of yours registers, inside of its function; veRL's own
+    estimators get none.
+
+    Raises:
+        LookupError: the call is not this package's trainer's.
+    """
+    inputs = _batch_inputs.get(None)
+    if inputs is None:
+        raise LookupError(
+            "visual attention and reward parts are there while the trainer of vapo_verl calls an "
+            "estimator that veRL does not bring; in a test, call it inside of "
+            "vapo_verl.advantage.estimator.batch_inputs(...)"
+        )
+    return inputs
 
 
 def compute_vapo_advantage(

@@ -1,4 +1,5 @@
-"""Methods of other papers beside VAPO, each in one file; ``vapo.method.name`` chooses one.
+"""Methods of other papers beside VAPO, each in one file; ``vapo.method.name`` chooses one, or a
+class of a user's package by its path.
 
 A method is a frozen dataclass: its fields are the settings below ``vapo.method.options``, and its
 hooks change a step in up to four places, here in the order of a step. What a class does not define
@@ -21,8 +22,9 @@ The files take tensors or arrays and return them; :mod:`vapo_verl.trainer` and
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, ClassVar
 
@@ -40,7 +42,7 @@ METHODS: Mapping[str, str] = {
     "vppo": "vapo_verl.methods.vppo.Vppo",
 }
 """Name -> class. A path, so that composing a config imports no tensor library."""
-OPTIONS = "vapo.method.options"
+NAME, OPTIONS = "vapo.method.name", "vapo.method.options"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,23 +143,56 @@ def method_of(config: MethodConfig) -> Method:
     """The method that ``vapo.method`` names, with its options.
 
     Raises:
-        ValueError: an unknown name or option, or a value out of its range.
+        ValueError: an unknown name, a path to no method, an unknown option, or a value out of its
+            range.
     """
-    if config.name not in METHODS:
-        raise ValueError(
-            f"vapo.method.name={config.name!r} is not known; use one of {', '.join(METHODS)}"
-        )
-    module, _, name = METHODS[config.name].rpartition(".")
     if config.name == "none" and config.options:
         raise ValueError(
-            f"{OPTIONS}={config.options} has no method; set vapo.method.name to one of "
-            f"{', '.join(METHODS)}"
+            f"{OPTIONS}={config.options} has no method; set {NAME} to one of {', '.join(METHODS)}"
         )
-    method: Method = section(getattr(import_module(module), name), config.options, OPTIONS)
+    method = section(_class_of(config.name), config.options, OPTIONS)
     for option, value in config.options.items():
         finite = not isinstance(value, float) or math.isfinite(value)
         require(finite, option, value, "a finite number")
     return method
+
+
+def _class_of(name: str) -> type[Method]:
+    """That of a name in :data:`METHODS`, or the one that ``my_package.module.Class`` imports."""
+    module, _, class_name = METHODS.get(name, name).rpartition(".")
+    if not module:
+        raise ValueError(
+            f"{NAME}={name!r} is not known; use one of {', '.join(METHODS)}, or the path of a "
+            "class of yours, as my_package.module.Class"
+        )
+    try:
+        found = getattr(import_module(module), class_name)
+    except (Exception, SystemExit) as error:  # the module's code is a user's
+        raise ValueError(
+            f"{NAME}={name!r} cannot be imported ({type(error).__name__}: {error}); correct it, "
+            "or install the package or set PYTHONPATH to its folder, on every node"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ValueError(
+            f"{NAME}={name!r} is no method; derive the class from vapo_verl.methods.Method"
+        )
+    if "__dataclass_fields__" not in vars(found):
+        raise ValueError(
+            f"{NAME}={name!r} is no dataclass of its own; decorate it by "
+            "@dataclass(frozen=True, slots=True, kw_only=True)"
+        )
+    for option in fields(found):
+        if option.default is MISSING and option.default_factory is MISSING:
+            raise ValueError(f"{NAME}={name!r}: its option {option.name} needs a default; give one")
+    return found
+
+
+def short_name(name: str) -> str:
+    """NAME of a method's metrics ``vapo/NAME/*``: a class's own is in snake case, without path."""
+    if name in METHODS:
+        return name
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name.rpartition(".")[2])
+    return words.lower()
 
 
 def require(condition: bool, option: str, value: object, allowed: str) -> None:

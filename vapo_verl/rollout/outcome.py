@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
-from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import IO, Any
@@ -47,6 +46,7 @@ from vapo_verl.evaluation.benchmarks.judging import (
 from vapo_verl.files import append_line, obstacle
 from vapo_verl.reward import THINK_END
 from vapo_verl.reward.accuracy import truths_of
+from vapo_verl.settings import FIND_PACKAGE, find_module
 
 FUNCTION_KEY = "reward.custom_reward_function"
 JUDGE_KEY = "vapo.reward.judge"
@@ -179,18 +179,30 @@ def _check_cache(folder: str) -> None:
         )
 
 
+def _source_of(path: str) -> Path | None:
+    """The function's file, of a ``pkg://`` path without importing it; None for a compiled one."""
+    if not path.startswith("pkg://"):
+        file = Path(path.removeprefix("file://")).expanduser()
+        if not file.is_file() or file.suffix != ".py":  # veRL imports no other
+            raise ValueError(f"{FUNCTION_KEY}.path={path!r} is no file NAME.py; give a Python file")
+        return file
+    try:
+        found = find_module(path.removeprefix("pkg://").replace("/", "."))  # as veRL reads it
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{FUNCTION_KEY}.path={path!r}: {error}; {FIND_PACKAGE}") from None
+    if found.origin is None:
+        raise ValueError(
+            f"{FUNCTION_KEY}.path={path!r} is a folder without __init__.py, which has no "
+            "functions; name a module in it"
+        )
+    file = Path(found.origin)
+    return file if file.suffix == ".py" and file.is_file() else None
+
+
 def _check_function(path: str, name: object, arguments: Sequence[str]) -> None:
-    if path.startswith("pkg://"):
-        package = path.removeprefix("pkg://").partition(".")[0]
-        if not package or find_spec(package) is None:
-            raise ValueError(
-                f"{FUNCTION_KEY}.path={path!r}: no package {package!r} is installed; correct the "
-                "name, or give a Python file"
-            )
+    file = _source_of(path)
+    if file is None:
         return
-    file = Path(path.removeprefix("file://")).expanduser()
-    if not file.is_file() or file.suffix != ".py":  # veRL imports no other
-        raise ValueError(f"{FUNCTION_KEY}.path={path!r} is no file NAME.py; give a Python file")
     try:
         body = ast.parse(file.read_bytes(), str(file)).body
     except (SyntaxError, ValueError) as error:
@@ -198,7 +210,7 @@ def _check_function(path: str, name: object, arguments: Sequence[str]) -> None:
             f"{FUNCTION_KEY}.path={path!r} is no Python: {error}; correct it"
         ) from error
     names = {given for statement in body for given in _names_of(statement)}
-    if name not in names and "*" not in names:
+    if not names & {name, "*", "__getattr__"}:  # the last two may give any
         near = difflib.get_close_matches(str(name), sorted(names), n=3) or sorted(names)[:10]
         raise ValueError(
             f"{FUNCTION_KEY}.name={name!r}: {path} defines no such function; it has "

@@ -50,6 +50,7 @@ from vapo_verl.run_folder import checkpoints
 from vapo_verl.run_folder.layout import METRICS_FILE, write_config
 from vapo_verl.run_folder.metrics import MetricsFile
 from vapo_verl.run_folder.rollouts import remove_rollouts_after, write_rollouts
+from vapo_verl.settings import VERL_ESTIMATORS
 from vapo_verl.trainer import liveness
 from vapo_verl.trainer.metrics import (
     anchor_metrics,
@@ -491,19 +492,25 @@ class VapoTraining(PPOTrainer):
         self._memory.end_phase("update_weights")
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        """veRL's call of the registered estimator, ours with the inputs that veRL has none of."""
-        if self.config.algorithm.adv_estimator != estimator.NAME:
+        """veRL's call of the registered estimator.
+
+        Ours, and one that a user's package registers, get the inputs that veRL has none of.
+        """
+        name = self.config.algorithm.adv_estimator
+        if name in VERL_ESTIMATORS:
             return super()._compute_advantage(batch, metrics)
+        is_ours = name == estimator.NAME
         attention = read_visual_attention(batch)
         parts = (
             reward_parts(read_records(batch), self.vapo)
-            if self.vapo.advantage.normalization == "decoupled"
+            if self.vapo.advantage.normalization == "decoupled" or not is_ours
             else None
         )
         with estimator.batch_inputs(self.vapo.advantage, attention, parts) as inputs:
             batch = super()._compute_advantage(batch, metrics)
-        assert inputs.stats is not None, "veRL did not call the estimator"
-        metrics.update(stats_metrics(inputs.stats))
+        assert inputs.stats is not None or not is_ours, "veRL did not call the estimator"
+        if inputs.stats is not None:
+            metrics.update(stats_metrics(inputs.stats))
         return batch
 
     def _compute_metrics(

@@ -1,4 +1,4 @@
-"""veRL's actor and reference workers with three upstream faults fixed; they also run on CPU."""
+"""veRL's actor and reference workers with four upstream faults fixed; they also run on CPU."""
 
 import os
 import re
@@ -25,9 +25,14 @@ from verl.workers.utils.padding import no_padding_2_padding
 
 from vapo_verl import heartbeat
 from vapo_verl.config import MethodConfig
-from vapo_verl.methods import Method, method_of
+from vapo_verl.methods import Method, method_of, short_name
 from vapo_verl.patches import text_only_forward
-from vapo_verl.patches.upstream import session_folder, use_weight_sender, with_ragged_positions
+from vapo_verl.patches.upstream import (
+    restore_buffers,
+    session_folder,
+    use_weight_sender,
+    with_ragged_positions,
+)
 from vapo_verl.rollout.correction import BYPASS_LOSS
 from vapo_verl.rollout.prompts import MASKED_LOG_PROBS, Masking, with_pixels
 from vapo_verl.rollout.transfer import KVBatchMeta, for_models
@@ -58,6 +63,12 @@ class VapoTrainingWorker(TrainingWorker):
         heartbeat.start(session_folder() / heartbeat.FOLDER)
         self._beats = False
         super().__init__(*args, **kwargs)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def reset(self) -> None:
+        """Build the model and load its weights."""
+        super().reset()
+        restore_buffers(self.engine.module, self.engine.model_config.hf_config)
 
     def _beat(self) -> None:
         """Count the model's forward passes from now on, one for each micro-batch."""
@@ -99,7 +110,7 @@ class VapoWorker(ActorRolloutRefWorker):
     def use_method(self, config: MethodConfig) -> None:
         """Train the actor with the terms that the method adds to the loss."""
         method = method_of(config)
-        loss = partial(loss_with_method, self.loss_fn, method, f"vapo/{config.name}")
+        loss = partial(loss_with_method, self.loss_fn, method, f"vapo/{short_name(config.name)}")
         self.actor.set_loss_fn(loss)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
