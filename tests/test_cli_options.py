@@ -16,6 +16,7 @@ from vapo_verl.cli_options import (
     add_options,
     check_bounds,
     cli,
+    given_options,
     options_from,
     settings_of,
 )
@@ -97,6 +98,14 @@ def test_what_argparse_refuses(words):
 def test_a_low_value_is_refused_by_its_flag():
     with pytest.raises(OptionError, match="--num-rows 0: give 1 or more"):
         parse("x", "--num-rows", "0")
+
+
+def test_what_is_given_is_known_even_if_it_is_the_default():
+    parser = argparse.ArgumentParser()
+    add_options(parser, Options)
+    assert given_options(parser.parse_args(["x"])) == frozenset()
+    words = ["x", "--num-rows", "4", "--names", "p", "--zoom=0.5"]
+    assert given_options(parser.parse_args(words)) == {"num_rows", "names", "zoom"}
 
 
 def test_help_is_the_docstring_and_the_default():

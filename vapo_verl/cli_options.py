@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 _Target = argparse.ArgumentParser | argparse._ArgumentGroup
+_GIVEN = "given_options"
 
 
 class OptionError(ValueError):
@@ -104,6 +105,11 @@ def options_from(options: type[T], arguments: argparse.Namespace, **given: Any) 
     return options(**values)
 
 
+def given_options(arguments: argparse.Namespace) -> frozenset[str]:
+    """Fields whose flags of :func:`add_options` are on the command line, switches left out."""
+    return getattr(arguments, _GIVEN, frozenset())
+
+
 def settings_of(options: Any) -> dict[str, Any]:
     """What results depend on, by the names of the arguments; nested dataclasses are flattened."""
     found: dict[str, Any] = {}
@@ -154,7 +160,7 @@ def _add(parser: _Target, name: str, kind: Any, default: Any, how: Argument, tex
         nargs = "+" if is_list else None if required else "?"
     else:
         names, nargs = [_flag(name, how)], "+" if is_list else None
-        more = {"required": required, "metavar": how.metavar, **more}
+        more = {"required": required, "metavar": how.metavar, "action": _StoreGiven, **more}
     parser.add_argument(
         *names,
         type=how.parse or (finite if kind is float else kind),
@@ -163,6 +169,20 @@ def _add(parser: _Target, name: str, kind: Any, default: Any, how: Argument, tex
         help=_escaped(text) + _shown_default(default),
         **more,
     )
+
+
+class _StoreGiven(argparse.Action):
+    """Stores the value, and that it is given."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        setattr(namespace, _GIVEN, given_options(namespace) | {self.dest})
 
 
 def finite(text: str) -> float:

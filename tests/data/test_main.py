@@ -25,6 +25,29 @@ def test_import_plain(write, tmp_path, png, capsys):
     assert "1 row without claims" in capsys.readouterr().out
 
 
+def test_import_of_json_lines(tmp_path, png, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(png())
+    (tmp_path / "mine.jsonl").write_text('{"question": "How?", "answer": 1.50, "image": "a.png"}')
+    words = ["import-plain", "mine.jsonl", "--out", "mine.parquet", "--data-source", "mine"]
+    assert main([*words, "--image-root", "photos"]) == 0
+    assert main(["check", "mine.parquet", "--min-claims", "0"]) == 0
+    assert main(["grade", "mine.parquet"]) == 0
+    (row,) = pq.read_table("mine.parquet").to_pylist()
+    assert row["images"] == [str(tmp_path / "photos" / "a.png")]
+    assert main([*words[:3], "none/mine.parquet", *words[4:]]) == 1
+    assert "mine.jsonl line 1, column 'images': no file" in capsys.readouterr().err
+
+
+def test_relative_images_are_checked_under_their_root(row, write, tmp_path, png, capsys):
+    (tmp_path / "a.png").write_bytes(png())
+    path = write([row(images=["a.png"])])
+    assert main(["check", str(path)]) == 1
+    assert "no file 'a.png'" in capsys.readouterr().err
+    assert main(["check", str(path), "--image-root", str(tmp_path)]) == 0
+
+
 def test_every_file_is_checked_and_errors_go_to_stderr(row, write, tmp_path, capsys):
     bad = write([row(reward_model=None)], "bad.parquet")
     good = write([row()], "good.parquet")

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.paths import ROOT
 from vapo_verl.data.cells import RowRules, truths_of
 from vapo_verl.data.errors import FileError, RowError
 from vapo_verl.data.rows import (
@@ -255,9 +256,14 @@ def test_text_that_is_no_utf8_is_a_problem_of_its_row(row, write):
 @pytest.mark.parametrize(
     ("name", "content", "fix"),
     [
-        ("rows.jsonl", b"{}\n", "read_json('rows.jsonl', lines=True).to_parquet('rows.parquet')"),
-        ("rows.json", b"[]\n", "read_json('rows.json').to_parquet('rows.parquet')"),
-        ("rows.csv", b"a\n", "read_csv('rows.csv').to_parquet('rows.parquet')"),
+        (
+            "rows.jsonl",
+            b"{}\n",
+            "import it: python -m vapo_verl.data import-plain FOLDER/rows.jsonl",
+        ),
+        ("rows.jsonl", b"{}\n", "--out FOLDER/rows.parquet --data-source rows --image-root FOLDER"),
+        ("rows.json", b"[]\n", "read_json('FOLDER/rows.json', dtype=False, convert_dates=False)"),
+        ("rows.csv", b"a\n", "read_csv('FOLDER/rows.csv', dtype=str, keep_default_na=False)"),
         ("rows", b"a\n", "give one that ends in .parquet"),
         ("rows.pq", b"PAR1", "veRL goes by that; rename it"),
         ("rows.parquet", b"", "is empty, 0 bytes; download or make it again"),
@@ -265,7 +271,55 @@ def test_text_that_is_no_utf8_is_a_problem_of_its_row(row, write):
 )
 def test_a_file_of_another_kind_is_refused_with_its_reason(tmp_path, name, content, fix):
     (tmp_path / name).write_bytes(content)
-    assert fix in message(tmp_path / name, FileError)
+    assert fix.replace("FOLDER", str(tmp_path)) in message(tmp_path / name, FileError)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "answers"),
+    [
+        (
+            "a.json",
+            '[{"a": "007"}, {"a": "1.50"}, {"a": "2024-01-02"}]',
+            ["007", "1.50", "2024-01-02"],
+        ),
+        ("a.csv", "a,b\n007,x\n1.50,\nN/A,None\n", ["007", "1.50", "N/A"]),
+        ("a.tsv", "a\tb\n007\tx\n1.50\t\nNone\tx\n", ["007", "1.50", "None"]),
+    ],
+)
+def test_the_command_that_converts_keeps_answers(name, content, answers, tmp_path):
+    """As it is printed, pasted into a shell in another folder."""
+    folder = tmp_path / 'my $HOME\'s "rows"'
+    folder.mkdir()
+    (folder / name).write_text(content)
+    command = message(folder / name, FileError).partition("convert it: python ")[2]
+    subprocess.run(f"{sys.executable} {command}", shell=True, cwd="/", check=True)
+    assert pq.read_table(folder / "a.parquet")["a"].to_pylist() == answers
+
+
+def test_the_command_that_imports_keeps_answers(tmp_path, png):
+    folder = tmp_path / "my rows"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png())
+    (folder / "mine.jsonl").write_text('{"question": "?!", "answer": 1.50, "image": "a.png"}\n')
+    command = message(folder / "mine.jsonl", FileError).partition("import it: python ")[2]
+    subprocess.run(f"{sys.executable} {command}", shell=True, cwd=ROOT, check=True)
+    report = check_parquet(folder / "mine.parquet")
+    assert (report.num_rows, report.num_images_opened) == (1, 1)
+    (row,) = pq.read_table(folder / "mine.parquet").to_pylist()
+    assert row["reward_model"]["ground_truth"] == "1.50"
+
+
+def test_relative_paths_start_from_the_root(row, write, tmp_path, png):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(png())
+    absolute = str(tmp_path / "images" / "a.png")
+    path = write([row(images=["a.png"]), row(images=[absolute])])
+    report = check_parquet(path, image_root=tmp_path / "images")
+    assert (report.num_images, report.num_images_decoded) == (2, 2)
+    assert num_duplicates(report, report) == 2
+    assert report.fingerprints[0] == report.fingerprints[1]
+    assert "row 0, column 'images': no file 'a.png'" in message(path)
+    assert f"no file '{tmp_path}/a.png'" in message(path, image_root=tmp_path)
 
 
 def test_files_of_differing_columns_are_named(row, write, tmp_path, png):

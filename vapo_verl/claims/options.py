@@ -166,6 +166,8 @@ class AttachOptions:
     out: Path = field(metadata=cli(metavar="OUT.parquet"))
     column: str = "images"
     """Of the images, a list of them a row, or one."""
+    image_root: Path = Path()
+    """Where relative image paths in TRAIN start; OUT has them as they are."""
     min_claims: int = field(default=1, metadata=cli(metavar="N"))
     """An image with fewer claims counts as one without."""
     drop_uncovered: bool = False

@@ -4,11 +4,14 @@ python -m vapo_verl.data check FILE... [--skip-bad-rows OUT]
 python -m vapo_verl.data grade FILE [--style STYLE] [--predictions COLUMN] [--out OUT]
 python -m vapo_verl.data import-vapo-thinker SRC... --out OUT
 python -m vapo_verl.data import-plain SRC... --out OUT --data-source NAME [--image-root DIR]
+
+SRC: parquet files, or JSON lines (.jsonl).
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from vapo_verl.cli_options import add_options, options_from, user_path
 from vapo_verl.config import ANSWER_STYLES, CONTROL_TOKENS
@@ -59,6 +62,7 @@ def _check(options: argparse.Namespace) -> int:
                 min_claims=options.min_claims,
                 max_images_checked=options.max_images_checked,
                 decode_images=not options.headers_only,
+                image_root=options.image_root,
                 show_progress=True,
                 skip_bad_rows=options.skip_bad_rows is not None,
             )
@@ -132,7 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_grade(commands.add_parser("grade", help="grade ground truths against themselves"))
     thinker = commands.add_parser("import-vapo-thinker", help="VAPO-Thinker-train36k, with claims")
     _add_import(thinker, data_source="vapo_thinker")
-    plain = commands.add_parser("import-plain", help="ViRL39K, geometry3k and the like, no claims")
+    plain = commands.add_parser("import-plain", help="JSON lines of your own, ViRL39K and the like")
     _add_import(plain)
     return parser
 
@@ -148,6 +152,13 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     )
     add("--headers-only", action="store_true", help="do not read the pixels of images: fast")
     add("--max-images-checked", type=int, help="open at most this many images per file")
+    add(
+        "--image-root",
+        type=user_path,
+        default=Path(),
+        metavar="DIR",
+        help="where relative image paths start (%(default)s); those of a run: where it is started",
+    )
     add("--max-images", type=int, help="refuse rows with more images, as the engine does")
     add("--batch-size", type=int, default=1, help="refuse files with fewer rows (%(default)s)")
     add("--model", help="look for the control tokens of its tokenizer; else for those of Qwen-VL")
@@ -185,7 +196,8 @@ def _add_grade(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_import(parser: argparse.ArgumentParser, **defaults: str) -> None:
-    parser.add_argument("sources", nargs="+", type=user_path, metavar="SRC")
+    text = "parquet files, or JSON lines (.jsonl)"
+    parser.add_argument("sources", nargs="+", type=user_path, metavar="SRC", help=text)
     add_options(parser, ImportOptions, defaults)
 
 

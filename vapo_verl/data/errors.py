@@ -24,26 +24,34 @@ class RowProblem:
     """One thing wrong with one row."""
 
     row: int
-    """Number of the row in its file, from 0."""
+    """Number of the row in its file, from 0; of a line, from 1."""
     column: str
+    """Empty where it is about all of the row."""
     found: str
     """What stands there, the value shortened."""
     fix: str
     """What to do. The same for all rows of a kind: problems are grouped by (column, fix)."""
+    unit: str = "row"
+    """`line` in a text file."""
 
     def describe(self, path: str) -> str:
-        return f"{path} row {self.row}, column '{self.column}': {self.found}; {self.fix}"
+        where = ", ".join(filter(None, (f"{self.unit} {self.row}", _named(self.column))))
+        return f"{path} {where}: {self.found}; {self.fix}"
 
 
 class BadCell(ValueError):
     """Raised inside a check of one cell; the caller, who knows the row, makes it a RowProblem."""
 
     def __init__(self, column: str, found: str, fix: str):
-        super().__init__(f"column '{column}': {found}; {fix}")
+        super().__init__(": ".join(filter(None, (_named(column), f"{found}; {fix}"))))
         self.column, self.found, self.fix = column, found, fix
 
-    def at(self, row: int) -> RowProblem:
-        return RowProblem(row=row, column=self.column, found=self.found, fix=self.fix)
+    def at(self, row: int, unit: str = "row") -> RowProblem:
+        return RowProblem(row=row, column=self.column, found=self.found, fix=self.fix, unit=unit)
+
+
+def _named(column: str) -> str:
+    return f"column '{column}'" if column else ""
 
 
 def shown(value: object) -> str:
@@ -97,11 +105,15 @@ class ProblemLog:
     def reasons(self) -> dict[str, int]:
         """Reason -> problems of that kind."""
         counts = self._count_by_kind.items()
-        return {f"column '{column}': {fix}": count for (column, fix), count in counts}
+        return {_kind(column, fix): count for (column, fix), count in counts}
 
     def _describe(self, kind: tuple[str, str]) -> list[str]:
         lines = self._lines_by_kind[kind]
         num_hidden = self._count_by_kind[kind] - len(lines)
         if not num_hidden:
             return lines
-        return [*lines, f"  ... and {num_hidden} more like these (column '{kind[0]}': {kind[1]})"]
+        return [*lines, f"  ... and {num_hidden} more like these ({_kind(*kind)})"]
+
+
+def _kind(column: str, fix: str) -> str:
+    return ": ".join(filter(None, (_named(column), fix)))

@@ -1,6 +1,8 @@
 """Parquet files of rows: the schema that importers write, and a reader row by row."""
 
 import os
+import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +17,14 @@ from vapo_verl.files import atomic_write
 _ROWS_PER_BATCH = 32
 _BUFFER_BYTES = 1 << 20
 _MAGIC = b"PAR1"
+JSON_LINES = ".jsonl"
 _READERS = {
-    ".jsonl": "read_json(FILE, lines=True)",
-    ".json": "read_json(FILE)",
-    ".csv": "read_csv(FILE)",
-    ".tsv": "read_csv(FILE, sep='\\t')",
+    ".json": "read_json(FILE, dtype=False, convert_dates=False)",
+    ".csv": "read_csv(FILE, dtype=str, keep_default_na=False)",
+    ".tsv": "read_csv(FILE, sep='\\t', dtype=str, keep_default_na=False)",
     ".arrow": "read_feather(FILE)",
 }
-"""Suffix -> what of pandas reads such a file."""
+"""Suffix -> what of pandas reads such a file. Text stays: `007`, `1.50` and `None` are answers."""
 _FETCH_AGAIN = "download it again (a Git LFS pointer or a web page saved in its place looks so)"
 _TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -45,12 +47,7 @@ def open_parquet(path: str | Path, *, key: str) -> pq.ParquetFile:
     Raises:
         FileError: no such file, a name veRL would refuse, not parquet, or without rows.
     """
-    path = Path(os.path.expanduser(path))
-    if not path.is_file():
-        what = "is a directory, not a file" if path.is_dir() else "does not exist"
-        raise FileError(f"{key}: {path} {what}; give the path of a parquet file")
-    if not path.stat().st_size:
-        raise FileError(f"{key}: {path} is empty, 0 bytes; download or make it again")
+    path = existing_file(path, key=key)
     if path.suffix != ".parquet":
         raise FileError(f"{key}: {_why_not_parquet(path)}")
     with _readable(path, key):
@@ -59,6 +56,18 @@ def open_parquet(path: str | Path, *, key: str) -> pq.ParquetFile:
     if parquet.metadata.num_rows == 0:
         raise FileError(f"{key}: {path} has no rows; make it again, or leave it out")
     return parquet
+
+
+def existing_file(path: str | Path, *, key: str) -> Path:
+    """The path, `~` expanded; raises FileError unless there is a file of one byte or more."""
+    path = Path(os.path.expanduser(path))
+    if not path.is_file():
+        what = "is a directory, not a file" if path.is_dir() else "does not exist"
+        kind = "JSON lines" if path.suffix.lower() == JSON_LINES else "parquet"
+        raise FileError(f"{key}: {path} {what}; give the path of a {kind} file")
+    if not path.stat().st_size:
+        raise FileError(f"{key}: {path} is empty, 0 bytes; download or make it again")
+    return path
 
 
 def iter_rows(
@@ -101,7 +110,11 @@ def _cell(column: pa.Array, row: int) -> object:
 
 def require_columns(parquet: pq.ParquetFile, wanted: Sequence[str], *, path: str, fix: str) -> None:
     """Raises FileError, naming what is missing and what is there, unless all `wanted` are there."""
-    present = parquet.schema_arrow.names
+    require_names(parquet.schema_arrow.names, wanted, path=path, fix=fix)
+
+
+def require_names(present: Sequence[str], wanted: Sequence[str], *, path: str, fix: str) -> None:
+    """:func:`require_columns` of a file with the columns `present`."""
     if missing := [name for name in wanted if name not in present]:
         raise FileError(f"{path}: missing columns {missing}, has {present}; {fix}")
 
@@ -120,16 +133,19 @@ def _why_not_parquet(path: Path) -> str:
         is_parquet = file.read(4) == _MAGIC
     if is_parquet:
         return f"{path} does not end in .parquet, and veRL goes by that; rename it"
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
+    source = Path(os.path.abspath(path))
+    target, suffix = source.with_suffix(".parquet"), path.suffix.lower()
+    found = f"{path} is no parquet file, and rows are read from parquet only"
+    if suffix == JSON_LINES:
+        words = ["python", "-m", "vapo_verl.data", "import-plain", str(source), "--out"]
+        words += [str(target), "--data-source", path.stem, "--image-root", str(source.parent)]
+        return f"{found}; import it: {shlex.join(words)}"
+    if suffix not in _READERS:
         return f"{path} is no parquet file; give one that ends in .parquet"
-    target = path.with_suffix(".parquet").name
-    return (
-        f"{path} is no parquet file, and rows are read from parquet only; convert it: "
-        f"python -c \"import pandas; pandas.{reader}.to_parquet('{target}')\"".replace(
-            "FILE", repr(path.name)
-        )
-    )
+    read = _READERS[suffix].replace("FILE", repr(str(source)))
+    code = f"import pandas; pandas.{read}.to_parquet({str(target)!r})"
+    quoted = re.sub(r'([\\"$`])', r"\\\1", code)  # what a shell reads inside double quotes
+    return f'{found}; convert it: python -c "{quoted}"'
 
 
 @contextmanager

@@ -169,6 +169,7 @@ def check_parquet(
     min_claims: int = CLAIMS_PER_IMAGE,
     max_images_checked: int | None = None,
     decode_images: bool | int = True,
+    image_root: Path = Path(),
     shown_per_kind: int = 5,
     show_progress: bool = False,
     skip_bad_rows: bool = False,
@@ -184,6 +185,7 @@ def check_parquet(
         max_images_checked: open at most this many images; None opens all of them.
         decode_images: True reads all pixels; a number reads those of so many images, spread over
             the file; False reads headers, and looks whether the file's end is there.
+        image_root: where relative paths of images start; a run takes its working directory.
         shown_per_kind: lines per kind of problem in the message; the others are counted.
         show_progress: draw a bar on a terminal.
         skip_bad_rows: count bad rows in the report instead of raising.
@@ -203,6 +205,7 @@ def check_parquet(
             min_claims,
             max_images_checked,
             _decode_every(decode_images, num_rows),
+            image_root,
         )
         log = ProblemLog(shown_per_kind)
         columns = columns_for(rules)
@@ -335,13 +338,20 @@ class RowCounts:
 
     Args:
         decode_every: images of every so many rows are decoded; 0: of none.
+        image_root: where relative paths start.
     """
 
     def __init__(
-        self, rules: RowRules, min_claims: int, max_images: int | None, decode_every: int
+        self,
+        rules: RowRules,
+        min_claims: int,
+        max_images: int | None,
+        decode_every: int,
+        image_root: Path,
     ) -> None:
         self._rules, self._min_claims = rules, min_claims
         self._max_images, self._decode_every = max_images, decode_every
+        self._image_root = image_root
         self._count: Counter[str] = Counter()
         self._fingerprints, self._indices, self._bad = array("Q"), array("q"), array("q")
 
@@ -382,7 +392,7 @@ class RowCounts:
         )
 
     def _add_images(self, row: dict[str, Any], number: int, mark: Callable[[bytes], None]) -> None:
-        sources = [image_source(entry) for entry in row["images"] or ()]
+        sources = [_placed(image_source(each), self._image_root) for each in row["images"] or ()]
         self._count["num_images"] += len(sources)
         self._count["rows_without_images"] += not sources
         controls = self._rules.controls
@@ -428,6 +438,13 @@ def _question(prompt: Sequence[dict[str, str]]) -> bytes:
     """The text of the user's turns, but for white space and case."""
     text = " ".join(turn["content"] for turn in prompt if turn["role"] == "user")
     return " ".join(text.split()).casefold().encode()
+
+
+def _placed(source: bytes | str, root: Path) -> bytes | str:
+    """A relative path of an image put under `root`; anything else as it is."""
+    if root == Path() or isinstance(source, bytes) or is_remote(source):
+        return source
+    return str(root / local_path(source))
 
 
 def _ends(source: bytes | str) -> Iterator[bytes]:

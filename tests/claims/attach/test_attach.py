@@ -127,6 +127,22 @@ def test_paths_are_read_and_addresses_are_not(claims_dir, tmp_path, monkeypatch,
     assert "1 image behind an address, not fetched" in capsys.readouterr().out
 
 
+def test_relative_paths_start_from_the_root(claims_dir, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "red.png").write_bytes(RED)
+    cells = ["red.png", str(tmp_path / "photos" / "red.png")]
+    rows = [row(n) | {"images": [cell]} for n, cell in enumerate(cells)]
+    schema = without_claims()
+    position = schema.get_field_index("images")
+    schema = schema.set(position, pa.field("images", pa.list_(pa.string())))
+    train, out = train_file(tmp_path, rows, schema), tmp_path / "out.parquet"
+    with pytest.raises(DataError, match=r"row 0, column 'images': cannot read 'red.png'"):
+        run(claims_dir, train, "--out", out)
+    run(claims_dir, train, "--out", out, "--image-root", tmp_path / "photos")
+    assert claims_of(out) == [texts(*claims("red"))] * 2
+    assert pq.read_table(out)["images"].to_pylist() == [[cell] for cell in cells]
+
+
 def test_rows_of_several_images(claims_dir, tmp_path, capsys):
     train = train_file(tmp_path, [row(0, RED, GREEN), row(1, RED, BLUE), row(2, GREEN)])
     run(claims_dir, train, "--out", tmp_path / "out.parquet")

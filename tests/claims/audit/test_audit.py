@@ -66,6 +66,18 @@ def run(*words: object) -> int:
     return audit.run(parser.parse_args([str(word) for word in words]))
 
 
+def test_relative_paths_start_from_the_root(store, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(IMAGES[0])
+    path, page = tmp_path / "rows.parquet", tmp_path / "audit.html"
+    pq.write_table(pa.table({"images": [["a.png"]]}), path)
+    words = (store("claims", IMAGES), path, "--out", page, "--num-images", 1)
+    with pytest.raises(FileError, match=r"cannot read 'a\.png'"):
+        run(*words)
+    assert run(*words, "--image-root", tmp_path / "photos") == 0
+    assert page.is_file()
+
+
 def test_a_seed_draws_the_same_sample_whatever_the_order(source, store):
     shuffled = random.Random(1).sample(IMAGES, k=len(IMAGES))
     one = draw_sample(store("one", IMAGES), source, num_images=8, seed=3)

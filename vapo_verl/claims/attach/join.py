@@ -16,8 +16,6 @@ from vapo_verl.data.images import image_source, is_remote
 
 _decode = msgspec.msgpack.Decoder(list[tuple[str, bool]]).decode
 _NUM_SHOWN = 5
-_WORKING_DIRECTORY = Path()
-"""Where relative image paths start, as in training."""
 _LOWERED = ("A", "All", "An", "At", "Both", "Each", "In", "It", "No", "On", "One", "The", "There")
 """First words that are written small after "In image 2,"; any other may be a name."""
 
@@ -195,7 +193,7 @@ class ClaimJoin:
         if is_remote(source):
             self._count["num_images_remote"] += 1
             return None
-        return self._index.get(image_key(cell_bytes(cell, _WORKING_DIRECTORY)))
+        return self._index.get(image_key(cell_bytes(cell, self._options.image_root)))
 
     def _count_claims(self, number: int, claims: tuple[Claim, ...]) -> None:
         if not claims:

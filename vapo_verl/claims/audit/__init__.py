@@ -26,6 +26,8 @@ class AuditOptions:
     """The page to write."""
     column: str = "images"
     """Where a parquet SOURCE has its images."""
+    image_root: Path = Path()
+    """Where relative image paths in parquet rows start."""
     num_images: int = field(default=50, metadata=cli(metavar="N"))
     """Size of the sample."""
     seed: int = 0
@@ -71,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         options.claims_dir,
         options.source,
         column=options.column,
+        image_root=options.image_root,
         num_images=options.num_images,
         seed=options.seed,
     )

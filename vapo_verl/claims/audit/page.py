@@ -13,7 +13,7 @@ import heapq
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import combinations
@@ -166,7 +166,13 @@ def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def draw_sample(
-    claims_dir: Path, source: Path, *, column: str = "images", num_images: int, seed: int
+    claims_dir: Path,
+    source: Path,
+    *,
+    column: str = "images",
+    image_root: Path = Path(),
+    num_images: int,
+    seed: int,
 ) -> tuple[AuditImage, ...]:
     """`num_images` random images of `source` that have claims; all of them if there are fewer.
 
@@ -179,7 +185,7 @@ def draw_sample(
     known = {record.image_key for record in read_records(claims_dir) if record.claims}
     if not known:
         raise FileError(f"CLAIMS_DIR: {claims_dir} has no claims; give the --out of `generate`")
-    items = _first(known, source, column, num_images, seed)
+    items = _first(known, iter_images(source, column, base=image_root), num_images, seed)
     if not items:
         found = f"no image of {source} has claims in {claims_dir}"
         raise FileError(f"SOURCE: {found}; give the images that the claims were made from")
@@ -194,11 +200,11 @@ def rank(seed: int, image_key: str) -> int:
 
 
 def _first(
-    known: set[str], source: Path, column: str, num_images: int, seed: int
+    known: set[str], images: Iterable[ImageItem], num_images: int, seed: int
 ) -> list[ImageItem]:
     """The images of lowest rank, lowest first; only so many are held at a time."""
     heap: list[tuple[int, ImageItem]] = []  # a heap gives its least: ranks are negated
-    for item in iter_images(source, column):
+    for item in images:
         if item.key not in known:
             continue
         entry = (-rank(seed, item.key), item)

@@ -1,11 +1,16 @@
-"""Importer of question-answer sets without claims: ViRL39K, geometry3k and their like.
+"""Importer of question-answer sets without claims: ViRL39K, geometry3k, and files of your own.
 
 The question is in `question` (ViRL39K) or `problem` (geometry3k), the answer in `answer`, and the
 images in `image` or `images`: relative paths under an image root, or structs with bytes. One image
 may stand alone, outside a list. What it reads off a row, importers of sets with claims read too.
+
+A row is one of a parquet file or a line of a `.jsonl`. Of a line, numbers are kept as they are
+written, `1.50` or 23 digits, so that nothing lies between the file and the ground truth.
 """
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +18,7 @@ from pathlib import Path
 from vapo_verl.data.cells import IMAGE_PLACEHOLDER, truths_of
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.errors import BadCell, FileError, shown
+from vapo_verl.data.parquet_stream import JSON_LINES, existing_file
 
 _ID_COLUMNS = ("qid", "id", "problem_id", "pid")
 _BOX = "\\boxed{"
@@ -23,6 +29,15 @@ _ONE_ANSWER = (
 )
 _QUESTION_COLUMNS = ("question", "problem")
 _IMAGE_COLUMNS = ("image", "images")
+LINE = "line"
+"""The only field of a row of JSON lines before it is read: its bytes."""
+_MAX_LINE_BYTES = 1 << 28
+_BOM = b"\xef\xbb\xbf"
+_ONE_OBJECT = 'write one JSON object a line, as {"question": ..., "answer": ..., "image": ...}'
+_DEEP = "nested too deeply"
+_AS_UTF8 = "save the file as UTF-8"
+_ONE_NAME = "use one name in all lines"
+_PAIRED = "write both halves of the surrogate pair, or the character itself"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,3 +150,104 @@ def _first(names: tuple[str, ...], present: list[str], path: str | Path) -> str:
             return name
     wanted = " or ".join(names)
     raise FileError(f"{path}: no column {wanted}, has {present}; rename the column that holds it")
+
+
+def is_json_lines(path: Path) -> bool:
+    """By its name."""
+    return path.suffix.lower() == JSON_LINES
+
+
+def iter_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    """Yield (line number from 1, {LINE: its bytes}) of every line that is not blank.
+
+    Raises:
+        FileError: a line of more than 256 MiB.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE_BYTES + 1), b""), 1):
+            if len(line) > _MAX_LINE_BYTES:
+                found = f"line {number} has over {_MAX_LINE_BYTES >> 20} MiB"
+                raise FileError(f"{path} {found}; {_ONE_OBJECT}")
+            line = line.removeprefix(_BOM) if number == 1 else line
+            if line.strip():
+                yield number, {LINE: line.rstrip()}
+
+
+def survey_lines(path: Path, *, key: str) -> tuple[int, list[str]]:
+    """The number of rows of a JSON lines file, and the columns that any of them has.
+
+    Lines that are no JSON objects count as rows: whoever reads them tells what is wrong.
+
+    Raises:
+        FileError: no such file, an empty one, or not one JSON object in it; with the first reason.
+    """
+    num_rows, columns, reason = 0, dict[str, None](), ""
+    for number, row in iter_lines(existing_file(path, key=key)):
+        num_rows += 1
+        try:
+            columns |= dict.fromkeys(_parsed(row[LINE]))
+        except BadCell as problem:
+            reason = reason or f"line {number}, {problem.found}; {problem.fix}"
+    if not num_rows:
+        raise FileError(f"{key}: {path} has no rows; make it again, or leave it out")
+    if not columns:
+        raise FileError(f"{key}: {path} has no row with a column: {reason or _ONE_OBJECT}")
+    return num_rows, list(columns)
+
+
+def reader_of_lines(reader: RowReader) -> RowReader:
+    """The same for rows that :func:`iter_lines` yields."""
+
+    def read(row: Mapping[str, object]) -> SourceRow:
+        try:
+            return reader.read(_cells(row[LINE], reader.columns))
+        except RecursionError as error:
+            raise BadCell("", _DEEP, _ONE_OBJECT) from error
+
+    return dataclasses.replace(reader, read=read)
+
+
+def _cells(line: object, columns: Sequence[str]) -> dict[str, object]:
+    """The cells of a line, null where it has none.
+
+    Raises:
+        BadCell: the line is no JSON object, a text cannot be written as UTF-8, or the line has the
+            other one of two names for a column, so that its question or image would be missed.
+    """
+    found = _parsed(line)
+    row = {name: found.get(name) for name in columns}
+    for names in (_QUESTION_COLUMNS, _IMAGE_COLUMNS):
+        used = next(name for name in names if name in columns)
+        for name in names:
+            if row[used] is None and found.get(name) is not None:
+                raise BadCell(name, f"other lines call it '{used}'", _ONE_NAME)
+    for name, cell in row.items():
+        try:
+            json.dumps(cell, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise BadCell(name, f"half of a surrogate pair in {shown(cell)}", _PAIRED) from error
+    return row | {"answer": _as_written(row["answer"])}
+
+
+def _parsed(line: object) -> dict[str, object]:
+    assert isinstance(line, bytes)
+    try:
+        # nan stays a float, which is refused as an answer
+        row = json.loads(line.decode(), parse_int=str, parse_float=str, parse_constant=float)
+    except UnicodeDecodeError as error:
+        raise BadCell("", f"no UTF-8 at byte {error.start + 1}", _AS_UTF8) from error
+    except json.JSONDecodeError as error:
+        found = f"no JSON at character {error.pos + 1}: {error.msg.removesuffix(' at')}"
+        raise BadCell("", found, _ONE_OBJECT) from error
+    except RecursionError as error:
+        raise BadCell("", _DEEP, _ONE_OBJECT) from error
+    if not isinstance(row, dict):
+        raise BadCell("", f"the line is {shown(row)}", _ONE_OBJECT)
+    return row
+
+
+def _as_written(answer: object) -> object:
+    """The truth values of an answer as JSON writes them; numbers are text already."""
+    if isinstance(answer, list):
+        return [json.dumps(each) if isinstance(each, bool) else each for each in answer]
+    return json.dumps(answer) if isinstance(answer, bool) else answer

@@ -17,14 +17,22 @@ from tqdm import tqdm
 
 from vapo_verl.console import progress_bar
 from vapo_verl.data.cells import RowRules, check_row
-from vapo_verl.data.errors import BadCell, DataError, FileError, ProblemLog
+from vapo_verl.data.errors import BadCell, DataError, FileError, ProblemLog, shown
 from vapo_verl.data.images import image_source, is_remote, local_path
-from vapo_verl.data.importers.plain import RowReader, SourceRow
+from vapo_verl.data.importers.plain import (
+    RowReader,
+    SourceRow,
+    is_json_lines,
+    iter_lines,
+    reader_of_lines,
+    survey_lines,
+)
 from vapo_verl.data.parquet_stream import (
     build_prompt,
     iter_rows,
     open_parquet,
     require_columns,
+    require_names,
     row_schema,
     writing_parquet,
 )
@@ -36,6 +44,9 @@ _FIX = "choose the importer that fits the file, or rename its columns"
 ReaderFactory = Callable[[Path, list[str]], RowReader]
 """Settles from a file's path and column names how its rows are read; raises FileError."""
 _RULES = RowRules(refuse_controls=False)
+_LONGEST_PATH = 4096
+_AS_URI = "write an encoded image as data:image/png;base64,..."
+_BARE_URI = "write the data URI outside a struct, or import with --embed-images"
 _SET_ROOT = "give the folder that the paths start from as --image-root"
 
 
@@ -140,6 +151,8 @@ class Source:
     reader: RowReader
     holds_paths: bool
     """Its images are paths, not structs with bytes."""
+    unit: str = "row"
+    """`line` of JSON lines: what is counted, from 1, where parquet rows are counted from 0."""
 
 
 def _converted(
@@ -159,7 +172,7 @@ def _converted(
             row = source.reader.read(raw)
             built = build_row(row, index=index, place=place, embed=embed, options=options)
         except BadCell as bad_cell:
-            log.add(bad_cell.at(number), str(source.path))
+            log.add(bad_cell.at(number, source.unit), str(source.path))
             count["bad_rows"] += 1
             continue
         count.update(claims=len(row.claims), blank_claims=row.num_blank_claims)
@@ -216,6 +229,12 @@ def atomic_parquet(path: Path, schema: pa.Schema) -> Iterator[RowWriter]:
 
 def open_source(path: Path, make_reader: ReaderFactory) -> Source:
     """Raises FileError when the file cannot be read or lacks columns."""
+    if is_json_lines(path):
+        num_rows, present = survey_lines(path, key=_KEY)
+        reader = make_reader(path, present)
+        require_names(present, reader.columns, path=str(path), fix=_FIX)
+        lines = reader_of_lines(reader)
+        return Source(path=path, num_rows=num_rows, reader=lines, holds_paths=True, unit="line")
     with open_parquet(path, key=_KEY) as parquet:
         schema = parquet.schema_arrow
         reader = make_reader(path, schema.names)
@@ -226,8 +245,11 @@ def open_source(path: Path, make_reader: ReaderFactory) -> Source:
 
 
 def iter_sources(sources: Sequence[Source]) -> Iterator[tuple[Source, int, dict[str, object]]]:
-    """Yield (source, row number in it, row as it stands there) over all sources in turn."""
+    """Yield (source, row or line number in it, row as it stands there) over all sources in turn."""
     for source in sources:
+        if is_json_lines(source.path):
+            yield from ((source, number, row) for number, row in iter_lines(source.path))
+            continue
         with open_parquet(source.path, key=_KEY) as parquet:
             rows = iter_rows(parquet, source.reader.columns, path=source.path, key=_KEY)
             for number, row in rows:
@@ -292,19 +314,24 @@ def as_written(entry: object, *, image_root: Path, embed: bool) -> object:
     Addresses are kept as they are where paths are written; they cannot be embedded.
 
     Raises:
-        BadCell: the file is missing, the entry names no image, or an address is to be embedded.
+        BadCell: the file is missing, the entry names no image, an address is to be embedded, or
+            bytes are to be written as a path.
     """
     source = image_source(entry)
     if isinstance(entry, str) and isinstance(source, bytes) and not embed:
         return entry  # a data URI
     if isinstance(source, bytes):
+        if not embed:
+            raise BadCell("images", f"an image is {shown(entry)}", _BARE_URI)
         path = entry.get("path") if isinstance(entry, dict) else None
         return {"bytes": source, "path": path}
     if is_remote(source):
         if embed:
             raise BadCell("images", f"cannot embed {source!r}", "download it and give its path")
         return source
+    if len(source) > _LONGEST_PATH:
+        raise BadCell("images", f"a path of {len(source)} characters", _AS_URI)
     path = Path(os.path.abspath(image_root / local_path(source)))
-    if not path.is_file():
+    if not os.path.isfile(path):  # of a name that is too long, Path.is_file raises OSError
         raise BadCell("images", f"no file {str(path)!r}", _SET_ROOT)
     return {"bytes": path.read_bytes(), "path": path.name} if embed else str(path)
