@@ -18,6 +18,7 @@ from tests.evaluation.benchmarks.chat_server import Reply, benchmark, chat_serve
 from vapo_verl.data.parquet_stream import PROMPT_SUFFIX
 from vapo_verl.digits.model import model_dir
 from vapo_verl.evaluation.__main__ import main
+from vapo_verl.evaluation.benchmarks import answering
 from vapo_verl.evaluation.benchmarks.benchmark_command import (
     PAPER_SUFFIX,
     suffix_text,
@@ -25,6 +26,8 @@ from vapo_verl.evaluation.benchmarks.benchmark_command import (
 )
 from vapo_verl.evaluation.benchmarks.benchmark_results import ANSWERS_FILE, SCORES_FILE
 from vapo_verl.evaluation.probing.journal import PAGE_FILE, ROWS_FILE, SUMMARY_FILE
+from vapo_verl.evaluation.probing.probe_options import model_fingerprint
+from vapo_verl.run_folder import RunError
 
 ANSWERS = {
     "Colour?": "It is \\boxed{B}",
@@ -291,7 +294,9 @@ def test_a_bad_file_is_refused_before_anything_is_asked(change, message, tsv, tm
     ("words", "message"),
     [
         (["benchmark", "http://127.0.0.1:9/v1", "DATA"], "name the model with --model-name"),
-        (["benchmark", "Qwen/Qwen2.5-VL-7B-Instruct", "DATA"], "nothing is downloaded"),
+        (["benchmark", "made/up", "DATA"], "nothing is downloaded"),
+        (["benchmark", "made/up", "DATA"], "run `hf download made/up`"),
+        (["benchmark", "FOLDER", "DATA"], "neither a Hugging Face folder (config.json), nor a run"),
         (["benchmark", "MODEL", "DATA", "DATA"], "quiz is given more than once"),
         (["benchmark", "MODEL", "DATA", "--judge", "localhost"], "give an address"),
         (
@@ -310,11 +315,33 @@ def test_a_bad_file_is_refused_before_anything_is_asked(change, message, tsv, tm
 )
 def test_refusals_name_the_fix(words, message, tsv, tmp_path, capsys):
     data = str(tsv())
-    given = {"DATA": data, "DIGITS": str(model_dir())}
+    given = {"DATA": data, "DIGITS": str(model_dir()), "FOLDER": str(tmp_path)}
     words = [given.get(word, word) for word in words]
     assert main([*words, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_name_is_looked_up_in_the_local_cache(tsv, tmp_path, monkeypatch, capsys):
+    """It is not asked here: the engine gets the folder, and the results know name and weights."""
+    folder = tmp_path / "hub" / "models--made--up" / "snapshots" / "0a1b"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    words = ["benchmark", "made/up", str(tsv()), "--out", str(tmp_path / "out")]
+    (folder / "config.json").symlink_to(model_dir() / "config.json")
+    assert main(words) == 2
+    assert "no hub name whose weights are in the local cache" in capsys.readouterr().err
+
+    def asked(tasks, engine, *_):
+        raise RunError(f"{engine.model} {tasks[0].settings['MODEL']}")
+
+    monkeypatch.setattr(answering, "ask_engine", asked)
+    for file in model_dir().iterdir():
+        if file.name != "config.json":
+            (folder / file.name).symlink_to(file)
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"{folder} made/up {model_fingerprint(str(folder))}\n"
+    assert model_fingerprint(str(folder)).startswith("0a1b ")
 
 
 def test_control_tokens_are_refused_before_the_engine_starts(tsv, tmp_path, capsys):

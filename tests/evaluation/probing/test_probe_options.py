@@ -1,11 +1,31 @@
 """What is refused before an engine starts, and how the message helps."""
 
+import argparse
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+from omegaconf import OmegaConf
 
 from vapo_verl.evaluation.__main__ import BAD_INPUT, PROBING, main
+from vapo_verl.evaluation.early_decision import EarlyOptions
+from vapo_verl.evaluation.probing.probe_options import (
+    OF_RUN,
+    ProbeOptions,
+    add_command_arguments,
+    read_command_options,
+)
+from vapo_verl.hydra_config import compose_recipe
+
+RUN = {
+    "data": {"min_pixels": 784, "max_pixels": 5000, "max_response_length": 160},
+    "vapo": {
+        "data": {"control_tokens": "text", "plain_think_tokens": True},
+        "reward": {"answer_style": "exact"},
+    },
+}
+"""What a run's config says of the options in OF_RUN."""
 
 
 @pytest.fixture
@@ -50,6 +70,101 @@ def test_a_run_folder_has_to_be_there(data, tmp_path, capsys):
     assert "no such folder" in capsys.readouterr().err
     assert main(["interventions", "MODEL", "none.parquet", "--out", str(tmp_path)]) == BAD_INPUT
     assert "none.parquet does not exist" in capsys.readouterr().err
+
+
+@pytest.fixture
+def of_run(data, tmp_path):
+    """Options that a command has with --run RUN_DIR, whose config.yaml is `config`."""
+
+    def read(config: dict | str | None, *words: str) -> ProbeOptions:
+        if config is not None:
+            text = config if isinstance(config, str) else OmegaConf.to_yaml(config)
+            (tmp_path / "config.yaml").write_text(text)
+        parser = argparse.ArgumentParser()
+        add_command_arguments(parser, EarlyOptions, "forced answers", attention=False)
+        given = parser.parse_args(["MODEL", data, "--run", str(tmp_path), *words])
+        return read_command_options(given, "early-decision", EarlyOptions)[0]
+
+    return read
+
+
+def values(options: ProbeOptions) -> dict:
+    found = [options.engine if hasattr(options.engine, name) else options for name in OF_RUN]
+    return {name: getattr(each, name) for name, each in zip(OF_RUN, found, strict=True)}
+
+
+DEFAULTS = {
+    "min_pixels": None,
+    "max_pixels": None,
+    "control_tokens": "refuse",
+    "plain_think_tokens": "auto",
+    "answer_style": "math",
+    "max_tokens": 1024,
+}
+
+
+def test_a_run_sets_what_is_not_given(of_run, tmp_path, capsys):
+    options = of_run(RUN)
+    assert values(options) == {
+        "min_pixels": 784,
+        "max_pixels": 5000,
+        "control_tokens": "text",
+        "plain_think_tokens": "true",
+        "answer_style": "exact",
+        "max_tokens": 160,
+    }
+    assert options.out == tmp_path / "diagnostics" / "early-decision"
+    said = capsys.readouterr().out
+    assert said.startswith(f"{tmp_path}/config.yaml: --min-pixels 784, --max-pixels 5000, ")
+    assert of_run(RUN, "--out", "elsewhere").max_tokens == 160
+
+
+def test_what_is_given_wins_even_if_it_is_the_default(of_run):
+    words = ["--min-pixels", "900", "--control-tokens", "refuse", "--plain-think-tokens", "auto"]
+    words += ["--max-pixels", "6000", "--answer-style", "math", "--max-tokens", "1024"]
+    given = DEFAULTS | {"min_pixels": 900, "max_pixels": 6000}
+    assert values(of_run(RUN, *words)) == given
+
+
+@pytest.mark.parametrize("config", [None, {}, {"data": {"min_pixels": None}}])
+def test_a_run_that_sets_nothing_leaves_the_defaults(config, of_run, capsys):
+    assert values(of_run(config)) == DEFAULTS
+    assert capsys.readouterr().out == ""
+
+
+def test_the_study_measures_as_before(of_run):
+    """Its commands give style and tokens; all else is the default in the recipe, too."""
+    config = compose_recipe("study")
+    kept = OmegaConf.create({"data": {}, "vapo": {}})
+    for key in OF_RUN.values():
+        OmegaConf.update(kept, key, OmegaConf.select(config, key))
+    words = ("--answer-style", "exact", "--max-tokens", "160")
+    with_config = of_run(OmegaConf.to_yaml(kept), *words)
+    assert values(with_config) == DEFAULTS | {"answer_style": "exact", "max_tokens": 160}
+    assert with_config == replace(with_config, engine=of_run("{}", *words).engine)
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "message"),
+    [
+        ("data: [", [], "config.yaml is damaged"),
+        ("- a", [], "config.yaml is damaged"),
+        (
+            {"vapo": {"reward": {"answer_style": "judge"}}},
+            [],
+            "vapo.reward.answer_style=judge, and probes ask no judge; give --answer-style, one of",
+        ),
+        (RUN, ["--max-pixels", "700"], "--min-pixels 784 is above --max-pixels 700"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(config, words, message, of_run):
+    with pytest.raises(ValueError, match=message):
+        of_run(config, *words)
+
+
+def test_a_judged_run_is_probed_in_the_style_that_is_given(of_run):
+    judged = {"vapo": {"reward": {"answer_style": "judge"}}}
+    assert of_run(judged, "--answer-style", "text").answer_style == "text"
 
 
 def test_help_and_results_need_no_heavy_library():

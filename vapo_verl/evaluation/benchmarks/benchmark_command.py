@@ -49,6 +49,7 @@ PAPER_SUFFIX = (
 SUFFIXES = ("paper", "vapo", "trained", "none")
 _ROWS_FOR_SUFFIX = 64
 _NAME_LIMIT = 120
+_WEIGHTS = ("*.safetensors", "*.bin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +102,10 @@ def is_endpoint(model: str) -> bool:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The fields of :class:`BenchmarkOptions`."""
     parser.description = (
-        "Accuracy on benchmark files. MODEL: a Hugging Face folder, a run folder (its newest "
-        "complete checkpoint is exported), or the address of an OpenAI-compatible endpoint "
-        "(OPENAI_API_KEY holds its key). Nothing is downloaded."
+        "Accuracy on benchmark files. MODEL: a Hugging Face folder, the hub name of a model that "
+        "is in the local cache, a run folder (its newest complete checkpoint is exported), or the "
+        "address of an OpenAI-compatible endpoint (OPENAI_API_KEY holds its key). Nothing is "
+        "downloaded."
     )
     add_options(parser, BenchmarkOptions)
 
@@ -217,19 +219,37 @@ def _model(options: BenchmarkOptions) -> _Model:
     if (folder / CONFIG_FILE).is_file():
         return _run_folder_model(folder, options)
     _refuse(options.step, "--step", "it chooses a checkpoint of a run folder")
+    if folder.is_dir():
+        name, fingerprint = folder.resolve().name, model_fingerprint(model)
+    else:
+        folder = _cached(model)
+        name, fingerprint = model, f"{model} {model_fingerprint(str(folder))}"
     if not (folder / "config.json").is_file():
         raise OptionError(
             f"MODEL {model}: neither a Hugging Face folder (config.json), nor a run folder "
-            f"({CONFIG_FILE}), nor an address; nothing is downloaded: give a folder that is here"
+            f"({CONFIG_FILE}); give another folder"
         )
     return _Model(
-        name=folder.resolve().name,
-        fingerprint=model_fingerprint(model),
-        engine=replace(options.engine, seed=seed or 0),
+        name=name,
+        fingerprint=fingerprint,
+        engine=replace(options.engine, model=str(folder), seed=seed or 0),
         trained_suffix=None,
         seed=seed or 0,
         template_options={},
     )
+
+
+def _cached(name: str) -> Path:
+    """The folder of a hub name, with weights, in the local cache; OptionError without one."""
+    from vapo_verl.data.control_tokens import model_folder
+
+    folder = model_folder(name)
+    if folder is None or not any(path for kind in _WEIGHTS for path in folder.glob(kind)):
+        raise OptionError(
+            f"MODEL {name}: no folder, no address, and no hub name whose weights are in the local "
+            f"cache; nothing is downloaded: give a folder that is here, or run `hf download {name}`"
+        )
+    return folder
 
 
 def served_model(url: str, option: str) -> str:

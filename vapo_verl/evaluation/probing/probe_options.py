@@ -2,17 +2,34 @@
 
 import argparse
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vapo_verl.cli_options import add_options, check_bounds, cli, options_from, settings_of
-from vapo_verl.config import ANSWER_STYLES, CONTROL_TOKENS, PLAIN_THINK_TOKENS
+from vapo_verl.cli_options import (
+    add_options,
+    check_bounds,
+    cli,
+    given_options,
+    options_from,
+    settings_of,
+)
+from vapo_verl.config import ANSWER_STYLES, CONTROL_TOKENS, JUDGE_STYLE, PLAIN_THINK_TOKENS
 from vapo_verl.run_folder import RunError
 
 T = TypeVar("T")
 FOLDER = "diagnostics"
 """Of all results inside a run folder."""
+OF_RUN = {
+    "min_pixels": "data.min_pixels",
+    "max_pixels": "data.max_pixels",
+    "control_tokens": "vapo.data.control_tokens",
+    "plain_think_tokens": "vapo.data.plain_think_tokens",
+    "answer_style": "vapo.reward.answer_style",
+    "max_tokens": "data.max_response_length",
+}
+"""Options -> the keys of a run's config that stand in for them where they are not given."""
 _END_BYTES = 2**20
 _FOOTER_LENGTH_BYTES = 8
 """Of the length and the magic that end a parquet file."""
@@ -107,7 +124,9 @@ def add_command_arguments(
         attention: whether the command exports visual attention, so that layers can be chosen.
     """
     add = parser.add_argument
-    add("--run", type=Path, metavar="RUN_DIR", help="results go to RUN_DIR/diagnostics/COMMAND")
+    flags = ", ".join(_flag(name) for name in OF_RUN)
+    text = f"results go to RUN_DIR/diagnostics/COMMAND; the run's {flags} replace the defaults"
+    add("--run", type=Path, metavar="RUN_DIR", help=text)
     add("--out", type=Path, metavar="DIR", help="results go there")
     if attention:
         add("--attention-layers", help="`all`, or indices as 3,10 (one layer in 8)")
@@ -122,14 +141,67 @@ def read_command_options(
 
     Raises:
         OptionError: a value out of its range.
-        RunError: no folder for results, or no such data file.
+        RunError: no folder for results, no such data file, or a config of the run that is damaged
+            or does not fit.
     """
+    if arguments.run is not None:
+        arguments = argparse.Namespace(**vars(arguments) | _values_of_run(arguments))
     layers = _layers(getattr(arguments, "attention_layers", None))
     engine = options_from(EngineOptions, arguments, attention_layers=layers, seed=arguments.seed)
     if not arguments.data.is_file():
         raise RunError(f"DATA: {arguments.data} does not exist; give the path of a parquet file")
     options = options_from(ProbeOptions, arguments, engine=engine, out=_out(arguments, command))
     return options, options_from(command_options, arguments)
+
+
+def _values_of_run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the config of the folder of --run sets: options of OF_RUN that are not given.
+
+    Without a config, as for a folder of results alone, nothing is set.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from vapo_verl.run_folder.layout import CONFIG_FILE
+
+    file = arguments.run / CONFIG_FILE
+    if not file.is_file():
+        return {}
+    try:
+        config = OmegaConf.load(file)
+        stated = {name: OmegaConf.select(config, key) for name, key in OF_RUN.items()}
+    except (ValueError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        fix = "restore it, or give --out in place of --run"
+        raise RunError(f"--run: {file} is damaged ({reason}); {fix}") from error
+    values = {
+        name: str(value).lower() if isinstance(value, bool) else value
+        for name, value in stated.items()
+        if value is not None and name not in given_options(arguments)
+    }
+    if values.get("answer_style") == JUDGE_STYLE:
+        raise RunError(
+            f"--run: {file} has {OF_RUN['answer_style']}={JUDGE_STYLE}, and probes ask no judge; "
+            f"give --answer-style, one of {', '.join(ANSWER_STYLES)}"
+        )
+    if values.keys() & {"min_pixels", "max_pixels"}:
+        _check_pixels(vars(arguments) | values, file)
+    changed = {name: value for name, value in values.items() if value != getattr(arguments, name)}
+    if changed:
+        print(f"{file}: " + ", ".join(f"{_flag(name)} {value}" for name, value in changed.items()))
+    return values
+
+
+def _check_pixels(values: Mapping[str, Any], file: Path) -> None:
+    least, most = values["min_pixels"], values["max_pixels"]
+    if least is not None and most is not None and least > most:
+        found = f"--min-pixels {least} is above --max-pixels {most}"
+        raise RunError(f"{found}, one of them is that of {file}; give both")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _out(arguments: argparse.Namespace, command: str) -> Path:
