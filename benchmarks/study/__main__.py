@@ -71,12 +71,13 @@ def _fault(options: argparse.Namespace) -> str | None:
         return f"--seeds {given}: give different numbers of 0 to {2**31 - 1}"
     if options.quick and (options.arms or options.seeds):
         return "--quick is the control with one seed: leave --arms and --seeds out"
-    if options.arms and BASELINE not in options.arms:
+    if options.arms and BASELINE in known and BASELINE not in options.arms:
         return f"--arms {' '.join(options.arms)}: add {BASELINE}, the arm of comparison"
     if options.report and not options.forgetful:
         return "--report is for --forgetful: the other studies are reported when all runs are done"
-    if options.recorded and not options.forgetful:
-        return "--recorded is for --forgetful: the other studies are made in one folder"
+    for name in ("recorded", "starts"):
+        if getattr(options, name) and not options.forgetful:
+            return f"--{name} is for --forgetful: the other studies have a start of their own"
     if options.variants and (options.arms or options.seeds):
         return "--variants has its own arms and seed: leave --arms and --seeds out"
     if options.document and partial_study:
@@ -198,6 +199,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--arms", nargs="+", help="some of them, with grpo, in another --out")
     add("--seeds", nargs="+", type=int, help="others than the study's, in another --out")
     add("--report", action="store_true", help="with --forgetful: what is measured; start nothing")
+    add(
+        "--starts",
+        type=Path,
+        help="with --forgetful: folder of warm starts, each in one of its strength's name, made "
+        "where there is none (benchmarks/study/starts)",
+    )
     add(
         "--recorded",
         action="store_true",

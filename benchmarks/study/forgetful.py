@@ -1,28 +1,31 @@
 """The comparisons in the world `forgetful_digits`: see plan.md for what they are to show.
 
 Each strength of forgetting has a warm start and a workspace of its own, trained with the same rows,
-arms and seeds. What is finished is reported; the same command goes on with the rest.
+arms and seeds. What is finished is reported; the same command goes on with the rest. Runs of one
+seed are compared only where they begin with the same weights.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.study import arms
-from benchmarks.study.arms import ALL_ARMS, BASELINE, CONTROL, Plan
+from benchmarks.study.arms import BASELINE, CONTROL, Plan
 from benchmarks.study.credit import read_credit
 from benchmarks.study.figures import late_claims
 from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
-from benchmarks.study.page import arms_table, paired_cells, title
+from benchmarks.study.page import paired_cells
 from benchmarks.study.reads import cells_stated, read_scenes, reads_of
 from benchmarks.study.workspace import TEST, WARM_START, Run, StudyError, Workspace
-from vapo_verl.analysis.statistics import MIN_PAIRS, PairedDifference, paired_difference
+from vapo_verl.analysis.statistics import paired_difference
 from vapo_verl.digits.scene import Scene
 from vapo_verl.evaluation.early_decision import load_early_decision
 from vapo_verl.evaluation.early_decision import summarise as summarise_early
@@ -31,6 +34,9 @@ from vapo_verl.evaluation.probing.journal import read_records
 
 NO_SEED = -1
 """Of the warm start."""
+WEIGHTS = "model.safetensors"
+STARTS = Path(__file__).parent / "starts"
+"""The warm starts of the plan, one folder for each strength."""
 ALPHA = 0.05
 _CONCLUSION = "the largest is"
 """Sentences after the last one of these are not needed for the answer."""
@@ -73,19 +79,19 @@ ALONE = replace(MAIN, arms=(CONTROL,), seeds=(1,), memories=("18",))
 """The control of the comparison: it must move, or the comparison means nothing."""
 SIGNAL = replace(
     MAIN,
-    arms=(BASELINE, "decoupled", *arms.SIGNAL),
+    arms=("decoupled", *arms.SIGNAL),
     seeds=(1, 2, 3),
     memories=("18",),
-    known=(BASELINE, "decoupled"),
+    known=("decoupled",),
 )
-"""What makes the perception reward a signal; GRPO and `decoupled` are runs of the comparison."""
+"""What makes the perception reward a signal; `decoupled` is an arm of the comparison."""
 _BY_ATTENTION = ("vapo_focus", "vapo_grounded", "attention_reward")
 NEIGHBOURS = replace(
     MAIN,
-    arms=(BASELINE, "vapo", "decoupled", *arms.NEIGHBOURS, *_BY_ATTENTION),
+    arms=(BASELINE, "vapo", *arms.NEIGHBOURS, *_BY_ATTENTION),
     seeds=(1, 2, 3),
     memories=("18",),
-    known=(BASELINE, "vapo", "decoupled"),
+    known=(BASELINE, "vapo"),
     against={"vapo_focus": "vapo", "vapo_grounded": "vapo"},
 )
 """Methods of other papers, and credit by visual attention."""
@@ -107,6 +113,8 @@ class Outcome:
     """One checkpoint on the held-out rows, and what its training saw; nan where there is none."""
 
     memory: str
+    start: str
+    """The warm start: :func:`digest` of its weights."""
     arm: str
     seed: int
     accuracy: float
@@ -135,7 +143,7 @@ class Outcome:
     kl: float = math.nan
 
 
-_TRAINING = {
+TRAINING = {
     "groups all correct": "groups_right",
     "predictions alike": "agreement",
     "spread of R_perc": "spread",
@@ -160,12 +168,30 @@ MEASURES = {
 NUM_TESTED = 6
 
 
-def workspaces(root: Path, plan: ForgetfulPlan) -> dict[str, Workspace]:
-    """By strength."""
+def workspaces(root: Path, plan: ForgetfulPlan, starts: Path | None = None) -> dict[str, Workspace]:
+    """By strength.
+
+    Args:
+        starts: folder of the warm starts, each in one of its strength's name; None: in `root`.
+    """
+    starts = starts or root / "starts"
     return {
-        memory: Workspace(root=root / f"memory_{memory}", start=root / "starts" / memory)
+        memory: Workspace(root=root / f"memory_{memory}", start=starts / memory)
         for memory in plan.memories
     }
+
+
+def digest(work: Workspace) -> str:
+    """First 8 digits of the SHA-256 of the warm start's weights.
+
+    Two kinds of CPU round otherwise, so that the same training makes other weights.
+    """
+    return _digest(work.model / WEIGHTS)
+
+
+@cache
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:8]
 
 
 def make_start(work: Workspace, plan: ForgetfulPlan, memory: str, threads: int) -> None:
@@ -204,6 +230,7 @@ def read_outcome(work: Workspace, memory: str, name: str, arm: str, seed: int) -
     assert decision is not None  # measured
     outcome = Outcome(
         memory=memory,
+        start=digest(work),
         arm=arm,
         seed=seed,
         accuracy=found["accuracy"]["share"],
@@ -217,7 +244,7 @@ def read_outcome(work: Workspace, memory: str, name: str, arm: str, seed: int) -
     if arm == WARM_START:
         return outcome
     credit = read_credit(work, Run(arm=arm, seed=seed))
-    return replace(outcome, **{name: getattr(credit, name) for name in _TRAINING.values()})
+    return replace(outcome, **{name: getattr(credit, name) for name in TRAINING.values()})
 
 
 def statements(
@@ -256,108 +283,49 @@ def _attention_by_third(records: Sequence[Mapping[str, Any]]) -> dict[str, float
 def read_outcomes(
     works: Mapping[str, Workspace], plan: ForgetfulPlan, recorded: Sequence[Outcome] = ()
 ) -> dict[str, list[Outcome]]:
-    """By strength, of all checkpoints that are measured; the warm start first.
+    """By strength, of the checkpoints that are measured; the warm start first.
 
     Args:
-        recorded: those that are not measured here are taken from these.
+        recorded: results of other machines, for what is not measured here. The runs of one seed
+            begin with one warm start: that of which most are there.
     """
-    elsewhere = {(each.memory, each.arm, each.seed): each for each in recorded}
     found: dict[str, list[Outcome]] = {}
     for memory in plan.memories:
         work = works[memory]
         names = [(WARM_START, WARM_START, NO_SEED)]
         names += [(run.name, run.arm, run.seed) for run in runs_of(plan)]
-        outcomes = [
+        here = [
             read_outcome(work, memory, name, arm, seed)
-            if is_measured(work, name)
-            else elsewhere.get((memory, arm, seed))
             for name, arm, seed in names
+            if is_measured(work, name)
         ]
-        found[memory] = [outcome for outcome in outcomes if outcome is not None]
+        found[memory] = of_one_start(
+            [*here, *(each for each in recorded if each.memory == memory)], plan
+        )
     return found
 
 
-def compare_by_seed(
-    outcomes: Sequence[Outcome], plan: ForgetfulPlan
-) -> dict[str, dict[str, PairedDifference]]:
-    """By arm and measure: the arm minus that it is compared with, in pairs of runs with one seed.
+def of_one_start(outcomes: Iterable[Outcome], plan: Plan) -> list[Outcome]:
+    """Of every seed the runs of the warm start that most of them have, after those warm starts.
 
-    Arms with fewer than two pairs are left out.
+    Args:
+        outcomes: of one strength; the first of two results of a run counts, and the first of two
+            warm starts with as many runs.
     """
-    by_arm: dict[str, dict[int, Outcome]] = {}
-    for outcome in outcomes:
-        by_arm.setdefault(outcome.arm, {})[outcome.seed] = outcome
-    against = {
-        arm: by_arm.get(_against(arm, plan), {})
-        for arm in by_arm
-        if arm not in (BASELINE, WARM_START)
-    }
-    tested = list(MEASURES.values())[:NUM_TESTED]
-    return {
-        arm: {
-            measure: paired_difference(
-                measure,
-                *({s: getattr(of[s], measure) for s in seeds} for of in (baseline, by_arm[arm])),
-            )
-            for measure in tested
-        }
-        for arm, baseline in against.items()
-        if len(seeds := sorted(baseline.keys() & by_arm[arm].keys())) >= MIN_PAIRS
-    }
-
-
-def _against(arm: str, plan: ForgetfulPlan) -> str:
-    return plan.against.get(arm, ALL_ARMS[arm].against)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p adjusted for several tests (Holm 1979): the k-th smallest of m times m - k + 1, monotone.
-
-    A p that is nan, of a test that could not be made, counts as 1.
-    """
-    p_values = [1.0 if math.isnan(p) else p for p in p_values]
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, p_values[i] * (len(p_values) - rank)))
-        adjusted[i] = highest
-    return adjusted
-
-
-def tables(outcomes: Mapping[str, Sequence[Outcome]], plan: ForgetfulPlan) -> str:
-    """Results and paired tests of each strength, as Markdown."""
-    parts = []
-    for memory, found in outcomes.items():
-        if not found:
-            continue
-        parts.append(f"Forgetting: memory {memory}")
-        parts.append(arms_table(tuple(MEASURES.items()), found))
-        trained = [outcome for outcome in found if outcome.arm != WARM_START]
-        if trained:
-            parts.append(arms_table(tuple(_TRAINING.items()), trained))
-        if compared := compare_by_seed(found, plan):
-            parts.append(_comparison(compared, plan))
-    return "\n\n".join(parts)
-
-
-def _comparison(compared: Mapping[str, Mapping[str, PairedDifference]], plan: ForgetfulPlan) -> str:
-    """p of the primary measure is adjusted over all arms that the plan tests, those to come with
-    a p of 1; the others are not adjusted."""
-    primary = next(iter(MEASURES.values()))
-    p_values = [compared[arm][primary].p_t if arm in compared else 1.0 for arm in plan.tested]
-    adjusted = dict(zip(plan.tested, holm(p_values), strict=True))
-    lines = [
-        "| | minus | measure | difference over seeds | p | Holm |",
-        "|---|---|---|---|---|---|",
-    ]
-    columns = {measure: column for column, measure in MEASURES.items()}
-    for arm, by_measure in compared.items():
-        for measure, pairs in by_measure.items():
-            cells = " | ".join(paired_cells(pairs))
-            of_all = f"{adjusted[arm]:.2g}" if measure == primary and arm in adjusted else ""
-            names = (title(arm), title(_against(arm, plan)), columns[measure])
-            lines.append(f"| {' | '.join(names)} | {cells} | {of_all} |")
-    return "\n".join(lines)
+    once: dict[tuple[str, str, int], Outcome] = {}
+    for each in outcomes:
+        once.setdefault((each.start, each.arm, each.seed), each)
+    starts = list(dict.fromkeys(start for start, _, _ in once))
+    runs: list[Outcome] = []
+    for seed in plan.seeds:
+        by_start = [
+            [once[start, arm, seed] for arm in plan.arms if (start, arm, seed) in once]
+            for start in starts
+        ]
+        runs += max(by_start, key=lambda found: len(found), default=[])
+    used = [start for start in starts if not runs or any(each.start == start for each in runs)]
+    firsts = [once[s, WARM_START, NO_SEED] for s in used if (s, WARM_START, NO_SEED) in once]
+    return [*firsts, *sorted(runs, key=lambda each: (each.seed, plan.arms.index(each.arm)))]
 
 
 def plotted(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.study import figures, forgetful, page, recorded
+from benchmarks.study import figures, forgetful, forgetful_tables, page, recorded
 from benchmarks.study.data import LINES, make_data
 from benchmarks.study.forgetful import ForgetfulPlan, Outcome
 from benchmarks.study.measuring import measure
@@ -28,10 +28,11 @@ def run(options: argparse.Namespace, root: Path) -> None:
         StudyError: a run failed, or the control did not move.
     """
     plans = _plans(options)
+    starts = None if options.quick else options.starts or forgetful.STARTS
     works = {
         memory: work
         for plan in plans.values()
-        for memory, work in forgetful.workspaces(root, plan).items()
+        for memory, work in forgetful.workspaces(root, plan, starts).items()
     }
     known = {
         part: recorded.read_recorded(page.RESULTS, plan) if options.recorded else []
@@ -67,32 +68,32 @@ def _make(
 ) -> None:
     """Warm starts, then runs, in the order of parts and strengths."""
     any_plan = next(iter(plans.values()))  # all are of one size
-    to_make = {
-        (memory, each): None  # once, in order
-        for part, plan in plans.items()
-        for memory in plan.memories
-        for each in recorded.runs_to_make(plan, memory, known[part])
-    }
-    begun = {memory: works[memory] for memory, _ in to_make}
+
+    def to_make(start: Callable[[str], str | None]) -> list[tuple[str, Run]]:
+        """Strength and run, once each."""
+        found = [
+            (memory, each)
+            for part, plan in plans.items()
+            for memory in plan.memories
+            for each in recorded.runs_to_make(plan, memory, known[part], start(memory))
+        ]
+        return list(dict.fromkeys(found))
+
+    begun = {memory: works[memory] for memory, _ in to_make(lambda _: None)}
     for work in begun.values():
         work.claim(any_plan)
         make_data(work, any_plan, LINES)
-    do_all(
-        [
-            (f"{WARM_START} {memory}", partial(_make_start, work, any_plan, memory))
-            for memory, work in begun.items()
-        ],
-        jobs,
-    )
-    for memory, work in begun.items():
-        recorded.check_start(work, memory, [row for rows in known.values() for row in rows])
-    do_all(
-        [
-            (f"{each.name} {memory}", partial(_train, works[memory], any_plan, each))
-            for memory, each in to_make
-        ],
-        jobs,
-    )
+    starts = [
+        (f"{WARM_START} {memory}", partial(_make_start, work, any_plan, memory))
+        for memory, work in begun.items()
+    ]
+    do_all(starts, jobs)
+    runs = [
+        (f"{each.name} {memory}", partial(_train, works[memory], any_plan, each))
+        for memory, each in to_make(lambda memory: forgetful.digest(works[memory]))
+        if memory in begun
+    ]
+    do_all(runs, jobs)
 
 
 def _make_start(work: Workspace, plan: ForgetfulPlan, memory: str, threads: int) -> None:
@@ -125,7 +126,7 @@ def report(
         StudyError: the document has results that this report has not.
     """
     outcomes = forgetful.read_outcomes(works, plan, known)
-    text = forgetful.tables(outcomes, plan)
+    text = forgetful_tables.tables(outcomes, plan)
     print(text)
     out = page.RESULTS if document else root / "results"
     out.mkdir(parents=True, exist_ok=True)

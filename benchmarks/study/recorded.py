@@ -1,12 +1,12 @@
 """Runs of another sitting or machine, from the CSV files of docs/study.
 
-Of a run they have the row of results, not its files, so that it is compared but not plotted.
+Of a run they have the row of results, not its files, so that it is compared but not plotted. A run
+is compared with one of the same seed and warm start only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.study.figures import read_csv
@@ -15,23 +15,18 @@ from benchmarks.study.forgetful import (
     PLANS,
     ForgetfulPlan,
     Outcome,
-    read_outcome,
+    of_one_start,
     runs_of,
 )
-from benchmarks.study.workspace import WARM_START, Run, StudyError, Workspace
-
-Checkpoint = tuple[str, str, int]
-"""Memory, arm and seed."""
-_DIGITS = 4
-"""Of a CSV file."""
+from benchmarks.study.workspace import WARM_START, Run, StudyError
 
 
 def read_recorded(folder: Path, plan: ForgetfulPlan) -> list[Outcome]:
     """Checkpoints of a plan in the files of all parts, once each: parts share their runs."""
-    found: dict[Checkpoint, Outcome] = {}
+    found: dict[tuple[str, str, str, int], Outcome] = {}
     for part in PLANS:
         for row in _rows(folder / f"{part}.csv", plan):
-            found.setdefault(_checkpoint(row), row)
+            found.setdefault((row.memory, row.start, row.arm, row.seed), row)
     return list(found.values())
 
 
@@ -42,46 +37,38 @@ def _rows(file: Path, plan: ForgetfulPlan) -> list[Outcome]:
     return [row for row in rows if row.memory in plan.memories and (row.arm, row.seed) in wanted]
 
 
-def _checkpoint(outcome: Outcome) -> Checkpoint:
-    return outcome.memory, outcome.arm, outcome.seed
+def runs_to_make(
+    plan: ForgetfulPlan, memory: str, recorded: Iterable[Outcome], start: str | None
+) -> list[Run]:
+    """Runs of the plan that have to be made, in its order.
 
+    Those of a seed of which all are recorded with one warm start have not; of another seed, those
+    that are recorded with the warm start of this machine.
 
-def runs_to_make(plan: ForgetfulPlan, memory: str, recorded: Iterable[Outcome]) -> list[Run]:
-    """Runs of the plan that are not recorded, in its order."""
-    made = {(each.arm, each.seed) for each in recorded if each.memory == memory}
-    return [run for run in runs_of(plan) if (run.arm, run.seed) not in made]
-
-
-def check_start(work: Workspace, memory: str, recorded: Iterable[Outcome]) -> None:
-    """A warm start must equal the recorded one, or its runs cannot stand beside those.
-
-    Raises:
-        StudyError: a result differs in the digits of a CSV file, as between kinds of CPU.
+    Args:
+        start: `forgetful.digest` of it; None: it is not made yet.
     """
-    here = read_outcome(work, memory, WARM_START, WARM_START, NO_SEED)
-    for there in recorded:
-        if (there.memory, there.arm) != (memory, WARM_START):
+    known = [each for each in recorded if each.memory == memory]
+    wanted: list[Run] = []
+    for seed in plan.seeds:
+        of_seed = [each for each in known if each.seed == seed]
+        if len(of_one_start(of_seed, plan)) == len(plan.arms):
             continue
-        for name, value in asdict(there).items():
-            ours = getattr(here, name)
-            if isinstance(value, float) and f"{ours:.{_DIGITS}f}" != f"{value:.{_DIGITS}f}":
-                raise StudyError(
-                    f"the warm start of memory {memory} differs from the recorded one: {name} is "
-                    f"{ours:.{_DIGITS}f}, not {value:.{_DIGITS}f}; leave --recorded out and make "
-                    "all runs here"
-                )
+        made = {each.arm for each in of_seed if each.start == start}
+        wanted += [Run(arm=arm, seed=seed) for arm in plan.arms if arm not in made]
+    return wanted
 
 
 def check_none_is_lost(
     file: Path, outcomes: Mapping[str, Sequence[Outcome]], plan: ForgetfulPlan
 ) -> None:
-    """A report over a file must have every run of the plan that the file has.
+    """A report over a file must have every run of the plan that the file has, of any start.
 
     Raises:
         StudyError: one would be lost.
     """
-    kept = {_checkpoint(outcome) for found in outcomes.values() for outcome in found}
-    lost = [row for row in _rows(file, plan) if _checkpoint(row) not in kept]
+    kept = {(each.memory, each.arm, each.seed) for found in outcomes.values() for each in found}
+    lost = [row for row in _rows(file, plan) if (row.memory, row.arm, row.seed) not in kept]
     if lost:
         first = lost[0]
         raise StudyError(

@@ -3,14 +3,15 @@
 import json
 import math
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
 from benchmarks.study import __main__ as study
-from benchmarks.study import arms, forgetful, forgetful_command, page, recorded
+from benchmarks.study import arms, forgetful, forgetful_command, forgetful_tables, page, recorded
 from benchmarks.study.data import LINES, make_data
 from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
 from benchmarks.study.reads import read_scenes
@@ -18,7 +19,8 @@ from benchmarks.study.workspace import TEST, WARM_START, Run, StudyError, Worksp
 from tests.benchmarks.test_study import early, leave, perception, save_rollouts
 from vapo_verl import preflight
 from vapo_verl.config import vapo_config
-from vapo_verl.digits.model.forgetful_start import data_config
+from vapo_verl.digits.model.forgetful import Forgetting
+from vapo_verl.digits.model.forgetful_start import StartConfig, data_config
 from vapo_verl.digits.questions import read
 from vapo_verl.evaluation.early_decision import load_early_decision
 from vapo_verl.evaluation.early_decision import summarise as summarise_early
@@ -32,6 +34,12 @@ PLAN = replace(
 )  # fmt: skip
 LATE = {WARM_START: 0.5, "grpo": 0.5, "decoupled": 0.9}
 """How often the last claim of a row is judged correctly."""
+
+
+def weights(work, text):
+    """What stands for a warm start's."""
+    work.model.mkdir(parents=True, exist_ok=True)
+    (work.model / forgetful.WEIGHTS).write_text(text)
 
 
 def measured(work, name, arm, seed):
@@ -68,8 +76,9 @@ def data(tmp_path_factory):
 @pytest.fixture
 def works(tmp_path, data):
     found = forgetful.workspaces(tmp_path, PLAN)
-    for work in found.values():
+    for memory, work in found.items():
         shutil.copytree(data, work.data)
+        weights(work, memory)
         measured(work, WARM_START, WARM_START, 0)
         for run in forgetful.runs_of(PLAN):
             measured(work, run.name, run.arm, run.seed)
@@ -116,7 +125,7 @@ def test_a_cell_that_was_named_before_is_no_further_look(works):
 
 def test_p_is_adjusted_over_the_arms_of_the_plan_done_or_not(works):
     def adjusted(plan):
-        text = forgetful.tables({"18": forgetful.read_outcomes(works, PLAN)["18"]}, plan)
+        text = forgetful_tables.tables({"18": forgetful.read_outcomes(works, PLAN)["18"]}, plan)
         (line,) = (row for row in text.splitlines() if "| claims late | +" in row)
         return [cell.strip() for cell in line.split("|")[5:7]]
 
@@ -133,12 +142,12 @@ def test_an_arm_can_be_compared_with_another_one_in_a_part(works):
     found = [replace(o, arm="vapo_focus") if o.arm == "decoupled" else o for o in outcomes]
     found += [replace(o, arm="vapo") for o in outcomes if o.arm == "decoupled"]
     plan = forgetful.NEIGHBOURS
-    assert forgetful.compare_by_seed(found, plan)["vapo_focus"]["stated"].difference == 0.0
-    assert forgetful.compare_by_seed(found, plan)["vapo"]["stated"].difference == 1.0
+    assert forgetful_tables.compare_by_seed(found, plan)["vapo_focus"]["stated"].difference == 0.0
+    assert forgetful_tables.compare_by_seed(found, plan)["vapo"]["stated"].difference == 1.0
 
 
 def test_arms_are_compared_with_grpo_by_seed(works):
-    compared = forgetful.compare_by_seed(forgetful.read_outcomes(works, PLAN)["none"], PLAN)
+    compared = forgetful_tables.compare_by_seed(forgetful.read_outcomes(works, PLAN)["none"], PLAN)
     assert set(compared) == {"decoupled"}
     late = compared["decoupled"]["claims_late"]
     assert late.n == 3 and late.difference > 0.2
@@ -153,11 +162,11 @@ def test_what_is_not_measured_yet_is_left_out(works, tmp_path):
     assert len(found["18"]) == len(found["none"]) - 1 == len(forgetful.runs_of(PLAN))
     plotted = forgetful.plotted(strong, PLAN, found["18"])
     assert plotted is not None and (plotted.arms, plotted.seeds) == (PLAN.arms, (0, 1))
-    assert forgetful.compare_by_seed(found["18"], PLAN)["decoupled"]["claims_late"].n == 2
+    assert forgetful_tables.compare_by_seed(found["18"], PLAN)["decoupled"]["claims_late"].n == 2
     none = works["none"]
     (none.folder(WARM_START) / "diagnostics" / "early-decision" / "summary.json").unlink()
     assert forgetful.plotted(none, PLAN, found["none"]) is None
-    text = forgetful.tables(found, PLAN)
+    text = forgetful_tables.tables(found, PLAN)
     assert "n = 2" in text and "n = 3" in text
 
 
@@ -175,7 +184,7 @@ def test_an_interrupted_study_has_pairs():
     ],
 )
 def test_p_values_of_several_tests_are_adjusted(given, expected):
-    assert forgetful.holm(given) == pytest.approx(expected)
+    assert forgetful_tables.holm(given) == pytest.approx(expected)
 
 
 def test_the_report_writes_tables_csv_and_plots(works, tmp_path, monkeypatch, capsys):
@@ -189,7 +198,7 @@ def test_the_report_writes_tables_csv_and_plots(works, tmp_path, monkeypatch, ca
     assert text.startswith("Before.") and text.endswith("After.\n") and "old" not in text
     assert text.count("| VAPO, gamma 1, decoupled | GRPO (K=0) | claims late |") == 2
     header, *lines = (tmp_path / "page" / "comparison.csv").read_text().splitlines()
-    assert header.startswith("memory,arm,seed,") and len(lines) == 2 * (1 + 6)
+    assert header.startswith("memory,start,arm,seed,") and len(lines) == 2 * (1 + 6)
     assert (tmp_path / "page" / "comparison_18" / "claims.png").stat().st_size > 0
     assert "GRPO" in capsys.readouterr().out
 
@@ -231,13 +240,29 @@ def test_a_document_never_loses_recorded_runs(works, results, tmp_path):
     assert (page.DOCUMENT.read_text(), (results / "comparison.csv").read_text()) == before
 
 
-def test_recorded_runs_are_not_made_again(results):
-    known = [row for row in recorded.read_recorded(results, PLAN) if row.seed != 1]
-    assert [run.name for run in recorded.runs_to_make(PLAN, "18", known)] == [
-        "grpo-1",
-        "decoupled-1",
+def test_recorded_runs_are_not_made_again(works, results):
+    known = recorded.read_recorded(results, PLAN)
+    assert recorded.runs_to_make(PLAN, "18", known, None) == []
+    assert recorded.runs_to_make(PLAN, "18", [], None) == forgetful.runs_of(PLAN)
+    known = [row for row in known if (row.arm, row.seed) != ("decoupled", 1)]
+    names = [
+        [run.name for run in recorded.runs_to_make(PLAN, "18", known, start)]
+        for start in (forgetful.digest(works["18"]), "another")
     ]
-    assert recorded.runs_to_make(PLAN, "18", []) == forgetful.runs_of(PLAN)
+    assert names == [["decoupled-1"], ["grpo-1", "decoupled-1"]]  # pairs have one warm start
+
+
+def test_runs_of_a_seed_are_those_of_one_warm_start(works, results):
+    ours = forgetful.read_outcomes(works, PLAN)["18"]
+    theirs = [replace(row, start="another", accuracy=0.9) for row in ours if row.seed in (-1, 0, 1)]
+    fewer = [row for row in ours if row.seed != 1 or row.arm != "grpo"]
+    found = forgetful.of_one_start([*fewer, *theirs], PLAN)
+    accuracy = {(row.arm, row.seed): row.accuracy for row in found}
+    assert accuracy["grpo", 1] == accuracy["decoupled", 1] == 0.9  # two runs there, one here
+    assert accuracy["grpo", 0] == accuracy["grpo", 2] == 0.5
+    assert [row.arm for row in found].count(WARM_START) == 2
+    assert forgetful.of_one_start(ours, PLAN) == ours
+    assert forgetful.of_one_start(ours[:1], PLAN) == ours[:1]  # measured first
 
 
 def test_parts_take_recorded_runs_from_each_other(results):
@@ -246,12 +271,15 @@ def test_parts_take_recorded_runs_from_each_other(results):
     assert found == {("18", "grpo", seed) for seed in PLAN.seeds} | {("18", WARM_START, -1)}
 
 
-def test_recorded_runs_need_the_same_warm_start(works, results):
-    known = recorded.read_recorded(results, PLAN)
-    recorded.check_start(works["18"], "18", known)
-    other = [replace(row, accuracy=0.9) if row.arm == WARM_START else row for row in known]
-    with pytest.raises(StudyError, match=r"accuracy is 0\.5000, not 0\.9000; leave --recorded out"):
-        recorded.check_start(works["18"], "18", other)
+def test_the_plans_warm_starts_are_in_the_repository():
+    for memory, work in forgetful.workspaces(Path("root"), PLAN, forgetful.STARTS).items():
+        card = json.loads((work.model / "figures.json").read_text())
+        config = StartConfig(
+            forgetting=Forgetting(memory=None if memory == "none" else float(memory)),
+            steps=PLAN.start_steps,
+        )
+        assert card["config"] == asdict(config)
+        assert len(forgetful.digest(work)) == 8
 
 
 def test_several_parts_make_a_run_once(tmp_path, monkeypatch):
@@ -262,7 +290,6 @@ def test_several_parts_make_a_run_once(tmp_path, monkeypatch):
     for step in ("make_data", "measure"):
         monkeypatch.setattr(forgetful_command, step, lambda *_: None)
     monkeypatch.setattr(forgetful, "make_start", lambda *_: None)
-    monkeypatch.setattr(recorded, "check_start", lambda *_: None)
     signal = replace(PLAN, arms=("grpo", "flat"), memories=("18",), seeds=(0,))
     monkeypatch.setitem(forgetful.PLANS, "comparison", replace(PLAN, memories=("18",), seeds=(0,)))
     monkeypatch.setitem(forgetful.PLANS, "signal", signal)

@@ -343,7 +343,7 @@ def test_one_process_runs_commands_until_one_fails(tmp_path, capsys):
         (["--quick", "--seeds", "3"], "leave --arms and --seeds out"),
         (["--arms", "grpo", "decoupled"], "choose from grpo, vapo, vapo_focus"),
         (["--forgetful", "--arms", "grpo", "vapo_focus"], "choose from grpo, vapo, gamma_1"),
-        (["--forgetful", "signal", "--arms", "grpo", "vapo"], "choose from grpo, decoupled, k_20"),
+        (["--forgetful", "signal", "--arms", "grpo", "vapo"], "choose from decoupled, k_20"),
         (["--forgetful", "all"], "invalid choice: 'all'"),
         (["--report"], "--report is for --forgetful"),
     ],
