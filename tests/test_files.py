@@ -13,7 +13,7 @@ import time
 import pytest
 
 from vapo_verl import files
-from vapo_verl.files import EXPIRY_S, LOCK_NAME, FolderLock, FolderLocked
+from vapo_verl.files import EXPIRY_S, LOCK_NAME, FolderLock, FolderLocked, atomic_folder
 
 ELSEWHERE = {"pid": 77, "host": "node-7", "boot": "another boot"}
 
@@ -161,3 +161,56 @@ def test_a_file_of_another_form_is_no_holder(tmp_path, text):
     (tmp_path / LOCK_NAME).write_text(text)
     with FolderLock(tmp_path):
         assert json.loads((tmp_path / LOCK_NAME).read_text())["pid"] == os.getpid()
+
+
+FILL = """
+import sys, time
+from pathlib import Path
+from vapo_verl.files import atomic_folder
+with atomic_folder(Path(sys.argv[1])) as temporary:
+    (temporary / "weights").write_bytes(bytes(1000))
+    print("filled", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def filler(tmp_path):
+    """A process that fills `tmp_path / "one"`."""
+    command = [sys.executable, "-c", FILL, str(tmp_path / "one")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "filled\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def unfinished(folder):
+    return [path for path in folder.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_a_folder_of_a_killed_writer_is_removed_and_that_of_a_living_one_stays(tmp_path, filler):
+    with atomic_folder(tmp_path / "two") as temporary:
+        (temporary / "file").touch()
+        assert len(unfinished(tmp_path)) == 2
+    [left] = unfinished(tmp_path)
+    assert (left / "one" / "weights").stat().st_size == 1000
+    filler.kill()
+    filler.wait()
+    with atomic_folder(tmp_path / "one") as temporary:
+        assert not left.exists()
+        (tmp_path / "plain").mkdir()
+        assert temporary.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "plain", "two"]
+
+
+@pytest.mark.parametrize("content", [json.dumps(ELSEWHERE), "", "of something else"])
+def test_a_folder_of_another_machine_or_of_an_unknown_writer_stays(content, tmp_path):
+    folder = tmp_path / ".one.abcd.tmp"
+    folder.mkdir()
+    (folder / ".writer").write_text(content)
+    (tmp_path / f".one.{os.getpid()}.tmp").mkdir()  # of an older release, with this process's id
+    with atomic_folder(tmp_path / "one"):
+        pass
+    assert len(unfinished(tmp_path)) == 2
+    assert (tmp_path / "one").is_dir()

@@ -13,12 +13,13 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from tests.checkpoints import mark_complete
 from vapo_verl import launch, preflight
 from vapo_verl.hydra_config import compose_recipe, recipe_names
 from vapo_verl.launch import address_file
 from vapo_verl.platform import CPU_ENVIRONMENT
 from vapo_verl.preflight import InputError
-from vapo_verl.run_folder.checkpoints import CheckpointError, checkpoint_folder, mark_complete
+from vapo_verl.run_folder.checkpoints import CheckpointError, checkpoint_folder
 from vapo_verl.run_folder.metrics import MetricsFile
 
 

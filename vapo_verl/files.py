@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ FOLDER_SYNC_UNSUPPORTED = frozenset(
 )
 """Errors of network file systems (CIFS, some FUSE and NFS servers) on fsync of a folder."""
 LOCK_NAME = ".lock"
+_WRITER = ".writer"
+"""Locked by the process that fills an :func:`atomic_folder`, which it names."""
 HEARTBEAT_S, EXPIRY_S = 10.0, 60.0
 _POLL_S = 0.5
 SETTLE_S = 1.0
@@ -79,15 +82,37 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill; it becomes ``folder`` on success, and is gone after any error."""
+    """A temporary folder to fill; it becomes ``folder`` on success, and is gone after any error.
+
+    It lies in a hidden one beside ``folder``, with a locked file that names its writer. What killed
+    writers have left beside ``folder`` is removed first.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
+    _remove_unfinished(folder.parent)
+    hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
-        yield temporary
-        os.rename(temporary, folder)
+        with (hidden / _WRITER).open("a+", encoding="utf-8") as file:
+            with suppress(OSError):  # without a lock it has no name either, and is never removed
+                fcntl.flock(file, fcntl.LOCK_EX)
+                _write_holder(file, _this_process())
+            temporary = hidden / folder.name
+            temporary.mkdir()
+            yield temporary
+            os.rename(temporary, folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _remove_unfinished(parent: Path) -> None:
+    """Remove hidden folders of :func:`atomic_folder` whose writer was killed.
+
+    That is sure where the kernel's lock is free and the writer ran under the same kernel. A folder
+    of another machine stays, as does one whose writer has not named itself yet.
+    """
+    for path in parent.glob(f".*.tmp/{_WRITER}"):
+        with suppress(OSError), path.open("r+", encoding="utf-8", errors="replace") as file:
+            if _lock(file) and (writer := _read_holder(file)) and writer.boot == _boot_id():
+                shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -152,7 +177,7 @@ class FolderLock:
     ):
         self._folder, self._wait_s, self._fix = folder, wait_s, fix
         self._path = folder / LOCK_NAME
-        self._me = _Holder(pid=os.getpid(), host=socket.gethostname(), boot=_boot_id())
+        self._me = _this_process()
         self._file: IO[str] | None = None
         self._released = threading.Event()
 
@@ -277,6 +302,10 @@ def _write_holder(file: IO[str], holder: _Holder) -> None:
     file.truncate(0)
     file.write(json.dumps(asdict(holder)) + "\n")
     file.flush()
+
+
+def _this_process() -> _Holder:
+    return _Holder(pid=os.getpid(), host=socket.gethostname(), boot=_boot_id())
 
 
 def _boot_id() -> str:

@@ -51,6 +51,21 @@ def test_any_member_of_a_list_is_correct(row, write):
     assert (report.correct["math"], report.unanswered["math"]) == (1, 1)
 
 
+def test_rows_for_a_judge_are_counted_and_not_graded(row, write, capsys):
+    rows = [
+        answered(row, "a cat", "judge", prediction=r"\boxed{lynx}"),
+        answered(row, r"\frac{1}{2", "judge", prediction="none"),  # not correct against itself
+        answered(row, "7", prediction=r"\boxed{7}"),
+    ]
+    path = write(rows)
+    assert main(["grade", str(path)]) == 0
+    output = capsys.readouterr().out
+    [judged] = [line.split() for line in output.splitlines() if line.split()[0] == "judge"]
+    assert judged == ["judge", "2", *"0000000", "-", "-"]
+    assert output.endswith("2 rows of style judge are not graded\n")
+    assert grade_file(path).correct == {"math": 1, "judge": 0}
+
+
 def test_predictions_of_a_plain_file(write, capsys):
     rows = [
         {"answer": "0.5", "mine": r"<think>\boxed{7}</think> \boxed{50\%}"},

@@ -456,3 +456,14 @@ def test_checks_and_importers_load_neither_torch_nor_verl():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_images_past_the_limit_are_looked_for_and_not_opened(row, write, tmp_path, png):
+    paths = [tmp_path / name for name in ("a.png", "b.png", "absent.png")]
+    paths[0].write_bytes(png())
+    paths[1].write_text("no image")
+    first, second, third = (row(images=[str(path)]) for path in paths)
+    report = check_parquet(write([first, second]), max_images_checked=1)
+    assert (report.num_images, report.num_images_opened) == (2, 1)
+    with pytest.raises(RowError, match=r"row 1, column 'images': no file .*absent.png"):
+        check_parquet(write([first, third]), max_images_checked=1)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.checkpoints import mark_complete
 from vapo_verl import preflight
 from vapo_verl.digits.model import model_dir
 from vapo_verl.digits.model.random_models import make_random_model
@@ -30,7 +31,7 @@ from vapo_verl.doctor.registrations import check_agent_loop, check_entry_point
 from vapo_verl.doctor.rows import PromptSample, judge_samples, measure
 from vapo_verl.doctor.versions import check_one_copy, check_versions
 from vapo_verl.launch import address_file
-from vapo_verl.run_folder.checkpoints import checkpoint_folder, mark_complete
+from vapo_verl.run_folder.checkpoints import checkpoint_folder
 
 
 def only(findings, status="error") -> Finding:

@@ -9,9 +9,10 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from tests.checkpoints import mark_complete
 from vapo_verl.digits.model import model_dir
 from vapo_verl.hydra_config import compose_recipe
-from vapo_verl.run_folder.checkpoints import checkpoint_folder, mark_complete
+from vapo_verl.run_folder.checkpoints import checkpoint_folder
 
 SHARD = "model_world_size_1_rank_0.pt"
 

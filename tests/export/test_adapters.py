@@ -10,13 +10,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
+from tests.checkpoints import mark_complete
 from tests.export.conftest import SHARD
 from vapo_verl.digits.model import model_dir
 from vapo_verl.export.__main__ import main
 from vapo_verl.export.model_folder import write_model_folder
 from vapo_verl.export.source import ExportError
 from vapo_verl.hydra_config import compose_recipe
-from vapo_verl.run_folder.checkpoints import mark_complete
 
 RANK, ALPHA = 4, 12
 TOLERANCE = 1e-5

@@ -5,12 +5,12 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from tests.checkpoints import mark_complete
 from tests.export.conftest import SHARD
 from vapo_verl.digits.model import model_dir
 from vapo_verl.export import model_folder
 from vapo_verl.export.model_folder import atomic_folder, write_model_folder
 from vapo_verl.export.source import ExportError
-from vapo_verl.run_folder.checkpoints import mark_complete
 from vapo_verl.run_folder.layout import write_config
 
 

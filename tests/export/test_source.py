@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from tests.checkpoints import mark_complete
 from tests.export.conftest import SHARD
 from vapo_verl.export.source import ExportError, find_checkpoint
-from vapo_verl.run_folder.checkpoints import mark_complete
 
 
 def test_the_newest_complete_checkpoint_is_the_default(run):

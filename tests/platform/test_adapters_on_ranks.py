@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
+from tests.checkpoints import mark_complete
 from vapo_verl.export.model_folder import write_model_folder
 from vapo_verl.launch import composed
-from vapo_verl.run_folder.checkpoints import mark_complete
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -363,3 +363,13 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_early_decisions_on_other_data_are_not_paired(make_run, rollout_row, early_decision):
+    a, b = (make_run(name, {1: [rollout_row()]}) for name in "ab")
+    for run, data in ((a, "test.parquet 12"), (b, "test.parquet 34")):
+        folder = early_decision(run, ["+++", "-+-"])
+        (folder / "settings.json").write_text(json.dumps({"DATA": data}))
+    text = visible(report(a, "--compare", str(b)))
+    assert "Nothing to pair: A is on test.parquet 12, B on test.parquet 34. Both runs need" in text
+    assert "correct with all reasoning</th><td>2</td>" not in text

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoints import mark_complete
 from vapo_verl.files import atomic_write_text
 from vapo_verl.run_folder import checkpoints
 
@@ -16,7 +17,7 @@ def save(run_dir: Path, step: int, *, whole: bool) -> None:
     folder.mkdir(parents=True)
     (folder / "model_world_size_1_rank_0.pt").write_bytes(b"weights")
     if whole:
-        checkpoints.mark_complete(run_dir, step)
+        mark_complete(run_dir, step)
 
 
 def written(run_dir: Path, step: int, keep: int | None = None) -> None:

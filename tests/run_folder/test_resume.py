@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
+from tests.checkpoints import mark_complete
 from vapo_verl import launch
 from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.preflight import InputError
-from vapo_verl.run_folder.checkpoints import checkpoint_folder, mark_complete
+from vapo_verl.run_folder.checkpoints import checkpoint_folder
 from vapo_verl.run_folder.layout import config_file, write_config
 from vapo_verl.run_folder.resume import inputs_of, references, write_inputs
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from tests.checkpoints import mark_complete
 from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.launch import settle_debug
-from vapo_verl.run_folder.checkpoints import mark_complete
 from vapo_verl.settings import MAX_COUNT
 from vapo_verl.trainer.replay import (
     META_FILE,

@@ -1,7 +1,8 @@
 """Grade a file's ground truths against themselves, and its predictions where it has a column.
 
 A truth that is not correct against itself, in its own style, can earn no reward: no answer of a
-model will equal it. The table counts, per style, such truths and those that are worth a look.
+model will equal it. The table counts, per style, such truths and those that are worth a look. Rows
+of style `judge` are counted and not graded: a language model decides about them.
 """
 
 import json
@@ -16,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vapo_verl.config import ANSWER_STYLES
+from vapo_verl.config import ANSWER_STYLES, JUDGE_STYLE
 from vapo_verl.console import progress_bar
 from vapo_verl.data.cells import truths_of
 from vapo_verl.data.errors import BadCell, FileError, shortened
@@ -58,7 +59,7 @@ class GradedRow:
     answer: str | None = None
     """What the prediction has in its box."""
     correct: bool | None = None
-    """Null without a column of predictions."""
+    """Null without a column of predictions, and in the style `judge`."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -98,9 +99,11 @@ class GradeReport:
         predictions = ("correct", "no box") if self.has_predictions else ()
         yield "".join(f"{name:>11}" for name in ("style", "rows", *KINDS, *predictions))
         for style in sorted(self.rows):
-            counts = [self.rows[style], *(self.kinds[style, kind] for kind in KINDS)]
+            counts: list[int | str] = [self.rows[style]]
+            counts += [self.kinds[style, kind] for kind in KINDS]
             if self.has_predictions:
-                counts += [self.correct[style], self.unanswered[style]]
+                graded = [self.correct[style], self.unanswered[style]]
+                counts += ["-", "-"] if style == JUDGE_STYLE else graded
             yield f"{style:>11}" + "".join(f"{count:>11}" for count in counts)
 
     def _looks(self) -> Iterator[str]:
@@ -113,6 +116,8 @@ class GradeReport:
             num_rows = sum(self.kinds[style, kind] for style in self.rows)
             if hidden := num_rows - len(self.shown[kind]):
                 yield f"  ... and {hidden} more"
+        if self.rows[JUDGE_STYLE]:
+            yield f"{self.rows[JUDGE_STYLE]} rows of style {JUDGE_STYLE} are not graded"
 
 
 def grade_file(
@@ -169,7 +174,7 @@ def _grade(
     cell = row[truth_column]
     reward_model = cell if truth_column == "reward_model" else {"ground_truth": cell}
     named = reward_model.get("style") if isinstance(reward_model, Mapping) else None
-    style = named if named in ANSWER_STYLES else default_style
+    style = named if named in (*ANSWER_STYLES, JUDGE_STYLE) else default_style
     text = None if prediction_column is None else row[prediction_column]
     answer = answer_of(text) if isinstance(text, str) else None
     try:
@@ -183,6 +188,8 @@ def _grade(
             answer=answer,
             correct=None if prediction_column is None else False,
         )
+    if style == JUDGE_STYLE:
+        return GradedRow(row=number, style=style, truth=" | ".join(truths), kinds=(), answer=answer)
     correct = accuracy(text, truths, style) == 1.0 if isinstance(text, str) else False
     return GradedRow(
         row=number,

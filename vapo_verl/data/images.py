@@ -60,6 +60,32 @@ _LATE_CHUNKS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 """PNG chunks that may hold an orientation; behind the pixels they are read when it is decoded."""
 
 
+@dataclass(frozen=True, slots=True)
+class SizedImage:
+    """An image whose struct has options for its size; two are equal where these are, too."""
+
+    source: bytes | str
+    """As :func:`image_source` returns it."""
+    options: tuple[tuple[str, int], ...]
+    """Those of IMAGE_OPTIONS that are set."""
+
+
+ImageEntry = bytes | str | SizedImage
+"""An image of a row, hashable: its source, and its options where it has any."""
+
+
+def sized_image(entry: object) -> ImageEntry:
+    """The source of an entry, with the options of its struct.
+
+    Raises:
+        BadCell: as :func:`image_source`.
+    """
+    source = image_source(entry)
+    fields = entry if isinstance(entry, dict) else {}
+    options = [(name, fields[name]) for name in IMAGE_OPTIONS if fields.get(name) is not None]
+    return SizedImage(source, tuple(options)) if options else source
+
+
 def load_image(entry: object, *, base: Path = Path(), fetch: bool = False) -> Image.Image:
     """The image of `entry` in 8-bit RGB: the pixels that every part of this package sees.
 
@@ -150,20 +176,20 @@ def check_image(source: bytes | str, *, decode: bool = False) -> ImageHeader:
     return header
 
 
-def resized(image: Image.Image, *, patch_size: int, **limits: int | None) -> Image.Image:
+def resized(image: Image.Image, *, patch_size: int, **options: int | None) -> Image.Image:
     """The image in the size in which veRL hands it to the processor of a Qwen-VL model.
 
     Args:
         image: from :func:`load_image`.
         patch_size: of the processor.
-        limits: `min_pixels` and `max_pixels`; None is the model's own.
+        options: from :func:`image_options`; what is None or absent is the model's own.
 
     Raises:
         ValueError: a side would be over 200 times the other.
     """
     from qwen_vl_utils import fetch_image  # imports torch
 
-    given = {name: value for name, value in limits.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
     return fetch_image({"image": image, **given}, image_patch_size=patch_size)
 
 
@@ -179,6 +205,8 @@ def image_options(
     Raises:
         BadCell: an option is no whole number of 1 to MAX_OPTION, or two contradict each other.
     """
+    if isinstance(entry, SizedImage):
+        entry = dict(entry.options)
     fields = entry if isinstance(entry, dict) else {}
     given = {name: fields[name] for name in IMAGE_OPTIONS if fields.get(name) is not None}
     for name, value in given.items():
@@ -254,6 +282,12 @@ def is_data_uri(source: object) -> bool:
     return isinstance(source, str) and source[: len(_DATA_URI)].lower() == _DATA_URI
 
 
+def check_file(source: str) -> None:
+    """Raises BadCell where there is no file at a path; it is not opened."""
+    with _readable(_name(source)):
+        local_path(source).stat()
+
+
 def local_path(source: str) -> Path:
     """The file that a path or a `file://` address names; `~` is the home folder."""
     if not source.lower().startswith("file://"):
@@ -264,6 +298,8 @@ def local_path(source: str) -> Path:
 
 def _source(entry: object) -> bytes | str | Image.Image | np.ndarray:
     """What an entry holds, taken out of its struct."""
+    if isinstance(entry, SizedImage):
+        return entry.source
     if isinstance(entry, dict):
         fields = (entry.get(name) for name in ("bytes", "image", "path"))
         entry = next((field for field in fields if _is_set(field)), entry)

@@ -35,6 +35,7 @@ from vapo_verl.data.claims_column import (
 from vapo_verl.data.errors import BadCell, FileError, ProblemLog
 from vapo_verl.data.images import (
     ImageHeader,
+    check_file,
     check_image,
     check_resize,
     image_options,
@@ -182,7 +183,8 @@ def check_parquet(
         key: where the path was given (`data.train_files`), for the messages.
         rules: what is asked of the rows beyond their format.
         min_claims: rows with fewer claims are counted (not refused).
-        max_images_checked: open at most this many images; None opens all of them.
+        max_images_checked: open at most this many images; None opens all of them. Of the others
+            it is only seen whether there is a file.
         decode_images: True reads all pixels; a number reads those of so many images, spread over
             the file; False reads headers, and looks whether the file's end is there.
         image_root: where relative paths of images start; a run takes its working directory.
@@ -259,7 +261,7 @@ def num_duplicates(first: CheckReport, second: CheckReport) -> int:
     """Rows of `second` whose question and images a row of `first` has too.
 
     Questions are compared but for white space and case; images by their size in bytes and their
-    first and last 4096 bytes, wherever they are stored.
+    first and last 4096 bytes, wherever they are stored; those that were not opened by their path.
     """
     return int(np.isin(second.fingerprints, first.fingerprints).sum())
 
@@ -406,7 +408,7 @@ class RowCounts:
                 options = image_options(entry, self._rules.limits)
                 factor = self._rules.resize_factor
                 check_resize(header.width, header.height, factor=factor, **options)
-            for part in _ends(source):
+            for part in _ends(source, opened=header is not None):
                 mark(part)
 
     def _open(self, source: bytes | str, *, decode: bool) -> ImageHeader | None:
@@ -447,12 +449,18 @@ def _placed(source: bytes | str, root: Path) -> bytes | str:
     return str(root / local_path(source))
 
 
-def _ends(source: bytes | str) -> Iterator[bytes]:
-    """The size of an encoded image and its bytes at either end; of one at an address, that."""
+def _ends(source: bytes | str, *, opened: bool) -> Iterator[bytes]:
+    """The size of an encoded image and its bytes at either end; of one not opened, where it is.
+
+    Raises:
+        BadCell: there is no file at the path of an image that was not opened.
+    """
     if isinstance(source, bytes):
         yield str(len(source)).encode()
         yield source[:_SAMPLE_BYTES] + source[-_SAMPLE_BYTES:]
-    elif is_remote(source):
+    elif not opened:
+        if not is_remote(source):
+            check_file(source)
         yield source.encode()
     else:
         with local_path(source).open("rb") as file:

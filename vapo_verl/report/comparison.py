@@ -34,6 +34,7 @@ NO_EARLY_DECISION = (
     "No early-decision run was made. python -m vapo_verl.evaluation early-decision MODEL DATA"
     " --run RUN_DIR makes one."
 )
+_SAME_FILE = "Both runs need early decisions on the same file."
 _ROWS = (
     "responses",
     "correct with all reasoning",
@@ -83,12 +84,17 @@ def _early_decision(a: RunSummary, b: RunSummary) -> list[Table]:
     first, second = a.early_decision, b.early_decision
     if first is None or second is None:
         return []
+    title = "Common early-decision rows"
+    if first.data != second.data:
+        names = [each.data or "a file that its folder does not name" for each in (first, second)]
+        note = f"Nothing to pair: A is on {names[0]}, B on {names[1]}. {_SAME_FILE}"
+        return [Table(title=title, header=[""], rows=[], note=note)]
     found = [
         paired_difference(name, early_rows(first, name), early_rows(second, name))
         for name in EARLY_QUANTITIES
     ]
-    note = "A pair is the same row of the data; both runs need early decisions on the same file."
-    return [_differences("Common early-decision rows", "row", found, note)]
+    note = f"A pair is the same row of the data. {_SAME_FILE}"
+    return [_differences(title, "row", found, note)]
 
 
 def _differences(title: str, what: str, found: Sequence[PairedDifference], note: str) -> Table:

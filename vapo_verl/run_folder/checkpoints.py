@@ -311,11 +311,6 @@ def best_complete(run_dir: Path, scores: Scores) -> int | None:
     return max(known, key=lambda step: (scores.by_step[step], step), default=None)
 
 
-def mark_complete(run_dir: Path, step: int) -> None:
-    """Record the files of a checkpoint that is on the disk, and declare it complete."""
-    _write_marker(run_dir, step, file_records(checkpoint_folder(run_dir, step)))
-
-
 def remove_old(run_dir: Path, step: int, keep: int | None, best_by: Scores | None = None) -> None:
     """Leave `keep` complete checkpoints, that of `step` and those before it, and no remains.
 

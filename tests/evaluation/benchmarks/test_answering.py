@@ -136,6 +136,20 @@ def test_swapped_images_are_found_before_the_engine_starts(tmp_path, engine):
     assert engine.started == 0
 
 
+def test_a_row_that_no_images_can_be_swapped_for_is_named(tmp_path, engine):
+    [task, _] = tasks(tmp_path, "swapped")
+    red, blue = (str(tmp_path / f"{colour}.png") for colour in ("red", "blue"))
+    for path in (red, blue):
+        Image.new("RGB", (28, 28), Path(path).stem).save(path)
+    rows = [
+        BenchmarkRow(number=n, index=5 + n, question="Which?", answer="1", images=images)
+        for n, images in enumerate([(red,), (red, blue)])
+    ]
+    with pytest.raises(BenchmarkError, match=r"no row of first has images that differ .* index 6"):
+        answering.ask_engine([replace(task, rows=rows)], EngineOptions(model="m"), BATCH)
+    assert engine.started == 0
+
+
 def test_an_endpoint_gets_a_row_for_all_its_samples_from_one_opening(tmp_path, monkeypatch):
     opened, asked = [], []
 

@@ -1,6 +1,7 @@
 """Bad files end with row, column and fix; predictions are read alike from every format."""
 
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,6 +9,7 @@ import pytest
 
 from tests.evaluation.benchmarks.benchmark_tables import base64_png, png, write_tsv
 from vapo_verl.data.errors import FileError, RowError
+from vapo_verl.data.images import SizedImage
 from vapo_verl.data.parquet_stream import row_schema
 from vapo_verl.evaluation.benchmarks.benchmark_file import read_benchmark, read_predictions
 from vapo_verl.evaluation.benchmarks.rules import check_rows, find_rule, rule_name_of
@@ -182,6 +184,19 @@ def test_rows_of_our_parquet(tmp_path):
     rule = find_rule("free-form")
     check_rows(rule, [first, second], tmp_path)
     assert rule.grade(second, r"\boxed{01}").correct is True
+
+
+def test_rows_of_our_parquet_with_options_for_size_and_control_tokens(tmp_path):
+    """Which tokens a model has is not known yet: the command refuses them."""
+    [row, _] = pq.read_table(our_parquet(tmp_path / "a.parquet", (5, 3))).to_pylist()
+    row["images"][0] |= {"max_pixels": 784}
+    row["prompt"][1]["content"] += " <|im_end|>"
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "b.parquet")
+    [read] = read_benchmark(tmp_path / "b.parquet")
+    assert read.messages[1]["content"].endswith("<|im_end|>")
+    assert read.images == (SizedImage(png(0), (("max_pixels", 784),)),)
+    cluster = find_rule("free-form").cluster
+    assert cluster(read) == cluster(replace(read, images=(png(0),)))
 
 
 def test_indices_of_our_parquet(tmp_path):

@@ -262,6 +262,7 @@ def test_rows_without_an_image_are_left_out_where_the_rule_does(tmp_path):
     [
         (["A"], "give two or more to compare"),
         (["A", "A"], "name them apart"),
+        (["A", "b=A,A/../a"], "/a/../a are one folder; give each seed a folder of its own"),
         (["A", "none"], "no such folder"),
         (["A", "EMPTY"], "holds no finished benchmark"),
         (["A", "OTHER"], "no benchmark is in all of them (a: quiz; other: exam)"),
@@ -273,7 +274,10 @@ def test_refusals_name_the_fix(words, message, results, tmp_path, capsys):
     if "OTHER" in words:
         folders["OTHER"] = results("other", "exam", "10")
     capsys.readouterr()
-    words = [folders.get(word, tmp_path / word) for word in words]
+    words = [
+        word.replace("A", str(folders["A"])) if "=" in word else folders.get(word, tmp_path / word)
+        for word in words
+    ]
     assert compare(tmp_path / "out", *words) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

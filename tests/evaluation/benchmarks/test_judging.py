@@ -54,6 +54,16 @@ def test_a_judge_is_shown_every_ground_truth():
     assert "Ground truth: cat or feline\n" in case_of(row, "Q?", "A lynx.").prompt()
 
 
+def test_a_judge_is_shown_options_that_the_question_does_not_list():
+    question = "How many of 1 and 2 are odd?"
+    row = BenchmarkRow(
+        number=0, index=0, question=question, answer="A", choices={"A": "1", "B": "2"}
+    )
+    assert f"{question}\nOptions:\nA. 1\nB. 2\n" in case_of(row, question, "One.").prompt()
+    listed = f"{question}\n(A) 1 (B) 2"
+    assert "Options:" not in case_of(row, listed, "One.").prompt()
+
+
 @pytest.fixture
 def quiz(tmp_path):
     rows = [

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import vapo_verl.evaluation.benchmarks.rules
-from vapo_verl.data.errors import BadCell
+from vapo_verl.data.errors import BadCell, RowError
 from vapo_verl.evaluation.benchmarks import BenchmarkRow, Grade
-from vapo_verl.evaluation.benchmarks.rules import RULES, find_rule
+from vapo_verl.evaluation.benchmarks.rules import RULES, check_rows, find_rule
 from vapo_verl.evaluation.benchmarks.rules.mathverse import same_meaning
 from vapo_verl.evaluation.benchmarks.rules.wemath import four_kinds
 
@@ -308,3 +308,35 @@ def test_only_boxes_count_where_the_protocol_says_so():
         assert correct(rules, row("12"), r"\boxed{12}") is True
     assert correct("mmk12", row("B", "Pick.\nA. 3 V\nB. 4 V"), "The answer is B.") is None
     assert correct("free-form", row("12"), "The answer is 12.") is True
+
+
+def test_free_form_asks_and_grades_the_options_of_a_row_that_has_some():
+    given = row("B", choices=OPTIONS)
+    assert "Options:\nA. 3 cm\nB. 4 cm" in find_rule("free-form").prompt(given).text
+    assert correct("free-form", given, r"\boxed{4 cm}") is True
+    assert correct("free-form", given, r"\boxed{B}") is True
+    assert correct("free-form", given, r"\boxed{5 cm}") is False
+    assert find_rule("free-form").prompt(row("4 cm")).text == "How long?"
+
+
+@pytest.mark.parametrize("answer", ["$", "$$", r"\boxed{}", " "])
+@pytest.mark.parametrize("rules", ["free-form", "geo3k", "mmk12", "mathverse", "mathvista", "mmmu"])
+def test_a_blank_ground_truth_is_refused_before_a_model_is_asked(rules, answer, tmp_path):
+    with pytest.raises(RowError, match="row 3, column 'answer': the ground truth of index 7 is"):
+        check_rows(find_rule(rules), [row("4"), row(answer, number=3, index=7)], tmp_path)
+
+
+@pytest.mark.parametrize("rules", ["mathvista", "mathvision"])
+def test_options_are_left_out_only_where_the_question_lists_them(rules):
+    def text(question, **choices):
+        return find_rule(rules).prompt(row("A", question, choices=choices)).text
+
+    numbers = {"A": "1", "B": "2", "C": "3"}
+    asked = text("How many of 1, 2 and 3 are odd?", **numbers)
+    assert asked.endswith("odd?\nChoices:\n(A) 1\n(B) 2\n(C) 3")
+    assert text("Is it so, yes or no?", A="yes", B="no").endswith("\nChoices:\n(A) yes\n(B) no")
+    for listed in ("Choices:\n(A) 1\n(B) 2\n(C) $3$", "(A) 1 (B) 2 (C) 3", "A. 1\nB. 2\nC. 3."):
+        question = f"How many?\n{listed}"
+        assert text(question, **numbers) == question
+    question = "Which?\nChoices:\n(A) a long\noption\n(B) another"
+    assert text(question, A="a long\noption", B="another") == question

@@ -1,11 +1,14 @@
 """Which image a row gets in place of its own."""
 
 import io
+import operator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from vapo_verl.data.images import SizedImage
 from vapo_verl.evaluation.image_swap.swap_probe import (
     blank,
     donor_rows,
@@ -95,3 +98,34 @@ def test_exchanged_images_keep_the_size():
     pixels = np.zeros((2, 2, 3), dtype=np.uint8)
     pixels[0] = 100
     assert (np.asarray(blank(Image.fromarray(pixels))) == 50).all()
+
+
+def shown_as(rows, seed):
+    """Number of a row -> the donor's number, and the images that it is shown with."""
+    donors = donor_rows(rows, seed)
+    return {number: (donor.number, donor.images) for number, donor in donors.items()}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_image_stands_in_its_own_place(seed):
+    a, b, c, d = (row.images[0] for row in rows_of("red", "blue", "green", "grey"))
+    one, other = (replace(rows_of("red")[0], number=n) for n in (1, 2))
+    pair = [replace(one, images=(a, b)), replace(other, images=(a, c))]
+    # c is of the same size as b: the other order of the same row
+    assert shown_as(pair, seed) == {1: (2, (c, a)), 2: (1, (b, a))}
+    third = replace(one, number=3, images=(c, d))
+    shown = shown_as([*pair, third], seed)
+    assert shown[1] == shown[2] == (3, (c, d))
+    for row in [*pair, third]:
+        assert all(map(operator.ne, row.images, shown[row.number][1]))
+    # the one image of (a,) is cycled, and stands in the first place of (a, b)
+    with pytest.raises(RunError, match="DATA row 1: no other drawn row has images that differ"):
+        donor_rows([pair[0], replace(other, images=(a,))], seed)
+
+
+def test_options_for_size_make_another_row_and_no_other_picture():
+    [red, blue] = (row.images[0] for row in rows_of("red", "blue"))
+    small, large = (SizedImage(red, (("max_pixels", pixels),)) for pixels in (784, 1568))
+    assert image_donors([(small,), (large,)], seed=0) == {}
+    donors = image_donors([(small,), (large,), (blue,)], seed=0)
+    assert (donors[small,], donors[large,]) == ((blue,), (blue,))

@@ -49,3 +49,14 @@ def test_a_damaged_line_is_named(tmp_path):
 def test_values_that_json_lacks_are_refused(tmp_path):
     with Journal(tmp_path, SETTINGS) as journal, pytest.raises(ValueError):
         journal.append({"row": 1, "ratio": float("nan")})
+
+
+def test_a_setting_that_an_older_folder_lacks_was_its_default(tmp_path):
+    with Journal(tmp_path, SETTINGS):
+        pass
+    defaults = {"--control-tokens": "refuse", "--seed": 7}
+    with Journal(tmp_path, {**SETTINGS, "--control-tokens": "refuse"}, defaults):
+        pass
+    other = Journal(tmp_path, {**SETTINGS, "--control-tokens": "text"}, defaults)
+    with pytest.raises(RunError, match=r"--control-tokens was 'refuse', is 'text'\. Give"):
+        other.__enter__()

@@ -1,6 +1,7 @@
 """What is refused before an engine starts, and how the message helps."""
 
 import argparse
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,13 +11,17 @@ from omegaconf import OmegaConf
 
 from vapo_verl.evaluation.__main__ import BAD_INPUT, PROBING, main
 from vapo_verl.evaluation.early_decision import EarlyOptions
+from vapo_verl.evaluation.probing.job import finish_rows
+from vapo_verl.evaluation.probing.journal import SETTINGS_FILE
 from vapo_verl.evaluation.probing.probe_options import (
     OF_RUN,
+    EngineOptions,
     ProbeOptions,
     add_command_arguments,
     read_command_options,
 )
 from vapo_verl.hydra_config import compose_recipe
+from vapo_verl.run_folder import RunError
 
 RUN = {
     "data": {"min_pixels": 784, "max_pixels": 5000, "max_response_length": 160},
@@ -179,3 +184,19 @@ print([name for name in ("torch", "vllm", "transformers") if name in sys.modules
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "default"),
+    [("--control-tokens", "text", "refuse"), ("--plain-think-tokens", "false", "auto")],
+)
+def test_a_folder_holds_results_of_one_prompt(option, value, default, digits_data, tmp_path):
+    data = digits_data(test=6)["test"]
+    before = ProbeOptions(engine=EngineOptions(model="m"), data=data, out=tmp_path)
+    old = {name: of for name, of in before.settings().items() if name != option}
+    (tmp_path / SETTINGS_FILE).write_text(json.dumps(old))
+    field = option.removeprefix("--").replace("-", "_")
+    now = replace(before, engine=replace(before.engine, **{field: value}))
+    finish_rows([], before, {}, lambda *_: [])  # the folder of an older release is resumed
+    with pytest.raises(RunError, match=f"{option} was '{default}', is '{value}'"):
+        finish_rows([], now, {}, lambda *_: [])

@@ -8,17 +8,22 @@ import pytest
 from PIL import Image
 
 from vapo_verl.data.errors import RowError
+from vapo_verl.data.images import SizedImage
 from vapo_verl.evaluation.probing.probe_options import model_fingerprint, parquet_fingerprint
-from vapo_verl.evaluation.probing.rows import draw_rows, open_image, read_rows
+from vapo_verl.evaluation.probing.rows import draw_rows, image_size, open_image, read_rows
+
+
+def encoded():
+    image = io.BytesIO()
+    Image.new("RGB", (28, 28), "red").save(image, "PNG")
+    return image.getvalue()
 
 
 def write(path, num_rows=5, **cells):
-    image = io.BytesIO()
-    Image.new("RGB", (28, 28), "red").save(image, "PNG")
     rows = [
         {
             "prompt": [{"role": "user", "content": f"<image>What is {number}?"}],
-            "images": [{"bytes": image.getvalue(), "path": None}],
+            "images": [{"bytes": encoded(), "path": None}],
             "data_source": "made up",
             "reward_model": {"style": "rule", "ground_truth": str(number)},
             "extra_info": {"index": 10 + number},
@@ -69,3 +74,15 @@ def test_fingerprints_follow_the_content(tmp_path):
     weights.write_bytes(bytes(3 * 2**20 - 1) + b"1")
     assert model_fingerprint(str(tmp_path)) != before
     assert model_fingerprint("Qwen/some-name") == "Qwen/some-name"
+
+
+def test_the_options_of_an_image_are_part_of_it(tmp_path):
+    entry = {"bytes": encoded(), "path": None, "max_pixels": 784}
+    [row] = read_rows(
+        write(tmp_path / "rows.parquet", num_rows=1, images=[entry]),
+        num_rows=None,
+        seed=0,
+        answer_style="exact",
+    )
+    assert row.images == (SizedImage(entry["bytes"], (("max_pixels", 784),)),)
+    assert image_size(row.images[0]) == open_image(row.images[0]).size == (28, 28)

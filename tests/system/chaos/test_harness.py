@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoints import mark_complete
 from tests.system.chaos import __main__ as command
 from tests.system.chaos import reference
 from tests.system.chaos.faults import KILLED, PHASES, all_faults, chains, drawn
 from tests.system.chaos.trial import Observation
-from vapo_verl.run_folder.checkpoints import checkpoint_folder, mark_complete
+from vapo_verl.run_folder.checkpoints import checkpoint_folder
 from vapo_verl.run_folder.metrics import MetricsFile
 from vapo_verl.run_folder.rollouts import write_rollouts
 

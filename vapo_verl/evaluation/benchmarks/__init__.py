@@ -7,8 +7,15 @@ engine, a judge or a network, so answers of any model, stored by any tool, are g
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from vapo_verl.data.errors import DataError
+
+if TYPE_CHECKING:
+    from vapo_verl.data.images import ImageEntry
+
+IMAGES = ("own", "blank", "blurred", "swapped")
+"""What a row is asked with: its images; their mean colour; blurred ones; those of another row."""
 
 
 class BenchmarkError(DataError):
@@ -28,7 +35,7 @@ class BenchmarkRow:
     """Ground truth as the file has it: a letter, a list, a number, LaTeX."""
     alternatives: tuple[str, ...] = ()
     """Other ground truths of a row of our parquet format; any of them is correct."""
-    images: tuple[bytes | str, ...] = ()
+    images: "tuple[ImageEntry, ...]" = ()
     """Encoded images or their paths, as :class:`vapo_verl.data.images.StoredImage` takes."""
     choices: Mapping[str, str] = field(default_factory=dict)
     """Letter -> option text, in order; of columns `A` .. `Z`, or of a `choices` list."""
@@ -61,7 +68,7 @@ class Prompt:
     """A user turn: text with one `<image>` per image, in the order in which they are shown."""
 
     text: str
-    images: tuple[bytes | str, ...]
+    images: "tuple[ImageEntry, ...]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,7 @@ from vapo_verl.claims.requests.reply import FatalFault, ImageFailed
 from vapo_verl.claims.requests.retry import Pacer, PatientAsker
 from vapo_verl.console import progress_bar
 from vapo_verl.data.cells import IMAGE_PLACEHOLDER
+from vapo_verl.data.images import ImageEntry
 from vapo_verl.evaluation.benchmarks import BenchmarkError, BenchmarkRow, Rule
 from vapo_verl.evaluation.image_swap.swap_probe import Sources, blank, image_donors, swapped
 from vapo_verl.evaluation.probing.engine import Context, Engine, ShownImage
@@ -42,8 +43,6 @@ from vapo_verl.evaluation.probing.probe_options import EngineOptions
 from vapo_verl.evaluation.probing.rows import Row, batches, open_image
 from vapo_verl.run_folder import RunError
 
-IMAGES = ("own", "blank", "blurred", "swapped")
-"""What a row is asked with: its images; their mean colour; blurred ones; those of another row."""
 BLUR = 0.1
 """Radius (standard deviation) of the Gaussian blur as a fraction of the shorter side."""
 TOP_P = 1.0
@@ -71,7 +70,7 @@ class Task:
     folder: Path
     sampling: Sampling
     image: str
-    """One of `IMAGES`."""
+    """One of `IMAGES` of :mod:`vapo_verl.evaluation.benchmarks`."""
     suffix: str
     """Behind the question of a row that has no chat of its own."""
     settings: Mapping[str, Any]
@@ -228,12 +227,12 @@ class _ShownImages:
     """The images that each row of a task is asked with."""
 
     def __init__(self, task: Task) -> None:
-        """Raises BenchmarkError when images are to be swapped and all rows have the same."""
+        """Raises BenchmarkError when images are to be swapped and a row has no donor."""
         self._kind = task.image
         self._own = [task.question(row)[1] for row in task.rows]
         self._donors = _donors(task, self._own) if task.image == "swapped" else {}
 
-    def of(self, place: int, load: Callable[[bytes | str], Image.Image]) -> tuple[Image.Image, ...]:
+    def of(self, place: int, load: Callable[[ImageEntry], Image.Image]) -> tuple[Image.Image, ...]:
         """Those of the row at this place in the benchmark, decoded by `load`."""
         sources = self._own[place]
         images = tuple(map(load, sources))
@@ -252,14 +251,20 @@ def blurred(image: Image.Image) -> Image.Image:
 
 
 def _donors(task: Task, images: Sequence[Sources]) -> dict[Sources, Sources]:
-    """Images of a row -> those it is swapped with, never the same ones."""
-    donors = image_donors(images, task.sampling.seed)
-    if not donors:
-        num_different = len({each for each in images if each})
+    """As :func:`image_donors`, of all rows with images."""
+    num_different = len({each for each in images if each})
+    if num_different < 2:
         raise BenchmarkError(
             f"--image swapped: the rows of {task.name} hold {num_different} different images; "
             "choose blank or blurred, or a benchmark with several images"
         )
+    donors = image_donors(images, task.sampling.seed)
+    for row, own in zip(task.rows, images, strict=True):
+        if own and own not in donors:
+            raise BenchmarkError(
+                f"--image swapped: no row of {task.name} has images that differ from those of "
+                f"index {row.index!r} in every place; choose blank or blurred, or leave it out"
+            )
     return donors
 
 

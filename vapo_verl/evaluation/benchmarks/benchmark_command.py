@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vapo_verl.cli_options import OptionError, add_options, check_bounds, cli, options_from
+from vapo_verl.evaluation.benchmarks import IMAGES
 from vapo_verl.evaluation.benchmarks.benchmark_page import benchmark_body, write_page
 from vapo_verl.evaluation.benchmarks.benchmark_results import (
     SCORES_FILE,
@@ -63,7 +64,7 @@ class BenchmarkOptions:
     """Folder for the results."""
     protocol: str = field(default="paper", metadata=cli(choices=tuple(PROTOCOLS)))
     """paper: one greedy answer; avg8: 8 samples at temperature 1."""
-    image: str = field(default="own", metadata=cli(choices=("own", "blank", "blurred", "swapped")))
+    image: str = field(default="own", metadata=cli(choices=IMAGES))
     """Ask with each row's own images, their mean colour, blurred ones, or those of another row."""
     rules: str | None = field(default=None, metadata=cli(metavar="NAME"))
     """Rule of all files (by the name of a file, else by its columns)."""

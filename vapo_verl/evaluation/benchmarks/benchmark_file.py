@@ -24,7 +24,13 @@ from vapo_verl.data.cells import (
     truths_of,
 )
 from vapo_verl.data.errors import BadCell, FileError, ProblemLog, shown
-from vapo_verl.data.images import check_image, image_source, is_data_uri
+from vapo_verl.data.images import (
+    ImageEntry,
+    check_image,
+    image_source,
+    is_data_uri,
+    sized_image,
+)
 from vapo_verl.data.parquet_stream import iter_rows, open_parquet
 from vapo_verl.data.rows import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
 from vapo_verl.evaluation.benchmarks import BenchmarkRow
@@ -41,6 +47,8 @@ _OPTIONS = tuple(string.ascii_uppercase)
 _NO_LIST = ("", "None", "nan", "[]")
 _CELL_LIMIT = 2**31 - 1
 _INTEGER = re.compile(r"[+-]?\d{1,18}(?:\.0+)?", re.ASCII)
+_RULES = RowRules(refuse_controls=False)
+"""Control tokens are those of a model: the command looks for them once it knows which."""
 _UNIQUE = "give every row an index of its own, or drop the row"
 _NO_IMAGE = "fill in the image, or drop the row"
 _REPLACE = "write base64 of a PNG or JPEG file, a list of such strings, or another row's index"
@@ -363,8 +371,8 @@ def _read_our_parquet(path: Path) -> list[BenchmarkRow]:
         _require(path, parquet.schema_arrow.names, REQUIRED_COLUMNS)
         columns = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
         for number, row in iter_rows(parquet, columns, path=path, key=KEY):
-            sources: tuple[bytes | str, ...] = ()
-            problems = row_problems(row, RowRules())
+            sources: tuple[ImageEntry, ...] = ()
+            problems = row_problems(row, _RULES)
             try:
                 sources = () if problems else _sources(row)
             except BadCell as damaged:
@@ -378,9 +386,10 @@ def _read_our_parquet(path: Path) -> list[BenchmarkRow]:
     return [_our_row(n, i, row) for n, (i, row) in enumerate(zip(indices, table, strict=True))]
 
 
-def _sources(row: Mapping[str, Any]) -> tuple[bytes | str, ...]:
-    sources = check_images_match(row["prompt"], row["images"])
-    return tuple(_decodable("images", source) for source in sources)
+def _sources(row: Mapping[str, Any]) -> tuple[ImageEntry, ...]:
+    for source in check_images_match(row["prompt"], row["images"]):
+        _decodable("images", source)
+    return tuple(map(sized_image, row["images"] or ()))
 
 
 def _our_indices(table: Sequence[Mapping[str, Any]]) -> list[str]:

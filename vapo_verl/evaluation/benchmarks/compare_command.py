@@ -168,12 +168,19 @@ def read_arm(text: str) -> Arm:
 
     Raises:
         BenchmarkError: a folder holds none.
+        OptionError: a folder is given twice, and would count as two seeds.
     """
-
     name, separator, listed = text.partition("=")
     if not separator or Path(text).is_dir():  # a folder's own name may hold an equals sign
         name, listed = Path(text).resolve().name, text
     folders = [Path(text)] if listed == text else [Path(each) for each in listed.split(",")]
+    places = [folder.resolve() for folder in folders]
+    if twice := [
+        str(f) for f, place in zip(folders, places, strict=True) if places.count(place) > 1
+    ]:
+        raise OptionError(
+            f"ARM {name}: {' and '.join(twice)} are one folder; give each seed a folder of its own"
+        )
     return Arm(
         name=name,
         seeds=tuple({each.name: each for each in read_results(folder)} for folder in folders),

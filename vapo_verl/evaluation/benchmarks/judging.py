@@ -24,6 +24,7 @@ from vapo_verl.console import progress_bar
 from vapo_verl.evaluation.benchmarks import BenchmarkError, BenchmarkRow
 from vapo_verl.evaluation.benchmarks.answering import Task, ask_concurrently
 from vapo_verl.evaluation.benchmarks.benchmark_results import GradedAnswer
+from vapo_verl.evaluation.benchmarks.rules.extraction import lists_options
 from vapo_verl.files import FolderLock, append_line
 
 PROMPT_VERSION = 2
@@ -93,10 +94,10 @@ def case_of(row: BenchmarkRow, question: str, prediction: str) -> Case:
         question: as the model was asked, without the suffix.
     """
     options = "".join(f"\n{letter}. {text}" for letter, text in row.choices.items())
-    listed = all(text in question for text in row.choices.values())
     answer = " or ".join([row.answer, *row.alternatives])
     if answer in row.choices:
         answer = f"{answer}. {row.choices[answer]}"
+    listed = lists_options(question, row.choices)
     shown = question if listed else f"{question}\nOptions:{options}"
     return Case(question=shown, answer=answer, prediction=prediction)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from vapo_verl.data.images import image_source
 from vapo_verl.evaluation.benchmarks import BenchmarkError, BenchmarkRow, Grade, Rule
 from vapo_verl.evaluation.benchmarks.rules import find_rule
 from vapo_verl.files import atomic_write
@@ -110,7 +111,7 @@ def _record(
         del stored[field]
     return {
         "prompt": [{"role": "user", "content": prompt.text + suffix}],
-        "images": [images.entry(source) for source in prompt.images],
+        "images": [images.entry(image_source(each)) for each in prompt.images],
         "data_source": name,
         "reward_model": {"style": "rule", "ground_truth": row.answer},
         COLUMN: json.dumps({"rule": rule.name, "row": stored}, ensure_ascii=False),

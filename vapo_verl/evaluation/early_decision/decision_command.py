@@ -130,7 +130,7 @@ def decide_early(
     the cut, and the suffix: all but its last block is in the KV cache.
     """
     responses = respond(engine, rows, options)
-    targets, suffix = even_targets(early.num_cuts), engine.encode(early.suffix)
+    targets, suffix = even_targets(early.num_cuts), engine.encode_plain(early.suffix)
     cuts = [cut_positions(response.reasoning, targets) for response in responses]
     forced_at = [
         (number, position)

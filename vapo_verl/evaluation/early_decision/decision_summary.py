@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from vapo_verl.analysis.statistics import PairedRates, Rate, paired_rates, rate, rate_of
-from vapo_verl.evaluation.probing.journal import ROWS_FILE, read_records
+from vapo_verl.evaluation.probing.journal import ROWS_FILE, read_records, read_settings
 from vapo_verl.run_folder import RunError
 
 COMMAND = "early-decision"
@@ -48,6 +48,8 @@ class EarlyDecision:
     """All rows of a run, by row number; at least one."""
 
     rows: tuple[EarlyRow, ...]
+    data: str | None = None
+    """Name and digest of the file they are from; None where the folder does not say."""
 
     @property
     def targets(self) -> tuple[float, ...]:
@@ -63,7 +65,8 @@ def load_early_decision(folder: Path) -> EarlyDecision | None:
     """Read `folder` (`RUN_DIR/diagnostics/early-decision`), finished or not; None without a row.
 
     Raises:
-        RunError: a line that is no record of this command, or rows with other cuts.
+        RunError: a line that is no record of this command, rows with other cuts, or damaged
+            settings.
     """
     records = read_records(folder)
     if not records:
@@ -75,7 +78,7 @@ def load_early_decision(folder: Path) -> EarlyDecision | None:
             f"{folder / ROWS_FILE}: a row lacks or has wrong {error}; it is not from `{COMMAND}` "
             "of this version: delete the folder and run it again"
         ) from error
-    decision = EarlyDecision(rows=rows)
+    decision = EarlyDecision(rows=rows, data=read_settings(folder).get("DATA"))
     if any(tuple(c.target for c in row.cuts) != decision.targets for row in rows):
         raise RunError(f"{folder / ROWS_FILE}: rows differ in their cuts; delete the folder")
     return decision

@@ -1,14 +1,16 @@
 """Continues responses from cuts along them with another image."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import pairwise
-from typing import Any
+import operator
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import cycle, pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
+from vapo_verl.data.images import ImageEntry, image_options, image_source
 from vapo_verl.evaluation.image_swap import EXCHANGES, ImageSwapOptions
 from vapo_verl.evaluation.probing.attention_summary import ratios
 from vapo_verl.evaluation.probing.engine import Context, Engine, ShownImage, TopLogprobs
@@ -35,12 +37,11 @@ OWN = "own"
 """The original image, beside `EXCHANGES`."""
 CASES_READ_AT_ONCE = 8
 """vLLM returns the likeliest tokens of a complete context, images included."""
+T = TypeVar("T")
 Exchanged = Mapping[str, tuple[ShownImage, ...]]
 _SMALLEST = 1e-9
-Sizes = tuple[tuple[int, int], ...]
-"""Width and height of each image of a row."""
-Sources = tuple[bytes | str, ...]
-"""Images of a row, encoded or as paths."""
+Sources = tuple[ImageEntry, ...]
+"""Images of a row, encoded or as paths, with their options for size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ class Case:
 
     response: Response
     donor: Row
-    """The first row with the swapped images."""
+    """The first row with the swapped images, with these in the order in which they are shown."""
     same_size: bool
     images: Exchanged
     positions: tuple[int, ...]
@@ -66,7 +67,7 @@ class ImageSwap:
     """Probes batches of rows; the donor of every row is drawn once, over all rows."""
 
     def __init__(self, options: ProbeOptions, swap: ImageSwapOptions, rows: Sequence[Row]) -> None:
-        """Raises RunError when all rows show the same images."""
+        """Raises RunError as :func:`donor_rows`."""
         self._options, self._swap = options, swap
         self._donors = donor_rows(rows, options.seed)
         self._targets = even_targets(swap.num_cuts)
@@ -216,50 +217,100 @@ def divergence(p: Mapping[int, float], q: Mapping[int, float]) -> float:
 
 
 def donor_rows(rows: Sequence[Row], seed: int) -> dict[int, Row]:
-    """Number of a row -> the row whose images it is swapped with, which are never its own.
+    """Number of a row -> the row whose images it is swapped with, in the order of the swap.
 
     Of several rows with the same images the first one stands for all.
 
     Raises:
-        RunError: all rows show the same images.
+        RunError: all rows show the same images, or a row has no donor.
     """
-    donors = image_donors((row.images for row in rows), seed)
-    if not donors:
+    if len({row.images for row in rows}) < 2:
         raise RunError(
             f"DATA: the {len(rows)} drawn rows hold 1 different image, and image-swap takes that "
             "of another row: give a larger --num-rows, or data with several images"
         )
-    first = {row.images: row for row in reversed(rows)}
-    return {row.number: first[donors[row.images]] for row in rows}
+    donors = image_donors((row.images for row in rows), seed)
+    if without := [row.number for row in rows if row.images not in donors]:
+        raise RunError(
+            f"DATA row {without[0]}: no other drawn row has images that differ from its own in "
+            "every place; give a larger --num-rows, or leave the row out"
+        )
+    first = {
+        _turned(row.images, turn): row for row in reversed(rows) for turn in range(len(row.images))
+    } | {row.images: row for row in reversed(rows)}
+    return {
+        row.number: replace(first[donor], images=donor)
+        for row in rows
+        for donor in [donors[row.images]]
+    }
 
 
 def image_donors(images: Iterable[Sources], seed: int) -> dict[Sources, Sources]:
-    """Images of a row -> those that they are swapped with, never the same ones.
+    """Images of a row -> those that they are swapped with: no image stands in its own place.
 
-    Rows with equal images (equal bytes or paths) share a donor, and rows without any are left out.
-    Empty where fewer than two are different.
+    Rows with equal images (equal bytes or paths, and options) share a donor, and rows without any
+    are left out. So is a row without a donor: each other one has an image of it in the same place,
+    in any order.
+
+    Where the donor of :func:`draw_donors` keeps an image in its place, others are tried: those of
+    the same sizes as they are, then in another order, then all others.
     """
     distinct = list(dict.fromkeys(each for each in images if each))
     if len(distinct) < 2:
         return {}
-    donors = draw_donors([tuple(map(image_size, each)) for each in distinct], seed)
-    return {each: distinct[donor] for each, donor in zip(distinct, donors, strict=True)}
+    sizes = [
+        tuple((image_size(image), *image_options(image).items()) for image in each)
+        for each in distinct
+    ]
+    names: dict[bytes | str, int] = {}  # options for size make no other picture
+    pictures = [
+        tuple(names.setdefault(image_source(image), len(names)) for image in each)
+        for each in distinct
+    ]
+    donors: dict[Sources, Sources] = {}
+    for place, drawn in enumerate(draw_donors(sizes, seed)):
+        for other, turn in _candidates(sizes, place, drawn):
+            shown = cycle(_turned(pictures[other], turn))  # as `swapped` shows them
+            if not any(map(operator.eq, pictures[place], shown)):
+                donors[distinct[place]] = _turned(distinct[other], turn)
+                break
+    return donors
 
 
-def draw_donors(sizes: Sequence[Sizes], seed: int) -> list[int]:
+def _candidates(
+    sizes: Sequence[tuple[Hashable, ...]], place: int, drawn: int
+) -> Iterator[tuple[int, int]]:
+    """Entries to swap with, and how many of their images move to the end, best first."""
+    yield drawn, 0
+    following = [number % len(sizes) for number in range(drawn, drawn + len(sizes))]
+    for is_equal in (True, False):
+        others = [
+            other
+            for other in following
+            if other != place and (sizes[other] == sizes[place]) is is_equal
+        ]
+        yield from ((other, 0) for other in others)
+        yield from ((other, turn) for other in others for turn in range(1, len(sizes[other])))
+
+
+def _turned(images: tuple[T, ...], turn: int) -> tuple[T, ...]:
+    return images[turn:] + images[:turn]
+
+
+def draw_donors(sizes: Sequence[tuple[Hashable, ...]], seed: int) -> list[int]:
     """For each entry another one, with the same number and sizes of images where possible.
 
     Entries of equal sizes exchange in a drawn circle; one alone with its sizes gets any other.
 
     Args:
-        sizes: of at least two entries.
+        sizes: of at least two entries, one for each of their images.
 
     Returns:
         For each entry, the index of its donor in `sizes`.
     """
     assert len(sizes) > 1
     rng = np.random.default_rng(seed)
-    groups: dict[Sizes, list[int]] = {}
+    groups: dict[tuple[Hashable, ...], list[int]] = {}
     for index, of_row in enumerate(sizes):
         groups.setdefault(of_row, []).append(index)
     donors: dict[int, int] = {}

@@ -106,7 +106,8 @@ def _insertion(
     engine: Engine, name: str, response: Response, interventions: InterventionOptions
 ) -> Insertion:
     if name == "focus":
-        return Insertion(ids=engine.encode(interventions.focus_text), images=(), in_text=True)
+        ids = engine.encode_plain(interventions.focus_text)
+        return Insertion(ids=ids, images=(), in_text=True)
     scale = interventions.replay_scale
     images = tuple(ShownImage(_scaled(image.pixels, scale)) for image in response.prompt.images)
     ids = engine.user_turn(len(images), interventions.replay_text)

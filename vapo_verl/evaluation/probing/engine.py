@@ -24,7 +24,7 @@ from vapo_verl.data.control_tokens import (
     text_words,
     vision_token_ids,
 )
-from vapo_verl.data.images import resized
+from vapo_verl.data.images import ImageEntry, image_options, resized
 from vapo_verl.evaluation.probing.probe_options import EngineOptions
 from vapo_verl.evaluation.probing.rows import Row, open_image
 from vapo_verl.run_folder import RunError
@@ -158,9 +158,8 @@ class Engine:
 
     def prompt(self, row: Row) -> Context:
         """The row's chat up to where the model answers."""
-        hide = str if self.controls is None else self.controls.hide
         messages = [
-            {"role": turn["role"], "content": chat_parts(hide(turn["content"]))}
+            {"role": turn["role"], "content": chat_parts(self._hidden(turn["content"]))}
             for turn in row.messages
         ]
         text = self._processor.apply_chat_template(
@@ -168,23 +167,20 @@ class Engine:
         )
         return Context(ids=self.encode(text), images=tuple(map(self.shown, row.images)))
 
-    def shown(self, source: bytes | str) -> ShownImage:
+    def shown(self, entry: ImageEntry) -> ShownImage:
         """:meth:`image` for a context."""
-        return ShownImage(self.image(source))
+        return ShownImage(self.image(entry))
 
-    def image(self, source: bytes | str) -> Image.Image:
-        """The image as training shows it: veRL resizes by the same function."""
-        return resized(
-            open_image(source),
-            patch_size=self._processor.image_processor.patch_size,
-            min_pixels=self._options.min_pixels,
-            max_pixels=self._options.max_pixels,
-        )
+    def image(self, entry: ImageEntry) -> Image.Image:
+        """The image as training shows it: veRL resizes by the same function and options."""
+        limits = {name: getattr(self._options, name) for name in ("min_pixels", "max_pixels")}
+        patch_size = self._processor.image_processor.patch_size
+        return resized(open_image(entry), patch_size=patch_size, **image_options(entry, limits))
 
     def user_turn(self, num_images: int, text: str) -> tuple[int, ...]:
         """Ids that end the model's turn, hold a user turn with images, and begin a new answer."""
         mark = "The model's turn."
-        turn = [{"type": "image"}] * num_images + [{"type": "text", "text": text}]
+        turn = [{"type": "image"}] * num_images + [{"type": "text", "text": self._hidden(text)}]
         chat = [
             {"role": "user", "content": [{"type": "text", "text": "The user's turn."}]},
             {"role": "assistant", "content": [{"type": "text", "text": mark}]},
@@ -196,6 +192,16 @@ class Engine:
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a text, nothing added."""
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def encode_plain(self, text: str) -> tuple[int, ...]:
+        """:meth:`encode` of text that no template rendered: think tags are spelled as in prompts.
+
+        The policy writes them so where it was trained on prompts that do.
+        """
+        return self.encode(self._hidden(text))
+
+    def _hidden(self, text: str) -> str:
+        return text if self.controls is None else self.controls.hide(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""

@@ -9,6 +9,7 @@ from string import Template
 from typing import Any
 
 from vapo_verl.analysis.statistics import PairedRates, Rate
+from vapo_verl.cli_options import settings_of
 from vapo_verl.console import progress_bar
 from vapo_verl.data.cells import RowRules
 from vapo_verl.data.control_tokens import ControlTokens, model_folder, tokenizer_tokens
@@ -95,7 +96,8 @@ def finish_rows(
         RunError: the folder was begun with other settings.
         FileError: another process writes there.
     """
-    with Journal(options.out, {**options.settings(), **settings}) as journal:
+    defaults = settings_of(EngineOptions(model=""))
+    with Journal(options.out, {**options.settings(), **settings}, defaults) as journal:
         finished = journal.finished()
         to_do = [row for row in rows if row.number not in finished]
         print(f"{len(rows):,} rows, {len(rows) - len(to_do):,} done before", flush=True)

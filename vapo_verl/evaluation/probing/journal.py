@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from vapo_verl.files import FolderLock, append_line, atomic_write
@@ -24,11 +25,18 @@ class Journal:
         folder: made if it is not there; locked while the journal is open.
         settings: all that a row's result depends on. A folder that was begun with other settings
             is refused.
+        defaults: values of settings that the folder lacks, as one of an older release may.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self.folder = folder
         self._settings = json.loads(json.dumps(settings))
+        self._defaults = defaults
         self._open = ExitStack()
         self._file: IO[str] | None = None
 
@@ -61,7 +69,7 @@ class Journal:
             with atomic_write(path) as temporary:
                 temporary.write_text(json.dumps(self._settings, indent=2) + "\n")
             return
-        before = json.loads(path.read_text())
+        before = {**self._defaults, **read_settings(self.folder)}
         differences = [
             f"{key} was {before.get(key)!r}, is {self._settings.get(key)!r}"
             for key in sorted(before.keys() | self._settings.keys())
@@ -97,6 +105,21 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
                     "done again"
                 ) from error
     return [records[row] for row in sorted(records)]
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings that a folder was begun with; empty without a file.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    path = folder / SETTINGS_FILE
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({error}); restore it, or delete the folder") from error
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:

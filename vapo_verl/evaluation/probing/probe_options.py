@@ -64,13 +64,9 @@ class EngineOptions:
     """Smaller images are enlarged (4 image tokens)."""
     max_pixels: int | None = field(default=None, metadata=cli(low=1))
     """Larger images are shrunk (16384 image tokens)."""
-    control_tokens: str = field(
-        default="refuse", metadata=cli(choices=CONTROL_TOKENS, setting=False)
-    )
+    control_tokens: str = field(default="refuse", metadata=cli(choices=CONTROL_TOKENS))
     """As vapo.data.control_tokens: refuse rows with such text, or encode it as plain text."""
-    plain_think_tokens: str = field(
-        default="auto", metadata=cli(choices=PLAIN_THINK_TOKENS, setting=False)
-    )
+    plain_think_tokens: str = field(default="auto", metadata=cli(choices=PLAIN_THINK_TOKENS))
     """As vapo.data.plain_think_tokens: encode think tags as plain text."""
     attention_layers: str | tuple[int, ...] | None = field(default=None, metadata=cli(hidden=True))
     """As :func:`vapo_verl.attention.engine_args` takes them."""

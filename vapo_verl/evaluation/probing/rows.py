@@ -14,10 +14,12 @@ from vapo_verl.data.claims_column import Claim, read_claims
 from vapo_verl.data.errors import BadCell, FileError, RowError
 from vapo_verl.data.images import (
     IMAGE_ERRORS,
+    ImageEntry,
     image_source,
     is_remote,
     load_image,
     read_header,
+    sized_image,
 )
 from vapo_verl.data.parquet_stream import iter_rows, open_parquet, require_columns
 from vapo_verl.data.rows import REQUIRED_COLUMNS, columns_for
@@ -42,8 +44,8 @@ class Row:
     """`extra_info.index`."""
     messages: tuple[Mapping[str, str], ...]
     """Turns with one `<image>` in their text per image."""
-    images: tuple[bytes | str, ...]
-    """Encoded images, or where they are."""
+    images: tuple[ImageEntry, ...]
+    """Encoded images, or where they are, with their options for size."""
     ground_truth: str
     """The answer; several that are correct are joined by ` | `."""
     style: str
@@ -99,8 +101,8 @@ def draw_rows(total: int, num_rows: int | None, seed: int) -> list[int]:
     return sorted(np.random.default_rng(seed).permutation(total)[:num_rows].tolist())
 
 
-def open_image(source: bytes | str) -> Image.Image:
-    """The image, as training shows it; one at an address is downloaded.
+def open_image(source: ImageEntry) -> Image.Image:
+    """The image in its own size, as training decodes it; one at an address is downloaded.
 
     Raises:
         FileError: it cannot be read.
@@ -111,12 +113,13 @@ def open_image(source: bytes | str) -> Image.Image:
         raise FileError(f"{KEY}: {error}") from error
 
 
-def image_size(source: bytes | str) -> tuple[int, int]:
+def image_size(entry: ImageEntry) -> tuple[int, int]:
     """Width and height in pixels, from the file's header; (0, 0) for an image at an address.
 
     Raises:
         FileError: it cannot be read.
     """
+    source = image_source(entry)
     if is_remote(source):
         return 0, 0
     try:
@@ -142,7 +145,7 @@ def _row(
         data_source=str(row["data_source"]),
         index=(row["extra_info"] or {}).get("index"),
         messages=tuple(row["prompt"]),
-        images=tuple(image_source(entry) for entry in row["images"] or ()),
+        images=tuple(map(sized_image, row["images"] or ())),
         ground_truth=" | ".join(truths),
         style=style if style in ANSWER_STYLES else answer_style,
         claims=read_claims(row["claims"]),

@@ -331,6 +331,16 @@ def _inline_options(block: str) -> dict[str, str]:
     }
 
 
+def lists_options(text: str, choices: Mapping[str, str]) -> bool:
+    """Whether a text lists these options with their letters; of one in several lines the first."""
+    listed = parse_choices(text)
+    firsts = {letter: option.strip().partition("\n")[0] for letter, option in choices.items()}
+    return all(
+        letter in listed and normalised(listed[letter]) == normalised(first)
+        for letter, first in firsts.items()
+    )
+
+
 def choices_of(row: BenchmarkRow) -> Mapping[str, str]:
     """The row's own options, else those in the text of its question.
 

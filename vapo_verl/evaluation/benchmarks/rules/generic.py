@@ -11,7 +11,8 @@ words of the answer hold `yes` and not `no`, or the other way around; both or no
 
 `free-form`: the answer equals the ground truth by `vapo_verl.reward.accuracy`, in the style of the
 row (`exact`, `math`, `choice`, `text`), else as mathematics; in the style `judge` no rule decides.
-An answer outside of a box counts too, which training does not reward.
+An answer outside of a box counts too, which training does not reward. A row with options is asked
+and graded as in `mcq`.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from vapo_verl.config import JUDGE_STYLE
 from vapo_verl.data.cells import IMAGE_PLACEHOLDER
 from vapo_verl.data.errors import BadCell, shown
+from vapo_verl.data.images import image_source
 from vapo_verl.evaluation.benchmarks import (
     BenchmarkRow,
     Grade,
@@ -97,11 +99,23 @@ def grade_free_form(
     return Grade(correct=correct, extracted=answer, rule=rule)
 
 
+def _grade_free_form_or_choice(row: BenchmarkRow, prediction: str) -> Grade:
+    if row.choices:
+        return grade_choice(row, prediction, "free-form")
+    return grade_free_form(row, prediction, "free-form")
+
+
+def _free_form_prompt(row: BenchmarkRow) -> Prompt:
+    return mcq_prompt(row) if row.choices else question_prompt(row)
+
+
 def check_answer(row: BenchmarkRow) -> None:
-    """Raises BenchmarkError for a blank ground truth, which no answer equals."""
-    if not row.answer.strip():
-        found = f"the ground truth of index {row.index!r} is blank"
-        raise BadCell("answer", found, "write the answer, or drop the row")
+    """Raises BadCell for a ground truth that no answer equals: blank, also in LaTeX (`$$`)."""
+    try:
+        truths_of([row.answer, *row.alternatives])
+    except ValueError as error:
+        found = f"the ground truth of index {row.index!r} is {shown(row.answer)}, which is blank"
+        raise BadCell("answer", found, "write the answer, or drop the row") from error
 
 
 def question_prompt(row: BenchmarkRow) -> Prompt:
@@ -173,7 +187,7 @@ def scores_by(name: str, values: Sequence[str], grades: Sequence[Grade]) -> dict
 def image_cluster(row: BenchmarkRow) -> str:
     """Rows about the same images share a key; a row without images stands alone."""
     digest = hashlib.sha256()
-    for image in row.images:
+    for image in map(image_source, row.images):
         digest.update(image if isinstance(image, bytes) else image.encode())
     return digest.hexdigest()[:16] if row.images else f"row {row.number}"
 
@@ -194,8 +208,8 @@ YES_NO = Rule(
 )
 FREE_FORM = Rule(
     name="free-form",
-    grade=lambda row, prediction: grade_free_form(row, prediction, "free-form"),
-    prompt=question_prompt,
+    grade=_grade_free_form_or_choice,
+    prompt=_free_form_prompt,
     scores=category_scores,
     cluster=image_cluster,
 )

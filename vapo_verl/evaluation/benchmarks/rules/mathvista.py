@@ -24,6 +24,7 @@ from vapo_verl.evaluation.benchmarks import BenchmarkRow, Grade, Prompt, Rule, r
 from vapo_verl.evaluation.benchmarks.rules.extraction import (
     LETTERS,
     free_answer,
+    lists_options,
     literal_list,
     value_of,
 )
@@ -77,12 +78,13 @@ def _equal(answer: str, row: BenchmarkRow) -> bool:
 def prompt(row: BenchmarkRow) -> Prompt:
     """All images and the `question` column, which holds hint and options in VLMEvalKit's file.
 
-    A hint, or options, of columns of their own are added where the question does not hold them.
+    A hint of a column of its own is added where the question does not hold it, and options where it
+    does not list them with their letters.
     """
     text = row.question
     if row.hint and row.hint not in text:
         text = f"Hint: {row.hint}\nQuestion: {text}"
-    if row.choices and not all(option in text for option in row.choices.values()):
+    if not lists_options(text, row.choices):
         options = "\n".join(f"({letter}) {option}" for letter, option in row.choices.items())
         text = f"{text}\nChoices:\n{options}"
     return with_images(text, row)
