@@ -338,8 +338,8 @@ def plotted(
             plotted with all its seeds.
 
     Returns:
-        None if there is nothing to plot: no such seed, no warm start (a line of the plots), or an
-        arm that is measured here and elsewhere.
+        None if there is nothing to plot: fewer than two arms, no such seed, no warm start (a line
+        of the plots), or an arm that is measured here and elsewhere.
     """
     here = {run for run in runs_of(plan) if is_measured(work, run.name)}
     arms_here = tuple(arm for arm in plan.arms if arm in {run.arm for run in here})
@@ -349,7 +349,8 @@ def plotted(
         if here and all(Run(arm=arm, seed=seed) in here for arm in arms_here)
     )
     elsewhere = {each.arm for each in reported if Run(arm=each.arm, seed=each.seed) not in here}
-    if not (complete and is_measured(work, WARM_START)) or elsewhere & {*arms_here}:
+    is_whole = complete and is_measured(work, WARM_START) and not elsewhere & {*arms_here}
+    if not is_whole or len(arms_here) < 2:
         return None
     return replace(plan, arms=arms_here, seeds=complete)
 

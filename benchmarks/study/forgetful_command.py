@@ -15,6 +15,8 @@ from benchmarks.study.tasks import do_all
 from benchmarks.study.training import train
 from benchmarks.study.workspace import WARM_START, Run, Workspace
 
+ONE_RUN = {"quick", "control"}
+"""Parts that compare a run with its warm start."""
 Works = Mapping[str, Workspace]
 """By strength of forgetting."""
 
@@ -44,7 +46,7 @@ def run(options: argparse.Namespace, root: Path) -> None:
     finally:
         for part, plan in plans.items():
             report(works, plan, root, part, options.document, known[part])
-    for part in plans.keys() & {"quick", "control"}:
+    for part in plans.keys() & ONE_RUN:
         work = works[plans[part].memories[0]]
         if forgetful.is_measured(work, forgetful.runs_of(plans[part])[0].name):
             print(forgetful.check_control(work, plans[part]))
@@ -116,7 +118,7 @@ def report(
     document: bool,
     known: Sequence[Outcome] = (),
 ) -> None:
-    """Write tables, CSV and plots of what is measured; with `document`, into docs/study.md too.
+    """Write tables, CSV and plots of what is measured; with `document`, into docs/study.md.
 
     Args:
         part: name of the files, of the plots' folder, and of the tables' place in the document.

@@ -170,6 +170,11 @@ def test_what_is_not_measured_yet_is_left_out(works, tmp_path):
     assert "n = 2" in text and "n = 3" in text
 
 
+def test_one_arm_alone_is_not_plotted(works):
+    plan = replace(PLAN, arms=("grpo",))
+    assert forgetful.plotted(works["18"], plan, forgetful.read_outcomes(works, plan)["18"]) is None
+
+
 def test_an_interrupted_study_has_pairs():
     assert [run.name for run in forgetful.runs_of(PLAN)][:3] == ["grpo-0", "decoupled-0", "grpo-1"]
 
