@@ -128,12 +128,12 @@ def test_settings_are_named_as_arguments():
 
 
 def test_a_probing_folder_keeps_to_these_settings():
-    """Folders that an earlier version began go on only while these names stay."""
+    """A name that an older folder lacks has its default there; one that goes away ends it."""
     options = ProbeOptions(engine=EngineOptions(model="m"), data=Path("d"), out=Path("o"))
     assert set(settings_of(options)) == {
         *("MODEL", "DATA", "--num-rows", "--seed", "--answer-style", "--max-tokens"),
         *("--temperature", "--dtype", "--max-model-len", "--min-pixels", "--max-pixels"),
-        "--attention-layers",
+        *("--attention-layers", "--control-tokens", "--plain-think-tokens"),
     }
 
 

@@ -175,3 +175,14 @@ def test_two_ranks_train_the_same_recipe(smoke):
         torch.load(run / "global_step_4" / "actor" / shard, weights_only=False) for shard in shards
     ]
     assert set(states[0]) == set(states[1])
+
+
+def test_a_reference_in_bfloat16_is_the_actor_before_its_first_update(smoke):
+    """The packaged weights are exact in bfloat16: rounded rotary frequencies would show as a KL."""
+    run_dir = smoke.run(
+        "bf16_reference",
+        "actor_rollout_ref.ref.fsdp_config.model_dtype=bf16",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=16",  # one update a step
+        "trainer.total_training_steps=1",
+    )
+    assert abs(metrics(run_dir)[1]["actor/kl_loss"]) < 1e-7
