@@ -38,8 +38,9 @@ def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 def also_in(folder: Path) -> str:
     """An override with which :func:`compose_recipe` finds a user's recipes, as `--config-dir`."""
-    places = ",".join(f"'{place}'" for place in (_verl_config_dir(), f"file://{folder.resolve()}"))
-    return f"hydra.searchpath=[{places}]"
+    places = (_verl_config_dir(), f"file://{folder.resolve()}")
+    quoted = ("'{}'".format(place.replace("'", r"\'")) for place in places)
+    return f"hydra.searchpath=[{','.join(quoted)}]"
 
 
 def compose_base() -> DictConfig:

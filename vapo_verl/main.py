@@ -116,7 +116,7 @@ def run() -> None:
         problem = unreadable_override(argument, several_runs=several_runs)
         if problem is not None:
             fail(problem)
-    sys.argv[1:] = options_first(arguments)
+    sys.argv[1:] = options_last(arguments)
     try:
         main()
     except SystemExit as ended:
@@ -130,10 +130,10 @@ def overrides(arguments: Sequence[str]) -> Iterator[str]:
     return (argument for argument, is_option in _parts(arguments) if not is_option)
 
 
-def options_first(arguments: Sequence[str]) -> list[str]:
+def options_last(arguments: Sequence[str]) -> list[str]:
     """The same in an order that Hydra reads: it refuses settings on both sides of an option."""
     options = [argument for argument, is_option in _parts(arguments) if is_option]
-    return [*options, *overrides(arguments)]
+    return [*overrides(arguments), *options]
 
 
 def _parts(arguments: Sequence[str]) -> Iterator[tuple[str, bool]]:

@@ -11,7 +11,6 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from vapo_verl.evaluation.probing.journal import read_records
 
 NO_SEED = -1
 """Of the warm start."""
-WEIGHTS = "model.safetensors"
+WEIGHTS, START_FILE, UNRECORDED = "model.safetensors", "start.txt", "unrecorded"
 STARTS = Path(__file__).parent / "starts"
 """The warm starts of the plan, one folder for each strength."""
 ALPHA = 0.05
@@ -114,7 +113,7 @@ class Outcome:
 
     memory: str
     start: str
-    """The warm start: :func:`digest` of its weights."""
+    """The warm start: :func:`start_of` its folder."""
     arm: str
     seed: int
     accuracy: float
@@ -181,17 +180,29 @@ def workspaces(root: Path, plan: ForgetfulPlan, starts: Path | None = None) -> d
     }
 
 
-def digest(work: Workspace) -> str:
-    """First 8 digits of the SHA-256 of the warm start's weights.
+def bind_start(work: Workspace) -> None:
+    """Assign the folder to its warm start, by the first 8 digits of the SHA-256 of its weights.
 
     Two kinds of CPU round otherwise, so that the same training makes other weights.
+
+    Raises:
+        StudyError: its runs began with another one.
     """
-    return _digest(work.model / WEIGHTS)
+    file, text = work.root / START_FILE, (work.model / WEIGHTS).read_bytes()
+    digest = hashlib.sha256(text).hexdigest()[:8]
+    if not file.exists():
+        file.write_text(digest)
+    elif start_of(work) != digest:
+        raise StudyError(
+            f"{work.root} holds runs of the warm start {start_of(work)}, and {work.model} is "
+            f"{digest}; give the former by --starts, or another --out"
+        )
 
 
-@cache
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+def start_of(work: Workspace) -> str:
+    """The warm start of a folder's runs, by its digest; `unrecorded` where no file says it."""
+    file = work.root / START_FILE
+    return file.read_text() if file.exists() else UNRECORDED
 
 
 def make_start(work: Workspace, plan: ForgetfulPlan, memory: str, threads: int) -> None:
@@ -230,7 +241,7 @@ def read_outcome(work: Workspace, memory: str, name: str, arm: str, seed: int) -
     assert decision is not None  # measured
     outcome = Outcome(
         memory=memory,
-        start=digest(work),
+        start=start_of(work),
         arm=arm,
         seed=seed,
         accuracy=found["accuracy"]["share"],

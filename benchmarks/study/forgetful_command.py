@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from benchmarks.study.forgetful import ForgetfulPlan, Outcome
 from benchmarks.study.measuring import measure
 from benchmarks.study.tasks import do_all
 from benchmarks.study.training import train
-from benchmarks.study.workspace import WARM_START, Run, Workspace
+from benchmarks.study.workspace import WARM_START, Run, StudyError, Workspace
 
 ONE_RUN = {"quick", "control"}
 """Parts that compare a run with its warm start."""
@@ -40,12 +41,26 @@ def run(options: argparse.Namespace, root: Path) -> None:
         part: recorded.read_recorded(page.RESULTS, plan) if options.recorded else []
         for part, plan in plans.items()
     }
+
+    def report_all() -> list[StudyError]:
+        """Of every part; what kept one from its report."""
+        errors: list[StudyError] = []
+        for part, plan in plans.items():
+            try:
+                report(works, plan, root, part, options.document, known[part])
+            except StudyError as error:
+                errors.append(error)
+        return errors
+
     try:
         if not options.report:
             _make(works, plans, known, options.jobs)
-    finally:
-        for part, plan in plans.items():
-            report(works, plan, root, part, options.document, known[part])
+    except BaseException:
+        for error in report_all():
+            print(error, file=sys.stderr)
+        raise
+    for error in report_all():
+        raise error
     for part in plans.keys() & ONE_RUN:
         work = works[plans[part].memories[0]]
         if forgetful.is_measured(work, forgetful.runs_of(plans[part])[0].name):
@@ -92,8 +107,7 @@ def _make(
     do_all(starts, jobs)
     runs = [
         (f"{each.name} {memory}", partial(_train, works[memory], any_plan, each))
-        for memory, each in to_make(lambda memory: forgetful.digest(works[memory]))
-        if memory in begun
+        for memory, each in to_make(lambda memory: forgetful.start_of(works[memory]))
     ]
     do_all(runs, jobs)
 
@@ -101,6 +115,7 @@ def _make(
 def _make_start(work: Workspace, plan: ForgetfulPlan, memory: str, threads: int) -> None:
     """Train and measure the warm start of a strength."""
     forgetful.make_start(work, plan, memory, threads)
+    forgetful.bind_start(work)
     measure(work, plan, WARM_START, threads)
 
 

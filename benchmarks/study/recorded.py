@@ -46,7 +46,7 @@ def runs_to_make(
     that are recorded with the warm start of this machine.
 
     Args:
-        start: `forgetful.digest` of it; None: it is not made yet.
+        start: `forgetful.start_of` it; None: it is not made yet.
     """
     known = [each for each in recorded if each.memory == memory]
     wanted: list[Run] = []

@@ -40,6 +40,7 @@ def weights(work, text):
     """What stands for a warm start's."""
     work.model.mkdir(parents=True, exist_ok=True)
     (work.model / forgetful.WEIGHTS).write_text(text)
+    forgetful.bind_start(work)
 
 
 def measured(work, name, arm, seed):
@@ -252,7 +253,7 @@ def test_recorded_runs_are_not_made_again(works, results):
     known = [row for row in known if (row.arm, row.seed) != ("decoupled", 1)]
     names = [
         [run.name for run in recorded.runs_to_make(PLAN, "18", known, start)]
-        for start in (forgetful.digest(works["18"]), "another")
+        for start in (forgetful.start_of(works["18"]), "another")
     ]
     assert names == [["decoupled-1"], ["grpo-1", "decoupled-1"]]  # pairs have one warm start
 
@@ -270,6 +271,34 @@ def test_runs_of_a_seed_are_those_of_one_warm_start(works, results):
     assert forgetful.of_one_start(ours[:1], PLAN) == ours[:1]  # measured first
 
 
+def test_a_folder_keeps_to_its_warm_start(works):
+    work = works["18"]
+    forgetful.bind_start(work)
+    before = forgetful.start_of(work)
+    assert len(before) == 8 and forgetful.read_outcomes(works, PLAN)["18"][0].start == before
+    (work.model / forgetful.WEIGHTS).write_text("others")
+    with pytest.raises(StudyError, match=f"runs of the warm start {before}.* by --starts"):
+        forgetful.bind_start(work)
+    assert forgetful.start_of(work) == before
+    (work.root / forgetful.START_FILE).unlink()
+    assert forgetful.read_outcomes(works, PLAN)["18"][0].start == "unrecorded"
+
+
+def test_an_interrupted_study_is_reported_and_says_so(
+    works, results, tmp_path, monkeypatch, capsys
+):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(forgetful.PLANS, "comparison", PLAN)
+    monkeypatch.setattr(forgetful_command, "make_data", lambda *_: None)
+    monkeypatch.setattr(forgetful_command, "do_all", interrupted)
+    forget(works["none"], "decoupled-2")  # which the document has
+    assert study.main(["--forgetful", "--document", "--out", str(tmp_path)]) == 130
+    told = capsys.readouterr().err
+    assert "add --recorded" in told and "interrupted; the same command goes on" in told
+
+
 def test_parts_take_recorded_runs_from_each_other(results):
     part = replace(PLAN, memories=("18",), arms=("grpo", "flat"))
     found = {(row.memory, row.arm, row.seed) for row in recorded.read_recorded(results, part)}
@@ -284,7 +313,7 @@ def test_the_plans_warm_starts_are_in_the_repository():
             steps=PLAN.start_steps,
         )
         assert card["config"] == asdict(config)
-        assert len(forgetful.digest(work)) == 8
+        assert (work.model / forgetful.WEIGHTS).stat().st_size > 1 << 20
 
 
 def test_several_parts_make_a_run_once(tmp_path, monkeypatch):
@@ -294,7 +323,8 @@ def test_several_parts_make_a_run_once(tmp_path, monkeypatch):
     )
     for step in ("make_data", "measure"):
         monkeypatch.setattr(forgetful_command, step, lambda *_: None)
-    monkeypatch.setattr(forgetful, "make_start", lambda *_: None)
+    for step in ("make_start", "bind_start"):
+        monkeypatch.setattr(forgetful, step, lambda *_: None)
     signal = replace(PLAN, arms=("grpo", "flat"), memories=("18",), seeds=(0,))
     monkeypatch.setitem(forgetful.PLANS, "comparison", replace(PLAN, memories=("18",), seeds=(0,)))
     monkeypatch.setitem(forgetful.PLANS, "signal", signal)

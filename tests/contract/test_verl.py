@@ -78,6 +78,14 @@ def test_ray_sets_its_sigterm_handler_through_the_function_that_launch_replaces(
     assert "signal.signal(" not in source
 
 
+def test_a_model_is_still_cast_with_its_buffers():
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
+
+    assert "module.to(torch_dtype)" in inspect.getsource(FSDPEngine._build_module), (
+        "verl casts models in another way: restore_buffers in vapo_verl/patches/upstream.py may go"
+    )
+
+
 def test_the_trainer_still_makes_the_replay_buffer_by_its_name():
     assert isinstance(inspect.getattr_static(PPOTrainer, "_build_replay_buffer"), FunctionType)
     source = inspect.getsource(PPOTrainer._build_replay_buffer)

@@ -20,6 +20,7 @@ from vapo_verl.data.control_tokens import (
     RESPONSE_TAGS,
     ControlTokens,
     added_tokens,
+    model_folder,
     read_escapes,
     spell_saved_tags,
     tags_as_text,
@@ -373,3 +374,16 @@ def test_a_tokenizer_that_cannot_spell_tags_names_the_setting(added_tags):
     tokenizer.add_tokens([AddedToken("<late>", normalized=True)])
     with pytest.raises(ValueError, match=r"vapo\.data\.plain_think_tokens: .*<late>.*set false"):
         text_words(tokenizer, control_tokens="refuse", plain_think_tokens="auto")
+
+
+def test_a_cached_hub_name_is_the_revision_of_main(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--made--up"
+    for revision in ("0000", "ffff"):
+        (cached / "snapshots" / revision).mkdir(parents=True)
+        (cached / "snapshots" / revision / "config.json").write_text("{}")
+    assert model_folder("made/up") == cached / "snapshots" / "ffff"  # no name: the last one
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0000")
+    assert model_folder("made/up") == cached / "snapshots" / "0000"
+    assert model_folder("made/down") is None

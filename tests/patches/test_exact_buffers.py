@@ -40,6 +40,25 @@ def test_adapters_do_not_hide_them(tmp_path):
     assert restore_buffers(adapted, config) == 3
 
 
+def test_wrappers_of_fsdp_do_not_hide_them(tmp_path):
+    class Wrapped(torch.nn.Module):
+        """Names as those of FullyShardedDataParallel."""
+
+        def __init__(self, module):
+            super().__init__()
+            self._fsdp_wrapped_module = module
+
+    make_random_model(tmp_path, "tiny", dtype=torch.bfloat16)
+    config = AutoConfig.from_pretrained(tmp_path)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    exact = model.model.language_model.rotary_emb.inv_freq.clone()
+    model.to(torch.bfloat16)
+    model.model.language_model = Wrapped(model.model.language_model)
+    assert restore_buffers(Wrapped(model), config) == 3
+    inner = model.model.language_model._fsdp_wrapped_module
+    assert torch.equal(inner.rotary_emb.inv_freq, exact)
+
+
 def test_a_model_in_float32_is_left_alone(tmp_path):
     make_random_model(tmp_path, "tiny", dtype=torch.float32)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)

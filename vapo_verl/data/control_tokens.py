@@ -123,7 +123,10 @@ def model_folder(name: str) -> Path | None:
         return path
     hub = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub"
     hub = Path(os.environ.get("HF_HUB_CACHE", hub))
-    found = sorted(hub.glob(f"models--{name.replace('/', '--')}/snapshots/*/config.json"))
+    cached = hub / f"models--{name.replace('/', '--')}"
+    main = cached / "refs" / "main"
+    revision = main.read_text().strip() if main.is_file() else "*"
+    found = sorted(cached.glob(f"snapshots/{revision}/config.json"))
     return found[-1].parent if found else None
 
 

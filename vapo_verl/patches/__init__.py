@@ -19,6 +19,7 @@ verl   upstream.server_of                  `generate` sends one prompt; the prob
                                            response go to its server as one request
 verl   text_only_forward.apply             fails with transformers 5.9
 verl   upstream.with_ragged_positions      equal lengths get the wrong ragged dimension
+verl   upstream.restore_buffers            a model in bfloat16 gets rounded rotary frequencies
 vllm   upstream.keep_outputs               veRL drops the per-token array of an output
 vllm   upstream.send_requests_through      veRL's server sends the images of every request
 vllm   upstream.engine_exits               exit code of a dead engine core

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""In the names of modules that FSDP 1 or activation checkpointing wraps."""
 LENGTH_DIM = 2
 """Dimension of a nested [batch, 4, L_i] tensor that differs between rows."""
 
@@ -58,11 +60,11 @@ def restore_buffers(model: Any, config: Any) -> int:
     """Give a model the buffers that are computed and not loaded in float32: rotary frequencies.
 
     transformers keeps them so in a model of any type, as vLLM does. veRL casts the whole model by
-    ``Module.to(torch.bfloat16)``: at token 1000 the phase of the fastest rotation is then off by
-    more than a radian. A model in float32 is left alone.
+    ``Module.to(torch.bfloat16)``: at token 1000 some rotations of Qwen2.5-VL are then off by a
+    radian. A model in float32 is left alone.
 
     Args:
-        model: as veRL has wrapped it for FSDP 2 or LoRA.
+        model: as veRL has wrapped it for FSDP or LoRA.
         config: of transformers, of which the model was made.
 
     Returns:
@@ -72,9 +74,10 @@ def restore_buffers(model: Any, config: Any) -> int:
     from accelerate import init_empty_weights
     from verl.utils.model import get_hf_auto_model_class
 
-    modules = {
-        name.replace("base_model.model.", ""): module for name, module in model.named_modules()
-    }
+    modules = {}
+    for name, module in model.named_modules():
+        parts = (part for part in name.split(".") if part not in WRAPPERS)
+        modules[".".join(parts).removeprefix("base_model.model.")] = module
     rounded = {
         (path, name): buffer
         for path, module in modules.items()
