@@ -185,4 +185,4 @@ def test_a_reference_in_bfloat16_is_the_actor_before_its_first_update(smoke):
         "actor_rollout_ref.actor.ppo_mini_batch_size=16",  # one update a step
         "trainer.total_training_steps=1",
     )
-    assert abs(metrics(run_dir)[1]["actor/kl_loss"]) < 1e-7
+    assert abs(metrics(run_dir)[1]["actor/kl_loss"]) < 1e-9  # 5e-7 with rounded ones
