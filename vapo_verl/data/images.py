@@ -80,10 +80,16 @@ def sized_image(entry: object) -> ImageEntry:
     Raises:
         BadCell: as :func:`image_source`.
     """
-    source = image_source(entry)
+    source, options = image_source(entry), _own_options(entry)
+    return SizedImage(source, tuple(options.items())) if options else source
+
+
+def _own_options(entry: object) -> dict[str, Any]:
+    """Those of IMAGE_OPTIONS that are set in an image's struct, as they stand there."""
+    if isinstance(entry, SizedImage):
+        return dict(entry.options)
     fields = entry if isinstance(entry, dict) else {}
-    options = [(name, fields[name]) for name in IMAGE_OPTIONS if fields.get(name) is not None]
-    return SizedImage(source, tuple(options)) if options else source
+    return {name: fields[name] for name in IMAGE_OPTIONS if fields.get(name) is not None}
 
 
 def load_image(entry: object, *, base: Path = Path(), fetch: bool = False) -> Image.Image:
@@ -205,10 +211,7 @@ def image_options(
     Raises:
         BadCell: an option is no whole number of 1 to MAX_OPTION, or two contradict each other.
     """
-    if isinstance(entry, SizedImage):
-        entry = dict(entry.options)
-    fields = entry if isinstance(entry, dict) else {}
-    given = {name: fields[name] for name in IMAGE_OPTIONS if fields.get(name) is not None}
+    given = _own_options(entry)
     for name, value in given.items():
         if type(value) is not int or not 1 <= value <= MAX_OPTION:
             found = f"{name} of an image is {shown(value)}"
