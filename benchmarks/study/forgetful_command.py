@@ -12,8 +12,7 @@ from benchmarks.study import figures, forgetful, forgetful_tables, page, recorde
 from benchmarks.study.data import LINES, make_data
 from benchmarks.study.forgetful import ForgetfulPlan, Outcome
 from benchmarks.study.measuring import measure
-from benchmarks.study.tasks import do_all
-from benchmarks.study.training import train
+from benchmarks.study.tasks import Task, do_all, trainings
 from benchmarks.study.workspace import WARM_START, Run, StudyError, Workspace
 
 ONE_RUN = {"quick", "control"}
@@ -105,10 +104,11 @@ def _make(
         for memory, work in begun.items()
     ]
     do_all(starts, jobs)
-    runs = [
-        (f"{each.name} {memory}", partial(_train, works[memory], any_plan, each))
-        for memory, each in to_make(lambda memory: forgetful.start_of(works[memory]))
-    ]
+    runs: list[Task] = []
+    for memory, each in to_make(lambda memory: forgetful.start_of(works[memory])):
+        measured = partial(measure, works[memory], any_plan)
+        [(name, task)] = trainings(works[memory], any_plan, [each], measured)
+        runs.append((f"{name} {memory}", task))
     do_all(runs, jobs)
 
 
@@ -117,12 +117,6 @@ def _make_start(work: Workspace, plan: ForgetfulPlan, memory: str, threads: int)
     forgetful.make_start(work, plan, memory, threads)
     forgetful.bind_start(work)
     measure(work, plan, WARM_START, threads)
-
-
-def _train(work: Workspace, plan: ForgetfulPlan, each: Run, threads: int) -> None:
-    """Train and measure a run."""
-    train(work, plan, each, threads)
-    measure(work, plan, each.name, threads)
 
 
 def report(

@@ -11,7 +11,15 @@ import pytest
 from omegaconf import OmegaConf
 
 from benchmarks.study import __main__ as study
-from benchmarks.study import arms, forgetful, forgetful_command, forgetful_tables, page, recorded
+from benchmarks.study import (
+    arms,
+    forgetful,
+    forgetful_command,
+    forgetful_tables,
+    page,
+    recorded,
+    tasks,
+)
 from benchmarks.study.data import LINES, make_data
 from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
 from benchmarks.study.reads import read_scenes
@@ -318,9 +326,7 @@ def test_the_plans_warm_starts_are_in_the_repository():
 
 def test_several_parts_make_a_run_once(tmp_path, monkeypatch):
     made: list[str] = []
-    monkeypatch.setattr(
-        forgetful_command, "train", lambda _, plan, run, threads: made.append(run.name)
-    )
+    monkeypatch.setattr(tasks, "train", lambda _, plan, run, threads: made.append(run.name))
     for step in ("make_data", "measure"):
         monkeypatch.setattr(forgetful_command, step, lambda *_: None)
     for step in ("make_start", "bind_start"):
