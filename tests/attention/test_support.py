@@ -16,6 +16,8 @@ def engine(**changed):
         "speculative_config": None,
         "enable_return_routed_experts": False,
         "use_v2_model_runner": False,
+        "distributed_executor_backend": "mp",
+        "kv_sharing_fast_prefill": False,
         "is_encoder_decoder": False,
         "dtype": torch.bfloat16,
         "cache_dtype": "auto",
@@ -40,6 +42,7 @@ def test_what_works_passes():
         ({"speculative_config": "ngram"}, "speculative_config=ngram"),
         ({"enable_return_routed_experts": True}, "enable_return_routed_experts=True"),
         ({"use_v2_model_runner": True}, "VLLM_USE_V2_MODEL_RUNNER=0 in the environment"),
+        ({"kv_sharing_fast_prefill": True}, "kv_sharing_fast_prefill=True: .*=false"),
         ({"is_encoder_decoder": True}, "is_encoder_decoder"),
         ({"dtype": torch.float64}, r"dtype=torch\.float64"),
         ({"cache_dtype": "fp8_e5m2"}, "kv_cache_dtype=fp8_e5m2"),
@@ -48,3 +51,12 @@ def test_what_works_passes():
 def test_what_does_not_names_the_key_the_value_and_the_fix(changed, words):
     with pytest.raises(ValueError, match=words):
         check_supported(engine(**changed))
+
+
+def test_rays_executor_must_be_the_one_that_runs_workers(monkeypatch):
+    on_ray = engine(distributed_executor_backend="ray")
+    check_supported(on_ray)
+    monkeypatch.setenv("VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "0")
+    check_supported(engine())
+    with pytest.raises(ValueError, match=r"VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0: .*=1 in the env"):
+        check_supported(on_ray)

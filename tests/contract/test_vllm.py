@@ -189,10 +189,11 @@ def test_the_settings_that_are_refused_still_have_their_names():
             "prefill_context_parallel_size",
             "use_ubatching",
             "tensor_parallel_size",
+            "distributed_executor_backend",
         ),
         ModelConfig: ("enable_return_routed_experts", "is_encoder_decoder", "dtype"),
         VllmConfig: ("speculative_config", "use_v2_model_runner", "additional_config"),
-        CacheConfig: ("cache_dtype",),
+        CacheConfig: ("cache_dtype", "kv_sharing_fast_prefill"),
     }
     for cls, keys in wanted.items():
         for key in keys:

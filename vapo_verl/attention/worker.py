@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from vllm import envs
 from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.utils import extract_layer_index
@@ -122,7 +123,9 @@ class VisualAttentionWorker(PlatformWorker):
         size = self.vllm_config.parallel_config.tensor_parallel_size
         if size == 1:
             return ratio
-        return tensor_model_parallel_all_reduce(ratio.contiguous()) / size
+        # flat: vLLM may hand two dimensions to a kernel that takes the second for the model's width
+        total = tensor_model_parallel_all_reduce(ratio.flatten())
+        return total.view(ratio.shape) / size
 
 
 class _OnTheWay:
@@ -139,9 +142,10 @@ class _OnTheWay:
             self._host = ratio.clone()
 
     def wait(self) -> NDArray[np.float32]:
-        if self._event is not None:
-            self._event.synchronize()
-        return self._host.numpy()
+        if self._event is None:
+            return self._host.numpy()
+        self._event.synchronize()
+        return self._host.numpy().copy()  # in one process with the client, which keeps it
 
 
 class _AsyncOutput(AsyncModelRunnerOutput):
@@ -182,6 +186,8 @@ def check_supported(config: VllmConfig) -> None:
     ):
         if value > 1:
             raise ValueError(_message(key, value, why, "1"))
+    by_ray = parallel.distributed_executor_backend == "ray"
+    by_old_ray = by_ray and not envs.VLLM_USE_RAY_V2_EXECUTOR_BACKEND
     for key, value, why, fix in (
         ("enable_dbo", parallel.use_ubatching, "the batch runs in two halves", "false"),
         ("speculative_config", config.speculative_config, one_row, "none"),
@@ -196,6 +202,18 @@ def check_supported(config: VllmConfig) -> None:
             config.use_v2_model_runner,
             "that runner settles the order of the rows elsewhere",
             "0 in the environment",
+        ),
+        (
+            "VLLM_USE_RAY_V2_EXECUTOR_BACKEND",
+            "0" if by_old_ray else "",
+            "that executor goes past the worker to its model runner",
+            "1 in the environment",
+        ),
+        (
+            "kv_sharing_fast_prefill",
+            config.cache_config.kv_sharing_fast_prefill,
+            "layers that share keys get metadata without the rows of the batch",
+            "false",
         ),
         ("is_encoder_decoder", model.is_encoder_decoder, "images are not in the decoder", ""),
     ):
