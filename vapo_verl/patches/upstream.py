@@ -171,6 +171,19 @@ def keep_outputs(engine: Any, keep: Callable[[Any], None]) -> None:
     engine.generate = generate_and_keep
 
 
+def join_chunks(engine: Any, longest: int) -> None:
+    """Join the per-token arrays of an `AsyncLLM`'s unfinished requests where there are more.
+
+    vLLM decodes an array as a view of the message that brought it (`MsgpackDecoder`): while the
+    array is kept, so is what its step had to say of all requests.
+    """
+    import numpy as np
+
+    for request in engine.output_processor.request_states.values():
+        if len(request.routed_experts_chunks) > longest:
+            request.routed_experts_chunks[:] = [np.concatenate(request.routed_experts_chunks)]
+
+
 def send_requests_through(
     engine: Any, send: Callable[[Any, Callable[[Any], Awaitable[Any]]], Awaitable[Any]]
 ) -> None:

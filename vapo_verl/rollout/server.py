@@ -22,6 +22,7 @@ from vapo_verl.console import phases
 from vapo_verl.heartbeat import LoopLag
 from vapo_verl.patches.upstream import (
     engine_exits,
+    join_chunks,
     keep_outputs,
     send_requests_through,
     session_folder,
@@ -36,15 +37,11 @@ MAX_CALLS = 100_000
 RESTART_S = 60.0
 """Time within which Ray frees the names of dead servers."""
 
+NUM_CHUNKS = 64
+"""Arrays of single tokens that a request may hold before they are joined."""
+
 _finished: ContextVar[list[Any]] = ContextVar("finished")
 """vLLM's finished outputs of the running `generate` call."""
-
-
-def _take(output: Any) -> None:
-    """Count a token, and keep the output that has all of them."""
-    heartbeat.beat()
-    if output.finished:
-        _finished.get([]).append(output)
 
 
 class VapoHttpServer(vLLMHttpServer):
@@ -57,6 +54,7 @@ class VapoHttpServer(vLLMHttpServer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         heartbeat.start(session_folder() / heartbeat.FOLDER)
         self._num_requests = 0
+        self._num_tokens = 0  # since arrays were joined
         self._gate = ResponseGate()
         self._lag = LoopLag()
         super().__init__(*args, **kwargs)
@@ -65,12 +63,22 @@ class VapoHttpServer(vLLMHttpServer):
     async def run_server(self, args: argparse.Namespace) -> None:
         await super().run_server(args)
         self._exports = "visual_attention" in (args.additional_config or {})
-        keep_outputs(self.engine, _take)
+        keep_outputs(self.engine, self._take)
         self._inputs: EngineInputs | None = None
         if can_share(self.engine):
             self._inputs = EngineInputs(self.engine.renderer)
             send_requests_through(self.engine, self._inputs.send)
         self._lag.start()
+
+    def _take(self, output: Any) -> None:
+        """Count a token, and keep the output that has all of them."""
+        heartbeat.beat()
+        self._num_tokens += 1
+        if self._exports and self._num_tokens > NUM_CHUNKS * self._num_requests:
+            join_chunks(self.engine, NUM_CHUNKS)
+            self._num_tokens = 0
+        if output.finished:
+            _finished.get([]).append(output)
 
     async def engine_exits(self) -> dict[str, int]:
         """Exit code by name of the engine processes that have ended."""
