@@ -10,20 +10,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from benchmarks.study import arms, figures, forgetful, forgetful_command, page, variants
+from benchmarks.study import arms, figures, page, variants
 from benchmarks.study.arms import ARMS, BASELINE, Plan
 from benchmarks.study.claims import read_claim_kinds
 from benchmarks.study.credit import read_credit
 from benchmarks.study.data import make_data
+from benchmarks.study.forgetful import command as forgetful_command
+from benchmarks.study.forgetful.plan import PLANS
 from benchmarks.study.measuring import measure, measure_on_validation_rows
 from benchmarks.study.statistics import compare
 from benchmarks.study.tasks import Task, do_all, trainings
-from benchmarks.study.workspace import WARM_START, Run, StudyError, Workspace
+from benchmarks.study.workspace import NO_SEED, WARM_START, StudyError, Workspace, runs_of
 
 RUNS_CSV, ROWS_CSV, CREDIT_CSV = "runs.csv", "rows.csv", "credit.csv"
 CLAIMS_CSV, VARIANTS_CSV = "claims.csv", "variants.csv"
-NO_SEED = -1
-"""Of the warm start."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +62,7 @@ def _fault(options: argparse.Namespace) -> str | None:
     partial_study = bool(options.quick or options.arms or options.seeds)
     chosen = options.arms or ()
     parts = options.forgetful or ()
-    known = [arm for part in parts for arm in forgetful.PLANS[part].arms] or [*ARMS]
+    known = [arm for part in parts for arm in PLANS[part].arms] or [*ARMS]
     if unknown := [arm for arm in chosen if arm not in known]:
         return f"--arms {' '.join(unknown)}: choose from {', '.join(dict.fromkeys(known))}"
     seeds = options.seeds or ()
@@ -92,7 +92,7 @@ def _root(options: argparse.Namespace, name: str) -> Path:
 def _arms(work: Workspace, plan: Plan, options: argparse.Namespace) -> None:
     on_test_rows = partial(measure, work, plan)
     start: Task = (WARM_START, partial(on_test_rows, WARM_START))
-    do_all([start, *trainings(work, plan, all_runs(plan), on_test_rows)], options.jobs)
+    do_all([start, *trainings(work, plan, runs_of(plan), on_test_rows)], options.jobs)
     report_arms(work, plan, options.document)
 
 
@@ -102,14 +102,9 @@ def _variants(work: Workspace, plan: Plan, options: argparse.Namespace) -> None:
     report_variants(work, options.document)
 
 
-def all_runs(plan: Plan) -> list[Run]:
-    """Seed by seed, so that an interrupted study still has pairs."""
-    return [Run(arm=arm, seed=seed) for seed in plan.seeds for arm in plan.arms]
-
-
 def report_arms(work: Workspace, plan: Plan, document: bool) -> None:
     """Write tables and figures of the arms; with `document`, into docs/study.md too."""
-    runs = all_runs(plan)
+    runs = runs_of(plan)
     of_runs = [figures.read_figures(work, run.name, run.arm, run.seed) for run in runs]
     of_runs.insert(0, figures.read_figures(work, WARM_START, WARM_START, NO_SEED))
     kinds = [read_claim_kinds(work, run.name, run.arm, run.seed) for run in runs]
@@ -179,7 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
     size.add_argument(
         "--forgetful",
         nargs="*",
-        choices=tuple(forgetful.PLANS),
+        choices=tuple(PLANS),
         metavar="PART",
         help="in the world forgetful_digits, hours each: `comparison` (the default), its "
         "`control`, what makes the `signal`, and methods of other papers, `neighbours`; see "

@@ -73,21 +73,23 @@ def figures_table(rows: Sequence[Figures]) -> str:
 def arms_table(
     columns: Sequence[tuple[str, str]],
     rows: Sequence[Any],
+    label: Callable[[Any], str] = lambda row: title(row.arm),
 ) -> str:
     """Mean ± standard deviation of measures over the seeds of each arm.
 
     Args:
         columns: title and field.
         rows: results of runs, which have an `arm`.
+        label: of a run; those with the same one are a line of the table.
     """
     lines = [
         f"| | {' | '.join(title for title, _ in columns)} |",
         "|---|" + "---|" * len(columns),
     ]
-    for arm in dict.fromkeys(row.arm for row in rows):
-        of_arm = [row for row in rows if row.arm == arm]
+    for name in dict.fromkeys(map(label, rows)):
+        of_arm = [row for row in rows if label(row) == name]
         cells = [_mean_and_sd([getattr(row, measure) for row in of_arm]) for _, measure in columns]
-        lines.append(f"| {title(arm)} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -13,6 +13,8 @@ from benchmarks.study.arms import Plan
 from vapo_verl.digits.model import model_dir
 
 WARM_START = "warm_start"
+NO_SEED = -1
+"""Of the warm start."""
 PLAN_FILE = "plan.json"
 TRAIN, VALIDATION = "train.parquet", "val.parquet"
 TEST, OTHER_IMAGE = "test.parquet", "test_other_image.parquet"
@@ -32,6 +34,11 @@ class Run:
     @property
     def name(self) -> str:
         return f"{self.arm}-{self.seed}"
+
+
+def runs_of(plan: Plan) -> list[Run]:
+    """Seed by seed, so that an interrupted study still has pairs."""
+    return [Run(arm=arm, seed=seed) for seed in plan.seeds for arm in plan.arms]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,19 +11,21 @@ import pytest
 from omegaconf import OmegaConf
 
 from benchmarks.study import __main__ as study
-from benchmarks.study import (
-    arms,
-    forgetful,
-    forgetful_command,
-    forgetful_tables,
-    page,
-    recorded,
-    tasks,
-)
+from benchmarks.study import arms, page, tasks
 from benchmarks.study.data import LINES, make_data
+from benchmarks.study.forgetful import command, compared, outcome, recorded, starts, tables
+from benchmarks.study.forgetful import plan as plans
+from benchmarks.study.forgetful.control import check_control
 from benchmarks.study.measuring import OTHER_IMAGE_FOLDER
 from benchmarks.study.reads import read_scenes
-from benchmarks.study.workspace import TEST, WARM_START, Run, StudyError, Workspace
+from benchmarks.study.workspace import (
+    TEST,
+    WARM_START,
+    Run,
+    StudyError,
+    Workspace,
+    runs_of,
+)
 from tests.benchmarks.test_study import early, leave, perception, save_rollouts
 from vapo_verl import preflight
 from vapo_verl.config import vapo_config
@@ -37,7 +39,7 @@ from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.settings import check_settings
 
 PLAN = replace(
-    forgetful.MAIN, arms=("grpo", "decoupled"), seeds=(0, 1, 2), num_steps=2, num_train_rows=4,
+    plans.MAIN, arms=("grpo", "decoupled"), seeds=(0, 1, 2), num_steps=2, num_train_rows=4,
     num_test_rows=20,
 )  # fmt: skip
 LATE = {WARM_START: 0.5, "grpo": 0.5, "decoupled": 0.9}
@@ -47,8 +49,8 @@ LATE = {WARM_START: 0.5, "grpo": 0.5, "decoupled": 0.9}
 def weights(work, text):
     """What stands for a warm start's."""
     work.model.mkdir(parents=True, exist_ok=True)
-    (work.model / forgetful.WEIGHTS).write_text(text)
-    forgetful.bind_start(work)
+    (work.model / starts.WEIGHTS).write_text(text)
+    starts.bind_start(work)
 
 
 def measured(work, name, arm, seed):
@@ -84,12 +86,12 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def works(tmp_path, data):
-    found = forgetful.workspaces(tmp_path, PLAN)
+    found = starts.workspaces(tmp_path, PLAN)
     for memory, work in found.items():
         shutil.copytree(data, work.data)
         weights(work, memory)
         measured(work, WARM_START, WARM_START, 0)
-        for run in forgetful.runs_of(PLAN):
+        for run in runs_of(PLAN):
             measured(work, run.name, run.arm, run.seed)
     return found
 
@@ -108,8 +110,8 @@ def test_strengths_have_warm_starts_of_their_own(works, tmp_path):
 
 
 def test_statements_before_and_after_the_answer_is_known(works):
-    found = forgetful.read_outcomes(works, PLAN)["18"]
-    by_arm = {outcome.arm: outcome for outcome in found}
+    found = compared.read_outcomes(works, PLAN)["18"]
+    by_arm = {of_run.arm: of_run for of_run in found}
     assert (by_arm["grpo"].stated, by_arm["grpo"].checked) == (1.0, 0.0)
     assert (by_arm["decoupled"].stated, by_arm["decoupled"].checked) == (2.0, 1.0)
     assert by_arm["grpo"].reads_right == 1.0 and by_arm["grpo"].accuracy == 0.5
@@ -128,13 +130,13 @@ def test_a_cell_that_was_named_before_is_no_further_look(works):
         (f"{first} the largest is 7. {first} {second}", (2.0, 1.0)),
         (f"{first} {second}", (2.0, 0.0)),  # no conclusion
     ):
-        found = forgetful.statements([{"index": 0, "response": response}], scenes)
+        found = outcome.statements([{"index": 0, "response": response}], scenes)
         assert (found["stated"], found["checked"]) == expected
 
 
 def test_p_is_adjusted_over_the_arms_of_the_plan_done_or_not(works):
     def adjusted(plan):
-        text = forgetful_tables.tables({"18": forgetful.read_outcomes(works, PLAN)["18"]}, plan)
+        text = tables.tables({"18": compared.read_outcomes(works, PLAN)["18"]}, plan)
         (line,) = (row for row in text.splitlines() if "| claims late | +" in row)
         return [cell.strip() for cell in line.split("|")[5:7]]
 
@@ -147,45 +149,46 @@ def test_p_is_adjusted_over_the_arms_of_the_plan_done_or_not(works):
 
 
 def test_an_arm_can_be_compared_with_another_one_in_a_part(works):
-    outcomes = forgetful.read_outcomes(works, PLAN)["18"]
+    outcomes = compared.read_outcomes(works, PLAN)["18"]
     found = [replace(o, arm="vapo_focus") if o.arm == "decoupled" else o for o in outcomes]
     found += [replace(o, arm="vapo") for o in outcomes if o.arm == "decoupled"]
-    plan = forgetful.NEIGHBOURS
-    assert forgetful_tables.compare_by_seed(found, plan)["vapo_focus"]["stated"].difference == 0.0
-    assert forgetful_tables.compare_by_seed(found, plan)["vapo"]["stated"].difference == 1.0
+    plan = plans.NEIGHBOURS
+    assert tables.compare_by_seed(found, plan)["vapo_focus"]["cells stated"].difference == 0.0
+    assert tables.compare_by_seed(found, plan)["vapo"]["cells stated"].difference == 1.0
 
 
 def test_arms_are_compared_with_grpo_by_seed(works):
-    compared = forgetful_tables.compare_by_seed(forgetful.read_outcomes(works, PLAN)["none"], PLAN)
-    assert set(compared) == {"decoupled"}
-    late = compared["decoupled"]["claims_late"]
+    found = tables.compare_by_seed(compared.read_outcomes(works, PLAN)["none"], PLAN)
+    assert set(found) == {"decoupled"}
+    late = found["decoupled"]["claims late"]
     assert late.n == 3 and late.difference > 0.2
-    assert compared["decoupled"]["checked"].difference == 1.0
-    assert len(compared["decoupled"]) == forgetful.NUM_TESTED
+    assert found["decoupled"]["cells checked"].difference == 1.0
+    assert found["decoupled"]["cells stated, sampled"].difference == 0.0
+    assert {*found["decoupled"]} == {*tables.TESTED} - {"groups all correct"}  # no run has it
 
 
 def test_what_is_not_measured_yet_is_left_out(works, tmp_path):
     strong = works["18"]
     (strong.folder("decoupled-2") / "diagnostics" / "perception" / "summary.json").unlink()
-    found = forgetful.read_outcomes(works, PLAN)
-    assert len(found["18"]) == len(found["none"]) - 1 == len(forgetful.runs_of(PLAN))
-    plotted = forgetful.plotted(strong, PLAN, found["18"])
+    found = compared.read_outcomes(works, PLAN)
+    assert len(found["18"]) == len(found["none"]) - 1 == len(runs_of(PLAN))
+    plotted = compared.plotted(strong, PLAN, found["18"])
     assert plotted is not None and (plotted.arms, plotted.seeds) == (PLAN.arms, (0, 1))
-    assert forgetful_tables.compare_by_seed(found["18"], PLAN)["decoupled"]["claims_late"].n == 2
+    assert tables.compare_by_seed(found["18"], PLAN)["decoupled"]["claims late"].n == 2
     none = works["none"]
     (none.folder(WARM_START) / "diagnostics" / "early-decision" / "summary.json").unlink()
-    assert forgetful.plotted(none, PLAN, found["none"]) is None
-    text = forgetful_tables.tables(found, PLAN)
+    assert compared.plotted(none, PLAN, found["none"]) is None
+    text = tables.tables(found, PLAN)
     assert "n = 2" in text and "n = 3" in text
 
 
 def test_one_arm_alone_is_not_plotted(works):
     plan = replace(PLAN, arms=("grpo",))
-    assert forgetful.plotted(works["18"], plan, forgetful.read_outcomes(works, plan)["18"]) is None
+    assert compared.plotted(works["18"], plan, compared.read_outcomes(works, plan)["18"]) is None
 
 
 def test_an_interrupted_study_has_pairs():
-    assert [run.name for run in forgetful.runs_of(PLAN)][:3] == ["grpo-0", "decoupled-0", "grpo-1"]
+    assert [run.name for run in runs_of(PLAN)][:3] == ["grpo-0", "decoupled-0", "grpo-1"]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +201,7 @@ def test_an_interrupted_study_has_pairs():
     ],
 )
 def test_p_values_of_several_tests_are_adjusted(given, expected):
-    assert forgetful_tables.holm(given) == pytest.approx(expected)
+    assert tables.holm(given) == pytest.approx(expected)
 
 
 def test_the_report_writes_tables_csv_and_plots(works, tmp_path, monkeypatch, capsys):
@@ -207,7 +210,7 @@ def test_the_report_writes_tables_csv_and_plots(works, tmp_path, monkeypatch, ca
     document.write_text(f"Before.\n{start}\nold\n{end}\nAfter.\n")
     monkeypatch.setattr(page, "DOCUMENT", document)
     monkeypatch.setattr(page, "RESULTS", tmp_path / "page")
-    forgetful_command.report(works, PLAN, tmp_path, "comparison", document=True)
+    command.report(works, PLAN, tmp_path, "comparison", document=True)
     text = document.read_text()
     assert text.startswith("Before.") and text.endswith("After.\n") and "old" not in text
     assert text.count("| VAPO, gamma 1, decoupled | GRPO (K=0) | claims late |") == 2
@@ -224,7 +227,7 @@ def results(works, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "RESULTS", folder)
     monkeypatch.setattr(page, "DOCUMENT", tmp_path / "study.md")
     page.DOCUMENT.write_text("\n".join(page.marks("comparison")))
-    forgetful_command.report(works, PLAN, tmp_path, "comparison", document=True)
+    command.report(works, PLAN, tmp_path, "comparison", document=True)
     return folder
 
 
@@ -238,11 +241,11 @@ def test_recorded_runs_stand_beside_those_of_the_folder(works, results, tmp_path
     forget(works["18"], "decoupled-1", "grpo-0")
     known = recorded.read_recorded(results, PLAN)
     assert len(known) == 2 * (1 + 6)
-    found = forgetful.read_outcomes(works, PLAN, known)
+    found = compared.read_outcomes(works, PLAN, known)
     assert [len(found[memory]) for memory in PLAN.memories] == [7, 7]
-    assert forgetful.plotted(works["18"], PLAN, found["18"]) is None  # not with all its seeds
-    assert forgetful.plotted(works["none"], PLAN, found["none"]) is not None
-    forgetful_command.report(works, PLAN, tmp_path, "comparison", document=True, known=known)
+    assert compared.plotted(works["18"], PLAN, found["18"]) is None  # not with all its seeds
+    assert compared.plotted(works["none"], PLAN, found["none"]) is not None
+    command.report(works, PLAN, tmp_path, "comparison", document=True, known=known)
     assert page.DOCUMENT.read_text() == whole
 
 
@@ -250,46 +253,99 @@ def test_a_document_never_loses_recorded_runs(works, results, tmp_path):
     before = (page.DOCUMENT.read_text(), (results / "comparison.csv").read_text())
     forget(works["none"], "decoupled-2")
     with pytest.raises(StudyError, match=r"1 results .* decoupled of seed 2 .* add --recorded"):
-        forgetful_command.report(works, PLAN, tmp_path, "comparison", document=True)
+        command.report(works, PLAN, tmp_path, "comparison", document=True)
     assert (page.DOCUMENT.read_text(), (results / "comparison.csv").read_text()) == before
 
 
 def test_recorded_runs_are_not_made_again(works, results):
     known = recorded.read_recorded(results, PLAN)
     assert recorded.runs_to_make(PLAN, "18", known, None) == []
-    assert recorded.runs_to_make(PLAN, "18", [], None) == forgetful.runs_of(PLAN)
+    assert recorded.runs_to_make(PLAN, "18", [], None) == runs_of(PLAN)
     known = [row for row in known if (row.arm, row.seed) != ("decoupled", 1)]
     names = [
         [run.name for run in recorded.runs_to_make(PLAN, "18", known, start)]
-        for start in (forgetful.start_of(works["18"]), "another")
+        for start in (starts.start_of(works["18"]), "another")
     ]
     assert names == [["decoupled-1"], ["grpo-1", "decoupled-1"]]  # pairs have one warm start
 
 
 def test_runs_of_a_seed_are_those_of_one_warm_start(works, results):
-    ours = forgetful.read_outcomes(works, PLAN)["18"]
+    ours = compared.read_outcomes(works, PLAN)["18"]
     theirs = [replace(row, start="another", accuracy=0.9) for row in ours if row.seed in (-1, 0, 1)]
     fewer = [row for row in ours if row.seed != 1 or row.arm != "grpo"]
-    found = forgetful.of_one_start([*fewer, *theirs], PLAN)
+    found = compared.of_one_start([*fewer, *theirs], PLAN)
     accuracy = {(row.arm, row.seed): row.accuracy for row in found}
     assert accuracy["grpo", 1] == accuracy["decoupled", 1] == 0.9  # two runs there, one here
     assert accuracy["grpo", 0] == accuracy["grpo", 2] == 0.5
     assert [row.arm for row in found].count(WARM_START) == 2
-    assert forgetful.of_one_start(ours, PLAN) == ours
-    assert forgetful.of_one_start(ours[:1], PLAN) == ours[:1]  # measured first
+    assert compared.of_one_start(ours, PLAN) == ours
+    assert compared.of_one_start(ours[:1], PLAN) == ours[:1]  # measured first
+
+
+def test_a_table_tells_warm_starts_apart_and_says_how_many_runs(works):
+    ours = compared.read_outcomes(works, PLAN)["18"]
+    theirs = [replace(row, start="another") for row in ours if row.seed in (-1, 0)]
+    mixed = [*theirs, *(row for row in ours if row.seed != 0)]
+    text = tables.tables({"18": mixed}, PLAN)
+    assert "| warm start, from another |" in text
+    assert "| GRPO (K=0), from another (n = 1) |" in text
+    assert f"| GRPO (K=0), from {starts.start_of(works['18'])} (n = 2) |" in text
+    text = tables.tables({"18": ours}, PLAN)
+    assert "| warm start |" in text and "| GRPO (K=0) (n = 3) |" in text
+
+
+def test_seeds_without_a_tested_arm_are_not_compared(works):
+    plan = replace(PLAN, known=("grpo",))
+    ours = compared.read_outcomes(works, plan)["18"]
+    begun = [row for row in ours if row.seed != 2 or row.arm == "grpo"]
+    assert {row.seed for row in compared.of_one_start(begun, plan)} == {-1, 0, 1}
+    alone = [row for row in ours if row.arm != "decoupled"]
+    assert compared.of_one_start(alone, plan) == alone
+
+
+def test_runs_of_another_warm_start_stay_in_the_file(works, results, tmp_path):
+    theirs = [
+        replace(row, start="another")
+        for row in recorded.read_recorded(results, PLAN)
+        if row.memory == "18" and row.seed in (-1, 0)
+    ]
+    command.report(works, PLAN, tmp_path, "comparison", document=True, known=theirs)
+    assert len((results / "comparison.csv").read_text().splitlines()) == 1 + 2 * 7 + 3
+    with pytest.raises(StudyError, match=r"3 results .* add --recorded"):
+        command.report(works, PLAN, tmp_path, "comparison", document=True)
+
+
+def test_late_claims_by_what_the_response_states(works):
+    scenes = read_scenes(works["18"].data / TEST)
+    scene = scenes[0]
+    named, other, *_ = scene.positions
+    asked = [(0, named, False), (8, named, True), (9, named, False), (9, other, False)]
+    record = {
+        "index": 0,
+        "response": read(scene, named),
+        "num_tokens": 10,
+        "anchors": [
+            {"position": position, "claim": f"The {place} digit is 1.", "correct": correct}
+            for position, place, correct in asked
+        ],
+    }
+    found = outcome.late_claims_by_cell([record], scenes)
+    assert found == {"late_stated": 0.5, "late_unstated": 0.0}
+    found = outcome.late_claims_by_cell([record | {"anchors": []}], scenes)
+    assert math.isnan(found["late_stated"]) and math.isnan(found["late_unstated"])
 
 
 def test_a_folder_keeps_to_its_warm_start(works):
     work = works["18"]
-    forgetful.bind_start(work)
-    before = forgetful.start_of(work)
-    assert len(before) == 8 and forgetful.read_outcomes(works, PLAN)["18"][0].start == before
-    (work.model / forgetful.WEIGHTS).write_text("others")
+    starts.bind_start(work)
+    before = starts.start_of(work)
+    assert len(before) == 8 and compared.read_outcomes(works, PLAN)["18"][0].start == before
+    (work.model / starts.WEIGHTS).write_text("others")
     with pytest.raises(StudyError, match=f"runs of the warm start {before}.* by --starts"):
-        forgetful.bind_start(work)
-    assert forgetful.start_of(work) == before
-    (work.root / forgetful.START_FILE).unlink()
-    assert forgetful.read_outcomes(works, PLAN)["18"][0].start == "unrecorded"
+        starts.bind_start(work)
+    assert starts.start_of(work) == before
+    (work.root / starts.START_FILE).unlink()
+    assert compared.read_outcomes(works, PLAN)["18"][0].start == "unrecorded"
 
 
 def test_an_interrupted_study_is_reported_and_says_so(
@@ -298,9 +354,9 @@ def test_an_interrupted_study_is_reported_and_says_so(
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(forgetful.PLANS, "comparison", PLAN)
-    monkeypatch.setattr(forgetful_command, "make_data", lambda *_: None)
-    monkeypatch.setattr(forgetful_command, "do_all", interrupted)
+    monkeypatch.setitem(plans.PLANS, "comparison", PLAN)
+    monkeypatch.setattr(command, "make_data", lambda *_: None)
+    monkeypatch.setattr(command, "do_all", interrupted)
     forget(works["none"], "decoupled-2")  # which the document has
     assert study.main(["--forgetful", "--document", "--out", str(tmp_path)]) == 130
     told = capsys.readouterr().err
@@ -314,33 +370,33 @@ def test_parts_take_recorded_runs_from_each_other(results):
 
 
 def test_the_plans_warm_starts_are_in_the_repository():
-    for memory, work in forgetful.workspaces(Path("root"), PLAN, forgetful.STARTS).items():
+    for memory, work in starts.workspaces(Path("root"), PLAN, starts.STARTS).items():
         card = json.loads((work.model / "figures.json").read_text())
         config = StartConfig(
             forgetting=Forgetting(memory=None if memory == "none" else float(memory)),
             steps=PLAN.start_steps,
         )
         assert card["config"] == asdict(config)
-        assert (work.model / forgetful.WEIGHTS).stat().st_size > 1 << 20
+        assert (work.model / starts.WEIGHTS).stat().st_size > 1 << 20
 
 
 def test_several_parts_make_a_run_once(tmp_path, monkeypatch):
     made: list[str] = []
     monkeypatch.setattr(tasks, "train", lambda _, plan, run, threads: made.append(run.name))
     for step in ("make_data", "measure"):
-        monkeypatch.setattr(forgetful_command, step, lambda *_: None)
+        monkeypatch.setattr(command, step, lambda *_: None)
     for step in ("make_start", "bind_start"):
-        monkeypatch.setattr(forgetful, step, lambda *_: None)
+        monkeypatch.setattr(command, step, lambda *_: None)
     signal = replace(PLAN, arms=("grpo", "flat"), memories=("18",), seeds=(0,))
-    monkeypatch.setitem(forgetful.PLANS, "comparison", replace(PLAN, memories=("18",), seeds=(0,)))
-    monkeypatch.setitem(forgetful.PLANS, "signal", signal)
+    monkeypatch.setitem(plans.PLANS, "comparison", replace(PLAN, memories=("18",), seeds=(0,)))
+    monkeypatch.setitem(plans.PLANS, "signal", signal)
     folder = str(tmp_path / "study")
     assert study.main(["--forgetful", "comparison", "signal", "--jobs", "1", "--out", folder]) == 0
     assert made == ["grpo-0", "decoupled-0", "flat-0"]
 
 
 def test_a_report_starts_nothing(works, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(forgetful.PLANS, "comparison", PLAN)
+    monkeypatch.setitem(plans.PLANS, "comparison", PLAN)
     before = sorted(tmp_path.glob("memory_*/**"))
     assert study.main(["--forgetful", "--report", "--out", str(tmp_path)]) == 0
     assert "n = 3" in capsys.readouterr().out
@@ -350,7 +406,7 @@ def test_a_report_starts_nothing(works, tmp_path, monkeypatch, capsys):
 
 def test_arms_of_the_comparison_differ_from_vapo_as_they_say():
     known = arms.ALL_ARMS
-    assert set(forgetful.MAIN.arms) <= set(known) and forgetful.QUICK.arms == (arms.CONTROL,)
+    assert set(plans.MAIN.arms) <= set(known) and plans.QUICK.arms == (arms.CONTROL,)
     assert {*known["decoupled"].overrides} - {*known["gamma_1"].overrides} == {
         "vapo.advantage.normalization=decoupled"
     }
@@ -359,7 +415,7 @@ def test_arms_of_the_comparison_differ_from_vapo_as_they_say():
     assert alone < {*known[arms.CONTROL].overrides}
 
 
-ALL = dict.fromkeys(arm for plan in forgetful.PLANS.values() for arm in plan.arms)
+ALL = dict.fromkeys(arm for plan in plans.PLANS.values() for arm in plan.arms)
 
 
 @pytest.mark.parametrize("arm", [*ALL, arms.CONTROL])
@@ -388,16 +444,16 @@ def test_an_arm_of_the_signal_differs_in_one_setting(arm):
 
 def test_parts_share_their_runs_and_no_other_size(tmp_path):
     work = Workspace(root=tmp_path)
-    for plan in forgetful.PLANS.values():
+    for plan in plans.PLANS.values():
         work.claim(plan)
     with pytest.raises(StudyError, match="another plan"):
-        work.claim(forgetful.QUICK)
+        work.claim(plans.QUICK)
 
 
 @pytest.fixture
 def control(tmp_path, data):
     def run(rate):
-        (work,) = forgetful.workspaces(tmp_path / str(rate), forgetful.QUICK).values()
+        (work,) = starts.workspaces(tmp_path / str(rate), plans.QUICK).values()
         shutil.copytree(data, work.data)
         name = Run(arm=arms.CONTROL, seed=0).name
         for folder, late in (
@@ -412,10 +468,10 @@ def control(tmp_path, data):
 
 
 def test_the_control_passes_where_late_claims_rise(control):
-    assert "late claims +" in forgetful.check_control(control(rate=20), forgetful.QUICK)
+    assert "late claims +" in check_control(control(rate=20), plans.QUICK)
 
 
 @pytest.mark.parametrize("rate", [10, 0])
 def test_the_control_fails_where_they_do_not(control, rate):
     with pytest.raises(StudyError, match="the control did not move"):
-        forgetful.check_control(control(rate=rate), forgetful.QUICK)
+        check_control(control(rate=rate), plans.QUICK)

@@ -19,7 +19,7 @@ from benchmarks.study.measuring import OTHER_IMAGE_FOLDER, VALIDATION_FOLDER
 from benchmarks.study.reads import stated_by_step, summarise_reads
 from benchmarks.study.spread import spread
 from benchmarks.study.statistics import compare
-from benchmarks.study.workspace import WARM_START, Run, StudyError, Workspace
+from benchmarks.study.workspace import WARM_START, Run, StudyError, Workspace, runs_of
 from vapo_verl.digits.scene import Cell, Scene
 from vapo_verl.evaluation.early_decision import load_early_decision
 from vapo_verl.evaluation.early_decision import summarise as summarise_early
@@ -121,7 +121,7 @@ def work(tmp_path, rows) -> Workspace:
     workspace = Workspace(root=tmp_path / "study")
     shutil.copytree(rows, workspace.data)
     measured(workspace, WARM_START, 0.4, seed=9)
-    for run in study.all_runs(PLAN):
+    for run in runs_of(PLAN):
         measured(workspace, run.name, {"grpo": 0.45, "vapo": 0.9}[run.arm], seed=run.seed)
     return workspace
 
@@ -138,7 +138,7 @@ def test_figures_of_a_run(work):
 
 
 def test_pairs_are_rows_and_seeds(work):
-    runs = study.all_runs(PLAN)
+    runs = runs_of(PLAN)
     rows = [figures.read_figures(work, run.name, run.arm, run.seed) for run in runs]
     outcomes = [item for run in runs for item in figures.read_outcomes(work, run)]
     accuracy, late = compare(rows, outcomes, runs)
@@ -164,11 +164,11 @@ def test_results_are_written_and_read_back(work, tmp_path, monkeypatch, capsys):
     # its figures, two comparisons, claims by kind, what it learnt from
     assert text.count("| VAPO |") == 5
     kinds = (tmp_path / "results" / study.CLAIMS_CSV).read_text().splitlines()
-    assert len(kinds) == 2 + len(study.all_runs(PLAN))
+    assert len(kinds) == 2 + len(runs_of(PLAN))
     again = figures.read_csv(tmp_path / "results" / study.RUNS_CSV, figures.Figures)
     assert [(row.arm, row.seed) for row in again] == [
         (WARM_START, study.NO_SEED),
-        *((run.arm, run.seed) for run in study.all_runs(PLAN)),
+        *((run.arm, run.seed) for run in runs_of(PLAN)),
     ]
     for name in ("claims", "attention", "early_decision", "training", "stated"):
         assert Image.open(tmp_path / "results" / f"{name}.png").size > (0, 0)

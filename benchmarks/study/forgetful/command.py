@@ -8,12 +8,28 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.study import figures, forgetful, forgetful_tables, page, recorded
+from benchmarks.study import figures, page
 from benchmarks.study.data import LINES, make_data
-from benchmarks.study.forgetful import ForgetfulPlan, Outcome
+from benchmarks.study.forgetful.compared import of_one_start, plotted, read_outcomes
+from benchmarks.study.forgetful.control import check_control
+from benchmarks.study.forgetful.outcome import Outcome, is_measured
+from benchmarks.study.forgetful.plan import PLANS, QUICK, ForgetfulPlan
+from benchmarks.study.forgetful.recorded import (
+    check_none_is_lost,
+    read_recorded,
+    runs_to_make,
+)
+from benchmarks.study.forgetful.starts import (
+    STARTS,
+    bind_start,
+    make_start,
+    start_of,
+    workspaces,
+)
+from benchmarks.study.forgetful.tables import tables
 from benchmarks.study.measuring import measure
 from benchmarks.study.tasks import Task, do_all, trainings
-from benchmarks.study.workspace import WARM_START, Run, StudyError, Workspace
+from benchmarks.study.workspace import WARM_START, Run, StudyError, Workspace, runs_of
 
 ONE_RUN = {"quick", "control"}
 """Parts that compare a run with its warm start."""
@@ -30,14 +46,14 @@ def run(options: argparse.Namespace, root: Path) -> None:
         StudyError: a run failed, or the control did not move.
     """
     plans = _plans(options)
-    starts = None if options.quick else options.starts or forgetful.STARTS
+    starts = None if options.quick else options.starts or STARTS
     works = {
         memory: work
         for plan in plans.values()
-        for memory, work in forgetful.workspaces(root, plan, starts).items()
+        for memory, work in workspaces(root, plan, starts).items()
     }
     known = {
-        part: recorded.read_recorded(page.RESULTS, plan) if options.recorded else []
+        part: read_recorded(page.RESULTS, plan) if options.recorded else []
         for part, plan in plans.items()
     }
 
@@ -62,18 +78,15 @@ def run(options: argparse.Namespace, root: Path) -> None:
         raise error
     for part in plans.keys() & ONE_RUN:
         work = works[plans[part].memories[0]]
-        if forgetful.is_measured(work, forgetful.runs_of(plans[part])[0].name):
-            print(forgetful.check_control(work, plans[part]))
+        if is_measured(work, runs_of(plans[part])[0].name):
+            print(check_control(work, plans[part]))
 
 
 def _plans(options: argparse.Namespace) -> dict[str, ForgetfulPlan]:
     """By part, in the order of the command line."""
     if options.quick:
-        return {"quick": forgetful.QUICK}
-    return {
-        part: forgetful.PLANS[part].chosen(options.arms, options.seeds)
-        for part in options.forgetful
-    }
+        return {"quick": QUICK}
+    return {part: PLANS[part].chosen(options.arms, options.seeds) for part in options.forgetful}
 
 
 def _make(
@@ -91,7 +104,7 @@ def _make(
             (memory, each)
             for part, plan in plans.items()
             for memory in plan.memories
-            for each in recorded.runs_to_make(plan, memory, known[part], start(memory))
+            for each in runs_to_make(plan, memory, known[part], start(memory))
         ]
         return list(dict.fromkeys(found))
 
@@ -105,7 +118,7 @@ def _make(
     ]
     do_all(starts, jobs)
     runs: list[Task] = []
-    for memory, each in to_make(lambda memory: forgetful.start_of(works[memory])):
+    for memory, each in to_make(lambda memory: start_of(works[memory])):
         measured = partial(measure, works[memory], any_plan)
         [(name, task)] = trainings(works[memory], any_plan, [each], measured)
         runs.append((f"{name} {memory}", task))
@@ -114,8 +127,8 @@ def _make(
 
 def _make_start(work: Workspace, plan: ForgetfulPlan, memory: str, threads: int) -> None:
     """Train and measure the warm start of a strength."""
-    forgetful.make_start(work, plan, memory, threads)
-    forgetful.bind_start(work)
+    make_start(work, plan, memory, threads)
+    bind_start(work)
     measure(work, plan, WARM_START, threads)
 
 
@@ -136,18 +149,19 @@ def report(
     Raises:
         StudyError: the document has results that this report has not.
     """
-    outcomes = forgetful.read_outcomes(works, plan, known)
-    text = forgetful_tables.tables(outcomes, plan)
+    outcomes = read_outcomes(works, plan, known)
+    text = tables(outcomes, plan)
     print(text)
     out = page.RESULTS if document else root / "results"
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"{part}.csv"
     if document:
-        recorded.check_none_is_lost(file, outcomes, plan)
+        check_none_is_lost(file, outcomes, plan)
     if rows := [outcome for found in outcomes.values() for outcome in found]:
         figures.write_csv(file, rows)
     for memory, found in outcomes.items():
-        if in_plots := forgetful.plotted(works[memory], plan, found):
+        compared = of_one_start(found, plan)
+        if in_plots := plotted(works[memory], plan, compared):
             pictures = out / f"{part}_{memory}"
             pictures.mkdir(exist_ok=True)
             page.write_plots(works[memory], in_plots, pictures)

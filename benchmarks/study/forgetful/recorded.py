@@ -10,15 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.study.figures import read_csv
-from benchmarks.study.forgetful import (
-    NO_SEED,
-    PLANS,
-    ForgetfulPlan,
-    Outcome,
-    of_one_start,
-    runs_of,
-)
-from benchmarks.study.workspace import WARM_START, Run, StudyError
+from benchmarks.study.forgetful.compared import of_one_start
+from benchmarks.study.forgetful.outcome import Outcome
+from benchmarks.study.forgetful.plan import PLANS, ForgetfulPlan
+from benchmarks.study.workspace import NO_SEED, WARM_START, Run, StudyError, runs_of
 
 
 def read_recorded(folder: Path, plan: ForgetfulPlan) -> list[Outcome]:
@@ -26,8 +21,13 @@ def read_recorded(folder: Path, plan: ForgetfulPlan) -> list[Outcome]:
     found: dict[tuple[str, str, str, int], Outcome] = {}
     for part in PLANS:
         for row in _rows(folder / f"{part}.csv", plan):
-            found.setdefault((row.memory, row.start, row.arm, row.seed), row)
+            found.setdefault(_key(row), row)
     return list(found.values())
+
+
+def _key(row: Outcome) -> tuple[str, str, str, int]:
+    """Of a run, or a warm start."""
+    return row.memory, row.start, row.arm, row.seed
 
 
 def _rows(file: Path, plan: ForgetfulPlan) -> list[Outcome]:
@@ -67,8 +67,8 @@ def check_none_is_lost(
     Raises:
         StudyError: one would be lost.
     """
-    kept = {(each.memory, each.arm, each.seed) for found in outcomes.values() for each in found}
-    lost = [row for row in _rows(file, plan) if (row.memory, row.arm, row.seed) not in kept]
+    kept = {_key(each) for found in outcomes.values() for each in found}
+    lost = [row for row in _rows(file, plan) if _key(row) not in kept]
     if lost:
         first = lost[0]
         raise StudyError(
