@@ -12,7 +12,7 @@ OF_UPSTREAM = {
     *("_build_messages", "_compute_advantage", "_compute_multi_modal_inputs"),
     "_compute_old_log_prob",
     *("_get_input_embeds", "_supports_onednn", "_wait_for_next_poll"),
-    *("_run_agent_loop", "_run_prompt", "_step_once"),
+    *("_run_agent_loop", "_run_prompt", "_step_once", "_val_metrics_update"),
 }
 """Private names of verl and vllm that the product overrides or replaces."""
 PATCHES = {"setattr", "getattr", "delattr", "patch", "object"}

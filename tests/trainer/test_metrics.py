@@ -15,6 +15,7 @@ from vapo_verl.trainer.metrics import (
     signal_metrics,
     validation_metrics,
 )
+from vapo_verl.trainer.trainer import VapoTrainer
 
 
 def anchor(position, correct, answer=True, prompt=100, cached=96, **values):
@@ -40,7 +41,8 @@ def record(anchors=(), total=1.0, num_claims=20, times=(0, 0, 0, 0)):
 
 
 def judged(**verdicts):
-    return record([anchor(1, right, claim=claim) for claim, right in verdicts.items()])
+    """A response whose predictions on true claims are correct or not."""
+    return record([anchor(1, right, right, claim=claim) for claim, right in verdicts.items()])
 
 
 def agreement(records, group_ids):
@@ -138,22 +140,44 @@ def test_no_attention_at_all_is_nan():
 
 
 def test_validation_metrics_are_named_by_data_source():
-    values = {
-        "val-core/hiyouga/geometry3k/acc/mean@8": 0.5,
-        "val-core/hiyouga/geometry3k/acc/best@8/mean": 0.9,
-        "val-core/quiz/acc/mean@8": 0.25,
-        "val-aux/quiz/acc_success_only/mean@8": 0.3,
-        "val-aux/quiz/unparsed/mean@8": 0.1,
-        "val-aux/quiz/truncated/mean@8": 0.2,
-        "val-aux/quiz/reward/mean@8": 1.5,
-        "val-aux/num_turns/mean": 2.0,
+    sources = ["hiyouga/geometry3k", "quiz", "quiz", "quiz"]
+    infos = {
+        "reward": [1.5, 1.5, 0.0, 0.0],
+        "acc": [1.0, 1.0, 0.0, 0.0],
+        "perception": [0.75, None, None, None],
+        "unparsed": [None, 0.0, 1.0, 1.0],
+        "truncated": [None, 0.0, 0.0, 1.0],
+        "pred": ["4", "A", "B", "C"],
     }
-    assert validation_metrics(values) == {
-        "val/hiyouga/geometry3k/accuracy": 0.5,
-        "val/quiz/accuracy": 0.25,
-        "val/quiz/unparsed": 0.1,
-        "val/quiz/truncated": 0.2,
-    }
+    assert validation_metrics(sources, infos) == pytest.approx(
+        {
+            "val/hiyouga/geometry3k/accuracy": 1.0,
+            "val/hiyouga/geometry3k/perception": 0.75,
+            "val/quiz/accuracy": 1 / 3,
+            "val/quiz/unparsed": 2 / 3,
+            "val/quiz/truncated": 1 / 3,
+        }
+    )
+
+
+@pytest.fixture
+def validated():
+    """What a trainer makes of a validation's responses, by veRL's own method."""
+
+    def of(sources, uids, infos, expected):
+        trainer = object.__new__(VapoTrainer)
+        return trainer._val_metrics_update(sources, uids, infos, [], expected_acc_counts=expected)
+
+    return of
+
+
+def test_a_response_that_failed_in_a_validation_is_not_incorrect(validated):
+    infos = {"acc": [1.0, 0.0, 1.0], "perception": [0.5, None, 1.0], "reward": [1.5, 0.0, 1.5]}
+    expected = {("quiz", "a"): 2, ("quiz", "b"): 2}  # the second response of b failed
+    values = validated(["quiz"] * 3, ["a", "a", "b"], infos, expected)
+    assert values["val/quiz/accuracy"] == pytest.approx(2 / 3)
+    assert values["val/quiz/perception"] == pytest.approx(0.75)  # of a mean@1 and a mean@1
+    assert not any("success_only" in name for name in values)
 
 
 def test_an_unknown_metric_of_the_best_checkpoint_is_refused_with_those_there_are():

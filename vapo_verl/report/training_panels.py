@@ -31,7 +31,7 @@ _NO_ATTENTION = "No visual attention was exported. vapo.attention.enabled=true p
 def training_panels(runs: Sequence[RunSummary]) -> list[Panel]:
     """One panel per plan; then time per phase and validation, whose metrics the runs name."""
     phases = _found(runs, "timing_s/")
-    validation = _found(runs, "val-core/")
+    validation = _found(runs, "val/")
     plans = [
         *PLANS,
         Plan(

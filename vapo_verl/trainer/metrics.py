@@ -6,7 +6,6 @@ A mean over nothing is nan, not 0: a step that probed no response has no anchor 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -162,21 +161,33 @@ def attention_metrics(visual_attention: Tensor, response_mask: Tensor) -> dict[s
     }
 
 
-_BY_SOURCE = re.compile(
-    r"val-(?:core|aux)/(?P<source>.+)/(?P<what>acc|unparsed|truncated)/mean@\d+"
-)
-"""veRL's names of what a validation measures for each data source."""
+_VALIDATED = {
+    "acc": "accuracy",
+    "perception": "perception",
+    "unparsed": "unparsed",
+    "truncated": "truncated",
+}
+"""Name in a response's `reward_extra_info`, and that of the metric."""
 
 
-def validation_metrics(values: Mapping[str, float]) -> dict[str, float]:
-    """``val/SOURCE/accuracy`` for every data source, and for a benchmark file ``val/SOURCE/``
-    ``unparsed`` and ``truncated``: means over rows and samples, from veRL's metrics."""
-    found = ((_BY_SOURCE.fullmatch(name), value) for name, value in values.items())
-    return {
-        f"val/{match['source']}/{match['what'].replace('acc', 'accuracy')}": value
-        for match, value in found
-        if match is not None
-    }
+def validation_metrics(
+    sources: Sequence[str], infos: Mapping[str, Sequence[float | None]]
+) -> dict[str, float]:
+    """``val/SOURCE/accuracy`` for every data source, ``perception`` where claims were asked, and
+    ``unparsed`` and ``truncated`` of a benchmark file: means over the responses that have them.
+
+    veRL's own metrics are by the number of a prompt's responses that have a value (``mean@7``).
+
+    Args:
+        sources: data source of each response.
+        infos: name -> value of each response, None where it has none.
+    """
+    found: dict[str, list[float]] = {}
+    for name, what in _VALIDATED.items():
+        for source, value in zip(sources, infos.get(name, [None] * len(sources)), strict=True):
+            if value is not None:
+                found.setdefault(f"val/{source}/{what}", []).append(value)
+    return {name: mean(values) for name, values in found.items()}
 
 
 def require_metric(values: Mapping[str, float], name: str) -> None:

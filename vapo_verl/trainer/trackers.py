@@ -4,6 +4,7 @@ import importlib.util
 import math
 import netrc
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,9 @@ COLUMNS = (
     ("step", "timing_s/step", "{:.1f}s"),
 )
 """Label, metric and format of each column; a metric that a step lacks is left out."""
+_VALIDATION = re.compile("val/(?P<source>.+)/(?P<what>accuracy|perception)")
+_LABELS = {"accuracy": "acc", "perception": "perception"}
+"""Metric of a validation and its label; the data source stands before it."""
 BAR_WIDTH = 20
 RECENT_STEPS = 5
 
@@ -187,9 +191,9 @@ def step_line(data: Mapping[str, Any], step: int, total: int) -> str:
     """``step 3/6 | reward 1.21  acc 0.44 ..``; validation figures follow when there are any."""
     shown = [f"{label} {form.format(data[key])}" for label, key, form in COLUMNS if key in data]
     checks = [
-        f"{key.split('/')[1]} {key.split('/')[2]} {value:.3f}"
+        f"{match['source']} {_LABELS[match['what']]} {value:.3f}"
         for key, value in data.items()
-        if key.startswith("val-core/") or key.split("/")[-2:-1] == ["perception"]
+        if (match := _VALIDATION.fullmatch(key))
     ]
     parts = [f"step {step}/{total}", "  ".join(shown)]
     if checks:

@@ -227,11 +227,26 @@ class VapoTraining(PPOTrainer):
         with self._monitor.phase(liveness.VALIDATION):
             values = super()._validate()
         phases.end()
-        values |= validation_metrics(values)
         if self.vapo.keep_best:
             require_metric(values, self.vapo.keep_best)
         failed = self.replay_buffer.num_failed["val"] - failed_before
         return {**values, FAILED_IN_VALIDATION: failed}
+
+    def _val_metrics_update(
+        self,
+        data_sources: Any,
+        sample_uids: Any,
+        reward_extra_infos_dict: Any,
+        sample_turns: Any,
+        expected_acc_counts: Any = None,
+    ) -> dict[str, float]:
+        """veRL's metrics of the responses that there are: it would count a failed one, of which
+        nobody knows the answer, as incorrect."""
+        del expected_acc_counts
+        values = super()._val_metrics_update(
+            data_sources, sample_uids, reward_extra_infos_dict, sample_turns
+        )
+        return {**values, **validation_metrics(data_sources, reward_extra_infos_dict)}
 
     def fit(self, agent_loop_manager: Any) -> None:
         """Train to the last step. A resumed run was validated when its checkpoint was made."""
@@ -401,7 +416,13 @@ class VapoTraining(PPOTrainer):
         if self.vapo.probes_claims and num_rows:
             with self._monitor.phase(liveness.ROLLOUT):
                 result = asyncio.run(self._format_check(num_rows))
-            if result is not None:
+            if result is None:
+                say(
+                    f"anchor format check: no claim was asked: the first {num_rows} training rows "
+                    "have none of at most vapo.anchors.max_claim_tokens="
+                    f"{self.vapo.anchors.max_claim_tokens} tokens with its question"
+                )
+            else:
                 say(result.summary())
                 for warning in result.warnings():
                     say(f"WARNING: {warning}")
