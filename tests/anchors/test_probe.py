@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from vapo_verl.anchors import Anchor, AnchorQuestion, ProbeReply, probe_anchors
@@ -59,6 +60,17 @@ async def test_the_likelier_answer_counts_though_the_other_one_was_drawn():
     [result] = await probe_anchors(ask, QUESTION, [anchor(1, label=False)], [1], [10])
     assert (result.answer, result.correct) == (False, True)
     assert result.p_yes == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("drawn", [YES, NO])
+async def test_a_tie_is_one_answer_whichever_was_drawn(drawn):
+    half = float(np.log(np.float32(0.5)))  # rounded: its exponential is below 0.5
+
+    async def ask(_):
+        return [ProbeReply(token_id=drawn, logprob=half)]
+
+    [result] = await probe_anchors(ask, QUESTION, [anchor(1, label=True)], [1], [10])
+    assert (result.p_yes, result.answer) == (0.5, True)
 
 
 async def test_an_engine_that_answers_something_else_is_an_error():

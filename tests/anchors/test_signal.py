@@ -124,6 +124,28 @@ def test_late_anchors_weigh_more_in_the_spread():
     assert late > flat == pytest.approx(0.25 / 2**0.5)
 
 
+def asked(group, *claims):
+    """A response with a correct prediction on claims given as text, label, correct."""
+    response = probed(group, {number: correct for number, (_, _, correct) in enumerate(claims)})
+    results = [
+        replace(result, anchor=replace(result.anchor, claim=text, label=label))
+        for result, (text, label, _) in zip(response.results, claims, strict=True)
+    ]
+    return replace(response, results=results)
+
+
+def test_a_claim_with_both_labels_is_two_claims():
+    """One prediction is correct on the one and incorrect on the other."""
+    alike = asked("a", ("red", True, True), ("red", False, False))
+    assert claim_agreement([alike, alike]) == 1
+
+
+def test_agreement_is_between_responses():
+    unsure = asked("a", ("red", True, True), ("red", True, False))  # early and late
+    assert claim_agreement([unsure, unsure]) == 1
+    assert math.isnan(claim_agreement([unsure]))
+
+
 def test_the_warning_needs_agreement_or_no_spread():
     nan = [math.nan] * NUM_FIRST_STEPS
     assert no_signal([0.9] * NUM_FIRST_STEPS, [0.04] * NUM_FIRST_STEPS) is None

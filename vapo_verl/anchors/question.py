@@ -18,6 +18,8 @@ probability. Not ``allowed_token_ids``: vLLM 0.24 leaks its mask to other reques
 (``InputBatch.swap_states`` swaps tensor rows in place, ``condense`` leaves the moved row behind),
 and responses that still decode then say yes and no in mid-sentence.
 """
+_TIE = 1e-6
+"""Distance from 0.5 that rounding may cause in float32."""
 MIN_FREE_FRACTION = 0.5
 ONE_WAY = 0.9
 LEAST_SPREAD = 0.02
@@ -56,6 +58,9 @@ class AnchorQuestion:
     def p_yes(self, token_id: int, logprob: float) -> float:
         """Probability of yes from either answer's log probability, normalised over the two.
 
+        A tie, which logits of bfloat16 often are, is 0.5 whichever answer was drawn: rounded, the
+        drawn one would be just below it.
+
         Raises:
             RuntimeError: the token is neither answer.
         """
@@ -65,6 +70,8 @@ class AnchorQuestion:
                 f"nor no ({self.no_id}): it ignored the bias on their logits"
             )
         drawn = math.exp(min(logprob, 0.0))
+        if abs(drawn - 0.5) < _TIE:
+            return 0.5
         return drawn if token_id == self.yes_id else 1.0 - drawn
 
 

@@ -194,12 +194,17 @@ def _moments(response: ProbedResponse, late_emphasis: float) -> _Moments:
 
 
 def _pairs(responses: Sequence[ProbedResponse]) -> tuple[int, int]:
-    """Pairs of anchors with the same claim in siblings, and those that differ in correctness."""
+    """Pairs of siblings' anchors with the same claim and label, and those that differ in
+    correctness. Of a claim that a response is asked twice the first counts."""
     num_correct, num_probed = Counter[Hashable](), Counter[Hashable]()
     for response in responses:
+        once: dict[Hashable, bool] = {}
         for result in response.results:
-            num_correct[response.group_id, result.anchor.claim] += result.correct
-            num_probed[response.group_id, result.anchor.claim] += 1
+            anchor = result.anchor
+            once.setdefault((response.group_id, anchor.claim, anchor.label), result.correct)
+        for claim, correct in once.items():
+            num_correct[claim] += correct
+            num_probed[claim] += 1
     pairs = sum(math.comb(n, 2) for n in num_probed.values())
     differing = sum(
         num_correct[claim] * (n - num_correct[claim]) for claim, n in num_probed.items()
