@@ -742,7 +742,8 @@ def check_model(config: DictConfig) -> None:
 
 
 def check_answer_words(config: DictConfig) -> None:
-    """Refuse answer words of several tokens, where anchors are asked and the tokenizer is here.
+    """Refuse answer words of several tokens, where anchors are asked and the tokenizer is here, and
+    a question that leaves no tokens for its claim.
 
     Raises:
         ValueError: the words, and what to set.
@@ -755,9 +756,15 @@ def check_answer_words(config: DictConfig) -> None:
     from vapo_verl.anchors import bind_question
 
     anchors = settings.anchors
-    bind_question(
+    question = bind_question(
         AutoTokenizer.from_pretrained(path), anchors.question, anchors.yes_words, anchors.no_words
     )
+    alone = len(question.token_ids(""))
+    if alone >= anchors.max_claim_tokens:
+        raise ValueError(
+            f"vapo.anchors.max_claim_tokens={anchors.max_claim_tokens}: vapo.anchors.question has "
+            f"{alone} tokens without a claim, so that none could be asked; set {alone + 32} or more"
+        )
 
 
 def check_data(config: DictConfig) -> Iterator[str]:

@@ -269,6 +269,11 @@ def test_prompts_over_the_limit_are_counted():
     assert text in only(judged(*rows, filtered=True), status="warning").found
 
 
+def test_a_question_without_room_for_a_claim_names_the_key(config):
+    found = only(check_recipe(config("vapo.anchors.max_claim_tokens=3")))
+    assert "vapo.anchors.max_claim_tokens=3" in found.found
+
+
 def test_answer_words_of_several_tokens_name_the_key(config):
     found = only(check_recipe(config("vapo.anchors.yes_words=[Quite right]")))
     assert found.check == "answers"

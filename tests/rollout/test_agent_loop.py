@@ -124,6 +124,14 @@ async def test_without_the_gate_a_wrong_answer_earns_it_too(run_loop, wrong):
     assert output.reward_score == pytest.approx(reward["format"] + 0.1 * reward["perception"])
 
 
+async def test_perception_that_is_not_paid_is_measured_all_the_same(run_loop, wrong):
+    unpaid = ("vapo.reward.perception_source=none", "vapo.anchors.gate=relaxed")
+    reward = (await run_loop(wrong, *unpaid)).extra_fields["vapo"]["reward"]
+    paid = (await run_loop(wrong, unpaid[1])).extra_fields["vapo"]["reward"]
+    assert reward["perception"] == paid["perception"] > 0
+    assert reward["total"] == pytest.approx(reward["format"])
+
+
 async def test_a_right_answer_adds_gamma_times_perception(run_loop, dataset):
     row = dataset[0]
     first = await run_loop(row, "vapo.anchors.num_anchors=0", temperature=0.0)

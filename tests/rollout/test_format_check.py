@@ -1,10 +1,12 @@
 """The format check on the packaged model: quiet on the shipped question, loud on a broken one."""
 
+import pytest
 from omegaconf import OmegaConf
 
 from vapo_verl.anchors import bind_question
 from vapo_verl.config import AnchorConfig
 from vapo_verl.data.dataset import VapoDataset
+from vapo_verl.data.errors import RowError
 from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.rollout.agent_loop import run_format_check
 
@@ -50,6 +52,35 @@ async def test_a_trailing_space_trips_it(processor, server, dataset):
     )
     result = await run_format_check(loop, [dataset[i] for i in range(3)])
     assert any("a trailing space" in warning for warning in result.warnings()), result.summary()
+
+
+async def test_a_row_that_training_would_leave_out_is_left_out(
+    processor, server, dataset, monkeypatch, capfd
+):
+    loop = make_loop(processor, server)
+    prompt = loop.prompt
+
+    async def unreadable(row):
+        if row is rows[0]:
+            raise RowError("row 7, images[0]: not an image")
+        return await prompt(row)
+
+    monkeypatch.setattr(loop, "prompt", unreadable)
+    rows = [dataset[0], dataset[1]]
+    result = await run_format_check(loop, rows)
+    assert result.num_probes == 8
+    assert "row 0 left out: RowError: row 7, images[0]" in "".join(capfd.readouterr())
+
+
+async def test_an_error_of_the_system_ends_it(processor, server, dataset, monkeypatch):
+    loop = make_loop(processor, server)
+
+    async def no_server(_):
+        raise ConnectionError("no server")
+
+    monkeypatch.setattr(loop, "prompt", no_server)
+    with pytest.raises(ConnectionError):
+        await run_format_check(loop, [dataset[0]])
 
 
 async def test_rows_without_claims_have_none(processor, server, dataset):

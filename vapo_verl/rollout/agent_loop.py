@@ -28,6 +28,7 @@ from vapo_verl.anchors import (
 )
 from vapo_verl.anchors.question import ANSWER_BIAS, CheckReply, FormatCheck
 from vapo_verl.config import ANSWER_STYLES, JUDGE_STYLE, VapoConfig, vapo_config
+from vapo_verl.console import say
 from vapo_verl.data.claims_column import Claim, read_claims
 from vapo_verl.data.control_tokens import (
     tag_token_ids,
@@ -46,6 +47,7 @@ from vapo_verl.reward.components import (
     format_score,
 )
 from vapo_verl.reward.perception import attention_perception_score
+from vapo_verl.rollout.agent_loop_worker import failure_kind, reason_of
 from vapo_verl.rollout.outcome import Outcome, RewardFunction, judged
 from vapo_verl.rollout.prober import OneServerClient, Prober, prompt_session
 from vapo_verl.rollout.prompts import (
@@ -376,21 +378,20 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         output: VapoAgentLoopOutput,
     ) -> RewardComponents:
         settings = self.vapo.reward
-        if settings.perception_source == "claims":
-            perception = anchored_perception(results, len(output.response_ids), settings)
-        elif settings.perception_source == "attention":
+        if settings.perception_source == "attention":
             perception = attention_perception_score(
                 output.visual_attention or [], settings.late_emphasis
             )
-        else:
-            perception = 0.0
+        else:  # with `none` it is measured, and not paid
+            perception = anchored_perception(results, len(output.response_ids), settings)
+        paid = settings.perception_source != "none"
         return compose_reward(
             outcome.score,
             formatted,
             perception,
             accuracy_weight=settings.accuracy_weight,
             format_weight=settings.format_weight,
-            perception_weight=settings.perception_weight,
+            perception_weight=settings.perception_weight if paid else 0.0,
             gate=self.vapo.anchors.gate,
             correct=outcome.correct,
         )
@@ -410,9 +411,19 @@ async def run_format_check(
 ) -> FormatCheck | None:
     """Probe up to 4 true and 4 false claims of each row directly after its prompt.
 
-    None if no row has claims.
+    A row that fails is left out, as in training.
+
+    Returns:
+        None if no claim was asked.
     """
-    replies = [reply for row in rows for reply in await _of_row(loop, row)]
+    replies: list[CheckReply] = []
+    for number, row in enumerate(rows):
+        try:
+            replies += await _of_row(loop, row)
+        except Exception as error:
+            if failure_kind(error) != "row":
+                raise
+            say(f"WARNING: anchor format check: row {number} left out: {reason_of(error)}")
     return FormatCheck.of(replies) if replies else None
 
 
