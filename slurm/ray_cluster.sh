@@ -13,6 +13,23 @@ die() {
   exit "${2:-2}"
 }
 
+check_slurm() {
+  local version
+  version=$(srun --version) # slurm 23.11.4
+  [[ $version =~ ([0-9]+)\.([0-9]+) ]] || return 0
+  ((10#${BASH_REMATCH[1]}${BASH_REMATCH[2]} >= 2205)) ||
+    die "$version: before 22.05 a step waits for the memory and GPUs of Ray's, for ever"
+}
+
+# on_all_nodes COMMAND...: outside any container.
+on_all_nodes() {
+  timeout --kill-after=1 "$VAPO_NODE_TIMEOUT_S" srun --quiet --overlap --mpi=none --cpu-bind=none \
+    --nodes="${#nodes[@]}" --ntasks="${#nodes[@]}" --ntasks-per-node=1 "$@" </dev/null
+}
+
+# again COMMAND...: up to three times, where slurmctld is too busy to answer.
+again() { "$@" || { sleep 2 && "$@"; } || { sleep 5 && "$@"; }; }
+
 read_settings() {
   local file=${VAPO_SITE_ENV:-slurm/site.env}
   [[ -r $file ]] || die "VAPO_SITE_ENV=$file cannot be read; name a copy of slurm/site.env"
@@ -31,6 +48,11 @@ read_settings() {
   [[ $VAPO_PORTS =~ ^([0-9]+)-([0-9]+)$ ]] && num_ports=$((BASH_REMATCH[2] - BASH_REMATCH[1] + 1))
   ((${num_ports:-0} >= 1000)) ||
     die "VAPO_PORTS=$VAPO_PORTS is not a range of at least 1000 ports; set FIRST-LAST"
+  local socket=$VAPO_NODE_TMP/ray_$SLURM_JOB_ID/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store
+  ((${#socket} <= 107)) ||
+    die "VAPO_NODE_TMP=$VAPO_NODE_TMP is $((${#socket} - 107)) characters too long for Ray's sockets; set a shorter path"
+  # packages below ~/.local would come before those of an image
+  export PYTHONNOUSERSITE=1
   restarts=${SLURM_RESTART_COUNT:-0}
   export VAPO_ATTEMPT_LOGS=$VAPO_LOG_DIR/$SLURM_JOB_ID/attempt_$restarts
   mkdir -p "$VAPO_ATTEMPT_LOGS" "$VAPO_RUNS_DIR" "$VAPO_DATA_DIR" "$HF_HOME"
@@ -55,7 +77,7 @@ choose_container() {
       steps+=(--container-image="$VAPO_CONTAINER_IMAGE" --container-name="vapo_$SLURM_JOB_ID"
         --container-mounts="$mounts" --container-workdir="$PWD"
         # these variables override those of the image
-        --container-env="$caches,HF_HOME,PYTHONPATH,VAPO_DATA_DIR")
+        --container-env="$caches,HF_HOME,PYTHONPATH,PYTHONNOUSERSITE,VAPO_DATA_DIR")
       ;;
     apptainer)
       inside=(apptainer exec --bind "$mounts" --pwd "$PWD")
@@ -64,6 +86,9 @@ choose_container() {
       ;;
     *) die "VAPO_CONTAINER=$VAPO_CONTAINER is not one of none, pyxis, apptainer" ;;
   esac
+  # a folder that is mounted has to be there
+  [[ $VAPO_CONTAINER == none ]] || on_all_nodes mkdir -p "$VAPO_NODE_TMP" ||
+    die "VAPO_NODE_TMP=$VAPO_NODE_TMP cannot be made on every node"
   on_head=(srun "${steps[@]}" --nodes=1 --ntasks=1 --nodelist="$head" "${inside[@]}")
 }
 
@@ -141,19 +166,22 @@ run_on_cluster() {
   return "$code"
 }
 
-# If a checkpoint takes longer than the warning before the time limit, the last one is used.
+# If a checkpoint takes longer than the warning before the time limit, the last one is used. What is
+# left is for Ray to stop, and for the requeue.
 out_of_time() {
-  [[ -n $ends_at ]] && (($(date +%s) > ends_at - 30)) &&
+  [[ -n $ends_at ]] && (($(date +%s) > ends_at - 30 - VAPO_STOP_TIMEOUT_S)) &&
     say "no checkpoint in time; allow more time for it: --signal=B:USR1@SECONDS" >&2
 }
 
 stop_cluster() {
   running "$cluster" || return 0
-  local waited step
-  # not through srun, which turns SIGTERM into SIGKILL
-  step=$(squeue -h --steps -j "$SLURM_JOB_ID" -o '%i %j' | awk '$2 == "ray" { print $1 }')
-  scancel --signal=TERM "$step"
+  local waited step=
   for ((waited = 0; waited < VAPO_STOP_TIMEOUT_S; waited++)); do
+    if [[ -z $step ]]; then # again where slurmctld does not answer
+      # not through srun, which turns SIGTERM into SIGKILL
+      step=$(squeue -h --steps -j "$SLURM_JOB_ID" -o '%i %j' | awk '$2 == "ray" { print $1 }') || step=
+      [[ -z $step ]] || scancel --signal=TERM "$step" || step=
+    fi
     running "$cluster" || return 0
     sleep 1
   done
@@ -172,12 +200,14 @@ lost_nodes() {
 
 # requeue REASON CODE: CODE is the job's exit code if it cannot be requeued.
 requeue() {
+  local state
+  state=$(again squeue -h -j "$SLURM_JOB_ID" -o %T) || state=
   # not after scancel, which also ends steps
-  [[ $(squeue -h -j "$SLURM_JOB_ID" -o %T) == RUNNING ]] || exit "$2"
+  [[ ${state:-RUNNING} == RUNNING ]] || die "$1; the job is $state, and not requeued" "$2"
   ((restarts < VAPO_MAX_REQUEUES)) ||
     die "$1; VAPO_MAX_REQUEUES=$VAPO_MAX_REQUEUES is reached: submit again to go on" "$2"
   say "$1: requeueing, restart $((restarts + 1)) of at most $VAPO_MAX_REQUEUES"
-  scontrol requeue "$SLURM_JOB_ID" || die "Slurm refuses to requeue: submit again to go on" "$2"
+  again scontrol requeue "$SLURM_JOB_ID" || die "Slurm refuses to requeue: submit again to go on" "$2"
   exit "$2"
 }
 
@@ -196,6 +226,9 @@ finish() {
   fi
   ((${#lost[@]} == 0)) || requeue "lost ${lost[*]}" "$code"
   ((code != EXIT_STOPPED)) || requeue "stopped" "$code"
+  # pyxis may keep a container that has a name, in each node's storage of images
+  [[ $VAPO_CONTAINER != pyxis ]] ||
+    on_all_nodes enroot remove --force "pyxis_vapo_$SLURM_JOB_ID" &>/dev/null || true
   say "the run ended with exit code $code"
   exit "$code"
 }
@@ -209,6 +242,7 @@ cluster='' stop_requested=''
 time_limit=$(squeue -h -j "$SLURM_JOB_ID" -o %e || true)
 ends_at=$(date -d "${time_limit:-none}" +%s 2>/dev/null) || ends_at= # none is no date
 
+check_slurm
 read_settings
 ((restarts <= VAPO_MAX_REQUEUES)) ||
   die "restarted $restarts times, VAPO_MAX_REQUEUES=$VAPO_MAX_REQUEUES; submit again to go on" "$EXIT_STOPPED"
