@@ -52,7 +52,7 @@ def test_a_second_process_is_refused_with_the_first_ones_name(tmp_path, holder):
     with pytest.raises(FolderLocked, match=f"process {holder.pid} on .* is writing here") as locked:
         FolderLock(tmp_path, fix="name another folder").__enter__()
     assert "; name another folder" in str(locked.value)
-    assert not locked.value.is_elsewhere
+    assert not locked.value.may_expire
     assert time.monotonic() - started < 5
 
 
@@ -94,7 +94,7 @@ def test_a_live_heartbeat_of_another_machine_keeps_the_folder(tmp_path):
     left_by(tmp_path, ELSEWHERE, EXPIRY_S / 2)
     with pytest.raises(FolderLocked, match="process 77 on node-7 is writing here") as locked:
         FolderLock(tmp_path).__enter__()
-    assert locked.value.is_elsewhere
+    assert locked.value.may_expire
     assert "node-7" in (tmp_path / LOCK_NAME).read_text()
 
 
@@ -134,6 +134,23 @@ def test_a_holder_that_lost_its_lease_stops_renewing_it(tmp_path, monkeypatch):
         assert time.time() - path.stat().st_mtime > 900
 
 
+def test_a_lock_that_a_dead_machine_left_on_its_server_names_the_file(tmp_path, monkeypatch):
+    """As NFSv3 keeps it until that machine starts again."""
+
+    def refuse(file, how):
+        raise BlockingIOError
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    path = left_by(tmp_path, ELSEWHERE, EXPIRY_S + 40)
+    with pytest.raises(FolderLocked, match=r"last sign is 10\d s old.*delete ") as locked:
+        FolderLock(tmp_path).__enter__()
+    assert str(path) in str(locked.value) and locked.value.may_expire
+    left_by(tmp_path, ELSEWHERE, 5)
+    with pytest.raises(FolderLocked) as locked:
+        FolderLock(tmp_path).__enter__()
+    assert "delete" not in str(locked.value)
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_goes_by_the_heartbeat(tmp_path, monkeypatch, number):
     def refuse(file, how):
@@ -141,8 +158,9 @@ def test_a_file_system_without_locks_goes_by_the_heartbeat(tmp_path, monkeypatch
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     monkeypatch.setattr(files, "SETTLE_S", 0.01)
-    with FolderLock(tmp_path), pytest.raises(FolderLocked):
+    with FolderLock(tmp_path), pytest.raises(FolderLocked) as locked:
         FolderLock(tmp_path).__enter__()
+    assert locked.value.may_expire  # on this machine, too: nothing else tells
     with FolderLock(tmp_path):
         pass
 

@@ -137,12 +137,12 @@ def sync_folder(folder: Path) -> None:
 class FolderLocked(OSError):
     """Another process writes the folder; the message names both, and the fix."""
 
-    def __init__(self, message: str, holder: str, *, is_elsewhere: bool):
+    def __init__(self, message: str, holder: str, *, may_expire: bool):
         super().__init__(message)
         self.holder = holder
         """The process and its host, for a person."""
-        self.is_elsewhere = is_elsewhere
-        """On another machine: whether it lives is known by its heartbeat alone."""
+        self.may_expire = may_expire
+        """Whether it lives is known by its heartbeat alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +191,7 @@ class FolderLock:
                 break
             except FolderLocked as locked:
                 wait_s = self._wait_s
-                if wait_s and locked.is_elsewhere:
+                if wait_s and locked.may_expire:
                     wait_s = max(wait_s, EXPIRY_S + HEARTBEAT_S)
                 if time.monotonic() - started >= wait_s:
                     raise
@@ -224,7 +224,7 @@ class FolderLock:
             if holder is not None:
                 is_dead = has_kernel_lock and holder.boot == self._me.boot
                 if not is_dead and self._heartbeat_age_s(file) < EXPIRY_S:
-                    raise self._locked(holder)
+                    raise self._locked(holder, may_expire=True)
                 _print_line(
                     f"{self._folder}: taking over the lock of {holder}, which ended without "
                     "releasing it"
@@ -233,22 +233,33 @@ class FolderLock:
             if not has_kernel_lock:
                 time.sleep(SETTLE_S)  # of two that came at once, the later one is in the file
                 if (now := _read_holder(file)) != self._me:
-                    raise self._locked(now)
+                    raise self._locked(now, may_expire=True)
         except BlockingIOError as error:
-            holder = _read_holder(file)
+            holder, age_s = _read_holder(file), self._heartbeat_age_s(file)
             file.close()
-            raise self._locked(holder) from error
+            elsewhere = holder is not None and holder.boot != self._me.boot
+            raise self._locked(
+                holder,
+                may_expire=elsewhere,
+                silent_s=age_s if elsewhere and age_s > EXPIRY_S else None,
+            ) from error
         except BaseException:
             file.close()
             raise
         self._file = file
 
-    def _locked(self, holder: _Holder | None) -> FolderLocked:
+    def _locked(
+        self, holder: _Holder | None, *, may_expire: bool, silent_s: float | None = None
+    ) -> FolderLocked:
+        """Args: silent_s: age of the last heartbeat, where it is too old and the lock is held."""
         name = str(holder) if holder else "another process"
-        elsewhere = holder is not None and holder.boot != self._me.boot
-        return FolderLocked(
-            f"{self._folder}: {name} is writing here; {self._fix}", name, is_elsewhere=elsewhere
-        )
+        message = f"{self._folder}: {name} is writing here; {self._fix}"
+        if silent_s is not None:
+            message += (
+                f". Its last sign is {silent_s:.0f} s old: if its machine is gone and the file "
+                f"server keeps its lock, delete {self._path}"
+            )
+        return FolderLocked(message, name, may_expire=may_expire)
 
     def _heartbeat_age_s(self, file: IO[str]) -> float:
         """By the clock of the file system, which another machine's need not agree with."""
