@@ -223,6 +223,7 @@ def compare_with_folder(config: DictConfig, derived: Collection[str], *, tell: b
         return
     resume.refuse_other_run(run_dir, changes, config.vapo.accept_changes, step)
     resume.refuse_other_ranks(run_dir, step, ranks_of(config))
+    resume.refuse_other_shards(changes, step, ranks_of(config))
     resume.refuse_other_adapters(run_dir, step, config.actor_rollout_ref.model.lora_rank)
     if tell and changes:
         lines = "\n".join(f"  {change}" for change in changes)

@@ -254,6 +254,17 @@ def test_another_number_of_ranks_is_refused_at_once(run):
     run.start()
 
 
+def test_another_arrangement_of_shards_is_refused(run):
+    size = "actor_rollout_ref__actor__fsdp_config__fsdp_size"
+    ranks = {"trainer__n_gpus_per_node": 4}
+    run.train_to(3, **ranks)
+    run.start(**ranks, **{size: 4})  # all, as -1
+    with pytest.raises(InputError, match=r"fsdp_size was -1 in the checkpoint of step 3, and is 2"):
+        run.start(**ranks, **{size: 2})
+    with pytest.raises(InputError, match=r"actor\.strategy was fsdp2 in .*, and is fsdp:"):
+        run.start(**ranks, actor_rollout_ref__actor__strategy="fsdp")
+
+
 def test_adapters_of_another_rank_are_refused_though_the_change_is_accepted(run):
     rank, accepted = "actor_rollout_ref__model__lora_rank", "actor_rollout_ref.model.lora_rank"
     run.train_to(3, **{rank: 8})

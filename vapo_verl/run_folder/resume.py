@@ -57,6 +57,8 @@ OF_THE_START = (
 """Keys that a start sets by itself, by other keys and by the machine: not compared."""
 OF_THE_RUN = ("trainer", "vapo.logging", "vapo.replay_poll_s")
 """Keys by which a finished run stays the run that it was."""
+FSDP_SIZE = "actor_rollout_ref.actor.fsdp_config.fsdp_size"
+STRATEGY = "actor_rollout_ref.actor.strategy"
 _REFERENCE = re.compile(r"\$\{[\w.]+\}")
 _HASHED_BYTES = 1 << 16
 _SHOWN_CHARACTERS = 100
@@ -170,6 +172,30 @@ def refuse_other_ranks(run_dir: Path, step: int, num_ranks: int) -> None:
             f"trainer.n_gpus_per_node * trainer.nnodes is {num_ranks}; resume with the same "
             "number, or set trainer.default_local_dir to another folder"
         )
+
+
+def refuse_other_shards(changes: Iterable[Change], step: int, num_ranks: int) -> None:
+    """Refuse to resume with another arrangement of shards than that of the checkpoint.
+
+    Raises:
+        OtherRun: another strategy, or ``fsdp_size``. Accepting the change would not help: no rank
+            can load its shard.
+    """
+
+    def arrangement(change: Change) -> tuple[str, str]:
+        if change.key != FSDP_SIZE:
+            return change.old, change.new
+        sizes = (int(change.old), int(change.new))  # below 0, or all ranks: one group
+        old, new = (num_ranks if not 0 < size < num_ranks else size for size in sizes)
+        return str(old), str(new)
+
+    for change in changes:
+        if change.key in (FSDP_SIZE, STRATEGY) and len({*arrangement(change)}) > 1:
+            raise OtherRun(
+                f"{change.key} was {change.old} in the checkpoint of step {step}, and is "
+                f"{change.new}: the ranks could not load its shards; resume with {change.old}, or "
+                "set trainer.default_local_dir to another folder"
+            )
 
 
 def refuse_other_adapters(run_dir: Path, step: int, rank: int) -> None:
