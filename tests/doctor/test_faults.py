@@ -185,12 +185,19 @@ def test_a_cluster_without_the_nodes_asked_for_is_refused(config):
     assert ray_cluster.judge_nodes(None, full, 8.0).status == "ok"
 
 
-def test_a_tiny_disk_is_reported_with_the_needed_space(config, monkeypatch):
+def test_a_tiny_disk_is_reported_with_the_needed_space(config, monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", disk_of(free=20 * GIB))
     found = only(disk.check_disk(config(recipe="vapo")))
     # 8,292,166,656 parameters * 12 bytes = 92.7 GiB (99.5 GB), two of them kept
     assert "20.0 GiB free; 2 checkpoints of 92.7 GiB take 185.3 GiB" in found.found
     assert "trainer.max_actor_ckpt_to_keep=1" in found.fix
+    (tmp_path / "global_step_10").mkdir()
+    mark_complete(tmp_path, 10)
+    monkeypatch.setattr(shutil, "disk_usage", disk_of(free=150 * GIB))
+    resumed = f"trainer.default_local_dir={tmp_path}"
+    *_, found = disk.check_disk(config(resumed, recipe="vapo"))
+    assert found.status == "ok" and "take 185.3 GiB" in found.found
+    assert found.found.endswith(", and 1 of them are there")
     monkeypatch.setattr(shutil, "disk_usage", disk_of(free=GIB // 2))
     found = only(disk.check_disk(None))
     assert "temporary folder" in found.found

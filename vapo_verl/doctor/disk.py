@@ -26,6 +26,7 @@ from vapo_verl.preflight import ranks_of
 from vapo_verl.run_folder.checkpoints import (
     CheckpointError,
     checkpoint_folder,
+    complete_steps,
     damage_message,
     resume_point,
 )
@@ -90,7 +91,10 @@ def check_checkpoints(config: DictConfig, folder: Path) -> Finding:
         say = error if each > free else warning
         return say(CHECK, f"{found} (trainer.max_actor_ckpt_to_keep=null)", fix)
     found = f"{place}; {number} checkpoints of {gib(each)} take {gib(number * each)} for {size}"
-    return error(CHECK, found, fix) if number * each > free else ok(CHECK, found)
+    there = min(len(complete_steps(folder)), number)
+    if there:
+        found += f", and {there} of them are there"
+    return error(CHECK, found, fix) if (number - there) * each > free else ok(CHECK, found)
 
 
 def checkpoint_bytes(config: DictConfig, num_parameters: float) -> float:
