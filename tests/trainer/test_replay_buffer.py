@@ -330,7 +330,7 @@ def test_where_servers_are_restarted_the_other_responses_are_waited_for():
 def asynchronous(monkeypatch):
     """A buffer over groups, uid -> (letters, step): those older than 2 steps are dropped."""
 
-    def make(groups: dict[str, tuple[str, int]], strategy: str = "drop"):
+    def make(groups: dict[str, tuple[str, int]], strategy: str = "drop", correct=None):
         listed = {}
         for uid, (letters, step) in groups.items():
             status = "failure" if {*letters} & {"r", "s"} else "finished"
@@ -342,7 +342,14 @@ def asynchronous(monkeypatch):
                 del listed[key]
 
         monkeypatch.setattr(transfer_queue, "kv_list", lambda: {"train": listed})
+
+        def fields(keys, partition_id, select_fields):
+            assert not any(FAILURE_TAG in listed[key] for key in keys)  # they have no data
+            infos = [{"reward_extra_info": {"acc": correct[key]}} for key in keys]
+            return {"extra_fields": infos}
+
         monkeypatch.setattr(transfer_queue, "kv_clear", clear)
+        monkeypatch.setattr(transfer_queue, "kv_batch_get", fields)
         buffer = CountedReplayBufferAsync(
             trainer_mode="separate_async",
             trainer_config={},
@@ -350,6 +357,7 @@ def asynchronous(monkeypatch):
             max_off_policy_strategy=strategy,
             sampler_kwargs={},
             refill_fn=refilled.append,
+            filter_groups_metric=None if correct is None else "acc",
         )
         expected = dict.fromkeys(groups, 4)
         buffer.watch(interval_s=0.01, max_failed_fraction=0.5, expected=expected)
@@ -368,6 +376,16 @@ def test_a_group_with_failures_is_dropped_when_it_is_too_old(asynchronous):
     assert asynchronous.refilled == [2]
     assert metrics["training/off_policy/evicted_samples"] == 2
     assert metrics[FAILED] == 1
+
+
+def test_a_group_with_failures_is_filtered_by_what_is_left_of_it(asynchronous):
+    groups = {"a": ("..r.", 5), "b": (".r..", 5), "c": ("....", 5), "d": ("rrr.", 5)}
+    correct = dict.fromkeys(entries({uid: letters for uid, (letters, _) in groups.items()})[0], 1.0)
+    buffer = asynchronous(groups, correct={**correct, "b_3_0": 0.0})
+    batch, metrics = buffer.sample(5, "train", 2)
+    assert {key[0] for key in batch.keys} == {"b"}  # d has one response left
+    assert metrics["training/filter_groups/evicted_samples"] == 2  # a and c
+    assert asynchronous.refilled == [2]
 
 
 def test_a_failure_of_the_system_ends_the_step_however_old_its_group_is(asynchronous):

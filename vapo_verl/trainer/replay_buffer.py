@@ -216,6 +216,21 @@ class CountedReplayBuffer(ReplayBuffer):
             metrics = {**metrics, FAILED: num_failed, **reasons}
         return _only(batch, count.kept), metrics
 
+    def _dapo_filtered_keys(self, partition_id: str) -> Any:
+        """Groups with failures of rows too, by the responses that are left: veRL looks at complete
+        groups alone."""
+        finished, entries = self.finished_keys[partition_id], self.partitions[partition_id]
+        there = {key: tag for key, tag in entries.items() if FAILURE_TAG not in tag}
+        lost = {uid_of(key) for key, tag in entries.items() if _is_lost(tag)}
+        failed = self.failure_keys[partition_id] & set(map(uid_of, there)) - lost
+        self.partitions[partition_id] = there
+        self.finished_keys[partition_id] = finished | failed
+        try:
+            return super()._dapo_filtered_keys(partition_id)
+        finally:
+            self.partitions[partition_id] = entries
+            self.finished_keys[partition_id] = finished
+
     def _settle(self, batch: KVBatchMeta) -> None:
         """Forget what was expected of this batch, and of prompts that veRL has dropped."""
         waiting = {uid for prompts in self.prompt_global_steps.values() for uid in prompts}
