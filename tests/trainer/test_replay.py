@@ -206,6 +206,9 @@ def test_a_run_without_an_engine_needs_saved_steps(tmp_path, capsys):
     loops = config.actor_rollout_ref.rollout.agent.agent_loop_manager_class
     assert loops == f"{NoAgentLoops.__module__}.NoAgentLoops"
     assert "WARNING" not in capsys.readouterr().out
+    gamma = "vapo.reward.perception_weight"
+    with pytest.raises(SavedRolloutsError, match=rf"{re.escape(gamma)}=0\.5, .* by 0\.1: .*=0\.1"):
+        settled(asked, "trainer.total_training_steps=2", f"{gamma}=0.5")
     tensors = step_folder(tmp_path, 1) / TENSORS_FILE
     content = tensors.read_bytes()
     tensors.write_bytes(content[:-1])

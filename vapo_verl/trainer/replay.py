@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from verl.trainer.ppo.v1 import register_trainer
@@ -34,6 +34,11 @@ FORMAT, FORMAT_VERSION = "vapo_verl rollouts", 1
 META_FILE, ROWS_FILE, TENSORS_FILE = "meta.json", "rows.json", "tensors.safetensors"
 PACKAGES = ("verl", "vllm", "torch", "transformers")
 KEY = "vapo.debug.train_only"
+REWARD_KEYS = (
+    *("vapo.reward.accuracy_weight", "vapo.reward.format_weight"),
+    *("vapo.reward.perception_weight", "vapo.reward.perception_source", "vapo.anchors.gate"),
+)
+"""What a reward is put together by; metrics and normalisation take it apart again."""
 
 Row = dict[str, Any]
 
@@ -154,6 +159,13 @@ def check_saved(config: DictConfig) -> None:
         }
         if differing:
             say(f"WARNING: {step_folder(folder, step)} was saved with other versions: {differing}")
+        saved = meta.get("reward", {})  # absent in older folders
+        for key, value in _reward_settings(config).items():
+            if saved.get(key, value) != value:
+                raise SavedRolloutsError(
+                    f"{key}={value}, and the rewards in {step_folder(folder, step)} were put "
+                    f"together by {saved[key]}: they are used as they are; set {key}={saved[key]}"
+                )
     first = _first_step(config)
     missing = {*range(first, (total or 0) + 1)} - {*steps} if len(steps) > 1 else set()
     if total is None or missing:
@@ -265,11 +277,17 @@ def _unpacked(packed: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     return tensor.numpy().tobytes() if kind == "bytes" else tensor.numpy()
 
 
+def _reward_settings(config: DictConfig) -> dict[str, Any]:
+    """What a saved reward was put together by."""
+    return {key: OmegaConf.select(config, key) for key in REWARD_KEYS}
+
+
 def origin_of(config: DictConfig, num_tokens: int) -> dict[str, Any]:
     """What is recorded of a run beside the versions."""
     return {
         "model": config.actor_rollout_ref.model.path,
         "vocabulary": num_tokens,
+        "reward": _reward_settings(config),
         "seeds": {
             "vapo.seed": config.vapo.seed,
             "vapo.seeded_sampling": config.vapo.seeded_sampling,
