@@ -269,6 +269,9 @@ def test_a_context_without_room_for_a_claim_states_the_room_needed(check):
         ("actor_rollout_ref.rollout.logprobs_mode=raw_logprobs", "processed_logprobs"),
         ("actor_rollout_ref.rollout.calculate_log_probs=false", "set true"),
         ("actor_rollout_ref.actor.policy_loss.loss_mode=geo_mean", "set gspo"),
+        ("actor_rollout_ref.actor.policy_loss.loss_mode=dro", "dro_beta=None: "),
+        ("actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum-norm", "loss_scale_factor=null"),
+        ("algorithm.adv_estimator=grpo_passk", "set algorithm.adv_estimator=grpo"),
         ("actor_rollout_ref.actor.checkpoint.async_save=true", "async_save"),
         (
             "actor_rollout_ref.actor.optim.optimizer=AdmW",

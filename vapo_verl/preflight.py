@@ -93,7 +93,7 @@ def check_normalization(config: DictConfig) -> None:
     Raises:
         ValueError: veRL's key, which follows ours, was set to something else, or decoupled
             normalisation is asked of rewards that have more parts, or of another estimator, or
-            weights by attention are.
+            weights by attention are, or an estimator divides by deviations whatever is set.
     """
     advantage, algorithm = _settings(config).advantage, config.algorithm
     is_decoupled = advantage.normalization == "decoupled"
@@ -112,6 +112,11 @@ def check_normalization(config: DictConfig) -> None:
             "accuracy nor perception, and vapo.advantage.normalization=decoupled has no place "
             "for it; set actor_rollout_ref.actor.use_kl_loss=true instead, or total"
         )
+    if algorithm.adv_estimator == "grpo_vectorized" and not advantage.normalize_by_std:
+        raise ValueError(
+            "algorithm.adv_estimator=grpo_vectorized ignores vapo.advantage.normalize_by_std=False "
+            "and divides by the deviations of groups; set algorithm.adv_estimator=grpo"
+        )
     ours = advantage.normalize_by_std
     verls = config.algorithm.norm_adv_by_std_in_grpo
     if ours != verls:
@@ -129,6 +134,11 @@ def check_estimator(config: DictConfig) -> None:
         ValueError: ``critic.enable``, or the estimator.
     """
     enabled, estimator = config.critic.enable, config.algorithm.adv_estimator
+    if estimator == "grpo_passk":
+        raise ValueError(
+            f"algorithm.adv_estimator={estimator} refuses a group of one response, and veRL pads a "
+            "step in which responses failed with such groups; set algorithm.adv_estimator=grpo"
+        )
     if not enabled and estimator not in LACKING:
         return
     asked = f"critic.enable={enabled}" if enabled else f"algorithm.adv_estimator={estimator}"
@@ -140,12 +150,32 @@ def check_estimator(config: DictConfig) -> None:
 
 
 def check_policy_loss(config: DictConfig) -> None:
-    """Refuse a policy loss that has no place for token weights, and is scaled otherwise.
+    """Refuse a policy loss that cannot be computed, or not as its settings say.
 
     Raises:
-        ValueError: ``geo_mean``.
+        ValueError: ``geo_mean``, which has no place for token weights; ``dro`` without its beta;
+            ``sapo`` with an aggregation that it ignores; sums over a response that are divided by
+            the longest response of a micro-batch.
     """
-    mode = config.actor_rollout_ref.actor.policy_loss.loss_mode
+    actor = config.actor_rollout_ref.actor
+    mode, aggregation = actor.policy_loss.loss_mode, actor.loss_agg_mode
+    beta = actor.policy_loss.get("dro_beta")
+    if mode == "dro" and not (beta is not None and beta > 0):
+        raise ValueError(
+            f"actor_rollout_ref.actor.policy_loss.dro_beta={beta}: loss_mode=dro needs its "
+            "coefficient; set a number above 0"
+        )
+    if mode == "sapo" and aggregation != "seq-mean-token-mean":
+        raise ValueError(
+            f"actor_rollout_ref.actor.loss_agg_mode={aggregation}: loss_mode=sapo takes the mean "
+            "over a response's tokens, then over responses; set seq-mean-token-mean"
+        )
+    if aggregation == "seq-mean-token-sum-norm" and actor.loss_scale_factor is None:
+        raise ValueError(
+            "actor_rollout_ref.actor.loss_scale_factor=null: "
+            f"actor_rollout_ref.actor.loss_agg_mode={aggregation} would divide by the longest "
+            "response of each micro-batch; set '${data.max_response_length}', as recipe dr_grpo"
+        )
     if mode == "geo_mean":
         raise ValueError(
             f"actor_rollout_ref.actor.policy_loss.loss_mode={mode}: it takes the mean of a "
