@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vapo_verl.config import COLOCATED, SEPARATE, SYNC, VapoConfig, vapo_config
+from vapo_verl.config import COLOCATED, SEPARATE, SYNC, AnchorConfig, VapoConfig, vapo_config
 from vapo_verl.lora import check_lora, lora_of, refuse_quantized
 from vapo_verl.methods import method_of
 from vapo_verl.rollout.correction import bypasses, check_rollout_correction
@@ -30,6 +30,8 @@ from vapo_verl.rollout.outcome import check_outcome_reward, function_path
 from vapo_verl.settings import LACKING
 
 if TYPE_CHECKING:
+    from vapo_verl.anchors import AnchorQuestion
+    from vapo_verl.anchors.question import Tokenizer
     from vapo_verl.data.cells import RowRules
     from vapo_verl.data.run_files import RunData
 
@@ -772,29 +774,35 @@ def check_model(config: DictConfig) -> None:
 
 
 def check_answer_words(config: DictConfig) -> None:
-    """Refuse answer words of several tokens, where anchors are asked and the tokenizer is here, and
-    a question that leaves no tokens for its claim.
+    """Refuse what :func:`anchor_question` does, where anchors are asked and the tokenizer is here.
 
     Raises:
-        ValueError: the words, and what to set.
+        ValueError: the words or the limit, and what to set.
     """
     settings, path = _settings(config), Path(config.actor_rollout_ref.model.path).expanduser()
     if not settings.probes_claims or not path.exists():
         return
     from transformers import AutoTokenizer
 
+    anchor_question(AutoTokenizer.from_pretrained(path), settings.anchors)
+
+
+def anchor_question(tokenizer: "Tokenizer", anchors: AnchorConfig) -> "AnchorQuestion":
+    """A run's question in the tokens of its model.
+
+    Raises:
+        ValueError: an answer word has several tokens, or the question leaves none for a claim.
+    """
     from vapo_verl.anchors import bind_question
 
-    anchors = settings.anchors
-    question = bind_question(
-        AutoTokenizer.from_pretrained(path), anchors.question, anchors.yes_words, anchors.no_words
-    )
+    question = bind_question(tokenizer, anchors.question, anchors.yes_words, anchors.no_words)
     alone = len(question.token_ids(""))
     if alone >= anchors.max_claim_tokens:
         raise ValueError(
             f"vapo.anchors.max_claim_tokens={anchors.max_claim_tokens}: vapo.anchors.question has "
             f"{alone} tokens without a claim, so that none could be asked; set {alone + 32} or more"
         )
+    return question
 
 
 def check_data(config: DictConfig) -> Iterator[str]:

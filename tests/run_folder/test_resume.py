@@ -261,7 +261,7 @@ def test_another_arrangement_of_shards_is_refused(run):
     run.start(**ranks, **{size: 4})  # all, as -1
     with pytest.raises(InputError, match=r"fsdp_size was -1 in the checkpoint of step 3, and is 2"):
         run.start(**ranks, **{size: 2})
-    with pytest.raises(InputError, match=r"actor\.strategy was fsdp2 in .*, and is fsdp:"):
+    with pytest.raises(InputError, match=r"strategy was .fsdp2. in .*, and is .fsdp.:"):
         run.start(**ranks, actor_rollout_ref__actor__strategy="fsdp")
 
 

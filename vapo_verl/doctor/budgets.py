@@ -96,11 +96,8 @@ def check_answers(config: DictConfig, settings: VapoConfig) -> Iterator[Finding]
         return
     from transformers import AutoTokenizer
 
-    from vapo_verl.anchors import bind_question
-
-    anchors = settings.anchors
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    question = bind_question(tokenizer, anchors.question, anchors.yes_words, anchors.no_words)
+    question = preflight.anchor_question(tokenizer, settings.anchors)
     spelled = [repr(tokenizer.decode([token])) for token in question.answer_ids]
     ids = f"yes {spelled[0]} = {question.yes_id}, no {spelled[1]} = {question.no_id}"
     yield ok("answers", ids)
