@@ -15,7 +15,7 @@ die() {
 
 check_slurm() {
   local version
-  version=$(srun --version) # slurm 23.11.4
+  version=$(srun --version 2>/dev/null) || return 0 # slurm 23.11.4
   [[ $version =~ ([0-9]+)\.([0-9]+) ]] || return 0
   ((10#${BASH_REMATCH[1]}${BASH_REMATCH[2]} >= 2205)) ||
     die "$version: before 22.05 a step waits for the memory and GPUs of Ray's, for ever"
