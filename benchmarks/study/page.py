@@ -109,9 +109,10 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
 
 
 def paired_cells(pairs: PairedDifference) -> tuple[str, str]:
-    """Difference with its interval, and p."""
+    """Difference with its interval, and p; no p where all pairs differ by the same."""
     interval = f"{pairs.low:+.3f} to {pairs.high:+.3f}"
-    return f"{pairs.difference:+.3f} ({interval}, n = {pairs.n})", f"{pairs.p_t:.2g}"
+    p = f"{pairs.p_t:.2g}" if np.isfinite(pairs.p_t) else "–"
+    return f"{pairs.difference:+.3f} ({interval}, n = {pairs.n})", p
 
 
 def title(arm: str) -> str:
