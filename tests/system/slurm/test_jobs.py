@@ -40,7 +40,7 @@ def test_slurm_accepts_the_script(lab, script):
 
 def test_a_typing_error_ends_the_job_before_ray_starts(lab):
     job = lab.submit(SMOKE, "trainer.no_such_key=1")
-    assert lab.wait(job, 120) == 1
+    assert lab.wait(job, 120) == 2, lab.output(job)
     assert "trainer.no_such_key" in lab.output(job)
     assert "Ray on" not in lab.output(job)
 
