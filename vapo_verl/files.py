@@ -235,13 +235,14 @@ class FolderLock:
                 if (now := _read_holder(file)) != self._me:
                     raise self._locked(now, may_expire=True)
         except BlockingIOError as error:
-            holder, age_s = _read_holder(file), self._heartbeat_age_s(file)
-            file.close()
+            holder = _read_holder(file)
             elsewhere = holder is not None and holder.boot != self._me.boot
+            age_s = self._heartbeat_age_s(file) if elsewhere else 0.0
+            file.close()
             raise self._locked(
                 holder,
                 may_expire=elsewhere,
-                silent_s=age_s if elsewhere and age_s > EXPIRY_S else None,
+                silent_s=age_s if age_s > EXPIRY_S else None,
             ) from error
         except BaseException:
             file.close()

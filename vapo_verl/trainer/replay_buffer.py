@@ -219,6 +219,8 @@ class CountedReplayBuffer(ReplayBuffer):
     def _dapo_filtered_keys(self, partition_id: str) -> Any:
         """Groups with failures of rows too, by the responses that are left: veRL looks at complete
         groups alone."""
+        if self.filter_groups_metric is None:  # asked at every poll
+            return super()._dapo_filtered_keys(partition_id)
         finished, entries = self.finished_keys[partition_id], self.partitions[partition_id]
         there = {key: tag for key, tag in entries.items() if FAILURE_TAG not in tag}
         lost = {uid_of(key) for key, tag in entries.items() if _is_lost(tag)}
