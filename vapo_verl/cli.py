@@ -12,7 +12,7 @@ from vapo_verl.version import __version__
 
 
 class Command(NamedTuple):
-    """A module that can be run, and what it is for."""
+    """A module that can be run, and its purpose."""
 
     module: str
     what: str
@@ -26,12 +26,12 @@ COMMANDS = {
     "data": Command("vapo_verl.data", "import and check data sets"),
     "claims": Command("vapo_verl.claims", "make, check, audit and attach claims"),
     "export": Command("vapo_verl.export", "a checkpoint as a model folder"),
-    "gpu-check": Command("vapo_verl.gpu_check", "prove on this GPU what runs on one"),
+    "gpu-check": Command("vapo_verl.gpu_check", "run the checks that need a GPU"),
 }
 
 
 def usage() -> str:
-    """The commands, a line each."""
+    """Help text: one line per command."""
     lines = [f"  {name:10} {command.what}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
@@ -46,7 +46,7 @@ def usage() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit code, where it does not end the process itself."""
+    """Run a command; return its exit code, unless the command ends the process itself."""
     name, *rest = arguments if arguments is not None else sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(usage())

@@ -1,4 +1,4 @@
-"""Command-line arguments from dataclasses: a default and its meaning are at the field, once.
+"""Command-line arguments from dataclasses: each field holds its default and its help text.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
@@ -34,18 +34,18 @@ class OptionError(ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Argument:
-    """What a field's argument has beside the field's name, type, default and docstring."""
+    """Options of a field's argument beyond the field's name, type, default and docstring."""
 
     flag: str = ""
-    """In place of `--field-name`."""
+    """Replaces `--field-name`."""
     positional: str = ""
     """Shown name of an argument without a flag."""
     metavar: str | None = None
     choices: tuple[str, ...] = ()
     parse: Callable[[str], Any] | None = None
-    """In place of the field's type."""
+    """Replaces the field's type."""
     help: str = ""
-    """In place of the field's docstring."""
+    """Replaces the field's docstring."""
     group: str = ""
     """Heading of the arguments of a field that is itself a dataclass."""
     low: float | None = None
@@ -70,7 +70,7 @@ def add_options(
     a tuple one X or more.
 
     Args:
-        defaults: in place of those of the fields.
+        defaults: field name -> default; they replace the defaults of the fields.
     """
     hints, texts = typing.get_type_hints(options), _docstrings(options)
     for each in dataclasses.fields(options):
@@ -87,7 +87,7 @@ def add_options(
 
 
 def options_from(options: type[T], arguments: argparse.Namespace, **given: Any) -> T:
-    """The dataclass with the parsed values of its arguments, and with `given` fields.
+    """Build the dataclass from the parsed arguments; `given` sets fields directly.
 
     Raises:
         ValueError: from the dataclass itself.
@@ -106,12 +106,12 @@ def options_from(options: type[T], arguments: argparse.Namespace, **given: Any) 
 
 
 def given_options(arguments: argparse.Namespace) -> frozenset[str]:
-    """Fields whose flags of :func:`add_options` are on the command line, switches left out."""
+    """Names of fields whose flags are on the command line; switches are not recorded."""
     return getattr(arguments, _GIVEN, frozenset())
 
 
 def settings_of(options: Any) -> dict[str, Any]:
-    """What results depend on, by the names of the arguments; nested dataclasses are flattened."""
+    """Settings that results depend on, by argument name; nested dataclasses are flattened."""
     found: dict[str, Any] = {}
     for each in dataclasses.fields(options):
         how, value = _argument(each), getattr(options, each.name)
@@ -123,7 +123,7 @@ def settings_of(options: Any) -> dict[str, Any]:
 
 
 def user_path(text: str) -> Path:
-    """A path of the command line; `~` is the home folder, also behind a `=`."""
+    """A path from the command line; `~` is expanded, also in `--option=~/path`."""
     return Path(os.path.expanduser(text))
 
 
@@ -172,7 +172,7 @@ def _add(parser: _Target, name: str, kind: Any, default: Any, how: Argument, tex
 
 
 class _StoreGiven(argparse.Action):
-    """Stores the value, and that it is given."""
+    """Store the value and record that the flag was given."""
 
     def __call__(
         self,
@@ -186,7 +186,7 @@ class _StoreGiven(argparse.Action):
 
 
 def finite(text: str) -> float:
-    """The number; ArgumentTypeError for anything else, nan and infinity among it."""
+    """Parse a finite number; ArgumentTypeError for anything else, nan and infinity included."""
     try:
         value = float(text)
     except ValueError:
@@ -216,7 +216,7 @@ def _shown_default(default: Any) -> str:
 
 
 def _docstrings(options: type) -> dict[str, str]:
-    """Field -> the string below it in the source; none where there is no source."""
+    """Field -> the string below it in the source; empty where there is no source."""
     try:
         (tree,) = ast.parse(inspect.cleandoc("\n" + inspect.getsource(options))).body
     except (OSError, TypeError, SyntaxError):

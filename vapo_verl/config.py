@@ -21,12 +21,12 @@ ANSWER_STYLES = ("exact", "math", "choice", "text")
 JUDGE_STYLE = "judge"
 """In training, a language model decides about the answer: see ``vapo.reward.judge``."""
 MAX_NUMBER = 10**9
-"""Of whole numbers: a larger one is a slip of the keyboard."""
+"""Limit of integers: a larger value is a typing error."""
 MAX_ANCHORS, MAX_BINS = 10_000, 10_000
 MAX_POLL_S = 60.0
 MAX_JUDGE_CONCURRENCY, MAX_JUDGE_RETRIES = 4096, 1000
 MAX_TIMEOUT_S = 86_400.0
-"""A day: a longer wait is none that a run comes back from."""
+"""One day: no run recovers after a longer wait."""
 CONSOLES = ("short", "full")
 SYNC, COLOCATED, SEPARATE = "vapo", "vapo_colocate_async", "vapo_separate_async"
 """Values of ``trainer.v1.trainer_mode``."""
@@ -50,8 +50,8 @@ class AnchorConfig:
     min_gap: int = 4
     """Smallest distance of two cuts, in tokens. The paper does not give one."""
     gate: str = "correct"
-    """``correct``: only right answers are probed. ``always``: all are, for diagnostics; the reward
-    counts the perception score of right answers only, either way. ``relaxed``: all are probed and
+    """``correct``: only correct answers are probed. ``always``: all are, for diagnostics, but the
+    reward counts the perception score of correct answers only. ``relaxed``: all are probed and
     earn the score, the paper's ablation without the gate of Eq. 5."""
     question: str = "\n<anchor>{claim} Is this claim correct? Answer (Yes/No):"
     """Asked at each cut. Must not end with a space: for Qwen's tokenizers that space is a token of
@@ -63,30 +63,30 @@ class AnchorConfig:
     max_claim_tokens: int = 64
     """Tokens kept free in the context for one claim with its question; longer ones are skipped."""
     max_tokens_in_flight: int = 131_072
-    """Most prompt tokens of probes in flight per agent-loop worker, cached ones included, so that
-    they do not crowd out what still decodes; 0 is no limit."""
+    """Limit of prompt tokens of probes in flight per agent-loop worker, cached ones included. It
+    keeps probes from crowding out responses that still decode; 0 is no limit."""
     self_test_rows: int = 8
-    """Training rows whose claims are asked before the first step, to see whether the question's
-    format works; 0 leaves the test out."""
+    """Training rows whose claims are asked before the first step, to test the question's format; 0
+    skips the test."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeConfig:
-    """A language model that decides about answers of the style ``judge``. Its key is read from
-    OPENAI_API_KEY alone."""
+    """An LLM judge that grades answers of the style ``judge``. Its API key is read from
+    OPENAI_API_KEY only."""
 
     model: str = ""
-    """Its name at the endpoint; empty: there is no judge."""
+    """Model name at the endpoint; empty: there is no judge."""
     base_url: str = ""
     """OpenAI-compatible address, as http://HOST:PORT/v1; empty: OPENAI_BASE_URL, else OpenAI's."""
     max_concurrency: int = 16
-    """Requests on their way at once, of each agent-loop worker."""
+    """Concurrent requests of each agent-loop worker."""
     timeout_s: float = 60.0
     """Of one request."""
     max_retries: int = 4
-    """Further tries of a request after faults that may pass; then the response has failed."""
+    """Retries of a request after transient errors; after the last one the response has failed."""
     cache_dir: str = ""
-    """Folder that keeps decisions for other runs; empty keeps them in memory, for this run."""
+    """Folder that caches decisions across runs; empty caches them in memory, for this run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +102,7 @@ class RewardConfig:
     chance_corrected: bool = False
     """Map R_perc to max((R_perc - 0.5) / 0.5, 0), as the released code does."""
     soft: bool = False
-    """Score an anchor by the probability of the right answer instead of 0 or 1."""
+    """Score an anchor by the probability of the correct answer instead of 0 or 1."""
     perception_source: str = "claims"
     """``claims``: the anchors. ``attention``: the mean visual attention (ablation of table 10).
     ``none``: no perception reward."""
@@ -119,7 +119,7 @@ class AttentionConfig:
     enabled: bool = False
     layers: str | tuple[int, ...] | None = None
     """Decoder layers that are averaged: a list of indices, ``all``, or none for one in 8 (at
-    least two), evenly spaced. What the export costs grows with their number."""
+    least two), evenly spaced. The cost of the export grows with their number."""
     per_layer: bool = False
     """Keep the layers apart in the sampled rollouts; the mean is used everywhere else."""
 
@@ -130,8 +130,8 @@ class AdvantageConfig:
 
     normalization: str = "total"
     """``total``: the group's rewards are normalised, as in the paper. ``decoupled``: accuracy with
-    format, and perception among the responses that pass the gate, each by itself, so that gamma
-    is the weight of perception in every group."""
+    format is normalised by itself, and perception among the responses that pass the gate. Then
+    gamma is the weight of perception in every group."""
     attention_coef: float = 0.0
     """c in [0, 1): how far visual attention moves credit between a response's tokens. 0 is GRPO."""
     attention_mode: str = "focus"
@@ -147,7 +147,7 @@ class MethodConfig:
     """A method of another paper, in place of or beside the perception reward (docs/methods.md)."""
 
     name: str = "none"
-    """``none``, one of :data:`vapo_verl.methods.METHODS`, or the path of a class of a user's."""
+    """``none``, one of :data:`vapo_verl.methods.METHODS`, or the import path of a user's class."""
     options: dict[str, Any] = field(default_factory=dict)
     """Its own settings; their defaults and meanings are in its file."""
 
@@ -167,26 +167,26 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggingConfig:
-    """What a run shows, and what a step leaves in the run folder next to its metrics."""
+    """Console output of a run, and what a step writes to the run folder beside its metrics."""
 
     console: str = "short"
-    """``short``: what is being started, a line per step, warnings and results. ``full``: all that
-    any process prints. ``console.log`` in the run folder has all of it either way."""
+    """``short``: start-up phases, a line per step, warnings and results. ``full``: the output of
+    all processes, which ``console.log`` in the run folder has either way."""
     num_rollout_samples: int = 8
     """Responses a step writes to ``rollouts/``; 0 writes none."""
     rollout_freq: int = 1
-    """Every how many steps samples are written."""
+    """Steps between two writes of samples."""
     report_freq: int = 10
-    """Every how many steps, and at the last one, the report's key figures go to Weights & Biases
-    and TensorBoard as images; 0 sends none."""
+    """Steps between two uploads of the report's key figures to Weights & Biases and TensorBoard, as
+    images; the last step uploads, too. 0 uploads none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DebugConfig:
-    """A step's rollouts apart from its training (docs/replay.md)."""
+    """Run a step's rollouts and its training separately (docs/replay.md)."""
 
     save_rollouts: str = ""
-    """Folder that gets the batch of every step; empty: none is saved."""
+    """Folder where the batch of every step is saved; empty: none is saved."""
     train_only: str = ""
     """Folder of saved batches to train on, without an engine; empty: responses are generated."""
     rollout_only: bool = False
@@ -200,14 +200,14 @@ class RolloutConfig:
     timeout_s: float = 300.0
     """The run ends when a phase makes no progress for this long, and names the process."""
     max_failed_fraction: float = 0.1
-    """The run ends when more than this fraction of a step's responses fail for reasons of their
-    rows: an image that cannot be read, a prompt that is too long, an error of the reward."""
+    """The run ends when more than this fraction of a step's responses fail because of their rows:
+    an image that cannot be read, a prompt that is too long, an error of the reward."""
     prepare_workers: int = 4
     """Prompts whose images an agent-loop worker opens and processes at the same time, each in a
     thread. There are ``actor_rollout_ref.rollout.agent.num_workers`` such workers."""
     restart_servers: bool = False
-    """Restart a rollout server that dies in a rollout or a validation within the run, and ask for
-    the missing responses again; else its death ends the run, and the same command resumes it."""
+    """Restart a rollout server that dies in a rollout or a validation, and request the missing
+    responses again. If false, its death ends the run, and the same command resumes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,15 +222,15 @@ class VapoConfig:
     """Give every request its own sampling seed: a run can be repeated, at some cost on GPU."""
     allow_sdpa: bool = False
     """On a GPU without flash-attn, train with sdpa on padded sequences in micro-batches of two;
-    where this is false, such a run is refused. It changes nothing with flash-attn, or on CPU."""
+    if this is false, such a run is refused. It changes nothing with flash-attn, or on CPU."""
     accept_changes: tuple[str, ...] = ()
-    """Keys of model, data, seed and reward in which this command may differ from the run that its
-    folder holds; a resume with any other such change is refused. See docs/run_folder.md."""
+    """Keys of model, data, seed and reward in which this command may differ from the run in its
+    folder; a resume with any other such change is refused. See docs/run_folder.md."""
     replay_poll_s: float = 0.2
-    """How often the trainer asks the replay buffer for finished responses (veRL: 2 s, no key)."""
+    """Seconds between two polls of the replay buffer for finished responses (veRL: 2 s, no key)."""
     keep_best: str = ""
-    """Metric of the validation, as ``val/digits/accuracy``: the checkpoint with its highest value
-    is kept beside the newest ones. Empty keeps the newest ones only."""
+    """Validation metric, as ``val/digits/accuracy``: the checkpoint with its highest value is kept
+    beside the newest ones. Empty keeps the newest ones only."""
     data: DataConfig = field(default_factory=DataConfig)
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)

@@ -1,10 +1,9 @@
-"""The console of a run: what a person follows; all the rest goes to `console.log`.
+"""Console output of a run: short for the user, complete in `console.log`.
 
-A run prints some hundred lines of a dozen processes, of which few matter to whoever started it.
-Within :class:`Console` the output of this process and of all that it starts is appended to
-``console.log`` in the run folder, and a thread that reads the file as it grows shows the lines
-written by :func:`say`, :class:`Phases` and :func:`progress`, from whichever process they come: Ray
-sends the output of its workers to the driver's.
+A run prints hundreds of lines from a dozen processes; few of them matter to the user. Within
+:class:`Console`, this process and its children write to ``console.log`` in the run folder. A thread
+follows the file and shows the lines of :func:`say`, :class:`Phases` and :func:`progress` from all
+processes: Ray forwards the output of its workers to the driver.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ if TYPE_CHECKING:
 
 LOG_FILE = "console.log"
 SAY, BEGIN, END, PROGRESS = "[vapo] ", "[vapo begin] ", "[vapo end] ", "[vapo progress] "
-"""Marks of a line, before its text."""
+"""Prefixes of lines that the console shows."""
 _MARKED = re.compile(
     r"^(?:(?:\x1b\[\d+m)*\([^()]*\)(?:\x1b\[0m)* ?)*\[vapo(?: (begin|end|progress))?\] (.*)$"
 )
-"""Also behind the names that Ray and vLLM put before a line, in colour or not."""
+"""Also matches behind the names that Ray and vLLM put before a line, in colour or not."""
 POLL_S = 0.2
 LONG_S = 5.0
 _CLEAR = "\r\x1b[K"
@@ -36,7 +35,7 @@ _captured = threading.Event()
 
 
 def mark() -> str:
-    """What a line that this process writes by itself must begin with, to be shown."""
+    """The prefix with which this process's own lines are shown; empty outside a console."""
     return SAY if _captured.is_set() else ""
 
 
@@ -47,7 +46,7 @@ def say(text: str) -> None:
 
 
 def progress(text: str) -> None:
-    """Replace the console's last line, where it is a terminal, until the next line comes."""
+    """Show `text` as the console's last line until the next line comes; in a terminal only."""
     print(f"{PROGRESS}{text}", flush=True)
 
 
@@ -72,7 +71,7 @@ class Phases:
 
 
 phases = Phases()
-"""Of this process."""
+"""The phases of this process."""
 
 
 def marked(line: str) -> tuple[str, str] | None:
@@ -90,7 +89,7 @@ class Screen:
         self._phase, self._since, self._shown = "", 0.0, ""
 
     def line(self, line: str) -> None:
-        """Take in one line of the log."""
+        """Process one line of the log."""
         found = marked(line)
         if self._full:
             self._write(f"{line}\n")
@@ -109,9 +108,9 @@ class Screen:
         self.tick()
 
     def tick(self) -> None:
-        """Bring the last line up to date; to be called about once a second.
+        """Refresh the last line; call it about once a second.
 
-        Where it cannot be replaced, a phase is named once it has taken `LONG_S`.
+        Where the line cannot be replaced, a phase is printed once, after `LONG_S`.
         """
         if not self._phase:
             return
@@ -147,7 +146,7 @@ class Console:
     """A context in which the output of this process and its children goes to a log.
 
     Args:
-        folder: of the run; made if need be.
+        folder: of the run; created if it is missing.
         mode: ``short`` shows marked lines only, ``full`` all of them (`vapo.logging.console`).
 
     Raises:
@@ -181,7 +180,7 @@ class Console:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with suppress(OSError):  # on a full disk; what is kept goes to the terminal
+        with suppress(OSError):  # on a full disk; buffered text goes to the terminal
             _flush()
         _captured.clear()
         self._ended.set()
@@ -192,7 +191,7 @@ class Console:
         self._stream.close()
 
     def _follow(self, screen: Screen, start: int) -> None:
-        """Read the log from `start` on; what is there when the context ends is still shown."""
+        """Follow the log from `start`; lines written before the context ends are still shown."""
         with self.log.open("r", encoding="utf-8", errors="replace", newline="\n") as file:
             file.seek(start)
             rest = ""
@@ -222,7 +221,7 @@ def progress_bar(total: int, *, unit: str, done: int = 0) -> tqdm[Any]:
     """A bar on stderr with the time left; silent where stderr is no terminal.
 
     Args:
-        done: of `total`, finished by an earlier run.
+        done: items of `total` that an earlier run finished.
     """
     from tqdm import tqdm
 

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, and folders that one process at a time writes."""
+"""Atomic writes of files and folders, and a lock that lets one process at a time use a folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FOLDER_SYNC_UNSUPPORTED = frozenset(
 """Errors of network file systems (CIFS, some FUSE and NFS servers) on fsync of a folder."""
 LOCK_NAME = ".lock"
 _WRITER = ".writer"
-"""Locked by the process that fills an :func:`atomic_folder`, which it names."""
+"""File locked by the process that fills an :func:`atomic_folder`; it names that process."""
 HEARTBEAT_S, EXPIRY_S = 10.0, 60.0
 _POLL_S = 0.5
 SETTLE_S = 1.0
@@ -36,16 +36,16 @@ _NO_LOCKS = frozenset(
 
 
 def nearest_existing(path: Path) -> Path:
-    """The path or the nearest above it that exists, which may be a file.
+    """The path, or its nearest parent that exists, which may be a file.
 
     Raises:
-        OSError: a name that the system takes for none, such as one that is too long.
+        OSError: the system refuses the name, for instance because it is too long.
     """
     return next(place for place in (path, *path.parents) if place.exists())
 
 
 def obstacle(folder: Path) -> str | None:
-    """What keeps a folder from being made or written; None for nothing."""
+    """Why a folder cannot be made or written; None if it can."""
     try:
         above = nearest_existing(folder)
     except OSError as error:
@@ -58,7 +58,7 @@ def obstacle(folder: Path) -> str | None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal digest of a file, of which 1 MiB at a time is in memory."""
+    """Hexadecimal digest of a file, which is read 1 MiB at a time."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(2**20):
@@ -82,17 +82,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill; it becomes ``folder`` on success, and is gone after any error.
+    """Yield a temporary folder; it becomes ``folder`` on success and is removed after any error.
 
-    It lies in a hidden one beside ``folder``, with a locked file that names its writer. What killed
-    writers have left beside ``folder`` is removed first.
+    It is in a hidden folder beside ``folder``, with a locked file that names its writer. Remains of
+    killed writers beside ``folder`` are removed first.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_unfinished(folder.parent)
     hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
         with (hidden / _WRITER).open("a+", encoding="utf-8") as file:
-            with suppress(OSError):  # without a lock it has no name either, and is never removed
+            with suppress(OSError):  # without a lock its writer is not named: it is never removed
                 fcntl.flock(file, fcntl.LOCK_EX)
                 _write_holder(file, _this_process())
             temporary = hidden / folder.name
@@ -106,8 +106,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 def _remove_unfinished(parent: Path) -> None:
     """Remove hidden folders of :func:`atomic_folder` whose writer was killed.
 
-    That is sure where the kernel's lock is free and the writer ran under the same kernel. A folder
-    of another machine stays, as does one whose writer has not named itself yet.
+    A writer is dead if the kernel's lock is free and it ran under the same kernel. A folder of
+    another machine stays, as does one whose writer is not named yet.
     """
     for path in parent.glob(f".*.tmp/{_WRITER}"):
         with suppress(OSError), path.open("r+", encoding="utf-8", errors="replace") as file:
@@ -140,14 +140,14 @@ class FolderLocked(OSError):
     def __init__(self, message: str, holder: str, *, may_expire: bool):
         super().__init__(message)
         self.holder = holder
-        """The process and its host, for a person."""
+        """The process and its host, as text."""
         self.may_expire = may_expire
-        """Whether it lives is known by its heartbeat alone."""
+        """Whether only its heartbeat tells if it is alive."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Holder:
-    """What the lock's file says of the process that holds it."""
+    """The process that holds the lock, as written in the lock's file."""
 
     pid: int
     host: str
@@ -159,17 +159,18 @@ class _Holder:
 
 
 class FolderLock:
-    """A lock on a folder, held by one process at a time. Used as a context, which makes the folder.
+    """A lock on a folder, held by one process at a time: a context manager that makes the folder.
 
-    On one machine the kernel's lock on the file ``.lock`` decides, and it goes with the process.
-    Network file systems may keep such locks to a machine, or have none. The file therefore names
-    its holder, who renews its time stamp every ``HEARTBEAT_S``: a holder on another machine is
-    alive until that is ``EXPIRY_S`` old by the file system's own clock. The file stays, empty.
+    On one machine the kernel's lock on the file ``.lock`` decides; it is freed with the process. On
+    network file systems such locks may hold within one machine only, or not exist. The file
+    therefore names its holder, which renews the file's time stamp every ``HEARTBEAT_S``. A holder
+    on another machine counts as alive until that is ``EXPIRY_S`` old by the file system's clock.
+    The file stays, empty.
 
     Args:
-        wait_s: how long to wait for a holder on this machine. Where this is above 0, one on another
+        wait_s: how long to wait for a holder on this machine. If it is above 0, a holder on another
             machine is waited for until its heartbeat could have expired.
-        fix: what a person can do about a folder that stays locked.
+        fix: advice to the user about a folder that stays locked, for the message.
     """
 
     def __init__(
@@ -182,7 +183,7 @@ class FolderLock:
         self._released = threading.Event()
 
     def __enter__(self) -> FolderLock:
-        """Raises FolderLocked, naming the other process, when one holds the folder."""
+        """Raises FolderLocked, which names the other process, if the folder is locked."""
         self._folder.mkdir(parents=True, exist_ok=True)
         started, said = time.monotonic(), False
         while True:
@@ -231,7 +232,7 @@ class FolderLock:
                 )
             _write_holder(file, self._me)
             if not has_kernel_lock:
-                time.sleep(SETTLE_S)  # of two that came at once, the later one is in the file
+                time.sleep(SETTLE_S)  # if two came at once, the file names the later one
                 if (now := _read_holder(file)) != self._me:
                     raise self._locked(now, may_expire=True)
         except BlockingIOError as error:
@@ -252,7 +253,7 @@ class FolderLock:
     def _locked(
         self, holder: _Holder | None, *, may_expire: bool, silent_s: float | None = None
     ) -> FolderLocked:
-        """Args: silent_s: age of the last heartbeat, where it is too old and the lock is held."""
+        """The error; `silent_s` is the age of a heartbeat that expired while the lock is held."""
         name = str(holder) if holder else "another process"
         message = f"{self._folder}: {name} is writing here; {self._fix}"
         if silent_s is not None:
@@ -263,7 +264,7 @@ class FolderLock:
         return FolderLocked(message, name, may_expire=may_expire)
 
     def _heartbeat_age_s(self, file: IO[str]) -> float:
-        """By the clock of the file system, which another machine's need not agree with."""
+        """By the file system's clock, which may differ from that of a machine."""
         probe = self._path.with_name(f"{LOCK_NAME}.{self._me.host}.{self._me.pid}")
         try:
             probe.touch()
@@ -274,9 +275,9 @@ class FolderLock:
 
     def _beat(self) -> None:
         while not self._released.wait(HEARTBEAT_S):
-            with suppress(OSError):  # a file system that is away for a moment
+            with suppress(OSError):  # the file system may be unavailable for a moment
                 if self._holder_now() != self._me:
-                    return  # suspended for longer than the lease: somebody else has taken over
+                    return  # suspended for longer than the lease: another process has taken over
                 os.utime(self._path)
 
     def _holder_now(self) -> _Holder | None:
@@ -302,7 +303,7 @@ def _lock(file: IO[str]) -> bool:
 
 
 def _read_holder(file: IO[str]) -> _Holder | None:
-    """None for an empty file, and for one that no version of this lock wrote."""
+    """The holder in the file; None if it is empty or was not written by this lock."""
     file.seek(0)
     try:
         return _Holder(**json.loads(file.read()))

@@ -1,4 +1,4 @@
-"""Progress of a process, readable by others while it is busy, stopped or gone; its loop's lag.
+"""Progress of a process, readable by others while it is busy, hangs or has died; event-loop lag.
 
 Every process of a run maps a small file in a folder of its node: a counter of finished pieces of
 work (tokens, micro-batches, weight buckets) and a line of text. A monitor reads the files. A beat
@@ -21,18 +21,18 @@ import numpy as np
 FOLDER_VARIABLE = "VAPO_HEARTBEATS"
 """Environment variable with the folder; child processes inherit it."""
 FOLDER = "heartbeats"
-"""Its name in the folder of the Ray session, of which each node has its own."""
+"""Folder name in the folder of the Ray session, of which each node has its own."""
 _NUMBERS = struct.Struct("<QQ")
 _MAX_TEXT = 240
 _SIZE = _NUMBERS.size + _MAX_TEXT
 INTERVAL_S = 0.05
 MAX_SAMPLES = 100_000
-"""Of one loop between two reads; the oldest are dropped."""
+"""Samples of one loop between two reads; the oldest are dropped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
-    """What a process last said about itself."""
+    """The last beat of a process."""
 
     count: int
     """Pieces of work finished since the process started."""
@@ -72,14 +72,14 @@ def start(folder: Path) -> None:
 
 
 def beat(doing: str | None = None, pending: int | None = None) -> None:
-    """Count one finished piece of work; nothing happens in a process outside a run.
+    """Count one finished piece of work; does nothing in a process outside a run.
 
     Args:
         doing: what the process does now, at most 240 bytes; None keeps the last text.
         pending: pieces of work it has accepted and not finished; None keeps the last number.
     """
     global _writer
-    if _writer is None or _writer.pid != os.getpid():  # the second after a fork
+    if _writer is None or _writer.pid != os.getpid():  # another pid after a fork
         folder = os.environ.get(FOLDER_VARIABLE)
         if not folder or not os.path.isdir(folder):
             return
@@ -111,7 +111,7 @@ class LoopLag:
             self._task = asyncio.get_running_loop().create_task(self._measure())
 
     def take(self) -> list[float]:
-        """Seconds since the last call, one value every ``INTERVAL_S``."""
+        """Return and clear the lags since the last call, in seconds, one per ``INTERVAL_S``."""
         taken = list(self._lags_s)
         self._lags_s.clear()
         return taken
@@ -125,7 +125,7 @@ class LoopLag:
 
 
 def lag_metrics(name: str, lags_s: Sequence[float]) -> dict[str, float]:
-    """``vapo/rollout/NAME_lag_ms_p50`` and ``_p99`` over all loops of a kind; nan of nothing."""
+    """``vapo/rollout/NAME_lag_ms_p50`` and ``_p99`` over all loops of a kind; nan without lags."""
     shown = np.percentile(lags_s, [50, 99]) * 1e3 if lags_s else (np.nan, np.nan)
     names = (f"vapo/rollout/{name}_lag_ms_p{percent}" for percent in (50, 99))
     return dict(zip(names, map(float, shown), strict=True))

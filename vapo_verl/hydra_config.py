@@ -1,4 +1,4 @@
-"""What the packaged Hydra config refers to in Python: defaults, paths, recipe names.
+"""The Python side of the packaged Hydra config: defaults, paths, recipe names.
 
 Light: composing a config imports neither torch nor veRL.
 """
@@ -37,7 +37,7 @@ def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def also_in(folder: Path) -> str:
-    """An override with which :func:`compose_recipe` finds a user's recipes, as `--config-dir`."""
+    """The override that makes :func:`compose_recipe` search `folder`, too, as `--config-dir`."""
     places = (_verl_config_dir(), f"file://{folder.resolve()}")
     quoted = ("'{}'".format(place.replace("'", r"\'")) for place in places)
     return f"hydra.searchpath=[{','.join(quoted)}]"
@@ -67,7 +67,7 @@ def _recipe_list() -> str:
 
 
 def _verl_config_dir() -> str:
-    """veRL's config folder, found without importing veRL and with it torch."""
+    """veRL's config folder, found without importing veRL, which would import torch."""
     spec = importlib.util.find_spec("verl")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("verl is not installed; run `make setup`")

@@ -41,21 +41,21 @@ from vapo_verl.trainer.stopping import AnnouncedActor, RunStopped, StopSignals
 from vapo_verl.trainer.trackers import check_trackers
 
 OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory")
-"""Arguments of ``ray.init`` that it refuses when it joins a cluster."""
+"""Arguments that ``ray.init`` refuses when it joins a cluster."""
 
 DEBUG_TRAINERS = {"save_rollouts": "vapo_saving", "train_only": "vapo_replay"}
-"""Keys of ``vapo.debug`` -> the trainer that does it, see :mod:`vapo_verl.trainer.replay`."""
+"""Keys of ``vapo.debug`` -> the trainer that implements it, see :mod:`vapo_verl.trainer.replay`."""
 
 LOCK_WAIT_S, REQUEUE_WAIT_S = 20.0, 120.0
-"""How long a start waits for a run in its folder to end; the second after a Slurm requeue. A killed
-run has the folder until its guard has ended all its processes, which takes up to 12 s."""
+"""Seconds that a start waits for a run in its folder to end; the second after a Slurm requeue. A
+killed run keeps the folder until its guard has ended all its processes, up to 12 s."""
 SDPA_MICRO_BATCH = 2
 """Sequences in a micro-batch without flash-attn. Two of 4096 + 2048 tokens, padded, are 12288,
 within the 16384 that the recipes allow a 7B model on a GPU of 80 GB."""
 
 
 class ProcessDied(RuntimeError):
-    """A process of the run died or hangs, or responses failed; the message is for a person."""
+    """A process of the run died or hangs, or responses failed; the message is for the user."""
 
 
 class RunInterrupted(RuntimeError):
@@ -112,7 +112,7 @@ def _launch(config: DictConfig, signals: StopSignals) -> None:
 
 @contextlib.contextmanager
 def input_errors() -> Iterator[None]:
-    """Turn what a check or a reference in the config raises into an :class:`InputError`."""
+    """Turn errors of checks and of references in the config into :class:`InputError`."""
     try:
         yield
     except (ValueError, OmegaConfBaseException) as error:
@@ -145,10 +145,10 @@ def unusable_folder(folder: Path, reason: object) -> InputError:
 
 
 def check_run_folder(config: DictConfig) -> None:
-    """Refuse a run folder that cannot be made or written, before the checks that take long.
+    """Refuse a run folder that cannot be made or written, before the slow checks.
 
     Raises:
-        InputError: with what is in the way.
+        InputError: with the reason.
     """
     folder = Path(config.trainer.default_local_dir)
     if reason := obstacle(folder):
@@ -156,7 +156,7 @@ def check_run_folder(config: DictConfig) -> None:
 
 
 def check_shared_memory(folder: Path = SHARED_MEMORY) -> None:
-    """Refuse a machine whose shared memory is full. What fails for it later does not name it.
+    """Refuse a machine whose shared memory is full: later errors would not name the cause.
 
     Raises:
         ValueError: there is less than :data:`LEAST_SHARED_BYTES`.
@@ -171,9 +171,9 @@ def check_shared_memory(folder: Path = SHARED_MEMORY) -> None:
 
 
 def run_folder_lock(config: DictConfig) -> contextlib.AbstractContextManager[FolderLock]:
-    """Hold the run folder for as long as this process runs; a second run in it is refused.
+    """Lock the run folder while this process runs; a second run in it is refused.
 
-    A run that was queued again may begin while the one before still ends: it waits a while.
+    After a requeue the previous run may still be ending, so the lock waits longer.
 
     Raises:
         InputError: on entry, another run has the folder, or it cannot be written.
@@ -203,10 +203,10 @@ def run_folder_lock(config: DictConfig) -> contextlib.AbstractContextManager[Fol
 
 
 def compare_with_folder(config: DictConfig, derived: Collection[str], *, tell: bool = True) -> None:
-    """Refuse a start that would go on with another run; print what else has changed.
+    """Refuse a start that would continue another run; print the other changed settings.
 
     Args:
-        derived: keys that follow others, by :func:`vapo_verl.run_folder.resume.references`.
+        derived: keys that refer to other keys, by :func:`vapo_verl.run_folder.resume.references`.
 
     Raises:
         OtherRun: the folder's checkpoint is of another model, data, seed, reward or method; or the
@@ -246,7 +246,7 @@ def settle(config: DictConfig) -> None:
 def use_bypass_loss_where_needed(config: DictConfig) -> None:
     """Choose veRL's loss for a correction in bypass mode, as veRL's older trainer does.
 
-    Its V1 trainers leave the loss as it is, and with it ignore rejection and ``reinforce``.
+    Its V1 trainers keep the configured loss, which ignores rejection and ``reinforce``.
     """
     correction = config.algorithm.get("rollout_correction")
     loss = config.actor_rollout_ref.actor.policy_loss
@@ -256,10 +256,10 @@ def use_bypass_loss_where_needed(config: DictConfig) -> None:
 
 
 def settle_debug(config: DictConfig) -> None:
-    """The settings of veRL that ``vapo.debug`` stands for.
+    """Translate ``vapo.debug`` into settings of veRL.
 
     Raises:
-        ValueError: rollouts cannot be apart from training in this trainer, or the saved ones
+        ValueError: this trainer cannot separate rollouts from training, or the saved rollouts
             cannot be trained on.
     """
     debug, trainer = config.vapo.debug, config.trainer
@@ -279,8 +279,8 @@ def settle_debug(config: DictConfig) -> None:
             "folder that you may write"
         )
     if trainer.val_only:
-        trainer.val_before_train = True  # veRL reads the one within the other
-    if debug.rollout_only:  # veRL leaves the actor as it is until the critic is warm
+        trainer.val_before_train = True  # veRL reads val_only only if this is set
+    if debug.rollout_only:  # veRL does not update the actor during the critic's warm-up
         trainer.critic_warmup, trainer.save_freq = MAX_COUNT, -1
     if debug.train_only:
         from vapo_verl.trainer.replay import check_saved, without_engine
@@ -292,8 +292,8 @@ def settle_debug(config: DictConfig) -> None:
 def use_sdpa_if_allowed(config: DictConfig) -> None:
     """With ``vapo.allow_sdpa`` and no flash-attn: sdpa, and micro-batches of few sequences.
 
-    A micro-batch size that the config gives is kept. Without the permission nothing changes here;
-    :func:`vapo_verl.preflight.check_attention_kernel` refuses the run.
+    A micro-batch size that the config gives is kept. Without ``vapo.allow_sdpa`` nothing changes
+    here; :func:`vapo_verl.preflight.check_attention_kernel` refuses the run.
     """
     if not (lacks_flash_attention(config) and config.vapo.allow_sdpa):
         return
@@ -313,7 +313,7 @@ def use_sdpa_if_allowed(config: DictConfig) -> None:
 
 
 def check_loggers(config: DictConfig) -> None:
-    """Refuse a tracker whose package is missing, before a process of the run meets it.
+    """Refuse a tracker whose package is missing, before any process of the run starts.
 
     Raises:
         InputError: with the fix.
@@ -326,7 +326,7 @@ def check_loggers(config: DictConfig) -> None:
 
 
 def export_attention(config: DictConfig) -> None:
-    """Engine arguments for ``vapo.attention``."""
+    """Set the engine arguments for ``vapo.attention``."""
     try:
         settings = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))  # type: ignore[arg-type]
         add_attention(config, settings.attention)
@@ -335,7 +335,7 @@ def export_attention(config: DictConfig) -> None:
 
 
 def make_paths_absolute(config: DictConfig) -> None:
-    """Workers do not share the driver's working directory."""
+    """Make paths absolute: workers do not share the driver's working directory."""
     config.trainer.default_local_dir = str(
         Path(config.trainer.default_local_dir).expanduser().absolute()
     )
@@ -364,8 +364,8 @@ def _absolute(file: str) -> str:
 
 
 def nothing_is_left(config: DictConfig) -> bool:
-    """Whether the run is finished, which is said. If its last validation is missing, the config is
-    changed to validate alone."""
+    """Whether the run is finished; prints a note if so. If only its last validation is missing, the
+    config is changed to validate alone."""
     if not is_finished(config):
         return False
     if not lacks_validation(config):
@@ -398,7 +398,7 @@ def look_for_damage(config: DictConfig) -> None:
     """Compare the sizes of checkpoint files before anything starts; the trainer compares contents.
 
     Raises:
-        CheckpointError: no complete checkpoint of the run folder has all its files in full.
+        CheckpointError: no checkpoint of the run folder has all its files in full.
     """
     run_dir = Path(config.trainer.default_local_dir)
     if config.trainer.resume_mode != "auto":
@@ -410,7 +410,7 @@ def look_for_damage(config: DictConfig) -> None:
 
 
 def lacks_validation(config: DictConfig) -> bool:
-    """Whether a finished run, killed before its last validation, has no result of it."""
+    """Whether a finished run was killed before its last validation, and has no result of it."""
     trainer, run_dir = config.trainer, Path(config.trainer.default_local_dir)
     last = trainer.total_training_steps
     if trainer.test_freq <= 0 or latest_complete(run_dir) != last:
@@ -420,7 +420,7 @@ def lacks_validation(config: DictConfig) -> bool:
 
 
 def write_missing_report(run_dir: Path) -> None:
-    """Write the report of a finished run that was killed before it."""
+    """Write the report of a finished run that was killed before writing it."""
     report, metrics = run_dir / REPORT_FILE, run_dir / METRICS_FILE
     if not metrics.exists():
         return
@@ -433,7 +433,7 @@ def write_missing_report(run_dir: Path) -> None:
 
 def set_environment(config: DictConfig) -> None:
     """Environment of this process and of all Ray workers; needed before verl is imported."""
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a dozen processes import torch and vLLM
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # bytecode speeds up a dozen processes
     if config.trainer.device != "cpu":
         return
     os.environ.update(CPU_ENVIRONMENT)
@@ -443,10 +443,10 @@ def set_environment(config: DictConfig) -> None:
 
 
 def use_temporary_folder(config: DictConfig, folder: Path) -> None:
-    """Let the processes of the run keep sockets and locks in `folder`, which goes with the run.
+    """Let the processes of the run keep sockets and locks in `folder`, removed after the run.
 
-    Ray's sessions and compiled kernels stay where they are: the next run may want them. A cluster
-    that the run joins keeps its own folders, as other nodes do not have this one.
+    Ray's sessions and compiled kernels stay where they are, for the next run. A cluster that the
+    run joins keeps its own folders: other nodes do not have this one.
     """
     if joined_cluster(config.ray_kwargs.ray_init.get("address")) is not None:
         return
@@ -493,7 +493,7 @@ def validate_as_verl_does(config: DictConfig) -> None:
         )
     except (AssertionError, ValueError) as error:
         raise InputError(f"veRL refuses the config: {error}") from error
-    except HydraException as error:  # of a group that veRL makes an object of
+    except HydraException as error:  # from a group that veRL instantiates
         raise InputError(f"veRL refuses the config: {' '.join(str(error).split())}") from error
 
 
@@ -501,7 +501,7 @@ def train(config: DictConfig, signals: StopSignals) -> None:
     """Start Ray, or join the cluster that RAY_ADDRESS names, and train.
 
     Raises:
-        RunStopped: one of ``signals`` came.
+        RunStopped: one of ``signals`` was received.
         ProcessDied: a process of the run died or hangs.
         RunInterrupted: Ctrl-C.
     """
@@ -556,9 +556,9 @@ def train(config: DictConfig, signals: StopSignals) -> None:
 
 
 def shut_down_ray() -> None:
-    """End Ray's processes, also where the disk is full.
+    """End Ray's processes, even if the disk is full.
 
-    Ray first prints what its workers said last, and stops there if the log cannot take it.
+    Ray first prints the last output of its workers, and raises if the log cannot be written.
     """
     import ray
 
@@ -611,7 +611,7 @@ def composed(recipe: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def address_file(environment: Mapping[str, str] | None = None) -> Path:
-    """The file in which `ray start` stores its address; None: by this process's environment."""
+    """The file in which `ray start` stores its address; None: this process's environment."""
     environment = os.environ if environment is None else environment
     temporary = environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp"
     return Path(temporary) / "ray" / "ray_current_cluster"

@@ -1,11 +1,11 @@
-"""LoRA: the settings that turn it on, and a check of those that a run cannot have.
+"""LoRA settings, and a check that refuses those that a run cannot use.
 
 An adapted linear layer of weight W, [out, in], computes (Hu et al., arXiv 2106.09685)
 
     y = W x + (alpha / r) * B A x        A: [r, in], B: [out, r], zero at the start
 
-and only A and B are trained. veRL's FSDP engine builds them with peft, whose rules of what a name
-selects are repeated here: a check must not import torch.
+and only A and B are trained. veRL's FSDP engine builds them with peft. Its rules for selecting
+layers by name are repeated here, because a check must not import torch.
 """
 
 import json
@@ -25,7 +25,7 @@ MODEL = "actor_rollout_ref.model"
 ROLLOUT = "actor_rollout_ref.rollout"
 ALL_LINEAR = "all-linear"
 NOT_VISION = ".*visual.*"
-"""A value of ``exclude_modules`` that keeps adapters out of the vision tower of each model here."""
+"""A value of ``exclude_modules`` that keeps adapters out of every supported vision tower."""
 DECODER_LAYER = "model.language_model.layers.{}."
 DECODER_LINEAR = (
     *(f"self_attn.{part}_proj" for part in "qkvo"),
@@ -39,16 +39,16 @@ VISION_LAYERS = (
     *("merger.mlp.0", "merger.mlp.2", "merger.linear_fc1", "merger.linear_fc2"),
     *("deepstack_merger_list.{}.linear_fc1", "deepstack_merger_list.{}.linear_fc2"),
 )
-"""Those of their vision towers; {} is the number of a block."""
+"""Linear layers of their vision towers; {} is the number of a block."""
 MAX_LAYERS = 128
-"""More than any of these models has: a check knows the names of its layers, not their number."""
+"""More layers than any of these models has: the check knows their names, not their number."""
 OTHER_LAYERS = (
     *("lm_head", "model.language_model.embed_tokens"),
     *("model.visual.patch_embed.proj", "model.visual.pos_embed"),
 )
 """Other layers that peft adapts where they are named; ``all-linear`` leaves them out."""
 READ_BY_FSDP = ("merge", "fully_sharded_loras")
-"""Keys of the group ``model.lora`` that hold for FSDP, too; the others are Megatron's."""
+"""Keys of the group ``model.lora`` that FSDP reads, too; only Megatron reads the others."""
 UNSUPPORTED = (
     *("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save"),
     *("layers_to_transform", "layer_replication", "target_parameters", "bias", "lora_bias"),
@@ -56,12 +56,12 @@ UNSUPPORTED = (
     *("alora_invocation_tokens", "arrow_config", "velora_config", "monteclora_config"),
     "kasa_config",
 )
-"""Keys of an adapter's config that change its equation, its rank by layer or what it holds."""
+"""Keys of an adapter's config that change its equation, its rank per layer or its contents."""
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
-"""Values of ``init_lora_weights`` that leave the weights below the adapter as they are. With others
-(pissa, olora) peft changes them where an adapter is loaded, and the engine reads its own."""
+"""Values of ``init_lora_weights`` that keep the base weights unchanged. With others (pissa, olora)
+peft changes them when it loads an adapter, but the engine reads the original ones."""
 ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""vLLM makes room for the next of these ranks (``max_lora_rank``)."""
+"""vLLM allocates memory for the next larger of these ranks (``max_lora_rank``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +71,9 @@ class Lora:
     rank: int
     alpha: int
     targets: str | tuple[str, ...]
-    """``all-linear``, a regular expression of full names, or names and ends of names."""
+    """``all-linear``, a regular expression for full names, or a list of names and name endings."""
     excluded: str | tuple[str, ...] = ()
-    """The same, of what is not adapted."""
+    """Layers without adapters, in the same form."""
     merged: bool = False
     """The engine gets merged weights instead of adapters beside the base weights."""
 
@@ -86,18 +86,18 @@ class Lora:
         return _selects(self.targets, name)
 
     def num_adapted(self, num_layers: int = MAX_LAYERS) -> dict[str, int]:
-        """In how many of that many decoder layers each of :data:`DECODER_LINEAR` has an adapter."""
+        """Name of :data:`DECODER_LINEAR` -> in how many of `num_layers` layers it is adapted."""
         layers = [DECODER_LAYER.format(number) for number in range(num_layers)]
         return {name: sum(self.adapts(layer + name) for layer in layers) for name in DECODER_LINEAR}
 
     @property
     def engine_rank(self) -> int:
-        """The rank that vLLM makes room for."""
+        """The rank that vLLM allocates memory for."""
         return engine_rank(self.rank)
 
 
 def engine_rank(rank: int) -> int:
-    """The rank that vLLM makes room for, for an adapter of `rank`."""
+    """The rank that vLLM allocates memory for, given an adapter of `rank`."""
     return next((room for room in ENGINE_RANKS if room >= rank), rank)
 
 
@@ -123,7 +123,7 @@ def lora_of(config: DictConfig) -> Lora | None:
 
 
 def check_lora(config: DictConfig) -> None:
-    """Refuse LoRA settings that no run can have, or that mean something else than they say.
+    """Refuse LoRA settings that no run can use, or that do not do what they say.
 
     Raises:
         ValueError: the first one, with the key, the value and the fix.
@@ -200,7 +200,7 @@ def _names(value: Any) -> str | tuple[str, ...]:
 
 
 def _selects(names: str | tuple[str, ...], name: str) -> bool:
-    """As peft: a text is a regular expression of the full name, others are names or their ends."""
+    """As peft: a text is a regular expression for the full name, a list has names or endings."""
     if isinstance(names, str):
         return re.fullmatch(names, name) is not None
     return any(name == each or name.endswith(f".{each}") for each in names)
@@ -221,7 +221,7 @@ def _adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_start(folder: Path, lora: Lora) -> None:
-    """veRL takes all of the adapter's config, and tells vLLM rank and alpha of the settings."""
+    """veRL uses the adapter's whole config, but passes rank and alpha of the settings to vLLM."""
     stated = _adapter_config(folder)
     others = {name: stated[name] for name in UNSUPPORTED if stated.get(name) not in (None, "none")}
     others = {name: value for name, value in others.items() if value}
@@ -280,7 +280,7 @@ def _check_quantization(config: DictConfig, lora: Lora) -> None:
 
 def _check_targets(lora: Lora) -> None:
     """Adapters on decoder layers only: vLLM applies none to the vision tower, and veRL merges none
-    outside the layers that FSDP wraps. Both leave them out without a word."""
+    outside the layers that FSDP wraps. Both skip them silently."""
     try:
         names = [name.format(block) for block in range(MAX_LAYERS) for name in VISION_LAYERS]
         vision = [name for name in names if lora.adapts(f"model.visual.{name}")]

@@ -19,14 +19,14 @@ from vapo_verl.settings import check_keys, check_recipe_package, unreadable_over
 
 BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-"""Of a command that Ctrl-C ended, as a shell has it."""
+"""Exit code after Ctrl-C, as in a shell."""
 WITH_VALUE = (
     *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p"),
     *("--experimental-rerun", "--cfg", "-c", "--info", "-i"),
 )
-"""Hydra's options whose next argument is not a setting."""
+"""Hydra's options that take the next argument as their value."""
 LAST_LINES = 12
-"""Of an error that is not one of ours, on the console."""
+"""Traceback lines on the console, for an unexpected error."""
 
 register()
 
@@ -87,7 +87,7 @@ def check_composition(config: DictConfig, recipe: str) -> None:
 
 
 def last_words(error: Exception, run_dir: str) -> str:
-    """The end of an error's traceback; all of it goes to the run's console.log, where it can."""
+    """The end of an error's traceback; the full one is appended to console.log, if possible."""
     from vapo_verl.console import LOG_FILE
 
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
@@ -95,11 +95,11 @@ def last_words(error: Exception, run_dir: str) -> str:
     with suppress(OSError), log.open("a", encoding="utf-8") as stream:
         stream.write("\n".join(lines) + "\n")
     end = "\n".join(lines[-LAST_LINES:])
-    return f"the run failed; the whole log is {log}, and this its end:\n{end}"
+    return f"the run failed; the whole log is {log}, which ends with:\n{end}"
 
 
 def fail(message: str, exit_code: int = BAD_INPUT) -> NoReturn:
-    """End with a message for a person instead of a stack trace."""
+    """Exit with a message to the user instead of a stack trace."""
     print(f"vapo_verl: {message}", file=sys.stderr)
     raise Ended(exit_code)
 
@@ -109,7 +109,7 @@ class Ended(SystemExit):
 
 
 def run() -> None:
-    """Run the command line: :func:`main`, and exit code 2 for all that a person has to correct."""
+    """Run :func:`main` on the command line; exit code 2 is an error that the user has to fix."""
     arguments = sys.argv[1:]
     several_runs = bool({"-m", "--multirun"} & set(arguments))
     for argument in overrides(arguments):
@@ -131,7 +131,7 @@ def overrides(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def options_last(arguments: Sequence[str]) -> list[str]:
-    """The same in an order that Hydra reads: it refuses settings on both sides of an option."""
+    """The arguments with options last: Hydra refuses settings on both sides of an option."""
     options = [argument for argument, is_option in _parts(arguments) if is_option]
     return [*overrides(arguments), *options]
 

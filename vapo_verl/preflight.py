@@ -1,7 +1,7 @@
-"""What can be known to be wrong before Ray, the model and the engine start, said in a user's words.
+"""Checks that run before Ray, the model and the engine start.
 
-A run starts a dozen processes and takes a minute to its first token; each check here turns a stack
-trace out of one of them into one line that names the key, the value and the fix.
+A run starts a dozen processes and takes a minute to its first token. Each check turns a stack trace
+from one of them into one line that names the key, the value and the fix.
 """
 
 import importlib
@@ -49,8 +49,8 @@ PASSES = {
         "rollout.log_prob_max_token_len_per_gpu",
     ),
 }
-"""Sequences in a micro-batch of each pass over the policy -> whether veRL sizes micro-batches by
-tokens instead, and the tokens that a rank has memory for. Keys under ``actor_rollout_ref``."""
+"""Key of a pass's micro-batch size in sequences -> keys of the switch to sizing by tokens, and of
+the tokens that a rank has memory for. All are under ``actor_rollout_ref``."""
 
 OPTIMIZER: Mapping[str, Any] = {
     "optimizer": "AdamW",
@@ -58,22 +58,22 @@ OPTIMIZER: Mapping[str, Any] = {
     "betas": [0.9, 0.999],
     "override_optimizer_config": None,
 }
-"""What decides which optimizer a rank builds, with veRL's defaults. Keys under
+"""Keys that decide which optimizer a rank builds, with veRL's defaults. They are under
 ``actor_rollout_ref.actor.optim``."""
 GROUP_VALUES = ("reward", "acc", "format")
-"""What every response has, by which a group filter may go."""
+"""Values that every response has, usable as the metric of a group filter."""
 WEIGHTS_MODULE = "vapo_verl.rollout.weight_sync"
 
 
 class InputError(ValueError):
-    """Something in the config or the data that a person has to mend."""
+    """An error in the config or the data that the user has to fix."""
 
 
 def check_run(config: DictConfig) -> list[str]:
-    """Check a composed config and what it points to; notes worth printing.
+    """Check a composed config and the files it names; returns notes to print.
 
     Raises:
-        InputError: the first thing found that cannot work.
+        InputError: the first problem found.
     """
     try:
         for check in CHECKS:
@@ -90,12 +90,12 @@ def _settings(config: DictConfig) -> VapoConfig:
 
 
 def check_normalization(config: DictConfig) -> None:
-    """Refuse two answers to how advantages are normalised.
+    """Refuse contradictory settings of advantage normalisation.
 
     Raises:
-        ValueError: veRL's key, which follows ours, was set to something else, or decoupled
-            normalisation is asked of rewards that have more parts, or of another estimator, or
-            weights by attention are, or an estimator divides by deviations whatever is set.
+        ValueError: veRL's key, which follows ours, was set to something else; decoupled
+            normalisation with a KL in the reward or another estimator; attention weights with
+            another estimator; or an estimator that ignores ``normalize_by_std``.
     """
     advantage, algorithm = _settings(config).advantage, config.algorithm
     is_decoupled = advantage.normalization == "decoupled"
@@ -130,7 +130,7 @@ def check_normalization(config: DictConfig) -> None:
 
 
 def check_estimator(config: DictConfig) -> None:
-    """Refuse an estimator that reads what no trainer here computes, and a critic.
+    """Refuse a critic, and an estimator that needs values that no trainer here computes.
 
     Raises:
         ValueError: ``critic.enable``, or the estimator.
@@ -152,7 +152,7 @@ def check_estimator(config: DictConfig) -> None:
 
 
 def check_policy_loss(config: DictConfig) -> None:
-    """Refuse a policy loss that cannot be computed, or not as its settings say.
+    """Refuse a policy loss that cannot be computed as its settings say.
 
     Raises:
         ValueError: ``geo_mean``, which has no place for token weights; ``dro`` without its beta;
@@ -248,9 +248,9 @@ def check_engine_images(config: DictConfig) -> None:
     """Refuse limits under which the engine would resize an image that the agent loop has resized.
 
     The loop resizes an image to ``data.min_pixels`` .. ``data.max_pixels`` and lets the processor
-    count its tokens under the model's own limits. The engine does the same with the resized image,
-    but under ``mm_processor_kwargs.max_pixels`` where that is set: it must change nothing, or the
-    trainer sees another number of image tokens than the engine, and nothing says so.
+    count its tokens under the model's own limits. The engine processes the resized image again, but
+    under ``mm_processor_kwargs.max_pixels`` if that is set. It must not resize the image: otherwise
+    trainer and engine silently use different numbers of image tokens.
 
     Raises:
         ValueError: an image could come out of the loop larger than the engine's limit, or the
@@ -288,7 +288,7 @@ def check_engine_images(config: DictConfig) -> None:
 
 def max_enlarged_pixels(min_pixels: int) -> int:
     """Most pixels of an image that was enlarged to ``min_pixels``: each side is rounded up to whole
-    image tokens of at most 32 pixels, and one is at most 200 times the other."""
+    image tokens of at most 32 pixels, and one side is at most 200 times the other."""
     side, long = 32, math.sqrt(200 * min_pixels)
     return math.floor((long + side) * (min_pixels / long + side)) if min_pixels else 0
 
@@ -322,19 +322,19 @@ def check_engine(config: DictConfig) -> None:
     if config.actor_rollout_ref.actor.checkpoint.async_save:
         raise ValueError(
             "actor_rollout_ref.actor.checkpoint.async_save=True: a checkpoint that is still being "
-            "written cannot be declared whole; set it to false"
+            "written cannot be marked complete; set it to false"
         )
 
 
 def check_trainer_mode(config: DictConfig) -> None:
-    """Refuse a trainer that is not ours, and settings of one that another is run with.
+    """Refuse a trainer of another package, and settings that the chosen trainer cannot use.
 
     Raises:
-        ValueError: the first of them, with the fix.
+        ValueError: the first of these problems, with the fix.
     """
     mode, policy = config.trainer.v1.trainer_mode, config.actor_rollout_ref
     debug = config.vapo.debug
-    if debug.save_rollouts or debug.train_only:  # has a synchronous trainer of its own by now
+    if debug.save_rollouts or debug.train_only:  # both run in a synchronous trainer of their own
         mode = SYNC
     if mode not in (SYNC, COLOCATED, SEPARATE):
         raise ValueError(
@@ -344,8 +344,8 @@ def check_trainer_mode(config: DictConfig) -> None:
     _check_sampler(config.trainer.v1, mode)
     if mode != SYNC and config.vapo.rollout.restart_servers:
         raise ValueError(
-            f"vapo.rollout.restart_servers=True with trainer.v1.trainer_mode={mode}: the responses "
-            f"to be asked again are those of one step; set it to false, or the mode to {SYNC}"
+            f"vapo.rollout.restart_servers=True with trainer.v1.trainer_mode={mode}: only the "
+            f"responses of one step can be asked again; set it to false, or the mode to {SYNC}"
         )
     if mode == SEPARATE:
         _check_separate_pool(config)
@@ -379,7 +379,7 @@ def check_trainer_mode(config: DictConfig) -> None:
 
 
 def _check_sampler(settings: DictConfig, mode: str) -> None:
-    """veRL asserts these where the trainer starts, or fails at the first prompts."""
+    """Refuse what veRL would assert at the trainer's start, or fail at in the first prompts."""
     key, threshold = "trainer.v1.sampler", settings.sampler.max_off_policy_threshold
     if threshold is not None and (type(threshold) is not int or threshold < 1):
         raise ValueError(
@@ -468,7 +468,7 @@ def _check_separate_pool(config: DictConfig) -> None:
 
 
 def engine_gpus(config: DictConfig) -> int:
-    """GPUs that engines have to themselves; 0 where they share the actor's."""
+    """GPUs reserved for engines; 0 if the engines share those of the actor."""
     rollout = config.actor_rollout_ref.rollout
     is_separate = config.trainer.v1.trainer_mode == SEPARATE
     return rollout.nnodes * rollout.n_gpus_per_node if is_separate else 0
@@ -481,7 +481,7 @@ def engine_size(rollout: DictConfig) -> int:
 
 
 def lacks_cupy() -> bool:
-    """Whether veRL's transfer of weights by NCCL has no cupy to work with."""
+    """Whether cupy is missing, which veRL needs to transfer weights by NCCL."""
     return importlib.util.find_spec("cupy") is None
 
 
@@ -491,7 +491,7 @@ def ranks_of(config: DictConfig) -> int:
 
 
 def has_reference(config: DictConfig) -> bool:
-    """Whether a run compares with a reference policy: only a KL term does."""
+    """Whether a run needs a reference policy: only a KL term does."""
     return bool(config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward)
 
 
@@ -541,7 +541,7 @@ def check_group_filter(config: DictConfig) -> None:
     """Refuse a group filter by a value that some responses lack: veRL would end the first step.
 
     Raises:
-        ValueError: with the values that there are.
+        ValueError: with the usable values.
     """
     metric = (config.algorithm.get("filter_groups") or {}).get("metric")
     if not _filters_groups(config) or metric in GROUP_VALUES or function_path(config):
@@ -554,7 +554,7 @@ def check_group_filter(config: DictConfig) -> None:
 
 
 def check_micro_batches(config: DictConfig) -> None:
-    """Refuse micro-batches that do not divide what a rank holds: a run would fail midway.
+    """Refuse micro-batches that do not divide the responses of a rank: a run would fail midway.
 
     Raises:
         ValueError: the first size that is no divisor.
@@ -571,7 +571,7 @@ def check_micro_batches(config: DictConfig) -> None:
     if by_tokens:
         return
     ranks = ranks_of(config)
-    # log probs are those of a whole step, but failed responses shorten it by mini-batches
+    # log probs cover a whole step, but failed responses shorten it by mini-batches
     size = policy.actor.ppo_mini_batch_size * policy.rollout.n
     for key in PASSES:
         micro = OmegaConf.select(policy, key)
@@ -583,7 +583,7 @@ def check_micro_batches(config: DictConfig) -> None:
 
 
 def check_optimizer(config: DictConfig) -> None:
-    """Refuse an optimizer that cannot be built, as a rank builds it; the default one can.
+    """Refuse an optimizer that cannot be built: build it as a rank does, unless it is the default.
 
     Raises:
         ValueError: it cannot be imported, or does not take its settings.
@@ -637,7 +637,7 @@ def check_context(config: DictConfig) -> None:
 
 
 def check_method(config: DictConfig) -> None:
-    """Refuse a method with options out of range, or without what it reads.
+    """Refuse a method with options out of range, or whose inputs are not computed.
 
     Raises:
         ValueError: the key, the value and the fix.
@@ -668,13 +668,13 @@ def check_method(config: DictConfig) -> None:
 
 
 def check_first_pass(config: DictConfig) -> None:
-    """Refuse LoRA where a step begins with the reference, the model without its adapters.
+    """Refuse LoRA if the first forward pass of a step is the reference's, without adapters.
 
-    FSDP 2 takes the precision of gradients from what the first forward pass would train, and there
-    it would train nothing (torch 2.11).
+    FSDP 2 takes the precision of gradients from what the first forward pass trains, and without
+    adapters that is nothing (torch 2.11).
 
     Raises:
-        ValueError: the keys that lead there, and the fix.
+        ValueError: the keys that cause it, and the fix.
     """
     adapts = lora_of(config) is not None
     if adapts and config.trainer.device != "cpu" and bypasses(config) and has_reference(config):
@@ -687,7 +687,7 @@ def check_first_pass(config: DictConfig) -> None:
 
 
 def check_best_checkpoint(config: DictConfig) -> None:
-    """Refuse to keep a best checkpoint of steps that are not validated.
+    """Refuse ``vapo.keep_best`` unless every validated step is saved.
 
     Raises:
         ValueError: ``trainer.test_freq`` is no multiple of ``trainer.save_freq``.
@@ -705,10 +705,10 @@ def check_best_checkpoint(config: DictConfig) -> None:
 
 
 class Check(NamedTuple):
-    """One check of a composed config by itself, without the files it names."""
+    """One check of a composed config alone, without the files it names."""
 
     name: str
-    """What it is about, as the doctor lists it."""
+    """Its topic, as the doctor lists it."""
     run: Callable[[DictConfig], None]
     """Raises ValueError with the key, the value and the fix."""
 
@@ -774,7 +774,7 @@ def check_model(config: DictConfig) -> None:
 
 
 def check_answer_words(config: DictConfig) -> None:
-    """Refuse what :func:`anchor_question` does, where anchors are asked and the tokenizer is here.
+    """Run the checks of :func:`anchor_question` if claims are asked and the tokenizer is local.
 
     Raises:
         ValueError: the words or the limit, and what to set.
@@ -788,7 +788,7 @@ def check_answer_words(config: DictConfig) -> None:
 
 
 def anchor_question(tokenizer: "Tokenizer", anchors: AnchorConfig) -> "AnchorQuestion":
-    """A run's question in the tokens of its model.
+    """Tokenize a run's question for its model.
 
     Raises:
         ValueError: an answer word has several tokens, or the question leaves none for a claim.
@@ -806,10 +806,10 @@ def anchor_question(tokenizer: "Tokenizer", anchors: AnchorConfig) -> "AnchorQue
 
 
 def check_data(config: DictConfig) -> Iterator[str]:
-    """Read the data files; a line about each, and warnings about them together.
+    """Read the data files; yields a line per file, and warnings about all of them.
 
     Raises:
-        ValueError: the rows or the file that are wrong; too few rows for a batch.
+        ValueError: with the invalid rows or file; or there are too few rows for a batch.
     """
     from vapo_verl.data.run_files import check_run_files, files_of
     from vapo_verl.evaluation.benchmarks.validation_rows import is_benchmark_file
@@ -831,7 +831,7 @@ def _plain_files(config: DictConfig) -> Any:
 
 
 def run_data(config: DictConfig) -> "RunData":
-    """What the composed config asks of its data files.
+    """What the composed config requires of its data files.
 
     Raises:
         ValueError: no files are given.
@@ -867,7 +867,7 @@ def run_data(config: DictConfig) -> "RunData":
 
 
 def row_rules(config: DictConfig) -> "RowRules":
-    """What the run asks of each row: its tokenizer's control tokens, the engine's image limit."""
+    """Rules for the rows: of the tokenizer's control tokens and the engine's image limit."""
     from vapo_verl.data.cells import RowRules
     from vapo_verl.data.control_tokens import ControlTokens, model_folder, tokenizer_tokens
 
@@ -892,7 +892,7 @@ def row_rules(config: DictConfig) -> "RowRules":
 
 
 def _resize_factor(folder: Path | None) -> int:
-    """Pixels of an image token's side, from the processor's files; that of Qwen2.5-VL without."""
+    """Side of an image token in pixels, from the processor's files; default: Qwen2.5-VL's."""
     for name in ("processor_config.json", "preprocessor_config.json"):
         if folder is not None and (folder / name).is_file():
             stated = json.loads((folder / name).read_text())

@@ -1,13 +1,13 @@
-"""Terminate a process tree and remove its files; also when its owner is killed outright.
+"""Terminate a process tree and remove its files, even if its owner was killed.
 
 ``python -m vapo_verl.process_tree`` is the guard of :func:`guarded` and of :func:`guarded_run`: its
 standard input is a pipe from the owner, which ends when the owner does. (The kernel's
 PR_SET_PDEATHSIG would reach one process only, and vLLM's engine core and Ray's agents outlive
 that.)
 
-Files that a run leaves where it cannot choose the folder have an owner, too: a lock that the kernel
-frees with the process, or a socket on which nobody listens. :func:`remove_remains` removes those
-without one, never those of a run that lives, in this container or in another.
+Some files of a run are in folders that it cannot choose. Their owner is known by a lock, which the
+kernel frees with the process, or by a socket on which it listens. :func:`remove_remains` removes
+files without an owner, never those of a live run, in this container or in another.
 """
 
 import fcntl
@@ -28,22 +28,22 @@ from pathlib import Path
 import psutil
 
 TERM_S = 10.0
-"""Between SIGTERM and SIGKILL. vLLM ignores SIGTERM while it loads a model."""
+"""Seconds between SIGTERM and SIGKILL. vLLM ignores SIGTERM while it loads a model."""
 _KILL_S = 5.0
 _POLL_S = 0.05
 SNAPSHOT_S = 5.0
-"""Between two looks of a run's guard at the processes that the run has started."""
+"""Seconds between two snapshots of the processes that a run has started."""
 END_S = 5.0
-"""Time for a run's processes to end by themselves once their owner is gone."""
+"""Seconds for a run's processes to end by themselves once their owner is gone."""
 FOLDER_PREFIX, BUCKET_PREFIX = "vapo-", "vapo_weights_"
 """Names of temporary folders of runs, and of buckets of weights in :data:`SHARED_MEMORY`."""
 SHARED_MEMORY = Path("/dev/shm")
 LEAST_SHARED_BYTES = 16 << 20
-"""Without so much room in it no weights get to the engine, and the engine may not even start."""
+"""With less free room there, weights cannot reach the engine, and it may not even start."""
 SOCKETS = "rl-colocate-zmq-*.sock"
 """Sockets of veRL's weight transfer, in /tmp."""
 _FRESH_S = 2.0
-"""A file that is younger may be one whose owner has not locked it yet."""
+"""The owner of a younger file may not have locked it yet."""
 _LONGEST_FOLDER = 60
 """Bytes. The path of a socket holds 107, of which vLLM's names take 37."""
 
@@ -67,7 +67,7 @@ def terminate_tree(leader: int) -> None:
 
 
 def process_tree(leader: int) -> list[psutil.Process]:
-    """The living processes that belong to `leader`, itself among them."""
+    """The living processes of `leader`'s tree and session, itself included."""
     members = set[psutil.Process]()
     with suppress(psutil.NoSuchProcess):
         parent = psutil.Process(leader)
@@ -89,7 +89,7 @@ def is_alive(member: psutil.Process) -> bool:
 
 @contextmanager
 def guarded() -> Iterator[Callable[[int], None]]:
-    """Start a guard; the yielded function sets the session leader it terminates after us."""
+    """Start a guard; the yielded function sets the session leader to terminate after our end."""
     guard = _start_guard()
     assert guard.stdin is not None
     pipe = guard.stdin
@@ -125,7 +125,7 @@ def guarded_run(held: Sequence[int] = ()) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            with suppress(subprocess.TimeoutExpired):  # it goes on by itself
+            with suppress(subprocess.TimeoutExpired):  # the guard continues by itself
                 guard.communicate(b"done\n", timeout=END_S + TERM_S)
 
 
@@ -202,10 +202,10 @@ def _wait_for_end(members: Sequence[psutil.Process], timeout_s: float) -> None:
 
 
 def guard_run(owner: int, folder: Path) -> None:
-    """Note what `owner` starts until standard input ends; then terminate it and remove `folder`.
+    """Record what `owner` starts until standard input ends; then terminate it and remove `folder`.
 
-    What it had started before this process is none of the run's.
-    An uploader of Weights & Biases ends by itself, and may go on after an orderly end.
+    Processes older than this guard do not belong to the run.
+    An uploader of Weights & Biases ends by itself, and may continue after an orderly end.
     """
     started, since = set[psutil.Process](), psutil.Process().create_time()
     ready: list[int] = []
@@ -239,7 +239,7 @@ def _is_uploader(member: psutil.Process) -> bool:
 
 
 def main() -> None:
-    """Guard a run, where its process and folder are given; otherwise the last named leader."""
+    """Guard a run if its process and folder are given, else the leader that stdin names last."""
     if sys.argv[1:]:
         owner, folder = sys.argv[1:]
         guard_run(int(owner), Path(folder))

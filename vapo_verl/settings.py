@@ -1,6 +1,6 @@
 """Checks of all settings of a run, veRL's among them: types, finite numbers, limits, known keys.
 
-veRL reads most of its keys without looking at them, minutes after the start.
+veRL reads most of its keys unchecked, minutes after the start.
 :mod:`~vapo_verl.config` checks those under ``vapo.*`` as well, where they are read.
 """
 
@@ -27,13 +27,13 @@ from vapo_verl.config import VapoConfig, flat, is_within, section
 from vapo_verl.hydra_config import compose_base
 
 MAX_COUNT = 10**9
-"""A larger number of rows, tokens, ranks or steps is a slip of the keyboard."""
+"""A larger number of rows, tokens, ranks or steps is a typing error."""
 HEADER = "# @package _global_"
 _HEADER = re.compile(r"#\s*@package\b\s*:?\s*_global_\s*$")
 
 
 class Number(NamedTuple):
-    """What a number must be."""
+    """Limits of a number."""
 
     low: float
     high: float = MAX_COUNT
@@ -120,7 +120,7 @@ OPTIONAL_PATHS = (
     *("reward.custom_reward_function.path", "custom_reward_function.path"),
     *("trainer.resume_from_path", f"{_POLICY}.model.lora_adapter_path"),
 )
-"""Paths that null leaves out."""
+"""Paths that may be null."""
 _KL = ("kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3")
 _KL_OR_STRAIGHT_THROUGH = (*_KL, *(f"{name}+" for name in _KL))
 CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -168,7 +168,7 @@ REGISTERED: Mapping[str, tuple[str, ...]] = {
 }
 """Names of veRL's and vLLM's registries: :data:`EXTERNAL_LIB` may add some."""
 SEVERAL_TYPES = ("algorithm.rollout_correction.rollout_is_threshold",)
-"""Keys with values of other types than their default, checked where they are used."""
+"""Keys whose values may have other types than their default, checked where they are used."""
 CHECKPOINT_PARTS = ("model", "optimizer", "extra", "hf_model")
 NULL_GROUPS = (
     *("custom_reward_function", "reward.custom_reward_function", "reward_model"),
@@ -182,7 +182,7 @@ _STEP = re.compile(r"global_step_\d+")
 
 
 def check_settings(config: DictConfig) -> None:
-    """Refuse a key whose value no run can have.
+    """Refuse values that no run can use.
 
     Raises:
         ValueError: the first one, with the key, the value and the fix.
@@ -277,7 +277,7 @@ def _check_number(key: str, value: Any, number: Number) -> None:
 
 
 def _check_groups(config: DictConfig) -> None:
-    """A group of settings is one, and is there."""
+    """Refuse a group of settings that is missing, or that is a plain value."""
     groups = {parent for key in _defaults() for parent in _parents(key)}
     for group in sorted(groups):
         value = _value_of(config, group)
@@ -309,7 +309,7 @@ def _check_registered(key: str, value: Any, allowed: Sequence[str]) -> None:
 
 
 def _check_libraries(value: Any) -> None:
-    """Each entry as veRL reads it: one module's name. A text is one entry, also with commas."""
+    """Check each entry as veRL reads it: one module name. A text is one entry, even with commas."""
     if value is None:
         return
     for name in value if OmegaConf.is_list(value) else [value]:
@@ -328,7 +328,7 @@ FIND_PACKAGE = "correct it, or install the package or set PYTHONPATH to its fold
 
 
 def find_module(name: str) -> ModuleSpec:
-    """Find a module of a user without importing it or the packages it is in.
+    """Find a user's module without importing it or its parent packages.
 
     The spec's ``origin`` is its file; None for a folder without ``__init__.py``.
 
@@ -341,7 +341,7 @@ def find_module(name: str) -> ModuleSpec:
     top, *below = name.split(".")
     try:
         spec = find_spec(top)
-    except ValueError:  # it is loaded, and says nothing of where it came from
+    except ValueError:  # it is loaded, without a spec
         spec = None
     if spec is None:
         raise ModuleNotFoundError(f"no package {top!r} can be imported here")
@@ -354,7 +354,7 @@ def find_module(name: str) -> ModuleSpec:
 
 
 def _find_below(package: ModuleSpec, name: str) -> ModuleSpec | None:
-    """As an import would: modules come before folders without ``__init__.py``, which add up."""
+    """As an import: modules come before folders without ``__init__.py``, which are merged."""
     spec, folders = ModuleSpec(f"{package.name}.{name}", None, is_package=True), list[str]()
     for place in package.submodule_search_locations or ():
         finder = pkgutil.get_importer(place)
@@ -368,7 +368,7 @@ def _find_below(package: ModuleSpec, name: str) -> ModuleSpec | None:
 
 
 def _check_type(key: str, value: Any, default: Any) -> None:
-    """As the default: a number, true or false, a text (or a list of them), a list, or a group."""
+    """Refuse a type other than the default's: number, bool, text (or texts), list or group."""
     is_reference = isinstance(default, str) and default.startswith("${")
     if value is None or default is None or is_reference:
         return
@@ -394,7 +394,7 @@ def _check_type(key: str, value: Any, default: Any) -> None:
 
 
 def _check_list(key: str, value: Any, default: list[Any]) -> None:
-    """Numbers are as many as in the default; a text may stand for one text."""
+    """Numbers must be as many as in the default; one text may replace a list of texts."""
     are_numbers = bool(default) and all(isinstance(item, int | float) for item in default)
     if not isinstance(value, list):
         if are_numbers or not isinstance(value, str):
@@ -406,7 +406,7 @@ def _check_list(key: str, value: Any, default: list[Any]) -> None:
 
 
 def _check_parts(key: str, values: Mapping[str, Any]) -> None:
-    """What a checkpoint holds: a run cannot resume without the model."""
+    """Check the parts of a checkpoint: a run cannot resume without the model."""
     parts = _at(values, key)
     for part in parts:
         _check_choice(key, part, CHECKPOINT_PARTS)
@@ -425,7 +425,7 @@ def _at(values: Mapping[str, Any], key: str) -> Any:
 
 
 def _short(value: float) -> str:
-    """Python refuses to write whole numbers of over 4,300 digits."""
+    """The number as text: Python refuses to write whole numbers of over 4,300 digits."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a number of {value.bit_length()} bits"
     return repr(value)
@@ -433,7 +433,7 @@ def _short(value: float) -> str:
 
 @cache
 def _defaults() -> Mapping[str, Any]:
-    """The value of each key without a recipe; references are texts, and say no type."""
+    """The value of each key without a recipe; references are texts, which tell no type."""
     return flat(_plain(compose_base(), resolve=False))
 
 
@@ -445,8 +445,8 @@ def check_keys(config: DictConfig, added: Iterable[str] = ()) -> None:
     """Refuse keys of a recipe file that nothing reads. Hydra accepts any.
 
     Known are the keys that exist without a recipe, those below a value that is null or empty there,
-    and those that the command line adds. Where veRL builds a class of a group it knows more keys
-    than its files have: there only one that looks like a slip is refused.
+    and those that the command line adds. Where veRL builds a class from a group, it accepts more
+    keys than its files have: there only a likely typo is refused.
 
     Args:
         added: keys that the command line adds with a leading ``+``.
@@ -474,7 +474,7 @@ def check_keys(config: DictConfig, added: Iterable[str] = ()) -> None:
 
 
 def check_recipe_package(config: DictConfig, recipe: str, folders: Sequence[Path]) -> None:
-    """Refuse a recipe file without its package line: Hydra puts its settings where none are read.
+    """Refuse a recipe file without its package line: nothing would read its settings.
 
     Args:
         recipe: its name.
@@ -505,12 +505,12 @@ def _has_header(file: Path) -> bool:
 
 
 def unreadable_override(argument: str, *, several_runs: bool = False) -> str | None:
-    """What is wrong with `key=value` by Hydra's grammar, and how to quote it; None for a good one.
+    """The error in a `key=value` that Hydra cannot read, and its quoted form; None if it can.
 
     The quoted form is for a POSIX shell: outer quotes for the shell, inner ones for Hydra.
 
     Args:
-        several_runs: whether `a,b` may stand for a run with each.
+        several_runs: whether `a,b` may mean one run per value.
     """
     key, equals, value = argument.partition("=")
     if not equals and not argument.startswith("~"):
@@ -534,7 +534,7 @@ def unreadable_override(argument: str, *, several_runs: bool = False) -> str | N
 
 
 def _quoted_forms(value: str) -> Iterator[str]:
-    """As a list, where it may be one, and as a text."""
+    """Quoted as a list, if it may be one, and as a text."""
     if value.startswith("[") and value.endswith("]"):
         value = value[1:-1]
         yield f"[{','.join(map(_quoted_item, value.split(',')))}]"
@@ -545,7 +545,7 @@ def _quoted_forms(value: str) -> Iterator[str]:
 
 
 def _quoted_item(text: str) -> str:
-    """A number, true, false or null as it is."""
+    """Quote an item; numbers, true, false and null stay as they are."""
     try:
         value = OverridesParser.create().parse_override(f"key={text}").value()
     except HydraException:

@@ -1,4 +1,4 @@
-"""Advantages: GRPO's outcome advantage, spread over tokens by where they look."""
+"""Advantages: GRPO's outcome advantage, weighted per token by visual attention."""
 
 from vapo_verl.advantage.vapo import AdvantageStats, vapo_advantage
 

@@ -1,7 +1,7 @@
 """veRL registration: `algorithm.adv_estimator=vapo`. Importing this module registers it.
 
 veRL's calling convention has no place for visual attention, reward parts and `vapo.advantage.*`.
-The trainer hands them over around veRL's call, with :func:`batch_inputs`, and takes the statistics
+The trainer passes them around veRL's call, with :func:`batch_inputs`, and reads the statistics
 back. An estimator of another package reads them by :func:`current_inputs`: docs/extending.md.
 """
 
@@ -25,7 +25,7 @@ NAME = "vapo"
 
 @dataclass(slots=True, kw_only=True)
 class BatchInputs:
-    """What veRL does not hand to an estimator, for one batch."""
+    """Inputs that veRL does not pass to an estimator, for one batch."""
 
     settings: AdvantageConfig
     """``vapo.advantage.*``"""
@@ -33,9 +33,9 @@ class BatchInputs:
     """[B, T], rows and width those of the response mask; nan where unknown: prompts without images,
     padding, and all of it without ``vapo.attention.enabled``."""
     parts: RewardParts | None = None
-    """Of the rewards [B], nan for a padding row; None for ``vapo`` without `decoupled`."""
+    """Parts of the rewards [B], nan for a padding row; None for ``vapo`` without `decoupled`."""
     stats: AdvantageStats | None = None
-    """What ``vapo`` met; None until it has been called."""
+    """Statistics of ``vapo``; None until it has been called."""
 
 
 _batch_inputs: ContextVar[BatchInputs] = ContextVar("vapo_batch_inputs")
@@ -57,19 +57,19 @@ def batch_inputs(
 
 
 def current_inputs() -> BatchInputs:
-    """What veRL does not hand to the estimator that it is calling now, in the order of its rows.
+    """Inputs that veRL does not pass to the estimator it is calling now, in the order of its rows.
 
-    For an estimator that a package of yours registers, inside of its function; veRL's own
-    estimators get none.
+    Call it inside the function of an estimator that your package registers; veRL's own estimators
+    have none.
 
     Raises:
-        LookupError: the call is not this package's trainer's.
+        LookupError: not called by this package's trainer.
     """
     inputs = _batch_inputs.get(None)
     if inputs is None:
         raise LookupError(
-            "visual attention and reward parts are there while the trainer of vapo_verl calls an "
-            "estimator that veRL does not bring; in a test, call it inside of "
+            "visual attention and reward parts are available while the trainer of vapo_verl calls "
+            "an estimator that veRL does not bring; in a test, call it inside of "
             "vapo_verl.advantage.estimator.batch_inputs(...)"
         )
     return inputs
@@ -84,10 +84,10 @@ def compute_vapo_advantage(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`vapo_advantage` in veRL's calling convention: (advantages, returns), both [B, T].
 
-    The reward of a response is the sum of its token rewards. Settings are those of
-    :func:`batch_inputs`. Outside of it, so in another trainer than ours, this is GRPO on the
-    reward, over the std if `config` (veRL's `algorithm.*`) says so. As with veRL's GRPO there is
-    no value function, and returns are the advantages. `reward_baselines` are not used.
+    The reward of a response is the sum of its token rewards. Settings come from
+    :func:`batch_inputs`. Outside of it, as in another trainer, this is GRPO on the reward, divided
+    by the std if `config` (veRL's `algorithm.*`) says so. As with veRL's GRPO there is no value
+    function, and returns are the advantages. `reward_baselines` are not used.
     """
     inputs = _batch_inputs.get(None)
     if inputs is None:

@@ -53,15 +53,15 @@ def outcome_advantage(
 ) -> PerResponse:
     """A_i = R_i - mean_g, over (std_g + epsilon) when normalised.
 
-    std_g is the sample's (n - 1), and a group of one has mean 0 and std 1: alone, a response is
-    judged by its reward as it is. Both are veRL's `compute_grpo_outcome_advantage`, and so is
-    every rounding. One difference: a group of equal rewards gets exactly 0. There veRL divides
-    the rounding error of the mean by epsilon: eight rewards of 2.1 in float32 get -0.19 each.
+    std_g is the sample's (n - 1). A group of one has mean 0 and std 1, so its reward is used as it
+    is. Both match veRL's `compute_grpo_outcome_advantage`, rounding included. One difference: a
+    group of equal rewards gets exactly 0. There veRL divides the rounding error of the mean by
+    epsilon: eight rewards of 2.1 in float32 get -0.19 each.
     Without the std it is the advantage of Dr.GRPO (arXiv 2503.20783).
     """
     mean, std = rewards.new_zeros(groups.num_groups), rewards.new_ones(groups.num_groups)
     for group, members in enumerate(groups.members()):
-        if len(members) > 1:  # group by group, for any other order of summing rounds otherwise
+        if len(members) > 1:  # group by group: another order of summing rounds differently
             mean[group], std[group] = rewards[members].mean(), rewards[members].std()
     advantage = rewards - mean[groups.index]
     if normalize_by_std:
@@ -72,7 +72,7 @@ def outcome_advantage(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardParts:
-    """The rewards of a batch in two parts: R_i = base_i + weight * perception_i, where it counts.
+    """The rewards of a batch in two parts: R_i = base_i + weight * perception_i where that counts.
 
     The base comes from the weighted parts and never from a difference of rewards: a rounding error
     in a group of equal bases would be divided by itself.
@@ -95,8 +95,7 @@ def perception_advantage(
 ) -> PerResponse:
     """GRPO's advantage of R_perc among the siblings that have one.
 
-    0 for a response without R_perc (nan), and in a group with fewer than two: one alone is
-    compared with none.
+    0 for a response without R_perc (nan), and in a group with fewer than two of them.
     """
     counted = torch.nonzero(perception.isfinite())[:, 0]
     probed = Groups.of(groups.index[counted], perception.device)
@@ -114,13 +113,13 @@ def decoupled_advantage(
 
     N_g is over all responses of the group, N_p over those that pass the gate: see
     :func:`perception_advantage`. In every group gamma is then the weight of perception against
-    accuracy. With `total`, A_i = N_g(base + gamma * R_perc)_i, it is far less where correct and
-    incorrect answers differ, and all of it, with any gamma, where they do not.
+    accuracy. With `total`, A_i = N_g(base + gamma * R_perc)_i, it is far less in groups with
+    correct and incorrect answers. In all others perception is the whole advantage, with any gamma.
 
-    From GDPO (group reward-decoupled normalisation, arXiv 2601.05242) comes the normalisation of
-    each reward before the weighted sum. Its batch-wise normalisation of that sum is left out:
-    an advantage would depend on other prompts, and gamma = 0 would not be GRPO. Accuracy and
-    format stay one part, as GRPO has them.
+    Normalising each reward before the weighted sum follows GDPO (group reward-decoupled
+    normalisation, arXiv 2601.05242). Its batch-wise normalisation of that sum is left out: an
+    advantage would depend on other prompts, and gamma = 0 would not be GRPO. Accuracy and format
+    stay one part, as GRPO has them.
 
     A group of one has its base as advantage.
     """
@@ -155,7 +154,7 @@ def perception_fraction(
     normalize_by_std: bool,
     epsilon: float,
 ) -> float:
-    """sum_i |P_i| / sum_i (|A_i - P_i| + |P_i|): how much of the advantage is perception's, 0..1.
+    """sum_i |P_i| / sum_i (|A_i - P_i| + |P_i|): the part of the advantage due to perception, 0..1.
 
     P_i is the part of A_i by which perception distinguishes the responses that pass the gate:
     gamma * N_p(R_perc)_i with `decoupled`; with `total` gamma * (R_perc,i - their mean) over the
@@ -182,7 +181,7 @@ def perception_fraction(
 
 
 def _deviations(rewards: PerResponse, groups: Groups, epsilon: float) -> PerResponse:
-    """What :func:`outcome_advantage` divides by [B]."""
+    """The divisor of :func:`outcome_advantage` [B]."""
     std = rewards.new_ones(groups.num_groups)
     for group, members in enumerate(groups.members()):
         if len(members) > 1:
@@ -205,11 +204,11 @@ class AdvantageOrigin:
     """Fractions in 0..1; the trainer logs them under `vapo/advantage/`."""
 
     groups_right: float
-    """Groups of which every answer is right: only the rest of the reward tells them apart."""
+    """Groups whose answers are all correct: only the rest of the reward distinguishes them."""
     groups_mixed: float
     groups_wrong: float
     perception_only: float
-    """Of sum |A_i|, the part in groups whose rewards are equal but for perception. Over the std of
+    """Part of sum |A_i| in groups whose rewards differ in perception only. Divided by the std of
     such a group, the smallest difference in perception weighs as much as an answer elsewhere."""
     perception_fraction: float
     """See :func:`perception_fraction`."""

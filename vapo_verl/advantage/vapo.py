@@ -1,4 +1,4 @@
-"""The VAPO advantage: GRPO on the perception reward, each token's share set by where it looks."""
+"""The VAPO advantage: GRPO on the perception reward, weighted per token by visual attention."""
 
 from collections.abc import Callable, Hashable, Sequence, Sized
 from dataclasses import dataclass
@@ -24,26 +24,26 @@ PerToken = Float[Tensor, "batch response"]
 Mask = Shaped[Tensor, "batch response"]
 GroupIds = Sequence[Hashable] | np.ndarray | Tensor
 FLAT_SPREAD = 1e-6
-"""A group's spread below this share of its largest attention is rounding: no credit moves."""
+"""A group's spread below this fraction of its largest attention is rounding: no credit moves."""
 PARTS_TOLERANCE = 1e-4
-"""Of a reward against the sum of its parts, for rounding."""
+"""Tolerance of a reward against the sum of its parts, for rounding."""
 PerResponse = Float[Tensor, "batch"]
 TokenMask = Bool[Tensor, "batch response"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdvantageStats:
-    """What the estimator met in a batch; the trainer logs it under `vapo/advantage/`.
+    """Statistics of a batch; the trainer logs them under `vapo/advantage/`.
 
-    Padding rows, which have no token, count nowhere.
+    Padding rows, which have no token, are not counted.
     """
 
     num_groups_of_one: int
     """Groups with a single response, whose advantage is its bare reward."""
     num_groups_without_spread: int
-    """Groups of two or more with equal rewards: they teach nothing."""
+    """Groups of two or more with equal rewards: their advantage is 0."""
     num_responses_without_attention: int
-    """Responses with tokens, none of which has a visual attention: plain credit."""
+    """Responses with tokens, none of which has a visual attention: they get plain credit."""
     num_nan_attention_tokens: int
     """Valid tokens without a finite visual attention, those of the line above included."""
     weight_min: float
@@ -83,17 +83,17 @@ def vapo_advantage(
         normalization: of A_i. "total": of R_i, as the paper; "decoupled": of perception by itself,
             see :func:`vapo_verl.advantage.grpo.decoupled_advantage`.
         attention_coef: c in [0, 1). 0 is GRPO exactly, as in the paper.
-        attention_mode: "focus" gives tokens that looked more of credit and blame alike;
-            "grounded" multiplies the tanh by sign(A_i): credit to tokens that looked, blame
-            to tokens that did not.
+        attention_mode: "focus" gives tokens that looked more credit and more blame; "grounded"
+            multiplies the tanh by sign(A_i): credit to tokens that looked, blame to tokens that did
+            not.
         normalize_by_std: divide A_i by the group's std, as GRPO; off is Dr.GRPO.
         num_bins: progress bins of the mean curve.
         epsilon: added to the std.
-        on_stats: called with what the estimator met in this batch.
+        on_stats: called with the statistics of this batch.
 
     Edge cases: a group of one has its reward as advantage, a group of equal rewards 0; a token
     without attention has weight 1 before the rescale; a response or a group without attention,
-    or a group whose attention does not vary, is plain; an empty response is all 0.
+    or a group whose attention does not vary, gets plain credit; an empty response is all 0.
 
     Raises:
         ValueError: shapes that disagree, a reward that is not finite, an unknown mode, c outside
@@ -172,8 +172,8 @@ def checked_parts(parts: RewardParts | None, rewards: Tensor) -> RewardParts:
     """The parts on the rewards' device, with the reward as base where that is nan.
 
     Raises:
-        ValueError: there are none, or they are those of other rewards, such as rewards with a KL
-            penalty.
+        ValueError: there are none, or they do not add up to the rewards, as with a KL penalty in
+            the reward.
     """
     if parts is None:
         raise ValueError("normalization='decoupled' needs the parts of the rewards; pass parts")
@@ -214,8 +214,8 @@ def relative_attention(
     """(a_it - m_g(u_t)) / s_g: attention against the siblings' at the same progress.
 
     m_g is the mean over the group's seen tokens in each of `num_bins` progress bins, s_g the
-    root mean square of what is left. 0, so a raw weight of 1, for a token that was not seen
-    (attention nan, or padded) and for a group without spread.
+    root mean square of the residual. The result is 0, a raw weight of 1, for a token that was not
+    seen (attention nan, or padded) and for a group without spread.
     """
     group = groups.index[:, None].expand_as(valid)[seen]
     cell = group * num_bins + bins_before_token(valid, num_bins)[seen]
@@ -233,7 +233,7 @@ def bins_before_token(valid: TokenMask, num_bins: int) -> Tensor:
 
     u_t is the part of the response before the token. The attention curves and metrics count the
     token itself, (t + 1) / T: see `vapo_verl.analysis.position_curves.progress_bins`. The value
-    at a position that is not valid means nothing.
+    at a position that is not valid is undefined.
     """
     order = valid.cumsum(dim=1) - 1
     return order * num_bins // valid.sum(dim=1, keepdim=True).clamp(min=1)

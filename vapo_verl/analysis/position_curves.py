@@ -102,7 +102,7 @@ class ResponseAttention:
 
 
 def response_attention(ratio: np.ndarray) -> ResponseAttention:
-    """Of a ratio [tokens]; tokens without a value are left out."""
+    """Statistics of a ratio [tokens]; tokens without a value are left out."""
     known = np.isfinite(ratio)
     values = ratio[known]
     progress = ((np.arange(len(ratio)) + 1) / max(len(ratio), 1))[known]
@@ -182,7 +182,7 @@ class RatioHistograms:
         return self.counts.sum(axis=1)
 
     def quantile(self, q: float) -> np.ndarray:
-        """Of each bin [bins]: the middle of the cell of the ceil(q n)-th value; nan without one."""
+        """Per bin [bins], the middle of the cell of the ceil(q n)-th value; nan without one."""
         sizes = self.sizes()
         rank = np.maximum(np.ceil(q * sizes), 1)
         cell = (self.counts.cumsum(axis=1) < rank[:, None]).sum(axis=1)
@@ -254,8 +254,8 @@ class AnchorAccuracy:
 def wilson(num_correct: int, num_probed: int) -> tuple[float, float]:
     """95 % interval of a rate (Wilson's score interval); (nan, nan) without anchors.
 
-    It takes the answers as independent. Those of one response are not quite: the real interval is
-    somewhat wider.
+    It assumes independent answers. Those of one response are not quite independent: the real
+    interval is somewhat wider.
     """
     return wilson_interval(num_correct, num_probed) if num_probed else (math.nan, math.nan)
 

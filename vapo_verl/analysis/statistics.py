@@ -19,7 +19,7 @@ _Z_95 = 1.959963984540054
 Key = TypeVar("Key", int, str)
 MIN_PAIRS = 2
 NUM_RESAMPLES = 4000
-"""Of a bootstrap: p-values have steps of 1 / 2000."""
+"""Resamples of a bootstrap: p-values have steps of 1 / 2000."""
 _DRAWS_AT_ONCE = 4_000_000
 """Counts held at once, resamples times clusters."""
 
@@ -28,7 +28,7 @@ def wilson_interval(num_yes: int, num_all: int) -> tuple[float, float]:
     """95 % interval of a rate (Wilson 1927); (0, 1) for 0 of 0.
 
     (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n). Unlike p ± 1.96 sqrt(p(1-p)/n) it stays
-    within 0..1 and does not shrink to nothing at 100 %, where audits end up.
+    within 0..1 and keeps a width at 100 %, which is a usual result of audits.
     """
     if num_all == 0:
         return 0.0, 1.0
@@ -44,13 +44,13 @@ def cohens_kappa(pairs: Iterable[tuple[Answer, Answer]]) -> float | None:
     """Agreement of two raters beyond chance: (p_o - p_e) / (1 - p_e) (Cohen 1960).
 
     p_o is the fraction of equal answers, p_e what the raters' own frequencies give by chance. None
-    where it means nothing: no pairs, or both gave the same one answer throughout.
+    if undefined: no pairs, or both always gave the same one answer.
     """
     return kappa_of_counts(Counter(pairs))
 
 
 def kappa_of_counts(counts: Mapping[tuple[Answer, Answer], int]) -> float | None:
-    """The same from how often each pair of answers was given."""
+    """Cohen's kappa from the count of each pair of answers."""
     total = sum(counts.values())
     if not total:
         return None
@@ -66,7 +66,7 @@ def kappa_of_counts(counts: Mapping[tuple[Answer, Answer], int]) -> float | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedDifference:
-    """Of one quantity in run B and run A, over n common steps or prompts."""
+    """Difference of one quantity between run B and run A, over n common steps or prompts."""
 
     quantity: str
     n: int
@@ -78,17 +78,17 @@ class PairedDifference:
     """95 % interval of the difference, by Student's t; nan for n < 2. So is `high`."""
     high: float
     p_t: float
-    """Of the paired t-test, two-sided; nan for n < 2 or where all differences are equal."""
+    """Two-sided p of the paired t-test; nan for n < 2 or where all differences are equal."""
     p_wilcoxon: float
-    """Of Wilcoxon's signed-rank test, two-sided; nan where every difference is 0."""
+    """Two-sided p of Wilcoxon's signed-rank test; nan where every difference is 0."""
 
 
 def paired_difference(
     quantity: str, a: Mapping[Key, float], b: Mapping[Key, float]
 ) -> PairedDifference:
-    """Compare what `a` and `b` hold under the same keys; n = 0 gives nan all over.
+    """Compare the values of `a` and `b` under the same keys; n = 0 gives nan everywhere.
 
-    The tests take the pairs as independent. Steps of a run are not quite, which makes p too small.
+    The tests assume independent pairs. Steps of a run are not quite independent: p is too small.
     """
     common = sorted(set(a) & set(b))
     first = np.array([a[key] for key in common], dtype=float)
@@ -149,16 +149,16 @@ def rate(num: int, of: int) -> Rate:
 
 
 def rate_of(flags: Sequence[bool] | np.ndarray) -> Rate:
-    """Rate of true ones."""
+    """Rate of true flags."""
     return rate(int(np.sum(flags)), len(flags))
 
 
 class PairedRates(TypedDict):
-    """Two right/wrong answers to each of n rows."""
+    """Two answers to each of n rows, correct or incorrect."""
 
     n: int
     difference: float | None
-    """Rate of correct ones in b minus that in a."""
+    """Rate of correct answers in b minus that in a."""
     low: float | None
     """Wald's 95 % interval for paired rates; so is `high`."""
     high: float | None
@@ -190,7 +190,7 @@ def paired_rates(a: np.ndarray, b: np.ndarray) -> PairedRates:
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for JSON: null for what is nan or infinite."""
+    """The values for JSON: None instead of nan and infinity."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
@@ -207,7 +207,7 @@ class Interval:
 
 
 def pass_at_k(num_correct: int, num_samples: int, k: int) -> float:
-    """Chance that at least one of `k` samples is correct, without bias (Chen et al. 2021, Eq. 1).
+    """Unbiased chance that at least one of `k` samples is correct (Chen et al. 2021, Eq. 1).
 
     1 - C(n - c, k) / C(n, k): of all ways to draw k of the n samples, those that hold one of the c
     correct ones.
@@ -245,8 +245,8 @@ def clustered_interval(
     """Mean over rows, and its percentile interval by a bootstrap that draws clusters.
 
     Each resample draws as many clusters as there are, with replacement, and takes the mean over the
-    rows of those drawn (a ratio: clusters differ in size). With one cluster nothing is known about
-    the spread, and the interval is nan.
+    rows of those drawn (a ratio: clusters differ in size). With one cluster the spread is unknown,
+    and the interval is nan.
 
     Args:
         values: score of each row [rows].
@@ -272,7 +272,7 @@ class PairedScores:
     difference: Interval
     """B - A."""
     p: float
-    """Two-sided, of no difference; nan where nothing is known."""
+    """Two-sided, of no difference; nan if unknown."""
     test: str
     """`mcnemar` or `bootstrap`."""
 
@@ -341,9 +341,9 @@ def arm_score(by_seed: Sequence[float]) -> ArmScore:
 def compare_arms(a: Sequence[float], b: Sequence[float]) -> tuple[Interval, float]:
     """Difference B - A of two arms and p, by Welch's t-test on one score per seed.
 
-    However many rows a benchmark has, the arms have no more evidence than seeds. With one seed in
-    an arm the interval and p are nan: the spread between seeds is unknown. Equal scores within both
-    arms give nan too.
+    However many rows a benchmark has, the evidence is limited by the seeds. With one seed in an arm
+    the interval and p are nan: the spread between seeds is unknown. Equal scores within both arms
+    give nan, too.
     """
     first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     difference = float(second.mean() - first.mean())

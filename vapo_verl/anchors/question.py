@@ -1,4 +1,4 @@
-"""The question of a probe, as token ids, the two tokens that answer it, and whether they do."""
+"""The question of a probe as token ids, its two answer tokens, and a check of its format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vapo_verl.data.control_tokens import ControlTokens, read_escapes
 from vapo_verl.reward.perception import CHANCE
 
 ANSWER_BIAS = 100.0
-"""Added to the logits of yes and no in a probe, the most vLLM takes: no other token keeps any
+"""Added to the logits of yes and no in a probe, the largest bias of vLLM: no other token keeps any
 probability. Not ``allowed_token_ids``: vLLM 0.24 leaks its mask to other requests of the batch
 (``InputBatch.swap_states`` swaps tensor rows in place, ``condense`` leaves the moved row behind),
 and responses that still decode then say yes and no in mid-sentence.
@@ -58,8 +58,8 @@ class AnchorQuestion:
     def p_yes(self, token_id: int, logprob: float) -> float:
         """Probability of yes from either answer's log probability, normalised over the two.
 
-        A tie, which logits of bfloat16 often are, is 0.5 whichever answer was drawn: rounded, the
-        drawn one would be just below it.
+        A tie, frequent with bfloat16 logits, is 0.5 whichever answer was drawn: rounding would put
+        the drawn one just below it.
 
         Raises:
             RuntimeError: the token is neither answer.
@@ -139,7 +139,7 @@ class CheckReply:
     p_yes: float
     """Probability of yes, normalised over the two answer tokens."""
     free_token: str
-    """Its greedy token when it is not restricted to the two answers."""
+    """The greedy token, not restricted to the two answers."""
     free_is_answer: bool
     """Whether `free_token` is one of the two answers."""
 
@@ -172,7 +172,7 @@ class FormatCheck:
         )
 
     def summary(self) -> str:
-        """One line; chance with its standard error over that many probes."""
+        """One line, with the standard error of chance for this number of probes."""
         error = math.sqrt(CHANCE * (1 - CHANCE) / self.num_probes)
         return (
             f"anchor format check: {self.num_probes} probes, accuracy {self.accuracy:.2f} "

@@ -1,4 +1,4 @@
-"""Whether the perception reward distinguishes the responses to one prompt, and by what (pure).
+"""How, and why, the perception reward differs between the responses to one prompt (pure).
 
 Within a group R_perc differs for two reasons: what the responses wrote, and which claims were
 drawn and where. Only the first is a signal to the policy.
@@ -25,11 +25,11 @@ NUM_FIRST_STEPS = 5
 """Steps after which a run says whether its perception reward carries a signal."""
 HIGH_AGREEMENT = 0.95
 LEAST_SPREAD = 1e-3
-"""Standard deviation of R_perc within a group below which siblings earn the same."""
+"""Below this standard deviation of R_perc within a group, siblings earn the same."""
 _ROUNDING = 1e-12
-"""Variance of scores that are equal."""
+"""Scores with less variance are equal."""
 LOW_FRACTION = 0.05
-"""Of the advantage: where perception decides less, a run is hardly another than GRPO."""
+"""Where perception decides less of the advantage, a run hardly differs from GRPO."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class ProbedResponse:
     num_claims: int
     """N, the claims from which those of the anchors were drawn."""
     perception: float | None = None
-    """R_perc as it is paid, with soft scores or corrected for chance; None: Eq. 4, hard scores."""
+    """R_perc as paid, for instance soft or chance-corrected; None: Eq. 4 with hard scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +134,7 @@ def no_signal(
     Args:
         agreements: :func:`claim_agreement` of the first steps; nan where a step had none.
         spreads: ``PerceptionSpread.spread`` of the same steps.
-        fractions: of the advantage that perception decides, in the same steps; 0 is perception
+        fractions: part of the advantage that perception decides, in the same steps; 0 is perception
             that is measured and not paid, which is no fault.
     """
     spread = _mean(spreads)
@@ -195,7 +195,7 @@ def _moments(response: ProbedResponse, late_emphasis: float) -> _Moments:
 
 def _pairs(responses: Sequence[ProbedResponse]) -> tuple[int, int]:
     """Pairs of siblings' anchors with the same claim and label, and those that differ in
-    correctness. Of a claim that a response is asked twice the first counts."""
+    correctness. If a response is asked a claim twice, the first answer counts."""
     num_correct, num_probed = Counter[Hashable](), Counter[Hashable]()
     for response in responses:
         once: dict[Hashable, bool] = {}

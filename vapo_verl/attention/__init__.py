@@ -1,4 +1,4 @@
-"""Visual attention of every generated token, out of vLLM: docs/attention.md.
+"""Export the visual attention of every generated token from vLLM: docs/attention.md.
 
 llm = vllm.LLM(model, **engine_args())
 visual_attention(llm.generate(...)[0].outputs[0])  # [T], each in [0, 1]
@@ -30,9 +30,9 @@ def engine_args(
     """Arguments that make a vLLM engine export visual attention.
 
     For ``vllm.LLM(model, **engine_args())``, ``AsyncEngineArgs`` and veRL's
-    ``engine_kwargs.vllm``; nothing of vLLM is replaced in the calling process. An
-    ``additional_config`` of your own goes through here: next to ``**engine_args()`` Python refuses
-    the second one, and after it, in a dict, it would replace the settings of the capture.
+    ``engine_kwargs.vllm``; nothing of vLLM is replaced in the calling process. Pass your own
+    ``additional_config`` here: next to ``**engine_args()`` Python refuses the second one, and
+    merged later into a dict it would replace the settings of the capture.
 
     Args:
         layers: decoder layers to watch: a list of indices, ``all``, or None for one in 8 (at
@@ -107,13 +107,13 @@ def visual_attention(completion_output: Any) -> Values:
 
 
 def decode_visual_attention(encoded: str) -> Values:
-    """The same out of a response of ``vllm serve``: ``choices[i].routed_experts``.
+    """The values from a response of ``vllm serve``: ``choices[i].routed_experts``.
 
     Args:
         encoded: base64 of NumPy's ``.npy`` format.
 
     Raises:
-        ValueError: it is something else. No memory is taken for a size that it does not have.
+        ValueError: it is something else. Memory is allocated for its real size only.
     """
     data = base64.b64decode(encoded)
     file = io.BytesIO(data)

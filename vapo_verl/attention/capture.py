@@ -1,6 +1,6 @@
 """One worker's capture: image spans of the batch in, visual attention ratio of its rows out.
 
-Life of an engine step in vLLM 0.24 (V1 model runner):
+Calls of an engine step in vLLM 0.24 (V1 model runner):
 
     worker.execute_model   begin_step: spans of new requests
       runner               fixes the order of the batch's rows
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("vllm.vapo_verl.attention")
 
 _NO_SPANS_KNOWN = np.full((1, 2), -1, dtype=np.int32)
-"""In place of a request's spans: kernels return nan for a row with a negative span."""
+"""Replaces a request's spans: kernels return nan for a row with a negative span."""
 NUM_STEPS = 32
 """Number of decode steps that are timed."""
 MODALITIES = ("image", "video")
@@ -134,7 +134,7 @@ class Capture:
         return ratio.t() if self.settings.per_layer else ratio.mean(0)
 
     def _report_overhead(self, ratio: float) -> None:
-        """On stdout: a training run keeps vLLM's own log at warnings."""
+        """Print to stdout: a training run keeps vLLM's own log at warnings."""
         say(
             f"Visual attention of layers {self.layer_indices} of {self._num_layers}: "
             f"{100 * ratio:+.1f} % of decode time"
@@ -157,7 +157,7 @@ class Capture:
 class OverheadMeter:
     """Times the recording inside of the first `NUM_STEPS` pure decode steps.
 
-    Only where a kernel has ended when its call returns, that is on CPU.
+    On CPU only: there a kernel has ended when its call returns.
 
     Args:
         report: called with the ratio, 0 or more, of recording time to the rest of the timed steps.

@@ -109,7 +109,7 @@ class Settings:
 
 
 def as_layers(layers: str | Sequence[int] | None) -> Layers:
-    """The setting's value in its own type; None is the default."""
+    """The value as :data:`Layers`; None is the default."""
     if layers is None:
         return "spread"
     if isinstance(layers, str):
@@ -126,7 +126,7 @@ def _short(layers: Sequence[Any]) -> str:
 
 
 def spread(layers: list[int]) -> list[int]:
-    """One layer in 8, in the middles of equal parts of them: of 28 those at 3, 10, 17 and 24."""
+    """One layer in 8, in the middles of equal parts: of 28 layers those at 3, 10, 17 and 24."""
     total = len(layers)
     number = max(2, round(total / SPREAD_EVERY))
     if total <= number:

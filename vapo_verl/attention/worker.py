@@ -145,7 +145,7 @@ class _OnTheWay:
         if self._event is None:
             return self._host.numpy()
         self._event.synchronize()
-        return self._host.numpy().copy()  # in one process with the client, which keeps it
+        return self._host.numpy().copy()  # a client in the same process keeps it
 
 
 class _AsyncOutput(AsyncModelRunnerOutput):

@@ -2,8 +2,8 @@
 class of a user's package by its path.
 
 A method is a frozen dataclass: its fields are the settings below ``vapo.method.options``, and its
-hooks change a step in up to four places, here in the order of a step. What a class does not define
-leaves the step as it is.
+hooks change a step in up to four places, here in the order of a step. A hook that a class does not
+define leaves the step as it is.
 
 =================  ======================================================  =====================
 hook               what it changes                                         runs in
@@ -63,7 +63,7 @@ class StepTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Where a run is."""
+    """Current and last step of a run."""
 
     step: int
     total_steps: int
@@ -71,7 +71,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """No method: a step is that of the other settings."""
+    """No method: the step is left as it is."""
 
     needs_attention: ClassVar[bool] = False
     """Reads ``visual_attention``: ``vapo.attention.enabled`` must be on."""
@@ -92,7 +92,7 @@ class Method:
 
     @property
     def changes_images(self) -> bool:
-        """Whether :meth:`changes_image` is true of some response."""
+        """Whether :meth:`changes_image` is true for any response."""
         return False
 
     def changes_image(self, sample: int, group_size: int, progress: Progress) -> bool:
@@ -120,7 +120,7 @@ class Method:
         Args:
             samples: numbers of the responses within their groups.
             accuracies: R_acc of each.
-            asked: when each was asked for: under an asynchronous trainer before the step.
+            asked: progress when each was requested; earlier under an asynchronous trainer.
         """
         return {}
 
@@ -158,7 +158,7 @@ def method_of(config: MethodConfig) -> Method:
 
 
 def _class_of(name: str) -> type[Method]:
-    """That of a name in :data:`METHODS`, or the one that ``my_package.module.Class`` imports."""
+    """The class of a name in :data:`METHODS`, or of a path such as ``my_package.module.Class``."""
     module, _, class_name = METHODS.get(name, name).rpartition(".")
     if not module:
         raise ValueError(
@@ -188,7 +188,7 @@ def _class_of(name: str) -> type[Method]:
 
 
 def short_name(name: str) -> str:
-    """NAME of a method's metrics ``vapo/NAME/*``: a class's own is in snake case, without path."""
+    """NAME of a method's metrics ``vapo/NAME/*``; that of a user's class is in snake case."""
     if name in METHODS:
         return name
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name.rpartition(".")[2])
@@ -206,7 +206,7 @@ def require(condition: bool, option: str, value: object, allowed: str) -> None:
 
 
 def kl_estimate(log_probs: Tensor, other_log_probs: Tensor) -> Tensor:
-    """Per token KL(pi || other) of the sampled tokens, which pi sampled: r - log r - 1 >= 0.
+    """Per-token KL(pi || other), estimated by the tokens that pi sampled: r - log r - 1 >= 0.
 
     r = other(o_t) / pi(o_t), k3 of http://joschu.net/blog/kl-approx.html, log r held to 20 and the
     result to 10 as in veRL's ``low_var_kl``.

@@ -1,4 +1,4 @@
-"""NoisyRollout (arXiv 2504.13055): some responses are written from a noised image.
+"""NoisyRollout (arXiv 2504.13055): some responses are generated from a noised image.
 
 All responses to a prompt are one group, and the policy is updated on the image as it is. The noise
 is that of a diffusion model after k steps, on pixel values x in [0, 1]:
@@ -33,13 +33,13 @@ class NoisyRollout(Method):
     needs_actor_log_probs: ClassVar[bool] = True
 
     noisy_fraction: float = 0.5
-    """Of a prompt's responses, rounded down; they are the last ones. 0 is GRPO."""
+    """Fraction of a prompt's responses, rounded down: the last ones. 0 is GRPO."""
     noise_step: int = 500
     """K, up to 999: how strong the noise is before it fades. 0 is GRPO."""
     steepness: float = 30.0
-    """lambda: how fast it fades."""
+    """lambda: how fast the noise fades."""
     mid_step: float = 40.0
-    """s_0: the step at which half of it is left."""
+    """s_0: the step at which half of the noise is left."""
 
     def __post_init__(self) -> None:
         require(0 <= self.noisy_fraction <= 1, "noisy_fraction", self.noisy_fraction, "0 to 1")
@@ -58,7 +58,7 @@ class NoisyRollout(Method):
         return int(self.noise_step / (1 + math.exp(min(exponent, 700.0))))
 
     def changes_image(self, sample: int, group_size: int, progress: Progress) -> bool:
-        """Whether it is one of the last responses, while there is noise."""
+        """Whether the response is one of the last, and there is noise at this step."""
         is_noisy = sample >= group_size - int(group_size * self.noisy_fraction)
         return is_noisy and self.noise_at(progress) > 0
 
@@ -75,7 +75,7 @@ class NoisyRollout(Method):
         group_size: int,
         asked: Sequence[Progress],
     ) -> dict[str, float]:
-        """The mean noise, and the accuracy on images with and without it (nan of none)."""
+        """The mean noise, and the accuracy on images with and without noise (nan for none)."""
         by_kind: dict[bool, list[float]] = {True: [], False: []}
         for sample, accuracy, at in zip(samples, accuracies, asked, strict=True):
             by_kind[self.changes_image(sample, group_size, at)].append(accuracy)

@@ -5,9 +5,9 @@ fraction of the patches is black, a token o_t adds to the loss
 
     - gamma KL_t + eta (-log pi(o_t)) + eta (-log m(o_t)),   KL_t = r - log r - 1,  r = m / pi
 
-KL_t is the implicit perception loss, with its sign: it grows. The other two are the double entropy
+KL_t is the implicit perception loss; its sign makes it grow. The other two are the double entropy
 loss, which keeps it from growing by random text; both are estimated by the sampled token. m has no
-gradient, so that its entropy is a number to watch.
+gradient, so its entropy does not change the training.
 """
 
 from collections.abc import Mapping

@@ -31,7 +31,7 @@ TokenMask = Bool[Tensor, "batch response"]
 FLAT = 1e-6
 """A range below this fraction of the largest value is rounding."""
 TOKEN_LIMITS, RESPONSE_LIMITS = (0.1, 2.0), (0.9, 2.0)
-"""Of psi and of alpha, in the released code."""
+"""Limits of psi and of alpha, as in the released code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ PerToken = Float[Tensor, "batch response"]
 PerResponse = Float[Tensor, "batch"]
 TokenMask = Bool[Tensor, "batch response"]
 FLAT = 1e-6
-"""Responses whose mean dependencies differ by less are not told apart, as in the released code."""
+"""Responses whose mean dependencies differ by less count as equal, as in the released code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,5 +106,5 @@ def response_factor(dependency: PerToken, valid: TokenMask, least: float) -> Per
 
 
 def _mean(values: Tensor) -> float:
-    """0 of nothing."""
+    """The mean; 0 without values."""
     return float(values.double().mean()) if values.numel() else 0.0

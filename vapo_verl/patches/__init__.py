@@ -1,6 +1,6 @@
 """Every change of verl 0.9.1, vllm 0.24.0 and ray 2.60.0 beyond settings, registries, subclasses.
 
-One function each. Those that replace a module's name may be called again. A test fails when
+One function each. Functions that replace a module's name may be called again. A test fails when
 upstream moves.
 
 =====  ==================================  ======================================================
@@ -9,12 +9,12 @@ of     function                            why
 ray    upstream.keep_sigterm_handler       its handler ends the cluster at once; a run
                                            stops between two steps instead
 ray    upstream.session_folder, job_actors where a run's processes are and what they print
-verl   upstream.silence_config_print       prints the complete config, which is a file
-verl   upstream.use_replay_buffers         the trainer names the class; ours counts the
-                                           responses and polls at an interval with a key
+verl   upstream.silence_config_print       prints the complete config; a run saves it to a file
+verl   upstream.use_replay_buffers         the trainer hard-codes the class; ours counts the
+                                           responses and polls at a configurable interval
 verl   upstream.mute_separate_trainer      separate_async logs with an unknown argument
 verl   upstream.use_weight_sender          no registry function for the sender
-verl   upstream.use_bucket_sender          veRL's waits for ever for a dead engine
+verl   upstream.use_bucket_sender          veRL's sender waits forever for a dead engine
 verl   upstream.server_of                  `generate` sends one prompt; the probes of a
                                            response go to its server as one request
 verl   text_only_forward.apply             fails with transformers 5.9

@@ -1,10 +1,10 @@
-"""Patch of vLLM 0.24: what FlashAttention computes beside its output, the LSE, becomes readable.
+"""Patch of vLLM 0.24: makes the LSE readable that FlashAttention computes beside its output.
 
 FlashAttention's kernels always compute the log-sum-exp of each query's logits, but
 `FlashAttentionImpl.forward` does not ask for it (`return_softmax_lse`) and could not return it.
-To capture visual attention without it costs a walk of the full context instead of the visual keys
-alone. The other ways are a copy of that method or a second attention call; this wraps the function
-it calls. Can go when an implementation can be asked for its LSE.
+Without it, the capture of visual attention has to read the full context instead of the visual keys
+alone. Alternatives are a copy of that method or a second attention call; this patch wraps the
+function it calls. Can go when an implementation returns its LSE on request.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ FUNCTION = "flash_attn_varlen_func"
 
 
 class LSETap:
-    """Replaces `flash_attn_varlen_func`: the same function, but while `open`, `lse` is kept.
+    """Replaces `flash_attn_varlen_func` by the same function, which keeps `lse` while `open`.
 
     One forward at a time, as in a worker without dual batch overlap.
     """
 
     lse: Tensor | None = None
-    """float32 [heads, tokens], natural log, of the last call while open that did not itself ask
-    for it; such calls (the two halves of cascade attention) see only a part of the keys."""
+    """float32 [heads, tokens], natural log, of the last call while open. Calls that ask for it
+    themselves (the two halves of cascade attention) are skipped: they see a part of the keys."""
 
     def __init__(self, attention: Callable[..., Any]) -> None:
         self._attention = attention
@@ -50,7 +50,7 @@ class LSETap:
 
 
 def install(module: ModuleType) -> LSETap | None:
-    """Put the tap into vLLM's flash attention module, once; None where it has nothing to tap."""
+    """Put the tap into vLLM's flash attention module, once; None if there is nothing to tap."""
     attention = getattr(module, FUNCTION, None)
     if isinstance(attention, LSETap):
         return attention

@@ -34,7 +34,7 @@ def get_input_embeds(
     image_grid_thw: torch.Tensor | None = None,
     video_grid_thw: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Upstream's function with images; without, text embeddings plus zero times a dummy image."""
+    """Upstream's function with images; else text embeddings plus zero times a dummy image."""
     if pixel_values is not None or pixel_values_videos is not None:
         return upstream_get_input_embeds(
             model,

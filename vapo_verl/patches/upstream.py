@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""In the names of modules that FSDP 1 or activation checkpointing wraps."""
+"""Parts of the names of modules that FSDP 1 or activation checkpointing wraps."""
 LENGTH_DIM = 2
 """Dimension of a nested [batch, 4, L_i] tensor that differs between rows."""
 
@@ -16,8 +16,8 @@ LENGTH_DIM = 2
 def keep_sigterm_handler() -> None:
     """Leave SIGTERM to this process: `ray.init` sets no handler of its own.
 
-    Ray's raises SystemExit, which is lost where it interrupts a finalizer, and tears the cluster
-    down at once.
+    Ray's handler raises SystemExit, which is lost if it interrupts a finalizer, and shuts the
+    cluster down at once.
     """
     import ray
 
@@ -39,10 +39,10 @@ def session_folder() -> Path:
 
 
 def job_actors() -> list[dict[str, Any]]:
-    """Ray's table of the actors of this job that live or start: class name, pid, node, address.
+    """Ray's table of this job's living or starting actors: class name, pid, node, address.
 
-    One that waits for a node has pid 0. The public state API asks the dashboard, which a run does
-    not start.
+    An actor that waits for a node has pid 0. The public state API asks the dashboard, which a run
+    does not start.
     """
     import ray
     import ray._private.state as state
@@ -57,18 +57,18 @@ def job_actors() -> list[dict[str, Any]]:
 
 
 def restore_buffers(model: Any, config: Any) -> int:
-    """Give a model the buffers that are computed and not loaded in float32: rotary frequencies.
+    """Restore a model's computed buffers, the rotary frequencies, in float32.
 
-    transformers keeps them so in a model of any type, as vLLM does. veRL casts the whole model by
+    transformers and vLLM keep them in float32 in a model of any type. veRL casts the whole model by
     ``Module.to(torch.bfloat16)``: at token 1000 some rotations of Qwen2.5-VL are then off by a
     radian. A model in float32 is left alone.
 
     Args:
         model: as veRL has wrapped it for FSDP or LoRA.
-        config: of transformers, of which the model was made.
+        config: the model's transformers config.
 
     Returns:
-        How many were restored.
+        Number of restored buffers.
     """
     import torch
     from accelerate import init_empty_weights
@@ -97,7 +97,7 @@ def restore_buffers(model: Any, config: Any) -> int:
 
 
 def use_replay_buffers(synchronous: type, asynchronous: type) -> None:
-    """Let the trainers, which name the class of their replay buffer, make one of these.
+    """Replace the classes of replay buffers that veRL's trainers hard-code.
 
     A custom sampler is the registered way, but veRL gives it no group filter.
     """
@@ -124,7 +124,7 @@ def use_weight_sender(path: str) -> None:
 
 
 def use_bucket_sender(sender: type) -> None:
-    """Let the weight transfer, which makes a sender each time, make one of this class."""
+    """Let every weight transfer send through this class."""
     from verl.workers.rollout.vllm_rollout import vllm_rollout
 
     vllm_rollout.BucketedWeightSender = sender
@@ -132,11 +132,11 @@ def use_bucket_sender(sender: type) -> None:
 
 @asynccontextmanager
 async def server_of(client: Any, session: str, **request: Any) -> AsyncIterator[Any]:
-    """The Ray actor of a session's server, counted as busy within.
+    """Yield the Ray actor of a session's server, which counts as busy inside the context.
 
     Args:
         client: an `LLMServerClient`, whose public `generate` sends one prompt only.
-        request: what its router may look at.
+        request: values that its router may read.
     """
     server_id, server = await client._acquire_server(session, **request)
     try:
@@ -156,7 +156,7 @@ def keep_linear_weights() -> None:
 
 
 def keep_outputs(engine: Any, keep: Callable[[Any], None]) -> None:
-    """Hand every `RequestOutput` of an `AsyncLLM` to `keep`, in the task that asked.
+    """Hand every `RequestOutput` of an `AsyncLLM` to `keep`, in the task that requested it.
 
     veRL turns vLLM's output into a `TokenOutput` in the middle of its server's `generate`, without
     the per-token arrays.
@@ -172,10 +172,10 @@ def keep_outputs(engine: Any, keep: Callable[[Any], None]) -> None:
 
 
 def join_chunks(engine: Any, longest: int) -> None:
-    """Join the per-token arrays of an `AsyncLLM`'s unfinished requests where there are more.
+    """Join the per-token arrays of unfinished requests of an `AsyncLLM` with more than `longest`.
 
-    vLLM decodes an array as a view of the message that brought it (`MsgpackDecoder`): while the
-    array is kept, so is what its step had to say of all requests.
+    vLLM decodes an array as a view of its message (`MsgpackDecoder`): keeping the array keeps the
+    whole message of its step, for all requests.
     """
     import numpy as np
 
@@ -187,9 +187,9 @@ def join_chunks(engine: Any, longest: int) -> None:
 def send_requests_through(
     engine: Any, send: Callable[[Any, Callable[[Any], Awaitable[Any]]], Awaitable[Any]]
 ) -> None:
-    """Let `send(prompt, add)` decide what prompt an `AsyncLLM` adds; `add` is vLLM's own way.
+    """Let `send(prompt, add)` choose the prompt that an `AsyncLLM` adds; `add` is vLLM's method.
 
-    vLLM takes a prompt that its renderer has processed, and veRL's server gives it none.
+    vLLM accepts a prompt that its renderer has processed, but veRL's server never passes one.
     """
     add_request = engine.add_request
 
@@ -208,7 +208,7 @@ def engine_exits(engine: Any) -> dict[str, int]:
 
 
 def with_ragged_positions(data: Any) -> Any:
-    """A TensorDict with ``position_ids`` rebuilt along the length, where they are nested otherwise.
+    """Rebuild nested ``position_ids`` of a TensorDict along the length, if ragged elsewhere.
 
     veRL and TransferQueue rebuild the ``(4, L_i)`` mrope ids of a batch with ``as_nested_tensor``.
     When all ``L_i`` are equal torch takes dimension 1, the 4, for the ragged one, and

@@ -69,7 +69,7 @@ def plotly_script() -> str:
 
 
 def resource_text(name: str, package: str = "vapo_verl.plots") -> str:
-    """A file of this package, or of another."""
+    """Text of a file of this package, or of another."""
     return (files(package) / name).read_text(encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ COLORS = (
     *("#0b62c4", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be185d"),
     *("#0e7490", "#57534e", "#4d7c0f", "#1e3a8a"),
 )
-"""The palette on a light ground, of pictures and of pages (``plots.js``)."""
+"""The palette for light backgrounds, of pictures and of pages (``plots.js``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class Panel:
 
 
 def missing_from(names: Sequence[str], series: Sequence[Series], text: str) -> str:
-    """`text` if no run has a line; after its name if one run has none; else empty."""
+    """`text` if no run has a line; with its name before it if one run has none; else empty."""
     without = [name for run, name in enumerate(names) if all(line.run != run for line in series)]
     return text if len(without) == len(names) else " ".join(f"{name}: {text}" for name in without)
 

@@ -3,4 +3,4 @@
 THINK_START = "<think>"
 THINK_END = "</think>"
 BOX = "\\boxed"
-"""Begins the answer, behind the reasoning."""
+"""Begins the answer, after the reasoning."""

@@ -44,12 +44,11 @@ def accuracy(response_text: str, ground_truth: object, style: str) -> float:
 
 
 def truths_of(ground_truth: object) -> tuple[str, ...]:
-    r"""The answers that count as correct, as strings out of their boxes: any of them is enough.
+    r"""The correct answers, as strings without their boxes: any of them is enough.
 
     Raises:
         ValueError: a value that no answer can match, with the reason: blank (also `\boxed{}` and
-            `$`), not a number (nan, inf), bytes, a truth value, a struct, a list that is empty
-            or nested.
+            `$`), not a number (nan, inf), bytes, a bool, a struct, a list that is empty or nested.
     """
     as_list = getattr(ground_truth, "tolist", None)  # numpy arrays and scalars
     value = as_list() if as_list else ground_truth
@@ -100,7 +99,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def exact_match(answer: str, truth: str) -> bool:
-    """The same text in normal form, case and spaces at signs aside; for synthetic worlds.
+    """Equal text in normal form, ignoring case and spaces at signs; for synthetic worlds.
 
     Decimals are equal by value, so that a float column's `3.0` is `3`: `007` is `7`, `1,000` is
     `1e3`. Nothing else is computed: `1/2` is not `0.5`, and a unit must be there on both sides.
@@ -112,7 +111,7 @@ def exact_match(answer: str, truth: str) -> bool:
 
 
 def text_match(answer: str, truth: str) -> bool:
-    """The same words: normal form without case, a leading article and spaces at signs.
+    """Equal words: normal form without case, a leading article and spaces at signs.
 
     Digits are text as well: `007` is not `7`, `3-2` is not `1`. For labels, names and codes.
     """

@@ -1,9 +1,9 @@
-r"""What an answer says: one normalisation for both sides, its text and its option letters.
+r"""Normalise answers: one notation for both sides, a key of the text, and option letters.
 
 Pure, with the standard library alone. Styles and the rules of benchmarks build on:
 
 - `normalised(text)`: one way of writing (width, signs, LaTeX wrappers, thousands, markdown);
-- `text_key(text)`: two texts are the same when their keys are (case, spaces, articles);
+- `text_key(text)`: texts are equal if their keys are (case, spaces, articles);
 - `choice(text)`: option letters, with the text behind a single one; None without letters;
 - in `quantities.py`: `number(text)`, `same_number(a, b)`, `quantity(text)` and its unit.
 
@@ -94,7 +94,7 @@ _STOP = re.compile(r"(?<![.。,;])[.。,;]$")
 
 @lru_cache(maxsize=4096)
 def normalised(text: str) -> str:
-    r"""One way of writing for what reads the same; applied again it changes nothing more.
+    r"""One notation for texts that read the same; applied again it changes nothing more.
 
     - Unicode: NFKC; digits of every script as 0-9, all dashes and minus signs as `-`, `½` as
       `\frac{1}{2}`, superscripts as `^2`, subscripts as `_2`; invisible characters dropped.
@@ -105,7 +105,7 @@ def normalised(text: str) -> str:
       numbers as `(1,200)`. A `$` before or behind a number is `USD`.
     - Markdown emphasis, quotes around all, `Answer:` in front and a closing full stop dropped.
 
-    Case, order and words stay. Any text will do. The time is linear in its length: a text of
+    Case, order and words stay. Any text is accepted. The time is linear in its length: a text of
     over 1,000 characters goes through the rules three times, others until nothing changes.
     """
     rounds = 3 if len(text) > MAX_CHARS else len(text) + 1
@@ -227,7 +227,7 @@ def _escaped(token: str, has_rows: bool) -> str:
 
 
 def _join_thousands(text: str) -> str:
-    """Drop the signs in numbers; of bracketed lists only those with a part such as `050`."""
+    """Drop separators of thousands; in a bracketed list only if a part is like `050`."""
 
     def join(match: re.Match[str]) -> str:
         if match.lastgroup == "list" and not re.search(r",0\d\d", match[0]):
@@ -238,7 +238,7 @@ def _join_thousands(text: str) -> str:
 
 
 def text_key(text: str, *, drop_article: bool = True) -> str:
-    """Equal for texts that are the same: case, spaces at signs and a leading article aside.
+    """Key that is equal for equal texts, ignoring case, spaces at signs and a leading article.
 
     Spaces between two letters or two digits count, as `1 12` is not `11 2`; not those between
     a letter and a digit, or in Chinese text. `3 p.m.` is `3pm`, and `H_2O` is `H2O`.
@@ -261,9 +261,9 @@ class Choice:
     letters: frozenset[str]
     """Capital letters, or circled numbers."""
     text: str = ""
-    """What stands behind a single letter: `cat` of `A. cat`; blank without."""
+    """Text after a single letter: `cat` of `A. cat`; empty without."""
     is_word: bool = False
-    """Letters without marks between them that do not rise: `CAB` may be a word."""
+    """Letters without marks between them, not in alphabetical order: `CAB` may be a word."""
 
 
 _LETTER = r"(?:\([A-Za-z]\)|[A-Za-z][.)]?)"
@@ -319,7 +319,7 @@ def choice(text: str) -> Choice | None:
 
 
 def _is_several(text: str) -> bool:
-    """Letters with marks between them; parted by spaces alone, capitals only."""
+    """Letters with marks between them; if only spaces separate them, capitals."""
     if not _MARKED_LETTERS.fullmatch(text):
         return False
     return bool(re.search(r"[,;&)和与及]|\band\b", text)) or text.isupper()

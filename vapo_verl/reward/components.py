@@ -8,7 +8,7 @@ from vapo_verl.reward import THINK_END, THINK_START
 from vapo_verl.reward.accuracy import answer_of
 
 NUM_LAST_TOKENS = 8
-"""Of a prompt, which hold a `<think>` that its chat template ends with, also spelled out."""
+"""Last tokens of a prompt that hold the final `<think>` of a chat template, even spelled out."""
 _THINK_TAG = re.compile(f"{THINK_START}|{THINK_END}")
 
 
@@ -25,7 +25,7 @@ class RewardComponents:
     total: float
     """R, the input of the advantage."""
     correct: bool | None = None
-    """Whether the answer counts as correct; where nothing is given, R_acc = 1 does."""
+    """Whether the answer counts as correct; None means R_acc = 1."""
 
     def __post_init__(self) -> None:
         if self.correct is None:
@@ -59,8 +59,8 @@ def compose_reward(
             diagnostics. The reward is the same: only correct answers earn R_perc, or a
             trivially short reasoning would earn it. "relaxed" probes and rewards all, without
             the factor 1[R_acc = 1].
-        correct: what stands for R_acc = 1 in the formula, where R_acc has other values, too: a
-            user's function may give part of the reward, and say whether the answer is correct.
+        correct: replaces R_acc = 1 in the formula: a user's function may give a part of R_acc, and
+            decide separately whether the answer is correct.
 
     Raises:
         ValueError: an unknown gate, or a part outside [0, 1] (nan included).
@@ -89,7 +89,7 @@ def format_score(text: str, prompt_end: str = "") -> float:
     Args:
         text: the response.
         prompt_end: text of the prompt's last tokens. A chat template that ends with `<think>`, as
-            that of Qwen3-VL-Thinking, leaves the response without it: it counts as its opening tag.
+            that of Qwen3-VL-Thinking, leaves the response without it: it is counted as present.
     """
     if prompt_end.rstrip().endswith(THINK_START):
         text = THINK_START + text

@@ -2,7 +2,7 @@
 
 Safe in any thread, event loop or Ray actor: a call waits on a socket, without the interpreter
 lock. The first comparison starts the process that forks the workers (seconds); all of them end
-with the process that asked, however that ends.
+with the calling process, however that ends.
 """
 
 import atexit
@@ -32,8 +32,8 @@ _log = logging.getLogger(__name__)
 class MathVerifier:
     """Workers that are started when needed; each compares one pair of answers at a time.
 
-    A hard pair ends its worker and no other, and pairs that wait for a worker wait only while all
-    `max_workers` are busy.
+    A hard pair ends its own worker only. A pair waits for a worker only while all `max_workers` are
+    busy.
     """
 
     def __init__(self, answer_limit_s: float = ANSWER_LIMIT_S, max_workers: int = MAX_WORKERS):
@@ -52,7 +52,7 @@ class MathVerifier:
         if max(len(answer), len(truth)) > MAX_CHARS:
             return False
         question = json.dumps([answer, truth, self.answer_limit_s]).encode() + b"\n"
-        for _ in range(3):  # again only where somebody else ended the process
+        for _ in range(3):  # again only if something else ended the process
             parent, worker = self._take()
             reply = _ask(worker, question)
             self._give_back(worker, is_usable=reply in ("0", "1"))
@@ -147,7 +147,7 @@ class _WorkerParent:
             )
 
     def is_running(self, wait_s: float = 0.0) -> bool:
-        """Whether it still is after `wait_s`: workers end a moment before it does."""
+        """Whether the process still runs after `wait_s`: workers end a moment before it."""
         try:
             self._process.wait(timeout=wait_s)
         except subprocess.TimeoutExpired:
@@ -168,7 +168,7 @@ class _WorkerParent:
 
 
 def _ask(worker: socket.socket, question: bytes) -> str:
-    """`0` or `1`; `?` of a worker that ended while it compared; blank of one that was gone."""
+    """`0` or `1`; `?` if the worker ended while it compared; empty if it had ended before."""
     try:
         worker.sendall(question)
         if _receive(worker, 1) != b"?":

@@ -31,7 +31,7 @@ def symbolically_equal(answer: str, truth: str) -> bool:
     """Whether math-verify finds the two expressions equal; unreadable ones are not.
 
     Raises:
-        MemoryError: the process is at its limit, and best ended.
+        MemoryError: the process is at its limit and should end.
     """
     from math_verify import verify
 
@@ -53,9 +53,9 @@ _NO_VALUE = (ArithmeticError, AttributeError, NotImplementedError, TypeError, Va
 
 
 def _differ_at_a_point(gold: Any, target: Any) -> bool:
-    """Whether one number shows that they differ, which spares most of the algebra.
+    """Whether the two differ at one point, which spares most of the algebra.
 
-    Expressions are evaluated at a point of no special values, equations at a root of the other.
+    Expressions are evaluated at a point of no special values, equations at roots of the other.
     """
     from mpmath.libmp import NoConvergence
     from sympy import Eq, Expr, Float, Poly, UnevaluatedExpr
@@ -104,7 +104,7 @@ def _have_solutions(gold: Any, target: Any) -> bool:
 
 
 def _parsed(expression: str) -> list[Any]:
-    """What math-verify reads; units are taken off before, or it would drop variables as units."""
+    """Parse with math-verify; units are taken off before, or it would drop variables as units."""
     from math_verify import LatexExtractionConfig, parse
     from math_verify.parser import NormalizationConfig
 
@@ -152,7 +152,7 @@ def serve(control: socket.socket) -> None:
 
 
 def _limit_worker(parent_id: int) -> None:
-    """End with the parent, even while computing; and keep to the memory limit."""
+    """Make the worker end with its parent, even while computing, and limit its memory."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
@@ -166,10 +166,10 @@ def _limit_worker(parent_id: int) -> None:
 
 
 def main() -> None:
-    """Load sympy by a first comparison, say so, and serve."""
+    """Load sympy by a first comparison, report readiness, and serve."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end is ours
     if not symbolically_equal(r"\frac{1}{2}", "0.5") or symbolically_equal("x+1", "(x+2)^2"):
-        sys.exit("math-verify is installed and does not compare: it needs its antlr4 runtime")
+        sys.exit("math-verify is installed but does not compare: it needs its antlr4 runtime")
     if not stat.S_ISSOCK(os.fstat(0).st_mode):
         print("math-verify works; vapo_verl starts this process itself")
         return

@@ -1,4 +1,4 @@
-r"""The style `math`: answers that are equal in value, whatever way they are written.
+r"""The style `math`: answers that are equal in value, however they are written.
 
 The two sides are treated alike, so a pair compares the same in both orders. What is read off an
 image (dates, codes, times, scores) is compared as text, mathematics by value.
@@ -56,7 +56,7 @@ _ABOUT = re.compile(r"(?i:about|approximately|approx\.?|around|roughly) (?=[\d-]
 
 
 def _bare(text: str) -> str:
-    """Without round brackets around one thing, and without `=` or `≈` in front."""
+    """Strip round brackets around a single item, and `=` or `≈` in front."""
     text = _ABOUT.sub("", text.strip().lstrip("=≈ "))
     if _ALL_REALS.fullmatch(text):
         return r"\mathbb{R}"
@@ -89,7 +89,7 @@ _WORD = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
 
 
 def _with_cases_apart(a: str, b: str) -> tuple[str, str]:
-    """Rename capitals where one side has both cases: the parser takes `R` and `r` for one."""
+    """Rename capitals where one side has both cases: the parser treats `R` and `r` as equal."""
     letters = [set(_WORD.findall(_FUNCTION.sub("", side))) for side in (a, b)]
     twice = sorted({x for side in letters for x in side if x.isupper() and x.lower() in side})
     free = [x for x in "bchjkpquvwz" if not any({x, x.upper()} & side for side in letters)]
@@ -105,7 +105,7 @@ _FACTOR_IN_BRACKETS = re.compile(r"(?:(?<=\))|(?<![\w.^])(\d[\d.]*)) ?(?=\()|(?<
 
 
 def _as_latex(text: str) -> str:
-    """For the parser, which adds where a number meets another: 2(3) would be 5."""
+    """LaTeX for the parser, which adds where a number meets another: 2(3) would be 5."""
     text = _FUNCTION.sub(lambda name: name[0] if name[0][0] == "\\" else rf"\{name[0]} ", text)
     text = _MIXED_FACTOR.sub(r"(\1+\2)", text)
     text = _FACTOR_IN_BRACKETS.sub(lambda factor: rf"{factor[1] or ''}\cdot ", text)
@@ -136,7 +136,7 @@ def _choices(a: str, b: str, depth: int) -> bool | None:
 
 
 def _letters_or_maths(lettered: Choice, text: str, other: str, depth: int) -> bool | None:
-    """One side only has letters: their text may be the other, bare letters may be variables."""
+    """Only one side has letters: the other may be their text, or the letters are variables."""
     if lettered.text:
         return _same(lettered.text, other, depth + 1)
     is_value = number(other) is not None or quantity(other) is not None
@@ -172,7 +172,7 @@ def _encloses(text: str) -> bool:
 
 
 def _parts(text: str) -> tuple[str, list[str]]:
-    """The brackets around a list, as `()`, and its parts; `±` makes two of one."""
+    """The brackets around a list, as `()`, and its parts; `±` gives two parts."""
     text = (
         re.sub(r"^<([^<>=≤≥]+,[^<>=≤≥]+)>$", r"⟨\1⟩", text).replace(r"\{", "{").replace(r"\}", "}")
     )
@@ -204,7 +204,7 @@ def _lists(a: str, b: str, depth: int) -> bool | None:
 
 
 def _same_words(a: str, a_parts: Sequence[str], b: str, b_parts: Sequence[str]) -> bool:
-    """`red and blue` is `red, blue`, in this order; Roman numerals in any."""
+    """`red and blue` is `red, blue`, in this order; Roman numerals in any order."""
     if re.search(r"\bor\b", f"{a} {b}") or len(a_parts) != len(b_parts) or len(a_parts) < 2:
         return False
     x, y = ([text_key(part) for part in parts] for parts in (a_parts, b_parts))
@@ -213,7 +213,7 @@ def _same_words(a: str, a_parts: Sequence[str], b: str, b_parts: Sequence[str]) 
 
 
 def _is_named_once(a_parts: Sequence[str], b_parts: Sequence[str]) -> bool:
-    """`x=1, y=2` against `1, 2`: names of one side alone are in the order of the other."""
+    """`x=1, y=2` against `1, 2`: if one side only has names, the order counts."""
     names = [{name.key for part in p if (name := split_name(part))} for p in (a_parts, b_parts)]
     return min(map(len, names)) == 0 and max(map(len, names)) > 1
 
@@ -229,10 +229,10 @@ def _same_in_any_order(a_parts: Sequence[str], b_parts: Sequence[str], depth: in
 
 
 class Name(NamedTuple):
-    """What stands in front of a value."""
+    """The name in front of a value."""
 
     key: str
-    """Equal for names that are the same."""
+    """Equal for equal names."""
     is_word: bool
     """A word, as `Perimeter`; else a variable, a function or an angle."""
     value: str
@@ -283,7 +283,7 @@ def _is_value(text: str) -> bool:
 
 
 def _core(text: str) -> str:
-    """Without a name and a unit."""
+    """The value without its name and unit."""
     named = split_name(text)
     measured = quantity(named.value if named else text)
     return measured.value if measured else named.value if named else text
@@ -326,7 +326,7 @@ def _names_agree(x: Name, y: Name) -> bool:
 
 
 def _is_last_side(value: str, other: str, depth: int) -> bool:
-    """`other` is the last of the sides, and each one before it that has no variable."""
+    """`other` equals the last side, and every earlier side that has no variable."""
     *before, last = _sides(value)
     constant = [side for side in before if _is_constant(side)]
     return all(_same(side, other, depth + 1) for side in (last, *constant))
@@ -352,7 +352,7 @@ _FUNCTION = re.compile(
 
 
 def _is_constant(text: str) -> bool:
-    """Without a variable: letters of units and functions, `e` and `i` aside."""
+    """No variable is left; letters of units and functions, `e` and `i` do not count."""
     measured = quantity(text)
     bare = _FUNCTION.sub(" ", measured.value if measured else text)
     return not re.search(r"[A-Za-zα-ω]", re.sub(r"(?<![A-Za-z])[eiπ](?![A-Za-z])", "", bare))
@@ -396,7 +396,7 @@ _OPERATOR = re.compile(r"[=+^×÷·*<>≤≥√]|\\[a-z]")
 
 
 def _is_textual(text: str) -> bool:
-    """Read off an image rather than computed; see `math_match`."""
+    """Whether the text is read off an image rather than computed; see `math_match`."""
     if _OF_DIGITS.fullmatch(text) or text[-1:] in "+-*/=<>":
         return True
     bare = _FUNCTION.sub(" ", re.sub(r"_(?:\w|\{\w+\})", "", text))
@@ -416,7 +416,7 @@ def _texts(a: str, b: str, depth: int) -> bool | None:
 
 
 def _ratio(text: str) -> tuple[str | None, ...]:
-    """The numbers of `3:2`, and of the same as a fraction, as they stand; `3:02` is no `3:2`."""
+    """The numbers of `3:2`, or of that ratio as a fraction, not reduced; `3:02` is no `3:2`."""
     text = re.sub(r"\\frac\{([\d.]+)\}\{([\d.]+)\}", r"\1/\2", text)
     if not re.fullmatch(r"[\d.]+(?:(?: ?: ?[\d.]+)+| ?/ ?[\d.]+)", text):
         return ()
@@ -435,7 +435,7 @@ _WORDS_TOO = frozenset({"no", "in", "he", "as", "be", "at", "i", "on", "us", "so
 
 
 def _same_text(a: str, b: str) -> bool:
-    """Equal keys; two chemical formulas that differ in case are two substances."""
+    """Equal keys; chemical formulas that differ in case are different substances."""
     if text_key(a) != text_key(b):
         return False
     x, y = (re.sub(r"[\s_{}^]", "", text) for text in (a, b))

@@ -197,9 +197,9 @@ class Quantity:
     """A value and its unit."""
 
     value: str
-    """What stands before the unit, normalised: a number or an expression."""
+    """The normalised text before the unit: a number or an expression."""
     unit: str
-    """The unit's one name, as `cm^2` of `square centimetres`; equal units have equal names."""
+    """The unit's canonical name, as `cm^2` of `square centimetres`."""
     is_sure: bool
     """False where it may be a code as well: one capital letter close to a number, as in `3A`."""
 
@@ -241,7 +241,7 @@ def _is_numeric(value: str) -> bool:
 
 
 def _unit_name(match: re.Match[str]) -> str:
-    """Factors with their powers, in an order of their own."""
+    """Factors with their powers, in sorted order."""
     powers: dict[str, int] = {}
     dimension = _SQUARE.get((match["dimension"] or "").casefold(), "")
     for factor in _FACTOR.finditer(f"{match['atom']}{match['power'] or dimension}{_joined(match)}"):
@@ -259,7 +259,7 @@ def _unit_name(match: re.Match[str]) -> str:
 
 
 def _joined(match: re.Match[str]) -> str:
-    """Further factors, each with its sign: `m s^{-1}` has none in writing."""
+    """Further factors, each with its sign, which `m s^{-1}` leaves out."""
     more = match["more"].strip()
     has_sign = not more or more[0] in "/·*" or more.casefold().startswith("per ")
     return f" {more}" if has_sign else f"·{more}"

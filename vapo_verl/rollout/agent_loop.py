@@ -66,7 +66,7 @@ from vapo_verl.rollout.sample import (
 )
 
 CLAIMS_PER_LABEL = 4
-"""Claims of a row that the format check asks, of each label."""
+"""Claims of each label that the format check asks, per row."""
 
 
 class VapoAgentLoopOutput(AgentLoopOutput):
@@ -78,7 +78,7 @@ class VapoAgentLoopOutput(AgentLoopOutput):
 
     @property
     def prompt(self) -> OpenPrompt:
-        """What the responses to the prompt share; it stays in this process."""
+        """Results that the responses to the prompt share; they stay in this process."""
         return self._prompt
 
     def as_dict(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class VapoAgentLoopOutput(AgentLoopOutput):
 
 
 def _take_attention(output: VapoAgentLoopOutput) -> None:
-    """The server's values: their mean over layers as a field, and the layers for the samples."""
+    """Split the server's values: their mean over layers as a field, the layers for the samples."""
     values = output.extra_fields.pop("visual_attention", None)
     if values is None:
         return
@@ -165,7 +165,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         return output
 
     async def _change_images(self, prompt: OpenPrompt, key: SampleKey) -> None:
-        """Go on with other images where the method generates this response from such.
+        """Use changed images if the method generates this response from them.
 
         The actor reads the prompt's own, see `VapoAgentLoopWorker._compute_multi_modal_inputs`.
         """
@@ -197,10 +197,10 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         return replace(prepared, media={**prepared.media, "images": images})
 
     def _drop_vision_tokens(self, output: VapoAgentLoopOutput) -> None:
-        """Replace what stands for an image or a video, and take it out of the loss.
+        """Replace image and video tokens in the response, and take them out of the loss.
 
-        They are banned when sampling. If one came through all the same, the actor would look for
-        the features of an image that is not there, and so would the engine of a probe.
+        They are banned when sampling. If one still occurs, the actor and the engine of a probe
+        would look for the features of an image that does not exist.
         """
         for place, token_id in enumerate(output.response_ids):
             if token_id in self._vision_ids:
@@ -208,7 +208,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
                 output.response_mask[place] = 0
 
     def open_session(self, row: Mapping[str, Any]) -> OpenPrompt:
-        """Send what follows to the server of the row's prompt, which is returned."""
+        """Send the next requests to the server of the row's prompt; returns the prompt."""
         prompt = shared_prompt(prompt_session(row))
         self.server_manager = OneServerClient(self._client, prompt)
         return prompt
@@ -257,7 +257,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         output.extra_fields["reward_extra_info"] = info
 
     async def _benchmark_grade(self, text: str, row: Mapping[str, Any]) -> Grade | None:
-        """Of a validation row from a benchmark file, by the benchmark's rule; None of others."""
+        """Grade a row of a benchmark file by the benchmark's rule; None for other rows."""
         if not (cell := row.get(COLUMN)):
             return None
         return await self.loop.run_in_executor(None, grade_cell, str(cell), text)
@@ -265,7 +265,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
     async def _outcome(
         self, text: str, row: dict[str, Any], output: VapoAgentLoopOutput
     ) -> Outcome:
-        """By the user's function where there is one, else by the row's style."""
+        """Score by the user's function if there is one, else by the row's style."""
         if (function := RewardFunction.of(self.config)) is not None:
             return await function.score(text, row, output.extra_fields)
         reference = row["reward_model"]
@@ -308,7 +308,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         )
 
     def prober(self) -> Prober:
-        """Asks the server of the open session."""
+        """A prober that asks the server of the open session."""
         return Prober(
             self.server_manager,
             self.question,
@@ -345,13 +345,13 @@ class VapoAgentLoop(SingleTurnAgentLoop):
             )
 
     async def process_multi_modal_info(self, messages: list[dict]) -> dict:
-        """The prompt's, which is prepared once for all its responses."""
+        """The prompt's media, prepared once for all its responses."""
         if self._prepared is None:
             return await super().process_multi_modal_info(messages)
         return dict(self._prepared.media)
 
     async def ct_build_initial_tokens(self, *args: Any, **kwargs: Any) -> list[int]:
-        """The prompt's, which is prepared once for all its responses."""
+        """The prompt's tokens, prepared once for all its responses."""
         if self._prepared is None:
             return await super().ct_build_initial_tokens(*args, **kwargs)
         return list(self._prepared.token_ids)
@@ -382,7 +382,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
             perception = attention_perception_score(
                 output.visual_attention or [], settings.late_emphasis
             )
-        else:  # with `none` it is measured, and not paid
+        else:  # with `none` it is measured but not paid
             perception = anchored_perception(results, len(output.response_ids), settings)
         paid = settings.perception_source != "none"
         return compose_reward(

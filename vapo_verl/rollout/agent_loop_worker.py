@@ -1,8 +1,8 @@
 """veRL's agent loop workers, with every response accounted for.
 
 veRL logs the error of a response and goes on without it: the trainer sees a smaller batch and
-fills it with padding. Here a failed response is an entry of the replay buffer like any other. Its
-key is the one that the response would have had, and its tag says why there is none.
+fills it with padding. Here a failed response is an entry of the replay buffer like any other, with
+the key of the response, and a tag that gives the reason.
 
 A response fails for a reason of its row (an image that cannot be read, a prompt that is too long,
 an error of its reward) or of the system (a dead or hung process, an error of the engine). The
@@ -43,7 +43,7 @@ FAILURE_TAG = "failed"
 """Tag of a failed response: ``row`` or ``system``. Absent on the others."""
 REASON_TAG = "reason"
 DONE_FIELD = "done_sessions"
-"""Of a prompt that is asked again: numbers of its responses that need not be made."""
+"""Field of a prompt that is requested again: numbers of its finished responses."""
 _MAX_REASON = 200
 _SYSTEM_ERRORS = (
     *(ray.exceptions.RayError, ServerFailed, MemoryError, TimeoutError, ConnectionError),
@@ -69,9 +69,9 @@ def cause_of(error: BaseException) -> BaseException:
 def failure_kind(error: BaseException) -> str:
     """``system`` or ``row``: whether another row could have met the error as well.
 
-    A server's error is one of the row only where it refuses the prompt
-    (:class:`vapo_verl.rollout.prober.ServerFailed` is the rest). Another error (images, tokens,
-    reward) is one of the row unless it names a process or a resource of the machine.
+    A server's error is one of the row only if the server refuses the prompt; all its other errors
+    are :class:`vapo_verl.rollout.prober.ServerFailed`. Another error (images, tokens, reward) is
+    one of the row unless it names a process or a resource of the machine.
     """
     cause = cause_of(error)
     if isinstance(cause, _SYSTEM_ERRORS):
@@ -90,17 +90,17 @@ def reason_of(error: BaseException) -> str:
 
 
 class ReportedFilter(logging.Filter):
-    """Drops veRL's traceback of a response whose failure the trainer is told anyway."""
+    """Drops veRL's traceback of a failed response: the trainer gets the failure as a tag."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not (record.exc_info and isinstance(record.exc_info[1], ResponseFailed))
 
 
 class VapoAgentLoopWorker(agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class):
-    """Shares what is made of a prompt between its responses; reports failures and progress.
+    """Prepares a prompt once for all its responses; reports failures and progress.
 
-    A response's row holds what differs between responses. The pixels of its prompt are in a row of
-    their own, which :func:`vapo_verl.rollout.prompts.with_pixels` finds again.
+    A response's row holds what differs between responses. The pixels of its prompt are in a
+    separate row, which :func:`vapo_verl.rollout.prompts.with_pixels` reads.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -144,11 +144,11 @@ class VapoAgentLoopWorker(agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modif
                         server.close_prompt.remote(form.uid)
 
     def _compute_multi_modal_inputs(self, output: Any, input_ids: torch.Tensor) -> dict[str, Any]:
-        """Those of the prompt; its pixels are named by its uid.
+        """The prompt's inputs, with its uid in place of its pixels.
 
-        Where the prompt has none prepared (video), veRL's are computed without the tokens, of which
-        images tell nothing: it hands the processor prompt and response as text, and a
-        `<|image_pad|>` that the text spells out would be taken for one more image.
+        Without prepared inputs (video), veRL computes them, here without the tokens, which images
+        do not need. veRL gives the processor prompt and response as text: a `<|image_pad|>` spelled
+        out in it would be taken for one more image.
         """
         prepared = output.prompt.result(PREPARED)
         if prepared is None or prepared.model_inputs is None:
@@ -185,15 +185,15 @@ class VapoAgentLoopWorker(agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modif
 
 
 class VapoAgentLoopManager(agent_loop_tq.AgentLoopManagerTQ):
-    """veRL's manager over :class:`VapoAgentLoopWorker`; knows how many responses it asked for."""
+    """veRL's manager over :class:`VapoAgentLoopWorker`; counts the responses it requested."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.agent_loop_workers_class = ray.remote(VapoAgentLoopWorker)
         self.expected: dict[str, int] = {}
-        """Responses by prompt uid, of the prompts in flight."""
+        """Prompt uid -> number of its responses, for the prompts in flight."""
         self.after_dispatch: Callable[[], None] = lambda: None
-        """Called when the workers have got a batch."""
+        """Called when the workers have received a batch."""
         self._asked: list[TensorDict] = []
 
     def generate_sequences(self, prompts: Any) -> None:
@@ -211,10 +211,10 @@ class VapoAgentLoopManager(agent_loop_tq.AgentLoopManagerTQ):
         self._dispatch(prompts)
 
     def ask_again(self, partition_id: str, done: Mapping[str, Sequence[int]]) -> None:
-        """Dispatch prompts in flight again, for the responses that are missing.
+        """Dispatch prompts in flight again, for their missing responses.
 
         Args:
-            done: by uid, the numbers of the responses that are there.
+            done: uid -> numbers of its finished responses.
         """
         for batch in self._asked:
             uids = [str(uid) for uid in batch["uid"]]

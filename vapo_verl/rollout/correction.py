@@ -1,10 +1,10 @@
-"""The mismatch of engine and trainer: its measure, and the settings that correct for it.
+"""The mismatch of engine and trainer: a measure of it, and checks of the settings that correct it.
 
 The engine that samples a token and the trainer that learns from it compute its probability with
 different kernels, and in asynchronous training with different weights. veRL corrects for that with
 importance weights and rejection (``algorithm.rollout_correction``; its formulas are in
-docs/rollout_correction.md). What veRL would ignore, or read in another way than it is written, is
-refused here before a run starts.
+docs/rollout_correction.md). Settings that veRL would ignore or misread are refused here before a
+run starts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LOSSES = ("ppo_clip", "reinforce")
 BYPASS_LOSS = "bypass_mode"
 """veRL's policy loss that corrects for the engine, and refuses a micro-batch of padding alone."""
 DEFAULT_THRESHOLD = 2.0
-"""veRL's of ``rollout_is_threshold``."""
+"""veRL's default of ``rollout_is_threshold``."""
 _PAIR = "write a pair in quotes and with decimals in both, as '0.5_2.0': YAML reads 0.5_2 as 0.52"
 
 
@@ -60,7 +60,7 @@ def mismatch(old_log_probs: Tensor, rollout_log_probs: Tensor, mask: Tensor) -> 
 
 
 def bypasses(config: Any) -> bool:
-    """Whether the engine's log probabilities stand for those of the old policy: no step computes
+    """Whether the engine's log probabilities replace those of the old policy: no step computes
     others, and there is nothing to compare them with."""
     return bool((config.algorithm.get("rollout_correction") or {}).get("bypass_mode"))
 
@@ -68,7 +68,7 @@ def bypasses(config: Any) -> bool:
 def needs_bypass_loss(correction: Any) -> bool:
     """Whether a composed ``algorithm.rollout_correction`` needs the policy loss ``bypass_mode``.
 
-    Without it, veRL's V1 trainers clip the ratio to the engine's policy and read nothing else.
+    Without it, veRL's V1 trainers clip the ratio to the engine's policy and ignore the rest.
     """
     return bool(correction) and bool(
         correction.get("bypass_mode")
@@ -77,7 +77,7 @@ def needs_bypass_loss(correction: Any) -> bool:
 
 
 def check_rollout_correction(config: Any) -> None:
-    """Refuse a correction that cannot work, or of which veRL would ignore a part.
+    """Refuse a correction that cannot work, or that veRL would partly ignore.
 
     Args:
         config: the composed config of a run.
@@ -107,9 +107,9 @@ def check_rollout_correction(config: Any) -> None:
         _refuse_unused(correction, "loss_type", "ppo_clip", "bypass_mode", "true")
         if config.actor_rollout_ref.actor.policy_loss.loss_mode == BYPASS_LOSS:
             raise ValueError(
-                "actor_rollout_ref.actor.policy_loss.loss_mode='bypass_mode' takes the old policy "
-                f"for the engine's, and {KEY}.bypass_mode=False; set {KEY}.bypass_mode=true, or "
-                "loss_mode=vanilla"
+                "actor_rollout_ref.actor.policy_loss.loss_mode='bypass_mode' assumes that the old "
+                f"policy is the engine's, but {KEY}.bypass_mode=False; set {KEY}.bypass_mode=true, "
+                "or loss_mode=vanilla"
             )
     if level or rejection or correction.get("bypass_mode"):
         _check_log_probs(config.actor_rollout_ref.rollout)
@@ -220,7 +220,7 @@ def _check_rejection(rejection: str, value: object) -> None:
 
 
 def _check_bypass(config: Any, correction: Any) -> None:
-    """veRL then takes the engine's log probabilities for those of the old policy."""
+    """In bypass mode veRL uses the engine's log probabilities as those of the old policy."""
     actor, loss = config.actor_rollout_ref.actor, correction.get("loss_type", LOSSES[0])
     given = f"{KEY}.bypass_mode=True"
     if correction.get("rollout_is") and loss == "ppo_clip":

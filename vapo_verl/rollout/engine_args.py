@@ -30,9 +30,9 @@ UNSUPPORTED = {
 
 
 V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
-"""Environment variable of vLLM: its V2 model runner settles the order of a batch's rows elsewhere
-and lays out the KV cache in another way. vLLM 0.24 takes it for some text models by itself, later
-versions for most (vllm-project/vllm#44443)."""
+"""Environment variable of vLLM: its V2 model runner orders the rows of a batch elsewhere and has
+another KV cache layout. vLLM 0.24 uses it by itself for some text models, later versions for most
+(vllm-project/vllm#44443)."""
 
 
 def settle_image_limit(config: DictConfig) -> None:
@@ -99,7 +99,7 @@ def add_attention(config: DictConfig, attention: AttentionConfig) -> None:
 
 
 def _refuse_v2_runner(config: DictConfig) -> None:
-    """As the engine's worker does (`vapo_verl.attention.worker`), a minute earlier."""
+    """Refuse what the engine's worker (`vapo_verl.attention.worker`) refuses a minute later."""
     key = f"ray_kwargs.ray_init.runtime_env.env_vars.{V2_RUNNER}"
     value = OmegaConf.select(config, key)
     name = V2_RUNNER if value is None else key

@@ -1,9 +1,9 @@
 """Prompts with images, processed by vLLM once and continued with other tokens.
 
-vLLM hashes, resizes and normalises the images of every request, and finds out only then that it has
-them. The responses to a prompt and the probes of its anchors have the same images and begin with
+vLLM hashes, resizes and normalises the images of every request, and only then finds them in its
+cache. The responses to a prompt and the probes of its anchors have the same images and begin with
 the same tokens. So a server processes the prompt once, and a request that names the prompt is made
-from the result: the same multimodal features, other token ids behind them.
+from the result: the same multimodal features, followed by other token ids.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 
 CACHE_KEY = "actor_rollout_ref.rollout.engine_kwargs.vllm.mm_processor_cache_gb"
 MAX_ATTEMPTS = 20
-"""Times that a request's images are processed because the cache has dropped them."""
+"""Limit of processing a request's images again because the cache has dropped them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptImages:
-    """The images of a prompt that the server has opened, in place of the images themselves.
+    """A reference to the images of a prompt that the server has opened.
 
     It travels through veRL's server as ``image_data`` and reaches vLLM as
     ``multi_modal_data["image"]``.
     """
 
     key: str
-    """Of :meth:`EngineInputs.open`."""
+    """Key given to :meth:`EngineInputs.open`."""
 
 
 class PromptNotOpen(RuntimeError):
@@ -48,11 +48,11 @@ class _Open:
 class EngineInputs:
     """Processed prompts by key, for the requests of an ``AsyncLLM``.
 
-    vLLM sends the pixels of an image to the engine core once and mirrors that process's cache, an
-    LRU, by one of the same order on this side. Pixels that were processed here and are not sent yet
+    vLLM sends the pixels of an image to the engine core once. It mirrors that process's LRU cache
+    by a cache of the same order on this side. Pixels that were processed here and are not sent yet
     are in this side's cache only. So the first request that needs them carries them, whichever
-    prompt they were processed for, and every request touches its images in the order of sending:
-    what this side takes for cached is then cached in the engine core.
+    prompt they were processed for. Every request touches its images in the order of sending: an
+    image in this side's cache is then in the engine core's, too.
 
     Args:
         renderer: the engine's; its pool of threads processes the images.
@@ -64,7 +64,7 @@ class EngineInputs:
         self._opening: set[str] = set()
         """Keys of prompts that are being processed and were not closed."""
         self._unsent: dict[str, Any] = {}
-        """Items by hash that the engine core has not got."""
+        """Hash -> item that the engine core has not received."""
         self.num_renders = 0
         """Runs of vLLM's processor for prompts opened here."""
 
@@ -99,13 +99,13 @@ class EngineInputs:
             self._take_back(opened)
 
     def _take_back(self, opened: _Open) -> None:
-        """Where no request followed: this side's cache must not promise what was never sent."""
+        """Clear this side's cache if items of the prompt were never sent."""
         if self._unsent.keys() & _hashes(opened):
             self._renderer.clear_mm_cache()
             self._unsent.clear()
 
     async def send(self, prompt: Any, add_request: Callable[[Any], Awaitable[Any]]) -> Any:
-        """Call ``add_request`` with what vLLM makes of ``prompt``, and return its result.
+        """Call ``add_request`` with vLLM's input for ``prompt``, and return its result.
 
         A prompt without :class:`PromptImages` is passed on as it is.
 
@@ -161,9 +161,9 @@ class EngineInputs:
         return {**engine_input, "mm_kwargs": None}
 
     def _items(self, opened: _Open) -> Mapping[str, Any] | None:
-        """Multimodal items of a request, None for those that the engine core has; and touch them.
+        """Touch a request's images; returns its items, None for those that the engine core has.
 
-        None where the images left the cache and must be processed again.
+        Returns None if images left the cache and must be processed again.
         """
         cache = self._renderer.mm_processor_cache
         if cache is None:
@@ -183,7 +183,7 @@ def _hashes(opened: _Open) -> list[str]:
 
 
 def can_share(engine: Any) -> bool:
-    """Whether an ``AsyncLLM`` has what :class:`EngineInputs` uses of it."""
+    """Whether an ``AsyncLLM`` has the attributes that :class:`EngineInputs` uses."""
     renderer = getattr(engine, "renderer", None)
     cache = getattr(renderer, "mm_processor_cache", None)
     return (
@@ -204,7 +204,7 @@ def _shared_images(prompt: Any) -> PromptImages | None:
 
 
 def _rest(tokens: Sequence[int], opened: _Open) -> list[int]:
-    """The tokens behind the prompt."""
+    """The tokens after the prompt."""
     length = len(opened.collapsed)
     if list(tokens[:length]) != opened.collapsed:
         raise ValueError("a request with the images of a prompt must begin with its tokens")

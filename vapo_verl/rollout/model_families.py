@@ -1,4 +1,4 @@
-"""Families of vision-language models by `model_type`: which run here, and what others lack.
+"""Families of vision-language models by `model_type`: which run here, and why others do not.
 
 Read from config.json alone, so that a run that cannot work ends before Ray and the engine start.
 docs/models.md has the same tables.
@@ -17,7 +17,7 @@ RUNNING = {
     "qwen3_vl": "Qwen3-VL",
     "qwen3_vl_moe": "Qwen3-VL-MoE",
 }
-"""Families that anchors and training take, by their names."""
+"""`model_type` -> name, of the families that anchors and training support."""
 _NO_PROCESSOR = (
     "veRL 0.9.1 makes no processor of it (verl.utils.hf_processor) and would go on without images"
 )
@@ -35,7 +35,7 @@ MISSING = {
     "qwen3_5": f"Qwen3.5: {_NOT_TRIED}",
     "qwen3_5_moe": f"Qwen3.5-MoE: {_NOT_TRIED}",
 }
-"""Families that are refused, and what upstream lacks, or this package."""
+"""Refused families, and what upstream or this package lacks."""
 SOFTMAX_LAYERS = ("full_attention", "sliding_attention")
 """`layer_types` of config.json from which visual attention is captured. `linear_attention` has no
 softmax over keys, and the engine's `chunked_attention` does not see a request's full context."""
@@ -107,7 +107,7 @@ def captured_layers(config: Mapping[str, Any], layers: str | Sequence[int] | Non
         layers: `vapo.attention.layers`.
 
     Raises:
-        ValueError: a layer of `vapo.attention.layers` that has no softmax attention, or none has.
+        ValueError: a layer of `vapo.attention.layers`, or every layer, has no softmax attention.
     """
     available = softmax_layers(config)
     if not available:

@@ -1,5 +1,5 @@
-"""What a response's answer is worth where no rule of this package grades it: by a function that a
-user brings, or by a language model as judge.
+"""Score answers that no rule of this package grades: by a user's function, or by a language model
+as judge.
 
 Both give R_acc of Eq. 5, and whether the response counts as correct, which opens the gate of the
 anchors. A function or a judge that fails is a failure of its row: the response is left out and
@@ -52,9 +52,9 @@ FUNCTION_KEY = "reward.custom_reward_function"
 JUDGE_KEY = "vapo.reward.judge"
 FUNCTION_FAILED, JUDGE_FAILED = "vapo/reward/function_failed", "vapo/reward/judge_failed"
 BEAT_S = 5.0
-"""Of a wait for the judge, after which it shows that it goes on."""
+"""Seconds between two heartbeats while waiting before a retry of the judge."""
 ARGUMENTS = ("data_source", "solution_str", "ground_truth", "extra_info")
-"""What a reward function is called with, by name."""
+"""Names of a reward function's arguments."""
 OWN_NAMES = frozenset(
     {"format", "perception", "unparsed", "truncated", "reward", "acc_success_only"}
 )
@@ -62,11 +62,11 @@ OWN_NAMES = frozenset(
 
 
 class RewardFunctionFailed(RuntimeError):
-    """A user's reward function raised, or returned what is no score."""
+    """A user's reward function raised, or did not return a score."""
 
 
 class JudgeFailed(RuntimeError):
-    """The judge's endpoint failed, or its reply is no decision."""
+    """The judge's endpoint failed, or its reply is not a decision."""
 
 
 FAILURES = {FUNCTION_FAILED: RewardFunctionFailed, JUDGE_FAILED: JudgeFailed}
@@ -75,7 +75,7 @@ FAILURES = {FUNCTION_FAILED: RewardFunctionFailed, JUDGE_FAILED: JudgeFailed}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What an answer is worth."""
+    """The score of an answer."""
 
     score: float
     """R_acc, in [0, 1]."""
@@ -86,7 +86,7 @@ class Outcome:
 
     @classmethod
     def of(cls, accuracy: float) -> "Outcome":
-        """Of a rule: correct with 1."""
+        """The outcome of a rule: 1 is correct."""
         return cls(score=accuracy, correct=accuracy == 1)
 
 
@@ -105,7 +105,7 @@ def failure_metrics(reasons: Counter[str], used: Iterable[str] = ()) -> dict[str
 
 
 def used_metrics(config: Any) -> frozenset[str]:
-    """Of a composed config: which of the two its responses may fail by."""
+    """The failure metrics that responses of a composed config may have."""
     function, judge = function_path(config), config.vapo.reward.judge.model
     return frozenset(
         name for name, on in ((FUNCTION_FAILED, function), (JUDGE_FAILED, judge)) if on
@@ -120,7 +120,7 @@ def function_path(config: Any) -> str | None:
 def check_outcome_reward(config: Any) -> None:
     """Refuse a reward function that cannot be found, and a judge that cannot be asked.
 
-    The function's file is read and not run.
+    The function's file is read but not run.
 
     Raises:
         ValueError: with key, value and fix.
@@ -180,7 +180,7 @@ def _check_cache(folder: str) -> None:
 
 
 def _source_of(path: str) -> Path | None:
-    """The function's file, of a ``pkg://`` path without importing it; None for a compiled one."""
+    """The function's file, None for a compiled one; a ``pkg://`` path is not imported."""
     if not path.startswith("pkg://"):
         file = Path(path.removeprefix("file://")).expanduser()
         if not file.is_file() or file.suffix != ".py":  # veRL imports no other
@@ -224,7 +224,7 @@ def _check_function(path: str, name: object, arguments: Sequence[str]) -> None:
 
 
 def _check_call(what: str, takes: ast.arguments, arguments: Sequence[str]) -> None:
-    """Refuse a function that cannot be called with what it will be given, by name."""
+    """Refuse a function that does not take the arguments that it will be given, by name."""
     given = (*ARGUMENTS, *arguments)
     positional = [*takes.posonlyargs, *takes.args]
     required = positional[: len(positional) - len(takes.defaults)]
@@ -252,7 +252,7 @@ _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def _names_of(statement: ast.stmt) -> list[str]:
-    """Names that a statement at the top of a module binds; of a block, all that are inside."""
+    """Names that a top-level statement of a module binds; for a block, all that are inside."""
     if isinstance(statement, _DEFINITIONS):
         return [statement.name]
     names = []
@@ -271,18 +271,18 @@ class RewardFunction:
 
     It is veRL's ``reward.custom_reward_function``, read by veRL. It may be a plain function, which
     runs in a thread, or a coroutine function. It returns R_acc in [0, 1] as a number, or a mapping
-    with it as ``score``. There, ``acc`` says whether the answer is correct, where the score does
-    not (1 is correct); other numbers and texts are reported.
+    with it as ``score``. The mapping's ``acc``, if any, says in place of the score whether the
+    answer is correct (1 is); other numbers and texts are reported.
     """
 
     def __init__(self, call: Callable[..., Any], name: str) -> None:
         self._call, self._name = call, name
         self._types: dict[str, type] = {}
-        """Of the values under each name of a mapping: veRL averages numbers, and no texts."""
+        """Type of the values under each name of a mapping: veRL averages numbers, but not texts."""
 
     @classmethod
     def of(cls, config: Any) -> "RewardFunction | None":
-        """That of a composed config; its file is run once a process. None where none is set."""
+        """The function of a composed config; None if none is set. Its file is run once."""
         path = function_path(config)
         if path is None:
             return None
@@ -309,7 +309,7 @@ class RewardFunction:
             extra_fields: of the response; the function gets them in ``extra_info``, over the row's.
 
         Raises:
-            RewardFunctionFailed: it raised, or what it returned is no score.
+            RewardFunctionFailed: it raised, or did not return a score.
         """
         arguments = {
             "data_source": row.get("data_source"),
@@ -367,7 +367,7 @@ async def _awaited(result: Any) -> tuple[Any, BaseException | None]:
     task = asyncio.ensure_future(guarded())
     try:
         await asyncio.wait({task})
-    except asyncio.CancelledError:  # of the response, not by the coroutine
+    except asyncio.CancelledError:  # the response is cancelled, not the coroutine by itself
         task.cancel()
         raise
     return task.result()
@@ -378,7 +378,7 @@ def _said(error: BaseException) -> str:
 
 
 def read_score(result: object) -> Outcome:
-    """What a user's function returned.
+    """Read the return value of a user's function.
 
     Raises:
         ValueError: it is no score; the message says what to return.
@@ -409,7 +409,7 @@ def _fraction(value: object, what: str) -> float:
 
 
 def _text(value: str, name: str) -> str:
-    """A plain one, also of a subclass, that files and other processes can take."""
+    """A plain `str`, also from a subclass, that files and other processes accept."""
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError(f"{name!r} holds half of a surrogate pair; give a text in Unicode")
     return str(value)
@@ -453,8 +453,8 @@ def judge_options(settings: JudgeConfig, environment: Mapping[str, str]) -> Endp
 
 
 def case_of_row(row: Mapping[str, Any], text: str) -> Case | None:
-    """What the judge is shown: the question's text, the ground truth, and the text behind the
-    reasoning. None where there is none: no answer is incorrect, and no judge is asked.
+    """The judge's input: the question's text, the ground truth, and the text after the reasoning.
+    None without such a text: no answer is incorrect, and no judge is asked.
     """
     answer = text.rpartition(THINK_END)[2].strip()
     if not answer:
@@ -470,7 +470,7 @@ def case_of_row(row: Mapping[str, Any], text: str) -> Case | None:
 
 
 class RewardJudge:
-    """Asks a judge about answers: each once, a bounded number at a time.
+    """Asks a judge about answers: about each once, with a bounded number of requests at a time.
 
     Decisions are kept in memory, and on disk where ``cache_dir`` names a folder. Every process
     writes a file of its own there, and reads all of them when it starts.
@@ -494,7 +494,7 @@ class RewardJudge:
         own = folder / f"decisions_{platform.node()}_{os.getpid()}.jsonl"
         self._file = own.open("a", encoding="utf-8")
         if own.stat().st_size and not own.read_bytes().endswith(b"\n"):
-            self._file.write("\n")  # of a killed process that had the same id
+            self._file.write("\n")  # after a killed process that had the same id
 
     async def decide(self, case: Case) -> bool:
         """Whether the answer is correct. Equal cases are asked about once.
@@ -518,7 +518,7 @@ class RewardJudge:
         if self._asked.get(key) is task:
             del self._asked[key]
         if not task.cancelled():
-            task.exception()  # whoever waited has it; perhaps nobody did
+            task.exception()  # retrieved, in case nobody waited for it
 
     async def _ask(self, case: Case, key: str) -> bool:
         async with self._slots:
@@ -556,7 +556,7 @@ class RewardJudge:
 
 
 async def _sleep(seconds: float) -> None:
-    """Wait before another try. The number of tries is bounded, so that a wait is no hang."""
+    """Wait before a retry, with heartbeats. Retries are bounded, so that a wait is no hang."""
     end = time.monotonic() + seconds
     heartbeat.beat()
     while (left := end - time.monotonic()) > 0:
@@ -566,7 +566,7 @@ async def _sleep(seconds: float) -> None:
 
 @cache
 def shared_judge(settings: JudgeConfig) -> RewardJudge:
-    """The one of this process and its event loop.
+    """The judge of this process and its event loop.
 
     Raises:
         ValueError: a row asks for a judge, and no model is named.

@@ -1,11 +1,11 @@
-"""Responses that new weights interrupt: what their parts become, and what the weights wait for.
+"""Join the parts of responses that new weights interrupt; hold the weights back for probes.
 
 veRL's asynchronous trainers abort the responses that decode when the weights of a server change.
 Their client asks for the rest under the new weights, so that a response may span several versions
 of the policy. The version of weights is the number of the step that made them.
 
 A response that has ended is never interrupted: the weights that wrote its last token stay until its
-probes have been answered. Probes of a response and its last token are of one version.
+probes have been answered. So its last token and its probes are of one version.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ATTENTION = "visual_attention"
 """In ``TokenOutput.extra_fields``: float32 [T] or [T, layers]."""
 POLL_S = 0.01
 _parts: ContextVar[list[TokenOutput]] = ContextVar("parts")
-"""What the servers returned for the response that the running task asks for."""
+"""Server outputs for the response that the running task requests."""
 
 
 class _PartClient(LLMServerClient):
@@ -47,7 +47,7 @@ class _PartClient(LLMServerClient):
 
 
 class PartialRolloutClient(FullyAsyncLLMServerClient, _PartClient):
-    """veRL's client that resumes responses, with the visual attention that veRL's drops.
+    """veRL's client that resumes responses; it keeps the visual attention, which veRL's drops.
 
     ``extra_fields`` of an output has ``visual_attention`` of all its tokens, and the smallest and
     largest version of the policy that wrote one as ``min_global_steps`` and ``max_global_steps``.
@@ -72,8 +72,8 @@ class PartialRolloutClient(FullyAsyncLLMServerClient, _PartClient):
 def joined_fields(parts: Sequence[TokenOutput]) -> dict[str, Any]:
     """Versions and visual attention of a response from those of its parts.
 
-    A part without tokens was aborted before its first one and counts for nothing. Tokens without a
-    value are nan.
+    A part without tokens was aborted before its first one and is ignored. Tokens without a value
+    are nan.
     """
     written = [part for part in parts if part.token_ids] or list(parts[-1:])
     versions = [part.extra_fields["global_steps"] for part in written]
@@ -93,9 +93,9 @@ def _attention(part: TokenOutput, layers: tuple[int, ...]) -> np.ndarray:
 
 
 class ResponseGate:
-    """A server's responses under way, and those that have ended and are not scored.
+    """A server's decoding responses, and its ended responses that are not scored yet.
 
-    :meth:`settle` leaves none of either: decoding ones are aborted, ended ones are waited for.
+    :meth:`settle` empties both: it aborts decoding responses and waits until ended ones are scored.
     Probes pass the gate at any time.
     """
 
@@ -116,19 +116,19 @@ class ResponseGate:
             self._decoding.discard(request_id)
 
     def ended(self, response: str) -> None:
-        """A response is complete; its probes may follow."""
+        """Record that a response is complete; its probes may follow."""
         self._unscored.add(response)
 
     def scored(self, response: str) -> None:
-        """No request follows for this response; unknown ones are ignored."""
+        """Record that no request follows for this response; unknown ones are ignored."""
         self._unscored.discard(response)
 
     async def settle(self, abort: Callable[[Collection[str]], Awaitable[None]]) -> None:
         """Close the gate and wait until no response decodes and all that ended are scored.
 
         Args:
-            abort: aborts requests by id. It is called until they are gone: one whose images are
-                still being processed has not reached the engine.
+            abort: aborts requests by id. It is called repeatedly: a request whose images are still
+                being processed has not reached the engine.
         """
         self._open.clear()
         while self._decoding or self._unscored:
@@ -137,5 +137,5 @@ class ResponseGate:
             await asyncio.sleep(POLL_S)
 
     def open(self) -> None:
-        """Let responses in."""
+        """Open the gate for responses."""
         self._open.set()

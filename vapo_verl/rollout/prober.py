@@ -24,12 +24,12 @@ from vapo_verl.rollout.partial_rollout import PartialRolloutClient
 from vapo_verl.rollout.prompts import SERVER, OpenPrompt
 
 PROBE_PRIORITY = -1
-"""Ahead of responses that have not begun (vLLM serves low numbers first) where the engine schedules
-by priority: they would push the prefix of a probe that waits out of the KV cache. A response that
-decodes goes on either way: vLLM gives a step's tokens to running requests first."""
+"""If the engine schedules by priority (vLLM serves low numbers first), probes come before responses
+that have not begun: these would evict the prefix of a waiting probe from the KV cache. A decoding
+response goes on either way: vLLM gives a step's tokens to running requests first."""
 
 CUT_SHORT = ("aborted", "abort", "error")
-"""Stop reasons of an output that is no answer: the engine gave the request up."""
+"""Stop reasons of an output that is no answer: the engine gave up the request."""
 _ONE_TOKEN = {
     "max_tokens": 1,
     "logprobs": True,
@@ -39,12 +39,12 @@ _ONE_TOKEN = {
 
 
 class Prober:
-    """Asks for one token behind each of several prompts over the same images.
+    """Requests one token after each of several prompts over the same images.
 
     Args:
         max_tokens_in_flight: ``vapo.anchors.max_tokens_in_flight``.
         by_priority: whether the engine's scheduling policy is ``priority``.
-        processor_options: ``data.mm_processor_kwargs``, under which the prompt's images were made
+        processor_options: ``data.mm_processor_kwargs``, with which the prompt's images were made
             into tokens.
     """
 
@@ -66,7 +66,7 @@ class Prober:
         )
 
     def asker(self, media: Mapping[str, Any], seed: int | None = None) -> Ask:
-        """How :func:`probe_anchors` asks about a row's images; the answer is held to yes and no.
+        """The function by which :func:`probe_anchors` asks about a row's images, for yes or no.
 
         Raises:
             ValueError: the row has more than images.
@@ -91,7 +91,7 @@ class Prober:
         return ask
 
     async def free_answers(self, prompts: list[list[int]], media: Mapping[str, Any]) -> list[int]:
-        """The likeliest next tokens when nothing holds the policy to yes and no."""
+        """The most likely next tokens, not restricted to yes and no."""
         outputs = await self._tokens(prompts, media, {"temperature": 0.0})
         return [output.token_ids[0] for output in outputs]
 
@@ -132,7 +132,7 @@ class ServerFailed(RuntimeError):
 
 @contextmanager
 def server_errors() -> Iterator[None]:
-    """Tell what a server refuses (ValueError, the prompt's fault) from what it fails at."""
+    """Distinguish what a server refuses (ValueError, due to the prompt) from its own failures."""
     try:
         yield
     except ray.exceptions.RayTaskError as error:
@@ -142,7 +142,7 @@ def server_errors() -> Iterator[None]:
 
 
 def complete(output: TokenOutput) -> TokenOutput:
-    """An output that its engine has finished.
+    """Return the output if the engine has finished it.
 
     Raises:
         ServerFailed: the engine gave the request up; its tokens are no response.
@@ -182,7 +182,7 @@ class OneServerClient:
             return complete(await self._client.generate(self._session, **request))
 
     async def scored(self) -> None:
-        """No request follows: the server may take new weights."""
+        """Report that no request follows: the server may take new weights."""
         if isinstance(self._client, PartialRolloutClient):
             await self._client.scored(self._session, self._response)
 
@@ -201,9 +201,9 @@ class OneServerClient:
     async def _with_shared_images(
         self, request: dict[str, Any], prompt_ids: list[int]
     ) -> dict[str, Any]:
-        """The request with the name of its images, once the server has opened them.
+        """The request with a reference to its images, once the server has opened them.
 
-        The first request of a prompt is that of a response, whose tokens are the prompt's.
+        The first request of a prompt is for a response: its tokens are the prompt's.
         """
         other = request.get("video_data") or request.get("audio_data")  # images alone are opened
         if other or not (self._prompt.is_shared and request.get("image_data")):
@@ -214,7 +214,7 @@ class OneServerClient:
         return {**request, "image_data": PromptImages(key=self._session)}
 
     async def _open(self, request: dict[str, Any], prompt_ids: list[int]) -> Any:
-        """Have the session's server process the prompt; its handle, None where it does not."""
+        """Let the session's server process the prompt; returns its handle, or None if it cannot."""
         where = {"prompt_ids": prompt_ids, **request}
         async with server_of(self._client, self._session, **where) as server:
             is_open = await server.open_prompt.remote(

@@ -1,7 +1,7 @@
-"""Prompts whose responses a worker generates: what all of them share is made once.
+"""Prompts whose responses a worker generates: results that all of them share are made once.
 
 veRL's agent loop opens, resizes and processes the images of a prompt for every response, twice. The
-responses to a prompt run in one worker, so they find here what the first of them made.
+responses to a prompt run in one worker, so they reuse here what the first of them made.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ PREPARED, SERVER, STORED = "prepared", "server", "stored"
 """Results that responses share: a :class:`PreparedPrompt`, the server that has opened the prompt,
 and its row in the replay buffer."""
 PROMPTS = "prompts"
-"""Partition of those rows."""
+"""Partition of the prompts' rows."""
 PIXELS_OF = "pixels_of"
 """In a response's ``multi_modal_inputs``: the prompt whose row has the pixels."""
 PIXELS_FIELD, GRID_FIELD, MESSAGES_FIELD = "pixels", "image_grid_thw", "raw_prompt"
 SECONDS_FIELD = "prepare_s"
 MASKED_LOG_PROBS = "masked_log_probs"
-"""Field of a response [T]: the actor's on masked images, see :class:`Masking`."""
+"""Field of a response [T]: the actor's log probs on masked images, see :class:`Masking`."""
 
 
 class Masking(TypedDict):
     """How a second view of a step's images is made; plain, because it travels with a batch."""
 
     fraction: float
-    """Of the patches of an image, that are black."""
+    """Fraction of an image's patches that are black."""
     seed: int
     step: int
 
@@ -63,14 +63,14 @@ class OpenPrompt:
     def __init__(self, uid: str, *, is_shared: bool, is_training: bool = False) -> None:
         self.uid = uid
         self.is_shared = is_shared
-        """False for a prompt with one response, which nobody closes."""
+        """False for a prompt with one response, which is never closed."""
         self.is_training = is_training
         """Whether the responses are to be trained."""
         self._changed: OpenPrompt | None = None
         self._tasks: dict[str, asyncio.Task[Any]] = {}
 
     def changed(self) -> OpenPrompt:
-        """What the responses share that are generated from changed images."""
+        """Shared results of the responses that are generated from changed images."""
         if self._changed is None:
             self._changed = OpenPrompt(f"{self.uid}/changed", is_shared=self.is_shared)
         return self._changed
@@ -82,7 +82,7 @@ class OpenPrompt:
     async def once(self, name: str, make: Callable[[], Awaitable[T]]) -> T:
         """The result of the first ``make`` under this name, or its error.
 
-        A response that is cancelled does not take the result from the others.
+        A cancelled response does not take the result from the others.
         """
         if name not in self._tasks:
             self._tasks[name] = asyncio.ensure_future(make())
@@ -114,7 +114,7 @@ def model_inputs_of(inputs: Mapping[str, Any], processor: Any) -> ModelInputs | 
 
 @functools.cache
 def preparations(most: int) -> asyncio.Semaphore:
-    """Held while a prompt is prepared: at most so many at once in this process."""
+    """Semaphore to hold while a prompt is prepared: it limits preparations in this process."""
     return asyncio.Semaphore(most)
 
 
@@ -132,7 +132,7 @@ def open_prompt(uid: str, *, is_training: bool = False) -> Iterator[OpenPrompt]:
 
 
 def shared_prompt(uid: str) -> OpenPrompt:
-    """The open prompt of this id, or one that nobody else sees."""
+    """The open prompt of this id, or a private one."""
     return _open.get(uid) or OpenPrompt(uid, is_shared=False)
 
 
@@ -213,10 +213,10 @@ def with_pixels(data: TensorDict, masking: Masking | None = None) -> TensorDict:
     A prompt's pixels are fetched once, however many of its responses are among the rows.
 
     Args:
-        masking: the pixels are those of masked images, the same for all responses to a prompt.
+        masking: mask the images, in the same way for all responses to a prompt.
 
     Raises:
-        ValueError: what is to be masked is a video, or of a processor that is not known here.
+        ValueError: videos, and images of an unknown processor, cannot be masked.
     """
     column = data.get("multi_modal_inputs", None)
     if column is None:

@@ -46,11 +46,11 @@ class SampleRecord:
     """Prompt tokens up to the end of the last image; 0 without one."""
     num_images: int
     min_policy_version: int | None
-    """Of the policies that wrote a token of the response: the step that made the oldest."""
+    """Step that made the oldest policy that generated a token of the response."""
     max_policy_version: int | None
-    """And the newest. None where the server did not say."""
+    """Step of the newest such policy. Both are None where the server did not say."""
     probe_policy_version: int | None
-    """Of the policy that answered the probes; None without probes."""
+    """Step of the policy that answered the probes; None without probes."""
 
     def to_plain(self) -> dict[str, Any]:
         """Mappings, lists and numbers only; times and anchors are flat."""
@@ -86,7 +86,7 @@ class SampleRecord:
 
 
 def _part(cls: type[Part], plain: Mapping[str, Any], **typed: Any) -> Part:
-    """A dataclass from the plain values of its fields, but for those that are `typed`."""
+    """A dataclass from the plain values of its fields, except those that are `typed`."""
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     return cls(**{name: typed[name] if name in typed else plain[name] for name in names})
 

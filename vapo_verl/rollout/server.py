@@ -33,9 +33,9 @@ from vapo_verl.rollout.partial_rollout import ATTENTION, ResponseGate
 from vapo_verl.rollout.prober import CUT_SHORT
 
 MAX_CALLS = 100_000
-"""More than a step has responses and probes: Ray keeps a call that is above it waiting."""
+"""More than a step has responses and probes: Ray delays calls above this limit."""
 RESTART_S = 60.0
-"""Time within which Ray frees the names of dead servers."""
+"""Seconds within which Ray frees the names of dead servers."""
 
 NUM_CHUNKS = 64
 """Arrays of single tokens that a request may hold before they are joined."""
@@ -71,7 +71,7 @@ class VapoHttpServer(vLLMHttpServer):
         self._lag.start()
 
     def _take(self, output: Any) -> None:
-        """Count a token, and keep the output that has all of them."""
+        """Count a token, and keep the finished output."""
         heartbeat.beat()
         self._num_tokens += 1
         if self._exports and self._num_tokens > NUM_CHUNKS * self._num_requests:
@@ -91,9 +91,9 @@ class VapoHttpServer(vLLMHttpServer):
         images: list[Any],
         mm_processor_kwargs: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Process a prompt's images once; `PromptImages(key)` stands for them in its requests.
+        """Process a prompt's images once; `PromptImages(key)` replaces them in its requests.
 
-        False where this vLLM is not known: its requests carry their images.
+        False if this vLLM cannot share them: requests then carry their images.
         """
         if self._inputs is None:
             return False
@@ -103,7 +103,7 @@ class VapoHttpServer(vLLMHttpServer):
         return True
 
     async def close_prompt(self, key: str) -> None:
-        """Forget it."""
+        """Forget the prompt."""
         if self._inputs is not None:
             self._inputs.close(key)
 
@@ -119,7 +119,7 @@ class VapoHttpServer(vLLMHttpServer):
         response: str | None = None,
         **rest: Any,
     ) -> TokenOutput:
-        """Decode; with `response`, its id, the weights stay until :meth:`scored` names it."""
+        """Decode; with the id `response`, the weights stay until :meth:`scored` has this id."""
         if response is None:
             return await self._generate(prompt_ids, sampling_params, request_id, **rest)
         most = sampling_params.get("max_tokens")
@@ -130,13 +130,13 @@ class VapoHttpServer(vLLMHttpServer):
         return output
 
     async def scored(self, response: str) -> None:
-        """The probes of a response have been answered, or there will be none."""
+        """Record that the probes of a response have been answered, or that there are none."""
         self._gate.scored(response)
 
     async def abort_all_requests(
         self, reset_prefix_cache: bool = True, reject_request: bool = False
     ) -> dict[str, Any]:
-        """Before new weights: abort the responses that decode, once the others are scored."""
+        """Before new weights: abort decoding responses and wait until ended ones are scored."""
         try:
             if self.node_rank == 0 and not self._submission_paused:
                 await self._gate.settle(self.engine.abort)
@@ -183,7 +183,7 @@ class VapoHttpServer(vLLMHttpServer):
 
 
 class VapoReceiver(CheckpointEngineWorker):
-    """Takes weights to an engine that has GPUs of its own."""
+    """Receives weights for an engine that has GPUs of its own."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         heartbeat.start(session_folder() / heartbeat.FOLDER)
@@ -200,20 +200,20 @@ class VapoReplica(vLLMReplica):
 
     @property
     def max_concurrency(self) -> int:
-        """Calls that a server runs at once: all, so that none is behind those that wait.
+        """Calls that a server runs at once: all, so that waiting calls do not block others.
 
         Responses wait while weights change, and the change waits for probes and aborts.
         """
         return MAX_CALLS
 
     def get_ray_class_with_init_args(self) -> RayClassWithInitArgs:
-        """What veRL starts beside an engine of its own."""
+        """The class of the worker that veRL starts beside an engine of its own."""
         made = super().get_ray_class_with_init_args()
         made.cls = ray.remote(VapoReceiver)
         return made
 
     def is_dead(self) -> bool:
-        """Whether one of its servers is."""
+        """Whether one of its servers is dead."""
         try:
             ray.get([server.get_server_address.remote() for server in self.servers])
         except ray.exceptions.RayActorError:
@@ -249,7 +249,7 @@ def _is_actor(name: str) -> bool:
 
 
 async def restart_servers(manager: LLMServerManager) -> None:
-    """Restart the replicas that are dead. They have the weights on disk, not those of the run.
+    """Restart dead replicas. They then have the weights on disk, not those of the run.
 
     The router must have no request in flight.
     """

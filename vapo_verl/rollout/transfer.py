@@ -1,7 +1,7 @@
 """All calls of TransferQueue: rows by key, in partitions, from one process to others.
 
 veRL keeps the responses of a step there, in the partitions ``train`` and ``val``. What the
-responses to a prompt share is kept once, in a partition beside them.
+responses to a prompt share is kept once, in a separate partition.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def clear(keys: Sequence[str], partition_id: str) -> None:
 
 
 def keys_in(partition_id: str) -> list[str]:
-    """The rows of a partition; none where there is no such partition."""
+    """The keys of a partition; empty if there is no such partition."""
     return list(tags_in(partition_id))
 
 

@@ -2,14 +2,14 @@
 
 veRL names the socket by the Ray job's id, which is 01000000 in every Ray cluster that a run starts
 for itself. Two runs on one host then share a socket: each removes the other's, and an engine waits
-for ever or takes the other run's weights. Here the cluster's session is part of the name.
+forever or takes the other run's weights. Here the cluster's session is part of the name.
 
-veRL's sender also waits for ever when the engine fails or dies during a transfer. Here the wait
+veRL's sender also waits forever when the engine fails or dies during a transfer. Here the wait
 ends with the engine's own error as soon as there is one, and after a time limit otherwise.
 
-An engine with devices of its own gets weights in two hops: veRL's checkpoint engine takes them to a
-worker beside it, and that worker is the sender of the first paragraph. The worker imports this
-module, which ``rollout.checkpoint_engine.custom_backend_module`` names.
+An engine with devices of its own gets weights in two hops: veRL's checkpoint engine sends them to a
+worker beside the engine, and that worker sends them on as above. The worker imports this module,
+which ``rollout.checkpoint_engine.custom_backend_module`` names.
 """
 
 import fcntl
@@ -47,11 +47,11 @@ _SESSION_DIGITS = 12
 """Digits of the session's digest: the path of a socket holds 107 bytes at most."""
 
 AMPLE_BUCKETS = 4
-"""With room for so many, the pages of a bucket are not reserved: that takes time for each page."""
+"""If so many buckets fit, the pages of one are not reserved: that takes time for each page."""
 TIMEOUT_S = 600.0
 """Time limit of the engine for one bucket of weights."""
 POLL_MS = 500
-"""Time between two looks at the engine while it does not take a bucket."""
+"""Milliseconds between two checks of an engine that does not take a bucket."""
 
 use_weight_sender(f"{__name__}.VapoServerAdapter")
 
@@ -92,7 +92,7 @@ class VapoServerAdapter(ServerAdapter):
     async def _execute_method(self, method: str, *args: Any, **kwargs: Any) -> Any:
         result = await super()._execute_method(method, *args, **kwargs)
         if kwargs.get("non_block"):
-            BucketSender.receiver = result  # the call that takes the weights which follow
+            BucketSender.receiver = result  # the call that receives the next weights
         return result
 
 
@@ -100,7 +100,7 @@ class ReplySocket:
     """A ZMQ socket whose waits end when the other side has failed.
 
     Args:
-        socket: what is wrapped; has all other methods.
+        socket: the wrapped socket; other methods are forwarded to it.
         check: called while the other side does not answer; raises its error.
         timeout_s: time limit of one wait.
     """
@@ -129,7 +129,7 @@ class ReplySocket:
 
 
 class Bucket(SharedMemory):
-    """Shared memory whose name may be removed early and again."""
+    """Shared memory whose name may be removed early, and more than once."""
 
     _has_name = True
 
@@ -152,12 +152,12 @@ def fitting_bucket(num_bytes: int) -> int:
     advice += "--shm-size=8g)"
     if free < LEAST_SHARED_BYTES:
         raise RuntimeError(f"no room for weights on their way to the engine: {advice}")
-    say(f"WARNING: weights go to the engine in buckets of the room there is: {advice}")
+    say(f"WARNING: weights go to the engine in smaller buckets: {advice}")
     return free // 2
 
 
 class BucketSender(BucketedWeightSender):
-    """veRL's transfer, failing with the engine, or if it does not answer in :data:`TIMEOUT_S`."""
+    """veRL's transfer; ends with the engine's error, or after :data:`TIMEOUT_S` of waiting."""
 
     bucket_size: int
     """Bytes."""
@@ -175,10 +175,10 @@ class BucketSender(BucketedWeightSender):
             ray.get(self.receiver)
 
     def _init_buffer(self) -> None:
-        """Make the bucket and hand it to the engine, as veRL; a kill leaves nothing of it for good.
+        """Make the bucket and pass it to the engine, as veRL does; a kill leaves no remains.
 
-        Until the engine has opened it, its file is locked: `remove_remains` finds it without an
-        owner after a kill. Afterwards it has no name.
+        Until the engine has opened it, its file is locked: after a kill, `remove_remains` finds it
+        without an owner. Afterwards it has no name.
         """
         if not self.use_shm:
             super()._init_buffer()
@@ -228,12 +228,12 @@ class SocketWeights(CheckpointEngine):
     def __init__(self, bucket_size: int, is_master: bool = False) -> None:
         del bucket_size
         self._is_master = is_master
-        # The process's own. One that is collected with open sockets waits for them for ever.
+        # The process's own: a context that is collected with open sockets waits for them forever.
         self._context: zmq.Context[Any] = zmq.Context.instance()
         self._sockets: list[Any] = []
 
     def prepare(self) -> str:
-        """The address at which this worker takes weights."""
+        """The address at which this worker receives weights."""
         if self._is_master:
             return ""
         socket = self._socket(zmq.PULL, zmq.RCVTIMEO)
@@ -262,7 +262,7 @@ class SocketWeights(CheckpointEngine):
     def _socket(self, kind: int, timeout: int) -> Any:
         socket = self._context.socket(kind)
         for most in (zmq.SNDHWM, zmq.RCVHWM):
-            socket.setsockopt(most, 2)  # tensors on the way: the rest of the model waits
+            socket.setsockopt(most, 2)  # tensors in transit: the rest of the model waits
         socket.setsockopt(timeout, int(TIMEOUT_S * 1000))
         socket.setsockopt(zmq.LINGER, 0)
         self._sockets.append(socket)
@@ -329,7 +329,7 @@ class SocketWeights(CheckpointEngine):
 
 
 def _device() -> torch.device:
-    """This process's own; veRL names one of NVIDIA's also where there is none."""
+    """This process's device; veRL names an NVIDIA device even where there is none."""
     name = get_device_name()
     if name == "cpu" or not get_torch_device().is_available():
         return torch.device("cpu")

@@ -56,7 +56,7 @@ class RecordingBuilder:
         self, common_prefix_len: int, common_attn_metadata: Any, *args: Any, **kwargs: Any
     ) -> Any:
         metadata = super().build(common_prefix_len, common_attn_metadata, *args, **kwargs)  # type: ignore[misc]
-        if self.capture is not None:  # not yet while vLLM profiles CUDA graphs for their memory
+        if self.capture is not None:  # None while vLLM profiles the memory of CUDA graphs
             self.capture.begin_forward()
         common = common_attn_metadata
         metadata.rows = Batch(
@@ -108,7 +108,7 @@ class RecordingImpl:
             dtype: of the queries and the KV cache.
 
         Raises:
-            ValueError: names what the layer has.
+            ValueError: names the unsupported feature.
         """
         for extra in ("logits_soft_cap", "alibi_slopes", "sinks"):
             value = getattr(self, extra, None)

@@ -1,7 +1,7 @@
-"""Kernels of the visual attention ratio, and where keys and values lie in vLLM's paged caches.
+"""Kernels of the visual attention ratio, and the layouts of keys and values in vLLM's paged caches.
 
-What a version of vLLM changes about its caches is changed here: :func:`kv_views` and
-:func:`layout_of` are all that backends and kernels know of a cache's shape.
+Changes of vLLM's caches are handled here: backends and kernels know a cache's shape only through
+:func:`kv_views` and :func:`layout_of`.
 """
 
 from enum import Enum
@@ -21,8 +21,8 @@ class CacheLayout(Enum):
     from vLLM 0.26 on (vllm-project/vllm#44455). With block_size before kv_heads in memory (NHD) the
     strides differ, not the shape."""
     HALVES = "halves"
-    """[blocks, kv_heads, block_size, 2 * dim], of which the first block_size * dim numbers of a
-    block and head are its keys and the rest its values: CPU_ATTN of vLLM 0.24."""
+    """[blocks, kv_heads, block_size, 2 * dim]: the first block_size * dim numbers of a block and
+    head are its keys, the others its values: CPU_ATTN of vLLM 0.24."""
 
 
 class KeyValueViews(NamedTuple):
@@ -40,7 +40,7 @@ def kv_views(cache: Tensor, layout: CacheLayout) -> KeyValueViews:
     """Keys and values in a layer's paged cache.
 
     Raises:
-        ValueError: the cache has not the layout's number of dimensions, or no two equal halves.
+        ValueError: the cache lacks the layout's number of dimensions, or two equal halves.
     """
     if layout is CacheLayout.BLOCKS_FIRST:
         if cache.ndim != 5 or cache.shape[1] != 2:
@@ -61,7 +61,7 @@ def layout_of(cache: Tensor, kv_heads: int, dim: int) -> CacheLayout:
     """The layout of a cache that a CUDA backend of vLLM made; CPU_ATTN's is always HALVES.
 
     Raises:
-        ValueError: a shape that is not known here, with the versions that are.
+        ValueError: an unknown shape; the message lists the known ones.
     """
     if cache.ndim == 5 and cache.shape[1] == 2 and cache.shape[3:] == (kv_heads, dim):
         return CacheLayout.BLOCKS_FIRST

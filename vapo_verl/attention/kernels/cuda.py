@@ -88,7 +88,7 @@ def walk_kernel(
     index = tl.arange(0, SPANS_PAD)
     lower = tl.load(spans + 2 * index, mask=index < MAX_SPANS, other=0)
     upper = tl.load(spans + 2 * index + 1, mask=index < MAX_SPANS, other=0)
-    num_spans = tl.max(tl.where(upper > lower, index + 1, 0), 0)  # empty ones follow: not visited
+    num_spans = tl.max(tl.where(upper > lower, index + 1, 0), 0)  # empty ones follow: skipped
 
     heads = tl.num_programs(1) * GROUP
     part = parts_ptr + (row * heads + head) * num_splits + split
@@ -146,7 +146,7 @@ def mean_kernel(
     HEADS: tl.constexpr, HEADS_PAD: tl.constexpr, SPLITS_PAD: tl.constexpr,
     MAX_SPANS: tl.constexpr, SPANS_PAD: tl.constexpr, WITH_LSE: tl.constexpr,
 ):  # fmt: skip
-    """Program (row) -> out[row]: the splits' parts together, averaged over heads."""
+    """Program (row) -> out[row]: add up the parts of the splits and average over heads."""
     row = tl.program_id(0).to(tl.int64)
     if tl.load(seq_lens_ptr + row) == 0:  # its parts were never written
         tl.store(out_ptr + row, 0.0)
