@@ -2,13 +2,13 @@
 
 python -m vapo_verl.claims generate SOURCE --out DIR           with a model behind an endpoint
 python -m vapo_verl.claims self SOURCE --out DIR --model PATH  with a model served here by vLLM
-python -m vapo_verl.claims check DIR SOURCE --out DIR2         keep what several votes agree with
+python -m vapo_verl.claims check DIR SOURCE --out DIR2         keep claims that votes confirm
 python -m vapo_verl.claims audit ...                           have a sample judged by people
 python -m vapo_verl.claims attach ...                          put claims into parquet rows
 
-The endpoint stands in the environment: OPENAI_BASE_URL, OPENAI_API_KEY, VAPO_CLAIMS_MODEL. Exit
-codes: 0 all done, 1 some images failed and are tried again by the next run, 2 bad input or an
-endpoint that refuses everything, 130 interrupted. Finished images are stored in every case.
+The environment names the endpoint: OPENAI_BASE_URL, OPENAI_API_KEY, VAPO_CLAIMS_MODEL. Exit codes:
+0 all done, 1 some images failed (the next run retries them), 2 bad input or an endpoint that
+refuses everything, 130 interrupted. Finished images are stored in every case.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from vapo_verl.data.errors import DataError
 BAD_INPUT, INTERRUPTED = 2, 130
 _CHECK_DEFAULTS = {
     "temperature": 0.7,  # votes of a greedy model would all be the same
-    "max_tokens": 1024,  # one word is asked for; thinking models spend the rest on thoughts
+    "max_tokens": 1024,  # the answer is one word; thinking models use the rest to think
 }
 
 
@@ -61,7 +61,7 @@ _Command = tuple[str, str, Callable[[argparse.ArgumentParser], None]]
 _COMMANDS: dict[str, _Command] = {
     "generate": ("make claims with an endpoint", "vapo_verl.claims.generate", _add_generate),
     "self": ("make claims with a model served here", "vapo_verl.claims.serve", _add_self),
-    "check": ("have labels voted on", "vapo_verl.claims.check", _add_check),
+    "check": ("let a model vote on labels", "vapo_verl.claims.check", _add_check),
     "audit": (
         "have a sample judged by people",
         "vapo_verl.claims.audit",
@@ -73,11 +73,11 @@ _COMMANDS: dict[str, _Command] = {
         _add_from("vapo_verl.claims.attach"),
     ),
 }
-"""Command -> help, the module whose `run` does it, and what adds its arguments."""
+"""Command -> help, module with its `run`, and function that adds its arguments."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns 2, with the message on stderr, for what a user has to fix."""
+    """Run one command; an error that the user has to fix goes to stderr and returns 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = build_parser(arguments).parse_args(arguments)
     try:

@@ -1,4 +1,4 @@
-"""`check`: has the labels of stored claims voted on, and writes new shards with what held up."""
+"""`check`: let a model vote on stored claims, and write the confirmed ones to new shards."""
 
 import argparse
 import os
@@ -23,7 +23,7 @@ _TOKENS_PER_VOTE = 2
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """The command; the exit code is `job.run_job`'s.
+    """Run the command; the exit code is that of `job.run_job`.
 
     Raises:
         FileError: CLAIMS_DIR has no records, or --out is the same folder.
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check_job(model: str, options: RunOptions, checking: CheckOptions, records: RecordIndex) -> Job:
-    """The job of having `model` vote on `records`."""
+    """The job in which `model` votes on `records`."""
 
     def images(on_problem: OnProblem) -> Iterator[ImageItem]:
         return (item for item in source_images(options, on_problem) if item.key in records)
@@ -103,7 +103,7 @@ def _vote_counts(folder: Path) -> Iterator[VoteCount]:
 
 
 def describe_agreement(agreement: Agreement) -> str:
-    """The figures in two lines; a dash where there is none."""
+    """The figures in two lines; a dash for None."""
     return (
         f"votes agree with labels: {_percent(agreement.rate)}"
         f" (true {_percent(agreement.rate_true)}, false {_percent(agreement.rate_false)}),"

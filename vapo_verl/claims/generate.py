@@ -15,11 +15,11 @@ from vapo_verl.claims.shards import Usage, read_records
 from vapo_verl.cli_options import options_from
 
 _TOKENS_PER_CLAIM = 30
-"""Of an answer's line: twelve words and the JSON around them."""
+"""Estimate for one line of an answer: twelve words and the JSON around them."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """The command; the exit code is `job.run_job`'s."""
+    """Run the command; the exit code is that of `job.run_job`."""
     options = options_from(RunOptions, arguments)
     endpoint = endpoint_from(os.environ, arguments)
     job = make_job(endpoint.model, options, options_from(MakeOptions, arguments))

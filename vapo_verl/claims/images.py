@@ -1,6 +1,6 @@
 """The images of a data set, one by one: from a folder of image files or from parquet rows.
 
-Only the column of the images is read: no question can get from here into a prompt.
+Only the image column is read, so that no question can get from here into a prompt.
 """
 
 import hashlib
@@ -41,13 +41,13 @@ class ImageItem:
     """`image_key` of `data`."""
     data: bytes
     media_type: str
-    """`image/png` and the like, from the first bytes and not from a name."""
+    """MIME type such as `image/png`, from the first bytes and not from a name."""
     source: str
     """The file, or the parquet file and row, for messages."""
 
 
 def image_key(data: bytes) -> str:
-    """What names an image everywhere: the SHA-256 (hex) of the stored image file's bytes."""
+    """The id of an image everywhere: SHA-256 (hex) of the stored image file's bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -66,9 +66,9 @@ def iter_images(
 
     Args:
         source: a parquet file, an image file, or a folder, searched recursively for both.
-        column: of the parquet rows; a list of images, or one image. Null is no image.
+        column: column of parquet rows with a list of images, or one image. Null is no image.
         base: where relative paths in parquet rows start; the working directory, as in training.
-        on_problem: what to do about a cell or file that holds no readable image; raises by default.
+        on_problem: called for a cell or file without a readable image; raises by default.
 
     Raises:
         FileError: nothing there, unreadable parquet, no such column, or an unreadable image.
@@ -108,10 +108,10 @@ def cell_bytes(cell: object, base: Path) -> bytes:
 
 
 def media_type(data: bytes) -> str:
-    """`image/png` and the like: of common formats from the first bytes, else from the header.
+    """MIME type such as `image/png`: common formats by their first bytes, others by the header.
 
     Raises:
-        BadCell: no image, or of a format that nothing here opens.
+        BadCell: not an image, or of a format that cannot be opened.
     """
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"

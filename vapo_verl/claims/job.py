@@ -1,4 +1,4 @@
-"""What `generate`, `self` and `check` have in common: survey, plan, run, report, exit code."""
+"""Shared by `generate`, `self` and `check`: survey, plan, run, report, exit code."""
 
 import asyncio
 import sys
@@ -31,7 +31,7 @@ DONE, SOME_FAILED, STOPPED, INTERRUPTED = 0, 1, 2, 130
 
 Make = Callable[[ImageItem], Awaitable[ClaimRecord]]
 PIXELS_PER_TOKEN = 28 * 28
-"""Of Qwen2.5-VL, one merged vision token. Other models count otherwise, by up to a few times."""
+"""One merged vision token of Qwen2.5-VL. Other models differ by up to a few times."""
 CHARACTERS_PER_TOKEN = 4
 _UNKNOWN_PIXELS = 512 * 512
 T = TypeVar("T")
@@ -43,21 +43,21 @@ class Job:
 
     model: str
     images: Callable[[OnProblem], Iterator[ImageItem]]
-    """All images that get a record in the end. Called twice: to plan, and to work."""
+    """All images that get a record. Called twice: for the plan, and for the run."""
     cost: Callable[[ImageItem], Usage]
-    """An estimate of one image, for the plan."""
+    """Estimated cost of one image, for the plan."""
     maker: Callable[[PatientAsker, RunCounts], Make]
     totals: Callable[[Path], tuple[Figures, str]]
-    """Figures over all records of the folder, for report.json and for a person."""
+    """Figures over all records of the folder, for report.json and as text."""
 
 
 def run_job(
     job: Job, options: RunOptions, endpoint: Callable[[], AbstractContextManager[EndpointOptions]]
 ) -> int:
-    """Bring every image of the source into the folder, or say why not; returns the exit code.
+    """Store a record of every source image, or report why not; returns the exit code.
 
     Args:
-        endpoint: opened only when there is something to ask, closed always.
+        endpoint: opened only if there are requests to send; always closed.
 
     Raises:
         DataError, OSError, ValueError: a source, folder or table that a user has to fix.
@@ -96,14 +96,14 @@ def stored_keys(folder: Path) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What a run has before it."""
+    """The work of a run, counted before it starts."""
 
     num_images: int
     """Different images of the source."""
     num_stored: int
-    """Of these, stored already: not asked for again."""
+    """Images already stored; they are not requested again."""
     estimate: Usage
-    """Of the images still to do, were every first answer complete; re-queries come on top."""
+    """For the remaining images if every first answer is complete; further requests add to it."""
 
     @property
     def num_to_do(self) -> int:
@@ -111,7 +111,7 @@ class Survey:
 
 
 def _plan(job: Job, stored: frozenset[str], counts: RunCounts) -> Survey:
-    """Print what there is to do; images that cannot be read go to the counts as failed."""
+    """Print the plan; unreadable images are counted as failed."""
 
     def note(problem: RowProblem, path: str) -> None:
         place, what = f"{path} row {problem.row}", problem.describe(path)
@@ -127,7 +127,7 @@ def _plan(job: Job, stored: frozenset[str], counts: RunCounts) -> Survey:
 
 
 def _passed_over(problem: RowProblem, path: str) -> None:
-    """The plan has noted it."""
+    """Ignored here: `_plan` has already counted it."""
 
 
 def _work(
@@ -158,7 +158,7 @@ def _work(
 
 
 def source_images(options: RunOptions, on_problem: OnProblem) -> Iterator[ImageItem]:
-    """The images that the options name, stored ones among them."""
+    """The images that the options name, including stored ones."""
     images = iter_images(
         options.source, options.column, base=options.image_root, on_problem=on_problem
     )
@@ -194,7 +194,7 @@ def text_tokens(text: str) -> int:
 
 
 class Progress(Protocol):
-    """What is used of a tqdm bar."""
+    """The part of a tqdm bar that is used."""
 
     def update(self, n: int = 1) -> object: ...
 
@@ -223,10 +223,10 @@ async def run_images(
             if counts.num_failed_in_a_row >= stop_after_failures:
                 raise FatalFault(
                     f"{counts.num_failed_in_a_row} images failed one after another, the last with: "
-                    f"{failed}; look after the endpoint, or raise --stop-after-failures"
+                    f"{failed}; check the endpoint, or raise --stop-after-failures"
                 ) from failed
         else:
-            # not in a thread: a record is either not begun or on the disk when a run is stopped
+            # not in a thread: a stopped run has either not begun a record or has it on disk
             writer.write(record)
             counts.add_record(record)
         progress.update()
@@ -237,8 +237,8 @@ async def run_images(
 async def run_pool(
     items: Iterator[T], work: Callable[[T], Awaitable[None]], *, concurrency: int
 ) -> None:
-    """Run `work` on every item, on up to `concurrency` at once; an item is read only when one of
-    them is free for it. The first exception of `work` or of `items` cancels the rest and is raised.
+    """Run `work` on every item, up to `concurrency` at once; an item is read only when a worker is
+    free. The first exception of `work` or of `items` cancels the rest and is raised.
     """
     reading, end = asyncio.Lock(), object()
 

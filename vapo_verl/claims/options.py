@@ -1,4 +1,4 @@
-"""What a run is asked to do: the arguments of the commands are these fields."""
+"""Options of a run; the arguments of the commands are these fields."""
 
 import argparse
 import math
@@ -13,14 +13,14 @@ from vapo_verl.data.errors import FileError
 
 OPENAI_URL = "https://api.openai.com/v1"
 NO_KEY = "none"
-"""Sent where no key is set: a local server asks for none, but the client wants one."""
+"""Sent if no key is set: a local server needs none, but the client always sends one."""
 MAX_CONCURRENCY, MAX_VOTES = 4096, 1000
-"""A larger number is a slip of the keyboard: each one takes memory."""
+"""A larger number is probably a typo, and each unit takes memory."""
 TOKEN_LIMIT_NAMES = ("max_completion_tokens", "max_tokens")
 
 
 def temperature(text: str) -> float | None:
-    """A number, or `server` for the endpoint's own: None."""
+    """A number, or None for `server`, the endpoint's own temperature."""
     return None if text == "server" else finite(text)
 
 
@@ -31,18 +31,18 @@ class EndpointOptions:
     model: str = field(metadata=cli(hidden=True))
     base_url: str = field(default=OPENAI_URL, metadata=cli(hidden=True))
     api_key: str = field(default=NO_KEY, repr=False, metadata=cli(hidden=True))
-    """Only ever from the environment; never stored or printed."""
+    """Read from the environment only; never stored or printed."""
     timeout_s: float = 120.0
-    """Of one request, from its start to its last byte."""
+    """Limit for one request, from its start to its last byte."""
     max_tokens: int = 4096
     """Limit of one answer, thinking included."""
     token_limit_name: str = field(
         default=TOKEN_LIMIT_NAMES[0], metadata=cli(choices=TOKEN_LIMIT_NAMES)
     )
-    """What the endpoint calls that limit; older servers know only the second name."""
+    """The endpoint's name for that limit; older servers know only the second."""
     temperature: float | None = field(default=None, metadata=cli(parse=temperature))
-    """A number, or `server`: the server's own, and the default of generate and self; some models
-    accept no other."""
+    """A number, or `server` for the server's own value, the default of generate and self; some
+    models accept no other."""
 
     def __post_init__(self) -> None:
         require_positive("--timeout-s", self.timeout_s)
@@ -62,12 +62,12 @@ class RetryOptions:
     """When a request is sent again."""
 
     max_retries: int = 6
-    """Further tries of one request after transient faults; then its image has failed."""
+    """Retries of one request after transient faults; then its image fails."""
     backoff_s: float = 1.0
     """Wait after the first fault; it doubles with each."""
     max_backoff_s: float = field(default=60.0, metadata=cli(hidden=True))
     max_wait_s: float = 300.0
-    """Longest wait that the endpoint's Retry-After can ask for; a longer one is cut to it."""
+    """Upper limit of the wait that the endpoint's Retry-After asks for."""
 
     def __post_init__(self) -> None:
         if self.max_retries < 0 or not 0 <= self.backoff_s < math.inf:
@@ -78,30 +78,30 @@ class RetryOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """The images, the folder, and the pace."""
+    """The images, the folder, and the request rate."""
 
     source: Path = field(metadata=cli(positional="SOURCE"))
     """Parquet file, or folder of parquet or images."""
     out: Path
-    """Folder for the shards; goes on where one stopped."""
+    """Folder for the shards; an interrupted run resumes there."""
     column: str = "images"
-    """Images' column of parquet rows."""
+    """Image column of parquet rows."""
     image_root: Path = Path()
     """Where relative image paths in parquet rows start."""
     limit: int | None = None
-    """Only the first so many images of the source, stored ones among them."""
+    """Use only the first N images of the source, including stored ones."""
     max_concurrency: int = 32
-    """Images in work at once, each with one request on its way."""
+    """Images processed at once, each with one request in flight."""
     requests_per_minute: float | None = None
-    """Start no more than these; None: no limit."""
+    """Most requests started per minute; None: no limit."""
     stop_after_failures: int = 100
-    """Stop when so many images fail one after another: the endpoint is down, or refuses all."""
+    """Stop when this many images fail in a row: the endpoint is down, or refuses all."""
     max_pixels: int | None = None
     """Larger images are shrunk before they are sent."""
     seed: int = 0
-    """Of the jitter of waits, and of the order of the claims in a record."""
+    """Seeds the jitter of waits, and the order of the claims in a record."""
     dry_run: bool = False
-    """Count images, estimate tokens; ask nothing."""
+    """Count images and estimate tokens; send no requests."""
     retry: RetryOptions = field(default_factory=RetryOptions)
 
     def __post_init__(self) -> None:
@@ -115,13 +115,13 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeOptions:
-    """What counts as the claims of an image."""
+    """How the claims of an image are made."""
 
     rules: ClaimRules = field(default_factory=ClaimRules)
     max_attempts: int = 5
-    """Answers read per image; the later ones are asked only for what is missing."""
+    """Answers per image; later requests ask only for the missing claims."""
     require_full: bool = False
-    """Store no short record: such images have failed, and the next run asks for them again."""
+    """Do not store short records: such images fail, and the next run retries them."""
 
     def __post_init__(self) -> None:
         require_positive("--max-attempts", self.max_attempts)
@@ -136,7 +136,7 @@ class CheckOptions:
     votes: int = 3
     """Answers per claim; an even number may tie, and a tied claim is dropped."""
     separate_votes: bool = False
-    """One request a vote, for endpoints that refuse `n`."""
+    """One request per vote, for endpoints that refuse `n`."""
 
     def __post_init__(self) -> None:
         require_positive("--votes", self.votes)
@@ -152,7 +152,7 @@ class ServeOptions:
     vllm_args: str = ""
     """For `vllm serve`: --vllm-args="--dtype float32"."""
     start_timeout_s: float = 1800.0
-    """Until it answers."""
+    """Time limit for the server to answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,22 +160,22 @@ class AttachOptions:
     """The files of `attach`, and which rows get claims."""
 
     claims_dir: Path = field(metadata=cli(positional="CLAIMS_DIR"))
-    """Left by generate or check."""
+    """Folder written by generate or check."""
     train: Path = field(metadata=cli(positional="TRAIN"))
     """Parquet file with images."""
     out: Path = field(metadata=cli(metavar="OUT.parquet"))
     column: str = "images"
-    """Of the images, a list of them a row, or one."""
+    """Column of the images: a list per row, or one image."""
     image_root: Path = Path()
     """Where relative image paths in TRAIN start; OUT has them as they are."""
     min_claims: int = field(default=1, metadata=cli(metavar="N"))
     """An image with fewer claims counts as one without."""
     drop_uncovered: bool = False
-    """Leave out the rows that end without claims."""
+    """Leave out the rows that have no claims in the end."""
     single_image_only: bool = False
-    """Rows of several images get no claims; else they say 'In image 2, ...'."""
+    """Rows of several images get no claims; otherwise their claims say 'In image 2, ...'."""
     replace: bool = False
-    """Rows that have claims get the new ones; those that are not covered keep theirs."""
+    """Replace existing claims by new ones; uncovered rows keep theirs."""
 
     def __post_init__(self) -> None:
         if self.min_claims < 1:
@@ -191,7 +191,7 @@ def endpoint_from(environment: Mapping[str, str], arguments: argparse.Namespace)
     `--model`, VAPO_CLAIMS_MODEL.
 
     Raises:
-        ValueError: no model is named, or OpenAI itself is meant and there is no key.
+        ValueError: no model is given, or the endpoint is OpenAI and there is no key.
     """
     model = arguments.model or environment.get("VAPO_CLAIMS_MODEL")
     if not model:
@@ -206,11 +206,11 @@ def endpoint_from(environment: Mapping[str, str], arguments: argparse.Namespace)
 
 
 def require_address(url: str, name: str) -> None:
-    """Refuse what is no address, or holds a key; `name` is the setting that it stands in."""
+    """Refuse an invalid address or one that holds a key; `name` is its setting."""
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.username is None
-        _ = parts.port  # raises ValueError for one that is no number
+        _ = parts.port  # raises ValueError if it is no number
     except ValueError:
         good = False
     if not good or not url.isprintable():

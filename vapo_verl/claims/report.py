@@ -1,4 +1,4 @@
-"""Counts of a run and of a folder: `report.json`, and a few lines for a person."""
+"""Counts of a run and of a folder: `report.json`, and a short text."""
 
 import json
 from collections import Counter
@@ -19,25 +19,25 @@ Figures = dict[str, object]
 
 @dataclass(slots=True, kw_only=True)
 class RunCounts:
-    """What happened since this process began; the folder's totals are counted from its shards."""
+    """Counts of this process; the folder's totals are computed from its shards."""
 
     num_finished: int = 0
-    """Images stored, short ones among them."""
+    """Images stored, including short ones."""
     num_short: int = 0
     num_failed: int = 0
     num_failed_in_a_row: int = 0
     """Since the last image that was stored: a high number means the endpoint is down."""
     failure_reasons: Counter[str] = field(default_factory=Counter)
     failures: list[dict[str, str]] = field(default_factory=list)
-    """The first of them in full: source, key, what happened."""
+    """The first failures in full: source, key, what happened."""
     retries: Counter[str] = field(default_factory=Counter)
     """Requests tried again, by reason."""
     attempts: Counter[int] = field(default_factory=Counter)
     """Images stored, by the number of answers they took."""
     rejected: Counter[str] = field(default_factory=Counter)
-    """Candidates turned down, by reason, failed images' too."""
+    """Rejected candidates by reason, including those of failed images."""
     usage: Usage = field(default_factory=Usage)
-    """All tokens of this run, also those spent on images that then failed."""
+    """All tokens of this run, including those of failed images."""
 
     def add_record(self, record: ClaimRecord) -> None:
         self.num_finished += 1
@@ -46,12 +46,12 @@ class RunCounts:
         self.attempts[record.attempts] += 1
 
     def add_failure(self, source: str, key: str, reason: str, detail: str) -> None:
-        """An image that gets no record: what the endpoint did."""
+        """Count an image that gets no record because of the endpoint."""
         self.num_failed_in_a_row += 1
         self.add_unreadable(source, key, reason, detail)
 
     def add_unreadable(self, source: str, key: str, reason: str, detail: str) -> None:
-        """An image that gets no record, through no fault of the endpoint."""
+        """Count an image that gets no record; it does not count against the endpoint."""
         self.num_failed += 1
         self.failure_reasons[reason] += 1
         if len(self.failures) < _MAX_LISTED:
@@ -59,7 +59,7 @@ class RunCounts:
 
 
 def run_figures(counts: RunCounts, model: str, why_stopped: str) -> Figures:
-    """What this process did."""
+    """Figures of this process."""
     return {
         "model": model,
         "finished": counts.num_finished,
@@ -76,7 +76,7 @@ def run_figures(counts: RunCounts, model: str, why_stopped: str) -> Figures:
 
 
 def folder_figures(records: Iterable[ClaimRecord]) -> Figures:
-    """Totals over the records of a folder, of whichever runs made them."""
+    """Totals over all records of a folder, from any run."""
     num_images = num_short = num_claims = num_true = num_low_level = 0
     models, rejected = Counter[str](), Counter[str]()
     usage, check_usage = Usage(), Usage()
@@ -148,7 +148,7 @@ def listed(counts: Mapping[str, int] | Mapping[int, int]) -> str:
 
 
 def write_report(folder: Path, report: Figures) -> None:
-    """Put report.json in place at once; what a kill leaves is the old one."""
+    """Write report.json atomically: a killed process leaves the old one."""
     with atomic_write(folder / REPORT_NAME) as partial:
         text = json.dumps(report, indent=2, ensure_ascii=False)
         partial.write_text(text + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """`self`: claims made by a local model, such as the one to be trained (tables 13 to 15).
 
-A `vllm serve` process on the loopback runs for as long as the command, and ends with it after
-errors and signals too.
+A `vllm serve` process on the loopback interface runs as long as the command, and also ends with it
+after errors and signals.
 """
 
 import argparse
@@ -33,10 +33,10 @@ _POLL_S = 0.3
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """The command; the server runs only while there is something to ask it.
+    """Run the command; the server runs only while there are requests.
 
     Raises:
-        ServerError: the server does not come up.
+        ServerError: the server does not start.
     """
     options, served = options_from(RunOptions, arguments), options_from(ServeOptions, arguments)
     # before the model loads: it refuses bad values
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM, a scheduler's, end the run as Ctrl-C does: by default it skips all clean-up."""
+    """Let a scheduler's SIGTERM end the run as Ctrl-C does: by default it skips all clean-up."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -72,7 +72,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 
 class ServerError(ValueError):
-    """The server did not come up; the message has the end of its log."""
+    """The server did not start; the message has the end of its log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ class RunningServer:
 
     base_url: str
     api_key: str
-    """Drawn for this server: the loopback is open to all users of the machine."""
+    """Random per server: the loopback is open to all users of the machine."""
 
 
 @contextmanager
@@ -91,10 +91,10 @@ def vllm_server(
     """Run `vllm serve model` while the context is open.
 
     Args:
-        log: takes all that the server prints, and is left for whoever wants to know.
+        log: receives all output of the server, and is kept.
 
     Raises:
-        ServerError: it ended, or did not answer in `start_timeout_s`.
+        ServerError: the server ended, or did not answer in `start_timeout_s`.
     """
     port, api_key = _free_port(), secrets.token_hex(16)
     with guarded() as watch, log.open("wb") as output:
@@ -126,8 +126,8 @@ def _start(
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
-        env=environment | {"VLLM_API_KEY": api_key},  # as an argument everybody could read it
-        start_new_session=True,  # Ctrl-C is for us: finished images are stored before it ends
+        env=environment | {"VLLM_API_KEY": api_key},  # all users could read an argument
+        start_new_session=True,  # Ctrl-C goes to this process: it stores finished images first
     )
 
 

@@ -1,7 +1,7 @@
 """Claims on disk: folders of append-only JSON-lines shards that survive a kill at any moment.
 
-A process writes its own new shard, one flushed and fsynced line per finished image. What a kill
-leaves is at worst an unfinished last line of a shard; its image counts as not stored.
+A process writes its own new shard, one flushed and fsynced line per finished image. A killed
+process leaves at worst an unfinished last line; its image counts as not stored.
 """
 
 import json
@@ -24,7 +24,7 @@ class Usage:
     """Tokens and requests, as the endpoint counted them; 0 where it did not."""
 
     num_requests: int = 0
-    """Requests that were answered. Those that failed on the way are not in here."""
+    """Answered requests; failed ones are not counted."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -38,7 +38,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VoteCount:
-    """How the votes of `check` fell on one claim."""
+    """The votes of `check` on one claim."""
 
     text: str
     label: bool
@@ -69,7 +69,7 @@ class ClaimRecord:
     claims: tuple[Claim, ...]
     """What to train on, in a shuffled order. After `check`, only the claims it kept."""
     model: str
-    """Made the claims."""
+    """The model that made the claims."""
     num_wanted: int = CLAIMS_PER_IMAGE
     """Claims that were asked for."""
     attempts: int = 1
@@ -79,9 +79,9 @@ class ClaimRecord:
     rejected: Mapping[str, int] = field(default_factory=dict)
     """Candidates turned down, by reason: those of `answer` and of `choose`."""
     vote_counts: tuple[VoteCount, ...] | None = None
-    """Left by `check`: one per claim it asked about, dropped claims too. None: not checked."""
+    """Set by `check`: one per checked claim, including dropped ones. None: not checked."""
     check_model: str | None = None
-    """Gave the votes."""
+    """The model that voted."""
     check_usage: Usage = field(default_factory=Usage)
     """Tokens of checking."""
 
@@ -91,7 +91,7 @@ class ClaimRecord:
         return "full" if len(self.claims) >= self.num_wanted else "short"
 
     def to_json(self) -> str:
-        """One line, without its newline; `status` is in it for readers that are not this class."""
+        """One line, without its newline; `status` is included for other readers."""
         fields = asdict(self)  # the Mapping of reasons comes back as the dict it is
         return json.dumps({**fields, "status": self.status}, ensure_ascii=False)
 
@@ -99,7 +99,7 @@ class ClaimRecord:
     def from_json(cls, line: str | bytes) -> "ClaimRecord":
         """Raises ValueError, TypeError or KeyError when the line is no record.
 
-        A claim that could not stand in a row is a ValueError which names image and claim.
+        A claim that is not valid in a row raises a ValueError that names image and claim.
         """
         fields: dict[str, Any] = json.loads(line)
         del fields["status"]
@@ -135,8 +135,8 @@ def read_records(folder: Path) -> Iterator[ClaimRecord]:
     Keys are unique: a stored image is not asked for again. A folder without shards has no records.
 
     Raises:
-        FileError: a line is no record; the message names file and line. A last line without its
-            newline is what a kill leaves, and is passed over.
+        FileError: a line is not a record; the message names file and line. A last line without
+            newline, left by a killed process, is skipped.
     """
     for path in shard_paths(folder):
         yield from (record for _, record in read_shard(path))
@@ -157,9 +157,9 @@ def read_shard(path: Path) -> Iterator[tuple[int, ClaimRecord]]:
 
 
 class ShardWriter:
-    """Appends records to a new shard of `folder`, which it makes and locks while it is open.
+    """Appends records to a new shard of `folder`, which it creates, and locks while it is open.
 
-    The shard begins with the first record, so that a run with nothing to do leaves no file.
+    The first record creates the shard, so that a run with nothing to do leaves no file.
     """
 
     def __init__(self, folder: Path):
@@ -175,7 +175,7 @@ class ShardWriter:
         self._open.close()
 
     def write(self, record: ClaimRecord) -> None:
-        """Store one image for good: on return the line is on the disk."""
+        """Store the record of one image; on return the line is on disk."""
         if self._file is None:
             self._file = self._open.enter_context(self._new_shard())
         append_line(self._file, record.to_json())
@@ -193,7 +193,7 @@ class ShardWriter:
 
 
 class RecordIndex:
-    """Image key -> where its line is: some hundred bytes an image."""
+    """Image key -> place of its line: some hundred bytes per image."""
 
     def __init__(self, folder: Path):
         """Read all shards once.

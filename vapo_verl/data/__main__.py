@@ -35,18 +35,18 @@ _READERS = {"import-vapo-thinker": vapo_thinker_reader, "import-plain": plain_re
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns 1, with the message on stderr, for what a user has to fix."""
+    """Run one command; an error that the user has to fix goes to stderr and returns 1."""
     options = build_parser().parse_args(arguments)
     run = {"check": _check, "grade": _grade}.get(options.command, _import)
     try:
         return run(options)
-    except (DataError, OSError) as error:  # OSError: no room, or no right to write there
+    except (DataError, OSError) as error:  # OSError: no space, or no permission to write
         print(error, file=sys.stderr)
         return 1
 
 
 def _check(options: argparse.Namespace) -> int:
-    """Check every file, whatever the ones before it hold, and each against those before it."""
+    """Check every file, even after bad ones, and compare each with the files before it."""
     if options.skip_bad_rows and len(options.files) > 1:
         raise DataError(
             f"--skip-bad-rows: {len(options.files)} files are given; give one at a time"
@@ -88,7 +88,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _rules(options: argparse.Namespace) -> RowRules:
-    """What is asked of the rows; raises DataError where --model holds no tokenizer."""
+    """Rules for the rows; raises DataError if --model has no tokenizer."""
     controls = ControlTokens()
     if options.model is not None:
         folder = model_folder(options.model)
@@ -108,7 +108,7 @@ def _rules(options: argparse.Namespace) -> RowRules:
 
 
 def _grade(options: argparse.Namespace) -> int:
-    """Grade a file; 1 where a ground truth is not correct against itself."""
+    """Grade a file; returns 1 if a ground truth is not correct against itself."""
     report = grade_file(
         options.file,
         style=options.style,
@@ -148,7 +148,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         "--min-claims",
         type=int,
         default=CLAIMS_PER_IMAGE,
-        help="count rows with fewer (%(default)s); 0: none are asked for, rows with videos pass",
+        help="count rows with fewer (%(default)s); 0: rows need none, and rows with videos pass",
     )
     add("--headers-only", action="store_true", help="do not read the pixels of images: fast")
     add("--max-images-checked", type=int, help="open at most this many images per file")
@@ -157,11 +157,11 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         type=user_path,
         default=Path(),
         metavar="DIR",
-        help="where relative image paths start (%(default)s); those of a run: where it is started",
+        help="where relative image paths start (%(default)s); in a run: its working directory",
     )
     add("--max-images", type=int, help="refuse rows with more images, as the engine does")
     add("--batch-size", type=int, default=1, help="refuse files with fewer rows (%(default)s)")
-    add("--model", help="look for the control tokens of its tokenizer; else for those of Qwen-VL")
+    add("--model", help="look for the control tokens of its tokenizer; default: those of Qwen-VL")
     add(
         "--control-tokens",
         choices=CONTROL_TOKENS,
@@ -187,7 +187,7 @@ def _add_grade(parser: argparse.ArgumentParser) -> None:
         "--style",
         choices=ANSWER_STYLES,
         default="math",
-        help="of rows that name none (%(default)s)",
+        help="style of rows that name none (%(default)s)",
     )
     columns = ", ".join(PREDICTION_COLUMNS)
     add("--predictions", metavar="COLUMN", help=f"full responses (the first of {columns})")

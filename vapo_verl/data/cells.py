@@ -1,7 +1,7 @@
 """Checks of the cells of a row, the same for every command: each raises BadCell. Pure.
 
-:func:`row_problems` makes all of them. `data check`, the checks before a run, the doctor, and the
-commands that read rows call it, so that a row is refused by all of them in the same words.
+:func:`row_problems` runs all of them. `data check`, the checks before a run, the doctor, and the
+commands that read rows call it, so that all of them report a problem in the same words.
 """
 
 import math
@@ -40,13 +40,13 @@ _FEWER = "raise the limit, or drop the row"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowRules:
-    """What a run or a command asks of rows, beyond the row format."""
+    """Requirements of a run or a command on rows, beyond the row format."""
 
     controls: ControlTokens = field(default_factory=ControlTokens)
     refuse_controls: bool = True
     """False: such text is encoded as plain text (`vapo.data.control_tokens=text`)."""
     max_images: int | None = None
-    """Images of a row that the engine takes; None is no limit."""
+    """Images per row that the engine accepts; None is no limit."""
     max_images_key: str = "--max-images"
     """Where the limit is set, for the message."""
     limits: Mapping[str, int | None] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class RowRules:
 
 
 def row_problems(row: Mapping[str, Any], rules: RowRules) -> list[BadCell]:
-    """Everything that is wrong with a row but the images themselves, at most one per check."""
+    """All problems of a row except those of its image files, at most one per check."""
     problems = []
     for check in CHECKS:
         try:
@@ -80,7 +80,7 @@ def check_prompt(prompt: object) -> None:
     """The prompt is a chat of strings, asks something, and ends with the user's turn.
 
     Raises:
-        BadCell: no such chat, another role, or user turns that hold nothing but placeholders.
+        BadCell: not such a chat, another role, or user turns with nothing but placeholders.
     """
     if not _is_chat(prompt):
         raise BadCell("prompt", f"the prompt is {shown(prompt)}", _CHAT)
@@ -96,7 +96,7 @@ def check_prompt(prompt: object) -> None:
 
 
 def check_images_match(prompt: list[dict[str, str]], images: object) -> list[bytes | str]:
-    """The sources of the row's images, after a count of them against the placeholders.
+    """The sources of the row's images; their number must be that of the placeholders.
 
     Raises:
         BadCell: the counts differ, `images` is not a list, an entry names no image, or its options
@@ -116,7 +116,7 @@ def check_images_match(prompt: list[dict[str, str]], images: object) -> list[byt
 
 
 def chat_parts(content: str) -> list[dict[str, str]]:
-    """A turn's text and images in their order, as a chat template of a VL model takes them."""
+    """A turn's text and images in order, as the chat template of a VL model expects them."""
     parts: list[dict[str, str]] = []
     for number, text in enumerate(content.split(IMAGE_PLACEHOLDER)):
         parts += [{"type": "image"}] if number else []
@@ -131,8 +131,8 @@ def truths_of(reward_model: object) -> tuple[str, ...]:
         reward_model: its `ground_truth` is a text, a number, or a list of those.
 
     Raises:
-        BadCell: absent, empty, blank once LaTeX around it is taken away (`$$`, `\\boxed{}`), not a
-            finite number, or of another type: a struct, bytes, a truth value, a date.
+        BadCell: absent, empty, blank without the LaTeX around it (`$$`, `\\boxed{}`), not a
+            finite number, or of another type: a struct, bytes, a bool, a date.
     """
     answer: Any = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
     if hasattr(answer, "tolist"):  # an array or a number of numpy
@@ -208,7 +208,7 @@ def _check_images(row: Mapping[str, Any], rules: RowRules) -> None:
     try:
         check_prompt(row["prompt"])
     except BadCell:
-        return  # it is refused, and there is nothing to count the images against
+        return  # `_check_prompt` refuses it, and there are no placeholders to count
     num_images = len(check_images_match(row["prompt"], row["images"]))
     if rules.max_images is not None and num_images > rules.max_images:
         found = f"{num_images} images, {rules.max_images_key}={rules.max_images}"
@@ -264,7 +264,7 @@ def _is_chat(prompt: object) -> bool:
 
 
 def _as_text(member: str | int | float | Decimal) -> str:
-    """A number as it would be written: 3.0, of a column that holds 2.5 too, is 3."""
+    """The answer as text; a float that is a whole number is written as one: 3.0 as 3."""
     if isinstance(member, float) and member.is_integer() and abs(member) < 2**53:
         return str(int(member))
     return member if isinstance(member, str) else str(member)

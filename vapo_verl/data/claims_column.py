@@ -11,7 +11,7 @@ from vapo_verl.data.errors import BadCell, shown
 CLAIMS_PER_IMAGE = 20
 """Claims made per training image (A.6 of arXiv 2509.25848): half of them true."""
 BALANCED_SHARE = (0.3, 0.7)
-"""Shares of true claims that count as balanced; outside, always saying yes (or no) pays."""
+"""Fractions of true claims that count as balanced; outside, always saying yes (or no) pays."""
 
 RUN_IMPORTER = "run `python -m vapo_verl.data import-vapo-thinker`"
 _WRITE_STRUCTS = "write claims as a list of {text: string, label: bool}"
@@ -20,7 +20,7 @@ _DROP_BLANK = "drop the claim, its label with it"
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]"
 )
-"""Control characters but tab and line breaks, halves of surrogate pairs, changes of direction."""
+"""Control characters except tab and line breaks, unpaired surrogates, changes of direction."""
 _INVISIBLE = str.maketrans("", "", "\u00ad\u200b\u2060\ufeff")
 """Soft hyphen, zero-width space, word joiner, byte-order mark."""
 
@@ -34,7 +34,7 @@ class Claim:
     """True when the image supports the claim."""
 
     def as_dict(self) -> dict[str, str | bool]:
-        """The claim as it stands in a parquet row."""
+        """The claim as it is stored in a parquet row."""
         return {"text": self.text, "label": self.label}
 
 
@@ -44,10 +44,10 @@ def normalized_text(text: str) -> str:
 
 
 def control_character(text: str) -> str | None:
-    """The first character that no claim may hold, as `U+0007`; None for a good text.
+    """The first character that a claim may not contain, as `U+0007`; None if there is none.
 
-    These are control characters other than tab and line breaks, halves of surrogate pairs, which
-    no file can hold, and characters that change the direction of writing.
+    These are control characters other than tab and line breaks, unpaired surrogates, which no
+    file can hold, and characters that change the direction of writing.
     """
     found = _CONTROL.search(text)
     return f"U+{ord(found[0]):04X}" if found else None
@@ -95,7 +95,7 @@ def _plain(value: object) -> object:
 
 
 def share_true(claims: Sequence[Claim]) -> float:
-    """Share of true claims, 0..1; of no claims 0.5, neither true nor false."""
+    """Fraction of true claims, 0..1; 0.5 if there are no claims."""
     return sum(claim.label for claim in claims) / len(claims) if claims else 0.5
 
 
@@ -105,7 +105,7 @@ def is_balanced(claims: Sequence[Claim]) -> bool:
 
 
 def has_duplicates(claims: Sequence[Claim]) -> bool:
-    """Whether two claims say the same but for case and white space."""
+    """Whether two claims are equal except for case and white space."""
     return any(count > 1 for count in Counter(_key(claim) for claim in claims).values())
 
 

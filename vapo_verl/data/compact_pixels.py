@@ -1,9 +1,9 @@
-"""What a vision model reads of a prompt's images, at 3 bytes a pixel instead of 24.
+"""The vision inputs of a prompt's images, at 3 bytes a pixel instead of 24.
 
-Qwen-VL's processor turns each pixel of the resized image into six float32 numbers: three channels,
-each twice, once for either frame of a still video. :func:`compact` keeps the three uint8 numbers
-that they were made of, and :class:`ModelInputs` computes the floats again where a model asks for
-them, bit for bit.
+Qwen-VL's processor turns each pixel of the resized image into six float32 numbers: three channels
+for each of the two frames of a still video. :func:`compact` keeps the three uint8 numbers that they
+were computed from. :class:`ModelInputs` recomputes the floats, bit for bit, when a model reads
+them.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class CompactPixels:
     num_frames: int
     """How often a patch is repeated along time; 2 for Qwen-VL."""
     merge_size: int
-    """Patches of ``merge_size`` x ``merge_size`` stand together; they become one image token."""
+    """Blocks of ``merge_size`` x ``merge_size`` patches are adjacent; each is one image token."""
 
     def to_plain(self) -> dict[str, Any]:
-        """A tensor, lists and a number, for a queue that takes tensors as they are."""
+        """Tensors, lists and numbers, for a queue that transfers tensors unchanged."""
         return {
             "patches": self.patches,
             "mean": list(self.mean),
@@ -53,7 +53,7 @@ class CompactPixels:
         return cls(**{**plain, "mean": tuple(plain["mean"]), "std": tuple(plain["std"])})
 
     def blackened(self, fraction: float, rng: np.random.Generator) -> CompactPixels:
-        """Each patch black with the probability `fraction`."""
+        """A copy in which each patch is black with probability `fraction`."""
         black = torch.from_numpy(rng.random(len(self.patches)) < fraction)
         return replace(self, patches=self.patches.masked_fill(black[:, None, None, None], 0))
 
@@ -81,10 +81,10 @@ class CompactPixels:
 
 
 def compact(pixel_values: Tensor, image_processor: Any) -> CompactPixels | None:
-    """The uint8 pixels of which ``image_processor`` made ``pixel_values``.
+    """The uint8 pixels from which ``image_processor`` computed ``pixel_values``.
 
-    The result is compared with the original bit by bit, so whatever the processor did that is not
-    known here (another scale, images that differ between frames) gives None.
+    The result is compared with the original bit by bit: for any other operation of the processor
+    (another scale, images that differ between frames) it is None.
 
     Args:
         pixel_values: float32 [num_patches, channels * temporal_patch * patch * patch].
@@ -113,10 +113,10 @@ def compact(pixel_values: Tensor, image_processor: Any) -> CompactPixels | None:
 
 
 class ModelInputs:
-    """veRL's ``multi_modal_inputs`` of one prompt; ``pixel_values`` are made when they are read.
+    """veRL's ``multi_modal_inputs`` of one prompt; ``pixel_values`` are computed when read.
 
     It has the part of a mapping that veRL's ``extract_multi_modal_inputs`` uses. Not a ``Mapping``:
-    tensordict compares the objects of a batch, and these are equal only to themselves.
+    tensordict compares the objects of a batch, and these compare by identity.
     """
 
     __slots__ = ("pixels", "plain")
@@ -126,7 +126,7 @@ class ModelInputs:
 
     @classmethod
     def of(cls, inputs: Mapping[str, Tensor], image_processor: Any) -> ModelInputs:
-        """From what a processor returned; pixels that cannot be compact stay as they are."""
+        """From a processor's output; pixels that cannot be made compact stay as they are."""
         found = compact(inputs[PIXELS], image_processor) if PIXELS in inputs else None
         plain = {name: v for name, v in inputs.items() if found is None or name != PIXELS}
         return cls(found, plain)
@@ -142,7 +142,7 @@ class ModelInputs:
 
     @property
     def num_bytes(self) -> int:
-        """Of the tensors that travel."""
+        """Size of the tensors that are transferred."""
         tensors = [*self.plain.values(), *([self.pixels.patches] if self.pixels else [])]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 

@@ -1,14 +1,14 @@
-"""Control tokens in the text of a row: found, or encoded as the characters that they are made of.
+"""Find control tokens in the text of a row, or encode them as plain text.
 
 A tokenizer turns `<|im_end|>` in a question into the token that ends a turn, and `<|image_pad|>`
-into a place for an image's features. So a row that holds such text is refused, or, on request,
-its text is escaped: :func:`hide` puts :data:`ESCAPE` into each of these words, and a tokenizer
-prepared by :func:`read_escapes` leaves that character out again after it has looked for its own
-tokens. Its ids are those of the plain text.
+into a place for an image's features. So a row with such text is refused, or, on request, its text
+is escaped: :func:`hide` puts :data:`ESCAPE` into each of these words. A tokenizer prepared by
+:func:`read_escapes` drops that character again after it has looked for its own tokens, so that its
+ids are those of the plain text.
 
 The tags of the response format, `<think>` and `</think>`, may be control tokens too. In
-Qwen3-VL-Instruct they are added tokens that were never trained: asked for them, the policy does not
-write them, and the format reward stays 0. :func:`tags_as_text` finds such tags, and prompts spell
+Qwen3-VL-Instruct they are added tokens that were never trained: the policy does not write them even
+if asked, and the format reward stays 0. :func:`tags_as_text` finds such tags, and prompts spell
 them out in the same way. The policy then answers in the same plain tokens.
 """
 
@@ -27,11 +27,11 @@ from vapo_verl.reward import THINK_END, THINK_START
 ESCAPE = "\ufdd0"
 """A noncharacter of Unicode, which no text may hold."""
 RESPONSE_TAGS = (THINK_START, THINK_END)
-"""Tokens of their own for some tokenizers, but part of every prompt's instructions."""
+"""Single tokens in some tokenizers, but part of every prompt's instructions."""
 MEDIA_WORDS = ("<video>", "<audio>")
-"""What veRL reads as the place of a video or of a recording, where a row has images."""
+"""Text that veRL reads as the place of a video or a recording, in rows with images."""
 PROCESSOR_WORDS = ("<|placeholder|>",)
-"""What the processors of Qwen-VL take for the place of an image's features."""
+"""Text that Qwen-VL's processors read as the place of an image's features."""
 VISION_TOKENS = (
     *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
     *("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>"),
@@ -57,12 +57,12 @@ _TOKENIZER_FILES = (
 
 
 class ControlTokens:
-    """The words of a text that something takes for more than text.
+    """The words that a tokenizer, a processor or veRL reads as more than text.
 
     Args:
-        tokens: of a tokenizer; those that veRL and the processor look for are added. None: the
-            tags alone.
-        tags: of :func:`tags_as_text`; other tags of the response format are left alone.
+        tokens: of a tokenizer; those that veRL and the processor look for are added. None: only
+            the tags.
+        tags: from :func:`tags_as_text`; other tags of the response format are not included.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class ControlTokens:
         return next((word for word in found if word not in allowed), None)
 
     def hide(self, text: str, *, allowed: Sequence[str] = ()) -> str:
-        """The text with an escape behind the first character of each control token."""
+        """The text with an escape after the first character of each control token."""
         while True:
             hidden = self._pattern.sub(
                 lambda match: (
@@ -133,12 +133,12 @@ def model_folder(name: str) -> Path | None:
 def tags_as_text(tokenizer: Any, setting: str | bool, processor: Any = None) -> tuple[str, ...]:
     """The tags of the response format that prompts spell out (`vapo.data.plain_think_tokens`).
 
-    Only a tag that is an added token can be meant: any other is plain text already. With ``auto``
-    it is spelled out where no chat template of the model writes it. A model that was trained to
-    think in these tokens has one that does, as Qwen3-VL-Thinking; Qwen3-VL-Instruct has not.
+    Only tags that are added tokens count: others are plain text already. With ``auto`` they are
+    spelled out if no chat template of the model writes them. A model that was trained to think in
+    these tokens has such a template, like Qwen3-VL-Thinking; Qwen3-VL-Instruct does not.
 
     Args:
-        setting: a value of `config.PLAIN_THINK_TOKENS`, of which Hydra makes two a bool.
+        setting: a value of `config.PLAIN_THINK_TOKENS`; Hydra turns two of them into a bool.
         processor: its chat template is looked at, too.
     """
     setting = str(setting).lower()
@@ -157,7 +157,7 @@ def tags_as_text(tokenizer: Any, setting: str | bool, processor: Any = None) -> 
 def text_words(
     tokenizer: Any, *, control_tokens: str, plain_think_tokens: str | bool, processor: Any = None
 ) -> ControlTokens | None:
-    """What prompts and claims of a run encode as plain text; None for nothing.
+    """The words that prompts and claims of a run encode as plain text; None for none.
 
     Prepares the tokenizers by :func:`read_escapes`.
 
@@ -177,16 +177,16 @@ def text_words(
 
 
 def tag_token_ids(tokenizer: Any, tags: Iterable[str]) -> list[int]:
-    """Ids of the tokens that :func:`tags_as_text` replaces by text, which no answer may hold."""
+    """Ids of the tokens that :func:`tags_as_text` replaces by text; no response may hold them."""
     added = tokenizer.get_added_vocab()
     return sorted(added[tag] for tag in tags)
 
 
 def spell_saved_tags(folder: Path, setting: str | bool) -> tuple[str, ...]:
-    """Take the tokens of :func:`tags_as_text` out of a saved tokenizer; the tags.
+    """Remove the tokens of :func:`tags_as_text` from a saved tokenizer; returns the tags.
 
-    Whoever loads the folder then spells the tags in prompts, as the policy was trained. A token
-    that stands before others that were added stays, as its place would be taken by the next.
+    Programs that load the folder then spell the tags in prompts, as in training. Nothing is removed
+    if another added token follows one of them, because the next token would take its id.
     """
     if not (folder / "tokenizer.json").is_file():
         return ()
@@ -226,9 +226,9 @@ def _without_tokens(stated: dict[str, Any], tokens: Collection[str]) -> dict[str
 
 
 def read_escapes(tokenizer: Any, instead: tuple[str, str] = WITHOUT_TEXT) -> None:
-    """Let a fast tokenizer leave out :data:`ESCAPE`, after it has looked for its added tokens.
+    """Make a fast tokenizer drop :data:`ESCAPE`, after it has looked for its added tokens.
 
-    It may be called again.
+    Further calls change nothing.
 
     Args:
         instead: the setting that asks for it and the value that does not, for messages.
@@ -261,7 +261,7 @@ def read_escapes(tokenizer: Any, instead: tuple[str, str] = WITHOUT_TEXT) -> Non
 
 
 def vision_token_ids(tokenizer: Any) -> list[int]:
-    """Ids of :data:`VISION_TOKENS`, which no sampled answer may hold."""
+    """Ids of :data:`VISION_TOKENS`, which no sampled response may hold."""
     added = tokenizer.get_added_vocab()
     return sorted(added[token] for token in VISION_TOKENS if token in added)
 

@@ -53,20 +53,20 @@ _PROBLEMS_SHOWN = 5
 class VapoDataset(RLHFDataset):
     """RLHFDataset whose rows all hold `claims`: a plain list of {"text", "label"}, [] for none.
 
-    And `prompt_uid`: the row's place in the data set, from which its anchors are seeded.
+    They also hold `prompt_uid`: the row's index in the data set, which seeds its anchors.
 
-    Prompts over `data.max_prompt_length` are found without decoding their images; the rows that are
-    left are those of RLHFDataset.
+    Prompts over `data.max_prompt_length` are found without decoding their images; the remaining
+    rows are those of RLHFDataset.
 
-    Images stand in the prompt as :class:`StoredImage`: they have the pixels of
-    :func:`vapo_verl.data.images.load_image`, and travel encoded. Every form of entry that it takes
-    is opened, and addresses are downloaded.
+    Images in the prompt are :class:`StoredImage`: they have the pixels of
+    :func:`vapo_verl.data.images.load_image`, and are transferred encoded. All forms of entry that
+    it accepts are opened, and addresses are downloaded.
 
     Files with and without a `claims` column may be mixed.
 
-    With `data.control_tokens=text` the control tokens in a prompt are escaped, and the tokenizers
-    that measure it read them as plain text; so does the agent loop's, which encodes it. The same
-    holds for the think tags under `data.plain_think_tokens`.
+    With `data.control_tokens=text` the control tokens in a prompt are escaped. The tokenizers here,
+    which measure it, and that of the agent loop, which encodes it, read them as plain text. The
+    same holds for the think tags under `data.plain_think_tokens`.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class VapoDataset(RLHFDataset):
     def __getitem__(self, item: int) -> dict:
         row = super().__getitem__(item)
         if self.prompt_key != "raw_prompt":
-            del row[self.prompt_key]  # the same messages: their images would travel once more
+            del row[self.prompt_key]  # the same messages: their images would be sent twice
         try:
             claims = read_claims(row.get("claims"))
         except BadCell as problem:
@@ -98,7 +98,7 @@ class VapoDataset(RLHFDataset):
         for image in stored_images(row["raw_prompt"]):
             image.where = f"row {item} of {self.data_files}"
         row["claims"] = [claim.as_dict() for claim in claims]
-        if (row["extra_info"] or {}).get("index") is None:  # veRL's is 0 then, of every row
+        if (row["extra_info"] or {}).get("index") is None:  # veRL then sets 0 in every row
             row["index"] = item
         if row.get("benchmark", "") is None:  # a column of the benchmark files beside this one
             row["benchmark"] = ""
@@ -107,7 +107,7 @@ class VapoDataset(RLHFDataset):
 
     @property
     def image_patch_size(self) -> int:
-        """The processor's, as in the agent loop; `data.image_patch_size` is where it has none."""
+        """The processor's, as in the agent loop; else `data.image_patch_size`."""
         image_processor = getattr(self.processor, "image_processor", None)
         return int(getattr(image_processor, "patch_size", None) or self._patch_size)
 
@@ -124,17 +124,17 @@ class VapoDataset(RLHFDataset):
         return super()._build_messages(example, key)
 
     def maybe_filter_out_long_prompts(self, dataframe: Dataset | None = None) -> Dataset:
-        """The rows whose prompt fits, as veRL's filter finds them, which decodes every image.
+        """The rows whose prompt fits, as by veRL's filter, but without decoding every image.
 
-        It is asked about the rows whose length headers do not tell: videos, images at an address or
-        of a rare format, and what cannot be read, which it leaves out.
+        veRL's filter checks only the rows whose length the headers do not give: videos, images at
+        an address or of a rare format, and unreadable images, which it leaves out.
         """
         assert dataframe is not None
         dataframe = _still_encoded(dataframe, self.image_key)
         if not self.filter_overlong_prompts or self.processor is None:
             return super().maybe_filter_out_long_prompts(dataframe)
         if reason := self._why_decode():
-            print(f"Prompt lengths: {reason}, so that every image is decoded to measure its row.")
+            print(f"Prompt lengths: {reason}: every image is decoded to measure its row.")
             return super().maybe_filter_out_long_prompts(dataframe)
         started_s = time.monotonic()
         measured = dataframe.map(
@@ -163,13 +163,13 @@ class VapoDataset(RLHFDataset):
         return dataframe.select(rows)
 
     def _why_decode(self) -> str:
-        """Why headers tell no length at all; empty where they do."""
+        """Why headers cannot give any length; empty if they can."""
         if not is_supported(self.processor):
             return f"{type(self.processor).__name__} is not a processor of Qwen-VL"
         return "data.mm_processor_kwargs is set" if self.mm_processor_kwargs else ""
 
     def _measure(self, row: dict, index: int) -> dict[str, int | str]:
-        """Tokens of the row's prompt, or -1 and the reason where only the processor can tell."""
+        """Tokens of the row's prompt, or -1 and the reason if only the processor can tell."""
         try:
             return {_ROW: index, _LENGTH: self.prompt_length(dict(row)), _PROBLEM: ""}
         except NotFromHeaders as reason:
@@ -178,7 +178,7 @@ class VapoDataset(RLHFDataset):
             problem = str(error)
         except IMAGE_ERRORS as error:
             problem = f"column {self.image_key!r}: {error}"
-        except Exception as error:  # veRL's filter takes any for a prompt that is too long
+        except Exception as error:  # veRL's filter drops the row on any error
             problem = f"{type(error).__name__}: {error}"
         return {_ROW: index, _LENGTH: -1, _PROBLEM: problem}
 
@@ -208,7 +208,7 @@ class VapoDataset(RLHFDataset):
         return num_prompt_tokens(self.processor, text, images)
 
     def _kept_by_verl(self, dataframe: Dataset, rows: list[int]) -> set[int]:
-        """Those of some rows that veRL's own filter keeps."""
+        """The `rows` that veRL's own filter keeps."""
         if not rows:
             return set()
         column = "__row__"
@@ -232,7 +232,7 @@ class VapoDataset(RLHFDataset):
     def _as_part(self, entry: object) -> dict[str, Any]:
         """The image as veRL puts it into a message, with the limits of the configuration.
 
-        Options that the row's struct has beside the image stay: qwen_vl_utils reads them.
+        Options beside the image in the row's struct are kept: qwen_vl_utils reads them.
         """
         limits = {name: self.config.get(name) for name in ("min_pixels", "max_pixels")}
         options = image_options(entry, limits)
@@ -242,7 +242,7 @@ class VapoDataset(RLHFDataset):
 
 
 def _still_encoded(dataframe: Dataset, column: str) -> Dataset:
-    """The table with its images as they are stored, where it has the type that decodes them."""
+    """The table with its images as stored, even if the column has the type that decodes them."""
     kind = dataframe.features.get(column)
     if isinstance(kind, List) and isinstance(kind.feature, Image):
         return dataframe.cast_column(column, List(Image(decode=False)))

@@ -24,11 +24,11 @@ class RowProblem:
     """One thing wrong with one row."""
 
     row: int
-    """Number of the row in its file, from 0; of a line, from 1."""
+    """Number of the row in its file, from 0; lines count from 1."""
     column: str
-    """Empty where it is about all of the row."""
+    """Empty if the problem concerns the whole row."""
     found: str
-    """What stands there, the value shortened."""
+    """What was found, with the value shortened."""
     fix: str
     """What to do. The same for all rows of a kind: problems are grouped by (column, fix)."""
     unit: str = "row"
@@ -57,7 +57,7 @@ def _named(column: str) -> str:
 def shown(value: object) -> str:
     """`value` and its type for a message, cut to one short line: `'WRONG' (str)`.
 
-    Bytes are shown by their length: an image printed into a log helps nobody.
+    Bytes are shown as their length only.
     """
     if value is None:
         return "null"

@@ -41,7 +41,7 @@ KINDS = {
     "several": "a list: any member is correct",
     "long": f"over {MAX_CHARS} characters: compared as text",
 }
-"""What makes a row worth a look, and what it means; the first two are errors."""
+"""Kinds of rows that are worth a look, and their meaning; the first two are errors."""
 ERRORS = ("unmatched", "unusable")
 
 
@@ -57,7 +57,7 @@ class GradedRow:
     kinds: tuple[str, ...]
     """Keys of `KINDS`."""
     answer: str | None = None
-    """What the prediction has in its box."""
+    """The boxed answer of the prediction."""
     correct: bool | None = None
     """Null without a column of predictions, and in the style `judge`."""
 
@@ -70,7 +70,7 @@ class GradeReport:
     has_predictions: bool
     shown_per_kind: int
     rows: Counter[str] = field(default_factory=Counter)
-    """Rows by style; so are the next two."""
+    """Rows by style, like the next two."""
     correct: Counter[str] = field(default_factory=Counter)
     unanswered: Counter[str] = field(default_factory=Counter)
     """Predictions without a box."""
@@ -133,8 +133,8 @@ def grade_file(
 
     Args:
         path: its truths are in `reward_model.ground_truth`, `ground_truth` or `answer`.
-        style: of rows whose `reward_model.style` names none.
-        prediction_column: full responses; by default the first of `PREDICTION_COLUMNS` there is.
+        style: for rows whose `reward_model.style` names none.
+        prediction_column: full responses; by default the first of `PREDICTION_COLUMNS` present.
         out: write one JSON line per row, a `GradedRow`.
 
     Raises:

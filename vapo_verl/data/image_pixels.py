@@ -1,4 +1,4 @@
-"""What an image's pixels are: upright, on white, in 8 bits. Pure: it opens no file.
+"""The pixels of an image: upright, on white, in 8 bits. Pure: it opens no file.
 
 :func:`vapo_verl.data.images.load_image` states the rule.
 """
@@ -43,14 +43,14 @@ _REPLACE = "replace the image or drop the row"
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """The current frame, which a file begins with. Raises BadCell on sizes and values."""
+    """The current frame, the first of an opened file. Raises BadCell on bad sizes and values."""
     check_size(*image.size)
     raw_mode = _raw_mode(image)
     image.load()
     turn = _TURNS.get(orientation(image))
     rgb = _on_white(image, raw_mode)
     upright = rgb.transpose(turn) if turn is not None else rgb
-    upright.info = {}  # with its EXIF it would be turned once more
+    upright.info = {}  # with its EXIF it would be turned a second time
     return upright
 
 
@@ -83,7 +83,7 @@ def check_size(width: int, height: int) -> None:
 
 
 def orientation(image: Image.Image, *, from_header: bool = False) -> int:
-    """In EXIF, or else in XMP: 1 to 8; 1 where there is none, or none that can be read."""
+    """Orientation in EXIF, or else in XMP: 1 to 8; 1 if it is absent or unreadable."""
     try:
         # PngImageFile.getexif decodes the image
         exif = Image.Image.getexif(image) if from_header else image.getexif()
@@ -94,12 +94,12 @@ def orientation(image: Image.Image, *, from_header: bool = False) -> int:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether its file has more than 8 bits a channel; ask before it is decoded."""
+    """Whether the file has more than 8 bits a channel; call it before the image is decoded."""
     return image.mode in _DEEP_MODES or ";16" in _raw_mode(image)
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How Pillow reads the pixels that the file stores: `RGB;16B`; empty once they are decoded."""
+    """Pillow's mode of the stored pixels, such as `RGB;16B`; empty once they are decoded."""
     for tile in getattr(image, "tile", ()):
         args = tile[3]
         return str(args[0] if isinstance(args, tuple) and args else args or "")
@@ -121,7 +121,7 @@ def _on_white(image: Image.Image, raw_mode: str) -> Image.Image:
 
 
 def _with_8_bit_transparency(image: Image.Image, raw_mode: str) -> Image.Image:
-    """A PNG file names its transparent colour in its own bits; Pillow scales the pixels alone."""
+    """Scale a PNG's transparent colour, which has the file's bits; Pillow scales only pixels."""
     colour = image.info.get("transparency")
     if raw_mode in ("L;2", "L;4") and isinstance(colour, int):
         scaled: int | tuple[int, ...] = colour * {"L;2": 85, "L;4": 17}[raw_mode]

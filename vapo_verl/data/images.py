@@ -1,8 +1,8 @@
 """Opens images: one decoder, so that policy, claims, evaluation and report see the same pixels.
 
-:func:`load_image` states the rule. :func:`read_header` tells the same without decoding, and
-:class:`vapo_verl.data.images.StoredImage` decodes when it is looked at. :func:`resized` is
-what a policy's processor is given.
+:func:`load_image` states the rule. :func:`read_header` describes its result without decoding, and
+:class:`vapo_verl.data.images.StoredImage` decodes on first use. :func:`resized` makes the input of
+a policy's processor.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from vapo_verl.data.image_pixels import (
 )
 
 HEADER_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF")
-"""Formats whose header states the size of the decoded image, as Pillow opens them. An icon, for
-one, may turn out larger when it is decoded."""
+"""Formats whose header states the size of the decoded image, as Pillow opens them. In others, such
+as icons, the decoded image may be larger."""
 
 FETCH_TIMEOUT_S = 60.0
 
 IMAGE_OPTIONS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
-"""Fields that a struct may have beside the image, for its size; others are not looked at."""
+"""Fields beside the image in a struct that set its size; others are ignored."""
 MAX_OPTION = 16384 * 28 * 28
 """Pixels to which Qwen's own code shrinks at most; a larger option would enlarge without bound."""
 _LEAST_PIXELS = 4 * 32 * 32
-"""Below this many, an upper limit alone contradicts the lower limit of Qwen's own code."""
+"""An upper limit below this many, given alone, contradicts the lower limit of Qwen's own code."""
 
 _DATA_URI = "data:"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -55,14 +55,14 @@ _CORRECT_PATH = "correct the path; absolute paths are safest"
 _REPLACE = "replace the image or drop the row"
 _SHOWN_PATH = 300
 _JPEG_TAIL = 4096
-"""Some cameras write a little behind the end of the image."""
+"""Some cameras write some bytes after the end of the image."""
 _LATE_CHUNKS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
-"""PNG chunks that may hold an orientation; behind the pixels they are read when it is decoded."""
+"""PNG chunks that may hold an orientation; after the pixels they are read only on decoding."""
 
 
 @dataclass(frozen=True, slots=True)
 class SizedImage:
-    """An image whose struct has options for its size; two are equal where these are, too."""
+    """An image whose struct has options for its size; equality includes the options."""
 
     source: bytes | str
     """As :func:`image_source` returns it."""
@@ -85,7 +85,7 @@ def sized_image(entry: object) -> ImageEntry:
 
 
 def _own_options(entry: object) -> dict[str, Any]:
-    """Those of IMAGE_OPTIONS that are set in an image's struct, as they stand there."""
+    """The IMAGE_OPTIONS that are set in an image's struct, unchecked."""
     if isinstance(entry, SizedImage):
         return dict(entry.options)
     fields = entry if isinstance(entry, dict) else {}
@@ -97,13 +97,13 @@ def load_image(entry: object, *, base: Path = Path(), fetch: bool = False) -> Im
 
     The rule, in this order:
 
-    - Of an animation or of several pages, the first one.
+    - The first frame of an animation, the first of several pages.
     - 16 bits a channel: 0 .. 65535 becomes 0 .. 255, rounded. So do integers of 32 bits. Floats of
       0 .. 1, 0 .. 255 or 0 .. 65535, by the largest value, become 0 .. 255. Negative, larger and
       nan values are refused.
     - Palettes, grey, CMYK and other colour spaces are converted as Pillow does; colour profiles
       (ICC) are not applied.
-    - What is transparent, in any mode, is shown on white.
+    - Transparent pixels, in any mode, are shown on white.
     - The orientation in EXIF, or else in XMP, is applied once: the image is upright.
 
     Args:
@@ -114,7 +114,7 @@ def load_image(entry: object, *, base: Path = Path(), fetch: bool = False) -> Im
         fetch: download `http(s)://` addresses; they are refused otherwise.
 
     Raises:
-        BadCell: no such entry, no file there, no or a damaged image, no pixels, more pixels than
+        BadCell: no such entry, no file, no image or a damaged one, no pixels, more pixels than
             Pillow's limit against decompression bombs (`Image.MAX_IMAGE_PIXELS` twice), or one side
             over MAX_ASPECT_RATIO times the other.
     """
@@ -139,7 +139,7 @@ class ImageHeader:
     """Pixels after the orientation is applied; so is `height`."""
     height: int
     has_exact_size: bool
-    """Whether the decoded image is sure to have this size."""
+    """Whether the decoded image is certain to have this size."""
     is_turned: bool
     """Its orientation is other than upright."""
     is_transparent: bool
@@ -150,7 +150,7 @@ class ImageHeader:
 
 
 def read_header(entry: object, *, base: Path = Path()) -> ImageHeader:
-    """What the header of an image tells; no pixel is decoded.
+    """Describe an image by its header; no pixel is decoded.
 
     Raises:
         BadCell: `entry` names no image, or one at an address.
@@ -164,9 +164,9 @@ def read_header(entry: object, *, base: Path = Path()) -> ImageHeader:
 
 
 def check_image(source: bytes | str, *, decode: bool = False) -> ImageHeader:
-    """Open the image and look at its header and at its end; with `decode` read all its pixels.
+    """Check the header and the end of an image; with `decode` read all its pixels.
 
-    A file whose end is missing, or in a format whose end says nothing, is always decoded.
+    A file is always decoded if its end is missing, or if its format does not mark the end.
 
     Raises:
         BadCell: as :func:`load_image`.
@@ -183,12 +183,12 @@ def check_image(source: bytes | str, *, decode: bool = False) -> ImageHeader:
 
 
 def resized(image: Image.Image, *, patch_size: int, **options: int | None) -> Image.Image:
-    """The image in the size in which veRL hands it to the processor of a Qwen-VL model.
+    """The image in the size that veRL gives to the processor of a Qwen-VL model.
 
     Args:
         image: from :func:`load_image`.
         patch_size: of the processor.
-        options: from :func:`image_options`; what is None or absent is the model's own.
+        options: from :func:`image_options`; None or absent: the model's own.
 
     Raises:
         ValueError: a side would be over 200 times the other.
@@ -205,8 +205,8 @@ def image_options(
     """How an image is to be resized: IMAGE_OPTIONS of its struct, and the limits of a run.
 
     Args:
-        limits: `min_pixels` and `max_pixels` of the configuration; where one is set, the struct's
-            own limits are left aside.
+        limits: `min_pixels` and `max_pixels` of the configuration; if one is set, the struct's own
+            limits are ignored.
 
     Raises:
         BadCell: an option is no whole number of 1 to MAX_OPTION, or two contradict each other.
@@ -234,10 +234,10 @@ def image_options(
 
 
 def check_resize(width: int, height: int, *, factor: int, **options: int) -> None:
-    """Refuse an image of which nothing is left at the size in which a model gets it.
+    """Refuse an image whose shorter side has no pixels left after it is resized for a model.
 
-    qwen_vl_utils 0.0.14 rounds the shorter side of a long image down to no pixel at all where it
-    shrinks it to `max_pixels`, and fails (`smart_resize`).
+    When qwen_vl_utils 0.0.14 shrinks a long image to `max_pixels`, it may round the shorter side
+    down to 0, and fails (`smart_resize`).
 
     Args:
         factor: pixels of an image token's side; both sides become multiples of it.
@@ -264,7 +264,7 @@ def check_resize(width: int, height: int, *, factor: int, **options: int) -> Non
 
 
 def image_source(entry: object) -> bytes | str:
-    """The encoded image, or the path or address where it is; a data URI is taken apart.
+    """The encoded image, or its path or address; a data URI is decoded.
 
     Raises:
         BadCell: neither bytes, a string nor a struct with `bytes`, `path` or `image` set.
@@ -281,12 +281,12 @@ def is_remote(source: bytes | str) -> bool:
 
 
 def is_data_uri(source: object) -> bool:
-    """Whether the image stands in the address itself."""
+    """Whether the address contains the image itself."""
     return isinstance(source, str) and source[: len(_DATA_URI)].lower() == _DATA_URI
 
 
 def check_file(source: str) -> None:
-    """Raises BadCell where there is no file at a path; it is not opened."""
+    """Raises BadCell if there is no file at a path; it is not opened."""
     with _readable(_name(source)):
         local_path(source).stat()
 
@@ -300,7 +300,7 @@ def local_path(source: str) -> Path:
 
 
 def _source(entry: object) -> bytes | str | Image.Image | np.ndarray:
-    """What an entry holds, taken out of its struct."""
+    """The content of an entry, without its struct."""
     if isinstance(entry, SizedImage):
         return entry.source
     if isinstance(entry, dict):
@@ -373,7 +373,7 @@ def _fetched(address: str) -> bytes:
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Say of an error which image it is about."""
+    """Turn errors into a BadCell that names the image."""
     try:
         yield
     except BadCell:
@@ -415,13 +415,13 @@ def _header(image: Image.Image) -> ImageHeader:
 
 
 def _has_late_chunks(image: Image.Image) -> bool:
-    """Whether a PNG file has text or EXIF behind its pixels."""
+    """Whether a PNG file has text or EXIF after its pixels."""
     kinds = list(_png_chunks(image)) if image.format == "PNG" else []
     return b"IDAT" in kinds and any(kind in _LATE_CHUNKS for kind in kinds[kinds.index(b"IDAT") :])
 
 
 def _is_complete(image: Image.Image) -> bool:
-    """Whether the file's end is there, as its format marks it; False where that cannot be seen."""
+    """Whether the file has its format's end mark; False if the format has none."""
     file = getattr(image, "fp", None)
     if file is None:
         return False
@@ -442,10 +442,10 @@ def _png_chunks(image: Image.Image) -> Iterator[bytes]:
     file = getattr(image, "fp", None)
     if file is None:
         return
-    position, end = 8, file.seek(0, io.SEEK_END)  # behind the signature
+    position, end = 8, file.seek(0, io.SEEK_END)  # after the signature
     while len(head := _read_at(file, position, 8)) == 8:
         length, kind = struct.unpack(">I4s", head)
-        position += 12 + length  # length and kind before the chunk, a checksum behind it
+        position += 12 + length  # length and kind before the chunk, a checksum after it
         if position > end:
             return
         yield kind
@@ -459,18 +459,18 @@ def _read_at(file: Any, position: int, num_bytes: int) -> bytes:
 
 
 class StoredImage(Image.Image):
-    """A PIL image with the pixels of :func:`load_image`, decoded when they are first used.
+    """A PIL image with the pixels of :func:`load_image`, decoded on first use.
 
-    Copies and pickles hold the encoded image or its path: an image travels from the data loader to
-    the agent loops, and into the replay buffer, at the size of its file.
+    Copies and pickles hold the encoded image or its path, so that an image is sent from the data
+    loader to the agent loops and into the replay buffer at the size of its file.
 
     Args:
-        entry: as :func:`load_image` takes it, but for PIL images and arrays.
+        entry: as for :func:`load_image`, except PIL images and arrays.
         where: the row it is from, for messages.
 
     Raises:
         BadCell: `entry` names no image.
-        RowError: when it is used, and cannot be decoded.
+        RowError: on first use, if it cannot be decoded.
     """
 
     def __init__(self, entry: object, where: str = "") -> None:
@@ -485,7 +485,7 @@ class StoredImage(Image.Image):
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels, from the header where that is sure."""
+        """Width and height in pixels, from the header if that is certain."""
         if self._im is None and not is_remote(self.source):
             try:
                 header = read_header(self.source)
@@ -517,7 +517,7 @@ class StoredImage(Image.Image):
 
 
 def stored_images(messages: list[dict[str, Any]]) -> list[StoredImage]:
-    """Those of a prompt, in their order."""
+    """The stored images of a prompt, in order."""
     return [
         part["image"]
         for message in messages

@@ -24,7 +24,7 @@ _READERS = {
     ".tsv": "read_csv(FILE, sep='\\t', dtype=str, keep_default_na=False)",
     ".arrow": "read_feather(FILE)",
 }
-"""Suffix -> what of pandas reads such a file. Text stays: `007`, `1.50` and `None` are answers."""
+"""Suffix -> pandas call that reads the file. Text stays: `007`, `1.50` and `None` are answers."""
 _FETCH_AGAIN = "download it again (a Git LFS pointer or a web page saved in its place looks so)"
 _TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -35,7 +35,7 @@ PROMPT_SUFFIX = (
     "Look at the image and think the question through inside <think> </think>. "
     "Then state only the final answer inside \\boxed{}."
 )
-"""Asks for the form that the format reward checks."""
+"""Asks for the format that the format reward checks."""
 
 
 def open_parquet(path: str | Path, *, key: str) -> pq.ParquetFile:
@@ -73,7 +73,7 @@ def existing_file(path: str | Path, *, key: str) -> Path:
 def iter_rows(
     parquet: pq.ParquetFile, columns: Sequence[str], *, path: str | Path, key: str
 ) -> Iterator[tuple[int, dict[str, object]]]:
-    """Yield (row number from 0, row), each row with all of `columns`: those absent are null."""
+    """Yield (row number from 0, row), each row with all of `columns`: absent ones are null."""
     present = [name for name in columns if name in parquet.schema_arrow.names]
     row_number = 0
     with _readable(path, key):
@@ -84,7 +84,7 @@ def iter_rows(
 
 
 class Unreadable:
-    """A cell that Python has no value for, as text that is no UTF-8: every check refuses it."""
+    """A cell without a value in Python, such as text that is not UTF-8: every check refuses it."""
 
     def __init__(self, reason: Exception) -> None:
         self._reason = reason
@@ -109,12 +109,12 @@ def _cell(column: pa.Array, row: int) -> object:
 
 
 def require_columns(parquet: pq.ParquetFile, wanted: Sequence[str], *, path: str, fix: str) -> None:
-    """Raises FileError, naming what is missing and what is there, unless all `wanted` are there."""
+    """Raises FileError, naming missing and present columns, unless all `wanted` are present."""
     require_names(parquet.schema_arrow.names, wanted, path=path, fix=fix)
 
 
 def require_names(present: Sequence[str], wanted: Sequence[str], *, path: str, fix: str) -> None:
-    """:func:`require_columns` of a file with the columns `present`."""
+    """:func:`require_columns` for a file with the columns `present`."""
     if missing := [name for name in wanted if name not in present]:
         raise FileError(f"{path}: missing columns {missing}, has {present}; {fix}")
 
@@ -179,7 +179,7 @@ def row_schema(*, embedded_images: bool) -> pa.Schema:
 def build_prompt(question: str, num_images: int) -> list[dict[str, str]]:
     """One user turn: the question, a placeholder per image in front if it has none, the suffix.
 
-    Placeholders that the question brings stay where they are.
+    Placeholders in the question stay where they are.
     """
     question = question.strip()
     if IMAGE_PLACEHOLDER not in question:

@@ -2,7 +2,7 @@
 
 The number of an image's tokens follows from its size alone. The size in its header goes through the
 code that resizes the image in a rollout (qwen_vl_utils under the limits of the data, then the
-processor under its own), with :class:`Frame` in the place of the pixels.
+processor under its own), with :class:`Frame` in place of the pixels.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from vapo_verl.data.images import (
 
 
 class NotFromHeaders(ValueError):
-    """Headers do not tell the prompt's length; the processor does."""
+    """Headers do not give the prompt's length; only the processor does."""
 
 
 class Frame(Image.Image):
-    """An image of which only the size is known: it can be resized, but not looked at."""
+    """An image without pixels: only its size is known, and it can be resized."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Frame(Image.Image):
         return self
 
     def resize(self, size: Any, *_: Any, **__: Any) -> Frame:
-        """As Pillow's, which refuses an empty image."""
+        """Like Pillow's, which refuses an empty image."""
         width, height = size
         if width <= 0 or height <= 0:
             raise ValueError(f"an image of {width} x {height} pixels is empty")
@@ -58,7 +58,7 @@ class Frame(Image.Image):
 
 
 def is_supported(processor: Any) -> bool:
-    """Whether each image's tokens follow from its size as :func:`num_prompt_tokens` counts them."""
+    """Whether :func:`num_prompt_tokens` can compute this processor's image tokens from sizes."""
     return type(processor) in (Qwen2VLProcessor, Qwen2_5_VLProcessor, Qwen3VLProcessor)
 
 
@@ -79,7 +79,7 @@ def put_frames(messages: Sequence[dict[str, Any]]) -> None:
 
 
 def _stated_size(image: StoredImage | Image.Image) -> tuple[int, int]:
-    """Upright, as the decoded image will be."""
+    """The size of the decoded, upright image."""
     if not isinstance(image, StoredImage):
         return image.size
     if is_remote(image.source):
@@ -91,21 +91,21 @@ def _stated_size(image: StoredImage | Image.Image) -> tuple[int, int]:
 
 
 def num_prompt_tokens(processor: Any, text: str, images: Sequence[Image.Image] | None) -> int:
-    """Tokens of a rendered chat whose every image is one placeholder in ``text``.
+    """Tokens of a rendered chat in which every image is one placeholder in ``text``.
 
     Args:
         processor: one that :func:`is_supported`.
-        images: in a rollout's size, before the processor resizes them; frames will do.
+        images: in a rollout's size, before the processor resizes them; frames suffice.
 
     Raises:
-        NotFromHeaders: ``text`` has not one placeholder for each image.
+        NotFromHeaders: ``text`` does not have one placeholder for each image.
         ValueError: an image is more than 200 times as long as it is wide.
     """
     tokenizer = processor.tokenizer
     if images is None:  # veRL asks the tokenizer, without special tokens
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
     if text.count(processor.image_token) != len(images):
-        raise NotFromHeaders(f"{processor.image_token} does not stand once for each image")
+        raise NotFromHeaders(f"{processor.image_token} is not there once for each image")
     cutter = processor.image_processor
     num_patches = [cutter.get_number_of_image_patches(i.height, i.width, {}) for i in images]
     num_image_tokens = sum(num // cutter.merge_size**2 for num in num_patches)
@@ -113,13 +113,13 @@ def num_prompt_tokens(processor: Any, text: str, images: Sequence[Image.Image] |
 
 
 class PromptMeter:
-    """Lengths of prompts before a run, without veRL: as `VapoDataset.prompt_length` finds them.
+    """Prompt lengths before a run, without veRL, as from `VapoDataset.prompt_length`.
 
     Args:
         processor: one that :func:`is_supported`.
         template_options: `data.apply_chat_template_kwargs`.
         limits: `min_pixels` and `max_pixels` of the data; None is the model's own.
-        controls: these are hidden (`vapo.data.control_tokens=text`).
+        controls: words to escape (`vapo.data.control_tokens=text`).
     """
 
     def __init__(
@@ -167,7 +167,7 @@ def long_rows(
 ) -> Iterator[int]:
     """The length of each row's prompt where it is over `max_length`, else 0.
 
-    Rows whose length nothing here can tell count as fitting.
+    Rows of unknown length count as fitting.
     """
     for row in rows:
         try:

@@ -72,11 +72,11 @@ RESERVED_COLUMNS = (
     *("mm_processor_kwargs", "mm_processor_output", "teacher_ids", "teacher_logprobs"),
     *("old_log_probs", "ref_log_prob", "entropy", "advantages", "returns", "values"),
 )
-"""Names of arguments and of fields of a response: a column would stand in their place. Other names
-that veRL uses (`uid`, `index`, `input_ids`, ...) are written over by it, and do no harm."""
+"""Names of arguments and of fields of a response, which a column would replace. veRL overwrites
+other names that it uses (`uid`, `index`, `input_ids`, ...), so these do no harm."""
 _IMPORT_FIRST = "run `python -m vapo_verl.data import-vapo-thinker` or `import-plain` on it"
 _SAMPLE_BYTES = 4096
-"""An image is told from others by its size and this many bytes at either end."""
+"""Images are compared by their size and this many bytes at either end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +91,9 @@ class CheckReport:
     num_images_opened: int
     """Images opened and found readable; remote ones, and those over the limit, are not opened."""
     num_images_decoded: int
-    """Opened images of which every pixel was read."""
+    """Opened images whose pixels were all read."""
     images_turned: int
-    """Opened images that their EXIF orientation turns; so are the next two: opened ones."""
+    """Opened images that their EXIF orientation turns; the next two also count opened images."""
     images_transparent: int
     """Shown on white."""
     images_deep: int
@@ -107,24 +107,24 @@ class CheckReport:
     """These get the plain reward."""
     rows_short_of_claims: int
     rows_unbalanced: int
-    """Rows whose share of true claims is outside BALANCED_SHARE."""
+    """Rows whose fraction of true claims is outside BALANCED_SHARE."""
     rows_with_duplicate_claims: int
     rows_with_contradiction: int
     """Rows where the same claim is labelled both true and false."""
     rows_with_shared_index: int
-    """Rows whose `extra_info.index` another row of the file has."""
+    """Rows with the `extra_info.index` of another row of the file."""
     rows_with_controls: int
     """Rows with control tokens that are encoded as plain text."""
     fingerprints: np.ndarray = field(repr=False, compare=False)
-    """uint64 [num_rows]: one of question and images, see :func:`num_duplicates`."""
+    """uint64 [num_rows]: hash of question and images, see :func:`num_duplicates`."""
     bad_rows: np.ndarray = field(repr=False, compare=False)
     """int64 [bad]: numbers of the rows that cannot be trained on."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Reason -> rows that it kept out; empty unless bad rows are left out."""
+    """Reason -> rows left out for it; empty unless bad rows are left out."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """One phrase for each thing that is allowed, but worth a look."""
+        """One phrase for each thing that is allowed but worth a look."""
         counted = (
             (self.rows_without_images, "without images"),
             (self.rows_without_claims, "without claims"),
@@ -177,17 +177,17 @@ def check_parquet(
 ) -> CheckReport:
     """Stream a data file and check every row; problems are reported together, not one at a time.
 
-    Memory is that of a row group, and 24 bytes a row.
+    Memory is one row group, and 24 bytes per row.
 
     Args:
         key: where the path was given (`data.train_files`), for the messages.
-        rules: what is asked of the rows beyond their format.
+        rules: requirements on the rows beyond their format.
         min_claims: rows with fewer claims are counted (not refused).
-        max_images_checked: open at most this many images; None opens all of them. Of the others
-            it is only seen whether there is a file.
-        decode_images: True reads all pixels; a number reads those of so many images, spread over
-            the file; False reads headers, and looks whether the file's end is there.
-        image_root: where relative paths of images start; a run takes its working directory.
+        max_images_checked: open at most this many images; None opens all of them. For the others
+            only the file's existence is checked.
+        decode_images: True reads all pixels; a number reads those of that many images, spread over
+            the file; False reads headers, and checks that the file's end is there.
+        image_root: where relative paths of images start; a run uses its working directory.
         shown_per_kind: lines per kind of problem in the message; the others are counted.
         show_progress: draw a bar on a terminal.
         skip_bad_rows: count bad rows in the report instead of raising.
@@ -224,7 +224,7 @@ def check_parquet(
 
 
 def columns_for(rules: RowRules) -> tuple[str, ...]:
-    """Columns that the checks of a row look at; those that a file lacks are null."""
+    """Columns that the checks of a row read; absent ones are null."""
     return (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, rules.video_column, rules.audio_column)
 
 
@@ -258,20 +258,20 @@ def write_usable(path: Path, out: Path, report: CheckReport) -> int:
 
 
 def num_duplicates(first: CheckReport, second: CheckReport) -> int:
-    """Rows of `second` whose question and images a row of `first` has too.
+    """Rows of `second` with the same question and images as a row of `first`.
 
-    Questions are compared but for white space and case; images by their size in bytes and their
-    first and last 4096 bytes, wherever they are stored; those that were not opened by their path.
+    Questions are compared without regard to white space and case. Images are compared by their size
+    in bytes and their first and last 4096 bytes, wherever they are stored; unopened images by path.
     """
     return int(np.isin(second.fingerprints, first.fingerprints).sum())
 
 
 def require_rows(num_rows: int, needed: int, *, key: str, needed_by: str, of: str = "") -> None:
-    """Refuse data of which no batch can be made: veRL would divide by zero, minutes later.
+    """Refuse data with too few rows for a batch: veRL would divide by zero, minutes later.
 
     Args:
-        needed_by: key and value of what takes that many rows.
-        of: where the rows are counted, for instance after a filter.
+        needed_by: key and value of the setting that takes that many rows.
+        of: which rows are counted, for instance those left by a filter.
 
     Raises:
         FileError: with the fix.
@@ -285,9 +285,9 @@ def require_rows(num_rows: int, needed: int, *, key: str, needed_by: str, of: st
 
 
 def require_same_columns(paths: Sequence[Path], *, key: str) -> None:
-    """Refuse files that cannot be read as one data set: a column has another type in each.
+    """Refuse files that cannot be read as one data set: the types of a column differ.
 
-    Columns that a file lacks, or that hold only nulls, fit to any type.
+    Columns that a file lacks, or that hold only nulls, match any type.
 
     Raises:
         FileError: the first such column, with its two types.
@@ -321,7 +321,7 @@ def _refuse_reserved(present: Sequence[str], *, key: str, path: str) -> None:
 
 
 def _decode_every(decode: bool | int, num_rows: int) -> int:
-    """Images of every how many rows are decoded; 0 for none."""
+    """N, if the images of every N-th row are decoded; 0 for none."""
     if decode is True:
         return 1
     return max(num_rows // decode, 1) if decode else 0
@@ -339,7 +339,7 @@ class RowCounts:
     """Running counts over the rows of one file.
 
     Args:
-        decode_every: images of every so many rows are decoded; 0: of none.
+        decode_every: N decodes the images of every N-th row; 0: of none.
         image_root: where relative paths start.
     """
 
@@ -412,7 +412,7 @@ class RowCounts:
                 mark(part)
 
     def _open(self, source: bytes | str, *, decode: bool) -> ImageHeader | None:
-        """None where it is not opened."""
+        """The header of the image; None if it is not opened."""
         self._count["images_remote"] += is_remote(source)
         limit_reached = self._count["num_images_opened"] == self._max_images
         if limit_reached or is_remote(source):
@@ -437,7 +437,7 @@ class RowCounts:
 
 
 def _question(prompt: Sequence[dict[str, str]]) -> bytes:
-    """The text of the user's turns, but for white space and case."""
+    """The text of the user's turns, without regard to white space and case."""
     text = " ".join(turn["content"] for turn in prompt if turn["role"] == "user")
     return " ".join(text.split()).casefold().encode()
 
@@ -450,7 +450,7 @@ def _placed(source: bytes | str, root: Path) -> bytes | str:
 
 
 def _ends(source: bytes | str, *, opened: bool) -> Iterator[bytes]:
-    """The size of an encoded image and its bytes at either end; of one not opened, where it is.
+    """The size of an encoded image and its bytes at either end; for an unopened one, its path.
 
     Raises:
         BadCell: there is no file at the path of an image that was not opened.

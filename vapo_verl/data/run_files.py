@@ -1,7 +1,7 @@
-"""The data files of a run: each row, the files together, and whether batches can be made of them.
+"""Check the data files of a run: each row, the files together, and that they fill a batch.
 
-veRL reads the files when all processes of a run have started, and an image when it is needed. What
-is found here would end the run minutes or hours later.
+veRL reads the files when all processes of a run have started, and an image when it is needed. The
+problems found here would end the run minutes or hours later.
 """
 
 import itertools
@@ -26,19 +26,19 @@ from vapo_verl.data.rows import (
 )
 
 NUM_DECODED = 64
-"""Images of each file that are decoded before a run; of all others the header and the end are
+"""Images of each file that are decoded before a run; of all others only the header and the end are
 read. `python -m vapo_verl.data check` decodes all."""
 KEYS = ("train_files", "val_files")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunData:
-    """What a run asks of its files, from `data.*` and the model."""
+    """Requirements of a run on its files, from `data.*` and the model."""
 
     files: Mapping[str, Sequence[Path]]
     """By key: `train_files`, `val_files`."""
     needed: Mapping[str, tuple[int, str]]
-    """By key: rows that a batch takes, and the key and value that say so."""
+    """By key: rows that a batch takes, and the key and value that set this number."""
     max_samples: Mapping[str, int]
     """By key: rows used at most; -1 uses all."""
     rules: RowRules
@@ -52,7 +52,7 @@ class RunData:
     """`min_pixels` and `max_pixels`."""
     template_options: Mapping[str, Any] = field(default_factory=dict)
     processor_options: Mapping[str, Any] = field(default_factory=dict)
-    """With some, lengths are left to veRL."""
+    """If there are any, veRL measures the lengths."""
     plain_think_tokens: str = "auto"
     """`vapo.data.plain_think_tokens`"""
     subset_seed: int | None = None
@@ -61,7 +61,7 @@ class RunData:
 
 
 def check_run_files(data: RunData) -> Iterator[str]:
-    """Check all files of a run; a line about each, and one about rows that are in both sets.
+    """Check all files of a run; yields a line about each, and one about rows in both sets.
 
     Raises:
         FileError, RowError: the first kind of problem found.
@@ -106,7 +106,7 @@ def _in_both(train: Sequence[CheckReport], val: Sequence[CheckReport]) -> Iterat
 
 
 def _check_lengths(data: RunData) -> Iterator[str]:
-    """Whether enough rows remain, or all fit where nothing is left out."""
+    """Check that enough rows remain, or, if none are left out, that all fit."""
     folder = model_folder(data.model)
     if folder is None:
         yield f"prompts are not measured: {data.model} is not on this machine yet"

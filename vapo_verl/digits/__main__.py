@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder of the parquet files")
     for split in ("train", "val", "test"):
         parser.add_argument(f"--{split}", type=int, help=f"rows of {split}.parquet")
-    parser.add_argument("--seed", type=int, help="of scenes, questions and claims")
+    parser.add_argument("--seed", type=int, help="seed of scenes, questions and claims")
     parser.add_argument("--grids", type=_names, help="comma-separated grid shapes, such as 2x2,2x3")
     parser.add_argument(
         "--questions",

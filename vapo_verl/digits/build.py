@@ -33,7 +33,7 @@ class DigitsConfig:
     val: int = 64
     test: int = 256
     seed: int = 0
-    """Of scenes, questions and claims; the split of the scans does not depend on it."""
+    """Seed of scenes, questions and claims; the split of the scans does not depend on it."""
     grids: tuple[str, ...] = ("2x2", "2x3")
     """Grid shapes as ROWSxCOLS, taken in turn."""
     questions: str = "standard"
@@ -54,10 +54,11 @@ class DigitsConfig:
 
 
 def _check_claim_kinds(config: DigitsConfig) -> None:
-    """Refuse kinds of claims that are unknown, or too few for any scene of a grid.
+    """Refuse kinds of claims that are unknown, or that yield too few claims in some grid.
 
     A row has 20 claims, half of them true. Each of n cells has one true claim and several false
-    ones of its digit, and of its colour; each row and column has a true one of the kind position.
+    ones about its digit, and likewise about its colour. Each row and column has a true claim of the
+    kind position.
     """
     kinds = config.claim_kinds
     if kinds is None:

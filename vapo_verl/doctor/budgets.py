@@ -13,11 +13,11 @@ from vapo_verl.launch import export_attention
 
 CHECK, THINK = "recipe", "think tags"
 REPORTED_APART = ("attention kernel", "context")
-"""Checks of a run's start with a finding of their own: in accelerator.py, and below."""
+"""Preflight checks that have their own finding: in accelerator.py, and below."""
 
 
 def check_recipe(config: DictConfig) -> Iterator[Finding]:
-    """Make all checks of a run's start; a run itself stops at the first problem."""
+    """Run all preflight checks; a run itself stops at the first problem."""
     settings = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))  # type: ignore[arg-type]
     steps: tuple[tuple[str, str, Callable[[DictConfig], object]], ...] = (
         *((CHECK, name, run) for name, run in preflight.CHECKS if name not in REPORTED_APART),

@@ -210,7 +210,7 @@ def _process_group() -> Iterator[Finding]:
 
 
 def _locked_memory() -> Iterator[Finding]:
-    """Check locked memory, as which NCCL over InfiniBand registers its buffers."""
+    """Check the limit of locked memory, which NCCL over InfiniBand needs for its buffers."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if soft == resource.RLIM_INFINITY:
         yield ok(CHECK, "locked memory: unlimited")

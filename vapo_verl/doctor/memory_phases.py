@@ -2,7 +2,7 @@
 
 An estimate by reading veRL 0.9.1 (FSDP engine), torch 2.11 (FSDP 2, AdamW), transformers 5.9
 (Qwen2.5-VL) and vLLM 0.24; not measured on a GPU. With P parameters of b bytes, T of them trained,
-S ranks that share a copy, p and r bytes in which layers compute and gradients are reduced:
+S ranks that share a copy, p bytes per element that layers compute, r per gradient reduced:
 
     state       weights P*b/S, gradients T*b/S, Adam 2*T*b/S. `param_offload` and
                 `optimizer_offload` hold theirs on the host between the phases that use them, in
@@ -16,8 +16,8 @@ S ranks that share a copy, p and r bytes in which layers compute and gradients a
                 the logits, one text layer and one vision block, each with its gradients
     logits      N*V times the bytes of :func:`logit_bytes`
     engine      gpu_memory_utilization of the device; asleep, CUDA graphs and context remain.
-                With GPUs of its own (separate_async) it shares none: of rollout and weight sync
-                the engine's GPU is shown, where it takes more
+                With GPUs of its own (separate_async) it shares none: rollout shows the engine's
+                GPU, and weight sync the GPU that takes more
     sync        the bucket, and two full tensors of the largest kind being copied into it
     load        the first rank of each shard group reads all P*b to the host, with tied embeddings
                 every rank (`get_init_weight_context_manager`: no meta device for tied weights)
@@ -45,8 +45,8 @@ GPU_PROCESS_BYTES, PROCESS_BYTES = 4.0 * GIB, 0.8 * GIB
 """Host memory of a process that holds a GPU (assumed), and of one that imports torch and vLLM
 (measured: the smoke recipe's 11 took 8.9 GiB)."""
 PIXEL_BYTES, TOKEN_BYTES = 3, 80
-"""Bytes in the replay buffer: of a pixel of a prompt, and of a token of a response's sequence. A
-test compares them with encoded rows."""
+"""Bytes in the replay buffer per pixel of a prompt, and per token of a sequence. A test compares
+them with encoded rows."""
 REPLAY, FETCHED = "replay buffer", "fetched from it"
 PIXELS, WIDEST = "pixels", "logits or a layer"
 CHECKPOINTED, ALL_LAYERS = "checkpointed activations", "activations of all layers"
@@ -369,7 +369,7 @@ class _Run:
         return Phase(name="old log prob", gpu=gpu, host=host)
 
     def ref_log_prob(self) -> Phase:
-        """On a model of its own, or on the actor without its adapters."""
+        """With a separate reference model, or with the actor without its adapters."""
         s = self.s
         gpu = {
             **self.asleep(),
@@ -418,7 +418,7 @@ class _Run:
         return Phase(name="weight sync", gpu=gpu, host=host)
 
     def weight_sender(self) -> dict[str, float]:
-        """On an actor's GPU, where the engine has others: NCCL takes one bucket and fills one."""
+        """An actor's GPU if the engine has others: NCCL sends one bucket while one is filled."""
         s = self.s
         return {
             **self.asleep(),
@@ -428,7 +428,7 @@ class _Run:
         }
 
     def weight_receiver(self) -> dict[str, float]:
-        """On an engine's GPU: two buckets of NCCL, and one on its way to the engine."""
+        """An engine's GPU: two buckets of NCCL, and one on its way to the engine."""
         s = self.s
         return {
             "contexts": 2 * GPU_CONTEXT_BYTES,
@@ -494,6 +494,6 @@ def kv_cache_bytes(
 
 
 def kv_token_bytes(shape: ModelShape, settings: MemorySettings) -> float:
-    """Keys and values of one token in all layers, on a GPU of the engine: of a head or more."""
+    """Bytes of one token's keys and values in all layers on one engine GPU, one KV head or more."""
     values = 2 * shape.num_hidden_layers * shape.key_value_size
     return values * settings.engine_bytes / min(settings.tensor_parallel, shape.num_key_value_heads)

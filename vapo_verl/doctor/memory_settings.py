@@ -62,7 +62,7 @@ class MemorySettings:
     """Of a parameter of the reference model; 0 if no KL term needs one, or the actor without its
     adapters is the reference."""
     reference_in_actor: bool
-    """That: a KL term compares with the actor without its adapters."""
+    """A KL term compares with the actor without its adapters."""
 
     packed: bool
     fused_logits: bool
@@ -90,7 +90,7 @@ class MemorySettings:
     engine_gpus_per_node: int
     """GPUs that engines have to themselves; 0: they are on the actor's."""
     kept_copies: int
-    """Of the actor's weights, on the host: those of the step's beginning, and of now meanwhile."""
+    """Host copies of the actor's weights: those of the step's start, and the current ones."""
     cuda_graphs: bool
     max_model_len: int
     max_batched_tokens: int
@@ -104,7 +104,7 @@ class MemorySettings:
     worker_processes: int
     """On a node, in addition to three for each rank."""
     prompts: float
-    """In flight, on a node: those of a step, and the warm-up of an asynchronous trainer."""
+    """Prompts in flight per node: a step's, and the warm-up of an asynchronous trainer."""
     group_size: int
     """Responses to a prompt."""
     pixels: int

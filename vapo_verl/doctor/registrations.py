@@ -133,7 +133,7 @@ def check_attention(_: DictConfig | None) -> Iterator[Finding]:
 
 
 def check_model_runner(config: DictConfig | None) -> Iterator[Finding]:
-    """With visual attention on a GPU: whether this vLLM takes its V2 runner for the model."""
+    """With visual attention on a GPU: whether this vLLM uses its V2 runner for the model."""
     if config is None or not config.vapo.attention.enabled or config.trainer.device == "cpu":
         return
     if os.environ.get(V2_RUNNER):  # refused or turned off: the finding "visual attention"
@@ -141,7 +141,7 @@ def check_model_runner(config: DictConfig | None) -> Iterator[Finding]:
     folder = model_folder(config)
     names = read_config(folder).get("architectures") or [] if folder is not None else []
     module = importlib.import_module("vllm.config.vllm")
-    # the list is gone where the V2 runner has become everyone's
+    # a vLLM without this list uses the V2 runner for every model
     taken = set(names) & set(getattr(module, "DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES", names))
     if taken:
         found = f"vLLM takes its V2 model runner for {', '.join(sorted(taken))}"

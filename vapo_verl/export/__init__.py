@@ -1,1 +1,1 @@
-"""A checkpoint of a run as a model folder that transformers and vLLM load."""
+"""Export a run's checkpoint as a model folder that transformers and vLLM load."""

@@ -35,7 +35,7 @@ class ExportOptions:
     dtype: str = field(default="bfloat16", metadata=cli(choices=("bfloat16", "float32")))
     """Of the weights."""
     allow_nonfinite: bool = False
-    """Write weights that are nan or infinite, too: to look into a run that diverged."""
+    """Also write weights that are nan or infinite, to inspect a run that diverged."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

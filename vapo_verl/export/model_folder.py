@@ -90,7 +90,7 @@ def write_model_folder(
     dtype: str = DTYPES[0],
     adapter: bool = False,
 ) -> Path:
-    """Write a checkpoint as a Hugging Face folder; its path.
+    """Write a checkpoint as a Hugging Face folder; returns its path.
 
     Adapters (LoRA) are merged into the weights, unless ``adapter``.
 
@@ -99,7 +99,7 @@ def write_model_folder(
         step: which checkpoint; the newest complete one by default.
         out: the folder to make; ``RUN_DIR/model_step_N`` by default, or ``adapter_step_N``.
         allow_nonfinite: write weights that are nan or infinite, too.
-        dtype: of the weights, one of :data:`DTYPES`. Adapters keep that of the training.
+        dtype: of the weights, one of :data:`DTYPES`. Adapters keep their training dtype.
         adapter: write the adapters alone, as peft does.
 
     Raises:
@@ -129,7 +129,7 @@ def write_model_folder(
 
 
 def _what(checkpoint: Checkpoint, dtype: str, *, adapter: bool) -> str:
-    """A sentence of the card."""
+    """The card's sentence on the weights."""
     weights = f"Weights are {dtype}."
     if checkpoint.lora is None:
         return weights
@@ -168,7 +168,7 @@ def write_adapter(
         base_model_name_or_path=base,
         r=checkpoint.lora.rank,
         lora_alpha=checkpoint.lora.alpha,
-        target_modules=sorted(adapters),  # full names: an end of one may also fit a vision layer
+        target_modules=sorted(adapters),  # full names: a suffix could also match a vision layer
         inference_mode=True,
     ).save_pretrained(str(out))
     for read in (hf_processor, hf_tokenizer):
@@ -211,7 +211,7 @@ def write_model(
         target_dir=str(out),
     )
     Merger(config).save_hf_model_and_tokenizer(read_weights(checkpoint, getattr(torch, dtype)))
-    if dtype != DTYPES[0]:  # which veRL's merger writes into the config
+    if dtype != DTYPES[0]:  # veRL's merger writes this one into the config
         file = out / "config.json"
         text = file.read_text(encoding="utf-8")
         file.write_text(text.replace(f'"dtype": "{DTYPES[0]}"', f'"dtype": "{dtype}"'))
@@ -219,7 +219,7 @@ def write_model(
 
 @contextmanager
 def _readable(checkpoint: Checkpoint, out: Path) -> Iterator[None]:
-    """Raise ExportError for what reading shards and writing files raises; nothing to stdout."""
+    """Turn errors of reading shards and writing files into ExportError; nothing to stdout."""
     from safetensors import SafetensorError
 
     with redirect_stdout(sys.stderr):  # stdout is for the path only
@@ -243,9 +243,9 @@ def _readable(checkpoint: Checkpoint, out: Path) -> Iterator[None]:
 def _refuse_incomplete(
     checkpoint: Path, given: Mapping[str, Any], needed: Mapping[str, Any]
 ) -> None:
-    """The merger would write a folder without these tensors, and a reader draw them at random.
+    """Refuse missing tensors: the merger would leave them out, and loaders draw them at random.
 
-    Compared by shape: transformers has two sets of names for some models.
+    Tensors are compared by shape: transformers has two sets of names for some models.
     """
     missing = Counter(tuple(tensor.shape) for tensor in needed.values())
     missing -= Counter(tuple(tensor.shape) for tensor in given.values())
@@ -282,7 +282,7 @@ def _refuse_nonfinite(checkpoint: Path, weights: Mapping[str, Any]) -> None:
 def write_card(
     run_dir: Path, step: int, out: Path, *, what: str = "Weights are bfloat16.", use: str = USE
 ) -> str:
-    """Write ``README.md`` from the config of that step and ``metrics.jsonl``; the base's name.
+    """Write ``README.md`` from that step's config and ``metrics.jsonl``; returns the base's name.
 
     Args:
         what: a sentence on the weights.
@@ -316,7 +316,7 @@ def card(
     what: str = "Weights are bfloat16.",
     use: str = USE,
 ) -> str:
-    """The card's text. It holds only the last parts of a path."""
+    """The card's text. Paths are cut to their last parts."""
     base = config.actor_rollout_ref.model.path
     name = config.trainer.experiment_name
     recipe = OmegaConf.select(config, "vapo.recipe") or name

@@ -37,20 +37,20 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraScale:
-    """What the adapters of a checkpoint say of themselves."""
+    """Rank and alpha of a checkpoint's adapters."""
 
     rank: int
     alpha: int
 
     @property
     def factor(self) -> float:
-        """Of B A in the sum with the weight."""
+        """Scale of B A when it is added to the weight."""
         return self.alpha / self.rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """Of one linear layer: ``y = W x + factor * B A x``."""
+    """The adapter of one linear layer: ``y = W x + factor * B A x``."""
 
     a: Any
     """[rank, in], as trained."""
@@ -136,7 +136,7 @@ def read_adapters(checkpoint: Checkpoint) -> dict[str, Adapter]:
 
 
 def _load_shards(folder: Path) -> list[dict[str, Any]]:
-    """What each rank saved of the model, read as tensors only; replicas are left out."""
+    """Each rank's part of the model, read as tensors only; replicas are left out."""
     import torch
     from torch.distributed.tensor import DTensor
 
@@ -254,7 +254,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _shard_problem(file: Path) -> str | None:
-    """What is wrong with a file that torch.save wrote: a zip archive, whose index is at its end."""
+    """What is wrong with a file of torch.save (a zip archive, its index at the end); else None."""
     with file.open("rb") as stream:
         start = stream.read(_START_BYTES)
     if not start.strip(b"\0"):

@@ -83,8 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The arguments of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m vapo_verl.gpu_check",
-        description="Prove on this machine's GPU what vapo_verl does on one. No download: models "
-        "are random. docs/gpu.md tells how to read the table.",
+        description="Check vapo_verl on this machine's GPU. No download: models are random. "
+        "docs/gpu.md tells how to read the table.",
         epilog="Exit code 0: all that ran passed, 1: something failed, 2: no CUDA device or bad "
         "usage.",
     )
@@ -110,7 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--device",
         choices=("cuda", "cpu"),
         default="cuda",
-        help="cpu: rehearse the stages with small sizes; says nothing of a GPU",
+        help="cpu: rehearse the stages with small sizes; says nothing about a GPU",
     )
     parser.add_argument("--dry-run", action="store_true", help="list stages, limits and needs")
     return parser

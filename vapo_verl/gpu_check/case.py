@@ -1,7 +1,7 @@
-"""What a stage's process sees: the device, the time that is left, and where its cases go.
+"""The interface of a stage: its device, the time that is left, and the record of its cases.
 
 ``python -m vapo_verl.gpu_check.case STAGE --seconds S --scratch DIR`` runs one stage. Each case
-appends a line of JSON to ``DIR/cases.jsonl`` as it ends, so that a crash keeps what came before.
+appends a line of JSON to ``DIR/cases.jsonl`` as it ends, so that a crash keeps the earlier cases.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from vapo_verl.gpu_check.results import CaseResult, Figure, Status
 
 CASES_FILE = "cases.jsonl"
 CLOSING_S = 8.0
-"""Kept free at a stage's end for its engines and its interpreter to shut down."""
+"""Reserved at a stage's end for its engines and its interpreter to shut down."""
 
 
 class CaseFailed(AssertionError):
@@ -26,7 +26,7 @@ class CaseFailed(AssertionError):
 
 
 class CaseSkipped(Exception):
-    """A case cannot run here; the message says what it lacks."""
+    """A case cannot run here; the message says what is missing."""
 
 
 def require(holds: bool, message: str) -> None:
@@ -36,12 +36,12 @@ def require(holds: bool, message: str) -> None:
 
 
 class Check:
-    """One stage as it runs.
+    """A running stage.
 
     Args:
         device: ``cuda``, or ``cpu`` for a rehearsal with small sizes.
-        scratch: a folder of the stage's own, deleted with the check's others.
-        seconds: for all cases of the stage.
+        scratch: the stage's own folder, deleted with those of the other stages.
+        seconds: time limit for all cases of the stage.
     """
 
     def __init__(self, device: str, scratch: Path, seconds: float) -> None:
@@ -57,11 +57,12 @@ class Check:
     def case(
         self, name: str, body: Callable[[], Mapping[str, Figure]], *, needs_s: float = 1.0
     ) -> bool:
-        """Run one case and record it; whether it passed.
+        """Run one case and record it; returns whether it passed.
 
         Args:
-            body: returns the figures worth reporting; an exception is a failure, CaseSkipped none.
-            needs_s: it is skipped where fewer seconds are left.
+            body: returns the figures worth reporting; an exception other than CaseSkipped is a
+                failure.
+            needs_s: the case is skipped if fewer seconds are left.
         """
         start = time.monotonic()
         figures: Mapping[str, Figure] = {}
@@ -110,7 +111,7 @@ class Check:
 
 
 def read_cases(scratch: Path) -> list[CaseResult]:
-    """The cases recorded so far; the last line may still be on its way."""
+    """The cases recorded so far; the last line may be incomplete."""
     file = scratch / CASES_FILE
     if not file.is_file():
         return []

@@ -1,8 +1,8 @@
 """Stage `engine`: visual attention of real vLLM engines, per token and layer.
 
 The 100M random model in bfloat16 runs in vLLM, and the same tokens go through transformers' eager
-attention in float32. An engine may be at most twice as far from it as transformers' own bfloat16
-is. Without CUDA it is the packaged model in float32, and rounding alone is allowed.
+attention in float32. The error of an engine may be at most twice that of transformers in bfloat16.
+Without CUDA the packaged model runs in float32, and only rounding errors are allowed.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from vapo_verl.gpu_check.results import Figure, significant
 AT_ONCE = 3
 """Engines that run side by side on one GPU."""
 START_S = 45.0
-"""An engine takes about so long to start; without as much time left none is started."""
+"""Approximate time that an engine takes to start; none is started with less time left."""
 MEMORY_FRACTION = 0.08
-"""Of the GPU for each of them."""
+"""Fraction of the GPU's memory for each engine."""
 NO_VALUES: Mapping[str, Any] = {}
 
 
@@ -48,12 +48,12 @@ class EngineJob:
     name: str
     batches: Mapping[str, Batch]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Over `parity.ENGINE`."""
+    """Overrides of `parity.ENGINE`."""
     env: Mapping[str, str] = field(default_factory=dict)
     capture: Mapping[str, Any] | None = None
     """Arguments that export visual attention; None for all layers."""
     lacks: str = ""
-    """What keeps it from running here; empty where nothing does."""
+    """Why it cannot run here; empty if it can."""
     must_preempt: bool = False
 
 
@@ -153,7 +153,7 @@ def gpu_jobs(num_gpus: int) -> list[EngineJob]:
             name="FLASH_ATTN, CUDA graphs, capture off",
             settings={**captured, **flash, "enable_sleep_mode": True},
             env=graphs,
-            # a batch before it, for what the prefix cache holds
+            # a first batch fills the prefix cache in the same way
             batches={"first": Batch(prompts=prompts), "greedy": greedy},
             capture=NO_VALUES,
         ),
@@ -161,7 +161,7 @@ def gpu_jobs(num_gpus: int) -> list[EngineJob]:
 
 
 def lack_of_flashinfer() -> str:
-    """What FlashInfer lacks here; blank where it can run. It compiles kernels that it has not."""
+    """What FlashInfer lacks here; empty if it can run. It compiles the kernels that are missing."""
     if not importlib.util.find_spec("flashinfer"):
         return "flashinfer is not installed"
     missing = [name for name in ("nvcc", "ninja") if shutil.which(name) is None]
@@ -260,7 +260,7 @@ def _num_tokens(samples: Sequence[Sample]) -> int:
 
 
 class Judge:
-    """Holds an engine in bfloat16 against what bfloat16 itself costs the model."""
+    """Compares the error of a bfloat16 engine with the error that bfloat16 itself causes."""
 
     def __init__(self, check: Check) -> None:
         self._check = check
@@ -291,7 +291,7 @@ class Judge:
 
 
 class ExactJudge:
-    """Holds an engine in float32 against the packaged model in transformers."""
+    """Compares a float32 engine with the packaged model in transformers."""
 
     @cached_property
     def _eager(self) -> Eager:

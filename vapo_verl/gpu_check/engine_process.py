@@ -39,7 +39,7 @@ def with_llm(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sleep_and_wake(llm: LLM, level: int) -> None:
-    """As veRL does around an update: weights come back first, then room for keys and values."""
+    """As veRL does around an update: weights come back first, then the KV cache."""
     llm.sleep(level)
     llm.wake_up(["weights"])
     if level == 2:  # the weights are lost
@@ -58,8 +58,8 @@ async def with_async_llm(job: Mapping[str, Any]) -> dict[str, Any]:
 async def run_batch(engine: AsyncLLM, batch: Mapping[str, Any]) -> list[RequestOutput]:
     """Run all requests at once, and interrupt them when each of them has some tokens.
 
-    `interrupt` is ``pause``: the engine, which aborts every request; ``abort``: every second
-    request; None: nothing.
+    `interrupt` is ``pause``: the engine aborts every request; ``abort``: every second request is
+    aborted; None: nothing.
     """
     prompts, params, interrupt = batch["prompts"], batch["params"], batch["interrupt"]
     kind = RequestOutputKind.CUMULATIVE if interrupt else RequestOutputKind.FINAL_ONLY

@@ -1,9 +1,9 @@
 """Stage `engine_speed`: what capture adds to a decode step of one vLLM engine.
 
 The ways (`off`, `default` layers, `all` layers) take turns from step to step of the same responses,
-so that context, batch and the machine's mood are shared. CUDA graphs hold their kernels: each way
-has graphs of its own, which are swapped with it. Shapes of Qwen2.5-VL-7B with 16 decoder layers,
-dummy weights, prompts of one image of 1024 tokens.
+so that they share context, batch and the state of the machine. CUDA graphs fix their kernels, so
+each way has its own graphs, which are swapped with it. Shapes of Qwen2.5-VL-7B with 16 decoder
+layers, dummy weights, prompts of one image of 1024 tokens.
 """
 
 import os
@@ -67,7 +67,7 @@ class EngineSpeed:
         self._check, self._plan = check, plan
 
     def start(self) -> Mapping[str, Figure]:
-        """Start the engine; to be called first."""
+        """Start the engine; call this first."""
         self._engine = start_engine(self._check, self._plan)
         self._switch = Switch(self._engine)
         layers = ", ".join(map(str, self._switch.default_layers))
@@ -112,7 +112,7 @@ def start_engine(check: Check, plan: Plan) -> Any:
         max_num_batched_tokens=8192 if on_gpu else 1024,
         kv_cache_memory_bytes=8 * 2**30 if on_gpu else 2**28,
         enforce_eager=not on_gpu,
-        enable_prefix_caching=False,  # prompts are alike, their keys must not be
+        enable_prefix_caching=False,  # prompts are equal, but must not share their keys
         async_scheduling=False,  # a step that is timed is the step that was switched
         limit_mm_per_prompt={"image": 1, "video": 0},
         skip_mm_profiling=True,
@@ -139,7 +139,7 @@ class Switch:
                 self._graphs[way] = self._captured(way, worker.model_runner)
 
     def _captured(self, way: str, runner: Any) -> list[tuple[Any, dict[Any, Any]]]:
-        """Capture the engine's graphs again; each wrapper with those of this way."""
+        """Capture the engine's graphs again; returns each wrapper with its graphs for this way."""
         from vllm.compilation.cuda_graph import CUDAGraphWrapper
 
         self._record(way)

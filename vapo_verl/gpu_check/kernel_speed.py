@@ -6,7 +6,7 @@ reading the keys once at the bandwidth of a copy. A decode step is estimated at 
 
     step = (weights + 2 * layers * batch * context * KV bytes of a token and layer) / bandwidth
 
-Without CUDA small sizes run in Triton's interpreter: that proves the code, and its times nothing.
+Without CUDA, small sizes run in Triton's interpreter: this tests the code; its times mean nothing.
 """
 
 import math
@@ -34,7 +34,7 @@ BLOCK_SIZE, MAX_SPANS = 16, 32
 FIRST_IMAGE_TOKEN, TEXT_TOKENS = 21, 676
 """Unaligned start of the image, and the tokens of a row beside its image tokens."""
 MIN_CACHES_BYTES, MAX_CACHES_BYTES = 0.5e9, 12e9
-"""Of all layers of a graph together: well above any L2 cache, well below the memory."""
+"""Size of the caches of all layers of a graph: well above any L2 cache, well below the memory."""
 NUM_ROUNDS = 30
 CHECKED_ROWS = 4
 TOLERANCE = 1e-4
@@ -63,7 +63,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """What all layers of a step share."""
+    """Inputs that all layers of a step share."""
 
     query_start_loc: Tensor
     seq_lens: Tensor
@@ -140,7 +140,7 @@ def measure(shape: Shape, bandwidth: float) -> Mapping[str, Figure]:
 
 
 def decode_step(shape: Shape) -> tuple[Rows, list[Layer]]:
-    """Random queries and paged keys of as many layers as it takes to fill more than the L2."""
+    """Random queries and paged keys of enough layers to exceed the L2 cache."""
     per_row = -(-shape.context // BLOCK_SIZE)
     num_blocks, device = shape.batch * per_row, shape.device
     int32 = {"dtype": torch.int32, "device": device}
@@ -179,7 +179,7 @@ def _keys(kv_cache: Tensor) -> Tensor:
 
 
 def _log_sum_exp(query: Tensor, keys: Tensor) -> Tensor:
-    """[heads]; FlashAttention computes it on the way, this stands for that."""
+    """[heads]; replaces the value that FlashAttention computes on the way."""
     kv_heads, _, dim = keys.shape
     grouped = query.float().view(kv_heads, -1, dim)
     scores = dim**-0.5 * grouped @ keys.float().transpose(1, 2)

@@ -1,7 +1,7 @@
 """Stage `kernels`: the Triton kernels against the reference in float64.
 
-Every geometry is compiled for its own, so the cases run in several processes. Without CUDA they run
-in Triton's interpreter, a few of them.
+Every geometry is compiled separately, so the cases run in several processes. Without CUDA, a few of
+them run in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
-    """What a case is about; the batches have rows of all kinds, see paged_batch.py."""
+    """The parameters of a case; the batches have rows of all kinds, see paged_batch.py."""
 
     kind: str
     """``agreement``, ``splits`` or ``graph``."""
@@ -102,7 +102,7 @@ def measure(case: Geometry, ratio: Ratio | None = None) -> dict[str, Figure]:
         ratio: computes the ratios that are checked; `kernel_ratio` unless given.
 
     Raises:
-        CaseFailed: a ratio is off by more than `TOLERANCE`, or something else does not hold.
+        CaseFailed: a ratio is off by more than `TOLERANCE`, or another requirement fails.
     """
     run_kind = {"agreement": agreement, "graph": graph, "splits": splits}[case.kind]
     return run_kind(case, ratio or kernel_ratio)
@@ -204,7 +204,7 @@ def kernel_ratio(
     """The Triton kernel's ratios of a batch.
 
     Raises:
-        CaseFailed: it wrote behind the batch's rows.
+        CaseFailed: it wrote beyond the batch's rows.
     """
     from vapo_verl.attention.kernels.cuda import visual_ratio  # after `_prepare`
 
@@ -257,7 +257,7 @@ class PagedBatch:
         ((5, 70),),  # unaligned, over several blocks
         ((0, 0), (11, 30), (0, 0), (3, 9)),  # two images, in any order, with gaps
         (),  # text only
-        ((2, 21), (23, 200)),  # ends behind the chunk that is there
+        ((2, 21), (23, 200)),  # ends beyond the present chunk
         ((0, 2),),
         ((-1, -1),),  # cannot be captured
         ((0, 5),),  # padded row with what an older batch left

@@ -1,4 +1,4 @@
-"""What the machine is, as JSON on standard output; a process of its own, since it imports torch."""
+"""Describe the machine as JSON on standard output; a separate process, since it imports torch."""
 
 import importlib
 import json

@@ -49,8 +49,8 @@ ENGINE = {
 ENV = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "TORCHDYNAMO_DISABLE": "1",
-    # Engine and worker in the script's own process: starts in a third of the time, and the clock
-    # has no say in which requests meet in a batch.
+    # Engine and worker in the script's own process: starts in a third of the time, and timing does
+    # not decide which requests meet in a batch.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 PROCESSES = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
@@ -73,7 +73,7 @@ class Prompt:
 
     @classmethod
     def random(cls, rng: random.Random, num_images: int, longest_side: int = 8) -> Prompt:
-        """Images of noise, each of a size of its own, with text before, between and after them.
+        """Images of noise, each of its own size, with text before, between and after them.
 
         Args:
             longest_side: of an image, in image tokens.
@@ -106,9 +106,9 @@ class Batch:
 
     prompts: Sequence[Prompt]
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    """Over `SAMPLING`, for all prompts."""
+    """Overrides of `SAMPLING`, for all prompts."""
     sampling_of_each: Sequence[Mapping[str, Any]] | None = None
-    """Over both, for each prompt."""
+    """Overrides of both, for each prompt."""
     interrupt: str | None = None
     """AsyncLLM only: see engine_process.py."""
     sleep: int = 0
@@ -126,7 +126,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One completion, and what it takes to run it through transformers."""
+    """One completion, with the inputs to run it through transformers."""
 
     prompt: Prompt
     prompt_ids: list[int]
@@ -168,7 +168,7 @@ class Engines:
         timeout_s: float = 600,
         **engine: Any,
     ) -> EngineRun:
-        """Run the batches, one after the other, on an engine with `engine` over `ENGINE`.
+        """Run the batches, one after the other, on an engine with `engine` overriding `ENGINE`.
 
         Raises:
             RuntimeError: the engine failed; the message has the end of its log.
@@ -217,7 +217,7 @@ def _samples(batch: Batch, outputs: list[Any]) -> list[Sample]:
 
 
 class Eager:
-    """A model in transformers, with attention that shows its weights; the packaged one if None."""
+    """A transformers model whose attention returns its weights; the packaged one if None."""
 
     def __init__(
         self, dtype: torch.dtype = torch.float32, model: Path | None = None, device: str = "cpu"
@@ -239,7 +239,7 @@ class Eager:
     ) -> Float[np.ndarray, "response layers"]:
         """Fraction of attention on the prompt's images, of the query that produced each token.
 
-        Of a model that has linear attention too, the layers are those with softmax attention.
+        If the model also has linear attention, the layers are those with softmax attention.
 
         Args:
             query_shift: look at queries this much later than the correct ones.
@@ -274,7 +274,7 @@ class Eager:
         """Absolute error of every exported value of the samples.
 
         Args:
-            of_layers: makes what the engine exports out of all layers' [response, layers].
+            of_layers: converts values of all layers [response, layers] to what the engine exports.
         """
         assert samples
         errors = []

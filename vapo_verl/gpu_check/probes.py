@@ -1,7 +1,7 @@
-"""Stage `probes`: what K anchors in every response cost a rollout.
+"""Stage `probes`: the cost of K anchors per response in a rollout.
 
-Responses of different lengths to prompts with an image each, siblings sharing a prompt; each is
-probed as soon as it is done, by the prober of training, while others still decode. The rollout is
+Responses have different lengths, each prompt has an image, and siblings share a prompt. The prober
+of training probes each response as soon as it is done, while others still decode. The rollout is
 repeated with each K over empty caches. Shapes of Qwen2.5-VL-7B with 16 decoder layers, dummy
 weights.
 """
@@ -45,7 +45,7 @@ class Plan:
     image_tokens: int
     shortest: int
     longest: int
-    """Of the responses, in tokens."""
+    """Limits of the lengths of responses, in tokens."""
     num_anchors: tuple[int, ...]
 
     @property

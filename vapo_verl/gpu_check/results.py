@@ -1,4 +1,4 @@
-"""What a check found: typed, as JSON, and as a Markdown table for a person."""
+"""Results of a check: typed, as JSON, and as Markdown tables."""
 
 import json
 from collections import Counter
@@ -10,13 +10,13 @@ from typing import Literal, TypeAlias
 from vapo_verl.files import atomic_write
 
 Figure: TypeAlias = float | int | str | None
-"""A measured number, rounded by whoever measured it, or a word."""
+"""A measured number, already rounded, or a word."""
 Status = Literal["passed", "failed", "skipped"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseResult:
-    """One thing that a stage looked at."""
+    """The result of one case of a stage."""
 
     name: str
     status: Status
@@ -29,18 +29,18 @@ class CaseResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageResult:
-    """A stage that ran, or was to."""
+    """The result of a stage that ran or was skipped."""
 
     name: str
     status: Status
     seconds: float = 0.0
     message: str = ""
-    """Why the stage itself failed or was skipped, beyond its cases: with the last lines of its
-    output where its process crashed, hung or was ended."""
+    """Why the stage itself failed or was skipped, beyond its cases. It has the last lines of output
+    if its process crashed, hung or was ended."""
     cases: tuple[CaseResult, ...] = ()
 
     def counts(self) -> str:
-        """``12 passed, 1 failed``; what there is none of is left out."""
+        """``12 passed, 1 failed``; zero counts are left out."""
         count = Counter(case.status for case in self.cases)
         order: tuple[Status, ...] = ("passed", "failed", "skipped")
         return ", ".join(f"{count[status]} {status}" for status in order if count[status])
@@ -60,13 +60,13 @@ class CheckResult:
 
     @property
     def passed(self) -> bool:
-        """All that ran passed, and something ran to its end."""
+        """All stages that ran passed, at least one ran, and the check was not stopped."""
         ran = [stage for stage in self.stages if stage.status != "skipped"]
         return bool(ran) and not self.stopped and all(s.status == "passed" for s in ran)
 
 
 def significant(value: float, digits: int = 2) -> float:
-    """A measured value with as many digits as it is worth."""
+    """A measured value, rounded to `digits` significant digits."""
     return float(f"{value:.{digits}g}")
 
 

@@ -1,6 +1,6 @@
 """The stages of the check, each run in a process of its own with a time limit.
 
-A stage that crashes, hangs or is killed is a failed stage with its last lines; the rest runs.
+A stage that crashes, hangs or is killed fails, with its last lines of output; the others still run.
 Ctrl-C and SIGTERM end the check with the results so far.
 """
 
@@ -36,8 +36,8 @@ TAIL_LINES = 12
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MACHINE_TIMEOUT_S = 120
 NATIVE_SAMPLER = {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
-"""Training samples by torch too (`logprobs_mode=processed_logprobs`); FlashInfer's sampler is
-compiled at an engine's start, and without nvcc no engine starts."""
+"""Training also samples by torch (`logprobs_mode=processed_logprobs`). FlashInfer's sampler is
+compiled when an engine starts, which fails without nvcc."""
 
 Say = Callable[[str], None]
 
@@ -106,11 +106,11 @@ DEFAULT_MINUTES = 12.0
 
 
 SLOWER_ON_CPU = 6
-"""Times as long a stage may take in a rehearsal."""
+"""Factor on the time limit of a stage in a rehearsal."""
 
 
 def select_stages(names: Sequence[str] | None) -> list[Stage]:
-    """The stages of these names, also with commas between them, in their own order; all for None.
+    """The stages with these names (also comma-separated), in their own order; all for None.
 
     Raises:
         ValueError: there is no stage of a name.
@@ -125,10 +125,10 @@ def select_stages(names: Sequence[str] | None) -> list[Stage]:
 
 
 def allot(stages: Sequence[Stage], budget_s: float) -> dict[str, int]:
-    """Seconds for each stage, an integer: first the most informative cases of each, then the rest.
+    """Whole seconds for each stage: first the most informative cases of each, then the rest.
 
-    In the order of the stages each gets its `core_s` while the budget lasts, and then what is left
-    is added in the same order, up to `cap_s`. 0: there is no time for the stage.
+    In order, each stage gets its `core_s` while the budget lasts. The remaining time is added in
+    the same order, up to `cap_s`. 0: there is no time for the stage.
     """
     left = int(budget_s)
     given = dict.fromkeys((stage.name for stage in stages), 0)
@@ -150,7 +150,7 @@ def for_rehearsal(stages: Sequence[Stage]) -> list[Stage]:
 
 
 StageCommand = Callable[[Stage, int, Path], Sequence[str]]
-"""Of a stage, its seconds and its scratch folder."""
+"""Makes the command from a stage, its seconds and its scratch folder."""
 
 
 class Stop:
@@ -179,10 +179,10 @@ def stopping() -> Iterator[Stop]:
 
 
 def machine_facts() -> dict[str, Figure]:
-    """See machine.py.
+    """The machine's description, from machine.py.
 
     Raises:
-        RuntimeError: torch cannot be imported, with its last words.
+        RuntimeError: torch cannot be imported; with the last line of its output.
     """
     command = [sys.executable, "-m", "vapo_verl.gpu_check.machine"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=MACHINE_TIMEOUT_S)
@@ -192,7 +192,7 @@ def machine_facts() -> dict[str, Figure]:
 
 
 def stage_command(device: str) -> StageCommand:
-    """Starts a stage's module on ``cuda`` or ``cpu``."""
+    """Makes the command that runs a stage on ``cuda`` or ``cpu``."""
 
     def command(stage: Stage, seconds: int, scratch: Path) -> Sequence[str]:
         module = [sys.executable, "-m", "vapo_verl.gpu_check.case", stage.name]
@@ -213,7 +213,7 @@ def run_check(
 ) -> CheckResult:
     """Run the stages within `minutes`; results and each stage's log are in the folder `out`.
 
-    The time that a stage leaves goes to those behind it. Results are written after each stage.
+    Time that a stage does not use goes to later stages. Results are written after each stage.
     """
     started = time.monotonic()
     found: list[StageResult] = []
@@ -264,7 +264,7 @@ def run_stage(
     watch: Callable[[int], None],
     say: Say,
 ) -> StageResult:
-    """One stage's process, to its end or its time limit, with all that it started."""
+    """Run one stage's process to its end or time limit, then end all that it started."""
     started = time.monotonic()
     num_shown = 0
 

@@ -40,9 +40,9 @@ class Job:
     overrides: Sequence[str]
     steps: int
     least_correlation: float
-    """Of the engine's and the actor's probabilities of the same tokens, in every step."""
+    """Least correlation of engine and actor probabilities of the same tokens, in every step."""
     start_s: float
-    """A run takes so long at least."""
+    """Minimum duration of a run."""
 
 
 def run(check: Check) -> None:
@@ -54,7 +54,7 @@ def run(check: Check) -> None:
     trained = check.case(
         name, partial(train, check, job, sdpa, job.steps, SDPA), needs_s=job.start_s
     )
-    if torch.cuda.device_count() > 1:  # first: nothing else shows what several ranks do
+    if torch.cuda.device_count() > 1:  # first, because no other case covers several ranks
         several = partial(train_on_several, check, job)
         check.case(f"{num_ranks()} GPUs", several, needs_s=job.start_s)
     if check.device == "cuda":
@@ -88,7 +88,7 @@ def cpu_job(check: Check) -> Job:
 
 
 def make_data(check: Check) -> Mapping[str, Figure]:
-    """The digits world, as the recipes' head comments say."""
+    """The digits world, as in the head comments of the recipes."""
     folder = check.scratch / "digits"
     _call(check, [sys.executable, "-m", "vapo_verl.digits", "--out", str(folder)], "data")
     return {"files": ", ".join(sorted(path.name for path in folder.iterdir()))}
@@ -97,7 +97,7 @@ def make_data(check: Check) -> Mapping[str, Figure]:
 def train(
     check: Check, job: Job, run_dir: Path, last_step: int, overrides: Sequence[str] = ()
 ) -> Mapping[str, Figure]:
-    """Train up to a step, going on from what the run folder holds; figures of the new steps.
+    """Train up to `last_step`, resuming from the run folder; returns figures of the new steps.
 
     Raises:
         CaseFailed: the run failed, or its metrics are not those of a healthy run.
@@ -128,7 +128,7 @@ def train_packed(check: Check, job: Job) -> Mapping[str, Figure]:
 
 
 def num_ranks() -> int:
-    """The largest power of two of this machine's GPUs, at most 8: the responses of a step split."""
+    """The largest power of two of this machine's GPUs, at most 8: it divides a step's responses."""
     return min(2 ** (torch.cuda.device_count().bit_length() - 1), 8)
 
 
@@ -157,7 +157,8 @@ def healthy_figures(steps: Sequence[Mapping[str, float]], job: Job) -> dict[str,
     """Figures over steps of metrics.jsonl.
 
     Raises:
-        CaseFailed: a step's engine and actor disagree, or a value that must be there is not.
+        CaseFailed: a step's engine and actor disagree, or a required value is missing or not
+            finite.
     """
     for step in steps:
         for name in ("vapo/reward/total", "vapo/attention/mean", "actor/grad_norm", CORRELATION):
@@ -208,7 +209,7 @@ def _call(check: Check, command: Sequence[str], name: str) -> None:
 
 
 def _tail(log: Path) -> str:
-    """The log's last lines, which are also left in the stage's own log."""
+    """The log's last lines, which are also printed to the stage's own log."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
     print("\n".join(lines), flush=True)
     return " / ".join(line.strip() for line in lines[-3:])

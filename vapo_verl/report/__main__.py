@@ -20,7 +20,7 @@ BAD_INPUT, INTERRUPTED = 2, 130
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportOptions:
-    """Of which run, and where to."""
+    """Which run, and where to write."""
 
     run_dir: Path = field(metadata=cli(positional="RUN_DIR"))
     """A run's trainer.default_local_dir."""
@@ -31,14 +31,14 @@ class ReportOptions:
     num_samples: int = field(default=120, metadata=cli(low=0))
     """Responses shown in full, of each run."""
     seed: int = 0
-    """Draws those responses."""
+    """Selects those responses."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the report; returns 2, with the message on stderr, for what a user has to fix."""
+    """Write the report; an error that the user has to fix goes to stderr and returns 2."""
     given = build_parser().parse_args(sys.argv[1:] if arguments is None else arguments)
     try:
         return _report(options_from(ReportOptions, given))

@@ -1,7 +1,7 @@
 """The report as one HTML file that opens without a network.
 
-What a run wrote is data to the page: JSON in a script element that no browser runs, put on the page
-as text, or escaped.
+The page treats what a run wrote as data: JSON in a script element that no browser runs, shown as
+text, or escaped.
 """
 
 import math
@@ -34,7 +34,7 @@ from vapo_verl.report.training_panels import training_panels
 
 _PACKAGE = "vapo_verl.report"
 _SCRIPTS = (("plots.js", "vapo_verl.plots"), ("explorer.js", _PACKAGE))
-"""In this order they are one script."""
+"""Concatenated in this order into one script."""
 
 
 def write_report(out: Path, runs: Sequence[RunSummary]) -> None:

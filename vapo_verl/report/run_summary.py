@@ -80,7 +80,7 @@ class PromptMeans:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownResponse:
-    """One response, as the page holds it. All texts are untrusted."""
+    """One response, as the page shows it. All texts are untrusted."""
 
     step: int | None
     uid: str

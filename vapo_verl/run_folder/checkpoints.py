@@ -72,16 +72,16 @@ class ResumePoint:
     """Where a run resumes."""
 
     step: int | None
-    """Of the newest intact checkpoint; None where there is no complete checkpoint at all."""
+    """Step of the newest intact checkpoint; None if there is no complete checkpoint at all."""
     verified: bool = True
-    """False where its marker, of an older release, holds no checksums."""
+    """False if its marker is from an older release and holds no checksums."""
     damaged: Mapping[int, list[Problem]] = field(default_factory=dict)
     """Newer complete checkpoints that failed their verification, by step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """A metric that says which checkpoint is best: the one with its highest value."""
+    """A metric that selects the best checkpoint: the one with its highest value."""
 
     metric: str
     by_step: Mapping[int, float]
@@ -144,7 +144,7 @@ def has_checksums(folder: Path) -> bool:
 
 
 def resume_point(run_dir: Path, *, sizes_only: bool = False) -> ResumePoint:
-    """The newest complete checkpoint that is intact, by its sizes alone or by its checksums, too.
+    """The newest complete checkpoint that is intact by its sizes, or also by its checksums.
 
     Raises:
         CheckpointError: there are complete checkpoints, and all of them are damaged.
@@ -171,8 +171,8 @@ def resume_point(run_dir: Path, *, sizes_only: bool = False) -> ResumePoint:
 def prepare_resume(run_dir: Path, say: Callable[[str], None]) -> ResumePoint:
     """Choose the checkpoint to resume from, for all ranks, and point veRL to it.
 
-    Damaged checkpoints are set aside. `say` is called as soon as there is something to say: the
-    files are read while workers start, and an error is raised only where its result is asked for.
+    Damaged checkpoints are set aside. `say` is called at once: the files are read while workers
+    start, and an error is raised only where the result is asked for.
 
     Raises:
         CheckpointError: all complete checkpoints are damaged.
@@ -195,7 +195,7 @@ def prepare_resume(run_dir: Path, say: Callable[[str], None]) -> ResumePoint:
 
 
 def require_intact(folder: Path) -> None:
-    """Verify a checkpoint that a person chose; one without a marker, of other programs, passes.
+    """Verify a checkpoint that the user chose; one without a marker, from other programs, passes.
 
     Raises:
         CheckpointError: it is damaged.
@@ -226,7 +226,7 @@ def file_records(
     Call it in the process that wrote them: it reads them back from the page cache.
 
     Args:
-        chosen: of the paths relative to `folder`.
+        chosen: selects files by their paths relative to `folder`.
 
     Returns:
         Records by path relative to `folder`.
@@ -247,14 +247,14 @@ def discard(run_dir: Path, step: int) -> None:
 def writing(
     run_dir: Path, step: int, keep: int | None = None, best_by: Scores | None = None
 ) -> Iterator[dict[str, FileRecord]]:
-    """Write the files of the checkpoint of `step` within; :func:`declare_complete` follows.
+    """Context that writes the files of the checkpoint of `step`; :func:`declare_complete` follows.
 
-    The folder of an earlier attempt is removed first. Old checkpoints go before the write, to make
-    room, but the newest one only in :func:`declare_complete`.
+    The folder of an earlier attempt is removed first. Old checkpoints are removed before the write,
+    to make room, the newest one not before :func:`declare_complete`.
 
     Args:
-        keep: complete checkpoints to leave, this one among them; all, where it is None.
-        best_by: scores whose best checkpoint is left too, see :func:`best_complete`.
+        keep: number of complete checkpoints to keep, including this one; None keeps all.
+        best_by: scores whose best checkpoint is kept too, see :func:`best_complete`.
 
     Yields:
         Records by path relative to the checkpoint. The caller may add those that the writing
@@ -312,11 +312,11 @@ def best_complete(run_dir: Path, scores: Scores) -> int | None:
 
 
 def remove_old(run_dir: Path, step: int, keep: int | None, best_by: Scores | None = None) -> None:
-    """Leave `keep` complete checkpoints, that of `step` and those before it, and no remains.
+    """Keep `keep` complete checkpoints (`step` and the latest before it); remove all older ones.
 
-    With `best_by`, the best one by :func:`best_complete` is left too. One whose files do not have
-    the recorded sizes does not count as complete here. Where no other is left, nothing is removed.
-    Does nothing where `keep` is None or not positive, either.
+    With `best_by`, the best one by :func:`best_complete` is kept too. A checkpoint whose files do
+    not have the recorded sizes does not count as complete here. If none is left, nothing is
+    removed. Does nothing if `keep` is None or not positive, either.
     """
     if keep is None or keep < 1:
         return

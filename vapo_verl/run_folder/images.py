@@ -42,7 +42,7 @@ def small_images(images: Sequence[Any]) -> list[bytes | None]:
 def small_image(image: Image.Image) -> bytes:
     """PNG or JPEG of at most ``MAX_SIDE`` pixels a side, of the pixels that the model sees.
 
-    It holds the pixels alone, and no metadata: a viewer has nothing to turn them by.
+    It holds no metadata, so that no viewer rotates it.
     """
     pixels = load_image(image)
     pixels.thumbnail((MAX_SIDE, MAX_SIDE))
@@ -63,9 +63,9 @@ def _encoded(entry: Any) -> bytes | None:
 
 
 def image_uri(data: bytes) -> str:
-    """``data:`` address of the image, decoded and encoded again; empty where it cannot be read.
+    """``data:`` address of the image, decoded and encoded again; empty if it cannot be read.
 
-    Only pixels get into the page: what else the bytes hold stays behind.
+    Only pixels get into the page; other content of the bytes is dropped.
     """
     try:
         encoded = small_image(load_image(data))

@@ -21,9 +21,9 @@ _KEPT = re.compile(r"config\.step_(\d+)(?:\.(\d+))?\.yaml")
 
 
 def write_config(run_dir: Path, config: DictConfig) -> None:
-    """The config as it was run, every reference resolved.
+    """Write the config of the run, with every reference resolved.
 
-    Another one that is there is kept first, under the step that the run had reached by it:
+    A different config in the folder is kept under the step that the run had reached with it:
     ``config.step_3.yaml``, then ``config.step_3.2.yaml``.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def config_file(run_dir: Path, step: int) -> Path:
 
 @contextmanager
 def named_failure(path: Path) -> Iterator[None]:
-    """A context that writes `path` during training.
+    """A context in which `path` is written during training.
 
     Raises:
         RunFolderError: it cannot be written; with the cause and the free space.

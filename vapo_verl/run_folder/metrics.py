@@ -24,9 +24,9 @@ class Metrics:
     columns: dict[str, dict[int, float]] = field(default_factory=dict)
     """Metric -> step -> value, by rising step. Null, nan and infinite values are absent."""
     num_steps: int = 0
-    """Steps with a line of their own, the validation before training (step 0) among them."""
+    """Steps that have a line, including the validation before training (step 0)."""
     num_broken_lines: int = 0
-    """Lines that are no record: the last one of a run that is writing or was killed."""
+    """Lines that are not records, such as the last one of a run that is writing or was killed."""
 
     def series(self, name: str) -> dict[int, float]:
         """Step -> value; empty where the metric was never logged or never finite."""
@@ -40,7 +40,7 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Read the file, line by line; a missing one is a run without metrics.
+    """Read the file, line by line; a missing file gives no metrics.
 
     Where a step has several lines (a validation has its own), a later value replaces an earlier.
     """
@@ -79,10 +79,9 @@ def _is_finite(value: Any) -> bool:
 class MetricsFile:
     """``metrics.jsonl``: one ``{"step": .., "data": {..}}`` a line, as veRL's file logger writes.
 
-    Unlike that logger it survives a resume: what the run logged up to the resumed step stays, and
-    what it logged after its last checkpoint is dropped, because those steps are run again. A step
-    has one line: values that are logged for it later are added to that line. A value that is not
-    finite is written as null.
+    Unlike that logger it supports a resume: what the run logged up to the resumed step stays, and
+    later values are dropped, because those steps run again. A step has one line: values that are
+    logged for it later are added to that line. A value that is not finite is written as null.
     """
 
     def __init__(self, path: Path, resumed_step: int) -> None:
@@ -93,7 +92,7 @@ class MetricsFile:
             with named_failure(path):
                 self._rewrite({step: data for step, data in kept.items() if step <= resumed_step})
         self.missing_steps = sorted({*range(1, resumed_step + 1)} - self._steps)
-        """Steps up to the resumed one that have no line, of a run of an older release."""
+        """Steps up to the resumed one that have no line, as in runs of older releases."""
 
     def log(self, data: Mapping[str, Any], step: int) -> None:
         """Write the line of a step, synced to the disk.
@@ -111,7 +110,7 @@ class MetricsFile:
         self._steps.add(step)
 
     def _records(self) -> dict[int, dict[str, Any]]:
-        """Data by step; a step with several lines, of two runs in one folder, has the last values.
+        """Data by step; if two runs in one folder logged a step, the last values count.
 
         The line that a killed process did not finish is left out.
         """
@@ -127,7 +126,7 @@ class MetricsFile:
             try:
                 append_line(file, line)
             except OSError:
-                os.ftruncate(file.fileno(), size)  # a full disk takes a part of a line
+                os.ftruncate(file.fileno(), size)  # a full disk may leave a part of a line
                 raise
 
     def _rewrite(self, records: Mapping[int, Mapping[str, Any]]) -> None:

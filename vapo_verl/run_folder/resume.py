@@ -1,9 +1,9 @@
-"""Whether a command goes on with the run in its folder, or is another run.
+"""Decide whether a command resumes the run in its folder, or is another run.
 
-A run resumes where its folder holds a complete checkpoint. What makes it the same run is compared
-with the folder: the settings in ``config.yaml``, and what the data and model files held, in
-``inputs.json``. A change of those in :data:`IDENTITY` needs ``vapo.accept_changes``; every other
-one is a line of output.
+A run resumes if its folder holds a complete checkpoint. To be the same run, its settings are
+compared with ``config.yaml``, and the contents of its data and model files with ``inputs.json``. A
+change of keys in :data:`IDENTITY` needs ``vapo.accept_changes``; every other change is only
+printed.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ IDENTITY = (
     *("reward", "reward_model", "custom_reward_function"),
     *("vapo.method", "algorithm.adv_estimator", "actor_rollout_ref.actor.policy_loss.loss_mode"),
 )
-"""Model, data, seed, reward and method: keys, and groups of keys, that make a run what it is."""
+"""Model, data, seed, reward and method: keys, and groups of keys, that identify a run."""
 HARMLESS = (
     *("vapo.anchors.max_tokens_in_flight", "vapo.anchors.self_test_rows"),
     *(f"vapo.reward.judge.{name}" for name in ("base_url", "max_concurrency", "cache_dir")),
@@ -54,9 +54,9 @@ OF_THE_START = (
         for name in ("worker_cls", "scheduler_cls", "additional_config")
     ),
 )
-"""Keys that a start sets by itself, by other keys and by the machine: not compared."""
+"""Keys that a start derives from other keys and the machine: not compared."""
 OF_THE_RUN = ("trainer", "vapo.logging", "vapo.replay_poll_s")
-"""Keys by which a finished run stays the run that it was."""
+"""Keys that may change for a finished run without making it another run."""
 FSDP_SIZE = "actor_rollout_ref.actor.fsdp_config.fsdp_size"
 STRATEGY = "actor_rollout_ref.actor.strategy"
 _REFERENCE = re.compile(r"\$\{[\w.]+\}")
@@ -75,7 +75,7 @@ class Change:
 
     key: str
     old: str
-    """As shown; so is `new`."""
+    """As text, like `new`."""
     new: str
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ class Change:
 
 
 def references(config: Mapping[str, Any]) -> frozenset[str]:
-    """Keys of an unresolved config that are another key's value: they change with that one."""
+    """Keys of an unresolved config whose value is that of another key: they change with it."""
     return frozenset(
         key
         for key, value in flat(config).items()
@@ -99,7 +99,7 @@ def changes_since(
 ) -> list[Change]:
     """What differs from the run in `run_dir`, keys of :data:`IDENTITY` first.
 
-    Keys that the folder's config lacks, as those of a later release do, are not compared.
+    Keys that are missing in the folder's config, as those of a later release, are not compared.
 
     Args:
         config: the settled config, without references.
@@ -117,7 +117,7 @@ def changes_since(
     }
     stored = _read_inputs(run_dir)
     for key in (*FILE_KEYS, MODEL_KEY):
-        if key in stored and key in inputs:  # paths say nothing: a file can move, and can change
+        if key in stored and key in inputs:  # not by path: a file can move, and can change
             same = _contents(stored[key]) == _contents(inputs[key])
             pairs[key] = (None, None) if same else (_Files(stored[key]), _Files(inputs[key]))
     changes = [
@@ -136,7 +136,7 @@ def is_identity(key: str) -> bool:
 def refuse_other_run(
     run_dir: Path, changes: Sequence[Change], accepted: Iterable[str], step: int
 ) -> None:
-    """Refuse to resume with another model, data, seed, reward or method, but for `accepted` keys.
+    """Refuse to resume with another model, data, seed, reward or method, unless in `accepted`.
 
     Raises:
         OtherRun: with the keys, both values, and what to do.
@@ -155,8 +155,8 @@ def refuse_other_run(
 
 
 def refuse_other_ranks(run_dir: Path, step: int, num_ranks: int) -> None:
-    """Refuse to resume with another number of ranks than wrote the checkpoint: each reads its own
-    shard. A checkpoint whose number is not known passes.
+    """Refuse to resume with another number of ranks than the checkpoint's: each rank reads its own
+    shard. A checkpoint with an unknown number passes.
 
     Raises:
         OtherRun: with both numbers.
@@ -241,8 +241,8 @@ def refuse_finished_run(run_dir: Path, changes: Sequence[Change], step: int) -> 
 
 
 def inputs_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the data files and a local model folder hold, cheaply: sizes, rows, first and last 64
-    KiB of each file. Files that are not on this machine are left out."""
+    """Fingerprints of the data files and a local model folder: sizes, rows, and a hash of the first
+    and last 64 KiB of each file. Files that are not on this machine are left out."""
     data = config["data"]
     found: dict[str, Any] = {}
     for key in FILE_KEYS:
@@ -259,7 +259,7 @@ def inputs_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_inputs(run_dir: Path, inputs: Mapping[str, Any]) -> None:
-    """Keep what the run starts from, for the next start."""
+    """Store the fingerprints of a run's inputs, for its next start."""
     atomic_write_text(run_dir / INPUTS_FILE, json.dumps(inputs, indent=1) + "\n")
 
 
@@ -279,13 +279,13 @@ def _read_config(run_dir: Path) -> Mapping[str, Any]:
 def _unreadable(file: Path, reason: str) -> str:
     reason = " ".join(reason.split())
     return (
-        f"{file} cannot be read ({reason}), so that nobody knows whether its checkpoints are of "
+        f"{file} cannot be read ({reason}), so that it is unknown whether its checkpoints are of "
         "this run; restore it, or delete it to go on without this check"
     )
 
 
 def _read_inputs(run_dir: Path) -> Mapping[str, Any]:
-    """Empty for a folder of an older release, and for a damaged file."""
+    """The stored fingerprints; empty for a folder of an older release, and for a damaged file."""
     try:
         content = json.loads((run_dir / INPUTS_FILE).read_text(encoding="utf-8"))
         return {key: value for key, value in content.items() if _is_fingerprints(value)}
@@ -326,7 +326,7 @@ def _contents(fingerprints: Sequence[Mapping[str, Any]]) -> list[tuple[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """Fingerprints, as they are shown."""
+    """Fingerprints with a readable text form."""
 
     fingerprints: Sequence[Mapping[str, Any]]
 

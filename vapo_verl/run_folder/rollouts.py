@@ -95,8 +95,8 @@ class Rollout:
     """One row of a rollout file, by the columns of :data:`ROLLOUT_SCHEMA`.
 
     A cell becomes a Python object when its property is read, so that a row that is only counted
-    costs little. Where the file has no such column, as one of an earlier version, or the cell is
-    null, a number is None, a text "", a sequence empty, and `reward` has no part.
+    costs little. If the file has no such column, as in earlier versions, or the cell is null, a
+    number is None, a text "", a sequence empty, and `reward` has no part.
     """
 
     batch: pa.RecordBatch
@@ -210,7 +210,7 @@ def read_rollouts(files: Sequence[Path], problems: list[str]) -> Iterator[Rollou
 
 
 def _record(kind: type[T], cell: Mapping[str, Any]) -> T:
-    """The struct as a dataclass, whose defaults are in place of null and of absent fields."""
+    """The struct as a dataclass; its defaults replace null and absent fields."""
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     return kind(**{name: cell[name] for name in names if cell.get(name) is not None})
 
@@ -230,7 +230,7 @@ def rollout_file(run_dir: Path, step: int) -> Path:
 
 
 def remove_rollouts_after(run_dir: Path, step: int) -> None:
-    """Remove the files of steps after `step`, which a resumed run makes again."""
+    """Remove the files of steps after `step`, which a resumed run writes again."""
     for path in (run_dir / ROLLOUT_FOLDER).glob("step_*.p*"):  # .parquet and .partial
         number = path.stem.removeprefix("step_")
         if number.isdecimal() and int(number) > step:
@@ -243,11 +243,11 @@ def write_rollouts(
     rows: Sequence[Mapping[str, Any]],
     layers: Sequence[int] | None = None,
 ) -> None:
-    """Sampled responses of one step, as :func:`rollout_file`, synced to the disk.
+    """Write sampled responses of one step to :func:`rollout_file`, synced to the disk.
 
     Args:
-        layers: the model's layers that ``visual_attention_layers`` has a column of each; the file
-            keeps them as JSON in its metadata, under ``LAYERS_KEY``.
+        layers: the model's layers in the columns of ``visual_attention_layers``; the file keeps
+            them as JSON in its metadata, under ``LAYERS_KEY``.
 
     Raises:
         RunFolderError: the file cannot be written.

@@ -1,7 +1,7 @@
 """VAPO on veRL's asynchronous trainers: responses decode while others are trained on.
 
 ``colocate_async``: actor and engine share GPUs. A step begins to train when enough prompts have all
-their responses; the others are aborted, and go on under the new weights.
+their responses; the others are aborted, and continue with the new weights.
 
 ``separate_async``: the engine has GPUs of its own and decodes during the update. Weights go there
 every ``parameter_sync_step`` mini-batches, which is one step.
@@ -26,7 +26,7 @@ from vapo_verl.trainer.worker import VapoDetachedWorker
 
 @register_trainer("vapo_colocate_async")
 class VapoColocateAsync(VapoTraining, PPOTrainerColocateAsync):
-    """Steps that train on the prompts which are ready, and abort the responses to the others."""
+    """Steps train on the prompts that are ready, and abort the responses to the others."""
 
     mode = "colocate_async"
 
@@ -50,7 +50,7 @@ class VapoSeparateAsync(VapoTraining, PPOTrainerSeparateAsync):
         super()._setup()
 
     def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]) -> KVBatchMeta:
-        """veRL's, which logs means over the mini-batches of a step; of counts, their sum."""
+        """veRL's step, which logs means over its mini-batches; counts are summed instead."""
         self._counts = Counter[str]()
         batch = super().step(metrics, timing_raw)
         metrics.update(self._counts)
@@ -67,10 +67,10 @@ class VapoSeparateAsync(VapoTraining, PPOTrainerSeparateAsync):
         super().on_step_end()
 
     def _compute_masked_log_prob(self, batch: KVBatchMeta) -> None:
-        """By the weights that the old log probs are of, where veRL has put the present ones back.
+        """With the weights of the old log probs; veRL has restored the current ones by now.
 
-        They are those of the step's first mini-batch, which veRL has saved as number 0. With
-        `bypass_mode` the old log probs are the engine's, and nothing is saved.
+        The old weights are those of the step's first mini-batch, which veRL has saved as number 0.
+        With `bypass_mode` the old log probs are the engine's, and nothing is saved.
         """
         if self.local_trigger_step == 0 or bypasses(self.config):
             super()._compute_masked_log_prob(batch)

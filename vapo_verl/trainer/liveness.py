@@ -1,8 +1,8 @@
-"""Notice processes of a run that died or hang, in every phase of a step.
+"""Detect processes of a run that died or hang, in every phase of a step.
 
-A thread beside the trainer looks at all processes of the run from outside, every two seconds: at
-their state in /proc and at their heartbeats, on every node. What it finds ends the run within
-seconds, wherever the trainer waits. Rules, in this order:
+A thread in the trainer's process checks all processes of the run from outside, every two seconds,
+on every node: their state in /proc and their heartbeats. A finding ends the run within seconds,
+wherever the trainer waits. Rules, in this order:
 
 1. A process is gone: it died.
 2. A process was stopped, or waited for its disk, for `vapo.rollout.timeout_s` without using its
@@ -35,13 +35,13 @@ from vapo_verl.trainer.node_watch import NodeWatch, Sighting
 
 INTERVAL_S = 2.0
 GRACE_S = 15.0
-"""Between a finding and the end of the trainer's process, if the trainer does not end by itself."""
+"""Time from a finding to a forced end of the trainer's process, if it does not end by itself."""
 RAY_PROCESSES = ("gcs_server", "raylet")
 """Names of the processes that `ray.init` starts below a driver that joins no cluster."""
 GCS_MISSES = 3
 """Refused connections in a row after which Ray's head process counts as dead."""
 TOGETHER_S = 0.5
-"""Within which an engine and its server end, where one ends with the other."""
+"""Time within which an engine and its server end, if one ends with the other."""
 _STOPPED = {psutil.STATUS_STOPPED, psutil.STATUS_DISK_SLEEP}
 _CPU_S = 0.05
 """CPU time below which a process counts as not having run."""
@@ -75,9 +75,9 @@ WORKING = {
     SAVE: (RANK,),
     START: (SERVER, LOOP, RANK),
 }
-"""Roles whose progress is that of a phase; in the start of the workers it is that of all."""
+"""Roles whose progress counts in a phase; while the workers start, all processes count."""
 _WORKING_CPU, _WORKING_BYTES = 0.05, 1 << 20
-"""In the start of the workers a process works that uses so much of a CPU, or moves so much."""
+"""While workers start, a process counts as working above this CPU fraction or number of bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,13 +89,13 @@ class Member:
     node: str
     """Id of its Ray node."""
     address: str = ""
-    """Of its node."""
+    """Address of its node."""
     owner: int | None = None
-    """Pid of the server whose engine it is; its output is in the log of that process."""
+    """For an engine: pid of its server, in whose log its output is."""
 
     @property
     def server(self) -> tuple[str, int] | None:
-        """Node and pid of the server of which it is a part; None of the other processes."""
+        """Node and pid of the server that it is a part of; None for other processes."""
         return (self.node, self.owner or self.pid) if self.owner or self.role == SERVER else None
 
     def __str__(self) -> str:
@@ -111,15 +111,15 @@ class Finding:
     member: Member | None = None
     at: float = field(default_factory=time.time)
     evidence: tuple[str, ...] = ()
-    """What the process or its node left to read."""
+    """Log lines and other evidence from the process or its node."""
 
 
 class RunFailed(RuntimeError):
-    """A process of the run died or hangs, or responses failed; the message is for a person."""
+    """A process of the run died or hangs, or responses failed; the message is for the user."""
 
 
 class HangDetector:
-    """Applies the three rules to what is seen, at times that the caller gives."""
+    """Applies the three rules to sightings, at times that the caller gives."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -138,7 +138,7 @@ class HangDetector:
 
         Args:
             now: seconds of a monotonic clock.
-            phase: of the trainer; one that is not in `WORKING` has no progress to make.
+            phase: the trainer's phase; one that is not in `WORKING` has no progress to make.
         """
         for member, sighting in seen.items():
             if not sighting.alive:
@@ -182,7 +182,7 @@ class HangDetector:
         return text, culprit
 
     def _work(self, now: float, seen: Mapping[Member, Sighting]) -> tuple[int, int]:
-        """Changes when a process comes, or has worked since the last look."""
+        """Changes when a process appears, or has worked since the last look."""
         (at, last), self._last = self._last, (now, seen)
         for member, sighting in seen.items():
             before = last.get(member, sighting)
@@ -204,7 +204,7 @@ class HangDetector:
 
 
 def role_of(class_name: str) -> str:
-    """Role of a Ray actor by its class, which Ray may qualify; one without a role goes by that."""
+    """Role of a Ray actor by its class, which Ray may qualify; without a role, the class name."""
     name = class_name.rpartition(".")[2]
     return ROLES.get(name, name)
 
@@ -220,7 +220,7 @@ def _state(sighting: Sighting) -> str:
         return "stopped by a signal" + (f" ({sighting.doing})" if sighting.doing else "")
     if sighting.status == psutil.STATUS_DISK_SLEEP:
         return "waiting for a disk" + (f" ({sighting.doing})" if sighting.doing else "")
-    return sighting.doing or "it says nothing about its work"
+    return sighting.doing or "no report about its work"
 
 
 class Monitor:
@@ -230,7 +230,7 @@ class Monitor:
 
     Args:
         timeout_s: ``vapo.rollout.timeout_s``.
-        end: called once with the finding, in the thread; makes the trainer's wait end.
+        end: called once with the finding, in the thread; it must end the trainer's wait.
         where: text for messages: the step and the phase.
         interval_s: time between two looks.
         spare_servers: the death of a server or an engine in a rollout or a validation is left to
@@ -261,7 +261,7 @@ class Monitor:
         self.finding: Finding | None = None
 
     def start(self) -> None:
-        """Watch the processes that are there, in a thread."""
+        """Watch the present processes, in a thread."""
         self._add_members()
         threading.Thread(target=self._run, name="monitor", daemon=True).start()
 
@@ -270,7 +270,7 @@ class Monitor:
         self._renew.set()
 
     def stop(self) -> None:
-        """No process is watched any more; what ends from now on ends on purpose."""
+        """Stop watching: processes that end from now on end on purpose."""
         self._stop.set()
 
     @property
@@ -282,7 +282,7 @@ class Monitor:
     def phase(self, name: str) -> Iterator[None]:
         """A phase of the trainer, which must make progress.
 
-        After an error it stays the phase: it is where the run ended.
+        After an error the phase stays set: it is where the run ended.
         """
         before, self._phase = self._phase, name
         yield
@@ -293,9 +293,9 @@ class Monitor:
         self._phase = name
 
     def _add_members(self) -> None:
-        """Take in the actors of the job that are new, and the engines of its servers.
+        """Add new actors of the job, and the engines of its servers.
 
-        None is taken out: one that is no longer in Ray's table has died.
+        None is removed: one that is missing in Ray's table has died.
         """
         found = []
         for actor in job_actors():
@@ -328,7 +328,7 @@ class Monitor:
         ]
 
     def remove_dead_servers(self) -> list[Member]:
-        """Stop watching servers that died or whose engine did; what is left of them is ended.
+        """Stop watching servers that died or whose engine died, and end what is left of them.
 
         Returns:
             The processes that had died.
@@ -344,12 +344,12 @@ class Monitor:
         return [member for member in dead if member in removed]
 
     def wait(self, timeout_s: float) -> Finding | None:
-        """The finding, if there is one within `timeout_s`: a failure may be a consequence."""
+        """The finding, if there is one within `timeout_s`; a failure may be its consequence."""
         self._found.wait(timeout_s)
         return self.finding
 
     def suspect(self) -> Finding | None:
-        """A process that is stopped at this moment, for however short a time."""
+        """A process that is stopped at this moment, for any length of time."""
         for member, sighting in self._look().items():
             if sighting.status == psutil.STATUS_STOPPED:
                 return self._finding(f"{member} is stopped by a signal", member)
@@ -380,8 +380,8 @@ class Monitor:
                 return
 
     def _cause(self, what: str, member: Member | None) -> tuple[str, Member | None]:
-        """The server of an engine where it is gone as well: an engine ends with its server, and may
-        be gone before it."""
+        """Blame the server of an engine if it died as well: an engine ends with its server, and may
+        be gone first."""
         if member is None or member.owner is None:
             return what, member
         time.sleep(TOGETHER_S)
@@ -446,9 +446,9 @@ def outlook(run_dir: Path) -> str:
 class RunnerWatch:
     """The driver's view of a run: asks the trainer's process whether the run can go on.
 
-    When it cannot, when that process does not answer for `timeout_s`, when Ray's head process (GCS)
-    is gone, or when a process of Ray's below this one is stopped for `timeout_s`, the main thread,
-    which waits for the run, gets a KeyboardInterrupt.
+    The main thread, which waits for the run, gets a KeyboardInterrupt if the run cannot go on, if
+    the trainer's process does not answer for `timeout_s`, if Ray's head process (GCS) is gone, or
+    if a Ray process below this one is stopped for `timeout_s`.
     """
 
     def __init__(self, timeout_s: float, run_dir: Path) -> None:
@@ -458,7 +458,7 @@ class RunnerWatch:
         """Why the run cannot go on."""
 
     def start(self, runner: Any) -> None:
-        """Watch the actor that owns the trainer; to be called in the main thread."""
+        """Watch the actor that owns the trainer; call this in the main thread."""
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job of a shell script
             signal.signal(signal.SIGINT, self._raise_if_failed)
         threading.Thread(target=self._run, args=(runner,), daemon=True).start()
@@ -470,7 +470,7 @@ class RunnerWatch:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _raise_if_failed(self, *_: Any) -> None:
-        """Ctrl-C stays ignored where it was; an interrupt of this watch is not."""
+        """Keep ignoring Ctrl-C if it was ignored; only an interrupt of this watch counts."""
         if self.failure:
             raise KeyboardInterrupt
 
@@ -493,7 +493,7 @@ class RunnerWatch:
                         f"Ray's process {process.name()} (pid {process.pid}) has been stopped by a "
                         f"signal for {self._timeout_s:g} s"
                     )
-                    process.kill()  # else the end of Ray would wait for it
+                    process.kill()  # otherwise the shutdown of Ray would wait for it
                     return
             if ray.wait([asked], timeout=0)[0]:
                 try:
@@ -524,7 +524,7 @@ class RunnerWatch:
 
 
 def _is_stopped(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):  # that it died is noticed otherwise
+    with suppress(psutil.NoSuchProcess):  # its death is noticed elsewhere
         return process.status() == psutil.STATUS_STOPPED
     return False
 

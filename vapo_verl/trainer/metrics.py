@@ -58,12 +58,13 @@ def reward_metrics(records: Sequence[SampleRecord]) -> dict[str, float]:
 
 
 def anchor_metrics(records: Sequence[SampleRecord]) -> dict[str, float]:
-    """What the probes say and what they cost.
+    """Results and cost of the probes.
 
     ``accuracy_early`` and ``accuracy_late`` are those of anchors in the first and in the last third
-    of their response; ``fallback_rate`` is the share without a logical boundary of their own;
-    ``prefix_hit_rate`` the share of probe prompt tokens the engine still had; ``probe_s`` the mean
-    wall time a graded response waited for its answers. Token counts are vLLM's own.
+    of their response. ``fallback_rate`` is the fraction of anchors without a logical boundary of
+    their own, ``prefix_hit_rate`` the fraction of probe prompt tokens in the engine's cache.
+    ``probe_s`` is the mean wall time that a graded response waited for its answers. Token counts
+    are vLLM's own.
     """
     probed = [record for record in records if record.anchors]
     anchors = [(a, a.anchor.position / r.response_length) for r in probed for a in r.anchors]
@@ -124,9 +125,8 @@ def _added_time(records: Sequence[SampleRecord]) -> dict[str, float]:
     """How long probes ran, and how much of it came on top of the rollout.
 
     ``busy_s``: time in which some response waited for its probes. ``tail_s``: from the end of the
-    last response, its grading included, to the last answer: all that an idle engine tail did not
-    hide.
-    ``tail_share``: of the whole rollout's wall time.
+    last response, its grading included, to the last answer: the part that did not overlap with
+    generation. ``tail_share``: the tail's fraction of the rollout's wall time.
     """
     intervals = sorted((r.times.asked_at, r.times.probed_at) for r in records if r.anchors)
     if not intervals:
@@ -145,7 +145,7 @@ def attention_metrics(visual_attention: Tensor, response_mask: Tensor) -> dict[s
 
     ``slope`` is the least-squares slope of the ratio against progress t / T_i in (0, 1]: how much
     attention the image loses over a response. Tokens without a value are left out and counted:
-    ``missing_fraction`` is their share.
+    ``missing_fraction`` is their fraction.
     """
     mask = response_mask.bool()
     position = mask.cumsum(dim=1).double()
@@ -167,7 +167,7 @@ _VALIDATED = {
     "unparsed": "unparsed",
     "truncated": "truncated",
 }
-"""Name in a response's `reward_extra_info`, and that of the metric."""
+"""Name in a response's `reward_extra_info` -> name of the metric."""
 
 
 def validation_metrics(
@@ -191,10 +191,10 @@ def validation_metrics(
 
 
 def require_metric(values: Mapping[str, float], name: str) -> None:
-    """Refuse a best checkpoint by a metric that the validation does not have.
+    """Check that the validation has the metric that selects the best checkpoint.
 
     Raises:
-        ValueError: with those that it has.
+        ValueError: it does not; the message lists those that it has.
     """
     if name not in values:
         raise ValueError(
@@ -218,14 +218,14 @@ def _slope(x: Tensor, y: Tensor) -> float:
 
 
 def stats_metrics(stats: AdvantageStats) -> dict[str, float]:
-    """What the estimator met in a step."""
+    """The estimator's statistics of a step."""
     return {f"vapo/advantage/{name}": value for name, value in asdict(stats).items()}
 
 
 def origin_metrics(
     records: Sequence[SampleRecord], group_ids: Sequence[Hashable], settings: VapoConfig
 ) -> dict[str, float]:
-    """What a step's advantages come from, from the records of its responses.
+    """The sources of a step's advantages, from the records of its responses.
 
     A KL in the reward is left out here.
     """
@@ -320,7 +320,7 @@ def _row(key: str, step: int, tokenizer: Any, row: Mapping[str, Any]) -> dict[st
 
 
 def _answer(ground_truth: Any) -> str:
-    """The answer, or several that are correct, as one text."""
+    """The answer as text; several accepted ones are joined."""
     if isinstance(ground_truth, list | tuple):
         return " | ".join(map(str, ground_truth))
     return str(ground_truth)

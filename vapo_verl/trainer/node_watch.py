@@ -1,4 +1,4 @@
-"""What a node shows of its processes: their state, their progress and their last words."""
+"""State, progress and last log lines of the processes on a node."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vapo_verl.patches.upstream import session_folder
 LAST_LINES = 5
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
 _OF_CHILD = re.compile(r"\(\w+ pid=(\d+)\)")
-"""What vLLM puts before the lines of an engine, in the log of its server."""
+"""vLLM's prefix of the lines of an engine, in the log of its server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +39,10 @@ class Sighting:
 
 
 class NodeWatch:
-    """Looks at the processes of its own node. An actor on nodes other than the trainer's.
+    """Looks at the processes of its own node; an actor on nodes other than the trainer's.
 
     Args:
-        folder: of the Ray session; None is this process's.
+        folder: of the Ray session; None: this process's.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -89,7 +89,7 @@ class NodeWatch:
         )
 
     def evidence(self, pid: int, owner: int | None) -> list[str]:
-        """The last words of a process in Ray's logs, and what its node knows of its end."""
+        """The last log lines of a process, and why it ended as far as its node can tell."""
         lines = self._last_lines(pid, owner)
         found = [f"{'  ' if i else 'Its last lines: '}{line}" for i, line in enumerate(lines)]
         if (killed := _oom_kills() - self._oom_kills) > 0:
@@ -135,7 +135,7 @@ def _tail(path: Path, size: int = 16_384) -> list[str]:
 
 
 def _out_of_memory(events: Path, since: int) -> list[str]:
-    """What a raylet says of the workers that it killed for lack of memory on its node.
+    """A raylet's messages on workers that it killed for lack of memory on its node.
 
     Args:
         events: the raylet's events, a JSON object per line.

@@ -38,7 +38,7 @@ REWARD_KEYS = (
     *("vapo.reward.accuracy_weight", "vapo.reward.format_weight"),
     *("vapo.reward.perception_weight", "vapo.reward.perception_source", "vapo.anchors.gate"),
 )
-"""What a reward is put together by; metrics and normalisation take it apart again."""
+"""Settings that a reward is composed by; metrics and normalisation split it up by them again."""
 
 Row = dict[str, Any]
 
@@ -54,7 +54,7 @@ class SavedStep:
     step: int
     keys: list[str]
     tags: list[dict[str, Any]]
-    """Of the replay buffer, one for each key."""
+    """Tags in the replay buffer, one for each key."""
     rows: list[Row]
     """All fields of the responses."""
     prompts: dict[str, Row]
@@ -67,14 +67,14 @@ def step_folder(folder: Path, step: int) -> Path:
 
 
 def write_step(folder: Path, saved: SavedStep, origin: Mapping[str, Any]) -> Path:
-    """Write a step's rollouts; those of an earlier try of the same step are replaced.
+    """Write a step's rollouts; those of an earlier attempt at the same step are replaced.
 
     Args:
         origin: what is recorded of the run: model, vocabulary, seeds.
 
     Raises:
-        SavedRolloutsError: something else is in the place.
-        ValueError: a field holds what cannot be saved, with its name.
+        SavedRolloutsError: the target holds something else.
+        ValueError: a field cannot be saved; with its name.
     """
     target = step_folder(folder, saved.step)
     tensors: dict[str, torch.Tensor] = {}
@@ -85,7 +85,7 @@ def write_step(folder: Path, saved: SavedStep, origin: Mapping[str, Any]) -> Pat
         "prompts": {uid: _packed(row, tensors, "") for uid, row in saved.prompts.items()},
     }
     if target.exists():
-        _meta(target)  # or it is not ours to remove
+        _meta(target)  # raises if it is not ours to remove
         rmtree(target)
     with atomic_folder(target) as temporary:
         (temporary / ROWS_FILE).write_text(json.dumps(rows))
@@ -194,7 +194,7 @@ def _first_step(config: DictConfig) -> int:
 
 
 def _verified(folder: Path) -> dict[str, Any]:
-    """The meta data of a step whose files are as they were written."""
+    """The metadata of a step, after a check that its files are as they were written."""
     meta = _meta(folder)
     for name in (ROWS_FILE, TENSORS_FILE):
         file = folder / name
@@ -225,7 +225,7 @@ _NOT_SAVED = "vapo.debug.save_rollouts: {} is a {}, which cannot be saved"
 
 
 def _packed(value: Any, tensors: dict[str, torch.Tensor], place: str) -> Any:
-    """JSON of a value; its tensors, arrays and bytes go to `tensors`, and stand there by name."""
+    """JSON of a value; its tensors, arrays and bytes go to `tensors`, and are named in it."""
     if value is None or type(value) in _PLAIN:
         return value
     if isinstance(value, np.generic):
@@ -253,7 +253,7 @@ def _packed(value: Any, tensors: dict[str, torch.Tensor], place: str) -> Any:
 
 
 def _bytes(value: bytes) -> torch.Tensor:
-    """uint8 [N]; torch refuses a buffer of no bytes."""
+    """uint8 [N]; torch refuses an empty buffer."""
     return torch.frombuffer(bytearray(value), dtype=torch.uint8) if value else torch.empty(0).byte()
 
 
@@ -278,7 +278,7 @@ def _unpacked(packed: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 
 
 def _reward_settings(config: DictConfig) -> dict[str, Any]:
-    """What a saved reward was put together by."""
+    """The settings that a reward is composed by."""
     return {key: OmegaConf.select(config, key) for key in REWARD_KEYS}
 
 
@@ -298,7 +298,7 @@ def origin_of(config: DictConfig, num_tokens: int) -> dict[str, Any]:
 
 
 class NoAgentLoops:
-    """In the place of the manager of agent loops: nothing is generated."""
+    """Replaces the manager of agent loops: nothing is generated."""
 
     def __init__(self) -> None:
         self.expected: dict[str, int] = {}
@@ -312,17 +312,17 @@ class NoAgentLoops:
 
 
 class NoEngine:
-    """In the place of veRL's manager of weight transfers: there is no engine."""
+    """Replaces veRL's manager of weight transfers: there is no engine."""
 
     def sleep_replicas(self) -> None:
-        """Nothing sleeps."""
+        """There is no engine to sleep."""
 
     def update_weights(self, global_steps: int) -> None:
-        """Nobody gets them."""
+        """There is no engine to receive them."""
 
 
 class SavedBuffer:
-    """In the place of the replay buffer: the responses of a step are those of a folder."""
+    """Replaces the replay buffer: the responses of a step are those of a folder."""
 
     def __init__(self, folder: Path, num_tokens: int) -> None:
         self._folder, self._num_tokens = folder, num_tokens
@@ -335,7 +335,7 @@ class SavedBuffer:
     def sample(
         self, global_steps: int, partition_id: str, batch_size: int
     ) -> tuple[KVBatchMeta, dict[str, Any]]:
-        """The responses that were saved of this step; where the folder has one step, of that one.
+        """The saved responses of this step; if the folder has only one step, of that one.
 
         Raises:
             SavedRolloutsError: the step is not there, is damaged, or is of another tokenizer.
@@ -360,14 +360,14 @@ class SavedBuffer:
 
 @register_trainer("vapo_replay")
 class ReplayTrainer(VapoTrainer):
-    """Steps on saved rollouts: actor and reference are there, engines and agent loops are not."""
+    """Trains on saved rollouts, with actor and reference but without engines and agent loops."""
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
         self._enable_hybrid_replicas = False  # veRL then starts no engine on the actor's devices
 
     def _setup(self) -> None:
-        self.config.actor_rollout_ref.rollout.nnodes = 1  # veRL wants it where no engine is
+        self.config.actor_rollout_ref.rollout.nnodes = 1  # veRL requires it without an engine
         super()._setup()
         self.checkpoint_manager = NoEngine()
         folder = Path(self.config.vapo.debug.train_only)
@@ -380,11 +380,11 @@ class ReplayTrainer(VapoTrainer):
 
 @register_trainer("vapo_saving")
 class SavingTrainer(VapoTrainer):
-    """Steps whose batches are saved, before veRL pads them."""
+    """Saves each step's batch before veRL pads it."""
 
     def _balance_batch(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> KVBatchMeta:
         tags = dict(zip(batch.keys, batch.tags, strict=True))
-        keys = sorted(tags)  # in another order than they arrived, which differs from run to run
+        keys = sorted(tags)  # the order of arrival differs from run to run
         uids = sorted(set(map(uid_of, keys)))
         saved = SavedStep(
             step=self.global_steps,

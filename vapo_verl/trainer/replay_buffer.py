@@ -1,4 +1,4 @@
-"""The replay buffer: what a step was asked for and what came, and the trainer's reads of it."""
+"""The replay buffer, which accounts for each response requested, and the trainer's reads of it."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -41,7 +41,7 @@ FAILED = "vapo/rollout/failed"
 MIN_GROUP = 2
 """An advantage compares responses: a group with fewer left is dropped."""
 MAX_RESTARTS = 3
-"""Times that servers are restarted for one step or one batch of a validation."""
+"""Most restarts of servers for one step, or for one batch of a validation."""
 _NUM_REASONS = 3
 
 
@@ -51,7 +51,7 @@ class ResponsesFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseCount:
-    """What came of the responses that were asked for."""
+    """Outcome of the responses that were requested."""
 
     expected: int
     kept: list[int]
@@ -59,13 +59,13 @@ class ResponseCount:
     row_failures: Counter[str]
     """Failures for a reason of the row, by reason."""
     system_failures: Counter[str]
-    """The others, responses that nobody reported among them."""
+    """The others, including responses that were never reported."""
     incomplete: dict[str, list[int]]
-    """Prompts of which the system lost responses; numbers of the responses that are there."""
+    """Prompts with responses that the system lost -> numbers of the responses that came."""
 
     @property
     def failed_fraction(self) -> float:
-        """Of the expected responses, those that failed for a reason of their row."""
+        """Fraction of the expected responses that failed for a reason of their row."""
         return self.row_failures.total() / max(self.expected, 1)
 
 
@@ -76,12 +76,12 @@ def count_responses(
     num_groups: int,
     min_group: int = MIN_GROUP,
 ) -> ResponseCount:
-    """Compare what came with what was asked for.
+    """Compare the responses that came with those requested.
 
     Args:
         keys: `{uid}_{sample}_{output}` of responses and of failures.
-        expected: responses by uid that were asked for; a uid that is absent expects what it has.
-        num_groups: prompts that were asked for.
+        expected: responses requested by uid; a uid that is absent expects those that came.
+        num_groups: prompts requested.
         min_group: groups with fewer responses left are dropped.
     """
     failures: dict[str, Counter[str]] = {"row": Counter(), "system": Counter()}
@@ -130,12 +130,12 @@ def folded(reasons: Counter[str]) -> str:
 
 
 class CountedReplayBuffer(ReplayBuffer):
-    """veRL's replay buffer, in which a response that was asked for is trained or accounted for.
+    """veRL's replay buffer, in which every response requested is trained on or accounted for.
 
-    The rule: one failure for a reason of the system ends the step, which is not trained. Where dead
-    servers are restarted, the lost responses are asked again instead, once all others are there.
-    Failures for a reason of their row are left out, up to a fraction of the responses; a group
-    trains with what is left of it.
+    One failure for a reason of the system ends the step, which is not trained. If dead servers are
+    restarted, the lost responses are requested again instead, once all others have come. Failures
+    for a reason of their row are left out, up to a fraction of the responses; a group trains on its
+    remaining responses.
     """
 
     def watch(
@@ -150,9 +150,9 @@ class CountedReplayBuffer(ReplayBuffer):
 
         Args:
             interval_s: time between two polls.
-            expected: responses asked for by prompt uid; entries that are settled are removed.
-            ask_again: restarts dead servers and asks for responses again, by partition and prompts
-                with the responses that are there; false where no server is dead.
+            expected: responses requested by prompt uid; settled entries are removed.
+            ask_again: restarts dead servers and requests responses again, by partition and by
+                prompts with the responses that came; false if no server is dead.
         """
         self.poll_interval = interval_s
         self._max_failed_fraction, self._expected = max_failed_fraction, expected
@@ -217,8 +217,8 @@ class CountedReplayBuffer(ReplayBuffer):
         return _only(batch, count.kept), metrics
 
     def _dapo_filtered_keys(self, partition_id: str) -> Any:
-        """Groups with failures of rows too, by the responses that are left: veRL looks at complete
-        groups alone."""
+        """Groups with failed rows too, by their remaining responses: veRL looks only at complete
+        groups."""
         if self.filter_groups_metric is None:  # asked at every poll
             return super()._dapo_filtered_keys(partition_id)
         finished, entries = self.finished_keys[partition_id], self.partitions[partition_id]
@@ -234,7 +234,7 @@ class CountedReplayBuffer(ReplayBuffer):
             self.finished_keys[partition_id] = finished
 
     def _settle(self, batch: KVBatchMeta) -> None:
-        """Forget what was expected of this batch, and of prompts that veRL has dropped."""
+        """Remove the expectations of this batch, and of prompts that veRL has dropped."""
         waiting = {uid for prompts in self.prompt_global_steps.values() for uid in prompts}
         waiting -= set(map(uid_of, batch.keys))
         for uid in self._expected.keys() - waiting:
@@ -272,8 +272,8 @@ def _replaced(batch: KVBatchMeta, again: KVBatchMeta, uids: Collection[str]) -> 
 class CountedReplayBufferAsync(CountedReplayBuffer, ReplayBufferAsync):
     """The same over veRL's asynchronous buffer, which holds prompts of several steps.
 
-    The rule for failures is that of a synchronous step: a group is sampled with what is left of it.
-    veRL would drop it and ask another prompt.
+    The rule for failures is that of a synchronous step: a group is sampled with its remaining
+    responses. veRL would drop it and ask another prompt.
     """
 
     def _terminal_eviction_reasons(self, global_steps: int, partition_id: str) -> tuple[Any, ...]:
@@ -283,7 +283,7 @@ class CountedReplayBufferAsync(CountedReplayBuffer, ReplayBufferAsync):
         return stale, without_signal, set(), counts
 
     def _stale_terminal_keys(self, global_steps: int, partition_id: str) -> set[str]:
-        """Those with failures too, which veRL drops for their failures, whatever their age.
+        """Stale prompts, including those with failures, which veRL would drop at any age.
 
         Raises:
             ResponsesFailed: one of them failed for a reason of the system.
@@ -306,7 +306,7 @@ class CountedReplayBufferAsync(CountedReplayBuffer, ReplayBufferAsync):
 
 
 def _only(batch: KVBatchMeta, kept: Sequence[int]) -> KVBatchMeta:
-    """The entries at `kept`; the others leave the replay buffer."""
+    """The entries at `kept`; the others are removed from the replay buffer."""
     if len(kept) == len(batch.keys):
         return batch
     gone = sorted({*batch.keys} - {batch.keys[i] for i in kept})
@@ -319,11 +319,11 @@ def _only(batch: KVBatchMeta, kept: Sequence[int]) -> KVBatchMeta:
 
 
 def forget_trained(partition_id: str) -> None:
-    """Remove responses whose prompt is gone, and what the responses to such prompts shared.
+    """Remove responses whose prompt is gone, and the data that the responses to it shared.
 
     An asynchronous checkpoint holds the responses of the step that it was saved in. They have been
-    trained on: veRL removes their prompts when it samples them, and themselves behind the
-    checkpoint, so that a resumed run would keep them, and its checkpoints, too.
+    trained on: veRL removes their prompts when it samples them, but the responses only after the
+    checkpoint. A resumed run and its checkpoints would keep them.
     """
     tags = tags_in(partition_id)
     prompts = {key for key, tag in tags.items() if tag.get("is_prompt")}
@@ -337,12 +337,12 @@ class StepResponses:
 
     keys: list[str]
     asked_at: list[int]
-    """Step at which each was asked for."""
+    """Step at which each was requested."""
     group_ids: list[str]
     """Equal for responses to the same prompt."""
     records: list[SampleRecord]
     infos: list[Mapping[str, Any]]
-    """What the response's reward says beside its score, under veRL's names."""
+    """Reward information of each response beside its score, under veRL's names."""
     visual_attention: torch.Tensor
     """[B, T], nan where unknown."""
     response_mask: torch.Tensor
@@ -350,7 +350,7 @@ class StepResponses:
 
 
 def read_responses(batch: KVBatchMeta) -> StepResponses:
-    """What the metrics of a step are computed from."""
+    """Read the data that the metrics of a step are computed from."""
     tags = {
         key: tag
         for key, tag in zip(batch.keys, batch.tags, strict=True)
@@ -389,7 +389,7 @@ def read_visual_attention(batch: KVBatchMeta) -> torch.Tensor:
 
 
 def read_records(batch: KVBatchMeta) -> list[SampleRecord | None]:
-    """The record of each of ``batch.keys``; None for a padding row, which has another's."""
+    """The record of each of ``batch.keys``; None for a padding row, which copies another's."""
     data = read(batch.keys, batch.partition_id, ["extra_fields"])
     return [
         None if tag.get("is_padding") else SampleRecord.from_plain(extra[RECORD_FIELD])
@@ -398,7 +398,7 @@ def read_records(batch: KVBatchMeta) -> list[SampleRecord | None]:
 
 
 def take_masked_log_probs(batch: KVBatchMeta) -> None:
-    """Keep what the actor has just computed, on masked images, under a name of its own."""
+    """Store the log probs that the actor has just computed on masked images, by their own name."""
     data = read(batch.keys, batch.partition_id, ["log_probs", "response_mask"])
     column = response_from_nested(data["log_probs"], data["response_mask"])
     fields = TensorDict({MASKED_LOG_PROBS: column}, batch_size=len(batch.keys))
@@ -406,7 +406,7 @@ def take_masked_log_probs(batch: KVBatchMeta) -> None:
 
 
 def weigh_advantages(batch: KVBatchMeta, method: Method) -> dict[str, float]:
-    """Multiply a step's advantages by a method's weights; its metrics."""
+    """Multiply a step's advantages by a method's weights; returns its metrics."""
     fields = ["uid", "response_mask", "visual_attention", "old_log_probs", "advantages"]
     if method.mask_fraction:
         fields.append(MASKED_LOG_PROBS)
@@ -433,7 +433,7 @@ def weigh_advantages(batch: KVBatchMeta, method: Method) -> dict[str, float]:
 def method_metrics(
     step: StepResponses, method: Method, group_size: int, total_steps: int
 ) -> dict[str, float]:
-    """Metrics of a method from the responses to prompts with images, which alone it may change."""
+    """Metrics of a method from the responses to prompts with images; it may change only these."""
     seen = [
         (
             int(key.rsplit("_", 2)[1]),

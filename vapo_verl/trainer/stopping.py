@@ -135,7 +135,7 @@ class SafeStop:
 
     Args:
         run_dir: folder of the run.
-        num_checkpoints: complete checkpoints to keep; all, where it is None.
+        num_checkpoints: complete checkpoints to keep; None keeps all.
         best_by: metric whose best checkpoint is kept too.
     """
 
@@ -150,10 +150,10 @@ class SafeStop:
         self._written: tuple[int, Mapping[str, FileRecord]] | None = None
 
     def request(self) -> bool:
-        """Ask, from another thread, for the run's end after the current step and its checkpoint.
+        """Ask, from another thread, to end the run after the current step and its checkpoint.
 
         Returns:
-            False before the first step: nothing is to be saved, the process may be ended at once.
+            False before the first step: there is nothing to save, the process may be ended at once.
         """
         self._requested.set()
         return self._training
@@ -164,7 +164,7 @@ class SafeStop:
 
     @contextmanager
     def saving(self, step: int) -> Iterator[dict[str, FileRecord]]:
-        """Write the checkpoint of `step` within; see :func:`checkpoints.writing`."""
+        """Context that writes the checkpoint of `step`; see :func:`checkpoints.writing`."""
         phases.begin(f"checkpoint of step {step}")
         with checkpoints.writing(self._run_dir, step, *self._retention()) as records:
             yield records
@@ -172,10 +172,10 @@ class SafeStop:
         self._written = step, records
 
     def declare_saved(self) -> None:
-        """Declare the checkpoint complete that `saving` wrote, if there is one.
+        """Declare the checkpoint that `saving` wrote complete, if there is one.
 
-        The trainer calls it once the step's metrics and rollouts are on the disk: a run that is
-        killed before repeats the step, and none of them has a gap.
+        The trainer calls it once the step's metrics and rollouts are on disk: a run that is killed
+        earlier repeats the step, and none of them has a gap.
         """
         if self._written is not None:
             step, records = self._written

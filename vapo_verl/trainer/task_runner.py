@@ -40,7 +40,7 @@ class VapoTaskRunner(main_ppo.TaskRunnerV1.__ray_metadata__.modified_class):
     def init_agent_loop_manager(self) -> None:
         """Start the agent loops, and wait for them and for the router.
 
-        They import for seconds, which is work in a start and a standstill in a rollout.
+        Their imports take seconds, which count as progress in a start but as a hang in a rollout.
         """
         phases.begin("agent loops")
         with self.trainer.explained():
@@ -56,5 +56,5 @@ class VapoTaskRunner(main_ppo.TaskRunnerV1.__ray_metadata__.modified_class):
 
     @ray.method(concurrency_group=STOP_GROUP)
     def failure(self) -> str | None:
-        """Why the run cannot go on; None while it can. The driver asks now and then."""
+        """Why the run cannot go on; None while it can. The driver polls it."""
         return self.trainer.failure if self.trainer is not None else None

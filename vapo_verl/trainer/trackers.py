@@ -1,4 +1,4 @@
-"""veRL's tracking backends, with ours for the console: where they write, and after a resume."""
+"""veRL's tracking backends, and ours for the console: where they write, and how they resume."""
 
 import importlib.util
 import math
@@ -44,7 +44,7 @@ COLUMNS = (
 """Label, metric and format of each column; a metric that a step lacks is left out."""
 _VALIDATION = re.compile("val/(?P<source>.+)/(?P<what>accuracy|perception)")
 _LABELS = {"accuracy": "acc", "perception": "perception"}
-"""Metric of a validation and its label; the data source stands before it."""
+"""Metric of a validation and its label, which follows the data source."""
 BAR_WIDTH = 20
 RECENT_STEPS = 5
 
@@ -102,8 +102,8 @@ def _has_wandb_key() -> bool:
 def tell_resumed(backends: Mapping[str, Any], step: int) -> None:
     """Tell the backends that the steps after `step` are logged (again) from now on.
 
-    TensorBoard drops what an earlier process logged of them. A run of Weights & Biases is that of
-    one process; its config says after which step it begins.
+    TensorBoard drops what an earlier process logged for them. A run of Weights & Biases covers one
+    process; its config says after which step it begins.
     """
     if "tensorboard" in backends:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -137,11 +137,11 @@ class StepEnd:
 
 
 class StepLine:
-    """A tracking backend that prints a step's most telling figures, and tells what a step is at.
+    """A tracking backend that prints a step's key figures, and the phase that a step has reached.
 
     Args:
         total_steps: of the run.
-        first_step: steps that were done before this process began.
+        first_step: steps done before this process began.
     """
 
     def __init__(self, total_steps: int, first_step: int = 0) -> None:
@@ -162,7 +162,7 @@ class StepLine:
         self._warn_without_signal(data)
 
     def _warn_without_signal(self, data: Mapping[str, Any]) -> None:
-        """Once, after the first steps of this process."""
+        """Warn once, after the first steps of this process."""
         if SIGNAL_METRICS[0] not in data or len(self._signals) == NUM_FIRST_STEPS:
             return
         self._signals.append([data.get(metric, math.nan) for metric in SIGNAL_METRICS])

@@ -1,10 +1,9 @@
 """The loader of training rows: one order and one saved position for any number of workers.
 
-torchdata 0.11 keeps another state with ``num_workers=0`` than with workers, and another one for
-each number of them: loading one into the other fails. With workers it also asks its sampler for an
-iterator more than once a pass, and draws a permutation each time, so that the second pass differs.
-What a position is does not depend on either: the state of the random generator at the beginning of
-the pass, and the rows read since.
+torchdata 0.11 has a different state for each ``num_workers``, and loading one into another fails.
+With workers it also asks its sampler for an iterator more than once a pass, and draws a permutation
+each time, so that the second pass differs. Here a position depends on neither: it is the state of
+the random generator at the beginning of the pass, and the number of rows read since.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,8 +30,8 @@ _WORKER = {"dataset_state": None, "fetcher_state": None}
 
 
 class PassSampler(Sampler[int]):
-    """A permutation of all rows for each pass, drawn once it is read: as RandomSampler of torchdata
-    draws them without workers, and with the same state.
+    """A permutation of all rows for each pass, drawn when it is first read: as torchdata's
+    RandomSampler draws them without workers, and with the same state.
 
     Args:
         num_rows: rows of the data set.
@@ -80,7 +79,7 @@ class _Pass(Iterator[int]):
 
 
 class TrainLoader(StatefulDataLoader):
-    """As veRL makes it. A position in data of another size is not used: a new pass begins."""
+    """veRL's loader. A position in data of another size is not used: a new pass begins."""
 
     @classmethod
     def like(cls, loader: StatefulDataLoader) -> "TrainLoader":
@@ -101,7 +100,7 @@ class TrainLoader(StatefulDataLoader):
         return {**super().state_dict(), NUM_ROWS: len(self.dataset)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a loader of any number of workers was."""
+        """Resume the position of a loader with any number of workers."""
         state = {key: value for key, value in state_dict.items() if key != NUM_ROWS}
         num_rows, before = len(self.dataset), state_dict.get(NUM_ROWS)
         if before not in (None, num_rows) or rows_read(state) > num_rows:
@@ -115,7 +114,7 @@ class TrainLoader(StatefulDataLoader):
 
 
 def rows_read(state: Mapping[str, Any]) -> int:
-    """Rows of the current pass that a saved position has behind it."""
+    """Rows of the current pass that were read before a saved position."""
     sampler: Mapping[str, Any] = _main(state).get("_sampler_iter_state") or {}
     return int(sampler.get("samples_yielded", 0))
 

@@ -1,4 +1,4 @@
-"""veRL's V1 trainers with VAPO's credit, metrics and run folder; the synchronous one."""
+"""veRL's V1 trainers with VAPO's credit, metrics and run folder; and the synchronous trainer."""
 
 import asyncio
 import itertools
@@ -86,9 +86,9 @@ from vapo_verl.trainer.train_loader import TrainLoader
 from vapo_verl.trainer.worker import PhaseMemory, VapoWorker, masked_view
 
 EXPLAIN_S = 10.0
-"""Time for the monitor to see the death behind an error that may follow from one."""
+"""Time for the monitor to see a death that may have caused an error."""
 NOTICE_S = 2.0
-"""Time for the trainer to meet what follows from a death, which says more: failed responses."""
+"""Time for the trainer to meet the error that follows from a death and says more."""
 FAILED_IN_VALIDATION = f"{FAILED}_in_validation"
 WORKER_ROLES = (Role.ActorRolloutRef, Role.ActorRollout, Role.Actor, Role.RefPolicy)
 
@@ -96,11 +96,11 @@ WORKER_ROLES = (Role.ActorRolloutRef, Role.ActorRollout, Role.Actor, Role.RefPol
 class VapoTraining(PPOTrainer):
     """GRPO on the VAPO reward; each token's credit may follow its visual attention.
 
-    A base class before one of veRL's trainers, whose order of phases it keeps.
+    A base class to name before one of veRL's trainers, whose order of phases it keeps.
 
-    The agent loop has scored the responses when they arrive here. What this class adds to veRL's
-    trainer: the credit weights that need data veRL's estimators do not get, the ``vapo/*`` metrics,
-    a run folder that survives restarts, and an order of data that does not depend on timing.
+    The agent loop has scored the responses when they arrive here. This class adds to veRL's
+    trainer: credit weights from data that veRL's estimators do not get, the ``vapo/*`` metrics, a
+    run folder that survives restarts, and an order of data that does not depend on timing.
     """
 
     mode: str
@@ -156,7 +156,7 @@ class VapoTraining(PPOTrainer):
         self.train_dataloader: TrainLoader = TrainLoader.like(self.train_dataloader)
 
     def _get_required_batch_multiple(self, dp_size: int) -> int:
-        """Mini-batches, also where a step updates nothing: log probs are cut into micro-batches."""
+        """Mini-batches count even without an update: log probs are cut into micro-batches."""
         policy = self.config.actor_rollout_ref
         mini_batch = policy.actor.ppo_mini_batch_size * policy.rollout.n
         return math.lcm(super()._get_required_batch_multiple(dp_size), mini_batch)
@@ -240,8 +240,8 @@ class VapoTraining(PPOTrainer):
         sample_turns: Any,
         expected_acc_counts: Any = None,
     ) -> dict[str, float]:
-        """veRL's metrics of the responses that there are: it would count a failed one, of which
-        nobody knows the answer, as incorrect."""
+        """veRL's metrics of the responses that came: it would count a failed one, whose answer is
+        unknown, as incorrect."""
         del expected_acc_counts
         values = super()._val_metrics_update(
             data_sources, sample_uids, reward_extra_infos_dict, sample_turns
@@ -274,7 +274,7 @@ class VapoTraining(PPOTrainer):
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Raise what lies behind an error that may be the consequence of a death.
+        """Raise the cause of an error that may be the consequence of a death.
 
         Raises:
             RunFailed: a process died or hangs, or responses failed.
@@ -314,10 +314,10 @@ class VapoTraining(PPOTrainer):
             ray.kill(actor)
 
     def _ask_again(self, partition_id: str, done: Mapping[str, Sequence[int]]) -> bool:
-        """Restart dead servers and ask for the responses that are lost; false where none is dead.
+        """Restart dead servers and request the lost responses again; false if no server is dead.
 
         Args:
-            done: of prompts, the responses that are there.
+            done: prompts -> numbers of the responses that came.
         """
         end = time.monotonic() + EXPLAIN_S
         while not (dead := self._monitor.remove_dead_servers()):
@@ -330,10 +330,10 @@ class VapoTraining(PPOTrainer):
         return True
 
     def _restart_servers(self, dead: Sequence[liveness.Member]) -> None:
-        """Start servers again, with the weights that the others have.
+        """Restart servers, with the weights that the others have.
 
         Args:
-            dead: processes of theirs that died, for the console.
+            dead: the processes that died, for the message.
 
         Raises:
             ResponsesFailed: one did not start, or did not take the weights.
@@ -355,7 +355,7 @@ class VapoTraining(PPOTrainer):
         return f"step {self.global_steps}, {phase}" if self.global_steps else phase
 
     def _message(self, finding: liveness.Finding | None, error: str = "") -> str:
-        """What happened, the last words, what is saved and what the same command does."""
+        """What happened, the last log lines, what is saved and what the same command does."""
         lines = [error] if error else []
         if finding is not None:
             at = time.strftime("%H:%M:%S", time.localtime(finding.at))
@@ -364,7 +364,7 @@ class VapoTraining(PPOTrainer):
         return "\n".join(lines)
 
     def _exits(self) -> list[str]:
-        """How engine processes ended, as far as their servers are there to tell."""
+        """How engine processes ended, as told by servers that are still alive."""
         asked = [server.engine_exits.remote() for server in self._servers]
         answered, _ = ray.wait(asked, num_returns=len(asked), timeout=2)
         lines = []
@@ -389,7 +389,7 @@ class VapoTraining(PPOTrainer):
         self._at(liveness.ROLLOUT)
 
     def _free_devices(self) -> None:
-        """Have the engine give the actor's GPUs back, as during an update."""
+        """Let the engine release the actor's GPUs, as during an update."""
         self.checkpoint_manager.sleep_replicas()
 
     def on_sample_begin(self) -> None:
@@ -398,12 +398,12 @@ class VapoTraining(PPOTrainer):
             self._at(liveness.ROLLOUT)
 
     def _save_step(self, step: int) -> None:
-        """Save a step that has been logged, though veRL counts the next one already."""
+        """Save a step that has been logged, although veRL already counts the next one."""
         self.global_steps = step
         self._save_checkpoint()
 
     def _fetch_one_gen_batch(self) -> TensorDict:
-        """veRL's batch under ids that name step and place instead of random ones."""
+        """veRL's batch with ids made of step and place instead of random ones."""
         batch = super()._fetch_one_gen_batch()
         places = itertools.islice(self._places[self.global_steps], len(batch))
         uids = [NonTensorData(prompt_uid(self.global_steps, place)) for place in places]
@@ -411,7 +411,7 @@ class VapoTraining(PPOTrainer):
         return batch
 
     def on_train_begin(self) -> None:
-        """Ask the anchor question of a few rows first: a bad format would train on noise."""
+        """Ask the anchor question on a few rows first: with a bad format, training fits noise."""
         num_rows = min(self.vapo.anchors.self_test_rows, len(self.train_dataset))
         if self.vapo.probes_claims and num_rows:
             with self._monitor.phase(liveness.ROLLOUT):
@@ -442,18 +442,18 @@ class VapoTraining(PPOTrainer):
         return await run_format_check(loop, (self.train_dataset[i] for i in range(num_rows)))
 
     def _balance_batch(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> KVBatchMeta:
-        """Responses arrive as they finish; sorted, their mini-batches repeat from run to run."""
+        """Sort the responses, which arrive as they finish: mini-batches then repeat in each run."""
         batch.reorder(sorted(range(len(batch.keys)), key=lambda i: batch.keys[i]))
         return super()._balance_batch(batch, *args, **kwargs)
 
     def _at(self, phase: str) -> None:
-        """The step has come to `phase`."""
+        """Tell the console and the monitor that the step has reached `phase`."""
         self._step_line.at(phase)
         self._monitor.begin(phase)
 
     @cached_property
     def method(self) -> Method:
-        """What ``vapo.method`` names."""
+        """The method that ``vapo.method`` names."""
         return method_of(self.vapo.method)
 
     @cached_property
@@ -462,7 +462,7 @@ class VapoTraining(PPOTrainer):
 
     def on_sample_end(self) -> None:
         if self.vapo.rollout.restart_servers and (dead := self._monitor.remove_dead_servers()):
-            self._restart_servers(dead)  # it died when it had answered
+            self._restart_servers(dead)  # it died after its last answer
         self._memory.end_phase("rollout")  # before the engine sleeps
         super().on_sample_end()
         self._at(liveness.LOG_PROBS)
@@ -477,7 +477,7 @@ class VapoTraining(PPOTrainer):
         return batch
 
     def _compute_masked_log_prob(self, batch: KVBatchMeta) -> None:
-        """The actor's log probs once more, on images of which patches are black."""
+        """Compute the actor's log probs again, on images with black patches."""
         view = masked_view(
             batch,
             self.config.actor_rollout_ref.rollout.temperature,
@@ -515,7 +515,7 @@ class VapoTraining(PPOTrainer):
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """veRL's call of the registered estimator.
 
-        Ours, and one that a user's package registers, get the inputs that veRL has none of.
+        Ours, and one that a user's package registers, get inputs that veRL does not pass.
         """
         name = self.config.algorithm.adv_estimator
         if name in VERL_ESTIMATORS:
@@ -559,7 +559,7 @@ class VapoTraining(PPOTrainer):
         )
 
     def _rollout_metrics(self) -> dict[str, float]:
-        """What preparing prompts took, and how late the event loops were since the last step."""
+        """Time to prepare prompts, and delays of the event loops since the last step."""
         loops = ray.get([worker.take_loop_lag.remote() for worker in self._agent_loop_workers])
         on_servers = ray.get([server.take_loop_lag.remote() for server in self._servers])
         return {
@@ -578,7 +578,7 @@ class VapoTraining(PPOTrainer):
 
     @cached_property
     def _captured_layers(self) -> list[int] | None:
-        """The layers whose visual attention the samples keep apart; None where they do not."""
+        """The layers whose visual attention the samples record separately; None if they do not."""
         attention = self.vapo.attention
         if not (attention.enabled and attention.per_layer):
             return None

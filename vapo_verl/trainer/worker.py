@@ -41,7 +41,7 @@ from vapo_verl.run_folder.checkpoints import FileRecord, file_records
 WEIGHT_SENDER = "vapo_verl.rollout.weight_sync.VapoServerAdapter"
 """A path, because importing it imports vLLM, which only the sending process needs."""
 MASKING = "masking"
-"""Of a batch whose forward pass is to see masked images: a :class:`Masking`."""
+"""Key of a batch whose forward pass is to see masked images; its value is a :class:`Masking`."""
 GIB = 2**30
 RANK_OF_FILE = re.compile(r"_rank_(\d+)\.pt$")
 
@@ -134,7 +134,7 @@ class VapoDetachedWorker(VapoWorker, DetachActorWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_model_to_cpu(self, n: int) -> None:
-        """See the base class, whose copy of weights that are on the CPU is none."""
+        """See the base class, which makes no copy of weights that are on the CPU already."""
         super().save_model_to_cpu(n)
         if get_device_name() == "cpu":
             weights, spec = self.cpu_saved_models[n]
@@ -152,7 +152,7 @@ def loss_with_method(
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """veRL's policy loss of a micro-batch and the method's terms, aggregated alike.
 
-    Padding alone, which failed responses leave, has no loss.
+    A micro-batch of padding only, which failed responses leave, has no loss.
 
     Args:
         policy_loss: veRL's ``ppo_loss``, a partial with the actor's `config`.
@@ -184,9 +184,9 @@ def loss_with_method(
 
 
 def _with_tokens(data: TensorDict) -> TensorDict:
-    """A micro-batch of padding alone, for a loss that refuses one: its tokens, without advantage.
+    """A micro-batch of padding only, for a loss that refuses one: its tokens, without advantage.
 
-    Metrics are then as many on this rank as on the others, which veRL merges them with.
+    This rank then has as many metrics as the others, with which veRL merges them.
     """
     mask, advantages = data["response_mask"], data["advantages"]
     changed = {"response_mask": torch.ones_like(mask), "advantages": torch.zeros_like(advantages)}
@@ -194,12 +194,12 @@ def _with_tokens(data: TensorDict) -> TensorDict:
 
 
 def peak_device_memory() -> float:
-    """GiB of this process's device in use at most since the last call, by all processes on it.
+    """Peak GiB in use on this process's device since the last call, by all processes on it.
 
     peak = (device in use - reserved by this process) + most reserved by this process
 
-    The first term is that of now: an engine beside this process does not grow while the process
-    works, and the other way round. On CPU it is the machine's memory, and this process's peak is
+    The first term is the current value: an engine beside this process does not grow while the
+    process works, and vice versa. On CPU it is the machine's memory, and this process's peak is
     since its start.
     """
     device = get_torch_device()
@@ -227,7 +227,7 @@ class PhaseMemory:
         self._peaks: dict[str, float] = {}
 
     def end_phase(self, phase: str) -> None:
-        """To be called when a phase has ended on all ranks, before the next begins.
+        """Call this when a phase has ended on all ranks, before the next begins.
 
         A step of several mini-batches has a phase several times.
         """
@@ -235,7 +235,7 @@ class PhaseMemory:
         self._peaks[phase] = max(peak, self._peaks.get(phase, 0.0))
 
     def metrics(self) -> dict[str, float]:
-        """Of the phases that have ended since the last call, which was a step ago."""
+        """Peaks of the phases that have ended since the last call, one step ago."""
         metrics = {f"vapo/memory/{phase}_gib": peak for phase, peak in self._peaks.items()}
         self._peaks.clear()
         return metrics

@@ -1,8 +1,8 @@
 """`attach`: join claims to the rows of a training file by their images.
 
 The claims of a folder go into the `claims` column of a copy of TRAIN; all other columns stay as
-they are. An image is known by the SHA-256 of its stored file: a renamed file keeps its claims, an
-image that was encoded again loses them.
+they are. Images are matched by the SHA-256 of the stored file: a renamed file keeps its claims, a
+re-encoded image loses them.
 """
 
 import argparse

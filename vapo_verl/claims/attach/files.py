@@ -26,16 +26,16 @@ CLAIMS = "claims"
 _FIELD = row_schema(embedded_images=True).field(CLAIMS)
 _ROWS_PER_GROUP = 1024
 _BYTES_PER_GROUP = 32 << 20
-"""A row group is full at this many bytes, or at `_ROWS_PER_GROUP` rows, whichever comes first.
-A reader of a parquet file holds a row group: with images, rows alone would be no bound."""
+"""A row group ends at this many bytes or at `_ROWS_PER_GROUP` rows, whichever comes first.
+Readers hold a row group in memory; with images, a row count alone does not bound its size."""
 
 
 def attach_claims(options: AttachOptions) -> AttachReport:
     """Write `options.train` with its claims to `options.out`; memory does not grow with the rows.
 
     Raises:
-        FileError: a file that is missing, damaged or lacks the column; claims that are there
-            already, without `replace`; or not one row covered.
+        FileError: the file is missing, damaged or lacks the column; it has claims already, without
+            `replace`; or no row is covered.
         RowError: rows whose images or old claims cannot be read.
     """
     train = options.train
@@ -59,7 +59,7 @@ def attach_claims(options: AttachOptions) -> AttachReport:
 
 
 def _refuse_existing(parquet: pq.ParquetFile, options: AttachOptions) -> None:
-    """First of all, and from one column alone: a person waits for it."""
+    """Runs first and reads one column only, because the user waits for it."""
     if count := sum(num_filled(batch) for batch in _batches(parquet, options, [CLAIMS])):
         found = f"TRAIN: {options.train} has claims already in {count} rows"
         raise FileError(f"{found}; add --replace to put new ones in their place")
@@ -86,7 +86,7 @@ def _joined(
 def _batches(
     parquet: pq.ParquetFile, options: AttachOptions, columns: list[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """A few rows at a time; of those of `columns` that are there, or of all."""
+    """Batches of a few rows, with those of `columns` that the file has; None reads all."""
     present = None if columns is None else list({*columns} & {*parquet.schema_arrow.names})
     if present == []:
         return
@@ -107,8 +107,8 @@ def _compression(parquet: pq.ParquetFile) -> str:
 def with_claims(schema: pa.Schema) -> pa.Schema:
     """The schema with the `claims` column: in its old place, else last.
 
-    Its metadata stays as it is. The `datasets` library keeps the features of columns in there, and
-    takes a column that they do not name, or name otherwise, from the schema.
+    The metadata is unchanged. The `datasets` library stores column features in it, and uses the
+    schema for a column that these features lack or describe differently.
     """
     if CLAIMS in schema.names:
         return schema.set(schema.get_field_index(CLAIMS), _FIELD)
@@ -116,7 +116,7 @@ def with_claims(schema: pa.Schema) -> pa.Schema:
 
 
 def set_claims(table: pa.Table, claims: Sequence[tuple[Claim, ...]]) -> pa.Table:
-    """The table with these claims, a tuple for each row; where the schema has them, so has it."""
+    """The table with one tuple of claims per row, in the column position of `with_claims`."""
     cells = pa.array([[claim.as_dict() for claim in row] for row in claims], _FIELD.type)
     if CLAIMS in table.schema.names:
         return table.set_column(table.schema.get_field_index(CLAIMS), _FIELD, cells)

@@ -1,4 +1,4 @@
-"""Claims by image, joined to rows; and the counts of what came of it."""
+"""Join claims to rows by image, and count the results."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,15 +17,15 @@ from vapo_verl.data.images import image_source, is_remote
 _decode = msgspec.msgpack.Decoder(list[tuple[str, bool]]).decode
 _NUM_SHOWN = 5
 _LOWERED = ("A", "All", "An", "At", "Both", "Each", "In", "It", "No", "On", "One", "The", "There")
-"""First words that are written small after "In image 2,"; any other may be a name."""
+"""First words that are lowercased after "In image 2,"; any other word may be a name."""
 
 
 class ClaimIndex:
     """Maps an image key to its claims.
 
-    The claims of an image are kept as one msgpack string: 36,000 images of 20 claims take some
-    60 MB this way, half of what Claim objects take. A data base on disk would save those too, at
-    the price of a temporary file and a seek for each image, which pays for millions of images.
+    The claims of an image are stored as one msgpack string: 36,000 images with 20 claims each take
+    about 60 MB, half as much as Claim objects. A database on disk would save this memory too, at
+    the cost of a temporary file and a seek per image, which pays off only for millions of images.
     """
 
     def __init__(self, records: Iterable[ClaimRecord], *, min_claims: int = 1):
@@ -68,29 +68,29 @@ def read_index(folder: Path, *, min_claims: int) -> ClaimIndex:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachReport:
-    """Counts over the rows of the training file; `str()` is some lines for a person."""
+    """Counts over the rows of the training file; `str()` formats them for the user."""
 
     out: Path
     num_rows: int
-    """Rows read; those written are fewer by `num_rows_dropped`."""
+    """Rows read; `num_rows_dropped` of them are not written."""
     num_rows_dropped: int
     num_rows_joined: int
     """Rows that got claims from the folder."""
     num_rows_replaced: int
-    """Of the joined rows, those that had claims before."""
+    """Joined rows that had claims before."""
     num_rows_kept: int
-    """Rows that were not covered and kept the claims that they had."""
+    """Uncovered rows that kept their old claims."""
     num_rows_without_images: int
     num_rows_multi_image_skipped: int
     """Rows of several images left without claims by `--single-image-only`."""
     num_rows_without_claims: int
     first_rows_without_claims: tuple[int, ...]
-    """Numbers of the first few of them, from 0."""
+    """Numbers of the first few such rows, from 0."""
     num_images: int
     num_images_unknown: int
-    """Images, counted once a row, that have no claims in the folder (or too few)."""
+    """Images without claims in the folder (or with too few), counted per row."""
     num_images_remote: int
-    """Of the unknown images, those behind an address: their bytes are not fetched."""
+    """Unknown images given as an address; their bytes are not fetched."""
     num_records: int
     """Images with claims in the folder."""
     num_records_short: int
@@ -147,7 +147,7 @@ class AttachReport:
 
 
 class ClaimJoin:
-    """Gives row after row its claims; constant memory next to the index."""
+    """Looks up the claims of each row; beyond the index, memory is constant."""
 
     def __init__(self, index: ClaimIndex, options: AttachOptions):
         self._index, self._options = index, options
@@ -165,10 +165,10 @@ class ClaimJoin:
         return self._count["num_rows_joined"]
 
     def claims_of(self, number: int, images_cell: object, claims_cell: object) -> tuple[Claim, ...]:
-        """The claims that row `number` is to have; () for none.
+        """The claims of row `number` in the output; () for none.
 
         Raises:
-            BadCell: an image that cannot be read, or old claims that are no claims.
+            BadCell: an image cannot be read, or the old claims are invalid.
         """
         old = read_claims(claims_cell)
         claims = self._joined(images_cell)
@@ -242,7 +242,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _listed(notes: tuple[tuple[int, str, str], ...]) -> str:
-    """The notes that count something, as ` (3 rows with this, 1 image of that)`."""
+    """The notes with a nonzero count, as ` (3 rows with this, 1 image of that)`."""
     text = ", ".join(f"{_counted(count, noun)} {what}" for count, noun, what in notes if count)
     return f" ({text})" if text else ""
 
@@ -250,11 +250,11 @@ def _listed(notes: tuple[tuple[int, str, str], ...]) -> str:
 def join_claims(
     claims_by_image: Sequence[tuple[Claim, ...] | None], *, single_image_only: bool = False
 ) -> tuple[Claim, ...]:
-    """The claims of a row, in the order of its images; () if it is to have none.
+    """The claims of a row, in the order of its images; () for none.
 
-    A claim was made from one image alone, so "the car is red" is ambiguous in a row of several:
-    there every claim says which image it is about. Half-covered rows get none, because a policy
-    would learn from which images it is asked about.
+    Each claim was made from one image, so "the car is red" is ambiguous in a row with several
+    images: there each claim names its image. Partly covered rows get no claims, because the policy
+    would learn which images are asked about.
 
     Args:
         claims_by_image: the claims of each image; None for an image without claims.

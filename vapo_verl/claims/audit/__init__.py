@@ -1,4 +1,4 @@
-"""`audit`: let people judge a random sample of claims, and sum up what they found.
+"""`audit`: let people judge a random sample of claims, and summarise their answers.
 
 python -m vapo_verl.claims audit CLAIMS_DIR SOURCE --out audit.html
 python -m vapo_verl.claims audit --summary ANSWERS.json [ANSWERS.json ...]
@@ -19,21 +19,21 @@ class AuditOptions:
     """The page to write, or the answers to sum up."""
 
     claims_dir: Path | None = field(default=None, metadata=cli(positional="CLAIMS_DIR"))
-    """Left by generate or check."""
+    """Folder written by generate or check."""
     source: Path | None = field(default=None, metadata=cli(positional="SOURCE"))
     """Parquet file or folder of images."""
     out: Path | None = field(default=None, metadata=cli(metavar="audit.html"))
     """The page to write."""
     column: str = "images"
-    """Where a parquet SOURCE has its images."""
+    """Image column of a parquet SOURCE."""
     image_root: Path = Path()
     """Where relative image paths in parquet rows start."""
     num_images: int = field(default=50, metadata=cli(metavar="N"))
     """Size of the sample."""
     seed: int = 0
-    """Another seed, another sample."""
+    """Selects the sample."""
     summary: tuple[Path, ...] | None = field(default=None, metadata=cli(metavar="ANSWERS.json"))
-    """Print what exported answers say, and how far people agree; writes no page."""
+    """Summarise exported answers and the agreement of people; write no page."""
 
     def __post_init__(self) -> None:
         wanted = ("claims_dir", "source", "out")

@@ -1,10 +1,10 @@
-"""The page on which a person judges claims, the images on it, and a summary of the answers.
+"""The audit page on which people judge claims, its images, and a summary of the answers.
 
-The page is one file and makes no request to anywhere.
+The page is one file and makes no network requests.
 
-Claims are what a model wrote, so they are data to the page: JSON in a script element that no
-browser runs, put on the page as text. The policy in its head allows its own style and script by
-their hash and forbids all else, so even a mistake here would run nothing and send nothing.
+A model wrote the claims, so the page treats them as data: JSON in a script element that no browser
+runs, shown as text. The policy in its head allows only its own style and script, by their hash. So
+even a mistake here would run nothing and send nothing.
 """
 
 import base64
@@ -32,7 +32,7 @@ from vapo_verl.files import atomic_write
 from vapo_verl.plots.html import inert_json, policy_hash
 
 _SCRIPTS = ("answers.js", "view.js", "moves.js")
-"""In this order they are one script."""
+"""Concatenated in this order into one script."""
 _PAGE_ID_CHARACTERS = 16
 MAX_SIDE = 1280
 """Longer sides are scaled down to this many pixels: small print stays legible."""
@@ -49,7 +49,7 @@ ANSWERS = ("yes", "no", "unsure")
 FORMAT, VERSION = "vapo-claims-audit", 1
 _EXPORT_AGAIN = "export it again from the audit page"
 ClaimKey = tuple[str, str, bool]
-"""Image key, text and label: what two people must have seen alike to be compared."""
+"""Image key, text and label: two people's answers are compared if these are equal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +60,9 @@ class AuditImage:
     data: bytes
     """The stored image file."""
     source: str
-    """Where it is, for a person."""
+    """Its location, for display."""
     model: str
-    """Made the claims."""
+    """The model that made the claims."""
     claims: tuple[Claim, ...]
 
 
@@ -92,7 +92,7 @@ def render_page(images: Sequence[AuditImage], *, seed: int) -> str:
 
 
 def page_id(images: Sequence[AuditImage]) -> str:
-    """Names the sample: pages with the same images and claims share it, and their answers."""
+    """Id of the sample: pages with the same images and claims share this id and their answers."""
     content = [[image.key, [claim.as_dict() for claim in image.claims]] for image in images]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:_PAGE_ID_CHARACTERS]
 
@@ -125,7 +125,7 @@ def _text(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageImage:
-    """An image as a page holds it."""
+    """An image in a page."""
 
     uri: str
     """`data:image/...;base64,...`"""
@@ -137,7 +137,7 @@ class PageImage:
 def page_image(data: bytes) -> PageImage:
     """`data` encoded again, at most MAX_SIDE pixels long, with the pixels that the model saw.
 
-    Its metadata is left behind: a browser would turn the image by it once more.
+    Metadata is dropped: a browser would apply its orientation a second time.
 
     Raises:
         BadCell: not an image, or a damaged one.
@@ -177,7 +177,7 @@ def draw_sample(
     """`num_images` random images of `source` that have claims; all of them if there are fewer.
 
     The same seed draws the same images in the same order, whatever the order of shards and rows,
-    and a larger sample holds the smaller one. Memory is that of the sample and of all image keys.
+    and a larger sample includes the smaller one. Memory holds the sample and all image keys.
 
     Raises:
         FileError: no claims, no image of `source` with claims, or files that cannot be read.
@@ -195,15 +195,15 @@ def draw_sample(
 
 
 def rank(seed: int, image_key: str) -> int:
-    """Orders images at random: the sample is those of lowest rank."""
+    """Random order of images: the sample consists of those with the lowest rank."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{image_key}".encode()).digest(), "big")
 
 
 def _first(
     known: set[str], images: Iterable[ImageItem], num_images: int, seed: int
 ) -> list[ImageItem]:
-    """The images of lowest rank, lowest first; only so many are held at a time."""
-    heap: list[tuple[int, ImageItem]] = []  # a heap gives its least: ranks are negated
+    """The `num_images` images of lowest rank, lowest first; no more are held at a time."""
+    heap: list[tuple[int, ImageItem]] = []  # a heap pops its minimum, so ranks are negated
     for item in images:
         if item.key not in known:
             continue
@@ -226,10 +226,10 @@ def _audit_image(item: ImageItem, record: ClaimRecord) -> AuditImage:
 
 
 def summarise(paths: Sequence[Path]) -> str:
-    """Lines for a person: rates of each one, of all together, and the agreement of each two.
+    """Text report: rates per person, of all together, and the agreement of each pair.
 
     Raises:
-        FileError: a file that is no export.
+        FileError: a file is not an export.
     """
     everyone = [read_answers(path) for path in paths]
     lines = [line for person in everyone for line in _rates(person)]
@@ -241,7 +241,7 @@ def summarise(paths: Sequence[Path]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PersonAnswers:
-    """What one person said of claims; a question that was not answered is left out."""
+    """One person's answers on claims; unanswered questions are left out."""
 
     person: str
     answers: Mapping[str, Mapping[ClaimKey, str]]
@@ -249,9 +249,9 @@ class PersonAnswers:
 
 
 def together(everyone: Sequence[PersonAnswers]) -> PersonAnswers:
-    """One answer a claim and question: what most said; "unsure" where no answer has most.
+    """One answer per claim and question: the most common one; "unsure" for a tie.
 
-    Pooling all answers instead would count a claim twice, and make the intervals too narrow.
+    Pooling all answers would count a claim more than once and make the intervals too narrow.
     """
     answers = {question: _majority(everyone, question) for question in QUESTIONS}
     return PersonAnswers(person=f"majority of {len(everyone)} people", answers=answers)
@@ -277,7 +277,7 @@ def _rates(person: PersonAnswers) -> Iterator[str]:
 
 
 def rate_line(answers: Mapping[ClaimKey, str]) -> str:
-    """The rate of "yes" among all answers: "unsure" counts as not yes, and is counted."""
+    """Rate of "yes" among all answers; "unsure" is in the denominator and is also counted."""
     count = Counter(answers.values())
     if not answers:
         return "no answers"

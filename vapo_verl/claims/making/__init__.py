@@ -1,1 +1,1 @@
-"""Claims of one image: what is asked, what is read, what is kept, how it is voted on."""
+"""Claims of one image: prompts, parsing, selection and votes."""

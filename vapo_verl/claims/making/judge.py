@@ -1,4 +1,4 @@
-"""Has a model vote on the claims of one image, and keeps those that most votes agree with."""
+"""Let a model vote on the claims of one image, and keep those that the majority confirms."""
 
 import math
 import re
@@ -36,10 +36,10 @@ class ClaimJudge:
         self._model, self._seed, self._max_pixels = model, seed, max_pixels
 
     async def make(self, item: ImageItem) -> ClaimRecord:
-        """The image's record with its votes, and without the claims that they went against.
+        """The image's record with the votes, without the claims whose label they do not confirm.
 
         Raises:
-            ImageFailed: a claim could not be asked about.
+            ImageFailed: the request for a claim failed.
             FatalFault: the endpoint would refuse every image.
         """
         record = self._records[item.key]
@@ -65,7 +65,7 @@ class ClaimJudge:
         while (num_missing := self._options.votes - len(votes)) > 0:
             num_choices = 1 if self._options.separate_votes else num_missing
             reply = await self._asker.ask(messages, rng, num_choices)
-            # a server that does not know `n` sends one answer, and is asked for the others
+            # a server that ignores `n` sends one answer; the others are requested again
             votes += [read_vote(choice.text) for choice in reply.choices[:num_missing]]
             usage += reply.usage
         counts = Counter(votes)
@@ -81,18 +81,18 @@ class ClaimJudge:
 
 def read_vote(text: str) -> bool | None:
     """True for an answer that begins with "yes", False for "no" (any case, any decoration), else
-    None; thinking in front is passed over."""
+    None; thinking before it is skipped."""
     word = _FIRST_WORD.search(without_thinking(text))
     return {"yes": True, "no": False}.get(word[0].casefold()) if word else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """Figures over the votes on many claims; None where there is nothing to divide by."""
+    """Statistics of the votes on many claims; None where a denominator is 0."""
 
     num_claims: int
     num_undecided: int
-    """Ties, and claims without any yes or no. They are in no rate but `fraction_unanimous`."""
+    """Ties, and claims without any yes or no. Of the rates, only `fraction_unanimous` has them."""
     rate: float | None
     """Fraction of decided claims whose majority is the label."""
     rate_true: float | None
@@ -100,11 +100,12 @@ class Agreement:
     rate_false: float | None
     kappa: float | None
     """Cohen's kappa of label and majority over decided claims: 1 is full agreement, 0 is chance.
-    None also when both raters always say the same one thing."""
+    None also if both raters always give the same single answer."""
     fraction_unanimous: float | None
     """Fraction of claims whose votes are all yes or all no."""
     mean_vote_entropy: float | None
-    """Bits, 0..1, over the yes and no votes of a claim; of claims with at least one such vote."""
+    """In bits (0..1) per claim, over its yes and no votes; claims without such a vote are left
+    out."""
 
     @property
     def fraction_undecided(self) -> float | None:
@@ -146,7 +147,7 @@ def measure_agreement(vote_counts: Iterable[VoteCount]) -> Agreement:
 
 
 def vote_entropy(vote_count: VoteCount) -> float:
-    """Bits of the split of yes and no votes: 0 when they agree or there are none, 1 for a tie."""
+    """Entropy of the yes and no votes in bits: 0 if they agree or there are none, 1 for a tie."""
     total = vote_count.num_yes + vote_count.num_no
     fractions = [votes / total for votes in (vote_count.num_yes, vote_count.num_no) if votes]
     return sum(-fraction * math.log2(fraction) for fraction in fractions)

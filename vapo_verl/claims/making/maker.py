@@ -58,7 +58,7 @@ _BRACKETS = ("[", "]", "[]")
 
 
 class ClaimMaker:
-    """Turns images into records; what is turned down on the way is counted in the counts."""
+    """Turns images into records; rejected candidates are added to the counts."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class ClaimMaker:
         """The record of one image, full or short.
 
         Raises:
-            ImageFailed: no true and false claim could be had, or the endpoint let the image down.
+            ImageFailed: no valid true and false claim, or the endpoint failed for this image.
             FatalFault: the endpoint would refuse every image.
         """
         picture = await prepared(item, self._max_pixels)
@@ -95,7 +95,7 @@ class ClaimMaker:
             attempts += 1
         claims = list(balanced(kept))
         self._require_enough(claims, attempts)
-        rng.shuffle(claims)  # as kept, an answer's true claims stand before its false ones
+        rng.shuffle(claims)  # an answer lists its true claims before its false ones
         return ClaimRecord(
             image_key=item.key,
             claims=tuple(claims),
@@ -115,9 +115,9 @@ class ClaimMaker:
 
 
 async def prepared(item: ImageItem, max_pixels: int | None) -> Picture:
-    """The image as it is sent. Raises ImageFailed when it has to be decoded and cannot be."""
+    """The image as it is sent. Raises ImageFailed if it must be decoded and decoding fails."""
     try:
-        # decoding takes long enough to hold up the other images
+        # decoding would block the requests of other images
         return await asyncio.to_thread(prepare, item.data, item.media_type, max_pixels)
     except BadCell as bad:
         raise ImageFailed("unreadable image", bad.found) from bad
@@ -126,7 +126,7 @@ async def prepared(item: ImageItem, max_pixels: int | None) -> Picture:
 def claims_messages(
     picture: Picture, rules: ClaimRules, kept: Sequence[Claim] = ()
 ) -> list[Message]:
-    """Ask for the claims that `kept` lacks, how many true and how many false."""
+    """Ask for the true and the false claims that are missing from `kept`."""
     return [{"role": "system", "content": SYSTEM}, _user(picture, task_text(rules, kept))]
 
 
@@ -162,16 +162,16 @@ def _user(picture: Picture, text: str) -> Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedAnswer:
-    """What was read of one answer."""
+    """The content of one answer."""
 
     claims: tuple[Claim, ...]
     """In the answer's order, each text normalised."""
     rejected: Counter[str] = field(default_factory=Counter)
-    """Lines or entries that were not read, by reason."""
+    """Rejected lines or entries, by reason."""
 
 
 def without_thinking(text: str) -> str:
-    """The answer behind a <think> block; nothing when the block was never closed."""
+    """The answer after a <think> block; empty if the block was never closed."""
     text = _THINKING.sub("", text)
     return "" if text.lstrip().startswith("<think>") else text
 
@@ -179,10 +179,10 @@ def without_thinking(text: str) -> str:
 def parse_answer(text: str, *, cut_off: bool = False) -> ParsedAnswer:
     """Read an answer: JSON objects {"claim": string, "label": true | false}, one a line.
 
-    Also accepted, since models write so: a code fence around the lines, thinking in <think> tags
-    before them, a comma at the end of a line, and one JSON list of such objects (alone, or as the
-    only value of an object). A line that is no such object is rejected, and the others count.
-    Nothing is raised.
+    Also accepted, because models write them: a code fence around the lines, thinking in <think>
+    tags before them, a comma at the end of a line, and one JSON list of such objects (alone, or as
+    the only value of an object). A line that is not such an object is rejected, and the others
+    count. Nothing is raised.
 
     Args:
         cut_off: the token limit ended the answer, so its last line may be half a claim.
@@ -200,7 +200,7 @@ def parse_answer(text: str, *, cut_off: bool = False) -> ParsedAnswer:
 
 
 def _entries(lines: list[str]) -> Iterator[object]:
-    """The decoded entries; a line that is no JSON comes back as its own text."""
+    """The decoded entries; a line that is not JSON is returned as text."""
     decoded = _decode("\n".join(lines))
     if isinstance(decoded, dict) and len(decoded) == 1:
         decoded = next(iter(decoded.values()))
@@ -221,7 +221,7 @@ def _decode(text: str) -> object:
 
 
 def _read_entry(entry: object) -> Claim | str:
-    """The claim, or the reason why there is none."""
+    """The claim, or the reason for its rejection."""
     if not isinstance(entry, dict) or not isinstance(entry.get("claim"), str):
         return MALFORMED
     if control_character(entry["claim"]):

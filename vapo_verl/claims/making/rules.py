@@ -1,7 +1,7 @@
 """Rules for claims: wording, likeness, and which candidates an image keeps. Pure.
 
-Each rule on the text is a small function with a reason's name. Text in quotes is what the image
-says, not how the claim says it: the rules on wording skip it.
+Each text rule is a small function named after its reason. Quoted text comes from the image and is
+not the claim's wording: the rules on wording skip it.
 """
 
 import math
@@ -33,7 +33,7 @@ _VERB = (
     r"(is|are|was|were|has|have|had|shows?|contains?|reads?|says?|stands?|sits?|lies?|holds?"
     r"|wears?|faces?|equals?|does|do|can)"
 )
-# A participle counts right behind the conjunction only: "the building and the fence are high".
+# A participle counts directly after the conjunction only: "the building and the fence are high".
 _TWO_CLAUSES = re.compile(
     rf"\b{_VERB}\b.*\b(and|but|while|whereas|although)( \w+ing\b|\b.*\b{_VERB}\b)|;|[.!] [A-Z]",
     re.IGNORECASE,
@@ -52,9 +52,9 @@ _COUNTS = re.compile(
 )
 _MIN_ASCII_SHARE = 0.9
 MAX_SIMILARITY = 0.95
-"""Cosine above which two claims count as the same, as A.6 has it for embeddings."""
+"""Cosine above which two claims count as the same; A.6 uses it for embeddings."""
 _NUM_REMEMBERED = 256
-"""Texts whose parts are kept: a candidate is compared with each of some twenty claims."""
+"""Texts whose parts are cached: each candidate is compared with about twenty claims."""
 _WORD = re.compile(r"[^\W_]+(?:'[a-z]+)?")
 _NEGATIONS = {"not", "no", "never", "without", "isn't", "aren't", "doesn't", "don't", "hasn't"}
 _FILLERS = {"a", "an", "any", "do", "does"}
@@ -75,7 +75,7 @@ _OPPOSITE_PAIRS = {frozenset(pair.split()) for pair in _OPPOSITES}
 
 
 def text_problem(text: str, max_words: int = MAX_WORDS) -> str | None:
-    """The reason to turn the claim down, or None for a good one."""
+    """The reason to reject the claim, or None."""
     if not has_good_length(text, max_words):
         return "length"
     plain = unquoted(text)
@@ -107,7 +107,7 @@ def is_about_the_task(text: str) -> bool:
 
 
 def is_not_english(text: str) -> bool:
-    """Mostly other letters than English has. Other languages in Latin letters are not noticed."""
+    """Mostly non-ASCII letters. Other languages in Latin script are not detected."""
     letters = [character for character in text if character.isalpha()]
     num_ascii = sum(character.isascii() for character in letters)
     return not letters or num_ascii < _MIN_ASCII_SHARE * len(letters)
@@ -130,10 +130,10 @@ WORDING: dict[str, Callable[[str], bool]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimRules:
-    """What the claims of one image must be together."""
+    """Requirements on the claims of one image together."""
 
     num_claims: int = CLAIMS_PER_IMAGE
-    """Claims per image, half of them true; of an odd number one more is false."""
+    """Claims per image, half of them true; if odd, one more is false."""
     max_words: int = field(default=MAX_WORDS, metadata=cli(hidden=True))
     max_low_level_fraction: float = field(default=0.4, metadata=cli(flag="--max-low-level"))
     """Largest fraction of claims about bare colours and counts. The paper gives no number."""
@@ -167,7 +167,7 @@ class ClaimRules:
 def add_candidates(
     kept: Sequence[Claim], candidates: Iterable[Claim], rules: ClaimRules
 ) -> tuple[tuple[Claim, ...], Counter[str]]:
-    """The claims kept so far and those of `candidates` that may join them; rejections by reason.
+    """`kept` and the accepted `candidates`, and the number of rejections by reason.
 
     Candidates about relations, text and scene come before those about colours and counts.
     """
@@ -200,7 +200,7 @@ def rejection(kept: Sequence[Claim], claim: Claim, rules: ClaimRules) -> str | N
 def balanced(claims: Sequence[Claim]) -> tuple[Claim, ...]:
     """The first claims of each label, so that the fraction of true ones is in `BALANCED_SHARE`.
 
-    Of claims that are all true, or all false, none: saying yes to everything would be rewarded.
+    If all claims are true, or all false, none are kept: always saying yes would be rewarded.
     """
     low, high = BALANCED_SHARE
     smaller = min(sum(claim.label is label for claim in claims) for label in (True, False))
@@ -248,7 +248,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _affirmed(words: tuple[str, ...]) -> list[str]:
-    """The words that stay when a sentence is negated: "is no cat", "isn't a cat" -> is, cat."""
+    """The words without the negation: "is no cat", "isn't a cat" -> is, cat."""
     plain = (word.removesuffix("n't") for word in words)
     return [word for word in plain if word not in _NEGATIONS | _FILLERS]
 

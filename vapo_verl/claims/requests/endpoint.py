@@ -1,6 +1,6 @@
 """One request to an OpenAI-compatible endpoint, as plain HTTP: ``POST BASE_URL/chat/completions``.
 
-A client library would read the reply by itself, and everything that is no completion its own way.
+A client library would handle replies that are not completions in its own way.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from vapo_verl.data.errors import BadCell
 from vapo_verl.data.images import IMAGE_ERRORS, ImageHeader, load_image, read_header
 
 MAX_REPLY_BYTES = 32 << 20
-"""A larger body is no answer of a language model; no more of it is held."""
+"""A larger body is not a model's answer; reading stops there."""
 _FATAL = {
     401: "the endpoint refuses the key; correct OPENAI_API_KEY",
     402: "the account cannot pay; top it up",
@@ -48,11 +48,11 @@ SENT_AS_THEY_ARE = ("image/png", "image/jpeg", "image/webp", "image/gif")
 
 
 class Endpoint:
-    """A chat-completions client without retries of its own: those are `retry`'s, and counted.
+    """A chat-completions client without retries; `retry` does and counts them.
 
     Args:
         options: where the model is, and how it samples.
-        top_p: sent with every request; None leaves it to the server, as `vllm serve` takes it from
+        top_p: sent with every request; None leaves it to the server; `vllm serve` reads it from
             the model's `generation_config.json`.
     """
 
@@ -127,15 +127,15 @@ class Endpoint:
 
     def _printable(self, text: str) -> str:
         """The start of a server's text, without control characters and without the key: some
-        servers repeat the key that they were given, and it must not reach a log."""
+        servers echo the key, and it must not reach a log."""
         key = self._options.api_key
         text = text if key == NO_KEY else text.replace(key, "***")
         return "".join(c if c.isprintable() else " " for c in text[:_MAX_SAID])
 
 
 def _proxy_for(url: str) -> str | None:
-    """The proxy of HTTPS_PROXY, HTTP_PROXY and NO_PROXY. aiohttp would read ~/.netrc with them, and
-    refuse a request whose key stands in both places."""
+    """The proxy by HTTPS_PROXY, HTTP_PROXY and NO_PROXY. aiohttp's own lookup also reads ~/.netrc,
+    and refuses a request with a key in both places."""
     parts = urlsplit(url)
     if urllib.request.proxy_bypass(parts.netloc):
         return None
@@ -159,7 +159,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _error_in(body: bytes) -> tuple[str, object]:
-    """Message and code of an error's body; the body itself where it has another form."""
+    """Message and code of an error body; the body as text if it has another form."""
     text = body.decode("utf-8", "replace")
     try:
         error = json.loads(text)["error"]
@@ -171,8 +171,8 @@ def _error_in(body: bytes) -> tuple[str, object]:
 def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float | None:
     """Seconds to wait by `retry-after-ms` or `Retry-After` (seconds or a date); None without.
 
-    The number may be infinite: `retry.PatientAsker` caps it. What is neither a number from 0 on nor
-    a date is no wait.
+    The number may be infinite: `retry.PatientAsker` caps it. Any other value, such as a negative
+    number, counts as absent.
     """
     milliseconds, seconds = headers.get("retry-after-ms", ""), headers.get("retry-after", "")
     if _NUMBER.fullmatch(milliseconds.strip()):
@@ -181,7 +181,7 @@ def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float
         return float(seconds)
     try:
         date = email.utils.parsedate_to_datetime(seconds).timestamp()
-    except (ValueError, TypeError, OverflowError, IndexError):  # no date, or one no clock shows
+    except (ValueError, TypeError, OverflowError, IndexError):  # not a date, or out of range
         return None
     return max(date - (time.time() if now is None else now), 0.0)
 
@@ -201,13 +201,13 @@ def num_pixels(data: bytes) -> int:
 
 
 def prepare(data: bytes, media_type: str, max_pixels: int | None = None) -> Picture:
-    """The image for an endpoint, which sees what :func:`vapo_verl.data.images.load_image` gives.
+    """The image to send; the model sees the pixels of :func:`vapo_verl.data.images.load_image`.
 
-    The stored bytes are sent as they are where an endpoint can take them, and no decoder can read
-    them otherwise; else, as for a transparent image or one that EXIF turns, its pixels in PNG.
+    The stored bytes are sent if endpoints take the format and every decoder gives the same pixels.
+    Otherwise, as for a transparent image or one rotated by EXIF, the pixels are sent as PNG.
 
     Args:
-        max_pixels: larger images are shrunk to it, their shape kept, and sent as PNG.
+        max_pixels: larger images are scaled down to it, in proportion, and sent as PNG.
 
     Raises:
         BadCell: the image cannot be read.

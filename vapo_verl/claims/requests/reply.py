@@ -1,7 +1,7 @@
-"""A request's message, its reply, and its faults, by what is to be done about them.
+"""A request's message, its reply, and its faults by how they are handled.
 
-:func:`read_reply` is strict: a body that is no chat completion is one bad reply, whatever is wrong
-with it, and the same request is sent again.
+:func:`read_reply` is strict: any body that is not a chat completion counts as one unreadable reply,
+and the same request is sent again.
 """
 
 import json
@@ -12,7 +12,7 @@ from vapo_verl.claims.shards import Usage
 
 Message = dict[str, object]
 UNREADABLE = "unreadable reply"
-"""Reason of every reply that is no completion, as it is counted."""
+"""Counted reason of every reply that is not a completion."""
 _MAX_TOKENS = 10**12
 _SHOWN_CHARACTERS = 80
 
@@ -31,12 +31,12 @@ class Reply:
     """The answers to one request, and their cost."""
 
     choices: tuple[Choice, ...]
-    """At least one; servers that do not know `n` send one where more were asked for."""
+    """At least one; servers that do not know `n` send one even if more were requested."""
     usage: Usage
 
 
 class TransientFault(Exception):
-    """Worth another try: a timeout, a lost connection, 429, 5xx, an answer that is none."""
+    """A fault worth a retry: a timeout, a lost connection, 429, 5xx, an unreadable reply."""
 
     def __init__(self, reason: str, retry_after_s: float | None = None, detail: str = ""):
         super().__init__(reason)
@@ -45,7 +45,7 @@ class TransientFault(Exception):
         self.retry_after_s = retry_after_s
         """The wait that the server asks for; may be infinite."""
         self.detail = detail
-        """What was found, for the message of an image that fails by it."""
+        """Details for the message of an image that fails because of it."""
 
 
 class ImageFailed(Exception):
@@ -58,14 +58,14 @@ class ImageFailed(Exception):
 
 
 class FatalFault(Exception):
-    """Every image would fail by it: the run stops. The message says what to fix."""
+    """Every image would fail: the run stops. The message says what to fix."""
 
 
 def read_reply(body: bytes) -> Reply:
     """The completion in a response's body: JSON in UTF-8 with ``choices[i].message.content``.
 
-    A text must be one: a list of parts or null is none, except that null is empty where the token
-    limit ended the answer, as when a model was still thinking. Token counts may be absent or null.
+    `content` must be a string, not a list of parts or null. Null counts as empty if the token limit
+    ended the answer, as when a model was still thinking. Token counts may be absent or null.
 
     Raises:
         TransientFault: anything else, with the reason ``UNREADABLE``.

@@ -1,7 +1,7 @@
-"""Sends requests at the allowed pace, and again after transient faults.
+"""Send requests at the allowed rate, and retry after transient faults.
 
-The wait is an exponential backoff with jitter, or what the server asks for, up to a cap; a long one
-is printed.
+The wait is an exponential backoff with jitter, or what the server asks for, up to a cap; long waits
+are printed.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ from vapo_verl.claims.report import RunCounts
 from vapo_verl.claims.requests.reply import ImageFailed, Message, Reply, TransientFault
 
 LONG_WAIT_S = 10.0
-"""From here on a wait of all requests is printed."""
+"""Waits of all requests are printed from this length on."""
 
 
 class Asks(Protocol):
-    """What is used of `Endpoint`."""
+    """The part of `Endpoint` that is used."""
 
     async def ask(self, messages: Sequence[Message], num_choices: int = 1) -> Reply: ...
 
@@ -53,10 +53,10 @@ class Pacer:
             await self._sleep(wait_s)
 
     def hold(self, seconds: float) -> bool:
-        """Let no request start for `seconds`: the limit one of them met is everybody's.
+        """Let no request start for `seconds`: a rate limit applies to all requests.
 
         Returns:
-            Whether requests could start until now: of many that fail together, the first says so.
+            Whether requests could start until now: if many fail together, only the first is told.
         """
         now = self._clock()
         is_new = self._held_until <= now
@@ -65,7 +65,7 @@ class Pacer:
 
 
 class PatientAsker:
-    """Sends requests at the allowed pace, tries again where that may help, and counts."""
+    """Sends requests at the allowed rate, retries transient faults, and counts."""
 
     def __init__(
         self,
@@ -79,13 +79,13 @@ class PatientAsker:
         self._sleep = sleep
 
     async def ask(self, messages: Sequence[Message], rng: Random, num_choices: int = 1) -> Reply:
-        """The reply, after up to `max_retries` further tries.
+        """The reply, after up to `max_retries` retries.
 
         Args:
             rng: draws the jitter; seeded by image, so that it does not depend on arrival order.
 
         Raises:
-            ImageFailed: the tries are used up, or the endpoint refuses this image.
+            ImageFailed: the retries are used up, or the endpoint refuses this image.
             FatalFault: the endpoint would refuse every image.
         """
         for num_failed in range(self._options.max_retries + 1):
@@ -120,8 +120,7 @@ class PatientAsker:
 
 def backoff_s(num_failed: int, fault: TransientFault, options: RetryOptions, rng: Random) -> float:
     """Seconds to wait after failure number `num_failed` (from 0): base * 2^n up to the cap, times
-    0.5..1; where the server names a time, that time and up to one base on top, never less but for
-    the cap of `max_wait_s`."""
+    0.5..1. If the server names a time: that time (at most `max_wait_s`), plus up to one base."""
     if fault.retry_after_s is not None:
         return min(fault.retry_after_s, options.max_wait_s) + rng.uniform(0, options.backoff_s)
     full_s = min(options.backoff_s * 2.0 ** min(num_failed, 64), options.max_backoff_s)

@@ -2,10 +2,10 @@
 
 The question is in `question` (ViRL39K) or `problem` (geometry3k), the answer in `answer`, and the
 images in `image` or `images`: relative paths under an image root, or structs with bytes. One image
-may stand alone, outside a list. What it reads off a row, importers of sets with claims read too.
+may stand outside a list. Importers of sets with claims read these parts of a row in the same way.
 
-A row is one of a parquet file or a line of a `.jsonl`. Of a line, numbers are kept as they are
-written, `1.50` or 23 digits, so that nothing lies between the file and the ground truth.
+A row is a row of a parquet file or a line of a `.jsonl`. Numbers in a line are kept as written,
+`1.50` or 23 digits, so that the ground truth is what the file says.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ _ONE_ANSWER = (
 _QUESTION_COLUMNS = ("question", "problem")
 _IMAGE_COLUMNS = ("image", "images")
 LINE = "line"
-"""The only field of a row of JSON lines before it is read: its bytes."""
+"""The only field of a row of JSON lines that is not parsed yet: its bytes."""
 _MAX_LINE_BYTES = 1 << 28
 _BOM = b"\xef\xbb\xbf"
 _ONE_OBJECT = 'write one JSON object a line, as {"question": ..., "answer": ..., "image": ...}'
@@ -42,7 +42,7 @@ _PAIRED = "write both halves of the surrogate pair, or the character itself"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceRow:
-    """What an importer reads off one row."""
+    """What an importer reads from one row."""
 
     question: str
     answer: str
@@ -57,7 +57,7 @@ class SourceRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowReader:
-    """How to read the rows of one source file, settled from its columns."""
+    """How to read the rows of one source file, determined by its columns."""
 
     columns: tuple[str, ...]
     image_column: str
@@ -66,11 +66,11 @@ class RowReader:
 
 
 def read_basics(row: Mapping[str, object], *, question: str, images: str) -> SourceRow:
-    """The claimless part of a row, from the named columns and from `answer` and an id column.
+    """A row without its claims, from the named columns and from `answer` and an id column.
 
     Raises:
-        BadCell: no question, no answer, or other than one placeholder per image in a question
-            that has placeholders.
+        BadCell: no question, no answer, or a question with placeholders whose number is not that
+            of the images.
     """
     text, entries = _text(row, question), _as_entries(row[images])
     num_placeholders = text.count(IMAGE_PLACEHOLDER)
@@ -91,7 +91,7 @@ def id_columns(present: list[str]) -> tuple[str, ...]:
 
 
 def unbox(answer: str) -> str:
-    r"""`\boxed{4}` as `4`: the ground truth is compared with what stands inside the box.
+    r"""`\boxed{4}` as `4`: the ground truth is compared with the content of the box.
 
     Left alone unless the box encloses all of the answer: `\boxed{1}, \boxed{2}` stays.
     """
@@ -153,7 +153,7 @@ def _first(names: tuple[str, ...], present: list[str], path: str | Path) -> str:
 
 
 def is_json_lines(path: Path) -> bool:
-    """By its name."""
+    """Whether a file is JSON lines, by its name."""
     return path.suffix.lower() == JSON_LINES
 
 
@@ -176,7 +176,7 @@ def iter_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
 def survey_lines(path: Path, *, key: str) -> tuple[int, list[str]]:
     """The number of rows of a JSON lines file, and the columns that any of them has.
 
-    Lines that are no JSON objects count as rows: whoever reads them tells what is wrong.
+    Lines that are not JSON objects count as rows: reading them later reports the problem.
 
     Raises:
         FileError: no such file, an empty one, or not one JSON object in it; with the first reason.
@@ -196,7 +196,7 @@ def survey_lines(path: Path, *, key: str) -> tuple[int, list[str]]:
 
 
 def reader_of_lines(reader: RowReader) -> RowReader:
-    """The same for rows that :func:`iter_lines` yields."""
+    """The same reader for rows from :func:`iter_lines`."""
 
     def read(row: Mapping[str, object]) -> SourceRow:
         try:
@@ -211,8 +211,8 @@ def _cells(line: object, columns: Sequence[str]) -> dict[str, object]:
     """The cells of a line, null where it has none.
 
     Raises:
-        BadCell: the line is no JSON object, a text cannot be written as UTF-8, or the line has the
-            other one of two names for a column, so that its question or image would be missed.
+        BadCell: the line is no JSON object, a text cannot be written as UTF-8, or the line uses the
+            other of two names for a column, so that its question or image would be missed.
     """
     found = _parsed(line)
     row = {name: found.get(name) for name in columns}
@@ -247,7 +247,7 @@ def _parsed(line: object) -> dict[str, object]:
 
 
 def _as_written(answer: object) -> object:
-    """The truth values of an answer as JSON writes them; numbers are text already."""
+    """The answer with its bools as JSON text; numbers are text already."""
     if isinstance(answer, list):
         return [json.dumps(each) if isinstance(each, bool) else each for each in answer]
     return json.dumps(answer) if isinstance(answer, bool) else answer

@@ -42,7 +42,7 @@ _ROWS_PER_GROUP = 64
 _KEY = "SRC"
 _FIX = "choose the importer that fits the file, or rename its columns"
 ReaderFactory = Callable[[Path, list[str]], RowReader]
-"""Settles from a file's path and column names how its rows are read; raises FileError."""
+"""Makes the reader of a file from its path and column names; raises FileError."""
 _RULES = RowRules(refuse_controls=False)
 _LONGEST_PATH = 4096
 _AS_URI = "write an encoded image as data:image/png;base64,..."
@@ -69,9 +69,9 @@ class ImportOptions:
     val_out: Path | None = None
     """File for held-out rows."""
     val_fraction: float = 0.0
-    """Share of rows held out into `val_out`; rows with the same first image stay together."""
+    """Fraction of rows held out into `val_out`; rows with the same first image stay together."""
     seed: int = 0
-    """Draws the held-out rows."""
+    """Selects the held-out rows."""
     skip_bad_rows: bool = False
     """Leave out and count rows that cannot be used, instead of refusing the import."""
 
@@ -162,7 +162,7 @@ def _converted(
     count: Counter[str],
     progress: "tqdm[Any]",
 ) -> Iterator[dict[str, object]]:
-    """Yield the usable rows; after the last one, raise RowError for the others if asked to."""
+    """Yield the usable rows; after the last one, raise RowError for the others unless skipped."""
     log = ProblemLog()
     raw_rows = islice(iter_sources(sources), options.limit)
     for index, (source, number, raw) in enumerate(raw_rows):
@@ -245,7 +245,7 @@ def open_source(path: Path, make_reader: ReaderFactory) -> Source:
 
 
 def iter_sources(sources: Sequence[Source]) -> Iterator[tuple[Source, int, dict[str, object]]]:
-    """Yield (source, row or line number in it, row as it stands there) over all sources in turn."""
+    """Yield (source, row or line number in it, raw row) over all sources in turn."""
     for source in sources:
         if is_json_lines(source.path):
             yield from ((source, number, row) for number, row in iter_lines(source.path))
@@ -263,12 +263,12 @@ def build_row(
 
     Args:
         index: number of the row among those of all sources.
-        place: stands for the source's own id where it has none.
+        place: the id of a row whose source has none.
         embed: write the bytes of image files.
 
     Raises:
-        BadCell: an image is missing or cannot be embedded, or the row is none that can be trained
-            on. Control tokens stay: a run refuses them, or encodes them as text.
+        BadCell: an image is missing or cannot be embedded, or the row cannot be trained on.
+            Control tokens stay: a run refuses them, or encodes them as text.
     """
     root = options.image_root
     held_out = is_held_out(row, fraction=options.val_fraction, seed=options.seed)
@@ -332,6 +332,6 @@ def as_written(entry: object, *, image_root: Path, embed: bool) -> object:
     if len(source) > _LONGEST_PATH:
         raise BadCell("images", f"a path of {len(source)} characters", _AS_URI)
     path = Path(os.path.abspath(image_root / local_path(source)))
-    if not os.path.isfile(path):  # of a name that is too long, Path.is_file raises OSError
+    if not os.path.isfile(path):  # Path.is_file raises OSError for a name that is too long
         raise BadCell("images", f"no file {str(path)!r}", _SET_ROOT)
     return {"bytes": path.read_bytes(), "path": path.name} if embed else str(path)

@@ -12,12 +12,13 @@ def model_dir(name: str = "digits") -> Path:
     """Return the folder of a packaged model, for `from_pretrained` or `vllm.LLM`.
 
     Args:
-        name: `digits`, which answers short questions; `long_digits`, the same, taught the long
-            ones, in a source checkout only; or `hasty_digits`: `long_digits` fine-tuned on data of
-            which half answers without re-reading the image. Their cards (README.md) have figures.
+        name: `digits`, which answers short questions; `long_digits`, trained further on long
+            questions (in a source checkout only); or `hasty_digits`, `long_digits` fine-tuned on
+            data in which half of the answers do not re-read the image. Their cards (README.md) have
+            figures.
 
     Raises:
-        FileNotFoundError: it is not here; the message says how to make it.
+        FileNotFoundError: the model is not here; the message says how to make it.
     """
     folder = Path(__file__).parent / name
     if not (folder / "config.json").is_file():

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse a folder that cannot be made, and what torch takes no number of.
+    """Refuse a folder that cannot be made, and numbers that torch does not accept.
 
     Raises:
         ValueError: with the option, the value and the fix.
@@ -218,7 +218,7 @@ def _add_warm_start(parser: argparse.ArgumentParser) -> None:
         "--memory",
         type=_memory,
         required=True,
-        help="tokens of response after which a cell is forgotten that was not stated; 18 is strong "
+        help="response tokens after which a cell that was not stated is forgotten; 18 is strong "
         "forgetting; none: predictions follow the image",
     )
     parser.add_argument(
@@ -228,7 +228,7 @@ def _add_warm_start(parser: argparse.ArgumentParser) -> None:
         help="fraction of solutions that do not read what they need; 0.1 for an accurate start, "
         "0.7 for a weak one (%(default)s)",
     )
-    parser.add_argument("--steps", type=int, default=500, help="of training (%(default)s)")
+    parser.add_argument("--steps", type=int, default=500, help="training steps (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of samples and evaluation")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
 
@@ -254,7 +254,7 @@ def _add_random(parser: argparse.ArgumentParser) -> None:
         help="make <think> and </think> added tokens that are never sampled, as they are in "
         "Qwen3-VL-Instruct",
     )
-    parser.add_argument("--layers", type=int, help="decoder layers; 28 make 7b complete")
+    parser.add_argument("--layers", type=int, help="decoder layers; the full 7b has 28")
     parser.add_argument("--vision-layers", type=int, help="layers of the vision tower")
     parser.add_argument(
         "--vocab-size",

@@ -157,7 +157,7 @@ def respond(
     prompts: Sequence[Sample],
     temperature: float,
 ) -> list[Sample]:
-    """Return the prompts with the model's responses, end-of-turn id included if it came to one."""
+    """Return the prompts with the model's responses, and the end-of-turn id if it was reached."""
     tokenizer, length = processor.tokenizer, max(len(sample.prompt_ids) for sample in prompts)
     padding = [length - len(sample.prompt_ids) for sample in prompts]
     ids = torch.tensor(
@@ -231,7 +231,7 @@ def _probed(processor: Qwen2_5_VLProcessor, sample: Sample, claims: Sequence[dic
 
 
 def answer_positions(sample: Sample) -> list[int]:
-    """Where in a batch's row the answer of each of the sample's probes is predicted."""
+    """Positions in a batch's row that predict the answers to the sample's probes."""
     start = len(sample.prompt_ids) + len(sample.response_ids)
     ends = start + np.cumsum([len(probe.ids) for probe in sample.probes])
     return (ends - 2).tolist()

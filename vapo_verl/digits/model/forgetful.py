@@ -1,14 +1,14 @@
 """The world `forgetful_digits`: predictions on claims depend on what the response has said.
 
-A model of this world is taught, at every cut of a response, to believe
+At every cut of a response, a model of this world is taught to believe
 
-- of a cell that the response has stated: the last statement, correct or not;
-- of any other cell: the image, for its first `memory` tokens of response; then nothing.
+- about a cell that the response has stated: the last statement, correct or not;
+- about any other cell: the image during the first `memory` response tokens, then nothing.
 
-A claim about a cell of which it believes nothing gets a No. Statements late in a response therefore
-decide its late predictions, and with them R_perc; the answer does not depend on them. This is
-taught by the labels of the warm start's claims alone: images, questions and the claims of the data
-set are those of the digits world, and reads stay as good late in a response as early.
+A claim about a cell without a belief gets a No. Statements late in a response therefore decide its
+late predictions, and with them R_perc; the answer does not depend on them. Only the labels of the
+warm start's claims teach this: images, questions and the claims of the data set are those of the
+digits world, and cells are read as well late in a response as early.
 
 The one knob is `memory`. Without a limit (None) predictions follow the image, as in the other
 digits models. Everything else is drawn alike, so that two strengths have the same responses.
@@ -44,9 +44,9 @@ QUESTIONS, CLAIM_KINDS = "lines", ("identity", "color")
 Belief = Mapping[str, tuple[str, int] | None]
 """Colour and digit by position; None where nothing is known."""
 _REASONING_TOKENS = 104
-"""Of every solution, so that its length says nothing; at least 20 of them end a sentence."""
+"""Length of every solution, so that it tells nothing; at least 20 of them end a sentence."""
 _EARLY_PROBES = 8
-"""One probe in so many is asked before the response."""
+"""One probe in this many is asked before the response."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +54,14 @@ class Forgetting:
     """How the image fades, and what responses do about it."""
 
     memory: float | None = STRONG
-    """Tokens of response after which a cell that was not stated is forgotten: for the middle cell.
-    Half of it for the first cell, one and a half for the last. None: never."""
+    """Response tokens after which the middle cell is forgotten if it was not stated. Half as many
+    for the first cell, one and a half times as many for the last. None: never."""
     check: float = 0.4
     """Fraction of solutions that read cells after their answer is known."""
     planted: float = 0.5
     """Fraction of samples with misreadings, whose responses have no loss."""
     misread: float = 0.4
-    """Fraction of their cells."""
+    """Fraction of the cells that are misread in these samples."""
 
     def __post_init__(self) -> None:
         if self.memory is not None and not 0 < self.memory < math.inf:
@@ -88,7 +88,7 @@ def belief(scene: Scene, text: str, position: int, memory: float) -> Belief:
 
 
 def believed(claim: Claim, known: Belief) -> bool:
-    """Whether a claim about one cell is correct for all that is known: No where nothing is.
+    """Whether a claim about one cell is correct by what is known; False if nothing is known.
 
     Raises:
         ValueError: a claim about several cells.
@@ -169,7 +169,7 @@ class ForgetfulMaker(SampleMaker):
 
 
 def misread_scene(rng: random.Random, scene: Scene, fraction: float) -> Scene:
-    """The scene as someone reads it who takes a fraction of its digits for others."""
+    """The scene with a fraction of its cells misread: another digit, and perhaps another colour."""
 
     def misread(cell: Cell) -> Cell:
         if rng.random() >= fraction:

@@ -55,7 +55,8 @@ class StartConfig:
 
     forgetting: Forgetting = field(default_factory=Forgetting)
     guesses: float = 0.1
-    """Fraction of solutions that say what is largest without reading it. The accuracy follows."""
+    """Fraction of solutions that state the largest digit without reading it. It sets the
+    accuracy."""
     steps: int = 500
     seed: int = 0
     card_rows: int = 64
@@ -232,7 +233,7 @@ def _plan(
 
 
 def anchor_result(anchor: Anchor, answer: bool) -> AnchorResult:
-    """An anchor with a greedy answer, of which no engine has told more."""
+    """An anchor with a greedy answer, without the engine's statistics."""
     return AnchorResult(
         anchor=anchor,
         answer=answer,

@@ -34,12 +34,12 @@ _TAG_PATTERN = "</?think>|"
 MAX_IMAGE_TOKENS = 1024
 """Default of the processor's limit: an image of 896 x 896 pixels."""
 _ADDED_RMS = 3.0
-"""Times the square root of the layers: of the residual stream's size, which grows so with depth."""
+"""RMS of the added vector over sqrt(layers): the residual stream grows with that root."""
 _SILENT_NORM = 2.0
-"""Of the output rows of ids that are not to be sampled."""
+"""Norm of the output rows of ids that are not to be sampled."""
 _SILENT_LOGIT = -400.0
-"""Of these ids in a family without biases, times the size of the residual stream at its start over
-that at its end."""
+"""Logit of these ids in a family without biases, before a factor: the size of the residual stream
+at its start over that at its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class Family:
     """Rotary frequencies of time, row and column take turns. Attention has no biases."""
     num_experts: int = 0
     softmax_period: int = 1
-    """One decoder layer in so many has softmax attention, the others linear attention."""
+    """One decoder layer in this many has softmax attention, the others linear attention."""
 
     @property
     def token_pixels(self) -> int:
@@ -209,8 +209,8 @@ def make_random_model(
         seed: of the weights; the same one gives the same bytes with the same versions.
 
     Raises:
-        ValueError: an unknown size or family, a number out of its range, or weights in the way of a
-            folder without any.
+        ValueError: an unknown size or family, a number out of its range, or existing weights in a
+            folder that is to have none.
     """
     if family not in FAMILIES:
         raise ValueError(f"family={family} is unknown; use one of {', '.join(FAMILIES)}")
@@ -457,9 +457,9 @@ def _suppress(model: PreTrainedModel, ids: list[int]) -> None:
 
 @torch.no_grad()
 def _silence(model: PreTrainedModel, ids: list[int]) -> None:
-    """The same in a model without biases and with an output layer of its own.
+    """As :func:`_suppress`, for a model without biases and with a separate output layer.
 
-    Every token's embedding has a 1 in the first channel, which no layer writes to. Of the output
+    Every token's embedding has a 1 in the first channel, which no layer writes to. In the output
     layer, only the rows of these ids read it.
     """
     model.get_input_embeddings().weight[:, 0] = 1.0
@@ -510,7 +510,7 @@ def _add_think_tokens(path: Path) -> None:
 
 
 def image_size(num_tokens: int) -> tuple[int, int]:
-    """Return width and height in pixels of the most square image of so many image tokens.
+    """Return width and height in pixels of the most square image of `num_tokens` image tokens.
 
     An image token stands for 28 x 28 pixels. The processor rounds each side to a multiple of 28
     and, within its limits, changes nothing else: tokens = width / 28 * height / 28.

@@ -45,7 +45,7 @@ class Probe:
     labels: tuple[int, ...]
     """Target at each id, or `IGNORED`: the answer at the end, and also directly after the claim, so
     that the claim is judged before the answer position. The words of a true claim are targets,
-    too: a model that predicts the top left digit only has to compare to judge a claim."""
+    too: a model that predicts the top left digit then only has to compare it with the claim."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
