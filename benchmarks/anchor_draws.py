@@ -1,13 +1,13 @@
-"""How much of the spread of R_perc between siblings is due to the responses, by the draw of claims.
+"""Fraction of the spread of R_perc between siblings that is due to the responses, by way to draw.
 
     python benchmarks/anchor_draws.py MODEL [--rows 32] [--draws 64] [--seeds 0 1 2] [--out FILE]
 
 MODEL is a small model of the digits world, such as a warm start of `forgetful_digits`. It answers
-validation rows of that world five times each. The correct responses are its siblings: the others
-earn no perception reward in VAPO. Every sibling is then scored under many draws of claims and cuts
-(`vapo_verl.anchors.plan`), for K of 5 and 20, beta of 0 and 1.5, and three ways to draw:
+validation rows of that world five times each. The correct responses to a row are the siblings: the
+others earn no perception reward in VAPO. Every sibling is then scored under many draws of claims
+and cuts (`vapo_verl.anchors.plan`), for K of 5 and 20, beta of 0 and 1.5, and three ways to draw:
 
-- independent: each response its own claims and cuts, the paper's;
+- independent: each response gets its own claims and cuts, as in the paper;
 - independent, relative: the same with cuts at random fractions of the reasoning;
 - group: siblings share claims and fractions, `vapo.anchors.pairing=group`.
 
@@ -16,9 +16,9 @@ R_ij is the score of response i under draw j, and Var_i the variance between sib
     total       = mean_j Var_i(R_ij)
     by response = Cov_i(mean of R_ij over one half of the draws, over the other half)
 
-The second is unbiased: draws of two halves have nothing in common. `estimate` is 1 minus the run's
-own metric `vapo/anchors/draw_fraction`, which sees one draw. Numbers are means over seeds, with the
-standard deviation between them; a seed has rows, responses and draws of its own. `--out` writes
+The second is unbiased: the halves share no draws. `estimate` is 1 minus the run's own metric
+`vapo/anchors/draw_fraction`, computed from one draw. Numbers are means over seeds, with the
+standard deviation between them; each seed has its own rows, responses and draws. `--out` writes
 JSON.
 """
 
@@ -60,9 +60,9 @@ WAYS = {
 }
 NUM_ANCHORS, LATE_EMPHASIS = (5, 20), (0.0, 1.5)
 MIN_GAP = 3
-"""As the recipe `study`."""
+"""As in the recipe `study`."""
 PROBES_A_PASS = 20
-"""Of a response."""
+"""Probes of a response in one forward pass."""
 Asked = tuple[int, str]
 """Position and claim."""
 
@@ -73,7 +73,7 @@ class Sibling:
 
     row: int
     number: int
-    """Among the responses to its row."""
+    """Its number among the responses to its row."""
     sample: Sample
     pieces: tuple[str, ...]
     claims: tuple[Claim, ...]
@@ -101,14 +101,14 @@ class Sibling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """Of the spread of R_perc between siblings."""
+    """Parts of the spread of R_perc between siblings."""
 
     total: float
     """Standard deviation."""
     by_response: float
-    """Fraction of the variance."""
+    """Fraction of the variance that is due to the responses."""
     estimate: float
-    """Of `by_response`, as a training run sees it."""
+    """Estimate of `by_response` that a training run makes."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -164,7 +164,7 @@ def over_seeds(found: Sequence[Parts]) -> dict[str, list[float]]:
 
 
 def measure(folder: Path, num_rows: int, draws: int, seed: int) -> dict[Setting, Parts]:
-    """The parts under every setting, of responses and draws of one seed."""
+    """The parts under every setting, for the responses and draws of one seed."""
     model, processor = load_model(folder)
     siblings = list(correct_siblings(model, processor, num_rows, seed))
     if not siblings:
@@ -181,7 +181,7 @@ def measure(folder: Path, num_rows: int, draws: int, seed: int) -> dict[Setting,
 
 
 def correct_siblings(model: Any, processor: Any, num_rows: int, seed: int) -> Iterator[Sibling]:
-    """Correct responses at temperature 1, of rows that have two."""
+    """Correct responses at temperature 1, from rows with at least two."""
     rows = build_split(data_config(val=num_rows, seed=seed), "val")
     prompts = [make_prompt(processor, row) for row in rows]
     torch.manual_seed(seed)
@@ -204,7 +204,7 @@ def answers(
     siblings: Sequence[Sibling],
     plans: Iterable[Sequence[Sequence[Sequence[Anchor]]]],
 ) -> list[dict[Asked, bool]]:
-    """For each sibling, the greedy answer at every anchor of any plan; each is asked once."""
+    """For each sibling, the greedy answer at every anchor of its plans; each is asked once."""
     wanted: list[dict[Asked, Anchor]] = [{} for _ in siblings]
     for of_setting in plans:
         for known, of_sibling in zip(wanted, of_setting, strict=True):

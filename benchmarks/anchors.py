@@ -5,19 +5,19 @@
 Each way probes the same claims at the same cuts of the same responses:
 
     ours      the rollout's own tokens up to the cut, then the question; prefix and processor cache
-    shared    ours, and the probes of a response share the processed image of its prompt
+    shared    as ours, and the probes of a response share the processed image of its prompt
     text      decoded, cut in characters, tokenised again after the rollout; both caches on
     released  the same text, both caches off: each probe is prefilled in full, image included
 
-Part 1 sends all probes of finished responses at once, and nothing else runs. The responses are
-replayed into the cache first, untimed, which leaves the same blocks as decoding. Tokens prefilled
-are prompt tokens less vLLM's `num_cached_tokens`. Part 2 times rollouts in which
-responses end at different times and are probed at once, against the same rollouts without probes.
-Part 3 issues the probes of a response in three orders, with the response in the cache and without.
-Part 4 has the time of a probe by process, and the savings of cheaper requests.
+Part 1 sends all probes of finished responses at once, and nothing else runs. Before, untimed, the
+responses are replayed into the cache, which leaves the same blocks as decoding. Tokens prefilled
+are prompt tokens minus vLLM's `num_cached_tokens`. Part 2 times rollouts whose responses end at
+different times and are probed immediately, against the same rollouts without probes. Part 3 sends
+the probes of a response in three orders, with the response in the cache and without. Part 4
+measures the time of a probe by process, and the savings of cheaper requests.
 
-Ways take turns within a round; times are medians over rounds. CPU seconds are those of all
-processes, which other work on the machine affects less. Prints tables and one JSON line.
+Ways take turns within a round; times are medians over rounds. CPU seconds are summed over all
+processes; other work on the machine affects them less. Prints tables and one JSON line.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ from vapo_verl.digits.scene import render, sample_scene, scan_pool
 WAYS = ("ours", "shared", "text", "released")
 ORDERS = ("longest first", "shortest first", "random")
 REQUESTS = ("ours", "image id", "shared", "shared, lean")
-"""Of part 4: the image with every probe; also a name for it, so that it is not hashed; its
-processed form; and with that, neither detokenisation nor a copy of the sampling parameters."""
+"""Requests of part 4: the image with every probe; the same with a name, so that it is not hashed;
+its processed form; the same without detokenisation or a copy of the sampling parameters."""
 FORBIDDEN = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|im_end|>")
-"""Tokens that responses do without, as without ends of reasoning, so that they can have any length
-and are cut everywhere."""
+"""Tokens banned in responses. Ends of reasoning are banned, too, so that responses can have any
+length and are cut everywhere."""
 SIDE = 2
 """Rows and columns of a scene."""
 Plan = list[tuple[int, str]]
@@ -73,20 +73,20 @@ class Rollout:
     image: Image.Image
     prompt_text: str
     prompt_ids: list[int]
-    """With one image token, which vLLM multiplies."""
+    """With one image token, which vLLM expands."""
     claims: tuple[Claim, ...]
     response_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """Of one measurement, in seconds: on the clock, and on the CPU by process."""
+    """Times of one measurement in seconds: wall time, and CPU time by process."""
 
     wall: float
     frontend: float
     engine: float
     worker: float
-    """Engine and worker may wait for each other by polling, which counts."""
+    """Engine and worker may poll while they wait for each other; that counts."""
 
     @property
     def cpu(self) -> float:
@@ -95,7 +95,7 @@ class Times:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """Of probes that were sent together."""
+    """Cost of probes that were sent together."""
 
     probes: int
     prompt_tokens: int
@@ -117,7 +117,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=48, help="of a rollout, in part 2")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--scale", type=int, default=1, help="images so many times as wide: 8 for 256 tokens"
+        "--scale", type=int, default=1, help="factor on the images' width: 8 for 256 tokens"
     )
     parser.add_argument("--quick", action="store_true", help="a small run without blocks of 128")
     options = parser.parse_args()
@@ -152,7 +152,7 @@ async def run(options: argparse.Namespace) -> None:
 
 
 class Engine:
-    """AsyncLLM with the settings of the recipe `smoke`, chunked prefill as vLLM has it."""
+    """AsyncLLM with the settings of the recipe `smoke`, but vLLM's default of chunked prefill."""
 
     def __init__(self, options: argparse.Namespace, caches: bool = True, block_size: int = 16):
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -166,7 +166,7 @@ class Engine:
                 dtype="float32",
                 enforce_eager=True,
                 block_size=block_size,
-                # text that is tokenised again can be longer than it was
+                # text that is tokenised again can have more tokens than before
                 max_model_len=min(4096, 256 + image_tokens + 2 * longest),
                 max_num_seqs=80,
                 kv_cache_memory_bytes=2**29,
@@ -202,8 +202,8 @@ class Engine:
     def going_on(self, processed: Any, ids: Iterable[int], first: bool = False) -> Any:
         """A processed prompt with more tokens.
 
-        The engine keeps an image that it was sent; requests after the first one refer to it. This
-        end of that cache must see every use, since each end evicts by its own count.
+        The engine keeps an image that it was sent; requests after the first one refer to it. Every
+        use must also be counted at this end of the cache, since each end evicts by its own count.
         """
         from vllm.inputs.engine import mm_input
 
@@ -222,7 +222,7 @@ class Engine:
         )
 
     async def replay(self, rollouts: Sequence[Rollout], named: bool = False) -> list[Any]:
-        """Leave the caches as these rollouts leave them; the processed prompts."""
+        """Put the caches in the state after these rollouts; returns the processed prompts."""
         await self.forget()
         await self.llm.reset_mm_cache()
         if not self._caches:
@@ -257,7 +257,7 @@ class Engine:
 
 
 def encoder_runs(worker: Any) -> int:
-    """Images that this worker has encoded since the first call, which starts the count."""
+    """Images that this worker has encoded since the first call of this function."""
     runner = worker.model_runner
     if not hasattr(runner, "images_encoded"):
         runner.images_encoded, execute = 0, runner._execute_mm_encoder
@@ -271,7 +271,7 @@ def encoder_runs(worker: Any) -> int:
 
 
 def image_prompt(rollout: Rollout, ids: Iterable[int], named: bool = False) -> dict[str, Any]:
-    """The prompt and what follows it, as veRL's server hands it to vLLM."""
+    """The prompt with more tokens, as veRL's server passes it to vLLM."""
     names = {"multi_modal_uuids": {"image": [rollout.name]}} if named else {}
     ids, images = [*rollout.prompt_ids, *ids], {"image": [rollout.image]}
     return {"prompt_token_ids": ids, "multi_modal_data": images, **names}
@@ -327,7 +327,7 @@ class Bench:
         )
 
     async def rollouts(self, engine: Engine) -> list[Rollout]:
-        """Responses of the greatest length."""
+        """Responses of the largest length."""
         prompts = [self.prompt(f"part 1/{index}") for index in range(self.options.responses)]
         length = max(self.options.lengths)
         return await asyncio.gather(*(self.respond(engine, prompt, length) for prompt in prompts))
@@ -367,7 +367,7 @@ class Bench:
         return image_prompt(rollout, ids, named=way == "image id")
 
     def _text_probe(self, rollout: Rollout, cut: int, claim: str) -> dict[str, Any]:
-        """The decoded response up to as many characters as the tokens before the cut decode to."""
+        """The decoded response, cut at the number of characters in the tokens before the cut."""
         ids = rollout.response_ids
         before, text = (
             self.tokenizer.decode(i, skip_special_tokens=True) for i in (ids[:cut], ids)
@@ -379,7 +379,7 @@ class Bench:
     async def ask(
         self, engine: Engine, way: str, rollouts: Any, plans: Any, processed: Any, **more: Any
     ) -> list[Any]:
-        """Write all probes and send them at once, in the order of the plans."""
+        """Build all probes and send them at once, in the order of the plans."""
         prompts = [
             self.probe(engine, way, rollout, prompt, cut, claim)
             for rollout, plan, prompt in zip(rollouts, plans, processed, strict=True)
@@ -433,7 +433,7 @@ async def in_turn(
 
 
 def middle(costs: Sequence[Cost]) -> dict[str, Any]:
-    """Counts, which hardly differ, of the last round; medians of the times."""
+    """Counts of the last round (they hardly differ), and medians of the times."""
     row = asdict(costs[-1])
     del row["times"]
     row["wall_s"] = median(cost.times.wall for cost in costs)
@@ -441,7 +441,7 @@ def middle(costs: Sequence[Cost]) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]], columns: str) -> list[dict[str, Any]]:
-    """Print some columns, `name:format`; the JSON line has them all."""
+    """Print some columns, given as `name:format`; the JSON line has all of them."""
     formats = [column.rpartition(":")[::2] for column in columns.split()]
     cells = [[name.replace("_", " ") for name, _ in formats]]
     cells += [[format(row[name], form) for name, form in formats] for row in rows]
@@ -502,7 +502,7 @@ def slopes(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 async def part_overlap(bench: Bench, engine: Engine) -> list[dict[str, Any]]:
-    """Whole rollouts; K = 0 in each way."""
+    """Full rollouts; each way also with K = 0."""
     options = bench.options
     prompts = [bench.prompt(f"part 2/{index}") for index in range(options.prompts)]
     lengths = np.random.default_rng(0).integers(32, 161, len(prompts)).tolist()
@@ -539,7 +539,7 @@ async def part_overlap(bench: Bench, engine: Engine) -> list[dict[str, Any]]:
 async def part_order(
     bench: Bench, engine: Engine, rollouts: Sequence[Rollout]
 ) -> list[dict[str, Any]]:
-    """One row for each order of the probes of a response, and what is in the cache."""
+    """One row for each order of a response's probes and each content of the cache."""
     plans = bench.plans(rollouts, max(bench.options.num_anchors))
 
     def ordered(plan: Plan, order: str) -> Plan:

@@ -46,7 +46,7 @@ def parse() -> argparse.Namespace:
 
 def measured(num_rows: int, num_records: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
-        # This process stays small: a child's peak memory counts from that of its parent on.
+        # This process stays small: a child's peak memory starts at that of its parent.
         itself(folder, f"--make={num_rows}", f"--num-records={num_records}")
         result = json.loads(itself(folder, "--join").splitlines()[-1])
         size = (Path(folder) / "train.parquet").stat().st_size
@@ -86,7 +86,7 @@ def images(num_images: int) -> Iterator[bytes]:
 
 
 def make_files(folder: Path, num_rows: int, num_records: int) -> None:
-    """A training file, and claims for its images and for as many others as make `num_records`."""
+    """A training file, and `num_records` claim records: for its images, then for others."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,11 +1,11 @@
-"""Cost of the capture of visual attention per decode step of a real vLLM engine.
+"""Cost of capturing visual attention, per decode step of a real vLLM engine.
 
     python benchmarks/attention.py [--batch 8] [--images 3] [--image-tokens 64] [--tokens 96]
     python benchmarks/attention.py --size 7b --dtype bfloat16 --cuda-graphs --batch 128 --images 1 \
         --image-tokens 1024 --kv-cache-gib 8 --out attention.json
 
-One engine in this process; the ways take turns from step to step of the same responses, so that
-context, batch and load of the machine are shared. Ways:
+One engine runs in this process. The ways take turns from step to step of the same responses, so
+that they share context, batch and load of the machine. Ways:
 
     off       no layer captured
     default   the default layers, one in 8
@@ -13,8 +13,8 @@ context, batch and load of the machine are shared. Ways:
     naive     every layer, by softmax(QK) over the full gathered context after vLLM's attention;
               not with --cuda-graphs, which cannot capture it
 
-and transformers' eager generation of as many tokens from the same prompts, with and without
-`output_attentions`. Models are random ones of `vapo_verl.digits.model.random_models`, or --model.
+and transformers' eager generation from the same prompts, with and without `output_attentions`.
+Models are random ones of `vapo_verl.digits.model.random_models`, or --model.
 Prints a table of medians and one JSON line. Ratios are to `off` of the same round; times are
 seconds per step.
 """
@@ -46,7 +46,7 @@ from vapo_verl.gpu_check import engine_speed
 
 QUESTION = "What is the sum of the top row?"
 TEXT_TOKENS = 128
-"""Room for a prompt's text."""
+"""Tokens reserved for a prompt's text."""
 MAX_BATCHED_TOKENS = 8192
 
 
@@ -136,7 +136,7 @@ class Switch(engine_speed.Switch):
 
 
 def naive_record(impl: Any, capture: Any, query: Any, kv_cache: Any, batch: Any) -> None:
-    """The same value by gathering and multiplying all keys of every row in PyTorch."""
+    """The same ratio, by gathering and multiplying all keys of every row in PyTorch."""
     rows = batch.seq_lens.shape[0]
     if kv_cache.device.type == "cpu":
         from vapo_verl.attention.kernels.cpu import KeyLayout, visual_ratio_torch
@@ -190,7 +190,7 @@ def vllm_rounds(
         block_size=options.block_size,
         enforce_eager=not options.cuda_graphs,
         enable_prefix_caching=False,
-        async_scheduling=False,  # a step that is timed is the step that was switched
+        async_scheduling=False,  # so that the timed step is the one that was switched
         limit_mm_per_prompt={"image": options.images, "video": 0},
         skip_mm_profiling=True,
         **memory,

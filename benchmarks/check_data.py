@@ -2,9 +2,9 @@
 
     python benchmarks/check_data.py [--num-rows 9000 36000] [--embedded]
 
-Every row has an image of 448 x 448 pixels in a JPEG file of its own, some 60 KB. The files are hard
-links to 64 images: what the disk takes to find as many files is not measured. With --embedded the
-images are in the parquet file. Each check runs in a separate process, whose peak resident memory
+Every row has its own JPEG file of 448 x 448 pixels, some 60 KB. The files are hard links to 64
+images, so the disk's time to find as many files is not measured. With --embedded the images are
+in the parquet file. Each check runs in a separate process, whose peak resident memory
 shows whether memory grows with the rows. Prints a table and one JSON line.
 """
 
@@ -50,7 +50,7 @@ def parse() -> argparse.Namespace:
 
 def measured(num_rows: int, embedded: bool) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
-        # This process stays small: a child's peak memory counts from that of its parent on.
+        # This process stays small: a child's peak memory starts at that of its parent.
         itself(folder, f"--make={num_rows}", *(["--embedded"] if embedded else []))
         result = json.loads(itself(folder, "--check").splitlines()[-1])
     return {"num_rows": num_rows, "embedded": embedded, **result}
@@ -62,7 +62,7 @@ def itself(folder: str, *options: str) -> str:
 
 
 def check(folder: Path) -> None:
-    """The checks of a run over a training file, and a validation file of its first rows."""
+    """A run's checks of a training file and of a validation file."""
     from vapo_verl.data.cells import RowRules
     from vapo_verl.data.run_files import RunData, check_run_files
     from vapo_verl.digits.model import model_dir

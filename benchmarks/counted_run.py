@@ -1,20 +1,20 @@
-"""Short training runs with large images, counted: memory, and what is done for each prompt.
+"""Memory and work per prompt of short training runs with large images.
 
     python benchmarks/counted_run.py [--baseline CHECKOUT] [--steps 2] [--pixels 1000000]
         [--out benchmarks/results/counted_run.json]
 
-Runs the smoke recipe on the digits world with its images enlarged, in this checkout and, before
-it, in another checkout of the project, such as an older release, in the same environment. Both see
-the same data, model, seed and number of steps. For each of them:
+Runs the smoke recipe on the digits world with enlarged images in this checkout. With --baseline it
+first runs another checkout of the project, such as an older release, in the same environment. Both
+get the same data, model, seed and number of steps. Measured are:
 
 - Memory: the proportional set size of all processes of the run, sampled about once a second. Its
   peak, and the slope of the peaks of the steps (least squares, from the third step on).
-- Work for a prompt in the steps (benchmarks/counting): images processed, hashes and encoder runs,
+- Work per prompt in the steps (benchmarks/counting): images processed, hashes and encoder runs,
   bytes of TransferQueue's messages; lag of event loops.
 - Which columns of the stored samples and which metrics differ between the two.
 
-Prints a table; `--out` writes JSON. With `--check FILE` it exits with 1 where a count or the bytes
-of this checkout are more than 5 % above those of FILE.
+Prints a table; `--out` writes JSON. With `--check FILE` it exits with 1 if a count or the bytes of
+this checkout are more than 5 % above those of FILE.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ from vapo_verl.run_folder.rollouts import rollout_file
 HERE = Path(__file__).resolve().parent
 TILE = 28
 PROMPTS, GROUP = 2, 4
-"""Of a step, and responses to each."""
+"""Prompts of a step, and responses to each."""
 LOOPS = ("AgentLoopWorker", "VapoAgentLoopWorker")
-"""Actors of agent loops, as their names begin."""
+"""Beginnings of the names of agent-loop actors."""
 KINDS = ("processor", "hash", "encoder", "sent")
-"""Of benchmarks/counting, that every run has."""
+"""Kinds of benchmarks/counting that every run has."""
 TOLERANCE = 1.05
 COMPARED = ("response_ids", "reward", "advantages", "rollout_log_probs", "old_log_probs")
-"""Columns of the stored samples; of their anchors, `p_yes`."""
+"""Compared columns of the stored samples, beside `p_yes` of their anchors."""
 LIMIT_S = 1500
-"""Of a run."""
+"""Time limit of a run."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the exit code is 1 where a count or a size grew."""
+    """Run the benchmark; the exit code is 1 if a count or a size grew."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(baseline: Path | None, steps: int, pixels: int) -> dict[str, Any]:
-    """Run this checkout, and the other one before it."""
+    """Run the other checkout, if any, then this one."""
     checkouts = {"ours": HERE.parent}
     if baseline:
         checkouts = {"baseline": baseline.resolve(), **checkouts}
@@ -113,7 +113,7 @@ def measure(baseline: Path | None, steps: int, pixels: int) -> dict[str, Any]:
 
 
 def write_data(folder: Path, pixels: int, num_rows: int) -> dict[str, Path]:
-    """Rows of the digits world with square images of about so many pixels, by split."""
+    """Rows of the digits world with square images of about `pixels` pixels, by split."""
     side = side_of(pixels)
     paths = write_dataset(folder / "digits", DigitsConfig(train=num_rows, val=PROMPTS, test=0))
     for path in paths.values():
@@ -126,7 +126,7 @@ def write_data(folder: Path, pixels: int, num_rows: int) -> dict[str, Path]:
 
 
 def side_of(pixels: int) -> int:
-    """Of a square of about so many pixels, in tokens of 28 x 28."""
+    """Side of a square of about `pixels` pixels, a multiple of 28."""
     return max(round(pixels**0.5 / TILE), 1) * TILE
 
 
@@ -155,7 +155,7 @@ def run(
     steps: int,
     pixels: int,
 ) -> dict[str, Any]:
-    """Train in a checkout, and return its measurements."""
+    """Train in a checkout; returns the measurements."""
     counts, run_dir, mark = folder / "counts", folder / "run", uuid.uuid4().hex
     counts.mkdir(parents=True)
     overrides = {
@@ -227,7 +227,7 @@ def sampled(
             ends += [time.time()] * (number_of_steps(metrics) - len(ends))
             time.sleep(1)
     finally:
-        process.terminate()  # nothing happens to one that has ended
+        process.terminate()  # no effect if it has ended
         process.wait()
     ends += [time.time()] * (number_of_steps(metrics) - len(ends))
     return samples, ends
@@ -251,7 +251,7 @@ def number_of_steps(metrics: Path) -> int:
 def memory(
     samples: Sequence[tuple[float, Mapping[str, int]]], ends: Sequence[float]
 ) -> dict[str, Any]:
-    """GiB: the peak, the peak of each step in all and by kind of process, and their slope."""
+    """GiB: the peak, each step's peak in total and by kind of process, and the slopes."""
     kinds = sorted({kind for _, kib in samples for kind in kib})
     peaks: list[float] = []
     by_kind: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -276,7 +276,7 @@ def memory(
 
 
 def slope(values: Sequence[float]) -> float:
-    """Of the least-squares line through values at 0, 1, 2, ..."""
+    """Slope of the least-squares line through values at 0, 1, 2, ..."""
     return float(np.polyfit(np.arange(len(values)), values, 1)[0])
 
 
@@ -290,7 +290,7 @@ def read_events(counts: Path) -> list[Event]:
 
 
 def start_of(events: Sequence[Event]) -> float:
-    """When the first response began: from then on the agent loops' lag is measured."""
+    """Start of the first response; the agent loops' lag is measured from then on."""
     return min(at for at, role, kind, _ in events if kind == "lag" and role.startswith(LOOPS))
 
 
@@ -298,7 +298,7 @@ def per_prompt(events: Sequence[Event], ends: Sequence[float]) -> dict[str, floa
     """Counts by kind and role, and bytes, for each prompt.
 
     Raises:
-        ValueError: nothing of a kind was counted, because what is counted has another name by now.
+        ValueError: nothing of a kind was counted, because upstream has renamed the function.
     """
     sums: Counter[str] = Counter()
     start = start_of(events)
@@ -343,7 +343,7 @@ def rollouts(run_dir: Path, steps: int) -> list[dict[str, Any]]:
 
 
 def metrics_of(run_dir: Path) -> list[dict[str, float]]:
-    """Of each step, without times and memory, which differ between any two runs."""
+    """Metrics of each step, without times and memory, which differ between any two runs."""
     skipped = ("timing", "perf/", "vapo/memory", "_lag_ms", "prepare_s", "_s")
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [
@@ -407,12 +407,12 @@ def check(result: Mapping[str, Any], limit: Mapping[str, Any]) -> int:
 
 
 def report_growth(now: Mapping[str, Any], then: Mapping[str, Any]) -> int:
-    """Print the nested numbers that grew by more than 5 %; 1 where there is one, else 0.
+    """Print the nested numbers that grew by more than 5 %; returns 1 if there are any, else 0.
 
-    Names that stand in one of them only are left out, and those with `verl`, which are not ours.
+    Names that are not in both are left out, and those with `verl`, which are not ours.
 
     Raises:
-        ValueError: they have no name in common, so that nothing would be compared.
+        ValueError: there is no common name, so that nothing would be compared.
     """
     limits = dict(flat(then))
     values = {name: value for name, value in flat(now) if name in limits and "verl" not in name}

@@ -1,11 +1,11 @@
-"""What watching a run costs: CPU time of the monitor's looks and of the heartbeats.
+"""Cost of watching a run: CPU time of the monitor's looks and of the heartbeats.
 
     python -m vapo_verl.main +recipe=smoke &
     python benchmarks/liveness.py $! --out benchmarks/results/liveness.json
 
-Looks at the processes of a run that trains as its monitor does, one look after another, and counts
-the heartbeats meanwhile. The cost is CPU time, which other work on the machine hardly changes.
-Prints one JSON line.
+Looks repeatedly at the processes of a training run, as its monitor does, and counts the heartbeats
+meanwhile. The cost is CPU time, which other work on the machine hardly changes. Prints one JSON
+line.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from vapo_verl.trainer.liveness import INTERVAL_S, ROLLOUT, HangDetector, Member
 from vapo_verl.trainer.node_watch import NodeWatch
 
 PAUSE_S = 0.05
-"""Between two looks; a run's monitor waits `INTERVAL_S`."""
+"""Pause between two looks; a run's monitor waits `INTERVAL_S`."""
 WATCHED = re.compile(r"^(ray::(?!VapoTaskRunner|IDLE)\w|VLLM::)")
 """Titles of the processes that a monitor watches."""
 
@@ -71,7 +71,7 @@ def session_of(members: list[Member]) -> Path:
 
 
 def looks(watch: NodeWatch, members: list[Member], number: int) -> dict[str, float]:
-    """CPU time of a look and of its judgement, and the heartbeats per second meanwhile."""
+    """CPU time of a look and its evaluation, and the heartbeats per second meanwhile."""
     detector, pids = HangDetector(300.0), [member.pid for member in members]
     first, begun, cpu = watch.look(pids), time.monotonic(), time.process_time()
     for _ in range(number):

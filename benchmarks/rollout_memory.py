@@ -1,9 +1,9 @@
-"""Memory of what handles a prompt's images, over many steps of new images.
+"""Memory of the code that handles a prompt's images, over many steps of new images.
 
     python benchmarks/rollout_memory.py [--steps 30] [--out benchmarks/results/rollout_memory.json]
 
-Each step has 4 prompts with an image of a megapixel, 4 responses and 32 probes. One process does
-what an agent-loop worker and a server do with them: the processor, the compact pixels and the
+Each step has 4 prompts, each with an image of a megapixel, 4 responses and 32 probes. One process
+does the work of an agent-loop worker and a server: the processor, the compact pixels and the
 floats of the actor; vLLM's front end up to the bytes for the engine core. No engine runs.
 
 Prints the resident set after each step, in MiB, and its slope from the fifth step on; `--out`
@@ -71,7 +71,7 @@ async def rss_of_steps(steps: int) -> list[float]:
     """MiB after each step."""
     processor = AutoProcessor.from_pretrained(model_dir(), **LIMITS)
     renderer, front = rollout_scale.front_end_of_vllm()
-    inputs = EngineInputs(renderer)  # one, as a server has it
+    inputs = EngineInputs(renderer)  # one for all prompts, as in a server
     found = []
     for step in range(steps):
         for number in range(PROMPTS):
@@ -98,7 +98,7 @@ async def handle(prompt: FrontEnd, processor: Any) -> None:
 
 
 def resident_mib() -> float:
-    """Of this process."""
+    """Resident memory of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
 

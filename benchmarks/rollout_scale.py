@@ -1,22 +1,22 @@
-"""What a prompt's images cost a rollout, against veRL's own path: work, bytes and event loops.
+"""Cost of a prompt's images in a rollout, against veRL's own path: work, bytes and event loops.
 
     python benchmarks/rollout_scale.py [--quick] [--baseline CHECKOUT]
         [--out benchmarks/results/rollout_scale.json]
 
 Part 1, the server's front end: CPU time from a request to the bytes for the engine core, for the
 first response of a prompt, a sibling and a probe, at several image sizes. `verl` sends the images
-with every request, `ours` names the prompt. Both run in one process and take turns.
-Part 2, an agent-loop worker: runs of the image processor for a prompt of n responses.
-Part 3, the replay buffer: bytes of a response as TransferQueue encodes them, what each of the three
-phases fetches, and a model that adds it up for 8 and 64 GPUs.
+with every request, `ours` sends the prompt's key. Both run in one process and take turns.
+Part 2, an agent-loop worker: runs of the image processor for a prompt with n responses.
+Part 3, the replay buffer: bytes of a response as TransferQueue encodes them, bytes that each of the
+three phases fetches, and their totals for 8 and 64 GPUs.
 
-Part 4, with `--baseline`: real runs of another checkout, such as the last release, and of this one,
-with images, hashes and encoder runs counted and bytes, memory and lag of event loops measured: see
+Part 4, with `--baseline`: real runs of another checkout, such as the last release, and of this one.
+Images, hashes and encoder runs are counted; bytes, memory and lag of event loops are measured. See
 benchmarks/counted_run.py.
 
 No engine runs in parts 1 to 3. Prints tables; `--out` writes JSON. With `--check FILE` it compares
-counts and bytes with those of FILE and exits with 1 where one grew by more than 5 %; seconds are
-never compared.
+counts and bytes with those of FILE and exits with 1 if one grew by more than 5 %; seconds are never
+compared.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ LIMITS = {"min_pixels": 784, "max_pixels": 4096 * 28 * 28}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the exit code is 1 where a count or a size grew."""
+    """Run the benchmark; the exit code is 1 if a count or a size grew."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -122,7 +122,7 @@ def picture(tokens: int, seed: int = 0) -> Image.Image:
 
 
 def prompt_of(processor: Any, image: Image.Image) -> tuple[list[int], Mapping[str, Any]]:
-    """Token ids of the prompt, and what else the processor returns."""
+    """Token ids of the prompt, and the processor's other outputs."""
     content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     text = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
@@ -155,7 +155,7 @@ class FrontEnd:
         self.to_core.encode(request)
 
     async def request(self, images: Any, rest: list[int], sampling: SamplingParams) -> None:
-        """As veRL's server makes it."""
+        """Send a request as veRL's server does."""
         tokens = qwen2_5_vl_dedup_image_tokens([*self.ids, *rest], self.processor)
         prompt = {"prompt_token_ids": tokens, "multi_modal_data": {"image": images}}
         await self.inputs.send(prompt, lambda processed: self.add(processed, sampling))
@@ -244,10 +244,10 @@ def verls_inputs(processor: Any, image: Image.Image, ids: list[int]) -> dict[str
 
 
 def buffer_bytes(processor: Any, tokens: int) -> dict[str, int]:
-    """Bytes of a response in the replay buffer and of what a phase fetches for it.
+    """Bytes of a response in the replay buffer, and bytes that a phase fetches for it.
 
-    ``verl_*``: its row, with the decoded image in the messages and float32 pixels. ``*_alone`` and
-    ``*_in_group``: ours, with the prompt's row or its fifth.
+    ``verl_*``: veRL's row, with the decoded image in the messages and float32 pixels. ``*_alone``
+    and ``*_in_group``: ours, with all or a fifth of the prompt's row.
     """
     image = picture(tokens)
     ids, processed = prompt_of(processor, image)
@@ -298,7 +298,7 @@ def buffer_bytes(processor: Any, tokens: int) -> dict[str, int]:
 
 
 def encoded_bytes(row: Mapping[str, Any]) -> int:
-    """Of a row as TransferQueue sends it."""
+    """Bytes of a row as TransferQueue sends it."""
     return int(calc_packed_size(encode({name: [value] for name, value in row.items()})))
 
 
@@ -307,8 +307,8 @@ def step_model(
 ) -> dict[int, dict[str, float]]:
     """A step of 384 prompts x 5 responses x 20 probes on ``gpus`` servers, by image tokens.
 
-    A server's event loop: prompts / servers x (first + (n - 1) siblings + n K probes). Bytes: those
-    of all responses, put once and fetched by three phases.
+    A server's event loop: prompts / servers x (first + (n - 1) siblings + n K probes). Bytes: all
+    responses, put once and fetched by three phases.
     """
     prompts = PROMPTS_PER_STEP / gpus
     responses = PROMPTS_PER_STEP * GROUP

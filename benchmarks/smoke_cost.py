@@ -58,7 +58,7 @@ def marked_processes(mark: str) -> Iterator[Path]:
             if wanted in (folder / "environ").read_bytes():
                 yield folder
         except OSError:
-            continue  # ended meanwhile, or somebody else's
+            continue  # it has ended, or belongs to another user
 
 
 def proportional_kib(folder: Path) -> int:

@@ -1,11 +1,11 @@
 """Counts what the processes of a run do with images, into the folder VAPO_COUNTS.
 
-Python imports this file at its start where its folder is on PYTHONPATH, in every process of the
-run and in any version of the project: see benchmarks/counted_run.py. Each process appends lines
-`SECONDS ROLE KIND NUMBER` to a file of its own:
+If its folder is on PYTHONPATH, Python imports this file at start, in every process of the run and
+in any version of the project: see benchmarks/counted_run.py. Each process appends lines
+`SECONDS ROLE KIND NUMBER` to its own file:
 
-    processor   images that a Hugging Face image processor is run on
-    hash        hashes of vLLM's hasher of multimodal data
+    processor   images processed by a Hugging Face image processor
+    hash        hashes by vLLM's hasher of multimodal data
     encoder     images that vLLM's vision tower encodes
     sent        bytes of a message of TransferQueue, as encoded
     lag         milliseconds by which an event loop was late, every 50 ms
@@ -29,7 +29,7 @@ from typing import Any
 FOLDER = os.environ.get("VAPO_COUNTS")
 LAG_INTERVAL_S = 0.05
 SMALLEST_MESSAGE = 4096
-"""Bytes; smaller ones are requests and replies without data."""
+"""Bytes; smaller messages are requests and replies without data."""
 
 
 def role() -> str:
@@ -92,7 +92,7 @@ _loops: dict[Any, asyncio.Task[None]] = {}
 
 
 def measure_lag(*_: Any, **__: Any) -> None:
-    """In a task of the running loop, once for each loop."""
+    """Start a task that measures the lag of the running loop, once for each loop."""
     loop = asyncio.get_running_loop()
     if loop not in _loops:
         _loops[loop] = loop.create_task(_measure(loop))
@@ -134,7 +134,7 @@ HOOKS: dict[str, Callable[[Any], None]] = {
 
 
 class Hooked(importlib.abc.MetaPathFinder):
-    """Finds the modules of `HOOKS` as Python does, and runs their hook when they are loaded."""
+    """Finds the modules of `HOOKS` as Python does, and runs their hooks once they are loaded."""
 
     def __init__(self) -> None:
         self._left = dict(HOOKS)

@@ -27,8 +27,8 @@ CLAIMS_CSV, VARIANTS_CSV = "claims.csv", "variants.csv"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what is not done yet; returns 1 when a run failed, the others having been finished, and
-    130 after Ctrl-C."""
+    """Do the missing stages; returns 1 if a run failed (the others are finished first), and 130
+    after Ctrl-C."""
     parser = build_parser()
     options = parser.parse_args(arguments)
     if options.forgetful == []:
@@ -74,10 +74,10 @@ def _fault(options: argparse.Namespace) -> str | None:
     if options.arms and BASELINE in known and BASELINE not in options.arms:
         return f"--arms {' '.join(options.arms)}: add {BASELINE}, the arm of comparison"
     if options.report and not options.forgetful:
-        return "--report is for --forgetful: the other studies are reported when all runs are done"
+        return "--report is for --forgetful: other studies are reported only when all runs are done"
     for name in ("recorded", "starts"):
         if getattr(options, name) and not options.forgetful:
-            return f"--{name} is for --forgetful: the other studies have a start of their own"
+            return f"--{name} is for --forgetful: the other studies have their own warm start"
     if options.variants and (options.arms or options.seeds):
         return "--variants has its own arms and seed: leave --arms and --seeds out"
     if options.document and partial_study:
@@ -125,7 +125,7 @@ def report_arms(work: Workspace, plan: Plan, document: bool) -> None:
     committed = _committed(plan)
     figures.write_csv(out / RUNS_CSV, of_runs)
     if committed:
-        ours = figures.read_csv(out / RUNS_CSV, figures.Figures)  # as many digits as those
+        ours = figures.read_csv(out / RUNS_CSV, figures.Figures)  # rounded like the committed ones
         print(f"\nAgainst {page.RESULTS / RUNS_CSV}:\n{page.agreement(ours, committed)}")
     figures.write_csv(out / ROWS_CSV, outcomes)
     figures.write_csv(out / CLAIMS_CSV, kinds)
@@ -137,14 +137,14 @@ def report_arms(work: Workspace, plan: Plan, document: bool) -> None:
 
 
 def _results(work: Workspace, document: bool) -> Path:
-    """Where they are written: the folder, made."""
+    """Create and return the folder for the results."""
     out = page.RESULTS if document else work.root / "results"
     out.mkdir(parents=True, exist_ok=True)
     return out
 
 
 def _committed(plan: Plan) -> list[figures.Figures]:
-    """Earlier figures of a study as large as this one; none if there are none."""
+    """Earlier figures of a study of the same size; empty if there are none."""
     as_large = replace(plan, arms=arms.FULL.arms, seeds=arms.FULL.seeds) == arms.FULL
     file = page.RESULTS / RUNS_CSV
     return figures.read_csv(file, figures.Figures) if as_large and file.exists() else []
@@ -169,7 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
-        "--quick", action="store_true", help="the control alone, 1 seed, few steps: a test"
+        "--quick", action="store_true", help="only the control, 1 seed, few steps: a test"
     )
     size.add_argument(
         "--forgetful",
@@ -188,23 +188,22 @@ def build_parser() -> argparse.ArgumentParser:
         "--jobs",
         type=int,
         choices=(1, 2),
-        help="runs at once (2; 1 with --quick), the same for all of a study: a job that is alone "
-        "has two threads, which sum in another order",
+        help="runs at once (2; 1 with --quick), the same for all of a study: a single job has two "
+        "threads, which sum in another order",
     )
-    add("--arms", nargs="+", help="some of them, with grpo, in another --out")
-    add("--seeds", nargs="+", type=int, help="others than the study's, in another --out")
-    add("--report", action="store_true", help="with --forgetful: what is measured; start nothing")
+    add("--arms", nargs="+", help="only these arms, grpo included, in another --out")
+    add("--seeds", nargs="+", type=int, help="other seeds than the study's, in another --out")
+    add("--report", action="store_true", help="with --forgetful: only report; start nothing")
     add(
         "--starts",
         type=Path,
-        help="with --forgetful: folder of warm starts, each in one of its strength's name, made "
-        "where there is none (benchmarks/study/starts)",
+        help="with --forgetful: folder of warm starts, one subfolder per strength; missing ones "
+        "are made (benchmarks/study/starts)",
     )
     add(
         "--recorded",
         action="store_true",
-        help="with --forgetful: take the runs that docs/study/*.csv has from there, and make the "
-        "rest",
+        help="with --forgetful: take runs from docs/study/*.csv, and make only the rest",
     )
     add("--document", action="store_true", help="put the results into docs/study.md")
     return parser

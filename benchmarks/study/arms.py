@@ -82,7 +82,7 @@ VARIANTS = {
 _GAMMA_1 = "vapo.reward.perception_weight=1.0"
 _DECOUPLED = (_GAMMA_1, "vapo.advantage.normalization=decoupled")
 _SAME_PLACES = "vapo.anchors.placement=relative"
-"""Cuts as `vapo.anchors.pairing=group` has them, drawn for each response."""
+"""Cuts at relative places as with `vapo.anchors.pairing=group`, but drawn for each response."""
 FORGETFUL = {
     arm.name: arm
     for arm in (
@@ -125,7 +125,7 @@ SIGNAL = {
         _signal("ungated", "incorrect answers earn it, too", "vapo.anchors.gate=relaxed"),
     )
 }
-"""What makes the signal: each differs from the arm it is compared with in one setting."""
+"""Arms on what makes the signal: each differs from its `against` arm in one setting."""
 
 
 def _method(name: str, title: str, *overrides: str) -> Arm:
@@ -148,7 +148,7 @@ NEIGHBOURS = {
         ),
     )
 }
-"""With what they need: some compare the actor's log probs on two images."""
+"""Methods with the settings they need: some compare the actor's log probs on two images."""
 ALL_ARMS = ARMS | VARIANTS | FORGETFUL | SIGNAL | NEIGHBOURS
 
 
@@ -167,7 +167,7 @@ class Plan:
     """Held-out rows on which every checkpoint is measured."""
 
     def size(self) -> dict[str, Any]:
-        """What all runs of a folder have in common."""
+        """The settings that all runs of a folder have in common."""
         return asdict(self)
 
     def chosen(self: AnyPlan, arms: Sequence[str] | None, seeds: Sequence[int] | None) -> AnyPlan:

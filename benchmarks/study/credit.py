@@ -34,9 +34,9 @@ class Credit:
     arm: str
     seed: int
     accuracy_first: float
-    """Of the rollouts of the first quarter of all steps, at temperature 1."""
+    """Accuracy of rollouts in the first quarter of all steps, at temperature 1."""
     accuracy_last: float
-    """Of those of the last quarter; each prompt is used once, so these are also new ones."""
+    """The same in the last quarter; each prompt is used once, so these are also new prompts."""
     probed: float
     """Fraction of responses that pass the gate."""
     claims: float
@@ -44,7 +44,7 @@ class Credit:
     agreement: float
     """Rate of equal predictions on a claim by two responses to one prompt."""
     spread: float
-    """Of R_perc among a prompt's probed responses, a standard deviation."""
+    """Standard deviation of R_perc among a prompt's probed responses."""
     spread_flat: float
     """The same without late emphasis, with equal weights at all positions."""
     perception: float
@@ -53,17 +53,17 @@ class Credit:
     groups_mixed: float
     """Fractions of prompts whose responses are all correct, or mixed."""
     perception_only: float
-    """Of sum |A_i|, what stands in groups that differ in nothing but perception."""
+    """Fraction of sum |A_i| in groups whose rewards differ only in perception."""
     perception_fraction: float
-    """Of the advantage, what perception decides: see docs/estimator.md."""
+    """Fraction of the advantage that perception decides: see docs/estimator.md."""
     kl: float
-    """To the warm start, nats per token."""
+    """KL to the warm start, nats per token."""
     step_s: float
-    """Seconds, two runs at a time."""
+    """Seconds of a step, with two runs at a time."""
 
 
 def read_credit(work: Workspace, run: Run) -> Credit:
-    """From the run's `metrics.jsonl` and the rollouts it sampled."""
+    """Read from the run's `metrics.jsonl` and its saved rollouts."""
     steps = list(read_metrics(work, run.name).values())
     found = read_spread(work.folder(run.name))
     quarter = max(len(steps) // _QUARTER, 1)

@@ -20,7 +20,7 @@ LINES = DigitsConfig(grids=("3x3",), questions="lines", claim_kinds=("identity",
 
 
 def make_data(work: Workspace, plan: Plan, world: DigitsConfig = PARTS) -> None:
-    """Rows of a world, of the plan's numbers, and the test rows with each other's images."""
+    """Write the rows of a world in the plan's sizes, and the test rows with each other's images."""
     sizes = {"train": plan.num_train_rows, "test": plan.num_test_rows}
     write_dataset(work.data, replace(world, val=NUM_VALIDATION_ROWS, seed=_SEED, **sizes))
     if not (work.data / OTHER_IMAGE).exists():

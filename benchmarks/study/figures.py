@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 AnyRow = TypeVar("AnyRow", bound="DataclassInstance")
 _TYPES: Mapping[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
-"""By the name of a field's type."""
+"""Name of a field's type -> the type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class Figures:
     attention_slope: float
     tokens: float
     peak: float
-    """Best accuracy over the early-decision cuts, and where it is."""
+    """Best accuracy over the early-decision cuts; `peak_at`: at which cut."""
     peak_at: float
     recoverable: float
     """Rows incorrect at 100 % of the reasoning and correct at some earlier cut."""
@@ -56,7 +56,7 @@ class Figures:
     """Fraction of correct statements, in the first and last third of the response."""
     reads_late: float
     wrong_but_seen: float
-    """Of the incorrect responses, those whose statements about the image are all correct."""
+    """Fraction of the incorrect responses whose statements about the image are all correct."""
     accuracy_other_image: float
     """With another row's image: a control for text alone."""
 
@@ -109,7 +109,7 @@ class ItemOutcome:
 
 
 def read_outcomes(work: Workspace, run: Run, folder: str = "perception") -> list[ItemOutcome]:
-    """By row number, of the rows that are measured in `folder`."""
+    """Outcomes by row number, for the rows measured in `folder`."""
     records = read_records(work.folder(run.name) / "diagnostics" / folder)
     return [
         ItemOutcome(
@@ -123,7 +123,7 @@ def read_outcomes(work: Workspace, run: Run, folder: str = "perception") -> list
 
 
 def write_csv(path: Path, rows: Sequence[DataclassInstance]) -> None:
-    """One line each; floats with four digits."""
+    """Write a line for each row; floats with four digits."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([field.name for field in fields(rows[0])])
@@ -135,7 +135,7 @@ def read_csv(path: Path, row: type[AnyRow]) -> list[AnyRow]:
     """Rows that :func:`write_csv` wrote; floats have four digits.
 
     Args:
-        row: their dataclass, of fields of types str, int and float.
+        row: their dataclass, with fields of types str, int and float.
     """
     with path.open(newline="") as file:
         return [

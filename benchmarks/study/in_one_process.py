@@ -1,6 +1,6 @@
-"""Several of the project's commands, one after another in one process.
+"""Runs several of the project's commands one after another in one process.
 
-To import torch and vLLM takes longer than most of what is measured here.
+Importing torch and vLLM takes longer than most of these measurements.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def to_argument(commands: Sequence[Command]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run them in turn; the exit code of the first that fails, which ends it, or 0."""
+    """Run the commands in turn; stops at the first that fails and returns its exit code, else 0."""
     (text,) = sys.argv[1:] if arguments is None else arguments
     for module, *rest in json.loads(text):
         code = importlib.import_module(f"{module}.__main__").main(rest)

@@ -12,15 +12,15 @@ _ENGINE = ("--dtype", "float32", "--max-model-len", "320", "--kv-cache-gib", "0.
 _ANSWERS = ("--answer-style", "exact", "--max-tokens", str(MAX_TOKENS), "--batch", "128")
 OTHER_IMAGE_FOLDER, VALIDATION_FOLDER = "other-image", "validation"
 FORCED_ANSWER = ("--time-up", "", "--answer-start", r"\boxed{", "--answer-tokens", "16")
-"""How the small model answers, up to 11 digits and a bracket: it was never taught a sentence that
-says that time is up."""
+"""How the small model answers, up to 11 digits and a bracket. It was never trained on a time-up
+sentence."""
 
 
 def measure(work: Workspace, plan: Plan, name: str, threads: int) -> None:
-    """On test rows: answers, claims, attention, forced early answers; answers about another image.
+    """Measure on test rows: answers, claims, attention, forced answers; answers to other images.
 
     Args:
-        name: a run, of which the last checkpoint is exported first; or the warm start.
+        name: a run, whose last checkpoint is exported first; or the warm start.
     """
     folder = work.folder(name)
     test, other = str(work.data / TEST), str(work.data / OTHER_IMAGE)
@@ -38,14 +38,14 @@ def measure(work: Workspace, plan: Plan, name: str, threads: int) -> None:
 
 
 def measure_on_validation_rows(work: Workspace, name: str, threads: int) -> None:
-    """Answers, claims and attention only, of a run or the warm start."""
+    """Measure only answers, claims and attention, of a run or the warm start."""
     out = str(work.folder(name) / "diagnostics" / VALIDATION_FOLDER)
     rows = ("--num-rows", str(NUM_VALIDATION_ROWS))
     _measure(work, name, threads, ("perception", str(work.data / VALIDATION), "--out", out, *rows))
 
 
 def _measure(work: Workspace, name: str, threads: int, *diagnostics: Command) -> None:
-    """Run each, its name first, on the checkpoint."""
+    """Run each command, given as its name and arguments, on the checkpoint."""
     folder = work.folder(name)
     model = work.model if name == WARM_START else folder / "model"
     commands: list[Command] = [

@@ -80,7 +80,7 @@ def arms_table(
     Args:
         columns: title and field.
         rows: results of runs, which have an `arm`.
-        label: of a run; those with the same one are a line of the table.
+        label: label of a run; runs with the same label share a line of the table.
     """
     lines = [
         f"| | {' | '.join(title for title, _ in columns)} |",
@@ -109,7 +109,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
 
 
 def paired_cells(pairs: PairedDifference) -> tuple[str, str]:
-    """Difference with its interval, and p; no p where all pairs differ by the same."""
+    """Difference with its interval, and p; no p if all pairs differ by the same amount."""
     interval = f"{pairs.low:+.3f} to {pairs.high:+.3f}"
     p = f"{pairs.p_t:.2g}" if np.isfinite(pairs.p_t) else "–"
     return f"{pairs.difference:+.3f} ({interval}, n = {pairs.n})", p

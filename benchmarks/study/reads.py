@@ -25,12 +25,12 @@ class Reads:
     """Fractions of reads with the correct colour and digit; nan without reads."""
 
     number: float
-    """Of a response."""
+    """Mean number of reads in a response."""
     early: float
-    """In the first third of a response's text."""
+    """In the first third of a response's text; `late`: in the last third."""
     late: float
     wrong_but_seen: float
-    """Of the incorrect responses, those whose reads are all correct: another step failed."""
+    """Fraction of the incorrect responses whose reads are all correct: another step failed."""
 
 
 def reads_of(response: str, scene: Scene) -> Iterator[tuple[float, bool]]:
@@ -43,12 +43,12 @@ def reads_of(response: str, scene: Scene) -> Iterator[tuple[float, bool]]:
 
 
 def cells_stated(text: str, scene: Scene) -> set[str]:
-    """Places of the image's cells that a text says something of."""
+    """Places of the image's cells that a text makes a statement about."""
     return {place for place in scene.positions if f"{place} is" in text}
 
 
 def summarise_reads(records: Sequence[Mapping[str, Any]], scenes: Mapping[int, Scene]) -> Reads:
-    """Over the records of `perception`, whose rows' scenes are found by their index."""
+    """Summarise the reads in records of `perception`; `scenes` maps a row's index to its scene."""
     numbers: list[int] = []
     early: list[bool] = []
     late: list[bool] = []
@@ -69,10 +69,10 @@ def summarise_reads(records: Sequence[Mapping[str, Any]], scenes: Mapping[int, S
 
 
 def stated_by_step(work: Workspace, name: str) -> dict[int, float]:
-    """Cells that a response states, the mean over those that a training saved of each step.
+    """Step -> cells that a response states, mean over the responses saved during training.
 
     Raises:
-        StudyError: it saved none.
+        StudyError: no response was saved.
     """
     scenes = read_scenes(work.data / TRAIN)
     found: dict[int, list[int]] = {}

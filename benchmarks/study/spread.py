@@ -30,19 +30,19 @@ class Spread:
     where no prompt has two."""
 
     paper: float
-    """With the paper's late emphasis, whatever the run's: one measure for all arms."""
+    """With the paper's late emphasis, not the run's: one measure for all arms."""
     flat: float
-    """With none."""
+    """Without late emphasis."""
 
 
 def read_spread(folder: Path) -> Spread:
-    """Over the rollouts that a run sampled."""
+    """Spread over the rollouts that a run saved."""
     tables = (pq.read_table(file, columns=_COLUMNS) for file in rollout_files(folder))
     return spread([row for table in tables for row in table.to_pylist()])
 
 
 def spread(rows: Iterable[Mapping[str, Any]]) -> Spread:
-    """Over sampled rollouts, whose ``uid`` is their prompt's."""
+    """Spread over saved rollouts; ``uid`` is that of their prompt."""
     groups: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         if row["anchors"]:

@@ -28,14 +28,14 @@ class Comparison:
     over_rows: PairedDifference
     """Pairs are rows, each the mean over seeds: generalises to other rows of these runs."""
     over_seeds: PairedDifference
-    """Pairs are runs with the same seed: generalises to other runs. With 3 seeds t must pass
+    """Pairs are runs with the same seed: generalises to other runs. With 3 seeds t must exceed
     4.3 to be significant, and Wilcoxon's p cannot be below 0.25."""
 
 
 def compare(
     figures: Sequence[Figures], outcomes: Sequence[ItemOutcome], runs: Sequence[Run]
 ) -> list[Comparison]:
-    """Every other arm against :data:`benchmarks.study.arms.BASELINE`, over seeds both have."""
+    """All other arms against :data:`benchmarks.study.arms.BASELINE`, over seeds that both have."""
     arms = dict.fromkeys(run.arm for run in runs if run.arm != BASELINE)
     return [_compare(arm, name, figures, outcomes, runs) for arm in arms for name in ITEM_MEASURES]
 

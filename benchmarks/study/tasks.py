@@ -1,4 +1,4 @@
-"""What a study does, two things at a time."""
+"""The tasks of a study, two at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Task = tuple[str, Callable[[int], None]]
 def trainings(
     work: Workspace, plan: Plan, runs: Sequence[Run], measured: Callable[[str, int], None]
 ) -> list[Task]:
-    """To train each run, and to measure it by its name with as many threads."""
+    """Tasks that train each run, and measure it by its name with as many threads."""
 
     def task(run: Run, threads: int) -> None:
         train(work, plan, run, threads)
@@ -27,10 +27,10 @@ def trainings(
 
 
 def do_all(tasks: Sequence[Task], jobs: int) -> None:
-    """Every task, `jobs` at a time; one job has both cores.
+    """Run all tasks, `jobs` at a time; a single job has both cores.
 
     Raises:
-        StudyError: some failed, as listed; the others have finished.
+        StudyError: some tasks failed, as listed; the others have finished.
     """
     failures: list[str] = []
     with ThreadPoolExecutor(max_workers=jobs) as pool:
@@ -42,7 +42,7 @@ def do_all(tasks: Sequence[Task], jobs: int) -> None:
                 if error is not None:
                     failures.append(str(error))
         except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)  # those that run got Ctrl-C, too
+            pool.shutdown(wait=False, cancel_futures=True)  # running tasks got Ctrl-C, too
             raise
     if failures:
         raise StudyError("\n".join(failures))

@@ -1,6 +1,6 @@
 """The study with other settings, one seed each, on validation rows.
 
-Test rows are left alone: who reads a better setting off these figures may still use them.
+Test rows are not used: a setting chosen from these results can still be tested on them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from vapo_verl.evaluation.probing.journal import read_records
 
 _SEED = 0
 _STUDIED = (BASELINE, "vapo")
-"""Arms of the study, with its runs of all seeds, which show the spread between seeds."""
+"""Arms of the study, with its runs of all seeds; these show the spread between seeds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """One run; what it learnt from is a mean over its steps, as in `Credit`."""
+    """One run; its training metrics are means over its steps, as in `Credit`."""
 
     arm: str
     seed: int
     accuracy: float
-    """Of greedy responses to the validation rows, as the next three."""
+    """Of greedy responses to the validation rows, like the next three."""
     claims_late: float
     reads: float
     """Statements about cells in a response."""
@@ -49,13 +49,13 @@ _LEARNT = ("accuracy_last", "agreement", "spread", "groups_mixed", "perception_o
 
 
 def all_runs() -> list[Run]:
-    """The study's first."""
+    """All runs, the study's first."""
     studied = [Run(arm=arm, seed=seed) for seed in FULL.seeds for arm in _STUDIED]
     return studied + [Run(arm=arm, seed=_SEED) for arm in VARIANTS]
 
 
 def read_variant(work: Workspace, run: Run) -> Variant:
-    """What `measure_on_validation_rows` and the training left of a run."""
+    """Read the results of `measure_on_validation_rows` and the training metrics of a run."""
     records = read_records(work.folder(run.name) / "diagnostics" / VALIDATION_FOLDER)
     summary, credit = summarise(records), read_credit(work, run)
     return Variant(
@@ -70,7 +70,7 @@ def read_variant(work: Workspace, run: Run) -> Variant:
 
 
 def compare_variants(work: Workspace) -> dict[str, dict[str, PairedDifference]]:
-    """By arm and measure: each but GRPO minus the arm it is compared with, over its own seeds.
+    """Arm -> measure -> each arm but GRPO minus its `against` arm, over its own seeds.
 
     Pairs are rows. One seed generalises to other rows, but not to other runs.
     """

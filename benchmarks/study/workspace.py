@@ -14,7 +14,7 @@ from vapo_verl.digits.model import model_dir
 
 WARM_START = "warm_start"
 NO_SEED = -1
-"""Of the warm start."""
+"""Seed of the warm start."""
 PLAN_FILE = "plan.json"
 TRAIN, VALIDATION = "train.parquet", "val.parquet"
 TEST, OTHER_IMAGE = "test.parquet", "test_other_image.parquet"
@@ -37,7 +37,7 @@ class Run:
 
 
 def runs_of(plan: Plan) -> list[Run]:
-    """Seed by seed, so that an interrupted study still has pairs."""
+    """The plan's runs seed by seed, so that an interrupted study still has pairs."""
     return [Run(arm=arm, seed=seed) for seed in plan.seeds for arm in plan.arms]
 
 
@@ -59,7 +59,7 @@ class Workspace:
         return self.start or model_dir("hasty_digits")
 
     def folder(self, name: str) -> Path:
-        """Of a run, or of the warm start: what is measured of it stands in there."""
+        """Folder of a run or of the warm start, with its measurements."""
         return self.root / "runs" / name
 
     def claim(self, plan: Plan) -> None:
@@ -79,10 +79,10 @@ class Workspace:
             )
 
     def command(self, log: str, module: str, *arguments: str, threads: int) -> None:
-        """Run `python -m module arguments`; what it prints is appended to `logs/LOG.log`.
+        """Run `python -m module arguments`; its output is appended to `logs/LOG.log`.
 
         Raises:
-            StudyError: it failed.
+            StudyError: the command failed.
         """
         file = self.root / "logs" / f"{log}.log"
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,8 @@ python -m vapo_verl.evaluation interventions MODEL DATA --run RUN_DIR
 python -m vapo_verl.evaluation image-swap MODEL DATA --run RUN_DIR
 python -m vapo_verl.evaluation perception MODEL DATA --run RUN_DIR
 
-run in vLLM, and resume where they were stopped. Exit codes: 0 done, 2 bad input or a folder that
-cannot be written, 130 interrupted.
+Commands with a MODEL run it in vLLM, and resume where they were stopped. Exit codes: 0 done, 2 bad
+input or a folder that cannot be written, 130 interrupted.
 """
 
 import argparse
@@ -60,7 +60,7 @@ COMMANDS = BENCHMARKS | PROBING
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns 2, with the message on stderr, for what a user has to fix."""
+    """Run one command; returns 2, with the message on stderr, for errors that the user can fix."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = build_parser(arguments).parse_args(arguments)
     try:

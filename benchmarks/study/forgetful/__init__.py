@@ -1,6 +1,6 @@
-"""The comparisons in the world `forgetful_digits`: see ../plan.md for what they are to show.
+"""The comparisons in the world `forgetful_digits`: see ../plan.md for their questions.
 
-Each strength of forgetting has a warm start and a workspace of its own, trained with the same rows,
-arms and seeds. What is finished is reported; the same command goes on with the rest. Runs of one
-seed are compared only where they begin with the same weights.
+Each strength of forgetting has its own warm start and workspace; rows, arms and seeds are the same.
+Finished runs are reported; the same command continues with the rest. Runs of one seed are compared
+only if they begin with the same weights.
 """

@@ -1,4 +1,4 @@
-"""The parts of plan.md: train what is not done yet, and report each part."""
+"""The parts of plan.md: train the missing runs, and report each part."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Works = Mapping[str, Workspace]
 
 
 def run(options: argparse.Namespace, root: Path) -> None:
-    """The parts `--forgetful` names, or a short form of the control alone with `--quick`.
+    """Run the parts that `--forgetful` names, or with `--quick` a short form of the control.
 
     Parts share warm starts and runs; a run of several parts is made once.
 
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace, root: Path) -> None:
     }
 
     def report_all() -> list[StudyError]:
-        """Of every part; what kept one from its report."""
+        """Report every part; returns the errors."""
         errors: list[StudyError] = []
         for part, plan in plans.items():
             try:
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace, root: Path) -> None:
 
 
 def _plans(options: argparse.Namespace) -> dict[str, ForgetfulPlan]:
-    """By part, in the order of the command line."""
+    """Part -> plan, in the order of the command line."""
     if options.quick:
         return {"quick": QUICK}
     return {part: PLANS[part].chosen(options.arms, options.seeds) for part in options.forgetful}
@@ -95,8 +95,8 @@ def _make(
     known: Mapping[str, Sequence[Outcome]],
     jobs: int,
 ) -> None:
-    """Warm starts, then runs, in the order of parts and strengths."""
-    any_plan = next(iter(plans.values()))  # all are of one size
+    """Make warm starts, then runs, in the order of parts and strengths."""
+    any_plan = next(iter(plans.values()))  # all have the same size
 
     def to_make(start: Callable[[str], str | None]) -> list[tuple[str, Run]]:
         """Strength and run, once each."""
@@ -140,14 +140,14 @@ def report(
     document: bool,
     known: Sequence[Outcome] = (),
 ) -> None:
-    """Write tables, CSV and plots of what is measured; with `document`, into docs/study.md.
+    """Write tables, CSV and plots of all measured runs; with `document`, into docs/study.md.
 
     Args:
         part: name of the files, of the plots' folder, and of the tables' place in the document.
         known: results of runs that are not measured here.
 
     Raises:
-        StudyError: the document has results that this report has not.
+        StudyError: the document has results that this report lacks.
     """
     outcomes = read_outcomes(works, plan, known)
     text = tables(outcomes, plan)

@@ -1,4 +1,4 @@
-"""Which runs are compared, and which are plotted."""
+"""Selects the runs that are compared, and those that are plotted."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from benchmarks.study.workspace import NO_SEED, WARM_START, Run, Workspace, runs
 def read_outcomes(
     works: Mapping[str, Workspace], plan: ForgetfulPlan, recorded: Sequence[Outcome] = ()
 ) -> dict[str, list[Outcome]]:
-    """By strength, of the checkpoints that are measured, of any warm start; those come first.
+    """Strength -> outcomes of all measured checkpoints, of any warm start; warm starts come first.
 
     Args:
-        recorded: results of other machines, for what is not measured here.
+        recorded: results of other machines, used for checkpoints that are not measured here.
     """
     found: dict[str, list[Outcome]] = {}
     for memory in plan.memories:
@@ -40,13 +40,13 @@ def read_outcomes(
 
 
 def of_one_start(outcomes: Sequence[Outcome], plan: ForgetfulPlan) -> list[Outcome]:
-    """What is compared: of every seed the runs of the warm start that most of them have.
+    """The compared runs: for every seed, those of the warm start with the most runs.
 
-    Those warm starts come first. Seeds of which only arms of another part have run are left out,
-    unless there are no others.
+    These warm starts come first. Seeds with only arms of another part are left out, unless there
+    are no others.
 
     Args:
-        outcomes: of one strength; the first of two warm starts with as many runs counts.
+        outcomes: outcomes of one strength; of warm starts with equally many runs the first counts.
     """
     starts = dict.fromkeys(each.start for each in outcomes)
     by_seed: list[list[Outcome]] = []
@@ -64,15 +64,15 @@ def of_one_start(outcomes: Sequence[Outcome], plan: ForgetfulPlan) -> list[Outco
 def plotted(
     work: Workspace, plan: ForgetfulPlan, reported: Sequence[Outcome]
 ) -> ForgetfulPlan | None:
-    """Arms of which a run is measured in this folder, and seeds of which all of these are.
+    """The arms with a run measured in this folder, and the seeds for which all these arms are.
 
     Args:
-        reported: what is compared at this strength. An arm of which some runs are from elsewhere
-            cannot be plotted with all its seeds.
+        reported: the runs compared at this strength. An arm with some runs from elsewhere cannot
+            be plotted with all its seeds.
 
     Returns:
         None if there is nothing to plot: fewer than two arms, no such seed, no warm start (a line
-        of the plots), or an arm that is measured here and elsewhere.
+        of the plots), or an arm that is measured both here and elsewhere.
     """
     here = {run for run in runs_of(plan) if is_measured(work, run.name)}
     arms_here = tuple(arm for arm in plan.arms if arm in {run.arm for run in here})

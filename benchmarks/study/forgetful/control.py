@@ -1,4 +1,4 @@
-"""Whether perception paid alone moves late claims."""
+"""Checks whether the perception reward alone changes late claims."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ALPHA = 0.05
 
 
 def check_control(work: Workspace, plan: ForgetfulPlan) -> str:
-    """What the control changed: late claims of the same rows, against the warm start.
+    """The control's effect: late claims of the same rows, against the warm start.
 
     Raises:
-        StudyError: they did not rise, so that the perception reward does not reach the policy.
+        StudyError: they did not rise, so the perception reward does not reach the policy.
     """
     names = (WARM_START, Run(arm=CONTROL, seed=plan.seeds[0]).name)
     before, after = (read_records(work.folder(n) / "diagnostics" / "perception") for n in names)
@@ -30,7 +30,7 @@ def check_control(work: Workspace, plan: ForgetfulPlan) -> str:
     cells = [statements(records, scenes)["stated"] for records in (before, after)]
     difference, p = paired_cells(found)
     text = (
-        f"perception paid alone: late claims {difference}, p {p} over rows of one run; cells "
+        f"perception reward alone: late claims {difference}, p {p} over rows of one run; cells "
         f"stated {cells[0]:.2f} -> {cells[1]:.2f}"
     )
     if not (found.difference > 0 and found.p_t < ALPHA):

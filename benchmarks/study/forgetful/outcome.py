@@ -1,4 +1,4 @@
-"""What is measured of a run."""
+"""Measurements of a run."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from vapo_verl.evaluation.perception.perception_command import part_of, summaris
 from vapo_verl.evaluation.probing.journal import read_records
 
 _CONCLUSION = "the largest is"
-"""Sentences after the last one of these are not needed for the answer."""
+"""Sentences after the last one that contains this are not needed for the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """One checkpoint on the held-out rows, and what its training saw; nan where there is none.
+    """One checkpoint on the held-out rows, and its training metrics; nan if there is no value.
 
-    Responses to held-out rows are greedy, those of the training are sampled at temperature 1.
+    Responses to held-out rows are greedy; those of training are sampled at temperature 1.
     """
 
     memory: str
     start: str
-    """The warm start: :func:`start_of` its folder."""
+    """Digest of the warm start, see :func:`start_of`."""
     arm: str
     seed: int
     accuracy: float
@@ -41,12 +41,11 @@ class Outcome:
     claims_late: float
     late_stated: float
     late_unstated: float
-    """Those on cells that the response states, and on others."""
+    """Late claims on cells that the response states, and on other cells."""
     stated: float
     """Different cells that a response states."""
     checked: float
-    """Those that it states after its last conclusion, and not before: the answer does not need
-    them."""
+    """Cells that it states only after its last conclusion: the answer does not need them."""
     reads_right: float
     """Fraction of correct statements."""
     tokens: float
@@ -57,14 +56,14 @@ class Outcome:
     attention_late: float
     """Visual attention ratio in the thirds of a response."""
     groups_right: float = math.nan
-    """Of the training's prompts, those whose responses are all correct."""
+    """Fraction of the training prompts whose responses are all correct."""
     accuracy_sampled: float = math.nan
     stated_sampled: float = math.nan
-    """Accuracy, and cells that a response states, over the last quarter of the training."""
+    """Accuracy, and cells that a response states, over the last quarter of training."""
     agreement: float = math.nan
     spread: float = math.nan
     perception_fraction: float = math.nan
-    """Of the advantage: see docs/estimator.md."""
+    """Fraction of the advantage that perception decides: see docs/estimator.md."""
     kl: float = math.nan
 
 
@@ -76,7 +75,7 @@ def is_measured(work: Workspace, name: str) -> bool:
 
 
 def read_outcome(work: Workspace, memory: str, name: str, arm: str, seed: int) -> Outcome:
-    """What `measure` and the training left of a checkpoint."""
+    """Read the results of `measure` and the training metrics of a checkpoint."""
     diagnostics = work.folder(name) / "diagnostics"
     records = read_records(diagnostics / "perception")
     found = summarise(records)
@@ -113,7 +112,7 @@ def read_outcome(work: Workspace, memory: str, name: str, arm: str, seed: int) -
 
 
 def _last_quarter(by_step: Mapping[int, float]) -> float:
-    """Mean over the steps from which on a quarter of the training is left."""
+    """Mean over the steps in the last quarter of training."""
     last = max(by_step)
     return float(np.mean([value for step, value in by_step.items() if step > 3 * last / 4]))
 
@@ -121,7 +120,7 @@ def _last_quarter(by_step: Mapping[int, float]) -> float:
 def statements(
     records: Sequence[Mapping[str, Any]], scenes: Mapping[int, Scene]
 ) -> dict[str, float]:
-    """What responses say of cells: `stated`, `checked` and `reads_right` of an outcome."""
+    """Statements about cells: `stated`, `checked` and `reads_right` of an outcome."""
     stated, checked, right = [], [], []
     for record in records:
         scene, response = scenes[record["index"]], record["response"]
@@ -153,7 +152,7 @@ def late_claims_by_cell(
 
 
 def _cell_of(claim: str, scene: Scene) -> str:
-    """The place that a claim about one cell names."""
+    """The place of the cell that a claim is about."""
     (place,) = (place for place in scene.positions if f" {place} " in claim)
     return place
 

@@ -17,7 +17,7 @@ class ForgetfulPlan(Plan):
     memories: tuple[str, ...]
     """`--memory` of each warm start; its folder has this name."""
     start_steps: int
-    """Of the warm start's training."""
+    """Training steps of the warm start."""
     known: tuple[str, ...] = (BASELINE,)
     """Arms that are tested in another part, or nowhere: p is adjusted over the others."""
     against: Mapping[str, str] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class ForgetfulPlan(Plan):
         return tuple(arm for arm in self.arms if arm not in self.known)
 
     def size(self) -> dict[str, Any]:
-        """Runs of any arm, seed and strength stand beside each other."""
+        """The fixed part: a folder may mix runs of any arm, seed and strength."""
         mixed = ("arms", "seeds", "memories", "known", "against")
         return {name: value for name, value in asdict(self).items() if name not in mixed}
 
@@ -44,7 +44,7 @@ MAIN = ForgetfulPlan(
     start_steps=1000,
 )
 ALONE = replace(MAIN, arms=(CONTROL,), seeds=(1,), memories=("18",))
-"""The control of the comparison: it must move, or the comparison means nothing."""
+"""The control of the comparison: without an effect there, the comparison shows nothing."""
 SIGNAL = replace(
     MAIN,
     arms=("decoupled", *arms.SIGNAL),
@@ -52,7 +52,7 @@ SIGNAL = replace(
     memories=("18",),
     known=("decoupled",),
 )
-"""What makes the perception reward a signal; `decoupled` is an arm of the comparison."""
+"""Arms on what makes the perception reward a signal; `decoupled` is one of the comparison."""
 _BY_ATTENTION = ("vapo_focus", "vapo_grounded", "attention_reward")
 NEIGHBOURS = replace(
     MAIN,

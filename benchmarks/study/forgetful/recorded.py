@@ -1,7 +1,7 @@
-"""Runs of another sitting or machine, from the CSV files of docs/study.
+"""Earlier runs, or runs of another machine, from the CSV files of docs/study.
 
-Of a run they have the row of results, not its files, so that it is compared but not plotted. A run
-is compared with one of the same seed and warm start only.
+These files have a run's results but not its files, so such a run is compared but not plotted. Runs
+are compared only with runs of the same seed and warm start.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.study.workspace import NO_SEED, WARM_START, Run, StudyError, run
 
 
 def read_recorded(folder: Path, plan: ForgetfulPlan) -> list[Outcome]:
-    """Checkpoints of a plan in the files of all parts, once each: parts share their runs."""
+    """Checkpoints of a plan in the files of all parts, once each: parts share runs."""
     found: dict[tuple[str, str, str, int], Outcome] = {}
     for part in PLANS:
         for row in _rows(folder / f"{part}.csv", plan):
@@ -26,12 +26,12 @@ def read_recorded(folder: Path, plan: ForgetfulPlan) -> list[Outcome]:
 
 
 def _key(row: Outcome) -> tuple[str, str, str, int]:
-    """Of a run, or a warm start."""
+    """Key of a run or a warm start."""
     return row.memory, row.start, row.arm, row.seed
 
 
 def _rows(file: Path, plan: ForgetfulPlan) -> list[Outcome]:
-    """Of a plan's runs and warm starts."""
+    """Rows of a plan's runs and warm starts."""
     wanted = {(run.arm, run.seed) for run in runs_of(plan)} | {(WARM_START, NO_SEED)}
     rows = read_csv(file, Outcome) if file.exists() else []
     return [row for row in rows if row.memory in plan.memories and (row.arm, row.seed) in wanted]
@@ -42,11 +42,11 @@ def runs_to_make(
 ) -> list[Run]:
     """Runs of the plan that have to be made, in its order.
 
-    Those of a seed of which all are recorded with one warm start have not; of another seed, those
-    that are recorded with the warm start of this machine.
+    A seed is done if all its runs are recorded with one warm start. For other seeds, only runs
+    recorded with this machine's warm start are done.
 
     Args:
-        start: `forgetful.start_of` it; None: it is not made yet.
+        start: digest of this machine's warm start (`start_of`); None if it is not made yet.
     """
     known = [each for each in recorded if each.memory == memory]
     wanted: list[Run] = []
@@ -62,10 +62,10 @@ def runs_to_make(
 def check_none_is_lost(
     file: Path, outcomes: Mapping[str, Sequence[Outcome]], plan: ForgetfulPlan
 ) -> None:
-    """A report over a file must have every run of the plan that the file has, of any start.
+    """Check that a report contains every run of the plan in the file that it replaces.
 
     Raises:
-        StudyError: one would be lost.
+        StudyError: a run would be lost.
     """
     kept = {_key(each) for found in outcomes.values() for each in found}
     lost = [row for row in _rows(file, plan) if _key(row) not in kept]

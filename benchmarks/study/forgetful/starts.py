@@ -14,10 +14,11 @@ STARTS = Path(__file__).parents[1] / "starts"
 
 
 def workspaces(root: Path, plan: ForgetfulPlan, starts: Path | None = None) -> dict[str, Workspace]:
-    """By strength.
+    """Strength -> workspace.
 
     Args:
-        starts: folder of the warm starts, each in one of its strength's name; None: in `root`.
+        starts: folder of the warm starts, each in a subfolder named by its strength; None: in
+            `root`.
     """
     starts = starts or root / "starts"
     return {
@@ -29,10 +30,10 @@ def workspaces(root: Path, plan: ForgetfulPlan, starts: Path | None = None) -> d
 def bind_start(work: Workspace) -> None:
     """Assign the folder to its warm start, by the first 8 digits of the SHA-256 of its weights.
 
-    Two kinds of CPU round otherwise, so that the same training makes other weights.
+    Different CPUs round differently, so the same training can give different weights.
 
     Raises:
-        StudyError: its runs began with another one.
+        StudyError: the folder's runs began with another warm start.
     """
     file, text = work.root / START_FILE, (work.model / WEIGHTS).read_bytes()
     digest = hashlib.sha256(text).hexdigest()[:8]
@@ -41,18 +42,18 @@ def bind_start(work: Workspace) -> None:
     elif start_of(work) != digest:
         raise StudyError(
             f"{work.root} holds runs of the warm start {start_of(work)}, and {work.model} is "
-            f"{digest}; give the former by --starts, or another --out"
+            f"{digest}; give the first one by --starts, or another --out"
         )
 
 
 def start_of(work: Workspace) -> str:
-    """The warm start of a folder's runs, by its digest; `unrecorded` where no file says it."""
+    """Digest of the warm start of a folder's runs; `unrecorded` if no file has it."""
     file = work.root / START_FILE
     return file.read_text() if file.exists() else UNRECORDED
 
 
 def make_start(work: Workspace, plan: ForgetfulPlan, memory: str, threads: int) -> None:
-    """The warm start of one strength; a finished one is kept."""
+    """Make the warm start of one strength; a finished one is kept."""
     assert work.start is not None
     work.command(
         f"{WARM_START}_{memory}",

@@ -23,7 +23,7 @@ TRAINING = {
     "perception's fraction": "perception_fraction",
     "KL": "kl",
 }
-"""Column and field, of the training."""
+"""Column and field, for training."""
 MEASURES = {
     "claims late": "claims_late",
     "accuracy": "accuracy",
@@ -39,7 +39,7 @@ MEASURES = {
     "attention early": "attention_early",
     "attention late": "attention_late",
 }
-"""Column and field, of held-out rows; the first is the primary measure."""
+"""Column and field, for held-out rows; the first is the primary measure."""
 TESTED = (
     *tuple(MEASURES)[:6],
     "groups all correct",
@@ -53,9 +53,9 @@ _FIELDS = MEASURES | TRAINING
 def compare_by_seed(
     outcomes: Sequence[Outcome], plan: ForgetfulPlan
 ) -> dict[str, dict[str, PairedDifference]]:
-    """By arm and column: the arm minus that it is compared with, in pairs of runs with one seed.
+    """Arm -> column -> the arm minus its `against` arm, over pairs of runs with the same seed.
 
-    Arms with fewer than two pairs are left out, and measures that fewer pairs have.
+    Arms and measures with fewer than two pairs are left out.
     """
     by_arm: dict[str, dict[int, Outcome]] = {}
     for outcome in outcomes:
@@ -75,7 +75,7 @@ def compare_by_seed(
 
 
 def _values(runs: Mapping[int, Outcome], measure: str) -> dict[int, float]:
-    """By seed, of the runs that have the measure."""
+    """Seed -> value, for the runs that have the measure."""
     values = {seed: float(getattr(run, measure)) for seed, run in runs.items()}
     return {seed: value for seed, value in values.items() if math.isfinite(value)}
 
@@ -87,7 +87,7 @@ def _against(arm: str, plan: ForgetfulPlan) -> str:
 def holm(p_values: Sequence[float]) -> list[float]:
     """p adjusted for several tests (Holm 1979): the k-th smallest of m times m - k + 1, monotone.
 
-    A p that is nan, of a test that could not be made, counts as 1.
+    A p of nan (the test could not be made) counts as 1.
     """
     p_values = [1.0 if math.isnan(p) else p for p in p_values]
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
@@ -126,8 +126,8 @@ def tables(outcomes: Mapping[str, Sequence[Outcome]], plan: ForgetfulPlan) -> st
 
 
 def _comparison(compared: Mapping[str, Mapping[str, PairedDifference]], plan: ForgetfulPlan) -> str:
-    """p of the primary measure is adjusted over all arms that the plan tests, those to come with
-    a p of 1; the others are not adjusted."""
+    """p of the primary measure is adjusted over all arms that the plan tests; arms that have not
+    run count with p = 1. Other measures are not adjusted."""
     primary = next(iter(MEASURES))
     p_values = [compared[arm][primary].p_t if arm in compared else 1.0 for arm in plan.tested]
     adjusted = dict(zip(plan.tested, holm(p_values), strict=True))

@@ -1,7 +1,7 @@
 """Benchmarks: their rows, and rules that say whether an answer to a row is correct.
 
-A rule is a set of pure functions of a row and of the text that a model answered. Neither needs an
-engine, a judge or a network, so answers of any model, stored by any tool, are graded alike.
+A rule is a set of pure functions of a row and of a model's answer. Rules need no engine, judge or
+network, so answers of any model, stored by any tool, are graded alike.
 """
 
 import math
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vapo_verl.data.images import ImageEntry
 
 IMAGES = ("own", "blank", "blurred", "swapped")
-"""What a row is asked with: its images; their mean colour; blurred ones; those of another row."""
+"""Images shown with a row: its own; their mean colour; blurred ones; those of another row."""
 
 
 class BenchmarkError(DataError):
@@ -27,12 +27,12 @@ class BenchmarkRow:
     """One question of a benchmark, with its images still encoded."""
 
     number: int
-    """Row of its file, from 0, headers aside."""
+    """Row of its file, from 0, not counting headers."""
     index: int | str
-    """The file's own name of the row, unique in it; int where all of the file's are."""
+    """The file's own name of the row, unique in it; int if all of the file's are integers."""
     question: str
     answer: str
-    """Ground truth as the file has it: a letter, a list, a number, LaTeX."""
+    """Ground truth as in the file: a letter, a list, a number, LaTeX."""
     alternatives: tuple[str, ...] = ()
     """Other ground truths of a row of our parquet format; any of them is correct."""
     images: "tuple[ImageEntry, ...]" = ()
@@ -44,7 +44,7 @@ class BenchmarkRow:
     l2_category: str = ""
     split: str = ""
     messages: tuple[Mapping[str, str], ...] = ()
-    """The chat of a row of our parquet format, asked as it stands; empty for a TSV row."""
+    """The chat of a row of our parquet format, asked unchanged; empty for a TSV row."""
     style: str = ""
     """`reward_model.style` of a row of our parquet format."""
     extra: Mapping[str, str] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class BenchmarkRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grade:
-    """What a rule finds in one answer."""
+    """A rule's result for one answer."""
 
     correct: bool | None
     """None: no answer can be read from the text; counted incorrect in every score."""
@@ -77,15 +77,15 @@ class Rule:
 
     name: str
     grade: Callable[[BenchmarkRow, str], Grade]
-    """(row, text that the model answered) -> grade. Raises BadCell for a row to correct."""
+    """(row, the model's answer) -> grade. Raises BadCell for a row that the user has to fix."""
     prompt: Callable[[BenchmarkRow], Prompt]
     """The question as VLMEvalKit asks it, without suffix."""
     scores: Callable[[Sequence[BenchmarkRow], Sequence[Grade]], dict[str, float]]
-    """The benchmark's own scores, name -> fraction (0 .. 1), beside accuracy; nan of no rows."""
+    """The benchmark's own scores beside accuracy, name -> fraction (0 .. 1); nan without rows."""
     cluster: Callable[[BenchmarkRow], str]
     """Rows of equal keys depend on each other (image, figure, chain): resample them together."""
     needs: tuple[str, ...] = ()
-    """Columns that the rule reads beside index, question, answer and prediction."""
+    """Columns that the rule reads in addition to index, question, answer and prediction."""
     judge_only: bool = False
     """No rule can decide: every grade is None until a judge decides."""
     skip_without_image: bool = False
@@ -93,5 +93,5 @@ class Rule:
 
 
 def rate(flags: Sequence[bool]) -> float:
-    """Fraction of true ones; nan of none."""
+    """Fraction of true flags; nan without flags."""
     return sum(flags) / len(flags) if flags else math.nan

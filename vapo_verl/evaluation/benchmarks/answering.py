@@ -1,4 +1,4 @@
-"""Asks a model every row of benchmarks. Each answer is stored at once, and none is asked twice.
+"""Asks a model every row of benchmarks. Each answer is stored at once and never asked for again.
 
 A folder per benchmark holds `settings.json` and `rows.jsonl`, a line for each answer:
 
@@ -46,7 +46,7 @@ from vapo_verl.run_folder import RunError
 BLUR = 0.1
 """Radius (standard deviation) of the Gaussian blur as a fraction of the shorter side."""
 TOP_P = 1.0
-"""Of sampled answers: all tokens may be drawn."""
+"""top_p of sampled answers: all tokens may be drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,7 @@ class Task:
     image: str
     """One of `IMAGES` of :mod:`vapo_verl.evaluation.benchmarks`."""
     suffix: str
-    """Behind the question of a row that has no chat of its own."""
+    """Text after the question of a row that has no chat of its own."""
     settings: Mapping[str, Any]
     """Everything that the answers depend on."""
 
@@ -113,11 +113,11 @@ def ask_engine(
     batch: int,
     template_options: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Ask a checkpoint in vLLM until all tasks are finished; it starts when an answer is missing.
+    """Ask a checkpoint in vLLM until all tasks are finished; starts vLLM if answers are missing.
 
-    Rows are asked in fixed batches, and each batch starts with empty caches, so that the answers
-    of a run that was killed and resumed are those of an unkilled one. A batch that a kill cut short
-    is computed again; only its missing answers are stored.
+    Rows are asked in fixed batches, and each batch starts with empty caches. So a run that was
+    killed and resumed gives the same answers as one that was not. A batch cut short by a kill is
+    computed again; only its missing answers are stored.
 
     Args:
         batch: rows asked at once, with all of their samples.
@@ -233,7 +233,7 @@ class _ShownImages:
         self._donors = _donors(task, self._own) if task.image == "swapped" else {}
 
     def of(self, place: int, load: Callable[[ImageEntry], Image.Image]) -> tuple[Image.Image, ...]:
-        """Those of the row at this place in the benchmark, decoded by `load`."""
+        """Images of the row at this place in the benchmark, decoded by `load`."""
         sources = self._own[place]
         images = tuple(map(load, sources))
         if self._kind == "blank":
@@ -246,12 +246,12 @@ class _ShownImages:
 
 
 def blurred(image: Image.Image) -> Image.Image:
-    """The image behind a Gaussian blur of `BLUR` times its shorter side."""
+    """The image with a Gaussian blur of `BLUR` times its shorter side."""
     return image.convert("RGB").filter(ImageFilter.GaussianBlur(BLUR * min(image.size)))
 
 
 def _donors(task: Task, images: Sequence[Sources]) -> dict[Sources, Sources]:
-    """As :func:`image_donors`, of all rows with images."""
+    """:func:`image_donors` of all rows with images."""
     num_different = len({each for each in images if each})
     if num_different < 2:
         raise BenchmarkError(
@@ -273,7 +273,7 @@ def ask_endpoint(tasks: Sequence[Task], options: EndpointOptions, max_concurrenc
 
     Raises:
         RunError: a folder was begun with other settings; the endpoint refuses every request; or
-            some answers failed, and the same command asks for them again.
+            some answers failed (the same command asks for them again).
     """
     top_p = TOP_P if tasks[0].sampling.temperature else None
     with ExitStack() as opened:
@@ -293,7 +293,7 @@ def ask_endpoint(tasks: Sequence[Task], options: EndpointOptions, max_concurrenc
         named = {task.name: (task, _ShownImages(task)) for task in tasks}
         failed: Counter[str] = Counter()
 
-        @lru_cache(max_concurrency)  # so many rows are in work at most, with all their samples
+        @lru_cache(max_concurrency)  # at most this many rows, with all samples, are in progress
         def messages_of(name: str, place: int) -> list[dict[str, object]]:
             task, images = named[name]
             chat, _ = task.question(task.rows[place])
@@ -344,7 +344,7 @@ def ask_concurrently(
         top_p: as :class:`vapo_verl.claims.requests.endpoint.Endpoint` takes it.
 
     Raises:
-        RunError: the endpoint refuses every request; the message says what to correct.
+        RunError: the endpoint refuses every request; the message says what to fix.
     """
     from vapo_verl.claims.requests.endpoint import Endpoint  # aiohttp is slow to import
 
@@ -374,7 +374,7 @@ def ask_concurrently(
 def _endpoint_messages(
     messages: Sequence[Mapping[str, str]], images: Sequence[Image.Image]
 ) -> list[dict[str, object]]:
-    """The chat in the form of an endpoint: placeholders become images in PNG."""
+    """The chat in the format of an endpoint: placeholders become PNG images."""
     left = iter(images)
     chat: list[dict[str, object]] = []
     for turn in messages:

@@ -46,7 +46,7 @@ PAPER_SUFFIX = (
     "You first think through the reasoning process as an internal monologue, enclosed within "
     "<think> </think> tags. Then, provide your final answer enclosed within \\boxed{}."
 )
-"""The text that VAPO's evaluation puts behind the question, without a separator."""
+"""The text that VAPO's evaluation puts after the question, without a separator."""
 SUFFIXES = ("paper", "vapo", "trained", "none")
 _ROWS_FOR_SUFFIX = 64
 _NAME_LIMIT = 120
@@ -67,21 +67,21 @@ class BenchmarkOptions:
     image: str = field(default="own", metadata=cli(choices=IMAGES))
     """Ask with each row's own images, their mean colour, blurred ones, or those of another row."""
     rules: str | None = field(default=None, metadata=cli(metavar="NAME"))
-    """Rule of all files (by the name of a file, else by its columns)."""
+    """Rule for all files (by the name of a file, else by its columns)."""
     suffix: str | None = field(default=None, metadata=cli(choices=SUFFIXES))
-    """Behind the question of TSV rows (paper; for avg8 trained, of a run folder, or vapo)."""
+    """Text after the question of TSV rows (paper; avg8: trained for a run folder, else vapo)."""
     limit: int | None = field(default=None, metadata=cli(low=1))
     """Only the first rows of each file, for a trial."""
     step: int | None = field(default=None, metadata=cli(low=1))
     """Checkpoint of a run folder (the newest complete one)."""
     max_tokens: int = field(default=2048, metadata=cli(low=1))
-    """Of one answer."""
+    """Most tokens of one answer."""
     batch: int = field(default=64, metadata=cli(low=1))
     """Rows asked at once; a killed run computes at most this many again."""
     seed: int | None = field(default=None, metadata=cli(low=0))
-    """Of samples and of swapped images (vapo.seed of a run folder, else 0)."""
+    """Seed of samples and of swapped images (vapo.seed of a run folder, else 0)."""
     model_name: str | None = None
-    """The model of an endpoint (the only one that it lists)."""
+    """Model of the endpoint (the only one that it lists)."""
     max_concurrency: int = field(default=16, metadata=cli(low=1))
     """Requests to an endpoint or a judge at once."""
     judge: str | None = field(default=None, metadata=cli(metavar="URL"))
@@ -96,7 +96,7 @@ class BenchmarkOptions:
 
 
 def is_endpoint(model: str) -> bool:
-    """Whether MODEL is an address and not a folder."""
+    """Whether MODEL is a URL and not a folder."""
     return model.startswith(("http://", "https://"))
 
 
@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
     """The command.
 
     Raises:
-        OptionError, BenchmarkError, RunError: what a user has to fix.
+        OptionError, BenchmarkError, RunError: an error that the user has to fix.
     """
     options = options_from(BenchmarkOptions, arguments)
 
@@ -147,9 +147,9 @@ class _Model:
     name: str
     fingerprint: str
     engine: EngineOptions | None
-    """None for an endpoint; without min_pixels and max_pixels those of the run folder."""
+    """None for an endpoint; min_pixels and max_pixels default to those of the run folder."""
     trained_suffix: str | None
-    """Behind the questions it was trained on; None where that is not known."""
+    """Text after the questions it was trained on; None if unknown."""
     seed: int
     template_options: Mapping[str, Any]
 
@@ -168,10 +168,10 @@ def _read_all(options: BenchmarkOptions) -> list[tuple[Path, list[BenchmarkRow],
 
 
 def read_with_rule(path: Path, given: str | None = None) -> tuple[list[BenchmarkRow], Rule]:
-    """A benchmark's rows, and the rule that is given, or that of the file's name.
+    """A benchmark's rows, and its rule: the given one, or the one for the file's name.
 
-    A TSV without a known name gets `mcq` where every row has options, `yes-no` where every answer
-    is yes or no, else `free-form`, as all rows of our own format do. The rule is tried on all rows.
+    A TSV without a known name gets `mcq` if every row has options, `yes-no` if every answer is yes
+    or no, else `free-form`, as all rows of our own format do. The rule is tried on all rows.
 
     Raises:
         DataError: a bad file, with rows, columns and fixes; or no such rule.
@@ -257,7 +257,8 @@ def served_model(url: str, option: str) -> str:
     """The only model that an endpoint lists.
 
     Raises:
-        OptionError: it does not answer, or lists none or several; `option` names one.
+        OptionError: the endpoint does not answer, or lists no or several models; the message says
+            to name one with `option`.
     """
     import httpx
 
@@ -285,7 +286,7 @@ def _refuse(value: object, option: str, reason: str) -> None:
 
 
 def _run_folder_model(run_dir: Path, options: BenchmarkOptions) -> _Model:
-    """The exported checkpoint, asked as it was trained."""
+    """The exported checkpoint, with the settings that it was trained with."""
     from omegaconf import DictConfig, OmegaConf
 
     from vapo_verl.export.model_folder import write_model_folder
@@ -296,8 +297,8 @@ def _run_folder_model(run_dir: Path, options: BenchmarkOptions) -> _Model:
         step, folder = checkpoint.step, run_dir / f"model_step_{checkpoint.step}"
         if folder.is_dir() and folder.stat().st_mtime < checkpoint.folder.stat().st_mtime:
             raise OptionError(
-                f"MODEL {run_dir}: {folder} is older than the checkpoint of step {step}, so that "
-                "it may be of another one; remove it, and it is made again"
+                f"MODEL {run_dir}: {folder} is older than the checkpoint of step {step}, so it may "
+                "be from another checkpoint; remove it, and it is made again"
             )
         if not folder.is_dir():
             print(f"exporting step {step} to {folder}", flush=True)
@@ -344,10 +345,10 @@ def _run_folder_model(run_dir: Path, options: BenchmarkOptions) -> _Model:
 
 
 def trained_suffix(config: DictConfig) -> str | None:
-    """What stands behind the questions a run trains on; None where its first file is gone.
+    """The text after the questions that a run trains on; None if its first file is gone.
 
-    It is the paper's suffix, or else the lines in which the first rows' prompts all end; empty
-    where they end differently.
+    It is the paper's suffix, or else the lines that end the prompts of all first rows; empty if
+    they end differently.
     """
     from vapo_verl.data.errors import FileError
     from vapo_verl.data.parquet_stream import iter_rows, open_parquet
@@ -371,14 +372,14 @@ def trained_suffix(config: DictConfig) -> str | None:
 
 
 def suffix_text(chosen: str | None, protocol: str, trained: str | None) -> str:
-    """The text behind the questions of a TSV.
+    """The text after the questions of a TSV.
 
     Args:
         chosen: one of `SUFFIXES`; None takes that of the protocol.
         trained: as :func:`trained_suffix`.
 
     Raises:
-        OptionError: that of the training rows is chosen and not known.
+        OptionError: the suffix of the training rows is chosen but not known.
     """
     from vapo_verl.data.parquet_stream import PROMPT_SUFFIX
 
@@ -388,7 +389,7 @@ def suffix_text(chosen: str | None, protocol: str, trained: str | None) -> str:
     text = texts[chosen]
     if text is None:
         raise OptionError(
-            f"--suffix {chosen}: MODEL is no run folder whose training file is still there; choose "
+            f"--suffix {chosen}: MODEL is no run folder, or its training file is gone; choose "
             "paper, vapo or none"
         )
     return text
@@ -432,7 +433,7 @@ def _task(
 
 
 def _refuse_other_model(out: Path, model: _Model) -> None:
-    """Raises OptionError where `out` holds results of another model: its page is about one."""
+    """Raises OptionError if `out` holds results of another model: its page shows only one."""
     for path in sorted(out.glob(f"*/{SETTINGS_FILE}")):
         other = json.loads(path.read_text(encoding="utf-8")).get("MODEL")
         if other != model.fingerprint:
@@ -480,7 +481,7 @@ def _engine_settings(model: _Model, options: BenchmarkOptions) -> dict[str, Any]
 
 
 def data_fingerprint(path: Path) -> str:
-    """The file's name and a digest of all of it; the file may be moved."""
+    """The file's name and a digest of its content; the file may be moved."""
     return f"{path.name} {sha256_of(path)[:16]}"
 
 

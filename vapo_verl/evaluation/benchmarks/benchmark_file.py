@@ -1,8 +1,7 @@
 """Reads files of benchmarks: a TSV of VLMEvalKit, a parquet file of our rows, stored predictions.
 
-Everything is checked while it is read, all rows together, so that a bad file ends with a list of
-rows, columns and fixes before an engine starts. Images are decoded once, by
-:func:`vapo_verl.data.images.load_image`.
+All rows are checked while they are read, so that a bad file gives a list of rows, columns and fixes
+before an engine starts. Images are decoded once, by :func:`vapo_verl.data.images.load_image`.
 """
 
 import base64
@@ -39,7 +38,7 @@ from vapo_verl.evaluation.benchmarks.rules.extraction import literal_list
 Cells = Mapping[str, str]
 KEY = "DATA"
 REFERENCE_LENGTH = 64
-"""An image cell of at most so many characters names another row: VLMEvalKit's limit."""
+"""An image cell of at most this many characters names another row: VLMEvalKit's limit."""
 _QUESTION_COLUMNS = ("index", "question", "answer")
 _IMAGE_COLUMNS = ("image", "image_path")
 _USUAL = {*_QUESTION_COLUMNS, *_IMAGE_COLUMNS, "hint", "category", "l2-category", "split"}
@@ -48,7 +47,7 @@ _NO_LIST = ("", "None", "nan", "[]")
 _CELL_LIMIT = 2**31 - 1
 _INTEGER = re.compile(r"[+-]?\d{1,18}(?:\.0+)?", re.ASCII)
 _RULES = RowRules(refuse_controls=False)
-"""Control tokens are those of a model: the command looks for them once it knows which."""
+"""Control tokens depend on the model: the command checks them once the model is known."""
 _UNIQUE = "give every row an index of its own, or drop the row"
 _NO_IMAGE = "fill in the image, or drop the row"
 _REPLACE = "write base64 of a PNG or JPEG file, a list of such strings, or another row's index"
@@ -110,7 +109,7 @@ def read_predictions(path: Path, needs: Sequence[str] = ()) -> tuple[list[Benchm
     `answer`, `prediction`, and those that the benchmark needs; null is blank.
 
     Args:
-        needs: columns that must be there too, see `Rule.needs`.
+        needs: further required columns, see `Rule.needs`.
 
     Raises:
         FileError: no such file, another format, or a missing column.
@@ -174,7 +173,7 @@ def _require(path: Path, header: Sequence[str], wanted: Sequence[str]) -> None:
 
 
 def _indices(path: Path, cells: Sequence[str], log: ProblemLog) -> list[int | str]:
-    """Integers where all are, else strings; blank and repeated ones are logged."""
+    """Integers if all are integers, else strings; blank and repeated ones are logged."""
     texts = [cell.strip() for cell in cells]
     are_integers = all(_INTEGER.fullmatch(text) for text in texts)
     indices: list[int | str] = (
@@ -191,7 +190,7 @@ def _indices(path: Path, cells: Sequence[str], log: ProblemLog) -> list[int | st
 
 
 class _ImageCells:
-    """Images of a TSV; one that several rows refer to is decoded, and held, once."""
+    """Images of a TSV; an image of several rows is decoded and held once."""
 
     def __init__(self, path: Path, table: Sequence[Cells]) -> None:
         name = path.stem.removesuffix("_local")
@@ -200,10 +199,10 @@ class _ImageCells:
         self._checked: dict[str, bytes | str] = {}
 
     def of(self, cells: Cells) -> tuple[bytes | str, ...]:
-        """Encoded images of a row, or their paths; none where both cells are blank.
+        """Encoded images of a row, or their paths; none if both cells are blank.
 
         Raises:
-            BadCell: an unknown row, text that is no base64, no file, or no readable image.
+            BadCell: an unknown row, text that is not base64, no file, or no readable image.
         """
         if cell := cells.get("image", "").strip():
             return tuple(self._encoded(text) for text in self._texts("image", self._referred(cell)))
@@ -211,7 +210,7 @@ class _ImageCells:
         return tuple(self._file(text) for text in paths)
 
     def _referred(self, cell: str) -> str:
-        """The cell, or that of the row it names; a reference leads to an image, not to another."""
+        """The cell, or that of the row it names; a reference must lead to an image directly."""
         if len(cell) > REFERENCE_LENGTH or cell not in self._cell_of:
             return cell
         target = self._cell_of[cell]
@@ -267,7 +266,7 @@ def _decodable(column: str, source: bytes | str) -> bytes | str:
 def _read_table(path: Path) -> tuple[list[str], list[Cells]]:
     if path.suffix == ".xlsx":
         raise FileError(
-            f"{path}: Excel files are not read, as openpyxl is no dependency; save it as .tsv, or "
+            f"{path}: Excel files are not read (openpyxl is not a dependency); save it as .tsv, or "
             "`pandas.read_excel(FILE).to_json(OUT, orient='records', lines=True)`"
         )
     readers = {".tsv": _read_separated, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
@@ -304,7 +303,7 @@ def _read_separated(path: Path) -> tuple[list[str], list[Cells]]:
         raise FileError(f"{path}, line {lines.line_num}: {error}; {fix}") from error
     log.raise_if_any()
     if not table:
-        raise FileError(f"{path} has no rows; make it again, or leave it out")
+        raise FileError(f"{path} has no rows; create it again, or leave it out")
     return header, table
 
 
@@ -316,7 +315,7 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
 
 @contextmanager
 def _large_cells() -> Iterator[None]:
-    """Lift the limit of a cell, which is 128 KiB; images have megabytes."""
+    """Raise csv's limit of 128 KiB for a cell: images have megabytes."""
     before = csv.field_size_limit(_CELL_LIMIT)
     try:
         yield
@@ -354,7 +353,7 @@ def _read_parquet(path: Path) -> tuple[list[str], list[Cells]]:
 
 
 def _text(value: object) -> str:
-    """A cell as the text that a TSV holds; null and nan are blank."""
+    """A cell as text, as in a TSV; null and nan are blank."""
     if value is None or value != value:
         return ""
     return value if isinstance(value, str) else str(value)
@@ -363,7 +362,7 @@ def _text(value: object) -> str:
 def _read_our_parquet(path: Path) -> list[BenchmarkRow]:
     """Rows of our format; the index is `extra_info.index`, else the number of the row.
 
-    An index that several data sources use becomes `SOURCE/INDEX`.
+    If several data sources use the same index, indices become `SOURCE/INDEX`.
     """
     log = ProblemLog()
     table: list[dict[str, Any]] = []

@@ -73,7 +73,7 @@ def section(title: str, body: str) -> str:
 
 
 def interval_plot(lines: Mapping[str, Sequence[Point]]) -> str:
-    """An SVG of fractions 0 .. 1: a group of lines per name, a dot with its interval per point."""
+    """An SVG of fractions 0 .. 1: a group of lines per name, and a dot and interval per point."""
     series = list(dict.fromkeys(point.series for points in lines.values() for point in points))
     marks, y = [], 24.0
     for name, points in lines.items():
@@ -172,8 +172,8 @@ def _accuracy_table(results: Sequence[Result]) -> Table:
         title="Accuracy with 95 % intervals",
         header=header,
         rows=rows,
-        note="Greedy answers: Wilson's interval, which takes rows as independent, and beside it the"
-        " bootstrap's over clusters (rows with the same image, figure or chain). Several samples:"
+        note="Greedy answers: Wilson's interval, which takes rows as independent, and the bootstrap"
+        " interval over clusters (rows with the same image, figure or chain). Several samples:"
         " the bootstrap over clusters.",
     )
 
@@ -192,8 +192,8 @@ def _grading_table(results: Sequence[Result]) -> Table:
         header=["benchmark", *_FRACTIONS, "failed to be judged"],
         rows=rows,
         note="Unparsed: no answer could be read; counted incorrect. Truncated: the token limit"
-        " ended the answer. Judged: the judge decided, since the rule could not. No rule decides"
-        " about MMVet and rows of style judge: without a judge all of their answers are unparsed.",
+        " ended the answer. Judged: the judge decided, because the rule could not. MMVet and rows"
+        " of style judge have no rule: without a judge all of their answers are unparsed.",
     )
 
 
@@ -206,7 +206,7 @@ def _own_table(results: Sequence[Result]) -> Table:
         for result in results
         for name, value in result.summary["scores"].items()
     ]
-    return Table(title="As the benchmark counts", header=["benchmark", "score", "value"], rows=rows)
+    return Table(title="The benchmark's scores", header=["benchmark", "score", "value"], rows=rows)
 
 
 def _category_table(result: Result) -> Table:
@@ -246,12 +246,12 @@ def _dependence_table(pairs: Sequence[tuple[Result, Result]]) -> Table:
         title="The same rows without their images",
         header=["benchmark", "image", "accuracy with it", "with the own image", "lost", "p"],
         rows=rows,
-        note="What survives without the image is not perception.",
+        note="Accuracy that remains without the image is not perception.",
     )
 
 
 def compare_results(a: Result, b: Result) -> PairedScores:
-    """Model B against model A over the rows that both hold."""
+    """Model B against model A over the rows that both have."""
     common = [index for index in a.answers if index in b.answers]
     return compare_paired(
         [fraction_correct(a.answers[index]) for index in common],
@@ -261,13 +261,13 @@ def compare_results(a: Result, b: Result) -> PairedScores:
 
 
 def cluster_of(answers: Sequence[GradedAnswer]) -> str:
-    """The cluster of a row, by its answers."""
+    """The cluster of a row, read from its answers."""
     return answers[0].cluster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparedRow:
-    """A row of a benchmark, and what two models made of it."""
+    """A row of a benchmark with the answers of two models."""
 
     index: int | str
     scores: tuple[float, float]
@@ -281,8 +281,8 @@ def differing_rows(names: tuple[str, str], rows: Sequence[ComparedRow], limit: i
     """The rows on which two models differ most, with images, question and both answers.
 
     Args:
-        names: of A and B.
-        limit: rows shown; all are counted.
+        names: names of A and B.
+        limit: most rows shown; all are counted.
     """
     differing = [each for each in rows if each.scores[0] != each.scores[1]]
     differing.sort(key=lambda each: -abs(each.scores[1] - each.scores[0]))

@@ -1,4 +1,4 @@
-"""Grades stored answers and summarises them; reads the results that other commands compare.
+"""Grades and summarises stored answers; reads the results for other commands.
 
 A benchmark's folder holds, besides the files of :mod:`vapo_verl.evaluation.benchmarks.answering`:
 
@@ -44,7 +44,7 @@ class GradedAnswer:
     index: int | str
     sample: int
     cluster: str
-    """Answers of equal clusters depend on each other."""
+    """Answers of the same cluster depend on each other."""
     category: str
     answer: str
     """The ground truth."""
@@ -55,7 +55,7 @@ class GradedAnswer:
     """None: unparsed, which counts as incorrect."""
     rule: str
     judged: bool
-    """The judge decided, since the rule could not."""
+    """The judge decided, because the rule could not."""
     truncated: bool
     num_tokens: int
 
@@ -85,13 +85,13 @@ def _grade(task: Task, row: BenchmarkRow, answer: Answer) -> GradedAnswer:
 
 
 def summarise(task: Task, graded: Sequence[GradedAnswer]) -> dict[str, Any]:
-    """What `summary.json` holds.
+    """The content of `summary.json`.
 
     `accuracy` is the mean over rows of the fraction of correct samples, with Wilson's interval for
-    one greedy sample; `clustered` has the bootstrap's interval, which draws clusters. With several
-    samples there are `pass` (k -> pass@k, without bias) and `majority` (of all samples). `scores`
-    are the benchmark's own, the mean over the samples that have them. Fractions `unparsed`,
-    `truncated` and `judged` are over answers.
+    one greedy sample; `clustered` has the bootstrap interval, which resamples clusters. With
+    several samples there are `pass` (k -> unbiased pass@k) and `majority` (of all samples).
+    `scores` are the benchmark's own, each the mean over the samples that have it. The fractions
+    `unparsed`, `truncated` and `judged` are over answers.
     """
     k = task.sampling.num_samples
     by_row = _by_row(graded, k)
@@ -149,7 +149,7 @@ def _scores(by_row: Sequence[Sequence[GradedAnswer]], k: int) -> dict[str, Any]:
 
 
 def fraction_correct(answers: Sequence[GradedAnswer]) -> float:
-    """Of the samples of one row; an unparsed one is incorrect."""
+    """Fraction of correct samples of one row; an unparsed one is incorrect."""
     return sum(bool(answer.correct) for answer in answers) / len(answers)
 
 
@@ -158,7 +158,7 @@ def _pass(answers: Sequence[GradedAnswer], k: int) -> float:
 
 
 def _vote(answer: GradedAnswer) -> str | None:
-    """What an answer votes for; a judge decides about the full text. Unparsed is no vote."""
+    """An answer's vote: for a judged one the full text, which the judge saw. None if unparsed."""
     if answer.correct is None:
         return None
     return answer.prediction if answer.judged else answer.extracted
@@ -201,7 +201,7 @@ def write_results(task: Task, graded: Sequence[GradedAnswer], summary: Mapping[s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What is stored of one benchmark, asked of one model in one way."""
+    """Stored results of one benchmark, one model and one kind of image."""
 
     folder: Path
     summary: Mapping[str, Any]
@@ -210,7 +210,7 @@ class Result:
 
     @property
     def name(self) -> str:
-        """The benchmark, and behind it what its images were replaced by."""
+        """The benchmark, and the kind of image if not its own."""
         image = self.summary["image"]
         return self.summary["benchmark"] + ("" if image == "own" else f", image {image}")
 

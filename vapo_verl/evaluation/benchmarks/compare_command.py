@@ -2,8 +2,8 @@
 
 `python -m vapo_verl.evaluation compare A B ... --out OUT` writes `OUT/page.html` and
 `OUT/comparison.csv`. Each arm is a folder that `benchmark` wrote, or `NAME=DIR,DIR,...` for the
-seeds of one training arm. All arms are compared with the first one, on every benchmark that all of
-them hold. An arm of several seeds is compared by seed, never by rows.
+seeds of one training arm. All arms are compared with the first one, on every benchmark that all
+arms have. An arm of several seeds is compared by seed, never by rows.
 """
 
 from __future__ import annotations
@@ -53,21 +53,21 @@ COLUMNS = (
     *("mean_a", "mean_b", "difference", "low", "high", "p", "p_adjusted", "test"),
 )
 SAME_ROWS = ("DATA", "--limit", "--image")
-"""Settings that have to be equal: they say which rows were asked, with which images."""
+"""Settings that must be equal: they define which rows were asked, with which images."""
 SAME_PROTOCOL = ("--protocol", "--suffix", "--max-tokens", "--min-pixels", "--max-pixels")
 """Settings whose difference is noted on the page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareOptions:
-    """Folders, and how many rows are shown."""
+    """Folders, and the number of rows shown."""
 
     arms: tuple[str, ...] = field(metadata=cli(positional="ARM"))
     """Folder that `benchmark` wrote, or NAME=DIR,DIR,... for several seeds; the first is A."""
     out: Path = field(metadata=cli(metavar="DIR"))
     """Folder for page and CSV."""
     shown_rows: int = field(default=50, metadata=cli(low=0))
-    """Rows shown of a benchmark and pair of arms, those that differ most."""
+    """Rows shown per benchmark and pair of arms, those that differ most."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -84,11 +84,11 @@ class Arm:
     """Benchmark -> result, of each seed."""
 
     def benchmarks(self) -> set[str]:
-        """Those that all seeds hold."""
+        """Benchmarks that all seeds have."""
         return set.intersection(*[set(seed) for seed in self.seeds])
 
     def accuracies(self, benchmark: str, category: str = "") -> list[float]:
-        """Of each seed."""
+        """Accuracy of each seed."""
         summaries = [seed[benchmark].summary for seed in self.seeds]
         if category:
             summaries = [summary["categories"][category] for summary in summaries]
@@ -118,7 +118,7 @@ class Comparison:
     low: float
     high: float
     p: float
-    """nan where nothing is known, as of one seed against several."""
+    """nan if unknown, for example one seed against several."""
     p_adjusted: float
     """By Benjamini and Hochberg over all lines with the same kind of category."""
     test: str
@@ -134,8 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
     """The command.
 
     Raises:
-        OptionError, BenchmarkError: no such results, or arms that were asked other rows or graded
-            otherwise.
+        OptionError, BenchmarkError: no such results, or arms with different rows or grading.
     """
     options = options_from(CompareOptions, arguments)
 
@@ -154,7 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
     for each in comparisons:
         if not each.category:
             print(
-                f"{each.benchmark}: {each.b} less {each.a} {100 * each.difference:+.1f} points, "
+                f"{each.benchmark}: {each.b} minus {each.a} {100 * each.difference:+.1f} points, "
                 f"p {each.p:.2g}, adjusted {each.p_adjusted:.2g} ({each.test})"
             )
     for note in notes:
@@ -167,8 +166,8 @@ def read_arm(text: str) -> Arm:
     """The results of `DIR` or `NAME=DIR,DIR,...`.
 
     Raises:
-        BenchmarkError: a folder holds none.
-        OptionError: a folder is given twice, and would count as two seeds.
+        BenchmarkError: a folder has no results.
+        OptionError: a folder is given twice and would count as two seeds.
     """
     name, separator, listed = text.partition("=")
     if not separator or Path(text).is_dir():  # a folder's own name may hold an equals sign
@@ -188,7 +187,7 @@ def read_arm(text: str) -> Arm:
 
 
 def common_benchmarks(arms: Sequence[Arm]) -> list[str]:
-    """Benchmarks that every arm holds, by name.
+    """Benchmarks that every arm has, by name.
 
     Raises:
         OptionError: there is none.
@@ -204,9 +203,9 @@ def check_settings(arms: Sequence[Arm], benchmark: str) -> list[str]:
     """Notes on settings of a benchmark that differ between the arms.
 
     Raises:
-        OptionError: the arms were asked other rows, or graded by other rules or judges, so that a
-            difference could be one of grading. A result whose answers the rule could all read
-            depends on no judge, and goes with any other one.
+        OptionError: the arms were asked different rows, or graded by different rules or judges, so
+            that a difference could come from grading. A result whose answers the rule could all
+            read depends on no judge, and can be compared with any other result.
     """
 
     results = [seed[benchmark] for arm in arms for seed in arm.seeds]
@@ -230,8 +229,8 @@ def check_settings(arms: Sequence[Arm], benchmark: str) -> list[str]:
 def _check_grading(results: Sequence[Result], benchmark: str) -> None:
     rule_fix = "run `benchmark` with the same --rules for both, with an --out of its own"
     judge_fix = (
-        "run `benchmark` on both again with the same --judge and --judge-model, or without: stored "
-        "answers are not asked again"
+        "run `benchmark` on both again with the same --judge and --judge-model, or without; stored "
+        "answers are not asked for again"
     )
     judged = [result for result in results if _num_for_judge(result)]
     for what, compared, name_of, fix in (
@@ -347,8 +346,8 @@ def _seeds_note(arms: Sequence[Arm]) -> str:
     counts = ", ".join(f"{arm.name} {len(arm.seeds)}" for arm in arms)
     if all(len(arm.seeds) == 1 for arm in arms):
         return (
-            "One model per arm: the tests tell whether these checkpoints differ on such rows, not "
-            "whether another training seed would give the same."
+            "One model per arm: the tests show whether these checkpoints differ on such rows, not "
+            "whether another training seed would give the same result."
         )
     return f"Arms are compared by seed ({counts}); one seed in an arm gives no p."
 
@@ -378,7 +377,7 @@ def _body(
 
 
 def _point(arm: Arm, benchmark: str) -> Any:
-    """Accuracy with its interval; of several seeds their mean and range."""
+    """Accuracy with its interval; for several seeds their mean and range."""
 
     if len(arm.seeds) > 1:
         score = arm_score(arm.accuracies(benchmark))
@@ -418,7 +417,7 @@ def _table(title: str, comparisons: Sequence[Comparison]) -> Any:
 
 
 def _read_rows(arms: Sequence[Arm], benchmark: str) -> dict[int | str, BenchmarkRow]:
-    """The benchmark's rows by index, from where it was; none where it is gone or has changed."""
+    """The benchmark's rows by index, read from its file; empty if it is gone or has changed."""
     from vapo_verl.evaluation.benchmarks.benchmark_file import read_benchmark
     from vapo_verl.evaluation.benchmarks.rules import find_rule
 

@@ -1,9 +1,9 @@
 """An optional judge: a language model that decides about answers that no rule can read.
 
 The judge sees question, options, ground truth and prediction, not the image. A decision is cached
-under question, answer, prediction, judge and prompt version, so that grading again asks nothing
-again. A reply that is neither `correct` nor `incorrect`, or a request that fails, decides nothing:
-the answer stays unparsed, is counted as failed, and is asked again by the next run.
+under question, answer, prediction, judge and prompt version, so that grading again repeats no
+request. A reply that is neither `correct` nor `incorrect`, or a failed request, decides nothing:
+the answer stays unparsed, is counted as failed, and is asked about again by the next run.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from vapo_verl.evaluation.benchmarks.rules.extraction import lists_options
 from vapo_verl.files import FolderLock, append_line
 
 PROMPT_VERSION = 2
-"""Rises with every change of `PROMPT`: decisions under another one are not used."""
+"""Increased with every change of `PROMPT`: decisions of other versions are not used."""
 PROMPT = """\
 Does the response give the correct answer to the question? Compare only its final answer with the \
 ground truth. An equal value in another form, or the right option by its letter or its text, is \
@@ -50,7 +50,7 @@ Response:
 Reply with one word: correct or incorrect."""
 CACHE_FILE = "judge.jsonl"
 MAX_TOKENS = 2048
-"""Of a reply, thinking included."""
+"""Most tokens of a reply, thinking included."""
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -64,13 +64,13 @@ class Case:
     prediction: str
 
     def key(self, judge: str) -> str:
-        """Names the decision in the cache."""
+        """Key of the decision in the cache."""
         parts = [self.question, self.answer, self.prediction, judge, PROMPT_VERSION]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def prompt(self) -> str:
-        """What the judge is asked. The lines around the response follow from it by a hash, so that
-        it cannot hold them, and equal cases are asked in equal words."""
+        """The judge's prompt. The fence lines are a hash of the case, so that the response cannot
+        contain them, and equal cases get equal prompts."""
         fence = f"[{self.key('')[:16]}]"
         return PROMPT.format(
             question=self.question, answer=self.answer, prediction=self.prediction, fence=fence
@@ -79,7 +79,7 @@ class Case:
 
 @dataclass(slots=True, kw_only=True)
 class Judged:
-    """What a judge decided."""
+    """Decisions of a judge."""
 
     decisions: dict[Case, bool] = field(default_factory=dict)
     """Case -> whether the prediction is correct; failed cases are absent."""
@@ -88,7 +88,7 @@ class Judged:
 
 
 def case_of(row: BenchmarkRow, question: str, prediction: str) -> Case:
-    """What the judge is shown of an answer.
+    """The case that the judge sees for an answer.
 
     Args:
         question: as the model was asked, without the suffix.
@@ -103,7 +103,7 @@ def case_of(row: BenchmarkRow, question: str, prediction: str) -> Case:
 
 
 def judge_cases(task: Task, graded: Sequence[GradedAnswer]) -> dict[int, Case]:
-    """Place in `graded` -> what a judge is shown, for the answers that the rule cannot read."""
+    """Place in `graded` -> the judge's case, for the answers that the rule cannot read."""
     rows = {row.index: row for row in task.rows}
     return {
         place: case_of(row, row.question or task.rule.prompt(row).text, answer.prediction)
@@ -116,7 +116,7 @@ def judge_cases(task: Task, graded: Sequence[GradedAnswer]) -> dict[int, Case]:
 def apply_decisions(
     graded: Sequence[GradedAnswer], cases: Mapping[int, Case], decisions: Mapping[Case, bool]
 ) -> list[GradedAnswer]:
-    """The graded answers with a judge's decisions; those that it left open stay unparsed."""
+    """The graded answers with a judge's decisions; answers without a decision stay unparsed."""
     return [
         replace(answer, correct=decisions[cases[place]], judged=True)
         if place in cases and cases[place] in decisions
@@ -172,10 +172,10 @@ def judge(
 
 
 def read_decision(text: str) -> bool | None:
-    """True for the reply `correct`, False for `incorrect`; None for any other one.
+    """True for the reply `correct`, False for `incorrect`; None for any other reply.
 
-    Thinking in front, case and decoration are passed over. A reply of several words decides
-    nothing: the judge may be quoting the response.
+    Thinking in front, case and decoration are ignored. A reply of several words decides nothing:
+    the judge may be quoting the response.
     """
     words = [word.casefold() for word in _WORD.findall(without_thinking(text))]
     return {("correct",): True, ("incorrect",): False}.get(tuple(words))
@@ -206,7 +206,7 @@ def _read_cache(path: Path) -> Mapping[str, bool]:
 
 
 def decisions_in(content: bytes, path: Path) -> dict[str, bool]:
-    """Key -> decision, of complete lines of a cache file; blank ones are passed over.
+    """Key -> decision, from complete lines of a cache file; blank lines are skipped.
 
     Raises:
         BenchmarkError: a line is damaged.
@@ -220,13 +220,13 @@ def decisions_in(content: bytes, path: Path) -> dict[str, bool]:
             key, correct = record["key"], record["correct"]
         except (ValueError, KeyError, TypeError) as error:
             raise BenchmarkError(
-                f"{path}:{number}: not a decision ({error}); delete this line, which is then asked "
-                "again"
+                f"{path}:{number}: not a decision ({error}); delete this line, and the answer is "
+                "judged again"
             ) from error
         if not isinstance(key, str) or not isinstance(correct, bool):
             raise BenchmarkError(
-                f"{path}:{number}: key {key!r}, correct {correct!r}; delete this line, which is "
-                "then asked again"
+                f"{path}:{number}: key {key!r}, correct {correct!r}; delete this line, and the "
+                "answer is judged again"
             )
         known[key] = correct
     return known

@@ -26,7 +26,7 @@ from vapo_verl.evaluation.benchmarks.rules import RULES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreOptions:
-    """What is graded, and how."""
+    """Predictions, rule and output."""
 
     file: Path = field(metadata=cli(positional="FILE"))
     """Predictions: .parquet, .jsonl or .tsv with columns index, question, answer, prediction."""
@@ -55,7 +55,7 @@ def score(options: ScoreOptions) -> tuple[list[BenchmarkRow], list[Grade], Rule]
     """Read and grade all rows of a file of predictions.
 
     Raises:
-        DataError: a file, column or row that a user has to correct.
+        DataError: a file, column or row that the user has to fix.
     """
     from vapo_verl.evaluation.benchmarks.benchmark_file import read_predictions
     from vapo_verl.evaluation.benchmarks.rules import check_rows, find_rule
@@ -75,7 +75,7 @@ def write_grades(path: Path, rows: Sequence[BenchmarkRow], grades: Sequence[Grad
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         atomic_write(path) as temporary,
-        # a lone surrogate is escaped as JSON does
+        # a lone surrogate is escaped as in JSON
         temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
     ):
         for row, grade in zip(rows, grades, strict=True):
@@ -94,7 +94,7 @@ def report(rule: Rule, rows: Sequence[BenchmarkRow], grades: Sequence[Grade]) ->
 
     num = len(grades)
     if rule.judge_only:
-        return [f"{rule.name}: {num} rows need a judge: no rule decides about them"]
+        return [f"{rule.name}: {num} rows need a judge: no rule can grade them"]
     correct = sum(grade.correct is True for grade in grades)
     unparsed = sum(grade.correct is None for grade in grades)
     low, high = wilson_interval(correct, num)

@@ -1,8 +1,8 @@
 """Benchmark files among the validation files of a run.
 
 veRL reads parquet. Each TSV of `data.val_files` is written to the run folder as a parquet file of
-the row format, named by the benchmark (`data_source`), with one more column: `benchmark`, JSON of
-the row without its images. The agent loop grades a response to such a row by the benchmark's rule.
+the row format. `data_source` is the benchmark's name, and one more column, `benchmark`, has the
+row's JSON without images. The agent loop grades responses to such rows by the benchmark's rule.
 """
 
 import json
@@ -20,11 +20,11 @@ from vapo_verl.files import atomic_write
 
 COLUMN = "benchmark"
 FOLDER = "benchmarks"
-"""Of the parquet files, in the run folder."""
+"""Folder of the parquet files, in the run folder."""
 
 
 def is_benchmark_file(path: str | Path) -> bool:
-    """Whether a validation file is a TSV of VLMEvalKit, and not parquet."""
+    """Whether a validation file is a TSV of VLMEvalKit rather than parquet."""
     return Path(path).suffix == ".tsv"
 
 
@@ -41,14 +41,14 @@ def validation_files(config: DictConfig) -> list[str]:
 
 
 def write_validation_files(files: Sequence[str], run_dir: Path, suffix: str) -> list[str]:
-    """The validation files of a run, each TSV replaced by the parquet file that is written of it.
+    """The validation files of a run, with each TSV replaced by a parquet file made from it.
 
-    Images of all TSV files are embedded, or written beside the parquet file where the other files
-    hold paths: veRL joins all files to one table.
+    Images of all TSV files are embedded, or written beside the parquet file if the other files hold
+    paths: veRL joins all files into one table.
 
     Args:
         files: `data.val_files`.
-        suffix: behind every question, as it ends the rows that the run trains on.
+        suffix: text after every question, the same as in the training rows.
 
     Raises:
         DataError: a bad file, with rows, columns and fixes.
@@ -126,7 +126,7 @@ class _Images:
         self._paths: dict[bytes, str] = {}
 
     def entry(self, source: bytes | str) -> Mapping[str, Any] | str:
-        """Of an encoded image, or of one at a path."""
+        """Entry of an encoded image, or of one at a path."""
         if self._embed:
             data = Path(source).read_bytes() if isinstance(source, str) else source
             return {"bytes": data, "path": None}

@@ -22,7 +22,7 @@ r"""Early decision: what a response's answer would be if its reasoning stopped e
           answer    string or null: the answer forced after the cut
           right     bool
 
-- `summary.json`: :func:`summarise` of them; `page.html`: the same as a figure.
+- `summary.json`: :func:`summarise` of the rows; `page.html`: the same as a figure.
 
 At target 0 the model answers at once; at 1 the forced answer follows its complete reasoning.
 This module and what it exports import neither vllm nor torch.
@@ -66,15 +66,15 @@ class EarlyOptions:
     """How an answer is forced."""
 
     num_cuts: int = field(default=21, metadata=cli(low=2))
-    """From 0 to 100 %, evenly."""
+    """Cuts, evenly from 0 to 100 % of the reasoning."""
     time_up: str = "\nTime is up. I have to answer now.\n"
     """Text after a cut."""
     end_of_thinking: str = THINK_END
     """Closing tag."""
     answer_start: str = f"\n{BOX}{{"
-    """Begins the answer, so that few tokens are enough for it."""
+    """Text that begins the answer, so that few tokens are enough."""
     answer_tokens: int = field(default=32, metadata=cli(low=1))
-    """Of a forced answer."""
+    """Most tokens of a forced answer."""
 
     def __post_init__(self) -> None:
         check_bounds(self)

@@ -33,7 +33,7 @@ _UPPER_BOUND = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of every probing command, and how an answer is forced."""
+    """Add the arguments of every probing command, and those for forced answers."""
     add_command_arguments(parser, EarlyOptions, "forced answers", attention=False)
 
 
@@ -113,7 +113,7 @@ def _table(summary: dict[str, Any]) -> Table:
                 shown_rate(summary["forced_agrees_with_response"]),
             ],
             [f"peak, at {peak['target']:.0%}", shown_rate(peak["share"])],
-            ["100 % less the peak", shown_paired(summary["drop_from_peak"])],
+            ["100 % minus the peak", shown_paired(summary["drop_from_peak"])],
             ["errors correct at any cut", shown_rate(summary["recoverable_any"]["of_errors"])],
             [f"errors correct at {single['target']:.0%}", shown_rate(single["of_errors"])],
         ],
@@ -126,8 +126,8 @@ def decide_early(
 ) -> list[dict[str, Any]]:
     """A record for each row: its response, and the answer at every cut.
 
-    Cuts at one position are forced once. A context is the prompt, the response's own tokens before
-    the cut, and the suffix: all but its last block is in the KV cache.
+    Cuts at the same position get one forced answer. A context is the prompt, the response's own
+    tokens before the cut, and the suffix: all but its last block is in the KV cache.
     """
     responses = respond(engine, rows, options)
     targets, suffix = even_targets(early.num_cuts), engine.encode_plain(early.suffix)

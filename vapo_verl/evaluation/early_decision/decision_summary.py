@@ -49,7 +49,7 @@ class EarlyDecision:
 
     rows: tuple[EarlyRow, ...]
     data: str | None = None
-    """Name and digest of the file they are from; None where the folder does not say."""
+    """Name and digest of the data file; None if the folder does not record it."""
 
     @property
     def targets(self) -> tuple[float, ...]:
@@ -65,7 +65,7 @@ def load_early_decision(folder: Path) -> EarlyDecision | None:
     """Read `folder` (`RUN_DIR/diagnostics/early-decision`), finished or not; None without a row.
 
     Raises:
-        RunError: a line that is no record of this command, rows with other cuts, or damaged
+        RunError: a line that is not a record of this command, rows with different cuts, or damaged
             settings.
     """
     records = read_records(folder)
@@ -128,8 +128,8 @@ def peak(decision: EarlyDecision) -> CutRate:
 def drop_from_peak(decision: EarlyDecision) -> PairedRates:
     """The last cut against the peak over the same rows: `difference` is at most 0.
 
-    The peak is the best of many cuts, found in these same rows. So the drop is
-    somewhat too large, and its interval and p take no account of the choice.
+    The peak is the best of many cuts, chosen in these same rows. So the drop is somewhat too large,
+    and its interval and p ignore the choice.
     """
     right = decision.right()
     return paired_rates(right[:, _peak(decision)], right[:, -1])

@@ -7,9 +7,9 @@ own tokens before the cut are kept, and the model continues greedily from there.
 - `swap`: another image of the data of the same size, so that all positions stay as they are;
 - `blank`: the image's own mean colour all over.
 
-The prefix is computed again with the exchanged image: its tokens are those that the model wrote
-seeing the original one, its keys and values are not. So this is an intervention on the input,
-and not on single attention weights.
+The prefix is computed again with the exchanged image. Its tokens are those that the model wrote
+with the original image; its keys and values are not. So this is an intervention on the input, not
+on single attention weights.
 
 - `rows.jsonl`: a line for each row:
 
@@ -22,14 +22,14 @@ and not on single attention weights.
         position, claim, label, answer, correct, p_yes
                         as in :mod:`vapo_verl.evaluation.perception`
       exchanges         {swap: .., blank: ..}, each with
-        cuts            list, by rising target: {target, position, answer, right}: of the response
-                        continued from there
+        cuts            list, by rising target, of {target, position, answer, right}: grades of
+                        the response continued from there
         claims          as above and in the same order, with the exchanged image
         kl              list of float, one for each token: KL divergence in nats of the next-token
-                        distribution with the exchanged image from that with the original one, the
-                        response's tokens before it given to both. A lower bound: see
+                        distribution with the exchanged image from that with the original one,
+                        both given the response's tokens before it. A lower bound: see
                         :func:`vapo_verl.evaluation.image_swap.swap_probe.divergence`
-        logprob_drop    list of float, one for each token: how much less likely it is, in nats
+        logprob_drop    list of float, one for each token: how far its logprob falls, in nats
 
 - `settings.json`, `page.html`, and `summary.json`: see `summary.summarise`.
 """
@@ -49,7 +49,7 @@ class ImageSwapOptions:
     """Options of the command."""
 
     num_cuts: int = field(default=11, metadata=cli(low=2))
-    """From 0 to 100 % of the reasoning."""
+    """Cuts from 0 to 100 % of the reasoning."""
     claims_per_cut: int = field(default=1, metadata=cli(low=0))
     """Claims probed at each cut, with the original image and the exchanged ones; 0 for none."""
 

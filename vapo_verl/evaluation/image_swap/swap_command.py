@@ -22,7 +22,7 @@ Record = Mapping[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of every probing command, and where the image is exchanged."""
+    """Add the arguments of every probing command, and those for cuts."""
     add_command_arguments(parser, ImageSwapOptions, "cuts", attention=True)
 
 
@@ -46,11 +46,11 @@ def measure_image_swap(options: ProbeOptions, swap: ImageSwapOptions) -> dict[st
     """Probe the rows that are not done; write and return the summary. Rows need images.
 
     Raises:
-        RunError: a temperature above 0, rows that all show one image, or a row without an image.
+        RunError: a temperature above 0, rows that all show the same image, or a row without one.
     """
     if options.temperature:
         raise RunError(
-            f"--temperature {options.temperature}: image-swap compares greedy responses, since "
+            f"--temperature {options.temperature}: image-swap compares greedy responses, because "
             "sampled ones differ anyway; leave it out"
         )
     from vapo_verl.evaluation.image_swap.swap_probe import ImageSwap
@@ -72,8 +72,8 @@ def _page(folder: Path, summary: dict[str, Any]) -> Path:
         _rates(exchanges, "agreement", "Same answer"),
         _rates(exchanges, "accuracy", "Accuracy", summary["accuracy"]["share"]),
         _claims(exchanges),
-        _means(exchanges, "kl", "KL divergence of what is left", "nats a token, at least"),
-        _means(exchanges, "logprob_drop", "Log probability lost", "nats a token"),
+        _means(exchanges, "kl", "KL divergence after the cut", "nats a token, lower bound"),
+        _means(exchanges, "logprob_drop", "Drop in log probability", "nats a token"),
         _attention_left(exchanges),
         *attention_panels({"responses": summary["attention"]}),
     ]
@@ -140,7 +140,7 @@ def _means(exchanges: dict[str, Any], quantity: str, title: str, y_title: str) -
         Series(name=name, color=color, x=_percent(cuts), y=numbers(c[quantity] for c in cuts))
         for color, (name, cuts) in enumerate(exchanges.items())
     ]
-    note = "Mean over responses of the mean over their tokens behind the cut, teacher-forced."
+    note = "Mean over responses of the mean over their tokens after the cut, teacher-forced."
     return Panel(
         title=title, x_title="cut, % of the reasoning", y_title=y_title, series=series, note=note
     )
@@ -150,11 +150,11 @@ def _attention_left(exchanges: dict[str, Any]) -> Panel:
     cuts = exchanges["swap"]
     line = Series(name="attention", x=_percent(cuts), y=numbers(cut["attention"] for cut in cuts))
     return Panel(
-        title="Visual attention of what is left",
+        title="Visual attention after the cut",
         x_title="cut, % of the reasoning",
         y_title="visual attention ratio",
         series=[line],
-        note="Mean over untouched responses of the mean over their tokens behind the cut.",
+        note="Mean over untouched responses of the mean over their tokens after the cut.",
     )
 
 
@@ -188,10 +188,10 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
     """The content of `summary.json`, from at least one record.
 
     For each exchange and cut: `accuracy` of the responses continued with the exchanged image,
-    `drop` the paired difference from the untouched responses, `agreement` the fraction with the
-    untouched answer, and means over responses of what is left of them behind the cut: `kl` and
-    `logprob_drop` in nats a token, and `attention`, that of the untouched response. `claims` are
-    those probed at the cut: correct with the own image and with the exchanged one.
+    `drop`, the paired difference from the untouched responses, and `agreement`, the fraction with
+    the untouched answer. Means over responses of the tokens after the cut: `kl` and `logprob_drop`
+    in nats a token, and `attention` of the untouched response. `claims` has the claims probed at
+    the cut: correct with the own image and with the exchanged one.
     """
     return {
         "num_rows": len(records),

@@ -1,4 +1,4 @@
-"""Continues responses from cuts along them with another image."""
+"""Continues responses with another image, from cuts along them."""
 
 import math
 import operator
@@ -34,9 +34,9 @@ from vapo_verl.plots.panel import Numbers, numbers
 from vapo_verl.run_folder import RunError
 
 OWN = "own"
-"""The original image, beside `EXCHANGES`."""
+"""The original image; the others are `EXCHANGES`."""
 CASES_READ_AT_ONCE = 8
-"""vLLM returns the likeliest tokens of a complete context, images included."""
+"""A limit, as vLLM returns the likeliest tokens of a complete context, images included."""
 T = TypeVar("T")
 Exchanged = Mapping[str, tuple[ShownImage, ...]]
 _SMALLEST = 1e-9
@@ -50,15 +50,15 @@ class Case:
 
     response: Response
     donor: Row
-    """The first row with the swapped images, with these in the order in which they are shown."""
+    """The first row with the swapped images; its images are in the order shown."""
     same_size: bool
     images: Exchanged
     positions: tuple[int, ...]
-    """Of the cuts, by rising target."""
+    """Positions of the cuts, by rising target."""
     probes: tuple[ClaimProbe, ...]
 
     def before(self, position: int, images: str) -> Context:
-        """The response up to a cut, behind the prompt with these images."""
+        """The prompt with these images, and the response up to a cut."""
         prompt = Context(ids=self.response.prompt.ids, images=self.images[images])
         return prompt.then(self.response.completion.ids[:position])
 
@@ -67,7 +67,7 @@ class ImageSwap:
     """Probes batches of rows; the donor of every row is drawn once, over all rows."""
 
     def __init__(self, options: ProbeOptions, swap: ImageSwapOptions, rows: Sequence[Row]) -> None:
-        """Raises RunError as :func:`donor_rows`."""
+        """Raises RunError, see :func:`donor_rows`."""
         self._options, self._swap = options, swap
         self._donors = donor_rows(rows, options.seed)
         self._targets = even_targets(swap.num_cuts)
@@ -179,7 +179,7 @@ def _predict(engine: Engine, cases: Sequence[Case]) -> list[dict[str, list[dict[
 
 
 def _read(engine: Engine, cases: Sequence[Case]) -> list[dict[str, list[TopLogprobs]]]:
-    """Images -> what the model gives at each token of the response, teacher-forced."""
+    """Images -> log probabilities at each token of the response, teacher-forced."""
     kinds = (OWN, *EXCHANGES)
     lengths = [case.response.num_tokens for case in cases for _ in kinds]
     contexts = [case.before(case.response.num_tokens, images) for case in cases for images in kinds]
@@ -199,10 +199,10 @@ def _distances(
 
 
 def divergence(p: Mapping[int, float], q: Mapping[int, float]) -> float:
-    """KL(p || q) in nats over the tokens that both lists hold, all others as one outcome.
+    """KL(p || q) in nats over the tokens in both lists, with all others as one outcome.
 
-    Joining outcomes never enlarges a KL divergence, so this is a lower bound of that over the full
-    vocabulary, and equal to it where the others have no probability.
+    Joining outcomes never increases a KL divergence. So this is a lower bound of the KL over the
+    full vocabulary, and equal to it if the other tokens have no probability.
 
     Args:
         p: token id -> log probability, of the likeliest tokens and perhaps others.
@@ -217,9 +217,9 @@ def divergence(p: Mapping[int, float], q: Mapping[int, float]) -> float:
 
 
 def donor_rows(rows: Sequence[Row], seed: int) -> dict[int, Row]:
-    """Number of a row -> the row whose images it is swapped with, in the order of the swap.
+    """Number of a row -> its donor, the row whose images replace its own, in the order shown.
 
-    Of several rows with the same images the first one stands for all.
+    Of several rows with the same images the first is the donor.
 
     Raises:
         RunError: all rows show the same images, or a row has no donor.
@@ -246,14 +246,14 @@ def donor_rows(rows: Sequence[Row], seed: int) -> dict[int, Row]:
 
 
 def image_donors(images: Iterable[Sources], seed: int) -> dict[Sources, Sources]:
-    """Images of a row -> those that they are swapped with: no image stands in its own place.
+    """Images of a row -> the images that replace them: no image replaces itself.
 
-    Rows with equal images (equal bytes or paths, and options) share a donor, and rows without any
-    are left out. So is a row without a donor: each other one has an image of it in the same place,
-    in any order.
+    Rows with equal images (equal bytes or paths, and options) share a donor. Rows without images
+    are left out. So are rows without a donor: in any order, every other row would keep one of their
+    images in its place.
 
-    Where the donor of :func:`draw_donors` keeps an image in its place, others are tried: those of
-    the same sizes as they are, then in another order, then all others.
+    If the donor of :func:`draw_donors` keeps an image in its place, others are tried: first those
+    of the same sizes, in their order and then in another, then all others.
     """
     distinct = list(dict.fromkeys(each for each in images if each))
     if len(distinct) < 2:
@@ -262,7 +262,7 @@ def image_donors(images: Iterable[Sources], seed: int) -> dict[Sources, Sources]
         tuple((image_size(image), *image_options(image).items()) for image in each)
         for each in distinct
     ]
-    names: dict[bytes | str, int] = {}  # options for size make no other picture
+    names: dict[bytes | str, int] = {}  # images that differ only in size options are the same
     pictures = [
         tuple(names.setdefault(image_source(image), len(names)) for image in each)
         for each in distinct
@@ -300,10 +300,10 @@ def _turned(images: tuple[T, ...], turn: int) -> tuple[T, ...]:
 def draw_donors(sizes: Sequence[tuple[Hashable, ...]], seed: int) -> list[int]:
     """For each entry another one, with the same number and sizes of images where possible.
 
-    Entries of equal sizes exchange in a drawn circle; one alone with its sizes gets any other.
+    Entries of equal sizes form a random cycle; an entry with unique sizes gets any other entry.
 
     Args:
-        sizes: of at least two entries, one for each of their images.
+        sizes: for each of at least two entries, the sizes of its images.
 
     Returns:
         For each entry, the index of its donor in `sizes`.

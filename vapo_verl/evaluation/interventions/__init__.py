@@ -3,7 +3,7 @@
 `python -m vapo_verl.evaluation interventions MODEL DATA --run RUN_DIR` writes
 `RUN_DIR/diagnostics/interventions/`. Every row is answered three times:
 
-- `plain`: as it is;
+- `plain`: without a change;
 - `replay`: at 4 logical boundaries a user turn shows the image again, down-sampled;
 - `focus`: at the same positions a sentence is inserted into the model's own text.
 
@@ -21,7 +21,7 @@ Insertions past the end of the reasoning are left out.
         finish       "stop" or "length"
         answer       string or null
         right        bool
-        attention    list of float or null, one for each token it wrote; behind a replay it counts
+        attention    list of float or null, one for each token it wrote; after a replay it counts
                      the tokens of all images
 
 - `settings.json`, `page.html`, and `summary.json`: see `summary.summarise`.
@@ -41,13 +41,13 @@ class InterventionOptions:
     """Options of the command."""
 
     num_insertions: int = field(default=4, metadata=cli(low=1))
-    """In one response."""
+    """Insertions in one response."""
     replay_scale: float = 0.5
-    """Of both sides of the replayed image. The model's image processor has its own lower limit."""
+    """Scale of both sides of the replayed image; the image processor has its own lower limit."""
     replay_text: str = "Here is the image again. Go on."
-    """Of the user turn, behind the image."""
+    """Text of the user turn, after the image."""
     focus_text: str = " Let me look at the image again."
-    """In the model's text."""
+    """Text inserted into the model's text."""
 
     def __post_init__(self) -> None:
         check_bounds(self)

@@ -22,7 +22,7 @@ Record = Mapping[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of every probing command, and what is inserted."""
+    """Add the arguments of every probing command, and those for insertions."""
     add_command_arguments(parser, InterventionOptions, "insertions", attention=True)
 
 
@@ -89,7 +89,7 @@ def _each(responses: dict[str, Any]) -> Any:
             ]
             for name, of in responses.items()
         ],
-        note="Tokens the model wrote; insertions are not among them.",
+        note="Tokens that the model wrote, without insertions.",
     )
 
 
@@ -117,9 +117,9 @@ def _paired(against_plain: dict[str, Any]) -> Any:
 def summarise(records: Sequence[Record]) -> dict[str, Any]:
     """The content of `summary.json`, from at least one record.
 
-    `responses` has each kind alone. `against_plain` has, for each intervention, `accuracy`: the
-    paired difference and McNemar's test, and `num_tokens`: the paired difference in tokens the
-    model wrote.
+    `responses` has the results of each kind. `against_plain` has, for each intervention,
+    `accuracy`: the paired difference and McNemar's test, and `num_tokens`: the paired difference
+    in tokens that the model wrote.
     """
     return {
         "num_rows": len(records),

@@ -1,4 +1,4 @@
-"""Answers rows plainly and with insertions."""
+"""Generates responses to rows, plain and with insertions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vapo_verl.evaluation.probing.rows import Row
 from vapo_verl.reward import BOX, THINK_END
 
 LONGEST_STEP = 1.5
-"""Of the distance of insertions: at most this much is generated to find a boundary."""
+"""Most tokens generated to find the next boundary, in units of the distance of insertions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class SteppedResponse:
     ids: list[int] = field(default_factory=list)
     """Tokens the model wrote."""
     attention: list[float] = field(default_factory=list)
-    """Of each of them."""
+    """Visual attention of each of them."""
     text_ids: list[int] = field(default_factory=list)
     """Tokens of the response's text."""
     positions: list[int] = field(default_factory=list)
@@ -71,7 +71,7 @@ class SteppedResponse:
             self.text_ids += self.insertion.ids
 
     def end(self, finish: str | None) -> None:
-        """Stop inserting; None: the model still writes to its end."""
+        """Stop inserting. With `finish` None the model still has to write the rest."""
         self.takes_more, self.finish = False, finish
 
 
@@ -126,7 +126,7 @@ def _respond_with(
     options: ProbeOptions,
     interventions: InterventionOptions,
 ) -> list[SteppedResponse]:
-    """Write all responses together: a step of each, an insertion, and so on, then the rest."""
+    """Write all responses together: a step of each, then an insertion, repeated; last the rest."""
     all_stepped = [
         _begin(response, insertion, interventions)
         for response, insertion in zip(responses, insertions, strict=True)
@@ -149,7 +149,7 @@ def _respond_with(
 def _begin(
     response: Response, insertion: Insertion, interventions: InterventionOptions
 ) -> SteppedResponse:
-    """The plain response up to the first insertion; all of it where nothing can be inserted."""
+    """The plain response up to the first insertion; all of it if nothing can be inserted."""
     plan = plan_insertions(response.reasoning, interventions.num_insertions)
     stepped = SteppedResponse(
         plain=response, insertion=insertion, plan=plan, context=response.prompt
@@ -163,7 +163,7 @@ def _begin(
 
 
 def _take_step(engine: Engine, stepped: SteppedResponse, completion: Completion) -> None:
-    """Cut what was written at the next boundary and insert there, or let the response end."""
+    """Cut the completion at the next boundary and insert there, or let the response end."""
     position = next_insertion(engine.pieces(completion.ids), stepped.plan.distance)
     if completion.finish == "stop" or position is None:
         stepped.write(completion)
@@ -219,7 +219,7 @@ class Plan:
     first: int | None
     """Tokens before the first; None where the reasoning has no boundary inside it."""
     distance: int
-    """Tokens from one insertion to the next, about."""
+    """Approximate number of tokens from one insertion to the next."""
 
     @property
     def step(self) -> int:
@@ -237,8 +237,7 @@ def plan_insertions(reasoning: Reasoning, num_insertions: int) -> Plan:
 
 
 def next_insertion(pieces: Sequence[str], distance: int) -> int | None:
-    """Tokens of a step before the next insertion; None where its reasoning ends, or has no end of
-    a clause.
+    """Tokens of a step before the next insertion; None if its reasoning ends or no clause ends.
 
     Args:
         pieces: text of each token written since the last insertion.

@@ -10,7 +10,7 @@ model's predictions on the rows' claims at cuts along them, whether the response
                       as in :mod:`vapo_verl.evaluation.early_decision`
       format          float: the format reward of the response
       attention       list of float or null, one for each token of the response
-      anchors         list, by rising position; the first are directly after the prompt, at 0:
+      anchors         list, by rising position; the first ones are at 0, directly after the prompt:
         position      int: tokens of the response before the question
         claim         string
         label         bool: whether it is true

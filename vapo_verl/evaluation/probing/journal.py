@@ -25,7 +25,7 @@ class Journal:
         folder: made if it is not there; locked while the journal is open.
         settings: all that a row's result depends on. A folder that was begun with other settings
             is refused.
-        defaults: values of settings that the folder lacks, as one of an older release may.
+        defaults: values for settings missing in the folder, as in one of an older release.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Journal:
         append_line(self._file, json.dumps(record, ensure_ascii=False, allow_nan=False))
 
     def finished(self) -> set[int]:
-        """Numbers of the rows that need not be done again."""
+        """Numbers of the finished rows."""
         return {record["row"] for record in read_records(self.folder)}
 
     def _check_settings(self) -> None:
@@ -86,7 +86,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     """The finished rows by row number; none without a file. An unfinished last line is left out.
 
     Raises:
-        RunError: another line is no record.
+        RunError: any other line is not a record.
     """
     path = folder / ROWS_FILE
     if not path.exists():

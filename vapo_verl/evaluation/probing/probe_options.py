@@ -20,7 +20,7 @@ from vapo_verl.run_folder import RunError
 
 T = TypeVar("T")
 FOLDER = "diagnostics"
-"""Of all results inside a run folder."""
+"""Folder of all results, inside a run folder."""
 OF_RUN = {
     "min_pixels": "data.min_pixels",
     "max_pixels": "data.max_pixels",
@@ -29,10 +29,10 @@ OF_RUN = {
     "answer_style": "vapo.reward.answer_style",
     "max_tokens": "data.max_response_length",
 }
-"""Options -> the keys of a run's config that stand in for them where they are not given."""
+"""Option -> the key of a run's config that gives its value if the option is not given."""
 _END_BYTES = 2**20
 _FOOTER_LENGTH_BYTES = 8
-"""Of the length and the magic that end a parquet file."""
+"""Footer length and magic at the end of a parquet file."""
 
 
 def rows_or_all(text: str) -> int | None:
@@ -47,11 +47,11 @@ class EngineOptions:
     model: str = field(metadata=cli(positional="MODEL"))
     """Folder or hub name of a Qwen2.5-VL or Qwen3-VL checkpoint."""
     dtype: str = "auto"
-    """Of the weights; auto: the checkpoint's."""
+    """Type of the weights; auto: the checkpoint's."""
     max_model_len: int | None = field(default=None, metadata=cli(low=1))
     """Tokens of a context (the model's, at most 16384)."""
     block_size: int = field(default=16, metadata=cli(low=1, setting=False))
-    """Of the KV cache, in tokens."""
+    """Block size of the KV cache, in tokens."""
     tensor_parallel_size: int = field(default=1, metadata=cli(low=1, setting=False))
     """GPUs."""
     gpu_memory_utilization: float = field(default=0.9, metadata=cli(setting=False))
@@ -87,15 +87,15 @@ class ProbeOptions:
     num_rows: int | None = field(default=256, metadata=cli(parse=rows_or_all, low=0))
     """Rows drawn, 0 for all."""
     batch: int = field(default=64, metadata=cli(low=1, setting=False))
-    """Rows in work at once: a killed run loses at most this many."""
+    """Rows probed at once: a killed run loses at most this many."""
     max_tokens: int = field(default=1024, metadata=cli(low=1))
-    """Of one response."""
+    """Most tokens of a response."""
     temperature: float = field(default=0.0, metadata=cli(low=0))
-    """Of responses; 0 is greedy."""
+    """Sampling temperature of responses; 0 is greedy."""
     answer_style: str = field(default="math", metadata=cli(choices=ANSWER_STYLES))
     """How answers are compared where a row does not say."""
     seed: int = field(default=0, metadata=cli(low=0))
-    """Of every draw."""
+    """Seed of all draws."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -151,9 +151,9 @@ def read_command_options(
 
 
 def _values_of_run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the config of the folder of --run sets: options of OF_RUN that are not given.
+    """Values of options in OF_RUN that are not given, from the config in the folder of --run.
 
-    Without a config, as for a folder of results alone, nothing is set.
+    Empty without a config, as in a folder that holds only results.
     """
     import yaml
     from omegaconf import OmegaConf
@@ -193,7 +193,7 @@ def _check_pixels(values: Mapping[str, Any], file: Path) -> None:
     least, most = values["min_pixels"], values["max_pixels"]
     if least is not None and most is not None and least > most:
         found = f"--min-pixels {least} is above --max-pixels {most}"
-        raise RunError(f"{found}, one of them is that of {file}; give both")
+        raise RunError(f"{found}, one of them from {file}; give both")
 
 
 def _flag(name: str) -> str:

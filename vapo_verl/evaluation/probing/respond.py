@@ -28,7 +28,7 @@ class Grade:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reasoning:
-    """The reasoning of a response as token positions, counted as tokens before them."""
+    """The reasoning of a response as token positions: each is the number of tokens before it."""
 
     start: int
     """After the opening tag; 0 without one."""
@@ -70,7 +70,7 @@ class Response:
 
 
 def respond(engine: Engine, rows: Sequence[Row], options: ProbeOptions) -> list[Response]:
-    """One response to each row, as the options say it is sampled."""
+    """One response to each row, sampled by the options."""
     prompts = [engine.prompt(row) for row in rows]
     completions = engine.complete(
         prompts, options.max_tokens, temperature=options.temperature, seeds=seeds(rows, options)
@@ -158,7 +158,7 @@ def predict_claims(
 
 
 def anchor_record(probe: ClaimProbe, prediction: Prediction) -> dict[str, Any]:
-    """As the rollout files of a run hold an anchor."""
+    """An anchor in the format of a run's rollout files."""
     answer = prediction.p_yes >= 0.5
     return {
         "position": probe.position,
@@ -183,7 +183,7 @@ def find_reasoning(pieces: Sequence[str]) -> Reasoning:
 
 
 def cut_positions(reasoning: Reasoning, targets: Sequence[float]) -> list[int]:
-    """The boundary nearest to each fraction of the reasoning, the earlier of two; they may repeat.
+    """The boundary nearest to each fraction of the reasoning, in a tie the earlier; may repeat.
 
     Args:
         targets: fractions in 0..1; 0 is the start of the reasoning and 1 its end.

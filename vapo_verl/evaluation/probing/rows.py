@@ -45,9 +45,9 @@ class Row:
     messages: tuple[Mapping[str, str], ...]
     """Turns with one `<image>` in their text per image."""
     images: tuple[ImageEntry, ...]
-    """Encoded images, or where they are, with their options for size."""
+    """Encoded images or their locations, with options for size."""
     ground_truth: str
-    """The answer; several that are correct are joined by ` | `."""
+    """The answer; several correct ones are joined by ` | `."""
     style: str
     """How answers are compared, see :func:`vapo_verl.reward.accuracy.accuracy`."""
     claims: tuple[Claim, ...]
@@ -77,11 +77,11 @@ def read_rows(
     Args:
         num_rows: None takes all of them.
         answer_style: of rows that name none in `reward_model.style`.
-        rules: what is asked of the rows; of their control tokens, those of Qwen-VL are refused.
+        rules: checks of the rows; by default, refuse control tokens of Qwen-VL, videos and audio.
 
     Raises:
         FileError: no such file, not parquet, or without a required column.
-        RowError: a drawn row cannot be used, as one of style `judge`, which no rule can grade.
+        RowError: a drawn row cannot be used, for example style `judge`, which no rule can grade.
     """
     with open_parquet(path, key=KEY) as parquet:
         require_columns(parquet, REQUIRED_COLUMNS, path=str(path), fix=_IMPORT_FIRST)
@@ -102,7 +102,7 @@ def draw_rows(total: int, num_rows: int | None, seed: int) -> list[int]:
 
 
 def open_image(source: ImageEntry) -> Image.Image:
-    """The image in its own size, as training decodes it; one at an address is downloaded.
+    """The image in its own size, as training decodes it; an image at a URL is downloaded.
 
     Raises:
         FileError: it cannot be read.
@@ -114,7 +114,7 @@ def open_image(source: ImageEntry) -> Image.Image:
 
 
 def image_size(entry: ImageEntry) -> tuple[int, int]:
-    """Width and height in pixels, from the file's header; (0, 0) for an image at an address.
+    """Width and height in pixels, from the file's header; (0, 0) for an image at a URL.
 
     Raises:
         FileError: it cannot be read.

@@ -1,4 +1,4 @@
-"""The rules by name; a rule's module is imported when it is asked for."""
+"""The rules by name; a rule's module is imported on first use."""
 
 import importlib
 import re
@@ -24,7 +24,7 @@ RULES = {
     "yes-no": "generic:YES_NO",
     "free-form": "generic:FREE_FORM",
 }
-"""Name -> module of this folder, whose `RULE` (or the name behind the colon) is the rule."""
+"""Name -> module of this folder; its `RULE` (or the name after the colon) is the rule."""
 _FILE_NAMES = (
     ("mathvista", "mathvista"),
     ("mathverse", "mathverse"),
@@ -56,13 +56,13 @@ def find_rule(name: str) -> Rule:
 
 
 def rule_name_of(benchmark: str) -> str | None:
-    """The rule for a file or data set called so (`MathVerse_MINI_Vision_Only`); None if unknown."""
+    """The rule for a file or data set of this name (`MathVerse_MINI_Vision_Only`), or None."""
     plain = re.sub("[^a-z0-9]", "", benchmark.casefold())
     return next((rule for part, rule in _FILE_NAMES if part in plain), None)
 
 
 def check_rows(rule: Rule, rows: Sequence[BenchmarkRow], path: Path) -> None:
-    """Try the rule on every row before a model is asked: its prompt, and the grade of no answer.
+    """Try the rule on every row before a model is asked: the prompt, and grading an empty answer.
 
     Raises:
         RowError: rows that the rule cannot use, one line each, with row, column and fix.

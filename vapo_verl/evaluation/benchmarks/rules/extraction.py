@@ -1,14 +1,14 @@
 r"""What all rules share: reading the answer out of a response, and options out of a question.
 
-An answer is, in this order, the last `\boxed{...}` behind the reasoning; the last statement such as
-"the answer is ..."; for questions with options, the option that is named in what is visible; and
-what the last sentence or the last equation comes to. Reasoning in a `<think>` that never closes is
-no answer, except for MathVerse. Nothing is guessed: where two options are named the answer names
-two, and where none is named there is no answer.
+An answer is, in this order, the last `\boxed{...}` after the reasoning; the last statement such as
+"the answer is ..."; for questions with options, the option named in the visible text; the value of
+the last sentence or the last equation. Reasoning in a `<think>` that never closes is no answer,
+except for MathVerse. Nothing is guessed: if two options are named the answer names two, and if none
+is named there is no answer.
 
 Naming an option follows `can_infer` of VLMEvalKit (vlmeval/utils/matching_util.py, read 2026-11):
 one option letter among the tokens, near the end, else the one option whose text occurs in a short
-answer. It differs where that function guesses: an article "A" is no letter, and option texts are
+answer. It differs where that function guesses: an article "A" is not a letter, and option texts are
 compared at the borders of tokens, so that "5" does not occur in "15".
 """
 
@@ -28,13 +28,13 @@ from vapo_verl.reward.quantities import number, quantity
 
 LETTERS = string.ascii_uppercase
 _LAST_TOKENS = 5
-"""A bare letter in a sentence counts among so many last tokens: VLMEvalKit's limit."""
+"""A bare letter in a sentence counts only among this many last tokens: VLMEvalKit's limit."""
 _SHORT_ANSWER = 60
-"""Characters of a response of one line that is an answer by itself."""
+"""Most characters of a one-line response that is an answer by itself."""
 _CONCLUSION_LENGTH = 80
-"""Most characters of what a last sentence comes to."""
+"""Most characters of the value of a last sentence."""
 _END = 10_000
-"""Characters of the end of a response that are searched for equations."""
+"""Characters at the end of a response that are searched for equations."""
 _EMPHASIS = re.compile(r"\*\*|__|`")
 _STATEMENT = re.compile(
     r"\b(?:answer|(?:correct|right|best)\s+(?:option|choice|statement))s?\s*"
@@ -71,9 +71,9 @@ _OPTION_INLINE = re.compile(r"\(([A-Z])\)|(?<![\w(])([A-Z])[.:)](?=\s)")
 
 
 def visible(prediction: str) -> str:
-    """What stands behind the reasoning; nothing if the reasoning never ends.
+    """The text after the reasoning; empty if the reasoning never ends.
 
-    A response without tags is visible in full. So is what stands before a tag that opens late.
+    A response without tags is visible in full. So is the text before a tag that opens late.
     """
     _, tag, rest = prediction.rpartition(THINK_END)
     if tag:
@@ -82,7 +82,7 @@ def visible(prediction: str) -> str:
 
 
 def stated_answer(prediction: str) -> str | None:
-    r"""The content of the last box, else what the last "answer is ..." says; None without either.
+    r"""The content of the last box, else of the last "answer is ..."; None without either.
 
     Such a statement ends with its sentence: "The answer is 3.5. So ..." says 3.5.
     """
@@ -100,7 +100,7 @@ def stated_answer(prediction: str) -> str | None:
 
 
 def free_answer(prediction: str) -> str | None:
-    """As :func:`stated_answer`; else a response of one short line, or what its end comes to."""
+    """As :func:`stated_answer`; else a response of one short line, or its :func:`conclusion`."""
     if stated := stated_answer(prediction):
         return stated
     text = _EMPHASIS.sub("", visible(prediction))
@@ -110,11 +110,11 @@ def free_answer(prediction: str) -> str | None:
 
 
 def conclusion(text: str) -> str | None:
-    """The value that a text without a stated answer ends with; None where it ends with words.
+    """The value at the end of a text without a stated answer; None if it ends with words.
 
-    That is a last line behind one that ends with a colon; else what the last sentence says that
-    something is (`... the distance is approximately 22.3 metres.`); else the last side of an
-    equation in the last paragraph.
+    That is a last line after one that ends with a colon; else the value that the last sentence
+    gives (`... the distance is approximately 22.3 metres.`); else the last side of an equation in
+    the last paragraph.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
@@ -142,7 +142,7 @@ def last_equation(text: str) -> str | None:
 
 
 def _bare_maths(text: str) -> str | None:
-    """Without the signs of inline maths and a closing full stop."""
+    """The text without the delimiters of inline maths and without a closing full stop."""
     text = text.strip().removesuffix(".").strip()
     for start, end in ((r"\(", r"\)"), (r"\[", r"\]"), ("$", "$")):
         if (
@@ -155,15 +155,15 @@ def _bare_maths(text: str) -> str | None:
 
 
 def chosen_letters(prediction: str, choices: Mapping[str, str]) -> str | None:
-    """Letters of the options that a response chooses, sorted and without repetition: `B`, `AC`.
+    """Letters of the options that a response chooses, sorted, each once: `B`, `AC`.
 
     Args:
-        choices: letter -> text; empty where the options are in the image only, so that any letter
+        choices: letter -> text; empty if the options are only in the image, so that any letter
             may be one.
 
     Returns:
-        None where no option is named. A letter that is not among the options is returned: it is an
-        answer, and an incorrect one.
+        None if no option is named. A letter that is not among the options is returned: it is an
+        incorrect answer.
     """
     stated = stated_answer(prediction)
     if stated is not None and (letters := letters_of(stated, choices)):
@@ -189,7 +189,7 @@ def letters_of(answer: str, choices: Mapping[str, str]) -> str | None:
     In this order: the answer is one letter (`B`, `(b)`, `\text{B}`, `option B`); it equals one
     option's text, as text or in value, also behind a name (`x = 12`); it has one letter in front
     (`B. 12`) or lists letters (`A, C`, `AC`); it marks letters (`(A) or (B)`, `option B because`);
-    it contains one option's text; it has one bare letter. None where nothing of this holds.
+    it contains one option's text; it has one bare letter. None if none of these holds.
     """
     picked = choice(answer)
     letters = "".join(sorted(picked.letters)) if picked else ""
@@ -215,7 +215,7 @@ def letters_of(answer: str, choices: Mapping[str, str]) -> str | None:
 
 
 def option_equal_to(answer: str, choices: Mapping[str, str]) -> str | None:
-    """The one option whose text equals the answer, as text, else in value; None for none or two."""
+    """The one option whose text equals the answer as text, else in value; None unless unique."""
     if not choices or not answer.strip():
         return None
     candidates = [answer, *([answer.rpartition("=")[2]] if "=" in answer else [])]
@@ -234,7 +234,7 @@ def option_equal_to(answer: str, choices: Mapping[str, str]) -> str | None:
 
 
 def _option_line(line: str, choices: Mapping[str, str]) -> str | None:
-    """The letter of a line that is one letter, or an option as it is listed: `B. Both A and C`."""
+    """The letter of a line that is one letter, or an option as listed: `B. Both A and C`."""
     option = _OPTION_LINE.fullmatch(normalised(line)) or _ONE_LETTER.fullmatch(normalised(line))
     if option is None or option[1] not in choices:
         return None
@@ -246,9 +246,9 @@ def _option_line(line: str, choices: Mapping[str, str]) -> str | None:
 def option_within(answer: str, choices: Mapping[str, str]) -> str | None:
     """The one option whose text begins an answer (`Yes, ...`), or occurs in a short one, else None.
 
-    Short is what VLMEvalKit takes for it: at most twice as long as all options together. Texts are
-    compared in lower case at the borders of words and numbers. An option whose text lies within
-    that of another one that occurs is not counted: "not blue" names the option "not blue".
+    Short means, as in VLMEvalKit, at most twice as long as all options together. Texts are compared
+    in lower case at the borders of words and numbers. An option is not counted if its text is part
+    of another option's text that occurs: "not blue" names the option "not blue", not "blue".
     """
     inside = normalised(answer).casefold()
     texts = {letter: normalised(text).casefold() for letter, text in choices.items()}
@@ -292,11 +292,11 @@ def _bare_letter(text: str, choices: Mapping[str, str]) -> str | None:
 
 
 def parse_choices(question: str) -> dict[str, str]:
-    """Options that stand in the text of a question: letter -> text; empty where there are none.
+    """Options in the text of a question: letter -> text; empty if there are none.
 
-    Read are the lines behind the last "Choices:" or "Options:", else the last lines, each as
-    `A. text`, `A: text`, `A) text` or `(A) text`; and in one line `(A) text (B) text`. Letters
-    begin at A and follow each other, two at least.
+    Options are the lines after the last "Choices:" or "Options:", else the last lines, each as
+    `A. text`, `A: text`, `A) text` or `(A) text`; or one line `(A) text (B) text`. Letters begin
+    at A and follow each other; there are at least two.
     """
     headers = list(_HEADER.finditer(question))
     block = question[headers[-1].end() :] if headers else question
@@ -332,7 +332,7 @@ def _inline_options(block: str) -> dict[str, str]:
 
 
 def lists_options(text: str, choices: Mapping[str, str]) -> bool:
-    """Whether a text lists these options with their letters; of one in several lines the first."""
+    """Whether a text lists these options with their letters; only first lines are compared."""
     listed = parse_choices(text)
     firsts = {letter: option.strip().partition("\n")[0] for letter, option in choices.items()}
     return all(
@@ -344,7 +344,7 @@ def lists_options(text: str, choices: Mapping[str, str]) -> bool:
 def choices_of(row: BenchmarkRow) -> Mapping[str, str]:
     """The row's own options, else those in the text of its question.
 
-    Of a question whose text does not list the ground truth's letter, no option is known.
+    Empty if the question's text does not list the ground truth's letter.
     """
     if row.choices:
         return row.choices
@@ -370,7 +370,7 @@ def true_letters(row: BenchmarkRow, choices: Mapping[str, str]) -> str:
 
 
 def literal_list(text: str) -> list[str] | None:
-    """The strings of a list literal (`['a', 'b']`), parsed and never evaluated; None if none."""
+    """The strings of a list literal (`['a', 'b']`), parsed, never evaluated; None if not a list."""
     text = text.strip()
     if not (text.startswith("[") and text.endswith("]")):
         return None
@@ -382,7 +382,7 @@ def literal_list(text: str) -> list[str] | None:
 
 
 def value_of(text: str) -> Fraction | None:
-    r"""The number of a plain answer, unit and name aside: `5 cm`, `x = 1/2`; None without one."""
+    r"""The number in a plain answer without unit and name: `5 cm`, `x = 1/2`; None without one."""
     for part in (text, text.rpartition("=")[2]):
         measured = quantity(part)
         value = number(measured.value if measured else part)

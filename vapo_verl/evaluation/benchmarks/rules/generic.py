@@ -1,18 +1,18 @@
-r"""Rules for any benchmark: multiple choice, yes or no, free form; and what the others share.
+r"""Rules for any benchmark (multiple choice, yes or no, free form), and shared functions.
 
 `mcq`: the letter that the response chooses equals the letter of the ground truth. Options are
 those of the columns A .. Z, of a list in `choices`, or of the question's text; without any, every
 letter may be one. The ground truth is a letter or an option's text. The prompt is the template of
 VLMEvalKit (vlmeval/dataset/image_mcq.py, read 2026-11): hint, question, options, and a request to
-select. Its random option where nothing is read is not taken over: such a row is incorrect.
+select. VLMEvalKit takes a random option if it can read none; here such a row is incorrect.
 
 `yes-no`: the word rule of VLMEvalKit (`YOrN_Extraction` in vlmeval/dataset/utils/yorn.py): the
 words of the answer hold `yes` and not `no`, or the other way around; both or none is no answer.
 
 `free-form`: the answer equals the ground truth by `vapo_verl.reward.accuracy`, in the style of the
 row (`exact`, `math`, `choice`, `text`), else as mathematics; in the style `judge` no rule decides.
-An answer outside of a box counts too, which training does not reward. A row with options is asked
-and graded as in `mcq`.
+Unlike in training, an answer outside of a box counts too. A row with options is asked and graded as
+in `mcq`.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ def grade_choice(row: BenchmarkRow, prediction: str, rule: str) -> Grade:
     """Compare letters as sets; `extracted` is the letters, else the text that names no option.
 
     Raises:
-        BadCell: the ground truth is no option.
+        BadCell: the ground truth is not an option.
     """
     choices = choices_of(row)
     truth = true_letters(row, choices)
@@ -83,7 +83,7 @@ def grade_free_form(
     """Compare answer and ground truth as training does; a row of style `judge` is left to a judge.
 
     Args:
-        boxed_only: what is not in a box is no answer.
+        boxed_only: only text in a box is an answer.
 
     Raises:
         BadCell: the ground truth is blank.
@@ -119,7 +119,7 @@ def check_answer(row: BenchmarkRow) -> None:
 
 
 def question_prompt(row: BenchmarkRow) -> Prompt:
-    """All images, then the `question` column as it stands."""
+    """All images, then the `question` column unchanged."""
     return with_images(row.question, row)
 
 
@@ -138,10 +138,10 @@ def mcq_prompt(row: BenchmarkRow, *, select: str = SELECT) -> Prompt:
 
 
 def with_images(text: str, row: BenchmarkRow) -> Prompt:
-    """Put all images in front, unless the text has an `<image>` in the place of each.
+    """Put all images in front, unless the text has one `<image>` for each.
 
     Raises:
-        BadCell: it has fewer or more of them than the row has images.
+        BadCell: the text has fewer or more `<image>` than the row has images.
     """
     num_places = text.count(IMAGE_PLACEHOLDER)
     if num_places not in (0, len(row.images)):
@@ -152,7 +152,7 @@ def with_images(text: str, row: BenchmarkRow) -> Prompt:
 
 
 def interleaved(prompt: Prompt, row: BenchmarkRow) -> Prompt:
-    """Put `<image N>` of the text in the place of the images in front; unnamed images stay away.
+    """Put images where the text has `<image N>` instead of in front; drop images without a place.
 
     Raises:
         BadCell: the text names an image that the row does not have.
@@ -185,7 +185,7 @@ def scores_by(name: str, values: Sequence[str], grades: Sequence[Grade]) -> dict
 
 
 def image_cluster(row: BenchmarkRow) -> str:
-    """Rows about the same images share a key; a row without images stands alone."""
+    """Rows about the same images share a key; a row without images has its own."""
     digest = hashlib.sha256()
     for image in map(image_source, row.images):
         digest.update(image if isinstance(image, bytes) else image.encode())

@@ -3,9 +3,9 @@ r"""Geometry3K: 901 problems of validation and test, with an expression as the a
 Protocol: `hiyouga/geometry3k` as graded by VAPO's training and by PAPO-Eval
 (papo_eval/eval_utils.py, read 2026-11); Lu et al. 2021 (arXiv 2105.04165). The last `\boxed{...}`
 is compared with the ground truth (`12 \sqrt{3}`, `37^\circ`, `4.5`) by a program: mathruler there,
-`vapo_verl.reward.accuracy` here. Decimals are compared as they stand: `2\sqrt{3}` is not 3.46.
-There is no judge, and what is not in a box is no answer. The four options of the original data set
-are not shown, so a letter is no answer.
+`vapo_verl.reward.accuracy` here. Decimals are compared as written: `2\sqrt{3}` is not 3.46. There
+is no judge, and only text in a box is an answer. The four options of the original data set are not
+shown, so a letter is not an answer.
 
 Scores: accuracy by `split` where a file holds both.
 """

@@ -1,9 +1,9 @@
 """HallusionBench: 951 yes-or-no questions in sets about figures and their edited versions.
 
 Protocol: VLMEvalKit's `HallusionBench` (vlmeval/dataset/image_yorn.py and `Hallusion_rating` in
-vlmeval/dataset/utils/yorn.py, read 2026-11), Guan et al. 2023 (arXiv 2310.14566). Rows without an
-image are left out there: of 1,129 questions 951 are asked. The word rule reads yes or no; both or
-none is incorrect.
+vlmeval/dataset/utils/yorn.py, read 2026-11), Guan et al. 2023 (arXiv 2310.14566). It leaves out
+rows without an image: 951 of 1,129 questions are asked. The word rule reads yes or no; both or none
+is incorrect.
 
 An index is `category_subcategory_visual_set_figure_question`; parts 3, 4 and 5, from 0, are set,
 figure and question. Scores, in which a group is correct if all of its rows are:
@@ -32,7 +32,7 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
     """The word rule; the index must name set, figure and question.
 
     Raises:
-        BadCell: another index, or an answer that is neither yes nor no.
+        BadCell: an index without these parts, or an answer that is neither yes nor no.
     """
     ids_of(row)
     return grade_yes_no(row, prediction, NAME)
@@ -78,7 +78,7 @@ def figure_cluster(row: BenchmarkRow) -> str:
 
 
 def _topic(row: BenchmarkRow) -> str:
-    """The subcategory, within which sets are numbered: of its column, else of the index."""
+    """The subcategory, within which sets are numbered: from its column, else from the index."""
     return row.l2_category or "_".join(str(row.index).split("_")[:2])
 
 

@@ -3,11 +3,11 @@
 Protocol: VLMEvalKit's `LogicVista` (vlmeval/dataset/utils/logicvista.py, read 2026-11), Xiao et al.
 2024 (arXiv 2407.04973). The prompt is the `question` column, which lists the options or says which
 letters the image shows. A judge extracts the letters there; here the rule of multiple choice reads
-them (`A, C`, `AC`, `A and C`). Letters of response and ground truth are sorted and must all be
-equal: one letter too many, or too few, is incorrect.
+them (`A, C`, `AC`, `A and C`). Letters of response and ground truth must be the same set: one
+letter too many, or too few, is incorrect.
 
 Scores: accuracy by `skill` (inductive, deductive, numerical, spatial, mechanical). A row may have
-several skills, parted by commas or as a list, and counts in each of them.
+several skills, separated by commas or as a list, and counts in each of them.
 """
 
 import re
@@ -26,7 +26,7 @@ SKILLS = ("inductive", "deductive", "numerical", "spatial", "mechanical")
 
 
 def grade(row: BenchmarkRow, prediction: str) -> Grade:
-    """The set of letters is that of the answer.
+    """The set of letters equals that of the answer.
 
     Raises:
         BadCell: the answer is neither letters nor the text of an option.
@@ -35,7 +35,7 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
 
 
 def scores(rows: Sequence[BenchmarkRow], grades: Sequence[Grade]) -> dict[str, float]:
-    """Accuracy by skill, as far as column `skill` is there, and by category."""
+    """Accuracy by skill, for rows with column `skill`, and by category."""
     found: dict[str, list[bool]] = {skill: [] for skill in SKILLS}
     for row, grade in zip(rows, grades, strict=True):
         for skill in re.findall(r"[a-z]+", row.extra.get("skill", "").casefold()):

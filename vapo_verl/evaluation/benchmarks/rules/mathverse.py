@@ -1,25 +1,25 @@
 r"""MathVerse: 788 problems in six versions, from all in the text to all in the image (Vision Only).
 
 Protocol: VLMEvalKit's `MathVerse_MINI*` (vlmeval/dataset/utils/mathverse.py, read 2026-11), Zhang
-et al. 2024 (arXiv 2403.14624). There a judge works in two stages: it extracts the answer from the
-response, and says whether it is consistent with the ground truth, which for multiple choice is the
-same option, and otherwise the same meaning, "for example, 0.5m and 50cm". Here:
+et al. 2024 (arXiv 2403.14624). There a judge works in two stages. It extracts the answer from the
+response, and says whether the answer is consistent with the ground truth: the same option for
+multiple choice, otherwise the same meaning, "for example, 0.5m and 50cm". Here:
 
-- Multiple choice (a ground truth that is an option, and a `question_type` that is not another
-  one): the letter, or the text of an option. Options stand in the question behind "Choices:".
+- Multiple choice (the ground truth is an option, and `question_type` is blank or multiple choice):
+  the letter, or the text of an option. Options are in the question after "Choices:".
 - Free form: equal as training compares (`vapo_verl.reward.accuracy`), which knows units and named
   values such as `Perimeter $=18.8 \mathrm{~cm}$`. Beyond that, lengths, areas, volumes, masses and
   times are converted; `y = ...` and `f(x) = ...` define the same function; and parts with labels
   (`domain: [0, 1] and range: [2, 3]`) equal the same parts without, in this order, or with the same
   labels in any order.
 
-The judge reads all of a response there. So a response that is cut off in its reasoning, without a
-box, counts with the last equation that it comes to. `--max-tokens` has to be large enough.
+There the judge reads the whole response. So a response that is cut off in its reasoning, without a
+box, counts with its last equation. `--max-tokens` has to be large enough.
 
-The prompt is column `question`; that of Vision Only says nothing of the problem, which the image
-holds.
+The prompt is column `question`; in Vision Only it does not state the problem, which is in the
+image.
 
-Scores: accuracy by `problem_version`, `subject` and `question_type`, where these columns are there.
+Scores: accuracy by `problem_version`, `subject` and `question_type`, if these columns exist.
 """
 
 import re
@@ -91,7 +91,7 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
 
 
 def _with_last_equation(prediction: str) -> str:
-    """A response that is cut off in its reasoning, closed with what its last equation comes to."""
+    """Replace a response that is cut off in its reasoning by the value of its last equation."""
     if answer_of(prediction) is not None or visible(prediction):
         return prediction
     value = last_equation(prediction)
@@ -99,9 +99,9 @@ def _with_last_equation(prediction: str) -> str:
 
 
 def is_choice(row: BenchmarkRow) -> bool:
-    """Whether the ground truth is an option, and `question_type`, where it is there, says so too.
+    """Whether the ground truth is an option, and `question_type`, if given, is multiple choice.
 
-    A multiple-choice row whose ground truth is no option is compared by meaning.
+    A multiple-choice row whose ground truth is not an option is compared by meaning.
     """
     kind = row.extra.get("question_type", "")
     if kind not in ("", MULTIPLE_CHOICE):
@@ -116,7 +116,7 @@ def is_choice(row: BenchmarkRow) -> bool:
 
 
 def same_meaning(answer: str, truth: str) -> bool:
-    r"""Whether a free-form answer says what the ground truth says.
+    r"""Whether a free-form answer means the same as the ground truth.
 
     >>> same_meaning("y = |x - 3|", "f(x)=|x-3|")
     True
@@ -135,7 +135,7 @@ def same_meaning(answer: str, truth: str) -> bool:
 
 def _tidied(text: str) -> str:
     """Normal form, a true bearing without its T, `1 to 64` as a ratio, degree signs repaired."""
-    text = normalised(text.replace("掳", "°"))  # a degree sign that was read in GBK
+    text = normalised(text.replace("掳", "°"))  # a degree sign decoded as GBK
     text = re.sub(r"°\s*T\b", "°", text)
     return re.sub(r"(\d)\s+to\s+(\d)", r"\1:\2", text)
 

@@ -3,13 +3,13 @@ r"""MATH-Vision: 3,040 competition problems (304 in MINI), multiple choice or fr
 Protocol: VLMEvalKit's `MathVision` (vlmeval/dataset/utils/mathv.py, read 2026-11), Wang et al. 2024
 (arXiv 2402.14804). Column `choices` holds a list literal: with options, the letter or the option's
 text decides; with an empty list the answer must equal the ground truth, as text or in value (there:
-`latex2sympy`, within 1e-6; here: math-verify, in a process of its own). There, lists and answers go
-through `eval`; here nothing is evaluated. A judge extracts the answer there, after the letter rule;
+`latex2sympy`, within 1e-6; here: math-verify, in a separate process). There, lists and answers go
+through `eval`; here nothing is evaluated. There a judge extracts the answer, after the letter rule;
 here the box or the statement is the answer.
 
 The prompt is the `question` column, which holds the options in VLMEvalKit's file.
 
-Scores: accuracy by `category` (subject), and by `level` (1 .. 5) where that column is there.
+Scores: accuracy by `category` (subject), and by `level` (1 .. 5) if that column exists.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
     """Multiple choice for a row with options, else equality in value.
 
     Raises:
-        BadCell: the answer is blank or no option of the row.
+        BadCell: the answer is blank or not an option of the row.
     """
     if row.choices:
         return grade_choice(row, prediction, NAME)

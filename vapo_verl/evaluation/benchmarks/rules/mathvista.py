@@ -1,17 +1,17 @@
 """MathVista: 1,000 questions of testmini, multiple choice or free form with a type and a precision.
 
 Protocol: VLMEvalKit's `MathVista_MINI` (vlmeval/dataset/utils/mathvista.py, read 2026-11), Lu et
-al. 2023 (arXiv 2310.02255). A judge extracts the answer there; here the box or the statement is the
-answer, and a judge is for what is unparsed. Columns beside the usual: `question_type`
+al. 2023 (arXiv 2310.02255). There a judge extracts the answer; here the box or the statement is the
+answer, and a judge decides only unparsed answers. Columns beside the usual: `question_type`
 (`multi_choice`, `free_form`), `answer_type` (`integer`, `float`, `text`, `list`), `choices` (a list
 literal), `answer_option` (the letter; without it, the option whose text is the answer) and
 `precision` (decimals of a float).
 
 - Multiple choice: the letter, or the text of an option.
-- integer: the number in the answer, units aside; 3.0 is 3 and 3.5 is not.
-- float: both sides rounded to `precision` decimals, as the authors do; equal as they stand without.
+- integer: the number in the answer, without units; 3.0 is 3 and 3.5 is not.
+- float: both sides rounded to `precision` decimals, as the authors do; without it, exactly equal.
 - list: the numbers in their order: `[2007, 2008]` is `2007 and 2008`.
-- text: as training compares words.
+- text: compared as words, as in training.
 
 Scores: accuracy by `task`, `skills`, `category`; a row counts in each of its skills.
 """
@@ -48,7 +48,7 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
     """Multiple choice where `question_type` or the options say so, else by `answer_type`.
 
     Raises:
-        BadCell: a blank answer, or one that is no option.
+        BadCell: a blank answer, or one that is not an option.
     """
     check_answer(row)
     if row.extra.get("question_type", MULTIPLE_CHOICE if row.choices else "") == MULTIPLE_CHOICE:
@@ -78,8 +78,8 @@ def _equal(answer: str, row: BenchmarkRow) -> bool:
 def prompt(row: BenchmarkRow) -> Prompt:
     """All images and the `question` column, which holds hint and options in VLMEvalKit's file.
 
-    A hint of a column of its own is added where the question does not hold it, and options where it
-    does not list them with their letters.
+    The `hint` column is added if the question does not contain it, and options are added if the
+    question does not list them with their letters.
     """
     text = row.question
     if row.hint and row.hint not in text:

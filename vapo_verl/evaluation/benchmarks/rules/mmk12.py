@@ -3,13 +3,13 @@ r"""MMK12: 2,000 test questions of school maths, physics, chemistry and biology,
 Protocol: PAPO-Eval (papo_eval/eval_utils.py and papo_eval/run_infer.sh, read 2026-11) on the test
 split of MMK12, Meng et al. 2025 (arXiv 2503.07365): avg@8 at temperature 1.0; the last
 `\boxed{...}`, with blanks around `<`, `>` and `/` removed, is compared by a program. There is no
-judge, and what is not in a box is no answer.
+judge, and only text in a box is an answer.
 
-Questions of the test split are multiple choice: options stand in the question's text, and the
-ground truth is a letter. Such a row is graded as multiple choice, so that an option's text counts
-as its letter. Any other ground truth is compared in value.
+Questions of the test split are multiple choice: options are in the question's text, and the ground
+truth is a letter. Such a row is graded as multiple choice, so that an option's text counts as its
+letter. Any other ground truth is compared in value.
 
-Scores: accuracy by `category` and by `subject`, where such a column is there.
+Scores: accuracy by `category` and by `subject`, if the column exists.
 """
 
 import re
@@ -37,7 +37,7 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
     """Multiple choice where the ground truth is a letter, else equality in value.
 
     Raises:
-        BadCell: the ground truth is blank, or a letter that is no option.
+        BadCell: the ground truth is blank, or a letter that is not an option.
     """
     choices = choices_of(row)
     if answer_of(prediction) is None:

@@ -2,11 +2,11 @@
 
 Protocol: VLMEvalKit's `MMMU_DEV_VAL` (vlmeval/dataset/image_mcq.py and `MMMU_preproc` in
 vlmeval/dataset/utils/multiple_choice.py, read 2026-11), Yue et al. 2023 (arXiv 2311.16502). The
-prompt is the template of multiple choice, with each image where `<image N>` names it. The letter is
-inferred as in every multiple choice.
+prompt is the template of multiple choice, with each image at its `<image N>`. The letter is
+inferred as for all multiple choice.
 
 Open questions have no options. There they become two options, A the ground truth and B "Other
-Answers", which only a judge can tell apart; here they follow the authors' own rule (`eval_open` of
+Answers", which only a judge can tell apart. Here they follow the authors' own rule (`eval_open` of
 MMMU's eval_utils.py): numbers are equal when they agree to two decimals, and words are equal when
 a ground truth occurs in the answer. The ground truth may be a list literal of alternatives.
 
@@ -36,7 +36,7 @@ def grade(row: BenchmarkRow, prediction: str) -> Grade:
     """Multiple choice for a row with options, else the rule of open questions.
 
     Raises:
-        BadCell: the answer is blank or no option.
+        BadCell: the answer is blank or not an option.
     """
     if row.choices:
         return grade_choice(row, prediction, NAME)
@@ -63,7 +63,7 @@ def same_open_answer(answer: str, truth: str) -> bool:
 
 
 def prompt(row: BenchmarkRow) -> Prompt:
-    """The template of multiple choice with the images in their places."""
+    """The template of multiple choice with the images at their `<image N>`."""
     return interleaved(mcq_prompt(row), row)
 
 

@@ -2,13 +2,13 @@
 
 Protocol: VLMEvalKit's `MMStar` (class `ImageMCQDataset`, vlmeval/dataset/image_mcq.py, read
 2026-11), Chen et al. 2024 (arXiv 2403.20330). The prompt is the template of multiple choice; the
-answer is a letter A .. D, inferred from the response by `can_infer`. There, a judge is asked where
-inference fails, and an option is drawn where the judge fails. Here such a row is unparsed and
+answer is a letter A .. D, inferred from the response by `can_infer`. There, a judge is asked if
+inference fails, and a random option is taken if the judge fails. Here such a row is unparsed and
 counted incorrect.
 
 Scores: accuracy by `category` (`coarse perception`, `math`, ...) and by `l2_category`. The
-benchmark's figure is the accuracy over all rows, which is the mean over the categories, as they
-are of one size.
+benchmark's score is the accuracy over all rows. It equals the mean over the categories, which have
+the same size.
 """
 
 from vapo_verl.evaluation.benchmarks import BenchmarkRow, Grade, Rule
@@ -23,10 +23,10 @@ NAME = "mmstar"
 
 
 def grade(row: BenchmarkRow, prediction: str) -> Grade:
-    """The letter that is chosen is the letter of the answer.
+    """The chosen letter is the letter of the answer.
 
     Raises:
-        BadCell: the answer is no option of the row.
+        BadCell: the answer is not an option of the row.
     """
     return grade_choice(row, prediction, NAME)
 

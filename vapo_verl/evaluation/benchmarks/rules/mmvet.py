@@ -1,13 +1,13 @@
 """MM-Vet: 218 open questions, scored by a judge only.
 
 Protocol: VLMEvalKit's `MMVet` (vlmeval/dataset/utils/mmvet.py, read 2026-11), Yu et al. 2023 (arXiv
-2308.02490). A judge (GPT-4) reads question, ground truth and response beside seven examples and
-writes a score of 0.0 .. 1.0 in tenths. Ground truths hold `<AND>` between parts that must all be
-there and `<OR>` between alternatives. A correct description can be worded in many ways, so no rule
-can decide: every row is unparsed until a judge decides, and no accuracy is printed.
+2308.02490). A judge (GPT-4) reads question, ground truth and response with seven examples and
+writes a score of 0.0 .. 1.0 in tenths. Ground truths hold `<AND>` between required parts and `<OR>`
+between alternatives. A correct description can be worded in many ways, so no rule can decide: every
+row is unparsed until a judge decides, and no accuracy is printed.
 
 Scores: with a judge, the mean over the rows of each capability in `category` (rec, ocr, know, gen,
-spat, math; a row may have several, parted by commas). Without one there are none.
+spat, math; a row may have several, separated by commas). Without a judge there are no scores.
 """
 
 import math
@@ -26,7 +26,7 @@ CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 
 
 def grade(row: BenchmarkRow, prediction: str) -> Grade:
-    """Never decides; `extracted` is the boxed or stated answer, for the judge and for readers.
+    """Decides nothing; `extracted` is the boxed or stated answer, for the judge and for readers.
 
     Raises:
         BadCell: the ground truth is blank.

@@ -15,9 +15,9 @@ question (multi), a chain is one of four:
 
     score = (N - IG / 2 - RM - IK) / N     strict and loose, over N chains (525 in all)
 
-The rates of IK, IG and CM are of N; that of RM is RM / (CM + RM). Chains that lack a row, as in a
-subset, are left out; `chains` is the fraction of chains that are complete. `S1`, `S2` and `S3` are
-the accuracies of steps and of composed questions of two and three steps.
+The rates of IK, IG and CM are over N; that of RM is RM / (CM + RM). Chains with a missing row, as
+in a subset, are left out; `chains` is the fraction of chains that are complete. `S1` is the
+accuracy of steps, `S2` and `S3` those of composed questions of two and three steps.
 """
 
 import math
@@ -34,10 +34,10 @@ _KEY = re.compile(r"([23])steps_([123]|multi)")
 
 
 def grade(row: BenchmarkRow, prediction: str) -> Grade:
-    """The letter that is chosen is the letter of the answer.
+    """The chosen letter is the letter of the answer.
 
     Raises:
-        BadCell: the answer is no option, or `ID` and `key` name no place in a chain.
+        BadCell: the answer is not an option, or `ID` and `key` name no place in a chain.
     """
     place_of(row)
     return grade_choice(row, prediction, NAME)
@@ -47,7 +47,7 @@ def place_of(row: BenchmarkRow) -> tuple[int, str, str]:
     """Number of steps, ID of the chain, and the row's place in it (`1`, `2`, `3`, `multi`).
 
     Raises:
-        BadCell: another key, or no ID.
+        BadCell: an unknown key, or no ID.
     """
     key = row.extra.get("key", "")
     chain = row.extra.get("ID") or row.extra.get("id", "")
@@ -86,7 +86,7 @@ def scores(rows: Sequence[BenchmarkRow], grades: Sequence[Grade]) -> dict[str, f
 
 
 def four_kinds(chains: Sequence[tuple[Sequence[bool], bool]]) -> dict[str, float]:
-    """Scores and rates of chains, each as (correctness of its steps, of multi); nan of none."""
+    """Scores and rates of chains, each as (correctness of its steps, of multi); nan without any."""
     num = len(chains)
     multi_incorrect = [steps for steps, multi in chains if not multi]
     multi_correct = [steps for steps, multi in chains if multi]
