@@ -31,10 +31,10 @@ demo: setup ## train on the digits world on CPU for a few steps: DEMO_DIR=runs/s
 test: setup ## the CPU suite
 	$(PYTEST) $(ARGS)
 
-test-slow: setup ## the slow tests: engine starts, whole training runs
+test-slow: setup ## the slow tests: engine starts, full training runs
 	$(PYTEST) -m "slow and not gpu and not multinode" --timeout 1800 $(ARGS)
 
-test-core: setup ## of test-cluster one Slurm run over two nodes and one compose run
+test-core: setup ## one Slurm run over two nodes and one compose run, from test-cluster
 	tests/system/slurm/install.sh
 	tests/system/docker/install.sh
 	$(PYTEST) -m "multinode and core" --timeout 1800 $(ARGS)
@@ -47,10 +47,10 @@ test-cluster: setup ## real Slurm, Docker and Ray over several simulated nodes; 
 test-gpu: setup ## the tests that need a GPU, in an environment of EXTRA=gpu
 	$(PYTEST) -m gpu --timeout 1800 $(ARGS)
 
-chaos: setup ## kill, stop, fill and damage whole runs, and compare with one that nothing happened to; root: ARGS="--faults 8 --seed 1 --minutes 20"
+chaos: setup ## inject faults into full training runs and compare with an undisturbed run; root: ARGS="--faults 8 --seed 1 --minutes 20"
 	$(BIN)/python tests/system/chaos $(ARGS)
 
-gpu-check: ## prove on this machine's GPU what runs on one, in 12 minutes: ARGS="--minutes 5"
+gpu-check: ## run all GPU checks on this machine's GPU, in 12 minutes: ARGS="--minutes 5"
 	@[[ -d "$(VENV)" ]] || export EXTRA=$${EXTRA:-gpu}; requirements/install.sh
 	$(BIN)/python -m vapo_verl.gpu_check $(ARGS)
 
@@ -58,16 +58,16 @@ bench: setup ## what visual attention and anchors cost: tables and JSON lines
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/anchors.py
 
-study: setup ## VAPO against GRPO and attention credit on a laptop, goes on where it was stopped: ARGS=--document
+study: setup ## VAPO against GRPO and attention credit on a laptop, resumes where it was stopped: ARGS=--document
 	$(BIN)/python -m benchmarks.study $(ARGS)
 
-study-quick: setup ## the control of the main comparison: perception paid alone, few steps
+study-quick: setup ## the control of the main comparison: perception reward alone, few steps
 	$(BIN)/python -m benchmarks.study --quick $(ARGS)
 
 study-variants: setup ## VAPO with other settings, one at a time, next to the study's runs
 	$(BIN)/python -m benchmarks.study --variants $(ARGS)
 
-doctor: setup ## look for trouble before a run: ARGS="+recipe=vapo trainer.nnodes=2"
+doctor: setup ## check machine and recipe before a run: ARGS="+recipe=vapo trainer.nnodes=2"
 	$(BIN)/python -m vapo_verl.doctor $(ARGS)
 
 lint: setup ## ruff, mypy, shellcheck

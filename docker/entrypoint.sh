@@ -5,7 +5,7 @@ set -euo pipefail
 
 [[ -n ${RAY_AUTH_TOKEN:-} ]] || unset RAY_AUTH_TOKEN # set but empty, it would hide the token file
 
-# The cluster's secret where RAY_AUTH_TOKEN is not given: the head makes it, a shared volume carries it.
+# Without RAY_AUTH_TOKEN the head makes the cluster's secret, and a shared volume carries it.
 make_token() {
   [[ -n ${RAY_AUTH_TOKEN:-} || -s $RAY_AUTH_TOKEN_PATH ]] ||
     (umask 077 && python -c 'import secrets; print(secrets.token_hex(32))' >"$RAY_AUTH_TOKEN_PATH")

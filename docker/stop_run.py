@@ -1,4 +1,4 @@
-"""Hook of a pod before it ends: stop the run with a checkpoint, and wait for that.
+"""preStop hook of a pod: stop the run with a checkpoint, and wait for it.
 
 The driver of each running job gets SIGTERM, whatever its node. It ends after the current step with
 a complete checkpoint and exit code 75. Every pod of a deleted cluster runs this; only the first
@@ -32,7 +32,7 @@ def running_jobs(client: JobSubmissionClient) -> list[JobDetails]:
 
 
 def stop_job(job: JobDetails) -> None:
-    if job.driver_info is None:  # it has not joined Ray yet: nothing to save
+    if job.driver_info is None:  # the driver has not joined Ray yet: nothing to save
         return
     beside_driver = NodeAffinitySchedulingStrategy(job.driver_node_id, soft=False)
     ray.get(terminate.options(scheduling_strategy=beside_driver).remote(int(job.driver_info.pid)))

@@ -20,7 +20,7 @@ from typing import Any
 
 RUNS = "/runs"
 BAD_INPUT, STOPPED = 2, 75
-"""Exit codes of `vapo_verl.main` without a cluster failure: its message is sufficient."""
+"""Exit codes of `vapo_verl.main` that are no cluster failure: its own message is enough."""
 STORAGE_BESIDE_GPUS = "++transfer_queue.backend.SimpleStorage.required_node_resource=GPU"
 """TransferQueue spreads its storage over all nodes; the driver's node has no space for it."""
 CONNECT_TIMEOUT_S = 5.0
@@ -177,7 +177,7 @@ def run_driver(command: Sequence[str]) -> int:
     }
     try:
         code = driver.wait()
-    finally:  # what comes after it can be interrupted
+    finally:  # later steps can be interrupted again
         for number, handler in before.items():
             signal.signal(number, handler)
     return 128 - code if code < 0 else code

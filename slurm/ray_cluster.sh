@@ -18,7 +18,7 @@ check_slurm() {
   version=$(srun --version 2>/dev/null) || return 0 # slurm 23.11.4
   [[ $version =~ ([0-9]+)\.([0-9]+) ]] || return 0
   ((10#${BASH_REMATCH[1]}${BASH_REMATCH[2]} >= 2205)) ||
-    die "$version: before 22.05 a step waits for the memory and GPUs of Ray's, for ever"
+    die "$version: before 22.05 the driver's step waits for ever for the memory and GPUs of Ray's step"
 }
 
 # on_all_nodes COMMAND...: outside any container.
@@ -27,7 +27,7 @@ on_all_nodes() {
     --nodes="${#nodes[@]}" --ntasks="${#nodes[@]}" --ntasks-per-node=1 "$@" </dev/null
 }
 
-# again COMMAND...: up to three times, where slurmctld is too busy to answer.
+# again COMMAND...: up to three tries, in case slurmctld is too busy to answer.
 again() { "$@" || { sleep 2 && "$@"; } || { sleep 5 && "$@"; }; }
 
 read_settings() {
@@ -37,7 +37,7 @@ read_settings() {
   # shellcheck source=slurm/site.env
   . "$file"
   set +a
-  # the project's code in every process, also where an image has the package; then packages of yours
+  # every process imports the project's code, also where an image has the package; then your own packages
   export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
   if [[ -n $VAPO_INTERFACE ]]; then
     export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$VAPO_INTERFACE}
@@ -86,7 +86,7 @@ choose_container() {
       ;;
     *) die "VAPO_CONTAINER=$VAPO_CONTAINER is not one of none, pyxis, apptainer" ;;
   esac
-  # a folder that is mounted has to be there
+  # a mounted folder must exist
   [[ $VAPO_CONTAINER == none ]] || on_all_nodes mkdir -p "$VAPO_NODE_TMP" ||
     die "VAPO_NODE_TMP=$VAPO_NODE_TMP cannot be made on every node"
   on_head=(srun "${steps[@]}" --nodes=1 --ntasks=1 --nodelist="$head" "${inside[@]}")
@@ -140,7 +140,7 @@ running() { kill -0 "$1" 2>/dev/null; }
 
 show_node_logs() { tail -n 3 "$VAPO_ATTEMPT_LOGS"/*.log >&2 || true; }
 
-# run_on_cluster COMMAND...: a step on the head, for as long as Ray is up on all nodes; its exit code.
+# run_on_cluster COMMAND...: run it as a step on the head while Ray is up on all nodes; returns its exit code.
 run_on_cluster() {
   local step code=0 signalled=
   "${on_head[@]}" "$@" </dev/null &
@@ -161,13 +161,13 @@ run_on_cluster() {
     wait $! || true # ends at once on a signal
   done
   wait "$step" || code=$?
-  # it came before the command could handle it
+  # the signal came before the command could handle it
   if [[ -n $signalled ]] && ((code == 128 + $(kill -l USR1))); then code=$EXIT_STOPPED; fi
   return "$code"
 }
 
-# If a checkpoint takes longer than the warning before the time limit, the last one is used. What is
-# left is for Ray to stop, and for the requeue.
+# If a checkpoint takes longer than the warning before the time limit, the job resumes from the last
+# one. The remaining time is for stopping Ray and for the requeue.
 out_of_time() {
   [[ -n $ends_at ]] && (($(date +%s) > ends_at - 30 - VAPO_STOP_TIMEOUT_S)) &&
     say "no checkpoint in time; allow more time for it: --signal=B:USR1@SECONDS" >&2
@@ -177,7 +177,7 @@ stop_cluster() {
   running "$cluster" || return 0
   local waited step=
   for ((waited = 0; waited < VAPO_STOP_TIMEOUT_S; waited++)); do
-    if [[ -z $step ]]; then # again where slurmctld does not answer
+    if [[ -z $step ]]; then # tried again if slurmctld does not answer
       # not through srun, which turns SIGTERM into SIGKILL
       step=$(squeue -h --steps -j "$SLURM_JOB_ID" -o '%i %j' | awk '$2 == "ray" { print $1 }') || step=
       [[ -z $step ]] || scancel --signal=TERM "$step" || step=
@@ -219,14 +219,14 @@ finish() {
     mapfile -t lost < <(lost_nodes)
   fi
   if ((${#lost[@]})); then
-    # otherwise it waits for the lost node, then cancels the next start's step of the same id
+    # otherwise srun waits for the lost node, then cancels the next start's step of the same id
     kill -KILL "$cluster" 2>/dev/null || true
   else
     stop_cluster
   fi
   ((${#lost[@]} == 0)) || requeue "lost ${lost[*]}" "$code"
   ((code != EXIT_STOPPED)) || requeue "stopped" "$code"
-  # pyxis may keep a container that has a name, in each node's storage of images
+  # pyxis may keep a named container in each node's image storage
   [[ $VAPO_CONTAINER != pyxis ]] ||
     on_all_nodes enroot remove --force "pyxis_vapo_$SLURM_JOB_ID" &>/dev/null || true
   say "the run ended with exit code $code"
