@@ -221,7 +221,7 @@ def _first_fresh(claims: Iterable[Claim], used_topics: set[tuple]) -> Claim | No
 def judge(claim: str, scene: Scene) -> bool:
     """Say whether a claim, given as text, is true of a scene.
 
-    Shares no code with `claims`, so that either can be checked by the other.
+    Shares no code with the claim classes, so that each can be checked by the other.
 
     Raises:
         ValueError: the text is not a claim of the digits world, or its position is missing.

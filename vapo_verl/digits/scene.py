@@ -40,7 +40,7 @@ class Cell:
     color: str
     """One of `COLORS`."""
     scan: int
-    """Number of the handwritten scan that is drawn, see `scans.load_scans`."""
+    """Number of the handwritten scan that is drawn, see :func:`load_scans`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

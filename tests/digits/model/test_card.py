@@ -24,7 +24,7 @@ FACTS = {
 def card(tower):
     shares = {name: getattr(FOUND, name) for name in Figures.__dataclass_fields__}
     figures = {"3x3": {"responses": {"greedy": shares}, "chance": 0.062, "mixed_groups": 0.8}}
-    first = {"tower": tower, "warm_up": [{"response": 2.72, "verdict": 0.949}]}
+    first = {"tower": tower, "warm_up": [{"response": 2.72, "prediction": 0.949}]}
     return model_card(figures, first, **FACTS)
 
 
@@ -34,7 +34,7 @@ def test_card_holds_the_figures():
     assert "| 3x3 | greedy | 1.000 | 0.500 | 0.750 | 0.700 | 0.500 | 90 | 72 | 117 |" in text
     assert "| 3x3 | 0.062 | 0.800 |" in text
     assert "First steps of the tower: 9.412, 9.300." in text
-    assert "response / verdict: 2.720 / 0.949." in text
+    assert "response / prediction: 2.720 / 0.949." in text
 
 
 def test_card_of_a_recipe_without_tower_names_none():

@@ -47,7 +47,7 @@ def test_anchor_text_tokens():
     assert [TOKENIZER.decode([token]) for token in ids] == pieces.split("|")
 
 
-def test_verdicts_are_four_distinct_single_tokens():
+def test_answer_words_are_four_distinct_single_tokens():
     ids = [TOKENIZER.encode(text) for text in ("Yes", " Yes", "No", " No")]
     assert [len(of_text) for of_text in ids] == [1] * 4
     assert len({of_text[0] for of_text in ids}) == 4

@@ -56,7 +56,7 @@ swaps images between rows, a control for text alone.
 {spread}
 
 ## Losses of a rehearsal
-{tower}Two steps of every part of the warm-up, response / verdict: {warm_up}.
+{tower}Two steps of every part of the warm-up, response / prediction: {warm_up}.
 `first_steps.json` holds them in full; rerun them to check that the recipe is unchanged.
 """
 
@@ -271,11 +271,11 @@ def model_card(figures: dict[str, Any], first: dict[str, list], **facts: Any) ->
 
     Args:
         figures: `recipe.measure`'s result.
-        first: `first_steps.first_losses`' result.
+        first: `recipe.first_losses`' result.
         facts: parameters, command, date, machine, minutes, seed and num_rows.
     """
     tower = ", ".join(f"{loss:.3f}" for loss in first["tower"])
-    warm_up = (f"{loss['response']:.3f} / {loss['verdict']:.3f}" for loss in first["warm_up"])
+    warm_up = (f"{loss['response']:.3f} / {loss['prediction']:.3f}" for loss in first["warm_up"])
     return _CARD.format(
         table=_table(figures),
         spread="\n".join(

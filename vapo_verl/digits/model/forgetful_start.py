@@ -85,7 +85,7 @@ def make_warm_start(out: Path, config: StartConfig) -> None:
     )
     losses = []
     for step, loss in enumerate(warm_up(model, processor, maker, warmup_config(config)), start=1):
-        losses.append((loss.response, loss.verdict))
+        losses.append((loss.response, loss.prediction))
         if step % _LOG_EVERY == 0:
             response, prediction = np.mean(losses[-_LOG_EVERY:], axis=0)
             _logger.info("step %d response %.3f prediction %.3f", step, response, prediction)

@@ -191,7 +191,7 @@ def _warm_up_until(
 
 def _log_step(step: int, loss: StepLoss) -> None:
     if step % _LOG_EVERY == 0:
-        _logger.info("step %d response %.3f verdict %.3f", step, loss.response, loss.verdict)
+        _logger.info("step %d response %.3f prediction %.3f", step, loss.response, loss.prediction)
 
 
 def _log_figures(step: int, figures: Figures) -> None:

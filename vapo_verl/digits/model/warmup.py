@@ -83,7 +83,7 @@ class StepLoss:
 
     response: float
     """Over the response tokens."""
-    verdict: float
+    prediction: float
     """Over the answers to anchor questions; 0.69 is a coin flip."""
 
 
@@ -110,13 +110,13 @@ def warm_up(
     for samples in draw_batches(maker, config):
         batch = collate(samples, processor)
         labels = batch.pop("labels")
-        response, verdict = losses(model(**batch).logits, labels, answers)
+        response, prediction = losses(model(**batch).logits, labels, answers)
         optimizer.zero_grad()
-        (response + verdict).backward()
+        (response + prediction).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()
         schedule.step()
-        yield StepLoss(response=response.item(), verdict=verdict.item())
+        yield StepLoss(response=response.item(), prediction=prediction.item())
 
 
 def losses(
