@@ -94,10 +94,9 @@ def _rules(options: argparse.Namespace) -> RowRules:
         folder = model_folder(options.model)
         tokens = tokenizer_tokens(folder) if folder is not None else None
         if tokens is None:
+            problem = "is not on this machine" if folder is None else "has no tokenizer files here"
             fix = "give a folder, or download the model first: hf download NAME"
-            raise DataError(
-                f"--model: {options.model} is here without its tokenizer's files; {fix}"
-            )
+            raise DataError(f"--model: {options.model} {problem}; {fix}")
         controls = ControlTokens(tokens)
     return RowRules(
         controls=controls,

@@ -146,8 +146,10 @@ def grade_file(
         wanted = (prediction_column,) if prediction_column else PREDICTION_COLUMNS
         predictions = next((name for name in wanted if name in present), None)
         if truths is None or (prediction_column and predictions is None):
-            missing = f"column {prediction_column!r}" if truths else f"any of {TRUTH_COLUMNS}"
-            raise FileError(f"{path}: no {missing}, has {present}; name one with --predictions")
+            missing, fix = f"any of {TRUTH_COLUMNS}", "rename the column of truths"
+            if truths:
+                missing, fix = f"column {prediction_column!r}", "name one with --predictions"
+            raise FileError(f"{path}: no {missing}, has {present}; {fix}")
         columns = [truths, *([predictions] if predictions else [])]
         report = GradeReport(
             path=str(path), has_predictions=predictions is not None, shown_per_kind=shown_per_kind

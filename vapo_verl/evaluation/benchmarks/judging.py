@@ -158,9 +158,10 @@ def judge(
             except ImageFailed as fault:
                 judged.failures[fault.reason] += 1
                 return
+            finally:
+                progress.update()
             text = reply.choices[0].text
             decision = read_decision(text)
-            progress.update()
             if decision is None:
                 judged.failures["the reply is neither correct nor incorrect"] += 1
                 return
