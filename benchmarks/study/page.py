@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).parents[2]
 DOCUMENT = REPOSITORY / "docs" / "study.md"
 RESULTS = REPOSITORY / "docs" / "study"
 FIGURES, VARIANTS = "figures", "variants"
-"""Parts of the document that :func:`write_tables` replaces, beside those in `forgetful_digits`."""
+"""Parts of the document that :func:`write_tables` replaces, beside those of `forgetful/plan.py`."""
 _TABLE = (
     ("accuracy", "accuracy"),
     ("claims early", "claims_early"),

@@ -77,7 +77,7 @@ class ClaimRecord:
     usage: Usage = field(default_factory=Usage)
     """Tokens of making these claims."""
     rejected: Mapping[str, int] = field(default_factory=dict)
-    """Candidates turned down, by reason: those of `answer` and of `choose`."""
+    """Candidates turned down, by reason: see `parse_answer` and `add_candidates`."""
     vote_counts: tuple[VoteCount, ...] | None = None
     """Set by `check`: one per checked claim, including dropped ones. None: not checked."""
     check_model: str | None = None

@@ -2,9 +2,9 @@
 
 A tokenizer turns `<|im_end|>` in a question into the token that ends a turn, and `<|image_pad|>`
 into a place for an image's features. So a row with such text is refused, or, on request, its text
-is escaped: :func:`hide` puts :data:`ESCAPE` into each of these words. A tokenizer prepared by
-:func:`read_escapes` drops that character again after it has looked for its own tokens, so that its
-ids are those of the plain text.
+is escaped: :meth:`ControlTokens.hide` puts :data:`ESCAPE` into each of these words. A tokenizer
+prepared by :func:`read_escapes` drops that character again after it has looked for its own tokens,
+so that its ids are those of the plain text.
 
 The tags of the response format, `<think>` and `</think>`, may be control tokens too. In
 Qwen3-VL-Instruct they are added tokens that were never trained: the policy does not write them even

@@ -1,5 +1,5 @@
 """`python -m vapo_verl.doctor [+recipe=NAME key=value ...]`: find problems before a run.
 
-Each file checks one topic and yields findings; `checkup.py` orders them. See
+Each file checks one topic and yields findings; `__main__.diagnose` orders them. See
 docs/doctor.md.
 """

@@ -40,7 +40,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
-    """The parameters of a case; the batches have rows of all kinds, see paged_batch.py."""
+    """The parameters of a case; the batches have rows of all kinds, see :class:`PagedBatch`."""
 
     kind: str
     """``agreement``, ``splits`` or ``graph``."""

@@ -1,4 +1,4 @@
-"""veRL's actor and reference workers with four upstream faults fixed; they also run on CPU."""
+"""veRL's actor and reference workers with upstream faults fixed; they also run on CPU."""
 
 import os
 import re

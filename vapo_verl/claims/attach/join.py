@@ -100,8 +100,9 @@ class AttachReport:
     """Claims in all rows written."""
     num_true_claims: int
     fewest_claims: int
-    """Over the written rows that have claims; so are the next two."""
+    """Over the written rows that have claims."""
     most_claims: int
+    """Over the same rows."""
 
     @property
     def num_rows_with_claims(self) -> int:

@@ -229,7 +229,7 @@ def similarity(first: str, second: str) -> float:
 
 
 def are_same(first: str, second: str, max_similarity: float = MAX_SIMILARITY) -> bool:
-    """Whether the texts are more alike than `max_similarity`; opposites are not the same."""
+    """Whether the texts are more alike than `max_similarity`, as opposites can be, too."""
     return similarity(first, second) > max_similarity
 
 

@@ -259,7 +259,7 @@ def iter_sources(sources: Sequence[Source]) -> Iterator[tuple[Source, int, dict[
 def build_row(
     row: SourceRow, *, index: int, place: str, embed: bool, options: ImportOptions
 ) -> dict[str, object]:
-    """The row as `schema.row_schema` has it; `extra_info.split` is "val" if it is held out.
+    """The row as `parquet_stream.row_schema` has it; `extra_info.split` is "val" if it is held out.
 
     Args:
         index: number of the row among those of all sources.

@@ -96,7 +96,6 @@ class Arm:
 
     def row_score(self, benchmark: str, index: int | str) -> float:
         """Fraction of correct answers to a row, over seeds and samples."""
-
         each = [fraction_correct(seed[benchmark].answers[index]) for seed in self.seeds]
         return sum(each) / len(each)
 
@@ -207,7 +206,6 @@ def check_settings(arms: Sequence[Arm], benchmark: str) -> list[str]:
             that a difference could come from grading. A result whose answers the rule could all
             read depends on no judge, and can be compared with any other result.
     """
-
     results = [seed[benchmark] for arm in arms for seed in arm.seeds]
     _check_grading(results, benchmark)
     settings = [json.loads((result.folder / SETTINGS_FILE).read_text()) for result in results]
@@ -285,7 +283,6 @@ def _categories(arms: Sequence[Arm], benchmark: str) -> tuple[str, ...]:
 
 
 def _compare(a: Arm, b: Arm, benchmark: str, category: str) -> Comparison:
-
     first = a.seeds[0][benchmark].answers
     indices = [i for i, samples in first.items() if category in ("", samples[0].category)]
     by_seed_a, by_seed_b = a.accuracies(benchmark, category), b.accuracies(benchmark, category)
@@ -319,7 +316,6 @@ def _compare(a: Arm, b: Arm, benchmark: str, category: str) -> Comparison:
 
 
 def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
-
     adjusted = benjamini_hochberg([each.p for each in comparisons])
     return [
         replace(each, p_adjusted=value) for each, value in zip(comparisons, adjusted, strict=True)
@@ -358,7 +354,6 @@ def _body(
     comparisons: Sequence[Comparison],
     shown_rows: int,
 ) -> str:
-
     lines = {name: [_point(arm, name) for arm in arms] for name in benchmarks}
     overall = [each for each in comparisons if not each.category]
     by_category = [each for each in comparisons if each.category]
@@ -378,7 +373,6 @@ def _body(
 
 def _point(arm: Arm, benchmark: str) -> Any:
     """Accuracy with its interval; for several seeds their mean and range."""
-
     if len(arm.seeds) > 1:
         score = arm_score(arm.accuracies(benchmark))
         name = f"{arm.name} (range of {score.num_seeds} seeds)"
@@ -388,7 +382,6 @@ def _point(arm: Arm, benchmark: str) -> Any:
 
 
 def _table(title: str, comparisons: Sequence[Comparison]) -> Any:
-
     rows = [
         [
             f"{each.benchmark} {each.category}".strip(),

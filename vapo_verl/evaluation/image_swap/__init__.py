@@ -31,7 +31,7 @@ on single attention weights.
                         :func:`vapo_verl.evaluation.image_swap.swap_probe.divergence`
         logprob_drop    list of float, one for each token: how far its logprob falls, in nats
 
-- `settings.json`, `page.html`, and `summary.json`: see `summary.summarise`.
+- `settings.json`, `page.html`, and `summary.json`: see `swap_command.summarise`.
 """
 
 from dataclasses import dataclass, field

@@ -24,7 +24,7 @@ Insertions past the end of the reasoning are left out.
         attention    list of float or null, one for each token it wrote; after a replay it counts
                      the tokens of all images
 
-- `settings.json`, `page.html`, and `summary.json`: see `summary.summarise`.
+- `settings.json`, `page.html`, and `summary.json`: see `intervention_command.summarise`.
 """
 
 from dataclasses import dataclass, field

@@ -20,7 +20,7 @@ model's predictions on the rows' claims at cuts along them, whether the response
       probe_tokens    int: prompt tokens of all questions
       cached_tokens   int: of these, tokens found in the KV cache
 
-- `settings.json`, `page.html`, and `summary.json`: see `summary.summarise`.
+- `settings.json`, `page.html`, and `summary.json`: see `perception_command.summarise`.
 """
 
 from dataclasses import dataclass, field
