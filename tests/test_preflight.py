@@ -9,18 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.composing import compose_once
 from vapo_verl import preflight
 from vapo_verl.data.__main__ import main as data_command
 from vapo_verl.digits.model import model_dir
 from vapo_verl.doctor.findings import examine
-from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.launch import settle
 from vapo_verl.preflight import (
     InputError,
     check_data,
     check_first_pass,
+    check_micro_batches,
     check_run,
     check_trainer_mode,
+    row_rules,
 )
 
 
@@ -35,7 +37,7 @@ def composed(digits):
 
     def compose(*overrides):
         files = [f"data.train_files={digits['train']}", f"data.val_files={digits['val']}"]
-        config = compose_recipe("smoke", [*files, *overrides])
+        config = compose_once("smoke", [*files, *overrides])
         settle(config)
         return config
 
@@ -84,13 +86,13 @@ def test_a_group_filter_goes_by_what_every_response_has(metric):
     with pytest.raises(
         ValueError, match=f"metric={metric}.* use one of reward, acc, format"
     ) as told:
-        preflight.check_group_filter(compose_recipe("vapo_released", given))
+        preflight.check_group_filter(compose_once("vapo_released", given))
     assert ("without probes have none" in str(told.value)) == (metric == "perception")
     function = "reward.custom_reward_function.path=mine.py"  # may give values of its own
-    preflight.check_group_filter(compose_recipe("vapo_released", [*given, function]))
+    preflight.check_group_filter(compose_once("vapo_released", [*given, function]))
     off = "algorithm.filter_groups.enable=false"
-    preflight.check_group_filter(compose_recipe("vapo_released", [*given, off]))
-    preflight.check_group_filter(compose_recipe("vapo_released"))
+    preflight.check_group_filter(compose_once("vapo_released", [*given, off]))
+    preflight.check_group_filter(compose_once("vapo_released"))
 
 
 def test_a_missing_data_file_is_named_with_its_key(check):
@@ -259,6 +261,23 @@ def test_a_context_without_room_for_a_claim_states_the_room_needed(check):
             "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=true",
             "log_prob_use_dynamic_bsz=True and actor_rollout_ref.actor.use_dynamic_bsz=False: veRL",
         ),
+        (
+            "actor_rollout_ref.rollout.val_kwargs.n=4",
+            "val_kwargs.n=4 asks for equal responses at temperature 0; set "
+            "actor_rollout_ref.rollout.val_kwargs.temperature",
+        ),
+        (
+            "actor_rollout_ref.rollout.val_kwargs.do_sample=true",
+            "val_kwargs.do_sample=True is greedy at temperature 0",
+        ),
+        (
+            "actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent",
+            "default_agent_loop=tool_agent: veRL's own loops ask no claims",
+        ),
+        (
+            "+actor_rollout_ref.rollout.engine_kwargs.vllm.disable_mm_processor_cache=true",
+            "vllm.disable_mm_processor_cache: this vLLM has no argument of that name; use ",
+        ),
         ("trainer.n_gpus_per_node=3", "do not split over 3 ranks"),
         ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16", "the 40 responses"),
         ("actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=60", "a divisor of 40"),
@@ -312,12 +331,62 @@ def test_settings_that_cannot_work_name_the_key(check, override, words):
     assert words in refused(check, override)
 
 
+def test_validation_may_sample_several_responses(check):
+    key = "actor_rollout_ref.rollout.val_kwargs"
+    check(f"{key}.n=4", f"{key}.do_sample=true", f"{key}.temperature=1.0")
+
+
+ACTOR, REF = "actor_rollout_ref.actor", "actor_rollout_ref.ref"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "least"),
+    [
+        ((f"{ACTOR}.ppo_max_token_len_per_gpu=9000",), f"{ACTOR}.ppo_max_token_len_per_gpu", 10000),
+        (
+            (
+                f"{ACTOR}.ulysses_sequence_parallel_size=2",
+                f"{ACTOR}.ppo_max_token_len_per_gpu=4999",
+            ),
+            f"{ACTOR}.ppo_max_token_len_per_gpu=4999 on 2 ranks of a sequence",
+            5000,
+        ),
+        ((f"{REF}.log_prob_max_token_len_per_gpu=9000",), f"{REF}.log_prob_max_token_len", 10000),
+    ],
+)
+def test_a_micro_batch_holds_the_longest_sequence(overrides, key, least):
+    lengths = ("data.max_prompt_length=2000", "data.max_response_length=8000")
+    with pytest.raises(ValueError, match="would end the run") as refused:
+        check_micro_batches(compose_once("vapo", [*lengths, *overrides]))
+    assert str(refused.value).startswith(key)
+    assert str(refused.value).endswith(f"set {least} or more")
+
+
+def test_a_micro_batch_of_several_ranks_holds_as_many_times_the_tokens():
+    check_micro_batches(
+        compose_once(
+            "vapo",
+            [
+                *("data.max_prompt_length=2000", "data.max_response_length=8000"),
+                f"{ACTOR}.ulysses_sequence_parallel_size=2",
+                f"{ACTOR}.ppo_max_token_len_per_gpu=5000",
+            ],
+        )
+    )
+
+
+def test_verls_limit_of_images_comes_before_the_engines():
+    assert row_rules(compose_once("vapo", [])).max_images == 8
+    rules = row_rules(compose_once("vapo", ["+actor_rollout_ref.rollout.limit_images=2"]))
+    assert (rules.max_images, rules.max_images_key) == (2, "actor_rollout_ref.rollout.limit_images")
+
+
 def test_servers_of_several_nodes_are_not_restarted():
     engine = "actor_rollout_ref.rollout.tensor_model_parallel_size=16"
     overrides = [engine, "trainer.nnodes=2", "vapo.rollout.restart_servers=true"]
     with pytest.raises(ValueError, match=r"engines of 16 GPUs, on nodes of 8: .*set it to false"):
-        check_trainer_mode(compose_recipe("vapo", overrides))
-    check_trainer_mode(compose_recipe("vapo", overrides[:2]))
+        check_trainer_mode(compose_once("vapo", overrides))
+    check_trainer_mode(compose_once("vapo", overrides[:2]))
 
 
 def test_other_optimizers_are_accepted(check):
@@ -330,7 +399,7 @@ BYPASS = "algorithm.rollout_correction.bypass_mode=true"
 
 
 def test_adapters_are_not_bypassed_by_the_first_forward_pass():
-    config = compose_recipe("vapo_lora", [BYPASS])
+    config = compose_once("vapo_lora", [BYPASS])
     with pytest.raises(ValueError, match=r"FSDP 2.*set bypass_mode=false"):
         check_first_pass(config)
     without_kl = "actor_rollout_ref.actor.use_kl_loss=false"
@@ -340,7 +409,7 @@ def test_adapters_are_not_bypassed_by_the_first_forward_pass():
         ("vapo", [BYPASS]),
         ("smoke_lora", [BYPASS]),  # not on a GPU
     ):
-        check_first_pass(compose_recipe(recipe, overrides))
+        check_first_pass(compose_once(recipe, overrides))
 
 
 ENGINE_IMAGES = "+actor_rollout_ref.rollout.engine_kwargs.vllm.mm_processor_kwargs"
@@ -365,7 +434,7 @@ def test_an_engine_that_would_resize_images_again_is_refused(check, limit, overr
 
 def test_a_limit_of_the_data_above_the_models_own_is_the_models_in_engine_and_loop(check):
     check(f"{ENGINE_IMAGES}={{max_pixels: 60000}}", "data.max_pixels=60000")
-    config = compose_recipe("smoke", [f"{ENGINE_IMAGES}={{max_pixels: 60000}}"])
+    config = compose_once("smoke", [f"{ENGINE_IMAGES}={{max_pixels: 60000}}"])
     with pytest.raises(ValueError, match="above the 50176 pixels of the model's processor"):
         preflight.check_engine_images(config)  # as it is before it is settled
 

@@ -1,13 +1,12 @@
 """Settings that no run can have: refused with key, value and fix, before anything starts."""
 
-import copy
 import shlex
-from functools import cache
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from tests.composing import compose_once
 from vapo_verl.hydra_config import RECIPES, compose_base, compose_recipe, recipe_names
 from vapo_verl.settings import (
     check_keys,
@@ -17,14 +16,9 @@ from vapo_verl.settings import (
 )
 
 
-@cache
-def _smoke():
-    return compose_recipe("smoke")
-
-
 def smoke():
-    """The recipe's config, composed once."""
-    config = copy.deepcopy(_smoke())
+    """The recipe's config, which takes new keys."""
+    config = compose_once("smoke")
     OmegaConf.set_struct(config, False)
     return config
 
@@ -34,7 +28,7 @@ LR = "actor_rollout_ref.actor.optim.lr"
 
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_every_recipe_passes(recipe):
-    config = compose_recipe(recipe)
+    config = compose_once(recipe)
     check_settings(config)
     check_keys(config)
     check_recipe_package(config, recipe, [RECIPES.parent])
@@ -154,6 +148,42 @@ def test_values_beside_the_default_that_runs_have(key, value):
     config = smoke()
     OmegaConf.update(config, key, value, merge=False)
     check_settings(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("reward.reward_model.enable=true", "would replace the reward of VAPO"),
+        ("reward.reward_manager.name=dapo", "without a reward manager"),
+        ("+reward.reward_kwargs.overlong_buffer_cfg.enable=true", "without a reward manager"),
+        ("reward_model.reward_manager=prime", "without a reward manager"),
+        ("reward_model.enable=true", "nothing reads this older key"),
+        ("actor_rollout_ref.rollout.multi_turn.enable=true", "one turn and no tools"),
+        ("actor_rollout_ref.rollout.multi_turn.tool_config_path=t.yaml", "one turn and no tools"),
+        ("actor_rollout_ref.rollout.do_sample=false", "set actor_rollout_ref.rollout.temperature"),
+        ("trainer.default_hdfs_dir=hdfs://a/b", "nothing copies checkpoints there"),
+        ("trainer.v1.sampler.custom_sampler.path=mine.py", "this package's replay buffer"),
+    ],
+)
+def test_a_setting_that_would_have_no_effect_is_refused(override, words):
+    key = override.lstrip("+").partition("=")[0].removesuffix(".overlong_buffer_cfg.enable")
+    with pytest.raises(ValueError, match=words) as refused:
+        check_settings(compose_once("smoke", [override]))
+    assert str(refused.value).startswith(f"{key}=")
+
+
+@pytest.mark.parametrize(
+    "override", ["reward_model.enable=false", "reward.reward_manager.name=null"]
+)
+def test_a_setting_without_effect_may_be_off(override):
+    check_settings(compose_once("smoke", [override]))
+
+
+def test_the_keys_that_verl_documents_reach_those_that_it_reads():
+    actor = compose_once("vapo", ["actor_rollout_ref.actor.clip_ratio=0.3"]).actor_rollout_ref.actor
+    assert (actor.clip_ratio_low, actor.clip_ratio_high) == (0.3, 0.3)
+    actor = compose_once("vapo", ["actor_rollout_ref.actor.grad_clip=0.5"]).actor_rollout_ref.actor
+    assert actor.optim.clip_grad == 0.5
 
 
 LIBRARY = "actor_rollout_ref.model.external_lib"
@@ -334,6 +364,20 @@ def test_what_hydra_reads_is_left_alone(argument):
 
 def test_a_word_is_no_setting():
     assert unreadable_override("smoke") == "smoke is no setting; give key=value"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data.seed=3", "trainer.logger=[a,b]", "trainer.project_name='it is: 1e-3'"],
+        ["+data.gen_batch_size=5", "++vapo.seed=7", "~data.seed"],
+        ["+actor_rollout_ref.rollout.engine_kwargs.vllm.mm_processor_kwargs={max_pixels: 60000}"],
+    ],
+)
+def test_the_recipes_of_these_tests_are_those_that_hydra_composes(overrides):
+    config, composed = compose_once("smoke", overrides), compose_recipe("smoke", overrides)
+    assert OmegaConf.to_yaml(config) == OmegaConf.to_yaml(composed)
+    assert OmegaConf.is_struct(config)
 
 
 def test_the_base_config_can_be_composed_within_another_hydra():

@@ -19,7 +19,11 @@ from vapo_verl.config import COLOCATED, SEPARATE, SYNC, AnchorConfig, VapoConfig
 from vapo_verl.lora import check_lora, lora_of, refuse_quantized
 from vapo_verl.methods import method_of
 from vapo_verl.rollout.correction import bypasses, check_rollout_correction
-from vapo_verl.rollout.engine_args import ENGINE, processor_max_pixels
+from vapo_verl.rollout.engine_args import (
+    ENGINE,
+    check_engine_arguments,
+    processor_max_pixels,
+)
 from vapo_verl.rollout.model_families import (
     captured_layers,
     check_family,
@@ -62,6 +66,7 @@ OPTIMIZER: Mapping[str, Any] = {
 ``actor_rollout_ref.actor.optim``."""
 GROUP_VALUES = ("reward", "acc", "format")
 """Values that every response has, usable as the metric of a group filter."""
+VERL_AGENT_LOOPS = ("single_turn_agent", "tool_agent")
 WEIGHTS_MODULE = "vapo_verl.rollout.weight_sync"
 
 
@@ -303,6 +308,12 @@ def check_engine(config: DictConfig) -> None:
     if rollout.name != "vllm":
         raise ValueError(
             f"actor_rollout_ref.rollout.name={rollout.name}: anchors need vllm; set vllm"
+        )
+    if rollout.agent.default_agent_loop in VERL_AGENT_LOOPS:
+        raise ValueError(
+            f"actor_rollout_ref.rollout.agent.default_agent_loop={rollout.agent.default_agent_loop}"
+            ": veRL's own loops ask no claims; leave it out, or give a subclass of "
+            "vapo_verl.rollout.agent_loop.VapoAgentLoop a name of its own"
         )
     if rollout.full_determinism:
         raise ValueError(
@@ -569,6 +580,7 @@ def check_micro_batches(config: DictConfig) -> None:
             "way; set them to the same value"
         )
     if by_tokens:
+        _check_longest(config)
         return
     ranks = ranks_of(config)
     # log probs cover a whole step, but failed responses shorten it by mini-batches
@@ -580,6 +592,45 @@ def check_micro_batches(config: DictConfig) -> None:
                 f"actor_rollout_ref.{key}={micro} does not divide the {size // ranks} responses "
                 f"that each of {ranks} ranks holds; set a divisor of {size // ranks}"
             )
+
+
+def _check_longest(config: DictConfig) -> None:
+    """Refuse micro-batches of fewer tokens than the longest sequence, where veRL would assert."""
+    policy = config.actor_rollout_ref
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    for _, limit in PASSES.values():
+        is_reference = limit.startswith("ref.")
+        part = policy.ref if is_reference else policy.actor
+        shards = max(
+            group.ulysses_sequence_parallel_size or 1 for group in (part, part.fsdp_config)
+        )
+        tokens = OmegaConf.select(policy, limit)
+        if (has_reference(config) or not is_reference) and tokens * shards < longest:
+            raise ValueError(
+                f"actor_rollout_ref.{limit}={tokens}"
+                f"{f' on {shards} ranks of a sequence' if shards > 1 else ''} is below "
+                f"data.max_prompt_length + data.max_response_length = {longest}: the first "
+                f"response of that length would end the run; set {-(-longest // shards)} or more"
+            )
+
+
+def check_validation(config: DictConfig) -> None:
+    """Refuse several greedy responses to a validation prompt: they would all be the same.
+
+    Raises:
+        ValueError: sampling that is asked for at temperature 0.
+    """
+    sampling, key = config.actor_rollout_ref.rollout.val_kwargs, "actor_rollout_ref.rollout"
+    if sampling.temperature:
+        return
+    fix = f"set {key}.val_kwargs.temperature, as 1.0"
+    if sampling.do_sample:
+        raise ValueError(f"{key}.val_kwargs.do_sample=True is greedy at temperature 0; {fix}")
+    if sampling.n > 1:
+        raise ValueError(
+            f"{key}.val_kwargs.n={sampling.n} asks for equal responses at temperature 0; {fix}, "
+            "or n to 1"
+        )
 
 
 def check_optimizer(config: DictConfig) -> None:
@@ -719,10 +770,12 @@ CHECKS: tuple[Check, ...] = (
     Check("policy loss", check_policy_loss),
     Check("attention kernel", check_attention_kernel),
     Check("engine settings", check_engine),
+    Check("engine arguments", check_engine_arguments),
     Check("trainer mode", check_trainer_mode),
     Check("batches", check_batches),
     Check("group filter", check_group_filter),
     Check("micro-batches", check_micro_batches),
+    Check("validation", check_validation),
     Check("optimizer", check_optimizer),
     Check("padding", check_padding),
     Check("images of the engine", check_engine_images),
@@ -873,10 +926,10 @@ def row_rules(config: DictConfig) -> "RowRules":
 
     folder = model_folder(config.actor_rollout_ref.model.path)
     tokens = tokenizer_tokens(folder) if folder is not None else None
-    limit_key = f"{ENGINE}.limit_mm_per_prompt.image"
+    limit_key = "actor_rollout_ref.rollout.limit_images"  # veRL takes it before the engine's key
     limit = OmegaConf.select(config, limit_key)
     if limit is None:
-        limit_key = "actor_rollout_ref.rollout.limit_images"
+        limit_key = f"{ENGINE}.limit_mm_per_prompt.image"
         limit = OmegaConf.select(config, limit_key)
     return RowRules(
         controls=ControlTokens() if tokens is None else ControlTokens(tokens),

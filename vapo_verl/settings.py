@@ -167,6 +167,57 @@ REGISTERED: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """Names of veRL's and vLLM's registries: :data:`EXTERNAL_LIB` may add some."""
+_OWN_REWARD = (
+    "the agent loop computes rewards, without a reward manager; leave it out, or set "
+    "reward.custom_reward_function.path (docs/rewards.md)"
+)
+_OLD_KEY = "nothing reads this older key; leave it out"
+_ONE_TURN = "a response has one turn and no tools; leave it out"
+_OWN_SAMPLER = "the trainer uses this package's replay buffer; leave it out"
+UNREAD: Mapping[str, str] = {
+    "reward.reward_model.enable": (
+        "a reward model would replace the reward of VAPO; leave it out, or let a model compare "
+        "answers (vapo.reward.judge, docs/rewards.md)"
+    ),
+    **dict.fromkeys(
+        (
+            *("reward.reward_manager.name", "reward.reward_manager.source"),
+            *("reward.reward_manager.module.path", "reward.reward_kwargs"),
+            "reward.sandbox_fusion.url",
+        ),
+        _OWN_REWARD,
+    ),
+    **dict.fromkeys(
+        ("reward_model.reward_manager", "reward_model.reward_kwargs", "sandbox_fusion.url"),
+        _OWN_REWARD,
+    ),
+    **dict.fromkeys(("reward_model.enable", "reward_model.model.path"), _OLD_KEY),
+    **dict.fromkeys(
+        (
+            f"{_POLICY}.rollout.multi_turn.enable",
+            f"{_POLICY}.rollout.multi_turn.tool_config_path",
+            f"{_POLICY}.rollout.multi_turn.function_tool_path",
+        ),
+        _ONE_TURN,
+    ),
+    f"{_POLICY}.rollout.do_sample": (
+        "responses are sampled; set actor_rollout_ref.rollout.temperature, or 0.01 for nearly "
+        "greedy ones"
+    ),
+    "algorithm.use_pf_ppo": "no trainer here reads it; leave it out",
+    "trainer.default_hdfs_dir": (
+        "nothing copies checkpoints there; mount it and set trainer.default_local_dir"
+    ),
+    **dict.fromkeys(
+        (
+            "trainer.v1.sampler.sync_refill_failed_groups",
+            "trainer.v1.sampler.custom_sampler.path",
+        ),
+        _OWN_SAMPLER,
+    ),
+}
+"""Key of veRL that would have no effect here, or a wrong one -> why, and what to do instead. Its
+default and null are allowed, and false if the default is null."""
 SEVERAL_TYPES = ("algorithm.rollout_correction.rollout_is_threshold",)
 """Keys whose values may have other types than their default, checked where they are used."""
 CHECKPOINT_PARTS = ("model", "optimizer", "extra", "hf_model")
@@ -226,7 +277,12 @@ def check_settings(config: DictConfig) -> None:
     for key, default in defaults.items():
         if key not in SEVERAL_TYPES:
             _check_type(key, _at(values, key), default)
-    _check_parts(f"{_POLICY}.actor.checkpoint.save_contents", values)
+    for key, reason in UNREAD.items():
+        value, default = _at(values, key), defaults.get(key)
+        if value not in (default, None) and not (value is False and default is None):
+            raise ValueError(f"{key}={value!r}: {reason}")
+    for name in ("save_contents", "load_contents"):
+        _check_parts(f"{_POLICY}.actor.checkpoint.{name}", values)
     section(VapoConfig, values["vapo"], "vapo")
 
 

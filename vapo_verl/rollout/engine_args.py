@@ -1,13 +1,18 @@
 """Derive engine arguments from other settings and write them into veRL's config."""
 
+import ast
+import difflib
 import json
 import os
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vapo_verl.attention import engine_args
 from vapo_verl.config import AttentionConfig
+from vapo_verl.settings import find_module
 
 ENGINE = "actor_rollout_ref.rollout.engine_kwargs.vllm"
 
@@ -29,6 +34,7 @@ UNSUPPORTED = {
 (`vapo_verl.attention.worker`), but only a minute later."""
 
 
+ARGUMENT_MODULES = ("vllm.engine.arg_utils", "vllm.entrypoints.openai.cli_args")
 V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 """Environment variable of vLLM: its V2 model runner orders the rows of a batch elsewhere and has
 another KV cache layout. vLLM 0.24 uses it by itself for some text models, later versions for most
@@ -63,6 +69,43 @@ def processor_max_pixels(config: DictConfig) -> int | None:
             if limit is not None:
                 return int(limit)
     return None
+
+
+def check_engine_arguments(config: DictConfig) -> None:
+    """Refuse an argument that vLLM does not have: its parser would end the server at the start.
+
+    Raises:
+        ValueError: the first one, with similar names.
+    """
+    known = engine_arguments()
+    for name in OmegaConf.select(config, ENGINE) or ():
+        if known and name.replace("-", "_") not in known:
+            near = difflib.get_close_matches(name, known)
+            fix = f"use {' or '.join(near)}" if near else "leave it out"
+            raise ValueError(f"{ENGINE}.{name}: this vLLM has no argument of that name; {fix}")
+
+
+@cache
+def engine_arguments() -> frozenset[str]:
+    """Names of all arguments of `vllm serve`, from its sources; empty if it is not installed.
+
+    Importing them would take seconds.
+    """
+    return frozenset(name for module in ARGUMENT_MODULES for name in _argument_names(module))
+
+
+def _argument_names(module: str) -> Iterator[str]:
+    """Fields of the module's classes, and its option strings."""
+    try:
+        file = find_module(module).origin
+    except ModuleNotFoundError:
+        return
+    assert file is not None
+    for node in ast.walk(ast.parse(Path(file).read_text("utf-8"))):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id
+        elif isinstance(node, ast.Constant) and str(node.value).startswith("--"):
+            yield str(node.value)[2:].replace("-", "_")
 
 
 def add_attention(config: DictConfig, attention: AttentionConfig) -> None:
