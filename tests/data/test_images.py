@@ -39,7 +39,8 @@ from vapo_verl.data.prompt_length import Frame, NotFromHeaders
 from vapo_verl.data.rows import check_parquet
 from vapo_verl.digits.model import model_dir
 from vapo_verl.evaluation.probing.rows import image_size, open_image, read_rows
-from vapo_verl.run_folder.images import image_parts, image_uri, small_images
+from vapo_verl.rollout.prompts import image_parts
+from vapo_verl.run_folder.rollouts import image_uri, small_images
 
 ROOT = Path(vapo_verl.__file__).parent
 WIDTH, HEIGHT = 56, 84
@@ -58,7 +59,7 @@ CONSUMERS = {
     "evaluation/probing/engine.py": "the engine of all probing commands",
     "evaluation/probing/rows.py": "rows of all probing commands",
     "plots/matplotlib_figure.py": "a figure that was just drawn",
-    "run_folder/images.py": "rollout samples and the report",
+    "run_folder/rollouts.py": "rollout samples and the report",
 }
 """Modules that have images opened, and what for: each is compared with the others below."""
 DECODERS = {

@@ -7,13 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vapo_verl.run_folder.images import (
-    MAX_IMAGES,
-    MAX_SIDE,
-    image_parts,
-    small_image,
-    small_images,
-)
+from vapo_verl.rollout.prompts import image_parts
+from vapo_verl.run_folder.rollouts import MAX_IMAGES, MAX_SIDE, small_image, small_images
 
 
 def encoded(image: Image.Image, **options: object) -> bytes:

@@ -17,13 +17,13 @@ from vapo_verl.analysis.position_curves import (
 from vapo_verl.evaluation.early_decision import COMMAND, EarlyDecision, load_early_decision
 from vapo_verl.evaluation.probing.probe_options import FOLDER
 from vapo_verl.run_folder import RunError
-from vapo_verl.run_folder.images import image_uri
 from vapo_verl.run_folder.layout import METRICS_FILE
 from vapo_verl.run_folder.metrics import Metrics, read_metrics
 from vapo_verl.run_folder.rollouts import (
     RewardParts,
     Rollout,
     RolloutAnchor,
+    image_uri,
     read_rollouts,
     rollout_files,
 )

@@ -19,7 +19,6 @@ from tensordict import NonTensorData, NonTensorStack, TensorDict
 from vapo_verl.anchors import SampleKey
 from vapo_verl.data.compact_pixels import PIXELS, CompactPixels, ModelInputs
 from vapo_verl.rollout.transfer import clear, column_values, keys_in, put_row, read_columns
-from vapo_verl.run_folder.images import image_parts
 
 T = TypeVar("T")
 PREPARED, SERVER, STORED = "prepared", "server", "stored"
@@ -152,6 +151,17 @@ async def store_prompt(prompt: OpenPrompt, messages: Sequence[Mapping[str, Any]]
         SECONDS_FIELD: prepared.seconds,
     }
     await put_row(prompt.uid, PROMPTS, row)
+
+
+def image_parts(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The image parts of a prompt in veRL's form."""
+    return [
+        part
+        for message in messages
+        if not isinstance(message["content"], str)
+        for part in message["content"]
+        if part.get("type") == "image"
+    ]
 
 
 def stored_images(uids: Sequence[str]) -> dict[str, list[Any]]:

@@ -1,5 +1,7 @@
-"""Sampled rollouts of a run: schema, writer, and a reader that holds a few rows at a time."""
+"""Sampled rollouts of a run: schema, images, writer, and a reader of a few rows at a time."""
 
+import base64
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,13 +12,21 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
+from vapo_verl.data.images import IMAGE_ERRORS, StoredImage, is_remote, load_image
 from vapo_verl.run_folder.layout import ROLLOUT_FOLDER, named_failure
 
 T = TypeVar("T")
 BATCH_ROWS = 32
 _LEFT_OUT = {"prompt_ids", "response_ids", "advantages", "rollout_log_probs", "old_log_probs"}
 LAYERS_KEY = "visual_attention_layers"
+MAX_IMAGES = 4
+"""Images kept of one prompt, the first ones."""
+MAX_SIDE = 512
+"""Longer sides are scaled down to this many pixels."""
+_LOSSLESS_SIDE = 128
+_JPEG_QUALITY = 85
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,3 +274,50 @@ def write_rollouts(
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+
+
+def small_images(images: Sequence[Any]) -> list[bytes | None]:
+    """The first images of a prompt, encoded again by :func:`small_image`.
+
+    None stands for one that is at a remote address or cannot be read.
+
+    Args:
+        images: parts of messages, or anything that :func:`load_image` takes.
+    """
+    return [_encoded(image) for image in images[:MAX_IMAGES]]
+
+
+def small_image(image: Image.Image) -> bytes:
+    """PNG or JPEG of at most ``MAX_SIDE`` pixels a side, of the pixels that the model sees.
+
+    It holds no metadata, so that no viewer rotates it.
+    """
+    pixels = load_image(image)
+    pixels.thumbnail((MAX_SIDE, MAX_SIDE))
+    kind = "PNG" if max(pixels.size) <= _LOSSLESS_SIDE else "JPEG"
+    buffer = io.BytesIO()
+    pixels.save(buffer, kind, quality=_JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def _encoded(entry: Any) -> bytes | None:
+    image = entry.get("image") if isinstance(entry, Mapping) else entry
+    if isinstance(image, StoredImage) and is_remote(image.source):
+        return None  # the trainer downloads nothing for a picture in the report
+    try:
+        return small_image(load_image(entry))
+    except IMAGE_ERRORS:
+        return None
+
+
+def image_uri(data: bytes) -> str:
+    """``data:`` address of the image, decoded and encoded again; empty if it cannot be read.
+
+    Only pixels get into the page; other content of the bytes is dropped.
+    """
+    try:
+        encoded = small_image(load_image(data))
+    except IMAGE_ERRORS:
+        return ""
+    kind = "png" if encoded.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(encoded).decode('ascii')}"

@@ -30,7 +30,7 @@ from vapo_verl.rollout import model_families
 from vapo_verl.rollout.prompts import stored_images, uid_of
 from vapo_verl.rollout.sample import RECORD_FIELD, SampleRecord
 from vapo_verl.rollout.transfer import read_columns
-from vapo_verl.run_folder.images import small_images
+from vapo_verl.run_folder.rollouts import small_images
 
 if TYPE_CHECKING:
     from torch import Tensor

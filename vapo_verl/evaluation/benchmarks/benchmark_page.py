@@ -325,7 +325,7 @@ def _question(row: BenchmarkRow) -> str:
 
 def _images(row: BenchmarkRow) -> str:
     from vapo_verl.data.images import IMAGE_ERRORS, load_image  # not for --help
-    from vapo_verl.run_folder.images import image_uri, small_image
+    from vapo_verl.run_folder.rollouts import image_uri, small_image
 
     found = []
     for source in row.images:
