@@ -14,8 +14,9 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from tests.checkpoints import mark_complete
+from tests.composing import compose_once
 from vapo_verl import launch, preflight
-from vapo_verl.hydra_config import compose_recipe, recipe_names
+from vapo_verl.hydra_config import recipe_names
 from vapo_verl.launch import address_file
 from vapo_verl.platform import CPU_ENVIRONMENT
 from vapo_verl.preflight import InputError
@@ -57,7 +58,7 @@ def micro_batches(config):
 def test_without_flash_attention_settling_changes_nothing_and_the_check_refuses(
     flash_attention, capsys
 ):
-    config = compose_recipe("vapo")
+    config = compose_once("vapo")
     flash_attention(False)
     launch.settle(config)
     assert actor_kernel(config) == (None, (True, True))
@@ -67,12 +68,12 @@ def test_without_flash_attention_settling_changes_nothing_and_the_check_refuses(
     assert "vapo.allow_sdpa=true" in str(no.value)
 
 
-GPU_RECIPES = [name for name in recipe_names() if compose_recipe(name).trainer.device != "cpu"]
+GPU_RECIPES = [name for name in recipe_names() if compose_once(name).trainer.device != "cpu"]
 
 
 @pytest.mark.parametrize("recipe", GPU_RECIPES)
 def test_sdpa_where_it_is_allowed_pads_two_sequences_and_says_so(recipe, flash_attention, capsys):
-    config = compose_recipe(recipe, ["vapo.allow_sdpa=true"])
+    config = compose_once(recipe, ["vapo.allow_sdpa=true"])
     given = [size for _, size in micro_batches(config)]
     flash_attention(False)
     launch.settle(config)
@@ -92,7 +93,7 @@ def test_sdpa_keeps_the_micro_batches_that_a_config_gives(flash_attention):
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1",
         "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=4",
     ]
-    config = compose_recipe("vapo", overrides)
+    config = compose_once("vapo", overrides)
     flash_attention(False)
     launch.settle(config)
     assert micro_batches(config) == [(False, 1), (False, 4), (False, 2)]
@@ -102,7 +103,7 @@ def test_sdpa_keeps_the_micro_batches_that_a_config_gives(flash_attention):
 def test_with_flash_attention_sequences_are_packed_and_verls_default_kernel_stands(
     flash_attention, capsys, allowed
 ):
-    config = compose_recipe("vapo", [f"vapo.allow_sdpa={allowed}"])
+    config = compose_once("vapo", [f"vapo.allow_sdpa={allowed}"])
     flash_attention(True)
     launch.settle(config)
     assert actor_kernel(config) == (None, (True, True))  # veRL's default is flash_attention_2
@@ -114,7 +115,7 @@ def test_with_flash_attention_sequences_are_packed_and_verls_default_kernel_stan
 def test_settled_configs_hold_no_reference_and_no_relative_path(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VAPO_DATA_DIR", raising=False)
-    config = compose_recipe("smoke", ["data.val_files=[a.parquet,b.parquet]"])
+    config = compose_once("smoke", ["data.val_files=[a.parquet,b.parquet]"])
     launch.settle(config)
     assert "${" not in OmegaConf.to_yaml(config)
     assert config.trainer.default_local_dir == str(tmp_path / "runs" / "smoke")
@@ -127,7 +128,7 @@ def test_settled_configs_hold_no_reference_and_no_relative_path(monkeypatch, tmp
 def test_workers_find_an_adapter_that_is_named_from_here(monkeypatch, tmp_path, given, home):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    config = compose_recipe("smoke_lora", [f"actor_rollout_ref.model.lora_adapter_path='{given}'"])
+    config = compose_once("smoke_lora", [f"actor_rollout_ref.model.lora_adapter_path='{given}'"])
     launch.settle(config)
     expected = tmp_path / home / "adapters" / "one"
     assert config.actor_rollout_ref.model.lora_adapter_path == str(expected)
@@ -135,14 +136,14 @@ def test_workers_find_an_adapter_that_is_named_from_here(monkeypatch, tmp_path, 
 
 def test_a_hub_name_is_no_path(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    config = compose_recipe("vapo")
+    config = compose_once("vapo")
     launch.settle(config)
     assert config.actor_rollout_ref.model.path == "Qwen/Qwen2.5-VL-7B-Instruct"
 
 
 @pytest.mark.parametrize(("saved", "finished"), [(None, False), (5, False), (6, True), (8, True)])
 def test_a_run_is_finished_once_its_last_step_is_saved_whole(tmp_path, saved, finished):
-    config = compose_recipe("smoke", [f"trainer.default_local_dir={tmp_path}"])
+    config = compose_once("smoke", [f"trainer.default_local_dir={tmp_path}"])
     if saved:
         checkpoint_folder(tmp_path, saved).mkdir()
         mark_complete(tmp_path, saved)
@@ -155,7 +156,7 @@ def finished_run(folder: Path, *overrides: str) -> DictConfig:
     checkpoint_folder(folder, 6).mkdir()
     (checkpoint_folder(folder, 6) / "data.pt").write_bytes(b"data")
     mark_complete(folder, 6)
-    return compose_recipe("smoke", [f"trainer.default_local_dir={folder}", *overrides])
+    return compose_once("smoke", [f"trainer.default_local_dir={folder}", *overrides])
 
 
 def test_a_damaged_last_checkpoint_is_no_finished_run(tmp_path):
@@ -184,7 +185,8 @@ def test_cut_files_are_named_before_anything_starts(tmp_path, capsys):
 def test_a_finished_run_without_its_last_validation_is_validated(tmp_path):
     config = finished_run(tmp_path)
     assert launch.lacks_validation(config)
-    assert not launch.lacks_validation(compose_recipe("smoke", ["trainer.test_freq=-1"]))
+    assert not launch.nothing_is_left(config)
+    assert not launch.lacks_validation(compose_once("smoke", ["trainer.test_freq=-1"]))
     MetricsFile(tmp_path / "metrics.jsonl", 6).log({"val-core/digits/acc/mean@1": 0.5}, 6)
     assert not launch.lacks_validation(config)
     [line] = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -207,7 +209,7 @@ def test_a_start_that_waited_for_the_end_of_the_run_has_nothing_to_do(
     monkeypatch, tmp_path, capsys
 ):
     """Another start holds the folder, and trains its last step meanwhile."""
-    config = compose_recipe(
+    config = compose_once(
         "smoke", [f"trainer.default_local_dir={tmp_path}", "trainer.test_freq=-1"]
     )
 
@@ -232,12 +234,12 @@ def test_validation_alone_runs_on_a_finished_run(tmp_path):
     overrides = [f"trainer.default_local_dir={tmp_path}", "trainer.val_only=true"]
     checkpoint_folder(tmp_path, 6).mkdir()
     mark_complete(tmp_path, 6)
-    assert not launch.is_finished(compose_recipe("smoke", overrides))
+    assert not launch.is_finished(compose_once("smoke", overrides))
 
 
 def test_a_run_folder_that_cannot_be_made_is_an_input_error(tmp_path):
     (tmp_path / "file").touch()
-    config = compose_recipe("smoke", [f"trainer.default_local_dir={tmp_path}/file/run"])
+    config = compose_once("smoke", [f"trainer.default_local_dir={tmp_path}/file/run"])
     with pytest.raises(InputError, match=r"default_local_dir=\S+ cannot be written: .*; name a"):
         launch.open_console(config)
 
@@ -248,12 +250,12 @@ def test_a_full_shared_memory_is_named_before_anything_starts(monkeypatch, tmp_p
     with pytest.raises(ValueError, match=rf"^{tmp_path} has 12 MiB free, .* need 16 MiB .*--shm"):
         launch.check_shared_memory(tmp_path)
     with pytest.raises(InputError, match=r"^/dev/shm has 12 MiB free"):
-        launch.launch(compose_recipe("smoke", [f"trainer.default_local_dir={tmp_path}"]))
+        launch.launch(compose_once("smoke", [f"trainer.default_local_dir={tmp_path}"]))
 
 
 @pytest.mark.parametrize("logger", ["wandb", "[tensorboard,wandb]"])
 def test_a_tracker_that_is_not_installed_is_an_input_error(monkeypatch, logger):
-    config = compose_recipe("smoke", [f"trainer.logger={logger}"])
+    config = compose_once("smoke", [f"trainer.logger={logger}"])
     launch.check_loggers(config)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="wandb"):
@@ -264,7 +266,7 @@ def test_the_cpu_environment_reaches_this_process_and_every_worker(monkeypatch):
     for name in CPU_ENVIRONMENT:
         monkeypatch.setenv(name, "before")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    config = compose_recipe("smoke")
+    config = compose_once("smoke")
     launch.set_environment(config)
     assert {name: os.environ[name] for name in CPU_ENVIRONMENT} == CPU_ENVIRONMENT
     assert config.ray_kwargs.ray_init.runtime_env.env_vars == CPU_ENVIRONMENT
@@ -274,7 +276,7 @@ def test_the_cpu_environment_reaches_this_process_and_every_worker(monkeypatch):
 def test_a_gpu_run_changes_no_environment(monkeypatch):
     for name in CPU_ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
-    config = compose_recipe("vapo")
+    config = compose_once("vapo")
     launch.set_environment(config)
     assert not set(CPU_ENVIRONMENT) & set(os.environ)
 
@@ -293,7 +295,7 @@ def test_processes_of_a_run_keep_sockets_and_locks_in_its_folder(no_cluster, mon
     for name in ("RAY_TMPDIR", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    config = compose_recipe("smoke", ["+ray_kwargs.ray_init.address=local"])
+    config = compose_once("smoke", ["+ray_kwargs.ray_init.address=local"])
     launch.use_temporary_folder(config, tmp_path)
     assert os.environ["TMPDIR"] == str(tmp_path)
     assert os.environ["RAY_TMPDIR"] == "/tmp"  # its sessions have the logs
@@ -303,13 +305,13 @@ def test_processes_of_a_run_keep_sockets_and_locks_in_its_folder(no_cluster, mon
 def test_processes_of_a_cluster_that_a_run_joins_keep_their_own_folders(no_cluster, monkeypatch):
     monkeypatch.setenv("TMPDIR", "/before")
     no_cluster.write_text("10.0.0.1:6379")
-    launch.use_temporary_folder(compose_recipe("smoke"), Path("/run"))
+    launch.use_temporary_folder(compose_once("smoke"), Path("/run"))
     assert os.environ["TMPDIR"] == "/before"
 
 
 @pytest.mark.parametrize("where", ["environment", "config", "file"])
 def test_a_cluster_that_is_joined_keeps_its_own_resources(no_cluster, monkeypatch, capsys, where):
-    config = compose_recipe("smoke", ["+ray_kwargs.ray_init.object_store_memory=100000000"])
+    config = compose_once("smoke", ["+ray_kwargs.ray_init.object_store_memory=100000000"])
     if where == "environment":
         monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     elif where == "config":
@@ -328,14 +330,14 @@ def test_a_cluster_of_its_own_has_the_resources_of_the_recipe(no_cluster, monkey
     if address:
         no_cluster.write_text("10.0.0.1:6379")
         monkeypatch.setenv("RAY_ADDRESS", address)
-    config = compose_recipe("smoke")
+    config = compose_once("smoke")
     launch.join_cluster(config)
     assert (config.ray_kwargs.ray_init.num_cpus, config.ray_kwargs.ray_init.num_gpus) == (16, 1)
 
 
 def test_several_nodes_without_a_cluster_are_refused(no_cluster):
     with pytest.raises(InputError, match="nnodes=2, but there is no Ray cluster"):
-        launch.join_cluster(compose_recipe("smoke", ["trainer.nnodes=2"]))
+        launch.join_cluster(compose_once("smoke", ["trainer.nnodes=2"]))
 
 
 def test_a_dead_process_is_told_without_the_stack_of_those_who_waited():

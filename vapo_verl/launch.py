@@ -37,7 +37,7 @@ from vapo_verl.run_folder.checkpoints import (
 from vapo_verl.run_folder.layout import METRICS_FILE, REPORT_FILE
 from vapo_verl.run_folder.metrics import read_metrics
 from vapo_verl.settings import MAX_COUNT, check_settings
-from vapo_verl.trainer.stopping import AnnouncedActor, RunStopped, StopSignals
+from vapo_verl.trainer.stopping import EXIT_STOPPED, AnnouncedActor, RunStopped, StopSignals
 from vapo_verl.trainer.trackers import check_trackers
 
 OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory")
@@ -67,12 +67,22 @@ def launch(config: DictConfig) -> None:
 
     Raises:
         InputError: the config or the data cannot work; nothing was started.
-        RunStopped: the run was asked to stop by SIGTERM or SIGUSR1.
+        RunStopped: the run was asked to stop by SIGTERM or SIGUSR1; the same command resumes it.
+        SystemExit: the same, but the command does not resume it; printed, with the fix.
         ProcessDied: a process of the run died or hangs.
         RunInterrupted: Ctrl-C.
     """
     with StopSignals() as signals:
-        _launch(config, signals)
+        try:
+            _launch(config, signals)
+        except RunStopped as stopped:
+            start = resume.start_of(config.trainer)
+            if stopped.step is None or start.mode == "auto":
+                raise
+            from vapo_verl.trainer.liveness import outlook
+
+            print(f"Stopped on request at step {stopped.step}. {outlook(start)}")
+            raise SystemExit(EXIT_STOPPED) from None
 
 
 def _launch(config: DictConfig, signals: StopSignals) -> None:
@@ -91,6 +101,7 @@ def _launch(config: DictConfig, signals: StopSignals) -> None:
     check_loggers(config)
     export_attention(config)
     set_environment(config)
+    separate_trackers(config)
     join_cluster(config)
     with run_folder_lock(config) as lock:
         with input_errors():  # another start may have come first
@@ -102,7 +113,8 @@ def _launch(config: DictConfig, signals: StopSignals) -> None:
             guarded_run(held=[lock.fileno()]) as temporary,
         ):
             run_dir = Path(config.trainer.default_local_dir)
-            resume.write_inputs(run_dir, resume.inputs_of(plain(config)))
+            if not config.trainer.val_only:
+                resume.write_inputs(run_dir, resume.inputs_of(plain(config)))
             look_for_damage(config)
             use_temporary_folder(config, temporary)
             validate_as_verl_does(config)
@@ -203,25 +215,36 @@ def run_folder_lock(config: DictConfig) -> contextlib.AbstractContextManager[Fol
 
 
 def compare_with_folder(config: DictConfig, derived: Collection[str], *, tell: bool = True) -> None:
-    """Refuse a start that would continue another run; print the other changed settings.
+    """Refuse a start that would mix two runs in a folder; print the other changed settings.
+
+    A start that only validates changes nothing in the folder: it only has to load the checkpoint.
 
     Args:
         derived: keys that refer to other keys, by :func:`vapo_verl.run_folder.resume.references`.
 
     Raises:
         OtherRun: the folder's checkpoint is of another model, data, seed, reward or method; or the
-            run is finished, and this command asks for another one.
+            run is finished, and this command asks for another one; or the folder holds later steps
+            than the one that this command begins with; or the checkpoint would undo a setting.
     """
-    trainer, run_dir = config.trainer, Path(config.trainer.default_local_dir)
-    step = latest_complete(run_dir)
-    if trainer.resume_mode != "auto" or step is None:
+    start = resume.start_of(config.trainer)
+    resume.refuse_later_steps(start)
+    if start.checkpoint is None:
         return
     settings = plain(config)
-    changes = resume.changes_since(run_dir, settings, resume.inputs_of(settings), derived)
-    if trainer.total_training_steps is not None and step >= trainer.total_training_steps:
-        resume.refuse_finished_run(run_dir, changes, step)
+    if start.mode != "auto":
+        if not start.val_only:
+            resume.refuse_other_optimizer(start.checkpoint, settings)
         return
-    resume.refuse_other_run(run_dir, changes, config.vapo.accept_changes, step)
+    run_dir, step = start.run_dir, start.step
+    changes = resume.changes_since(run_dir, settings, resume.inputs_of(settings), derived)
+    last = config.trainer.total_training_steps
+    if not start.val_only:
+        if last is not None and step >= last:
+            resume.refuse_finished_run(run_dir, changes, step)
+            return
+        resume.refuse_other_run(run_dir, changes, config.vapo.accept_changes, step)
+        resume.refuse_other_optimizer(start.checkpoint, settings)
     resume.refuse_other_ranks(run_dir, step, ranks_of(config))
     resume.refuse_other_shards(changes, step, ranks_of(config))
     resume.refuse_other_adapters(run_dir, step, config.actor_rollout_ref.model.lora_rank)
@@ -277,6 +300,11 @@ def settle_debug(config: DictConfig) -> None:
         raise ValueError(
             f"vapo.debug.save_rollouts={debug.save_rollouts} cannot be written: {reason}; name a "
             "folder that you may write"
+        )
+    if trainer.val_only and debug.train_only:
+        raise ValueError(
+            f"trainer.val_only=true with vapo.debug.train_only={debug.train_only}: nothing is "
+            "validated there; leave one of them out"
         )
     if trainer.val_only:
         trainer.val_before_train = True  # veRL reads val_only only if this is set
@@ -364,22 +392,17 @@ def _absolute(file: str) -> str:
 
 
 def nothing_is_left(config: DictConfig) -> bool:
-    """Whether the run is finished; prints a note if so. If only its last validation is missing, the
-    config is changed to validate alone."""
-    if not is_finished(config):
+    """Whether the run is finished, with its last validation; prints a note if so."""
+    if not is_finished(config) or lacks_validation(config):
         return False
-    if not lacks_validation(config):
-        write_missing_report(Path(config.trainer.default_local_dir))
-        print(
-            f"{config.trainer.default_local_dir} already holds step "
-            f"{config.trainer.total_training_steps}: nothing to do. To go on, raise "
-            "trainer.total_training_steps; to start again, name another "
-            "trainer.default_local_dir."
-        )
-        return True
-    print("The last step is trained and saved, but its validation is missing: validating.")
-    config.trainer.val_only = config.trainer.val_before_train = True
-    return False
+    write_missing_report(Path(config.trainer.default_local_dir))
+    print(
+        f"{config.trainer.default_local_dir} already holds step "
+        f"{config.trainer.total_training_steps}: nothing to do. To go on, raise "
+        "trainer.total_training_steps; to start again, name another "
+        "trainer.default_local_dir."
+    )
+    return True
 
 
 def is_finished(config: DictConfig) -> bool:
@@ -429,6 +452,25 @@ def write_missing_report(run_dir: Path) -> None:
 
         write_final_report(run_dir)
         print(f"{report} was missing or older than the metrics: written.")
+
+
+def separate_trackers(config: DictConfig) -> None:
+    """With ``trainer.val_only``, let trackers leave the run's files as they are.
+
+    veRL's file logger would overwrite its file, and TensorBoard would draw a line from the run's
+    last step back to the validated one. Variables that are set are kept.
+    """
+    if not config.trainer.val_only:
+        return
+    run_dir = Path(config.trainer.default_local_dir)
+    places = {
+        "TENSORBOARD_DIR": run_dir / "tensorboard" / "validation",
+        "VERL_FILE_LOGGER_PATH": run_dir / "verl_validation.jsonl",
+    }
+    for name, path in places.items():
+        key = f"ray_kwargs.ray_init.runtime_env.env_vars.{name}"
+        if name not in os.environ and OmegaConf.select(config, key) is None:
+            OmegaConf.update(config, key, str(path), force_add=True)
 
 
 def set_environment(config: DictConfig) -> None:
@@ -514,8 +556,8 @@ def train(config: DictConfig, signals: StopSignals) -> None:
     keep_sigterm_handler()
     ended = threading.Event()
     runners: list[str] = []
-    run_dir = Path(config.trainer.default_local_dir)
-    watch = RunnerWatch(config.vapo.rollout.timeout_s, run_dir)
+    start = resume.start_of(config.trainer)
+    watch = RunnerWatch(config.vapo.rollout.timeout_s, start)
 
     def stop(runner: Any) -> None:
         with suppress(ray.exceptions.RayError):  # the run has just ended by itself
@@ -544,12 +586,12 @@ def train(config: DictConfig, signals: StopSignals) -> None:
             raise
         if ended.is_set():
             raise RunStopped(None) from error
-        raise ProcessDied(f"{death_message(cause, runners)}\n{outlook(run_dir)}") from error
+        raise ProcessDied(f"{death_message(cause, runners)}\n{outlook(start)}") from error
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would interrupt the clean-up
         if watch.failure is not None:
             raise ProcessDied(watch.failure) from None
-        raise RunInterrupted(f"interrupted (Ctrl-C). {outlook(run_dir)}") from None
+        raise RunInterrupted(f"interrupted (Ctrl-C). {outlook(start)}") from None
     finally:
         watch.stop()
         shut_down_ray()
@@ -590,7 +632,7 @@ def death_message(cause: Exception, runners: Collection[str]) -> str:
     return (
         f"{who} died. {cause}\n"
         "Once the cause is fixed and all nodes are back (`ray status`), the same command resumes "
-        "from the newest complete checkpoint."
+        "(with trainer.resume_mode=auto, the default)."
     )
 
 

@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
+from tests.checkpoints import mark_complete
 from vapo_verl.run_folder import RunFolderError
-from vapo_verl.run_folder.layout import write_config
-from vapo_verl.run_folder.metrics import MetricsFile
+from vapo_verl.run_folder.checkpoints import checkpoint_folder
+from vapo_verl.run_folder.layout import config_file, write_config
+from vapo_verl.run_folder.metrics import MetricsFile, ValidationFile
 from vapo_verl.run_folder.rollouts import LAYERS_KEY, remove_rollouts_after, write_rollouts
 
 
@@ -131,6 +133,46 @@ def test_the_config_is_written_resolved(tmp_path):
     config = OmegaConf.create({"a": 1, "b": "${a}"})
     write_config(tmp_path / "run", config)
     assert OmegaConf.load(tmp_path / "run" / "config.yaml") == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize("removed", [(60, 100), (100,), (40, 60, 100)])
+def test_steps_that_are_run_again_have_the_new_config(tmp_path, removed):
+    """Also if a later config was kept for steps whose checkpoints were removed."""
+    for name, step in (("a", 40), ("b", 60), ("c", 100)):
+        write_config(tmp_path, OmegaConf.create({"name": name}))
+        checkpoint_folder(tmp_path, step).mkdir()
+        mark_complete(tmp_path, step)
+    for step in removed:
+        checkpoint_folder(tmp_path, step).rename(tmp_path / f"moved_{step}")
+    write_config(tmp_path, OmegaConf.create({"name": "new"}))
+    found = {step: OmegaConf.load(config_file(tmp_path, step)).name for step in (40, 60, 61, 120)}
+    kept = {40: "a", 60: "b"}
+    assert found == {step: "new" if step in {*removed, 61, 120} else kept[step] for step in found}
+
+
+def test_a_config_of_which_only_the_first_steps_are_left_ends_with_them(tmp_path):
+    for name, step in (("a", 40), ("a", 60), ("b", 100)):
+        write_config(tmp_path, OmegaConf.create({"name": name}))
+        checkpoint_folder(tmp_path, step).mkdir()
+        mark_complete(tmp_path, step)
+    for step in (60, 100):
+        (checkpoint_folder(tmp_path, step) / "complete.json").unlink()
+    write_config(tmp_path, OmegaConf.create({"name": "new"}))
+    assert sorted(path.name for path in tmp_path.glob("config*")) == [
+        *("config.step_40.yaml", "config.yaml"),
+    ]
+    assert OmegaConf.load(config_file(tmp_path, 40)).name == "a"
+    assert OmegaConf.load(config_file(tmp_path, 41)).name == "new"
+
+
+def test_validations_have_a_file_of_their_own_that_only_grows(tmp_path):
+    path = tmp_path / "validation.jsonl"
+    ValidationFile(path, tmp_path / "global_step_40").log({"val/x/accuracy": 0.5, "text": "x"}, 40)
+    ValidationFile(path, None).log({"val/x/accuracy": float("nan")}, 0)
+    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    folder = str(tmp_path / "global_step_40")
+    assert first == {"step": 40, "checkpoint": folder, "data": {"val/x/accuracy": 0.5}}
+    assert second == {"step": 0, "checkpoint": None, "data": {"val/x/accuracy": None}}
 
 
 def test_rollouts_are_read_back_as_written(tmp_path):

@@ -1,8 +1,7 @@
 """A start goes on with the run in its folder, or is told that it is another one."""
 
-import copy
 import json
-from functools import cache
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,17 +9,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.checkpoints import mark_complete
+from tests.composing import compose_once
 from vapo_verl import launch
-from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.preflight import InputError
 from vapo_verl.run_folder.checkpoints import checkpoint_folder
 from vapo_verl.run_folder.layout import config_file, write_config
 from vapo_verl.run_folder.resume import inputs_of, references, write_inputs
-
-
-@cache
-def smoke():
-    return compose_recipe("smoke")
 
 
 class Run:
@@ -44,7 +38,7 @@ class Run:
         )
 
     def config(self, **changes):
-        config = copy.deepcopy(smoke())
+        config = compose_once("smoke")
         config.trainer.default_local_dir = str(self.folder)
         config.data.train_files, config.data.val_files = str(self.train), str(self.val)
         config.actor_rollout_ref.model.path = str(self.model)
@@ -73,11 +67,38 @@ class Run:
             launch.compare_with_folder(config, derived)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def environment():
+    """What a start sets is undone."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in launch.CPU_ENVIRONMENT:
+            patch.setenv(name, "1")
+        yield
+
+
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    for name in launch.CPU_ENVIRONMENT:
-        monkeypatch.setenv(name, "1")
+def run(tmp_path):
     return Run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def step_3(tmp_path_factory):
+    """Where a run has trained to step 3, and a copy of its folder."""
+    place = tmp_path_factory.mktemp("step_3")
+    run = Run(place)
+    run.train_to(3)
+    return place, shutil.copytree(run.folder, tmp_path_factory.mktemp("copy") / "run")
+
+
+@pytest.fixture
+def trained(step_3):
+    """A run at step 3, in the place that its config names."""
+    place, folder = step_3
+    shutil.rmtree(place)
+    place.mkdir()
+    run = Run(place)
+    shutil.copytree(folder, run.folder)
+    return run
 
 
 def test_the_same_command_goes_on_without_a_word(run, capsys):
@@ -119,70 +140,92 @@ IDENTITY = [
 
 
 @pytest.mark.parametrize(("key", "value", "shown"), IDENTITY)
-def test_another_seed_reward_or_data_is_refused_and_can_be_accepted(run, capsys, key, value, shown):
-    run.train_to(3)
+def test_another_seed_reward_or_data_is_refused_and_can_be_accepted(
+    trained, capsys, key, value, shown
+):
     with pytest.raises(InputError, match=r"holds step 3 of a run with other settings") as refused:
-        run.start(**{key: value})
+        trained.start(**{key: value})
     assert f"\n  {shown}\n" in str(refused.value)
     assert str(refused.value).count(" -> ") == 1  # not the keys that follow it
     accepted = key.replace("__", ".")
     assert f"add 'vapo.accept_changes=[{accepted}]'" in str(refused.value)
-    run.start(**{key: value, "vapo__accept_changes": [accepted]})
+    trained.start(**{key: value, "vapo__accept_changes": [accepted]})
     assert shown in capsys.readouterr().out
 
 
-def test_what_is_accepted_is_only_what_is_named(run):
-    run.train_to(3)
+def test_what_is_accepted_is_only_what_is_named(trained):
     changes = {"vapo__seed": 1, "vapo__reward__late_emphasis": 0.0}
     with pytest.raises(InputError, match="late_emphasis") as refused:
-        run.start(**changes, vapo__accept_changes=["vapo.seed"])
+        trained.start(**changes, vapo__accept_changes=["vapo.seed"])
     assert "vapo.seed: 0" not in str(refused.value)
     assert "[vapo.reward.late_emphasis,vapo.seed]" in str(refused.value)
 
 
-def test_other_keys_are_a_line_each(run, capsys):
-    run.train_to(3)
-    run.start(actor_rollout_ref__actor__optim__lr=1e-6, data__train_batch_size=8)
+def test_other_keys_are_a_line_each(trained, capsys):
+    trained.start(actor_rollout_ref__actor__clip_ratio=0.1, data__train_batch_size=8)
     said = capsys.readouterr().out
     assert "holds step 3; since its start these settings have changed" in said
-    assert "  actor_rollout_ref.actor.optim.lr: 5e-05 -> 1e-06\n" in said
+    assert "  actor_rollout_ref.actor.clip_ratio: 0.2 -> 0.1\n" in said
     assert "  data.train_batch_size: 16 -> 8\n" in said
 
 
-def test_data_are_compared_by_content(run, capsys):
-    run.train_to(3)
-    run.rows(run.train, 30)
+LEARNING_RATE = {"actor_rollout_ref__actor__optim__lr": 1e-6}
+
+
+def test_a_learning_rate_that_the_checkpoint_would_undo_is_refused(trained, tmp_path):
+    """Accepted or not: the run would go on with the old one."""
+    accepted = ["actor_rollout_ref.actor.optim.lr"]
+    with pytest.raises(InputError, match=r"global_step_3 was written with .*\n.*5e-05 -> 1e-06\n"):
+        trained.start(**LEARNING_RATE, vapo__accept_changes=accepted)
+    branch = {
+        "trainer__resume_mode": "resume_path",
+        "trainer__resume_from_path": str(checkpoint_folder(trained.folder, 3)),
+        "trainer__default_local_dir": str(tmp_path / "branch"),
+    }
+    trained.start(**branch)
+    with pytest.raises(InputError, match=r"optim\.lr: 5e-05 -> 1e-06"):
+        trained.start(**branch, **LEARNING_RATE)
+
+
+@pytest.mark.parametrize("steps", [3, 6])
+def test_a_start_that_only_validates_may_have_other_settings(trained, steps):
+    """Other benchmarks, for instance; also on a finished run."""
+    other = {"vapo__seed": 1, "trainer__total_training_steps": steps}
+    trained.start(trainer__val_only=True, **other, **LEARNING_RATE)
+
+
+def test_data_are_compared_by_content(trained, capsys):
+    trained.rows(trained.train, 30)
     with pytest.raises(InputError, match=r"data\.train_files: .*\(40 rows, .*\(30 rows, "):
-        run.start()
-    run.start(vapo__accept_changes=["data.train_files"])
-    run.rows(run.train, 40)
-    run.start()
+        trained.start()
+    trained.start(vapo__accept_changes=["data.train_files"])
+    trained.rows(trained.train, 40)
+    trained.start()
 
 
-def test_rows_of_the_same_size_with_other_text_are_other_data(run):
-    run.train_to(3)
-    table = pq.read_table(run.val).to_pydict()
+def test_rows_of_the_same_size_with_other_text_are_other_data(trained):
+    table = pq.read_table(trained.val).to_pydict()
     pq.write_table(
-        pa.table({"prompt": [text.replace("val", "VAL") for text in table["prompt"]]}), run.val
+        pa.table({"prompt": [text.replace("val", "VAL") for text in table["prompt"]]}), trained.val
     )
     with pytest.raises(InputError, match=r"data\.val_files: "):
-        run.start()
+        trained.start()
 
 
-def test_files_that_moved_are_the_same_data(run, capsys):
-    run.train_to(3)
-    moved = run.tmp_path / "moved"
+def test_files_that_moved_are_the_same_data(trained, capsys):
+    moved = trained.tmp_path / "moved"
     moved.mkdir()
-    run.train, run.model = (path.rename(moved / path.name) for path in (run.train, run.model))
-    run.start()
+    trained.train, trained.model = (
+        path.rename(moved / path.name) for path in (trained.train, trained.model)
+    )
+    trained.start()
     assert "data.train_files" not in capsys.readouterr().out
 
 
-def test_another_model_is_refused(run):
-    run.train_to(3)
-    (run.model / "model.safetensors").write_bytes(b"WEIGHTS")
+def test_another_model_is_refused(trained):
+    (trained.model / "model.safetensors").write_bytes(b"WEIGHTS")
     with pytest.raises(InputError, match=r"actor_rollout_ref\.model\.path: .*model\.safetensors"):
-        run.start()
+        trained.start()
 
 
 def test_another_hub_name_is_refused(run):
@@ -191,31 +234,28 @@ def test_another_hub_name_is_refused(run):
         run.start(actor_rollout_ref__model__path="Qwen/B")
 
 
-def test_a_folder_of_an_older_release_is_compared_by_its_config(run):
-    run.train_to(3)
-    (run.folder / "inputs.json").unlink()
-    run.start()
-    other = run.tmp_path / "other.parquet"
-    run.rows(other, 5)
+def test_a_folder_of_an_older_release_is_compared_by_its_config(trained):
+    (trained.folder / "inputs.json").unlink()
+    trained.start()
+    other = trained.tmp_path / "other.parquet"
+    trained.rows(other, 5)
     with pytest.raises(InputError, match=r"data\.train_files: .*other\.parquet"):
-        run.start(data__train_files=str(other))
+        trained.start(data__train_files=str(other))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"data.train_files": 3}', '{"a": [1]}', "\0"])
-def test_damaged_fingerprints_are_none(run, text):
-    run.train_to(3)
-    (run.folder / "inputs.json").write_text(text)
-    run.start()
+def test_damaged_fingerprints_are_none(trained, text):
+    (trained.folder / "inputs.json").write_text(text)
+    trained.start()
 
 
 @pytest.mark.parametrize("text", ["a: [", "just text", "", "\xff\xfe", "- 1"])
-def test_a_config_that_cannot_be_read_is_named(run, text):
-    run.train_to(3)
-    (run.folder / "config.yaml").write_bytes(text.encode("latin-1"))
+def test_a_config_that_cannot_be_read_is_named(trained, text):
+    (trained.folder / "config.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(
         InputError, match=r"config\.yaml cannot be read .*; restore it, or delete it"
     ):
-        run.start()
+        trained.start()
 
 
 @pytest.mark.parametrize(
@@ -241,17 +281,16 @@ def test_a_finished_run_is_done_whatever_the_start_shows_or_saves(run):
     run.start(vapo__logging__console="full", trainer__save_freq=1, trainer__total_training_steps=5)
 
 
-def test_another_number_of_ranks_is_refused_at_once(run):
+def test_another_number_of_ranks_is_refused_at_once(trained):
     """Each rank reads its own shard: it would fail after all processes have started."""
-    run.train_to(3)
-    actor = checkpoint_folder(run.folder, 3) / "actor"
+    actor = checkpoint_folder(trained.folder, 3) / "actor"
     actor.mkdir()
     (actor / "fsdp_config.json").write_text('{"world_size": 2}')
-    run.start(trainer__n_gpus_per_node=2)
+    trained.start(trainer__n_gpus_per_node=2)
     with pytest.raises(InputError, match=r"step 3 in .* was written by 2 ranks, and .* is 1; "):
-        run.start()
+        trained.start()
     (actor / "fsdp_config.json").write_text("damaged")
-    run.start()
+    trained.start()
 
 
 def test_another_arrangement_of_shards_is_refused(run):
@@ -288,10 +327,16 @@ def test_a_finished_run_can_be_prolonged(run, capsys):
     assert "trainer.total_training_steps: 6 -> 9" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("mode", ["disable", "resume_path"])
-def test_a_start_that_does_not_resume_from_the_folder_is_not_compared(run, mode):
-    run.train_to(3)
-    run.start(trainer__resume_mode=mode, vapo__seed=1)
+def test_a_start_that_does_not_resume_from_the_folder_is_not_compared(trained):
+    path = str(checkpoint_folder(trained.folder, 3))
+    trained.start(trainer__resume_mode="resume_path", trainer__resume_from_path=path, vapo__seed=1)
+
+
+def test_a_start_before_a_saved_step_is_refused_unless_it_only_validates(trained):
+    from_step_1 = {"trainer__resume_mode": "disable"}
+    with pytest.raises(InputError, match=r"complete checkpoint of step 3, .*=disable begins with"):
+        trained.start(**from_step_1)
+    trained.start(**from_step_1, trainer__val_only=True)
 
 
 def test_the_config_of_earlier_steps_is_kept(run):

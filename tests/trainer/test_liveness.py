@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
 import ray
 
 from vapo_verl import heartbeat
+from vapo_verl.run_folder.resume import Start
 from vapo_verl.trainer import liveness, node_watch
 from vapo_verl.trainer.liveness import (
     ENGINE,
@@ -333,12 +333,23 @@ class Runner:
     def times_asked(self) -> int:
         return self.asked
 
+    def pid(self) -> int:
+        return os.getpid()
+
 
 @pytest.fixture(scope="module")
 def cluster():
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def runner(cluster):
+    """For tests that leave it running."""
+    runner = Runner.remote()
+    ray.get(runner.__ray_ready__.remote())
+    return runner
 
 
 def kill_all(pids: list[int]) -> None:
@@ -556,12 +567,7 @@ def test_a_trainer_that_does_not_answer_interrupts_the_driver(cluster, tmp_path,
     """Also after answers that got lost, while its node could not be reached."""
     monkeypatch.setattr(liveness, "INTERVAL_S", 0.1)
     runner = Runner.remote()
-    ray.get(runner.__ray_ready__.remote())
-    (pid,) = [
-        actor["Pid"]
-        for actor in liveness.job_actors()
-        if (actor["ActorClassName"], actor["State"]) == ("Runner", "ALIVE")
-    ]
+    pid = ray.get(runner.pid.remote())
     get, left = ray.get, [ray.exceptions.ActorUnavailableError("its node", None)] * lost
 
     def get_or_lose(ref):
@@ -575,7 +581,7 @@ def test_a_trainer_that_does_not_answer_interrupts_the_driver(cluster, tmp_path,
         os.kill(pid, signal.SIGSTOP)
 
     monkeypatch.setattr(ray, "get", get_or_lose)
-    watch = RunnerWatch(1.0, tmp_path)
+    watch = RunnerWatch(1.0, Start(run_dir=tmp_path))
     threading.Thread(target=stop_it, daemon=True).start()
     assert_interrupts(watch, runner)
     assert not left
@@ -584,17 +590,17 @@ def test_a_trainer_that_does_not_answer_interrupts_the_driver(cluster, tmp_path,
 
 
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
-def test_a_head_that_is_gone_interrupts_the_driver(cluster, tmp_path, monkeypatch, handler):
+def test_a_head_that_is_gone_interrupts_the_driver(runner, tmp_path, monkeypatch, handler):
     monkeypatch.setattr(liveness, "INTERVAL_S", 0.1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     context = type("Context", (), {"gcs_address": address})()
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
-    watch = RunnerWatch(60.0, tmp_path)
+    watch = RunnerWatch(60.0, Start(run_dir=tmp_path))
     before = signal.signal(signal.SIGINT, handler)  # shell scripts ignore it in background jobs
     try:
-        assert_interrupts(watch, Runner.remote())
+        assert_interrupts(watch, runner)
         assert signal.getsignal(signal.SIGINT) == handler
     finally:
         signal.signal(signal.SIGINT, before)
@@ -603,7 +609,7 @@ def test_a_head_that_is_gone_interrupts_the_driver(cluster, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
 def test_a_process_of_rays_that_is_stopped_interrupts_the_driver(
-    cluster, tmp_path, monkeypatch, name
+    runner, tmp_path, monkeypatch, name
 ):
     monkeypatch.setattr(liveness, "INTERVAL_S", 0.1)
     program = tmp_path / name
@@ -611,9 +617,9 @@ def test_a_process_of_rays_that_is_stopped_interrupts_the_driver(
     stopped = subprocess.Popen([program, "1000"])
     until(lambda: psutil.Process(stopped.pid).name() == name)
     stopped.send_signal(signal.SIGSTOP)
-    watch = RunnerWatch(1.0, tmp_path)
+    watch = RunnerWatch(1.0, Start(run_dir=tmp_path))
     try:
-        assert_interrupts(watch, Runner.remote())
+        assert_interrupts(watch, runner)
         said = f"Ray's process {name} (pid {stopped.pid}) has been stopped by a signal for 1 s"
         assert said in str(watch.failure)
         assert stopped.wait(60) == -signal.SIGKILL
@@ -622,18 +628,44 @@ def test_a_process_of_rays_that_is_stopped_interrupts_the_driver(
         stopped.wait()
 
 
-def test_a_trainer_that_answers_does_not(cluster, tmp_path, monkeypatch):
+def test_a_trainer_that_answers_does_not(runner, tmp_path, monkeypatch):
     monkeypatch.setattr(liveness, "INTERVAL_S", 0.1)
-    watch = RunnerWatch(5.0, tmp_path)
-    assert not interrupted_by(watch, Runner.remote(), 8)
+    watch = RunnerWatch(2.0, Start(run_dir=tmp_path))
+    assert not interrupted_by(watch, runner, 4)
     assert watch.failure is None
 
 
 def test_the_outlook_names_the_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(liveness, "latest_complete", lambda _: 4)
-    said = outlook(Path(tmp_path))
+    said = outlook(Start(run_dir=tmp_path))
     assert f"Saved: step 4, in {tmp_path / 'global_step_4'}" in said
     assert "goes on with step 5" in said
+
+
+@pytest.mark.parametrize(
+    ("mode", "given", "saved", "said"),
+    [
+        ("disable", None, None, "No new step is saved: the same command begins with step 1 again."),
+        ("disable", None, 4, "resume_mode=disable begins with step 1: to go on with step 5, set"),
+        ("resume_path", 2, 4, "resume_mode=resume_path begins with step 3: to go on with step 5"),
+        ("resume_path", 4, 4, "No new step is saved: the same command begins with step 5 again."),
+        ("resume_path", 4, None, "the same command begins with step 5 again."),
+    ],
+)
+def test_the_outlook_says_where_the_same_command_does_not_go_on(
+    tmp_path, monkeypatch, mode, given, saved, said
+):
+    monkeypatch.setattr(liveness, "latest_complete", lambda _: saved)
+    checkpoint = given and tmp_path / f"global_step_{given}"
+    told = outlook(Start(run_dir=tmp_path, mode=mode, checkpoint=checkpoint))
+    assert said in told
+    assert "goes on" not in told
+    assert ("trainer.resume_mode=auto" in told) == ("to go on" in said)
+
+
+def test_a_validation_is_said_to_be_repeated(tmp_path, monkeypatch):
+    monkeypatch.setattr(liveness, "latest_complete", lambda _: 4)
+    assert outlook(Start(run_dir=tmp_path, val_only=True)) == "The same command validates again."
 
 
 @ray.remote(num_cpus=0)

@@ -361,7 +361,8 @@ def _named_failure(run_dir: Path, step: int) -> Iterator[None]:
         raise CheckpointError(
             f"could not write the checkpoint {checkpoint_folder(run_dir, step)}: {reason} "
             f"(free space there: {free:.2f} GiB). {kept}. If the disk is full, free some space or "
-            "keep fewer checkpoints (trainer.max_actor_ckpt_to_keep=1); the same command resumes."
+            "keep fewer checkpoints (trainer.max_actor_ckpt_to_keep=1); the same command resumes "
+            "(with trainer.resume_mode=auto, the default)."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""``metrics.jsonl`` of a run: written line by line, and read as columns.
+"""``metrics.jsonl`` of a run: written line by line, and read as columns; and ``validation.jsonl``.
 
 The reader skips an incomplete line: the run may still write.
 """
@@ -100,13 +100,13 @@ class MetricsFile:
         Raises:
             RunFolderError: it cannot be written; the file is as it was.
         """
-        numbers_only = {key: _finite(value) for key, value in data.items() if _is_number(value)}
+        numbers_only = _numbers(data)
         with named_failure(self._path):
             if step in self._steps:
                 records = self._records()
                 self._rewrite(records | {step: records.get(step, {}) | numbers_only})
             else:
-                self._append(_line(step, numbers_only))
+                _append(self._path, _line(step, numbers_only))
         self._steps.add(step)
 
     def _records(self) -> dict[int, dict[str, Any]]:
@@ -120,23 +120,50 @@ class MetricsFile:
                 records[step] = records.get(step, {}) | data
         return records
 
-    def _append(self, line: str) -> None:
-        with self._path.open("a") as file:
-            size = os.fstat(file.fileno()).st_size
-            try:
-                append_line(file, line)
-            except OSError:
-                os.ftruncate(file.fileno(), size)  # a full disk may leave a part of a line
-                raise
-
     def _rewrite(self, records: Mapping[int, Mapping[str, Any]]) -> None:
         lines = (_line(step, data) for step, data in sorted(records.items()))
         atomic_write_text(self._path, "".join(f"{line}\n" for line in lines))
         self._steps = set(records)
 
 
+class ValidationFile:
+    """``validation.jsonl``: a line for each run that only validated, beside the steps of the run.
+
+    ``{"step": .., "checkpoint": "..", "data": {..}}``; the checkpoint is null for the model as it
+    is configured. Lines are only added.
+    """
+
+    def __init__(self, path: Path, checkpoint: Path | None) -> None:
+        self._path = path
+        self._checkpoint = checkpoint and str(checkpoint)
+
+    def log(self, data: Mapping[str, Any], step: int) -> None:
+        """Add a line, synced to the disk.
+
+        Raises:
+            RunFolderError: it cannot be written.
+        """
+        record = {"step": step, "checkpoint": self._checkpoint, "data": _numbers(data)}
+        with named_failure(self._path):
+            _append(self._path, json.dumps(record))
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("a") as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            append_line(file, line)
+        except OSError:
+            os.ftruncate(file.fileno(), size)  # a full disk may leave a part of a line
+            raise
+
+
 def _line(step: int, data: Mapping[str, Any]) -> str:
     return json.dumps({"step": step, "data": data})
+
+
+def _numbers(data: Mapping[str, Any]) -> dict[str, float | int | None]:
+    return {key: _finite(value) for key, value in data.items() if _is_number(value)}
 
 
 def _is_number(value: Any) -> bool:

@@ -1,9 +1,10 @@
-"""Decide whether a command resumes the run in its folder, or is another run.
+"""Decide with which checkpoint a command begins, and whether that is the run in its folder.
 
-A run resumes if its folder holds a complete checkpoint. To be the same run, its settings are
-compared with ``config.yaml``, and the contents of its data and model files with ``inputs.json``. A
-change of keys in :data:`IDENTITY` needs ``vapo.accept_changes``; every other change is only
-printed.
+With ``trainer.resume_mode=auto`` a run resumes if its folder holds a complete checkpoint. With
+``disable`` and ``resume_path`` each start begins with the same step. To be the same run, its
+settings are compared with ``config.yaml``, and the contents of its data and model files with
+``inputs.json``. A change of keys in :data:`IDENTITY` needs ``vapo.accept_changes``; a change that
+the checkpoint would undo (:data:`OF_THE_OPTIMIZER`) is refused; every other change is only printed.
 """
 
 import hashlib
@@ -18,8 +19,8 @@ import yaml
 
 from vapo_verl.config import flat, is_within
 from vapo_verl.files import atomic_write_text
-from vapo_verl.run_folder.checkpoints import checkpoint_folder
-from vapo_verl.run_folder.layout import CONFIG_FILE
+from vapo_verl.run_folder.checkpoints import checkpoint_folder, complete_steps, latest_complete
+from vapo_verl.run_folder.layout import CONFIG_FILE, config_file
 
 INPUTS_FILE = "inputs.json"
 ACCEPT_KEY = "vapo.accept_changes"
@@ -59,6 +60,22 @@ OF_THE_RUN = ("trainer", "vapo.logging", "vapo.replay_poll_s")
 """Keys that may change for a finished run without making it another run."""
 FSDP_SIZE = "actor_rollout_ref.actor.fsdp_config.fsdp_size"
 STRATEGY = "actor_rollout_ref.actor.strategy"
+LEARNING_RATE = "actor_rollout_ref.actor.optim.lr"
+OF_THE_OPTIMIZER = (
+    LEARNING_RATE,
+    *(
+        f"actor_rollout_ref.actor.optim.{name}"
+        for name in ("weight_decay", "betas", "optimizer", "optimizer_impl")
+    ),
+    "actor_rollout_ref.actor.optim.override_optimizer_config",
+)
+"""Keys whose old values come back with a checkpoint.
+
+torch saves the arguments of an optimizer with its state, and loads them; the checkpoint's part
+``extra`` also holds the learning rate, as ``base_lrs`` of the schedule. Warm-up, decay, number of
+steps and clipping are not saved: they may change.
+"""
+LOADED_PARTS = "actor_rollout_ref.actor.checkpoint.load_contents"
 _REFERENCE = re.compile(r"\$\{[\w.]+\}")
 _HASHED_BYTES = 1 << 16
 _SHOWN_CHARACTERS = 100
@@ -67,6 +84,61 @@ _ABSENT = object()
 
 class OtherRun(ValueError):
     """The folder holds another run; the message names the keys, both values and the fix."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """A start of a command in its run folder."""
+
+    run_dir: Path
+    mode: str = "auto"
+    """``trainer.resume_mode``."""
+    checkpoint: Path | None = None
+    """The checkpoint that it begins with; None: the model as it is configured."""
+    val_only: bool = False
+
+    @property
+    def step(self) -> int:
+        """Step of that checkpoint; 0 without one."""
+        return 0 if self.checkpoint is None else int(self.checkpoint.name.rpartition("_")[2])
+
+
+def start_of(trainer: Mapping[str, Any]) -> Start:
+    """What a command with these settings of ``trainer`` would do now.
+
+    With ``resume_mode=auto`` the checkpoint is the newest complete one. It is not verified here.
+    """
+    run_dir, mode, checkpoint = Path(trainer["default_local_dir"]), trainer["resume_mode"], None
+    if mode == "resume_path":
+        checkpoint = Path(trainer["resume_from_path"])
+    elif mode == "auto" and (step := latest_complete(run_dir)) is not None:
+        checkpoint = checkpoint_folder(run_dir, step)
+    return Start(
+        run_dir=run_dir, mode=mode, checkpoint=checkpoint, val_only=bool(trainer["val_only"])
+    )
+
+
+def refuse_later_steps(start: Start) -> None:
+    """Refuse to begin before a step whose complete checkpoint is in the folder.
+
+    The metrics and rollouts of that step would be removed, and its checkpoint would stay the newest
+    one: the next resume, the export and evaluations would take it for the new run's.
+
+    Raises:
+        OtherRun: with the step, and what to do. A start that only validates passes.
+    """
+    later = [step for step in complete_steps(start.run_dir) if step > start.step]
+    if start.mode == "auto" or start.val_only or not later:
+        return
+    first, last = start.step + 1, later[-1]
+    raise OtherRun(
+        f"trainer.default_local_dir={start.run_dir} holds a complete checkpoint of step {last}, "
+        f"and trainer.resume_mode={start.mode} begins with step {first}: the next resume, the "
+        f"export and evaluations would take step {last} for the new run's. To go on with the run "
+        f"in this folder, set trainer.resume_mode=auto. To begin with step {first}, set another "
+        "trainer.default_local_dir or trainer.experiment_name, or remove the checkpoints after "
+        f"step {start.step} from this folder"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +181,7 @@ def changes_since(
     Raises:
         OtherRun: the folder's config cannot be read.
     """
-    old, new = flat(_read_config(run_dir)), flat(config)
+    old, new = flat(_read_config(run_dir / CONFIG_FILE)), flat(config)
     pairs = {
         key: (value, new.get(key, _ABSENT))
         for key, value in old.items()
@@ -152,6 +224,50 @@ def refuse_other_run(
         "To start a new run, set trainer.default_local_dir to another folder. To go on in this one "
         f"with these changes, add '{ACCEPT_KEY}=[{','.join(keys)}]'"
     )
+
+
+def refuse_other_optimizer(checkpoint: Path, config: Mapping[str, Any]) -> None:
+    """Refuse settings of the optimizer that loading `checkpoint` would undo.
+
+    They are compared with the config under which the checkpoint was written, if its folder has it.
+
+    Args:
+        config: the settled config, without references.
+
+    Raises:
+        OtherRun: with the keys and both values. Accepting the change would not help: the new value
+            would be recorded, and the old one used.
+    """
+    parts = _value(config, LOADED_PARTS)
+    loaded = parts if isinstance(parts, list) else ["optimizer", "extra"]  # as veRL takes null
+    undone = [
+        key
+        for key in OF_THE_OPTIMIZER
+        if "optimizer" in loaded or ("extra" in loaded and key == LEARNING_RATE)
+    ]
+    run_dir = checkpoint.parent
+    old_config = _read_config(config_file(run_dir, int(checkpoint.name.rpartition("_")[2])))
+    pairs = [(key, _value(old_config, key), _value(config, key)) for key in undone]
+    refused = [
+        Change(key=key, old=_shown(old), new=_shown(new))
+        for key, old, new in pairs
+        if old is not _ABSENT and old != new
+    ]
+    if refused:
+        raise OtherRun(
+            f"{checkpoint} was written with other settings of the optimizer:\n{_listed(refused)}\n"
+            "These changes would have no effect: the old values are loaded with the optimizer's "
+            "state. Keep the old values; or start a new run from the exported model (`python -m "
+            f"vapo_verl.export {run_dir}`, then {MODEL_KEY} and another trainer.default_local_dir)"
+        )
+
+
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key; ``_ABSENT`` where it or a group above it is missing."""
+    value: Any = config
+    for name in key.split("."):
+        value = value.get(name, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+    return value
 
 
 def refuse_other_ranks(run_dir: Path, step: int, num_ranks: int) -> None:
@@ -263,8 +379,7 @@ def write_inputs(run_dir: Path, inputs: Mapping[str, Any]) -> None:
     atomic_write_text(run_dir / INPUTS_FILE, json.dumps(inputs, indent=1) + "\n")
 
 
-def _read_config(run_dir: Path) -> Mapping[str, Any]:
-    file = run_dir / CONFIG_FILE
+def _read_config(file: Path) -> Mapping[str, Any]:
     if not file.exists():
         return {}
     try:

@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -31,6 +30,7 @@ import ray
 from vapo_verl.console import say
 from vapo_verl.patches.upstream import job_actors
 from vapo_verl.run_folder.checkpoints import checkpoint_folder, latest_complete
+from vapo_verl.run_folder.resume import Start
 from vapo_verl.trainer.node_watch import NodeWatch, Sighting
 
 INTERVAL_S = 2.0
@@ -434,13 +434,22 @@ class Monitor:
         return ray.get(getattr(self._others[node], method).remote(*args), timeout=self._timeout_s)
 
 
-def outlook(run_dir: Path) -> str:
+def outlook(start: Start) -> str:
     """What a run that ended early has saved, and what the same command does."""
-    saved = latest_complete(run_dir)
-    if saved is None:
-        return "No step is saved: the same command starts again."
-    folder = checkpoint_folder(run_dir, saved)
-    return f"Saved: step {saved}, in {folder}. The same command goes on with step {saved + 1}."
+    if start.val_only:
+        return "The same command validates again."
+    saved, first = latest_complete(start.run_dir), start.step + 1
+    resumes = start.mode == "auto"
+    if saved is None or (not resumes and saved < first):
+        again = "starts" if resumes else f"begins with step {first}"
+        return f"No {'' if resumes else 'new '}step is saved: the same command {again} again."
+    text = f"Saved: step {saved}, in {checkpoint_folder(start.run_dir, saved)}."
+    if resumes:
+        return f"{text} The same command goes on with step {saved + 1}."
+    return (
+        f"{text} The same command is refused now, because trainer.resume_mode={start.mode} begins "
+        f"with step {first}: to go on with step {saved + 1}, set trainer.resume_mode=auto."
+    )
 
 
 class RunnerWatch:
@@ -451,8 +460,8 @@ class RunnerWatch:
     if a Ray process below this one is stopped for `timeout_s`.
     """
 
-    def __init__(self, timeout_s: float, run_dir: Path) -> None:
-        self._timeout_s, self._run_dir = timeout_s, run_dir
+    def __init__(self, timeout_s: float, start: Start) -> None:
+        self._timeout_s, self._start = timeout_s, start
         self._stop = threading.Event()
         self.failure: str | None = None
         """Why the run cannot go on."""
@@ -515,7 +524,7 @@ class RunnerWatch:
 
     def _interrupt(self, what: str) -> None:
         at = time.strftime("%H:%M:%S")
-        self.failure = f"{what}, seen at {at}\n{outlook(self._run_dir)}"
+        self.failure = f"{what}, seen at {at}\n{outlook(self._start)}"
         if not self._stop.is_set():
             main = threading.main_thread().ident
             assert main is not None, "it runs"

@@ -47,11 +47,17 @@ from vapo_verl.rollout.prompts import (
 )
 from vapo_verl.rollout.transfer import KVBatchMeta, for_models, keys_in
 from vapo_verl.run_folder import checkpoints
-from vapo_verl.run_folder.layout import METRICS_FILE, write_config
-from vapo_verl.run_folder.metrics import MetricsFile
+from vapo_verl.run_folder.layout import METRICS_FILE, VALIDATION_FILE, write_config
+from vapo_verl.run_folder.metrics import MetricsFile, ValidationFile
+from vapo_verl.run_folder.resume import start_of
 from vapo_verl.run_folder.rollouts import remove_rollouts_after, write_rollouts
 from vapo_verl.settings import VERL_ESTIMATORS
 from vapo_verl.trainer import liveness
+from vapo_verl.trainer.checkpoint_extras import (
+    CallbackWhenComplete,
+    read_kl_coef,
+    write_kl_coef,
+)
 from vapo_verl.trainer.metrics import (
     anchor_metrics,
     attention_metrics,
@@ -105,6 +111,8 @@ class VapoTraining(PPOTrainer):
 
     mode: str
     """veRL's name of its trainer."""
+    checkpoint_callback: CallbackWhenComplete
+    """In the place of the one that veRL makes and calls."""
     worker_class: type[VapoWorker] = VapoWorker
 
     def __init__(self, config: DictConfig) -> None:
@@ -113,8 +121,11 @@ class VapoTraining(PPOTrainer):
         rollout_server.register()
         use_replay_buffers(CountedReplayBuffer, CountedReplayBufferAsync)
         super().__init__(config)
+        self.checkpoint_callback = CallbackWhenComplete(self.checkpoint_callback)
         self.vapo = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))  # type: ignore[arg-type]
         self.run_dir = Path(config.trainer.default_local_dir)
+        self.val_only: bool = config.trainer.val_only
+        """Whether this process only validates: it changes nothing that the run has recorded."""
         self._monitor = liveness.Monitor(
             self.vapo.rollout.timeout_s,
             end=self._end,
@@ -127,7 +138,8 @@ class VapoTraining(PPOTrainer):
         self._noticed = threading.Event()  # this process has met an error by itself
         self._places: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
         self.stopped_at: int | None = None  # the last finished step of a run that was asked to stop
-        write_config(self.run_dir, config)
+        if not self.val_only:
+            write_config(self.run_dir, config)
         if config.trainer.resume_mode == "auto":  # reads files while the workers start
             self._resume_point = ThreadPoolExecutor(1).submit(
                 checkpoints.prepare_resume, self.run_dir, say
@@ -189,6 +201,15 @@ class VapoTraining(PPOTrainer):
     def logger(self, tracking: Tracking) -> None:
         self._tracking = tracking
         self._step_line = StepLine(self.total_training_steps, self.global_steps)
+        if self.val_only:
+            checkpoint = start_of(self.config.trainer).checkpoint
+            tracking.logger = {
+                "run_folder": ValidationFile(self.run_dir / VALIDATION_FILE, checkpoint),
+                **tracking.logger,
+                "step_line": self._step_line,
+                "step_end": StepEnd(tracking.logger, lambda: None),
+            }
+            return
         metrics_file = MetricsFile(self.run_dir / METRICS_FILE, self.global_steps)
         if metrics_file.missing_steps:
             say(f"WARNING: {METRICS_FILE} lacks steps {metrics_file.missing_steps}")
@@ -204,7 +225,7 @@ class VapoTraining(PPOTrainer):
                 freq=self.vapo.logging.report_freq,
                 last_step=self.total_training_steps,
             ),
-            "step_end": StepEnd(tracking.logger, self._safe_stop.declare_saved),
+            "step_end": StepEnd(tracking.logger, self._declare_saved),
         }
 
     def on_init_end(self) -> None:
@@ -249,14 +270,22 @@ class VapoTraining(PPOTrainer):
         return {**values, **validation_metrics(data_sources, reward_extra_infos_dict)}
 
     def fit(self, agent_loop_manager: Any) -> None:
-        """Train to the last step. A resumed run was validated when its checkpoint was made."""
-        if self.global_steps > 0 and not self.config.trainer.val_only:
-            self.config.trainer.val_before_train = False
+        """Train to the last step. A resumed run was validated when its checkpoint was made, except
+        one that was killed before its last validation."""
+        trainer = self.config.trainer
+        if self.lacks_validation:
+            say("The last step is trained and saved, but its validation is missing: validating.")
+            trainer.val_only = trainer.val_before_train = True
+        elif self.global_steps > 0 and not self.val_only:
+            trainer.val_before_train = False
+        filtering = self.config.algorithm.get("filter_groups") or {}
         self.replay_buffer.watch(
             interval_s=self.vapo.replay_poll_s,
             max_failed_fraction=self.vapo.rollout.max_failed_fraction,
             expected=agent_loop_manager.expected,
             ask_again=self._ask_again if self.vapo.rollout.restart_servers else None,
+            max_num_gen_batches=filtering.get("max_num_gen_batches", 0),
+            num_prompts=self.config.data.train_batch_size,
         )
         self._agent_loop_workers = agent_loop_manager.agent_loop_workers
         self._actors = self._workers()
@@ -266,11 +295,23 @@ class VapoTraining(PPOTrainer):
             with self.explained():
                 super().fit(agent_loop_manager)
             self._monitor.stop()
-            write_final_report(self.run_dir)
+            if not self.val_only:
+                write_final_report(self.run_dir)
         except RunStopped as stopped:
             self._monitor.stop()
             self._shutdown_dump_executor()
+            self.checkpoint_callback.checkpoint_complete()
             self.stopped_at = stopped.step
+
+    @property
+    def lacks_validation(self) -> bool:
+        """Whether the last step is saved and only its validation is left.
+
+        A run that has nothing left does not come here: its command ends at once.
+        """
+        trainer = self.config.trainer
+        at_the_end = self.global_steps == trainer.total_training_steps and trainer.test_freq > 0
+        return at_the_end and trainer.resume_mode == "auto" and not self.val_only
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -360,7 +401,7 @@ class VapoTraining(PPOTrainer):
         if finding is not None:
             at = time.strftime("%H:%M:%S", time.localtime(finding.at))
             lines = [f"{finding.what}, seen at {at}", *lines, *self._exits(), *finding.evidence]
-        lines.append(liveness.outlook(self.run_dir))
+        lines.append(liveness.outlook(start_of(self.config.trainer)))
         return "\n".join(lines)
 
     def _exits(self) -> list[str]:
@@ -593,8 +634,19 @@ class VapoTraining(PPOTrainer):
         ):
             super()._save_checkpoint()
             folder = checkpoints.checkpoint_folder(self.run_dir, self.global_steps)
+            write_kl_coef(folder, self._kl_controller)
             for of_rank in self.actor_rollout_wg.record_files(str(folder)):
                 records.update(of_rank)
+
+    def _declare_saved(self) -> None:
+        """The step is logged: its checkpoint is complete, if it has one."""
+        self._safe_stop.declare_saved()
+        self.checkpoint_callback.checkpoint_complete()
+
+    @property
+    def _kl_controller(self) -> Any:
+        """Of the KL term in the reward; None without one."""
+        return self.kl_ctrl_in_reward if self.config.algorithm.use_kl_in_reward else None
 
     def _load_checkpoint(self) -> None:
         """Resume from the newest intact checkpoint: this process alone chooses, for all ranks."""
@@ -612,6 +664,9 @@ class VapoTraining(PPOTrainer):
         if self.global_steps and self.mode != VapoTrainer.mode:  # with it, the replay buffer
             forget_trained("train")
         self._safe_stop.resumed(self.global_steps)
+        checkpoint = start_of(self.config.trainer).checkpoint
+        if self.global_steps and checkpoint is not None:
+            read_kl_coef(checkpoint, self._kl_controller)
         if self.global_steps:
             say(f"resuming from step {self.global_steps}")
 
