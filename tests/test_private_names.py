@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 PRODUCT = ("vapo_verl", "benchmarks")
 OF_UPSTREAM = {
     *("_build_messages", "_compute_advantage", "_compute_multi_modal_inputs"),
-    "_compute_old_log_prob",
+    *("_build_fsdp_module", "_compute_old_log_prob", "_evict_terminal_groups"),
+    *("_load_checkpoint", "_save_checkpoint"),
     *("_get_input_embeds", "_supports_onednn", "_wait_for_next_poll"),
     *("_run_agent_loop", "_run_prompt", "_step_once", "_val_metrics_update"),
 }

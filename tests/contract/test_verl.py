@@ -3,6 +3,7 @@
 import inspect
 import re
 import sys
+from pathlib import Path
 from types import FunctionType
 
 import pytest
@@ -16,7 +17,7 @@ from verl.trainer.ppo.v1 import (
     get_trainer_cls,
 )
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
-from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 from verl.utils.fsdp_utils import fsdp2_sharded_save_to_cpu
 from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.rollout.llm_server import FullyAsyncLLMServerClient, LLMServerManager
@@ -84,6 +85,56 @@ def test_a_model_is_still_cast_with_its_buffers():
     assert "module.to(torch_dtype)" in inspect.getsource(FSDPEngine._build_module), (
         "verl casts models in another way: restore_buffers in vapo_verl/patches/upstream.py may go"
     )
+
+
+def test_verl_still_declares_the_frozen_tower_without_reading_it():
+    folder = Path(verl.__file__).parent
+    naming = {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*.py")
+        if "freeze_vision_tower" in path.read_text()
+    }
+    assert naming == {"workers/config/actor.py"}, (
+        "verl reads actor.freeze_vision_tower: use_frozen_tower in vapo_verl/patches/upstream.py "
+        "and FrozenTowerWorker in vapo_verl/trainer/worker.py may go"
+    )
+
+
+def test_an_engine_loads_its_model_then_shards_it_then_makes_the_optimizer():
+    """The vision tower is frozen between the first two."""
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
+
+    source = inspect.getsource(FSDPEngine._build_model_optimizer)
+    calls = ("module", "lora_module", "fsdp_module", "optimizer")
+    places = [source.index(f"self._build_{call}(") for call in calls]
+    assert places == sorted(places)
+    sharding = inspect.getsource(FSDPEngine._build_fsdp_module)
+    assert "use_orig_params=self.engine_config.use_orig_params" in sharding
+
+
+def test_the_group_filter_still_refills_without_a_limit():
+    """Once `max_num_gen_batches` has an effect, the limit of trainer/replay_buffer.py can go."""
+    resolve = inspect.getsource(PPOTrainer._resolve_filter_groups_metric)
+    assert "max_num_gen_batches=%s is ignored" in resolve
+    for method in (ReplayBuffer.sample, ReplayBufferAsync.wait_for_sampleable):
+        source = inspect.getsource(inspect.unwrap(method))
+        places = [source.index(f"self.{name}(") for name in ("_evict_terminal_groups", "refill_fn")]
+        assert places == sorted(places)
+
+
+def test_the_callback_of_a_checkpoint_is_called_by_the_name_that_is_replaced():
+    assert inspect.getsource(PPOTrainer._save_checkpoint).count("checkpoint_callback.on_save(") == 2
+    source = inspect.getsource(PPOTrainer.__init__)
+    assert "self.checkpoint_callback = build_checkpoint_callback(config)" in source
+
+
+def test_an_adaptive_kl_coefficient_is_still_made_at_every_start():
+    """Once veRL saves it, `write_kl_coef` and `read_kl_coef` can go."""
+    assert "self.kl_ctrl_in_reward = core_algos.get_kl_controller(" in inspect.getsource(
+        PPOTrainer.__init__
+    )
+    for method in (PPOTrainer._save_checkpoint, PPOTrainer._load_checkpoint):
+        assert "kl_ctrl" not in inspect.getsource(method)
 
 
 def test_the_trainer_still_makes_the_replay_buffer_by_its_name():

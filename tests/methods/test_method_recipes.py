@@ -5,9 +5,9 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
+from tests.composing import compose_once
 from vapo_verl import preflight
 from vapo_verl.config import MethodConfig, vapo_config
-from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.methods import METHODS, method_of, short_name
 
 VGPO = ["vapo.method.name=vgpo"]
@@ -16,7 +16,7 @@ BYPASS = f"{CORRECTION}.bypass_mode=true"
 
 
 def settled(recipe, *overrides):
-    config = compose_recipe(recipe, overrides)
+    config = compose_once(recipe, overrides)
     OmegaConf.resolve(config)
     return config, vapo_config(OmegaConf.to_container(config.vapo))
 
@@ -163,6 +163,12 @@ def test_vgpo_holds_the_released_scripts_values():
     assert (config.actor_rollout_ref.rollout.n, actor.optim.lr) == (8, 1e-6)
     assert (actor.clip_ratio_low, actor.clip_ratio_high, actor.use_kl_loss) == (0.2, 0.28, False)
     assert config.algorithm.filter_groups.enable and config.trainer.total_epochs == 2
+
+
+@pytest.mark.parametrize("recipe", ["dapo", "vapo_released", "vgpo", "vppo"])
+def test_a_recipe_that_drops_groups_does_not_do_so_without_end(recipe):
+    filtering = settled(recipe)[0].algorithm.filter_groups
+    assert filtering.enable and filtering.max_num_gen_batches in (10, 20)
 
 
 def test_gspo_and_dr_grpo_are_verls_keys_alone():

@@ -400,6 +400,104 @@ def test_where_old_groups_are_waited_for_none_is_dropped(asynchronous):
     assert batch.keys == ["a_0_0", "a_1_0", "a_3_0"] and asynchronous.refilled == []
 
 
+@pytest.fixture
+def filtering(monkeypatch):
+    """`filtering(buffer class, limit, accuracies)`: batches of 2 prompts with 2 responses each.
+
+    Prompts have the accuracies of their responses from the iterator, one pair after the other.
+    """
+
+    def make(kind, limit, accuracies):
+        pairs, listed, correct = iter(accuracies), {}, {}
+
+        def add_prompts(num_prompts):
+            for _ in range(num_prompts):
+                uid = f"1-{len(correct)}"
+                listed[uid] = {"is_prompt": True, "status": "finished", "global_steps": 1}
+                for sample, accuracy in enumerate(next(pairs)):
+                    correct[f"{uid}_{sample}_0"] = accuracy
+                    listed[f"{uid}_{sample}_0"] = {"status": "success"}
+
+        def clear(keys, partition_id):
+            for key in keys:
+                listed.pop(key, None)
+
+        def fields(keys, partition_id, select_fields):
+            infos = [{"reward_extra_info": {"acc": correct[key]}} for key in keys]
+            return {"extra_fields": infos}
+
+        monkeypatch.setattr(transfer_queue, "kv_list", lambda: {"train": dict(listed)})
+        monkeypatch.setattr(transfer_queue, "kv_clear", clear)
+        monkeypatch.setattr(transfer_queue, "kv_batch_get", fields)
+        buffer = kind(
+            trainer_mode="sync",
+            trainer_config={},
+            max_off_policy_threshold=None,
+            max_off_policy_strategy="drop",
+            sampler_kwargs={},
+            refill_fn=add_prompts,
+            filter_groups_metric="acc",
+            train_batch_size=2,
+            gen_batch_size=1,
+        )
+        buffer.watch(
+            interval_s=0.001,
+            max_failed_fraction=0.5,
+            expected={},
+            max_num_gen_batches=limit,
+            num_prompts=2,
+        )
+        add_prompts(2)
+        return buffer
+
+    return make
+
+
+ALL_WRONG, ALL_CORRECT, MIXED = (0.0, 0.0), (1.0, 1.0), (0.0, 1.0)
+BUFFERS = pytest.mark.parametrize("kind", [CountedReplayBuffer, CountedReplayBufferAsync])
+
+
+@BUFFERS
+def test_groups_without_signal_end_the_step_after_the_allowed_batches(filtering, kind):
+    """3 batches are 6 groups: the batches of 2 (or 2 and then 2 at a time) come to 8."""
+    buffer = filtering(kind, 3, [ALL_CORRECT, *[ALL_WRONG] * 99])
+    with pytest.raises(ResponsesFailed) as refused:
+        buffer.sample(1, "train", 2)
+    for said in (
+        "dropped 8 groups in step 1",
+        "algorithm.filter_groups.max_num_gen_batches=3 batches of 2 prompts",
+        "the same acc (groups by value: 0: 7, 1: 1)",
+        "vapo.reward.answer_style",
+        "(0: no limit)",
+    ):
+        assert said in str(refused.value)
+
+
+@BUFFERS
+@pytest.mark.parametrize("limit", [3, 0, -1])
+def test_a_step_that_fills_within_the_limit_goes_on(filtering, kind, limit):
+    buffer = filtering(kind, limit, [*[ALL_WRONG] * 6, *[MIXED] * 99])
+    batch, metrics = buffer.sample(1, "train", 2)
+    assert len(batch.keys) == 4
+    assert metrics["training/filter_groups/evicted_samples"] == 6
+
+
+@BUFFERS
+def test_without_a_limit_a_step_goes_on_for_as_long_as_it_takes(filtering, kind):
+    buffer = filtering(kind, 0, [*[ALL_WRONG] * 500, *[MIXED] * 99])
+    assert len(buffer.sample(1, "train", 2)[0].keys) == 4
+
+
+@BUFFERS
+def test_each_step_has_the_limit_for_itself(filtering, kind):
+    buffer = filtering(kind, 3, [*[ALL_WRONG] * 6, *[MIXED] * 2, *[ALL_WRONG] * 6, *[MIXED] * 99])
+    buffer.sample(1, "train", 2)
+    buffer.refill_fn(2)
+    batch, metrics = buffer.sample(2, "train", 2)
+    assert len(batch.keys) == 4
+    assert metrics["training/filter_groups/evicted_samples"] == 6
+
+
 def test_a_resumed_run_forgets_the_responses_of_the_step_it_was_saved_in(monkeypatch):
     """Their prompts have left the queue; those in flight, and complete ones, are still there."""
 

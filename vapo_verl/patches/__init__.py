@@ -18,6 +18,7 @@ verl   upstream.use_bucket_sender          veRL's sender waits forever for a dea
 verl   upstream.server_of                  `generate` sends one prompt; the probes of a
                                            response go to its server as one request
 verl   text_only_forward.apply             fails with transformers 5.9
+verl   upstream.use_frozen_tower           declares freeze_vision_tower and never reads it
 verl   upstream.with_ragged_positions      equal lengths get the wrong ragged dimension
 verl   upstream.restore_buffers            a model in bfloat16 gets rounded rotary frequencies
 vllm   upstream.keep_outputs               veRL drops the per-token array of an output

@@ -11,6 +11,9 @@ WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts of the names of modules that FSDP 1 or activation checkpointing wraps."""
 LENGTH_DIM = 2
 """Dimension of a nested [batch, 4, L_i] tensor that differs between rows."""
+FREEZE = "actor_rollout_ref.actor.freeze_vision_tower"
+TOWER = "visual"
+"""Name of the vision tower in Qwen2-VL, Qwen2.5-VL and Qwen3-VL; its mergers are part of it."""
 
 
 def keep_sigterm_handler() -> None:
@@ -54,6 +57,37 @@ def job_actors() -> list[dict[str, Any]]:
         for actor in table
         if actor["JobID"] == job and actor["State"] in ("ALIVE", "PENDING_CREATION")
     ]
+
+
+def use_frozen_tower(engine: Any) -> None:
+    """Let an FSDP engine freeze the vision tower when it has loaded its model.
+
+    This must happen before FSDP shards the model, and before the optimizer is made. veRL's registry
+    has one class of engines per device, which is taken, so a method of the engine is wrapped.
+    """
+    build = engine._build_fsdp_module
+
+    def build_frozen(module: Any) -> Any:
+        freeze_tower(module)
+        return build(module)
+
+    engine._build_fsdp_module = build_frozen
+
+
+def freeze_tower(model: Any) -> None:
+    """Freeze all parameters of a model's vision tower, those of adapters in it, too.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    towers = [module for name, module in model.named_modules() if name.rpartition(".")[2] == TOWER]
+    if not towers:
+        raise ValueError(
+            f"{FREEZE}=True: {type(model).__name__} has no vision tower (no module {TOWER!r}); set "
+            "it to false"
+        )
+    for tower in towers:
+        tower.requires_grad_(False)
 
 
 def restore_buffers(model: Any, config: Any) -> int:

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -138,6 +139,9 @@ class CountedReplayBuffer(ReplayBuffer):
     remaining responses.
     """
 
+    refill_fn: Callable[[int], Any] | None
+    """veRL's: requests that many more prompts."""
+
     def watch(
         self,
         *,
@@ -145,6 +149,8 @@ class CountedReplayBuffer(ReplayBuffer):
         max_failed_fraction: float,
         expected: dict[str, int],
         ask_again: Callable[[str, Mapping[str, Sequence[int]]], bool] | None = None,
+        max_num_gen_batches: int = 0,
+        num_prompts: int = 0,
     ) -> None:
         """Set what veRL's constructor has no arguments for.
 
@@ -153,12 +159,50 @@ class CountedReplayBuffer(ReplayBuffer):
             expected: responses requested by prompt uid; settled entries are removed.
             ask_again: restarts dead servers and requests responses again, by partition and by
                 prompts with the responses that came; false if no server is dead.
+            max_num_gen_batches: batches of groups that the group filter may drop in a step before
+                the run ends; 0 or less sets no limit.
+            num_prompts: prompts of a batch.
         """
         self.poll_interval = interval_s
         self._max_failed_fraction, self._expected = max_failed_fraction, expected
         self._ask_again = ask_again
         self.num_failed = Counter[str]()
         """Failures for a reason of the row, by partition."""
+        self._max_num_gen_batches, self._num_prompts = max_num_gen_batches, num_prompts
+        self._filtering_step = 0
+        self._filtered = Counter[float]()  # groups of that step, by the value of all responses
+        if max_num_gen_batches > 0 and self.refill_fn is not None:
+            self.refill_fn = partial(self._refill, self.refill_fn)
+
+    def _refill(self, add_prompts: Callable[[int], Any], num_prompts: int) -> Any:
+        """Request more prompts in the place of dropped ones.
+
+        Raises:
+            ResponsesFailed: the group filter has dropped too many in this step.
+        """
+        num_dropped, limit = self._filtered.total(), self._max_num_gen_batches
+        if num_dropped > limit * self._num_prompts:
+            values = ", ".join(f"{x:g}: {n}" for x, n in self._filtered.most_common(3))
+            raise ResponsesFailed(
+                f"the group filter has dropped {num_dropped} groups in step "
+                f"{self._filtering_step}, more than algorithm.filter_groups.max_num_gen_batches="
+                f"{limit} batches of {self._num_prompts} prompts: all responses to a prompt had "
+                f"the same {self.filter_groups_metric} (groups by value: {values}). Check that "
+                "correct answers count as correct (vapo.reward.answer_style, `vapo data grade "
+                "FILE`) and that the rows are neither too hard nor too easy; or raise "
+                "max_num_gen_batches (0: no limit)."
+            )
+        return add_prompts(num_prompts)
+
+    def _evict_terminal_groups(
+        self, global_steps: int, partition_id: str, eviction_reasons: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
+        """Count, by step, the groups that the filter drops; veRL would drop them without end."""
+        if self._filtering_step != global_steps:
+            self._filtering_step, self._filtered = global_steps, Counter[float]()
+        *_, by_value = eviction_reasons
+        self._filtered.update(by_value)
+        return super()._evict_terminal_groups(global_steps, partition_id, eviction_reasons)
 
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
         if self._ask_again is None:  # the step is lost: no need to wait for the others

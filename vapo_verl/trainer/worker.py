@@ -30,6 +30,7 @@ from vapo_verl.patches import text_only_forward
 from vapo_verl.patches.upstream import (
     restore_buffers,
     session_folder,
+    use_frozen_tower,
     use_weight_sender,
     with_ragged_positions,
 )
@@ -94,11 +95,33 @@ class VapoTrainingWorker(TrainingWorker):
         return super().infer_batch(with_pixels(with_ragged_positions(data), masking))
 
 
+class FrozenTowerWorker(VapoTrainingWorker):
+    """One rank of an actor whose vision tower is not trained."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        use_frozen_tower(self.engine)
+
+
 class VapoWorker(ActorRolloutRefWorker):
     """veRL's fused actor, rollout and reference worker over :class:`VapoTrainingWorker`."""
 
     actor_worker_cls = VapoTrainingWorker
     ref_worker_cls = VapoTrainingWorker
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> None:
+        """Build the models; the actor's vision tower is frozen if the config says so.
+
+        The parameters that FSDP 1 shards as one are then partly frozen, which needs
+        ``use_orig_params``. With LoRA it wraps each adapter by itself, and needs nothing.
+        """
+        actor = self.config.actor
+        if actor.freeze_vision_tower:
+            self.actor_worker_cls = FrozenTowerWorker
+            if actor.strategy == "fsdp" and not self.config.model.lora_rank:
+                actor.fsdp_config.use_orig_params = True
+        super().init_model()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def forget_server(self) -> None:
