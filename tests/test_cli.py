@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from tests.commands import run_commands
 from vapo_verl.cli import COMMANDS, Command, main
 
 HEAVY = ("torch", "vllm", "verl", "ray", "transformers")
@@ -14,20 +15,21 @@ def call(*words):
     return subprocess.run([sys.executable, *words], capture_output=True, text=True)
 
 
+@pytest.fixture(scope="module")
+def helps():
+    """Name -> help through `vapo`, help of the module."""
+    through = [("vapo_verl.cli", name, "--help") for name in COMMANDS]
+    alone = [(command.module, "--help") for command in COMMANDS.values()]
+    ended = run_commands([*through, *alone], HEAVY)
+    num = len(COMMANDS)
+    return dict(zip(COMMANDS, zip(ended[:num], ended[num:], strict=True), strict=True))
+
+
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_is_the_modules_own_and_imports_nothing_heavy(name):
-    code = f"""
-import sys
-from vapo_verl.cli import main
-try:
-    main([{name!r}, "--help"])
-finally:
-    heavy = [module for module in {HEAVY!r} if module in sys.modules]
-    assert not heavy, heavy
-"""
-    through = call("-c", code)
-    assert (through.returncode, through.stderr) == (0, "")
-    assert through.stdout == call("-m", COMMANDS[name].module, "--help").stdout != ""
+def test_help_is_the_modules_own_and_imports_nothing_heavy(helps, name):
+    through, alone = helps[name]
+    assert (through.status, through.stderr, through.loaded) == (0, "", [])
+    assert through.stdout == alone.stdout != ""
 
 
 def test_arguments_and_exit_codes_pass_through():

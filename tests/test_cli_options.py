@@ -3,13 +3,12 @@
 import argparse
 import importlib
 import json
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from tests.commands import run_commands
 from vapo_verl.claims.options import CheckOptions, EndpointOptions, RunOptions
 from vapo_verl.cli_options import (
     OptionError,
@@ -188,23 +187,14 @@ def test_no_command_lost_or_changed_an_argument():
         assert arguments == stored[command], command
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
+def test_help_loads_nothing_heavy():
+    commands = [
         *("claims generate", "claims audit", "export", "report"),
         *("evaluation perception", "evaluation benchmark", "evaluation compare"),
-    ],
-)
-def test_help_loads_nothing_heavy(command):
-    code = (
-        "import runpy, sys, contextlib, io\n"
-        "area, *words = sys.argv[1].split()\n"
-        "sys.argv = [area, *words, '--help']\n"
-        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
-        "    runpy.run_module(f'vapo_verl.{area}', run_name='__main__')\n"
-        "print({'torch', 'vllm', 'verl', 'transformers', 'pyarrow', 'PIL'} & set(sys.modules))"
+    ]
+    ended = run_commands(
+        [f"vapo_verl.{command} --help".split() for command in commands],
+        ("torch", "vllm", "verl", "transformers", "pyarrow", "PIL"),
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, command], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "set()"
+    for command, done in zip(commands, ended, strict=True):
+        assert (done.status, done.loaded) == (0, []), command

@@ -1,21 +1,22 @@
 """Commands of 0.1 answer for one release, with a line that names the new one."""
 
-import pytest
+from tests.commands import run_commands
+
+RENAMED = [
+    (("vapo_verl.small_model",), ("vapo_verl.digits.model",)),
+    (("vapo_verl.data.digits",), ("vapo_verl.digits",)),
+    (("vapo_verl.diagnostics", "report"), ("vapo_verl.report",)),
+    (("vapo_verl.diagnostics", "early-decision"), ("vapo_verl.evaluation", "early-decision")),
+    (("vapo_verl.diagnostics", "masking"), ("vapo_verl.evaluation", "image-swap")),
+    (("vapo_verl.diagnostics", "remedies"), ("vapo_verl.evaluation", "interventions")),
+]
+"""Old and new."""
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        (("vapo_verl.small_model",), ("vapo_verl.digits.model",)),
-        (("vapo_verl.data.digits",), ("vapo_verl.digits",)),
-        (("vapo_verl.diagnostics", "report"), ("vapo_verl.report",)),
-        (("vapo_verl.diagnostics", "early-decision"), ("vapo_verl.evaluation", "early-decision")),
-        (("vapo_verl.diagnostics", "masking"), ("vapo_verl.evaluation", "image-swap")),
-        (("vapo_verl.diagnostics", "remedies"), ("vapo_verl.evaluation", "interventions")),
-    ],
-)
-def test_an_old_name_runs_the_new_command_and_says_so(run_module, old, new):
-    done, expected = run_module(*old, "--help"), run_module(*new, "--help")
-    assert done.returncode == expected.returncode == 0
-    assert done.stdout == expected.stdout
-    assert done.stderr == f"python -m {old[0]} is now python -m {new[0]}\n"
+def test_an_old_name_runs_the_new_command_and_says_so():
+    of_old = run_commands([(*old, "--help") for old, _ in RENAMED])
+    of_new = run_commands([(*new, "--help") for _, new in RENAMED])
+    for (old, new), done, expected in zip(RENAMED, of_old, of_new, strict=True):
+        assert done.status == expected.status == 0, old
+        assert done.stdout == expected.stdout != "", old
+        assert done.stderr == f"python -m {old[0]} is now python -m {new[0]}\n"

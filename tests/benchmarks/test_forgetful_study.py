@@ -27,6 +27,7 @@ from benchmarks.study.workspace import (
     runs_of,
 )
 from tests.benchmarks.test_study import early, leave, perception, save_rollouts
+from tests.composing import compose_once
 from vapo_verl import preflight
 from vapo_verl.config import vapo_config
 from vapo_verl.digits.model.forgetful import Forgetting
@@ -35,7 +36,6 @@ from vapo_verl.digits.questions import read
 from vapo_verl.evaluation.early_decision import load_early_decision
 from vapo_verl.evaluation.early_decision import summarise as summarise_early
 from vapo_verl.evaluation.perception.perception_command import summarise
-from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.settings import check_settings
 
 PLAN = replace(
@@ -84,16 +84,29 @@ def data(tmp_path_factory):
     return work.data
 
 
-@pytest.fixture
-def works(tmp_path, data):
-    found = starts.workspaces(tmp_path, PLAN)
-    for memory, work in found.items():
+@pytest.fixture(scope="module")
+def all_measured(tmp_path_factory, data):
+    """A study's folder with every run of the plan, made once."""
+    root = tmp_path_factory.mktemp("study")
+    for memory, work in starts.workspaces(root, PLAN).items():
         shutil.copytree(data, work.data)
         weights(work, memory)
         measured(work, WARM_START, WARM_START, 0)
         for run in runs_of(PLAN):
             measured(work, run.name, run.arm, run.seed)
-    return found
+    return root
+
+
+@pytest.fixture
+def works(tmp_path, all_measured):
+    shutil.copytree(all_measured, tmp_path, dirs_exist_ok=True)
+    return starts.workspaces(tmp_path, PLAN)
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    """For tests of tables: plots take seconds."""
+    monkeypatch.setattr(page, "write_plots", lambda *_: None)
 
 
 def test_rows_are_those_of_the_warm_starts():
@@ -226,7 +239,7 @@ def test_the_report_writes_tables_csv_and_plots(works, tmp_path, monkeypatch, ca
 
 
 @pytest.fixture
-def results(works, tmp_path, monkeypatch):
+def results(works, tmp_path, monkeypatch, no_plots):
     """CSV file of an earlier sitting with all runs of the plan, and a document for them."""
     folder = tmp_path / "page"
     monkeypatch.setattr(page, "RESULTS", folder)
@@ -400,7 +413,7 @@ def test_several_parts_make_a_run_once(tmp_path, monkeypatch):
     assert made == ["grpo-0", "decoupled-0", "flat-0"]
 
 
-def test_a_report_starts_nothing(works, tmp_path, monkeypatch, capsys):
+def test_a_report_starts_nothing(works, no_plots, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(plans.PLANS, "comparison", PLAN)
     before = sorted(tmp_path.glob("memory_*/**"))
     assert study.main(["--forgetful", "--report", "--out", str(tmp_path)]) == 0
@@ -425,7 +438,7 @@ ALL = dict.fromkeys(arm for plan in plans.PLANS.values() for arm in plan.arms)
 
 @pytest.mark.parametrize("arm", [*ALL, arms.CONTROL])
 def test_every_arm_is_a_run_that_can_start(arm):
-    config = compose_recipe("study", arms.ALL_ARMS[arm].overrides)
+    config = compose_once("study", arms.ALL_ARMS[arm].overrides)
     settings = vapo_config(OmegaConf.to_container(config.vapo, resolve=True))
     check_settings(config)
     for check in (preflight.check_normalization, preflight.check_method, preflight.check_batches):

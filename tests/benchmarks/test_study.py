@@ -20,6 +20,7 @@ from benchmarks.study.reads import stated_by_step, summarise_reads
 from benchmarks.study.spread import spread
 from benchmarks.study.statistics import compare
 from benchmarks.study.workspace import WARM_START, Run, StudyError, Workspace, runs_of
+from tests.composing import compose_once
 from vapo_verl.digits.scene import Cell, Scene
 from vapo_verl.evaluation.early_decision import load_early_decision
 from vapo_verl.evaluation.early_decision import summarise as summarise_early
@@ -109,21 +110,19 @@ def save_rollouts(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory) -> Path:
-    """Data of a workspace, made once."""
-    workspace = Workspace(root=tmp_path_factory.mktemp("rows"))
+def all_measured(tmp_path_factory) -> Path:
+    """A study's folder with every run of the plan, made once."""
+    workspace = Workspace(root=tmp_path_factory.mktemp("study"))
     make_data(workspace, PLAN)
-    return workspace.data
-
-
-@pytest.fixture
-def work(tmp_path, rows) -> Workspace:
-    workspace = Workspace(root=tmp_path / "study")
-    shutil.copytree(rows, workspace.data)
     measured(workspace, WARM_START, 0.4, seed=9)
     for run in runs_of(PLAN):
         measured(workspace, run.name, {"grpo": 0.45, "vapo": 0.9}[run.arm], seed=run.seed)
-    return workspace
+    return workspace.root
+
+
+@pytest.fixture
+def work(tmp_path, all_measured) -> Workspace:
+    return Workspace(root=shutil.copytree(all_measured, tmp_path / "study"))
 
 
 def test_figures_of_a_run(work):
@@ -369,9 +368,7 @@ def test_a_command_that_fails_names_its_log(tmp_path):
     assert "no-such-command" in (tmp_path / "logs" / "grpo-0.log").read_text()
 
 
-def test_text_and_image_part_in_the_control(tmp_path):
-    work = Workspace(root=tmp_path)
-    make_data(work, PLAN)
+def test_text_and_image_part_in_the_control(work):
     rows = pq.read_table(work.data / "test.parquet")
     other = with_other_images(rows)
     assert other.drop_columns("images").equals(rows.drop_columns("images"))
@@ -380,10 +377,8 @@ def test_text_and_image_part_in_the_control(tmp_path):
 
 
 def test_arms_change_only_what_they_name():
-    from vapo_verl.hydra_config import compose_recipe
-
     for arm in (arms.ARMS | arms.VARIANTS).values():
-        config = compose_recipe("study", arm.overrides)
+        config = compose_once("study", arm.overrides)
         probes = config.vapo.anchors.num_anchors > 0
         assert probes == (config.vapo.reward.perception_source == "claims")
         assert config.vapo.attention.enabled  # all arms pay for it, and show it

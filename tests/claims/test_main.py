@@ -1,29 +1,22 @@
 """The command line: help without heavy imports, and bad input."""
 
-import subprocess
-import sys
-
 import pytest
 
+from tests.commands import run_commands
 from vapo_verl.claims.__main__ import main
 
 COMMANDS = ("generate", "self", "check", "audit", "attach")
 
 
 def test_help_lists_all_commands_and_loads_nothing_heavy():
-    code = (
-        "import sys; from vapo_verl.claims.__main__ import main\n"
-        "try: main(sys.argv[1:])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'openai', 'torch', 'vllm', 'pyarrow', 'PIL', 'aiohttp'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+    arguments = (["--help"], ["generate", "--help"], ["self", "-h"], ["check", "-h"])
+    ended = run_commands(
+        [("vapo_verl.claims", *words) for words in arguments],
+        ("openai", "torch", "vllm", "pyarrow", "PIL", "aiohttp"),
     )
-    for arguments in (["--help"], ["generate", "--help"], ["self", "-h"], ["check", "-h"]):
-        command = [sys.executable, "-c", code, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        if arguments == ["--help"]:
-            assert all(name in done.stdout for name in COMMANDS)
+    for words, done in zip(arguments, ended, strict=True):
+        assert (done.status, done.loaded) == (0, []), words
+    assert all(name in ended[0].stdout for name in COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,17 +1,13 @@
 """A smoke run that would work: its data, its run folder, its config."""
 
 from collections.abc import Callable
-from copy import deepcopy
-from functools import cache
 from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
 
-from vapo_verl.hydra_config import compose_recipe
+from tests.composing import compose_once
 from vapo_verl.launch import settle
-
-composed_once = cache(compose_recipe)
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +30,7 @@ def config(overrides) -> Callable[..., DictConfig]:
     """The settled config of a recipe under overrides: the smoke recipe unless another is named."""
 
     def compose(*more: str, recipe: str = "smoke") -> DictConfig:
-        config = deepcopy(composed_once(recipe))
+        config = compose_once(recipe)
         config.merge_with_dotlist([*overrides, *more])
         settle(config)
         return config

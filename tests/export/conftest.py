@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from tests.checkpoints import mark_complete
+from tests.composing import compose_once
 from vapo_verl.digits.model import model_dir
-from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.run_folder.checkpoints import checkpoint_folder
 
 SHARD = "model_world_size_1_rank_0.pt"
@@ -47,7 +47,7 @@ class RunFolder:
 
 @pytest.fixture(scope="session")
 def smoke_config() -> str:
-    return OmegaConf.to_yaml(compose_recipe("smoke"), resolve=True)
+    return OmegaConf.to_yaml(compose_once("smoke"), resolve=True)
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from tests.checkpoints import mark_complete
+from tests.composing import compose_once
 from tests.export.conftest import SHARD
 from vapo_verl.digits.model import model_dir
 from vapo_verl.export.__main__ import main
 from vapo_verl.export.model_folder import write_model_folder
 from vapo_verl.export.source import ExportError
-from vapo_verl.hydra_config import compose_recipe
 
 RANK, ALPHA = 4, 12
 TOLERANCE = 1e-5
@@ -56,7 +56,7 @@ def trained():
 @pytest.fixture
 def lora_run(run, trained):
     """A run folder with a checkpoint of it at step 4."""
-    OmegaConf.save(compose_recipe("smoke_lora"), run.path / "config.yaml", resolve=True)
+    OmegaConf.save(compose_once("smoke_lora"), run.path / "config.yaml", resolve=True)
     return save(run, {name: t for name, t in trained.state_dict().items() if "lm_head" not in name})
 
 

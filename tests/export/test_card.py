@@ -4,9 +4,9 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from tests.composing import compose_once
 from vapo_verl.export.model_folder import card, public_name, write_card
 from vapo_verl.export.source import ExportError
-from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.run_folder.metrics import Metrics
 
 
@@ -25,7 +25,7 @@ def test_models_are_named_without_where_they_lie(model, name):
 
 def test_recipe_base_data_settings_and_metrics_are_told():
     files = "data.train_files=[/home/somebody/geo/train.parquet]"
-    config = compose_recipe("vapo", [files, "vapo.recipe=vapo_3b"])
+    config = compose_once("vapo", [files, "vapo.recipe=vapo_3b"])
     OmegaConf.resolve(config)
     values = {"val-core/geo/acc/mean@1": {0: 0.25, 20: 0.5, 40: 0.75}, "vapo/reward/total": {30: 1}}
     text = card(config, Metrics(columns=values), step=30)

@@ -1,31 +1,19 @@
 """The command line: instant help, one line without CUDA, a plan without a run."""
 
-import subprocess
-import sys
-
 import pytest
 
+from tests.commands import run_commands
 from vapo_verl.gpu_check.__main__ import main, plan
 from vapo_verl.gpu_check.runner import STAGES
 
 HEAVY = ("torch", "numpy", "vllm", "verl", "ray", "transformers", "triton")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--dry-run"]])
-def test_help_and_plan_import_nothing_heavy(arguments):
-    code = f"""
-import runpy, sys
-sys.argv = ["gpu_check", *{arguments!r}]
-try:
-    runpy.run_module("vapo_verl.gpu_check", run_name="__main__")
-except SystemExit as end:
-    assert not end.code, end.code
-heavy = [name for name in {HEAVY!r} if name in sys.modules]
-assert not heavy, heavy
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert all(stage.name in done.stdout for stage in STAGES)
+def test_help_and_plan_import_nothing_heavy():
+    commands = [("vapo_verl.gpu_check", option) for option in ("--help", "--dry-run")]
+    for done in run_commands(commands, HEAVY):
+        assert (done.status, done.loaded) == (0, [])
+        assert all(stage.name in done.stdout for stage in STAGES)
 
 
 def test_without_cuda_it_says_so_in_one_line_and_exits_with_2(run_module, tmp_path):

@@ -2,9 +2,9 @@
 
 import pytest
 
+from tests.composing import compose_once
 from vapo_verl.gpu_check.case import CaseFailed
 from vapo_verl.gpu_check.train import CORRELATION, Job, healthy_figures, several_ranks
-from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.preflight import check_batches, check_micro_batches
 
 JOB = Job(recipe="smoke_gpu", overrides=[], steps=2, least_correlation=0.98, start_s=1)
@@ -51,6 +51,6 @@ def test_a_metric_that_is_missing_fails():
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
 def test_several_ranks_pass_the_checks_of_a_start(ranks):
-    config = compose_recipe("smoke_gpu", several_ranks(ranks))
+    config = compose_once("smoke_gpu", several_ranks(ranks))
     check_batches(config)
     check_micro_batches(config)

@@ -3,8 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
+from tests.composing import compose_once
 from vapo_verl import preflight
-from vapo_verl.hydra_config import compose_recipe
 
 COLOCATED = "trainer.v1.trainer_mode=vapo_colocate_async"
 SEPARATE = "trainer.v1.trainer_mode=vapo_separate_async"
@@ -13,7 +13,7 @@ SAMPLER, WARM_UP = "trainer.v1.sampler", "trainer.v1.colocate_async.num_warmup_b
 
 
 def composed(recipe, *overrides):
-    config = compose_recipe(recipe, list(overrides))
+    config = compose_once(recipe, list(overrides))
     OmegaConf.resolve(config)
     return config
 

@@ -3,9 +3,10 @@
 import pytest
 from omegaconf import OmegaConf
 
-from vapo_verl.hydra_config import compose_recipe, recipe_names
+from tests.composing import compose_once
+from vapo_verl.hydra_config import recipe_names
 
-GPU_RECIPES = [name for name in recipe_names() if compose_recipe(name).trainer.device != "cpu"]
+GPU_RECIPES = [name for name in recipe_names() if compose_once(name).trainer.device != "cpu"]
 
 
 @pytest.fixture(params=GPU_RECIPES)
@@ -15,7 +16,7 @@ def policy(request):
 
 
 def composed(recipe):
-    config = compose_recipe(recipe)
+    config = compose_once(recipe)
     OmegaConf.resolve(config)
     return config
 
@@ -46,6 +47,6 @@ def pixels(config):
 
 
 def test_the_engines_image_limit_follows_that_of_the_data():
-    config = compose_recipe("vapo", ["data.max_pixels=1003520"])
+    config = compose_once("vapo", ["data.max_pixels=1003520"])
     engine = config.actor_rollout_ref.rollout.engine_kwargs.vllm
     assert engine.mm_processor_kwargs.max_pixels == 1_003_520

@@ -6,9 +6,10 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from tests.composing import compose_once
 from vapo_verl import preflight
 from vapo_verl.config import vapo_config
-from vapo_verl.hydra_config import compose_recipe, recipe_names
+from vapo_verl.hydra_config import recipe_names
 from vapo_verl.launch import export_attention
 
 VARIANTS = [
@@ -44,7 +45,7 @@ def test_the_recipes_are_those_the_readme_lists():
 
 
 def settled(recipe, *overrides):
-    config = compose_recipe(recipe, overrides)
+    config = compose_once(recipe, overrides)
     OmegaConf.resolve(config)
     return config, vapo_config(OmegaConf.to_container(config.vapo))
 

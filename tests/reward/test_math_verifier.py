@@ -35,6 +35,14 @@ def verifier():
     verifier.close()
 
 
+@pytest.fixture(scope="module")
+def shared_verifier():
+    """For tests that end none of its processes."""
+    verifier = MathVerifier(answer_limit_s=3600.0)
+    yield verifier
+    verifier.close()
+
+
 def workers(process=None):
     children = (process or psutil.Process()).children(recursive=True)
     return [child for child in children if is_worker(child)]
@@ -56,10 +64,9 @@ def test_an_endless_comparison_is_stopped_and_the_next_one_works(verifier):
 
 
 @pytest.mark.parametrize("absurd", ABSURD)
-def test_digits_of_absurd_size_are_refused_before_they_are_computed(verifier, absurd):
-    verifier.answer_limit_s = 3600.0
-    assert not verifier.equal(absurd, "3")
-    assert not verifier.equal("3", absurd)
+def test_digits_of_absurd_size_are_refused_before_they_are_computed(shared_verifier, absurd):
+    assert not shared_verifier.equal(absurd, "3")
+    assert not shared_verifier.equal("3", absurd)
 
 
 def test_a_hungry_comparison_is_bounded_in_memory(verifier, new_workers):
@@ -111,7 +118,8 @@ def test_very_long_expressions_are_not_asked(verifier, new_workers):
     assert not new_workers()
 
 
-def test_results_are_the_same_in_threads_and_in_an_event_loop(verifier):
+def test_results_are_the_same_in_threads_and_in_an_event_loop(shared_verifier):
+    verifier = shared_verifier
     pairs = [*EQUAL_PAIRS, *((answer, "7") for answer, _ in EQUAL_PAIRS)]
     expected = [verifier.equal(*pair) for pair in pairs]
     assert expected == [True] * 8 + [False] * 8

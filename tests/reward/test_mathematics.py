@@ -906,12 +906,14 @@ def test_different(answer, truth):
     assert not math_match(truth, answer)
 
 
-@pytest.mark.parametrize(
-    "truth", sorted({side for pair in EQUAL + DIFFERENT for side in pair} - {""})
-)
-def test_every_truth_is_itself_in_every_style(truth):
-    for match in (math_match, exact_match, text_match, choice_match):
-        assert match(truth, truth)
+def test_every_truth_is_itself_in_every_style():
+    failed = [
+        (match.__name__, truth)
+        for truth in sorted({side for pair in EQUAL + DIFFERENT for side in pair} - {""})
+        for match in (math_match, exact_match, text_match, choice_match)
+        if not match(truth, truth)
+    ]
+    assert failed == []
 
 
 def test_words_that_are_formulas_too_keep_no_case():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from functools import partial
 from types import SimpleNamespace
@@ -12,9 +13,9 @@ import pytest
 import torch
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
+from tests.composing import compose_once
 from vapo_verl.data.dataset import VapoDataset
 from vapo_verl.digits.model import model_dir
-from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.rollout.engine_inputs import PromptImages
 
 
@@ -34,6 +35,8 @@ class TransformersServer:
         """Requests that are under way, by session."""
         self.closed: list[str] = []
         """Keys of those that are done."""
+        self.continued: dict[Any, tuple[list[int], list[float]]] = {}
+        """Ids and logprobs by all that they depend on."""
 
     async def generate(self, request_id: str, **request: Any) -> Any:
         from verl.workers.rollout.replica import TokenOutput
@@ -68,10 +71,21 @@ class TransformersServer:
     async def _many(self, session: str, prompts: list[list[int]], **request: Any) -> list[Any]:
         return [await self.generate(session, prompt_ids=p, **request) for p in prompts]
 
-    @torch.no_grad()
     def _continue(self, prompt_ids, sampling_params, image_data=None, **_):
         if isinstance(image_data, PromptImages):
             image_data = self.opened[image_data.key]
+        key = (
+            tuple(prompt_ids),
+            json.dumps(sampling_params, sort_keys=True),
+            tuple((image.mode, image.size, image.tobytes()) for image in image_data or ()),
+        )
+        if key not in self.continued:
+            self.continued[key] = self._generate(prompt_ids, sampling_params, image_data)
+        ids, logprobs = self.continued[key]
+        return ids.copy(), logprobs.copy()
+
+    @torch.no_grad()
+    def _generate(self, prompt_ids, sampling_params, image_data):
         input_ids = torch.tensor([list(prompt_ids)])
         config = self.model.config
         bias = sampling_params.get("logit_bias")
@@ -110,7 +124,7 @@ def server(processor):
 @pytest.fixture(scope="session")
 def dataset(digits_data, processor):
     paths = digits_data(train=8, val=4)
-    config = compose_recipe("smoke").data
+    config = compose_once("smoke").data
     return VapoDataset(str(paths["train"]), processor.tokenizer, config, processor)
 
 
@@ -123,7 +137,7 @@ def run_loop(processor, server):
     from vapo_verl.rollout.agent_loop import VapoAgentLoop
 
     async def run(row, *overrides, session_id=0, step=1, temperature=1.0, model=None):
-        config = compose_recipe("smoke", overrides)
+        config = compose_once("smoke", overrides)
         OmegaConf.resolve(config)
         loop = VapoAgentLoop(
             trainer_config=DictConfigWrap(config),

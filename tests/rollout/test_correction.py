@@ -1,9 +1,7 @@
 """The mismatch of engine and trainer, and which corrections of it a run may ask for."""
 
-import copy
 import inspect
 import math
-from functools import cache
 
 import pytest
 import torch
@@ -15,7 +13,7 @@ from verl.trainer.ppo.rollout_corr_helper import (
 )
 from verl.utils.config import omega_conf_to_dataclass
 
-from vapo_verl.hydra_config import compose_recipe
+from tests.composing import compose_once
 from vapo_verl.launch import use_bypass_loss_where_needed
 from vapo_verl.rollout.correction import (
     DIFF_MAX,
@@ -33,14 +31,9 @@ ONE_UPDATE = ("actor_rollout_ref.actor.ppo_mini_batch_size=16",)
 """Of the smoke recipe: one mini-batch a step."""
 
 
-@cache
-def smoke():
-    return compose_recipe("smoke")
-
-
 def composed(*overrides):
-    """The smoke recipe, composed once, with keys that are set as YAML reads them."""
-    return OmegaConf.merge(smoke(), OmegaConf.from_dotlist(list(overrides)))
+    """The smoke recipe with keys that are set as YAML reads them."""
+    return OmegaConf.merge(compose_once("smoke"), OmegaConf.from_dotlist(list(overrides)))
 
 
 def corrected(**values):
@@ -253,7 +246,7 @@ def test_what_the_correction_needs_of_the_engine(asked, override, fix):
 
 @pytest.mark.parametrize("value", ["token", "true", "[token]"])
 def test_what_is_no_group_of_settings_is_refused(value):
-    config = copy.deepcopy(smoke())
+    config = compose_once("smoke")
     config.algorithm.rollout_correction = OmegaConf.create({"value": value}).value
     with pytest.raises(ValueError, match=r"rollout_correction=.* set .*rollout_is"):
         check_rollout_correction(config)

@@ -1,16 +1,16 @@
 import pytest
 from omegaconf import OmegaConf
 
+from tests.composing import compose_once
 from vapo_verl.attention import engine_args
 from vapo_verl.config import AttentionConfig
-from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.rollout.engine_args import ENGINE, add_attention
 
 ON = AttentionConfig(enabled=True)
 
 
 def smoke(*overrides):
-    config = compose_recipe("smoke", overrides)
+    config = compose_once("smoke", overrides)
     OmegaConf.resolve(config)
     return config
 

@@ -9,13 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from qwen_vl_utils import fetch_image
-from transformers import AutoProcessor
 from verl.workers.rollout.replica import RolloutMode
 from verl.workers.rollout.vllm_rollout import vllm_async_server
 
+from tests.composing import compose_once
 from vapo_verl import heartbeat, launch
 from vapo_verl.digits.model import model_dir
-from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.rollout import server
 from vapo_verl.rollout.server import VapoHttpServer
 
@@ -42,7 +41,7 @@ def engine_args(monkeypatch):
 
     def build(recipe, *overrides):
         path = f"actor_rollout_ref.model.path={model_dir()}"
-        config = compose_recipe(recipe, [path, "vapo.allow_sdpa=true", *overrides])
+        config = compose_once(recipe, [path, "vapo.allow_sdpa=true", *overrides])
         launch.settle(config)
         launch.export_attention(config)
         policy = config.actor_rollout_ref
@@ -126,15 +125,17 @@ side = st.integers(1, 900)
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(width=side, height=side)
-def test_the_engine_counts_the_tokens_that_the_agent_loop_counted(engine_images, width, height):
+def test_the_engine_counts_the_tokens_that_the_agent_loop_counted(
+    engine_images, processor, width, height
+):
     if max(width, height) > 200 * min(width, height):
         return
     image = Image.new("RGB", (width, height))
     limits = {"min_pixels": MIN_PIXELS, "max_pixels": MAX_PIXELS}
     resized = fetch_image({"image": image, **limits}, image_patch_size=14)
-    processor = AutoProcessor.from_pretrained(model_dir()).image_processor
-    patches = processor.get_number_of_image_patches(resized.height, resized.width, {})
-    expected = patches // processor.merge_size**2
+    images = processor.image_processor
+    patches = images.get_number_of_image_patches(resized.height, resized.width, {})
+    expected = patches // images.merge_size**2
     info = engine_images["limited"]
     told = info.get_num_image_tokens(
         image_width=resized.width,
@@ -145,4 +146,4 @@ def test_the_engine_counts_the_tokens_that_the_agent_loop_counted(engine_images,
     media = {"text": "<|image_pad|>", "images": [resized]}
     made = info.ctx.call_hf_processor(info.get_hf_processor(), media, {})
     grid = made["image_grid_thw"][0].prod().item()
-    assert told == grid // processor.merge_size**2 == expected
+    assert told == grid // images.merge_size**2 == expected

@@ -3,11 +3,11 @@
 import pytest
 from omegaconf import OmegaConf
 
+from tests.composing import compose_once
 from vapo_verl.anchors import bind_question
 from vapo_verl.config import AnchorConfig
 from vapo_verl.data.dataset import VapoDataset
 from vapo_verl.data.errors import RowError
-from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.rollout.agent_loop import run_format_check
 
 
@@ -16,7 +16,7 @@ def make_loop(processor, server):
 
     from vapo_verl.rollout.agent_loop import VapoAgentLoop
 
-    config = compose_recipe("smoke")
+    config = compose_once("smoke")
     OmegaConf.resolve(config)
     return VapoAgentLoop(
         trainer_config=DictConfigWrap(config),

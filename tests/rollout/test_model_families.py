@@ -6,10 +6,10 @@ import re
 import pytest
 from transformers import AutoConfig, Qwen3_5Config
 
+from tests.composing import compose_once
 from tests.paths import ROOT
 from vapo_verl.digits.model import model_dir
 from vapo_verl.doctor.findings import examine
-from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.preflight import check_model
 from vapo_verl.rollout.model_families import (
     MISSING,
@@ -31,7 +31,7 @@ def folder(tmp_path):
 
 
 def checked(folder, *overrides):
-    check_model(compose_recipe("smoke", [f"actor_rollout_ref.model.path={folder}", *overrides]))
+    check_model(compose_once("smoke", [f"actor_rollout_ref.model.path={folder}", *overrides]))
 
 
 @pytest.mark.parametrize("family", RUNNING)

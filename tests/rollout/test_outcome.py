@@ -1,13 +1,11 @@
 """R_acc by a user's function, and by a judge."""
 
 import asyncio
-import copy
 import json
 import math
 import threading
 import time
 from collections import Counter
-from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 
 import numpy as np
@@ -15,10 +13,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from tests.composing import compose_once
 from tests.evaluation.benchmarks.chat_server import Reply, chat_server
 from vapo_verl.config import JudgeConfig
 from vapo_verl.data.control_tokens import ESCAPE
-from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.launch import make_paths_absolute
 from vapo_verl.rollout.agent_loop_worker import failure_kind, reason_of
 from vapo_verl.rollout.outcome import (
@@ -330,21 +328,12 @@ async def test_the_loop_takes_the_functions_score_and_its_word_for_the_gate(
         await run_loop(dataset[0], asked, f"{FUNCTION_KEY}.name=broken")
 
 
-@cache
-def smoke():
-    return compose_recipe("smoke")
-
-
 def composed(*overrides):
-    """The smoke recipe, composed once, with keys that are set as YAML reads them."""
-    given = [override.removeprefix("+") for override in overrides]
-    return OmegaConf.merge(open_copy(smoke()), OmegaConf.from_dotlist(given))
-
-
-def open_copy(config):
-    config = copy.deepcopy(config)
+    """The smoke recipe with keys that are set as YAML reads them."""
+    config = compose_once("smoke")
     OmegaConf.set_struct(config, False)
-    return config
+    given = [override.removeprefix("+") for override in overrides]
+    return OmegaConf.merge(config, OmegaConf.from_dotlist(given))
 
 
 def refused(*overrides):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from verl.workers.rollout import router as verl_router
 
-from vapo_verl.hydra_config import compose_recipe
+from tests.composing import compose_once
 from vapo_verl.rollout.prober import prompt_session
 from vapo_verl.rollout.router import PromptRouter
 
@@ -80,7 +80,7 @@ def test_a_long_validation_forgets_no_prompt():
 
 
 def test_verl_makes_this_router_from_the_composed_config():
-    config = compose_recipe("vapo")
+    config = compose_once("vapo")
     OmegaConf.resolve(config)
     content = verl_router._load_router_yaml(config.actor_rollout_ref.rollout.router_config_path)
     assert verl_router._resolve_router_class(content["router_class"]) is PromptRouter

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.composing import compose_once
 from tests.paths import ROOT
 from vapo_verl import preflight
-from vapo_verl.hydra_config import compose_recipe, recipe_names
+from vapo_verl.hydra_config import recipe_names
 
 SLURM = ROOT / "slurm"
 SCRIPTS = sorted(path.name for path in SLURM.glob("*.sh") if "#SBATCH" in path.read_text())
@@ -45,14 +46,14 @@ def test_shellcheck_finds_nothing():
 def test_a_script_asks_for_what_its_recipe_trains_on(script):
     lines, recipe = sbatch_lines(script), recipe_of(script)
     assert recipe in recipe_names()
-    config = compose_recipe(recipe, [f"trainer.nnodes={lines['nodes']}"])
+    config = compose_once(recipe, [f"trainer.nnodes={lines['nodes']}"])
     preflight.check_batches(config)
     preflight.check_micro_batches(config)
     if config.trainer.device == "cpu":
         assert "gpus-per-node" not in lines
     else:
         assert int(lines["gpus-per-node"]) == config.trainer.n_gpus_per_node
-        assert int(lines["nodes"]) == compose_recipe(recipe).trainer.nnodes
+        assert int(lines["nodes"]) == compose_once(recipe).trainer.nnodes
     assert lines["ntasks-per-node"] == "1"
 
 

@@ -10,11 +10,11 @@ from tensordict import NonTensorData, NonTensorStack, TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, get_adv_estimator_fn
 
+from tests.composing import compose_once
 from tests.sample_records import anchor_result, sample_record
 from vapo_verl.advantage.estimator import compute_vapo_advantage, current_inputs
 from vapo_verl.advantage.vapo import vapo_advantage
 from vapo_verl.config import AnchorConfig, RewardConfig, VapoConfig, vapo_config
-from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.rollout.sample import SampleRecord
 from vapo_verl.trainer.metrics import origin_metrics, reward_parts
 from vapo_verl.trainer.trainer import VapoTrainer
@@ -32,7 +32,7 @@ class Trainer(VapoTrainer):
     """Configured and nothing else: no workers, no run folder."""
 
     def __init__(self, *overrides):
-        self.config = compose_recipe("smoke", overrides)
+        self.config = compose_once("smoke", overrides)
         self.vapo = vapo_config(OmegaConf.to_container(self.config.vapo, resolve=True))
 
 

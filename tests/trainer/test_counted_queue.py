@@ -23,7 +23,7 @@ from vapo_verl.trainer.replay_buffer import (
 
 @pytest.fixture(scope="module")
 def queue():
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
     transfer_queue.init()
     yield
     transfer_queue.close()

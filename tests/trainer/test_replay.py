@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.checkpoints import mark_complete
-from vapo_verl.hydra_config import compose_recipe
+from tests.composing import compose_once
 from vapo_verl.launch import settle_debug
 from vapo_verl.settings import MAX_COUNT
 from vapo_verl.trainer.replay import (
@@ -68,7 +68,7 @@ def saved(step=1, **changes):
 
 
 def origin():
-    return origin_of(compose_recipe("smoke"), num_tokens=3)
+    return origin_of(compose_once("smoke"), num_tokens=3)
 
 
 def same(one, other):
@@ -185,7 +185,7 @@ def test_a_foreign_folder_is_named(tmp_path, meta, said):
 
 
 def settled(*overrides):
-    config = compose_recipe("smoke", overrides)
+    config = compose_once("smoke", overrides)
     OmegaConf.resolve(config)
     settle_debug(config)
     return config
@@ -264,7 +264,7 @@ def test_where_a_step_is_no_batch_by_itself_it_is_refused(key):
 
 def test_nothing_changes_without_it():
     assert OmegaConf.to_container(settled()) == OmegaConf.to_container(
-        compose_recipe("smoke"), resolve=True
+        compose_once("smoke"), resolve=True
     )
 
 

@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[3]
 BARE = """
 import sys
@@ -42,16 +40,17 @@ sys.exit(pytest.main(sys.argv[1:]))
 """pytest where of the installed packages only those five and what they require can be imported."""
 
 
-@pytest.mark.parametrize("name", ["test_cuda_gpu.py", "interpreter_cases_cuda.py"])
-def test_kernel_tests_are_collected_before_anything_is_installed(name):
+def test_kernel_tests_are_collected_before_anything_is_installed():
     options = "-q -c /dev/null --rootdir . --import-mode=importlib -p no:cacheprovider"
-    file = f"tests/attention/kernels/{name}"
+    names = ("test_cuda_gpu.py", "interpreter_cases_cuda.py")
+    files = [f"tests/attention/kernels/{name}" for name in names]
     done = subprocess.run(
-        [sys.executable, "-c", BARE, *options.split(), "--collect-only", file],
+        [sys.executable, "-c", BARE, *options.split(), "--collect-only", *files],
         cwd=ROOT,
         env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": ""},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "test_agrees_with_the_reference" in done.stdout
+    for file in files:
+        assert f"{file}::test_agrees_with_the_reference" in done.stdout

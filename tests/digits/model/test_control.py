@@ -7,6 +7,7 @@ an advantage. Each planted fault takes that away, and would be seen.
 
 import random
 from dataclasses import asdict, replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ PAID = VapoConfig(
 )
 
 
+@cache
 def group(number, tokenizer):
     """A scene, its claims, and the tokens of responses, of which every second one checks."""
     rng = random.Random(number)

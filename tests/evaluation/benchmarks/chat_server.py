@@ -88,7 +88,11 @@ def chat_server(script: Script) -> Iterator[ChatServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     state = ChatServer(url=f"http://127.0.0.1:{server.server_port}/v1", script=script)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever,
+        kwargs={"poll_interval": 0.01},  # seconds that its end may take
+        daemon=True,
+    )
     thread.start()
     try:
         yield state

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from omegaconf import OmegaConf
 
+from tests.composing import compose_once
 from vapo_verl.evaluation.__main__ import BAD_INPUT, PROBING, main
 from vapo_verl.evaluation.early_decision import EarlyOptions
 from vapo_verl.evaluation.probing.job import finish_rows
@@ -20,7 +21,6 @@ from vapo_verl.evaluation.probing.probe_options import (
     add_command_arguments,
     read_command_options,
 )
-from vapo_verl.hydra_config import compose_recipe
 from vapo_verl.run_folder import RunError
 
 RUN = {
@@ -139,7 +139,7 @@ def test_a_run_that_sets_nothing_leaves_the_defaults(config, of_run, capsys):
 
 def test_the_study_measures_as_before(of_run):
     """Its commands give style and tokens; all else is the default in the recipe, too."""
-    config = compose_recipe("study")
+    config = compose_once("study")
     kept = OmegaConf.create({"data": {}, "vapo": {}})
     for key in OF_RUN.values():
         OmegaConf.update(kept, key, OmegaConf.select(config, key))
