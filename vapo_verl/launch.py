@@ -37,7 +37,7 @@ from vapo_verl.run_folder.checkpoints import (
 from vapo_verl.run_folder.layout import METRICS_FILE, REPORT_FILE
 from vapo_verl.run_folder.metrics import read_metrics
 from vapo_verl.settings import MAX_COUNT, check_settings
-from vapo_verl.trainer.stopping import EXIT_STOPPED, AnnouncedActor, RunStopped, StopSignals
+from vapo_verl.trainer.stopping import AnnouncedActor, RunStopped, StopSignals
 from vapo_verl.trainer.trackers import check_trackers
 
 OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory")
@@ -67,22 +67,28 @@ def launch(config: DictConfig) -> None:
 
     Raises:
         InputError: the config or the data cannot work; nothing was started.
-        RunStopped: the run was asked to stop by SIGTERM or SIGUSR1; the same command resumes it.
-        SystemExit: the same, but the command does not resume it; printed, with the fix.
+        RunStopped: the run was asked to stop by SIGTERM or SIGUSR1.
         ProcessDied: a process of the run died or hangs.
         RunInterrupted: Ctrl-C.
     """
     with StopSignals() as signals:
-        try:
-            _launch(config, signals)
-        except RunStopped as stopped:
-            start = resume.start_of(config.trainer)
-            if stopped.step is None or start.mode == "auto":
-                raise
-            from vapo_verl.trainer.liveness import outlook
+        _launch(config, signals)
 
-            print(f"Stopped on request at step {stopped.step}. {outlook(start)}")
-            raise SystemExit(EXIT_STOPPED) from None
+
+def after_a_stop(config: DictConfig, step: int | None) -> str:
+    """Where a run stopped on request, and what the same command does now.
+
+    Args:
+        step: of :class:`RunStopped`.
+    """
+    if step is None:
+        return "Stopped on request before the first step; the same command resumes."
+    start = resume.start_of(config.trainer)
+    if start.mode == "auto":
+        return f"Stopped on request at step {step}; the same command resumes."
+    from vapo_verl.trainer.liveness import outlook
+
+    return f"Stopped on request at step {step}. {outlook(start)}"
 
 
 def _launch(config: DictConfig, signals: StopSignals) -> None:

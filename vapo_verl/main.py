@@ -42,7 +42,7 @@ def main(config: DictConfig) -> None:
         fail(str(error))
     config.vapo.recipe = choices["recipe"]
     from vapo_verl.console import LOG_FILE
-    from vapo_verl.launch import ProcessDied, RunInterrupted, launch
+    from vapo_verl.launch import ProcessDied, RunInterrupted, after_a_stop, launch
     from vapo_verl.preflight import InputError
     from vapo_verl.run_folder import RunFolderError
     from vapo_verl.trainer.stopping import EXIT_STOPPED, RunStopped
@@ -61,8 +61,7 @@ def main(config: DictConfig) -> None:
     except KeyboardInterrupt:
         fail("interrupted (Ctrl-C) before the run began", exit_code=EXIT_INTERRUPTED)
     except RunStopped as stopped:
-        place = "before the first step" if stopped.step is None else f"at step {stopped.step}"
-        print(f"Stopped on request {place}; the same command resumes.")
+        print(after_a_stop(config, stopped.step))
         raise SystemExit(EXIT_STOPPED) from None
     except Exception as error:
         if config.vapo.logging.console == "full":

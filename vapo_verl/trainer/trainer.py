@@ -202,9 +202,8 @@ class VapoTraining(PPOTrainer):
         self._tracking = tracking
         self._step_line = StepLine(self.total_training_steps, self.global_steps)
         if self.val_only:
-            checkpoint = start_of(self.config.trainer).checkpoint
             tracking.logger = {
-                "run_folder": ValidationFile(self.run_dir / VALIDATION_FILE, checkpoint),
+                "run_folder": ValidationFile(self.run_dir / VALIDATION_FILE, self._loaded),
                 **tracking.logger,
                 "step_line": self._step_line,
                 "step_end": StepEnd(tracking.logger, lambda: None),
@@ -644,6 +643,14 @@ class VapoTraining(PPOTrainer):
         self.checkpoint_callback.checkpoint_complete()
 
     @property
+    def _loaded(self) -> Path | None:
+        """The checkpoint that this process began with: the newest one may have been damaged."""
+        checkpoint = start_of(self.config.trainer).checkpoint
+        if not self.global_steps or checkpoint is None:
+            return None
+        return checkpoints.checkpoint_folder(checkpoint.parent, self.global_steps)
+
+    @property
     def _kl_controller(self) -> Any:
         """Of the KL term in the reward; None without one."""
         return self.kl_ctrl_in_reward if self.config.algorithm.use_kl_in_reward else None
@@ -664,8 +671,7 @@ class VapoTraining(PPOTrainer):
         if self.global_steps and self.mode != VapoTrainer.mode:  # with it, the replay buffer
             forget_trained("train")
         self._safe_stop.resumed(self.global_steps)
-        checkpoint = start_of(self.config.trainer).checkpoint
-        if self.global_steps and checkpoint is not None:
+        if (checkpoint := self._loaded) is not None:
             read_kl_coef(checkpoint, self._kl_controller)
         if self.global_steps:
             say(f"resuming from step {self.global_steps}")
