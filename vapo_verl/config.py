@@ -274,6 +274,16 @@ def flat(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def value_at(values: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """The value of a dotted key; `default` where it or a group above it is absent."""
+    found: Any = values
+    for name in key.split("."):
+        if not isinstance(found, Mapping) or name not in found:
+            return default
+        found = found[name]
+    return found
+
+
 def is_within(key: str, groups: Iterable[str]) -> bool:
     """Whether a dotted key is one of `groups`, or below one of them."""
     return any(key == group or key.startswith(f"{group}.") for group in groups)

@@ -23,7 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vapo_verl.config import VapoConfig, flat, is_within, section
+from vapo_verl.config import VapoConfig, flat, is_within, section, value_at
 from vapo_verl.hydra_config import compose_base
 
 MAX_COUNT = 10**9
@@ -276,9 +276,9 @@ def check_settings(config: DictConfig) -> None:
                 raise ValueError(f"{key}={value!r}: give a finite number")
     for key, default in defaults.items():
         if key not in SEVERAL_TYPES:
-            _check_type(key, _at(values, key), default)
+            _check_type(key, value_at(values, key), default)
     for key, reason in UNREAD.items():
-        value, default = _at(values, key), defaults.get(key)
+        value, default = value_at(values, key), defaults.get(key)
         if value not in (default, None) and not (value is False and default is None):
             raise ValueError(f"{key}={value!r}: {reason}")
     for name in ("save_contents", "load_contents"):
@@ -463,21 +463,11 @@ def _check_list(key: str, value: Any, default: list[Any]) -> None:
 
 def _check_parts(key: str, values: Mapping[str, Any]) -> None:
     """Check the parts of a checkpoint: a run cannot resume without the model."""
-    parts = _at(values, key)
+    parts = value_at(values, key)
     for part in parts:
         _check_choice(key, part, CHECKPOINT_PARTS)
     if "model" not in parts:
         raise ValueError(f"{key}={parts}: no run can go on from it; add model")
-
-
-def _at(values: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key; None where it is absent."""
-    found: Any = values
-    for name in key.split("."):
-        if not isinstance(found, Mapping):
-            return None
-        found = found.get(name)
-    return found
 
 
 def _short(value: float) -> str:

@@ -92,6 +92,11 @@ def checkpoint_folder(run_dir: Path, step: int) -> Path:
     return run_dir / f"global_step_{step}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step of a folder that :func:`checkpoint_folder` names."""
+    return int(checkpoint.name.rpartition("_")[2])
+
+
 def latest_complete(run_dir: Path) -> int | None:
     """Step of the newest complete checkpoint; None when there is none."""
     return max(complete_steps(run_dir), default=None)

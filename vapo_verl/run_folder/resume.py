@@ -17,9 +17,14 @@ from typing import Any
 
 import yaml
 
-from vapo_verl.config import flat, is_within
+from vapo_verl.config import flat, is_within, value_at
 from vapo_verl.files import atomic_write_text
-from vapo_verl.run_folder.checkpoints import checkpoint_folder, complete_steps, latest_complete
+from vapo_verl.run_folder.checkpoints import (
+    checkpoint_folder,
+    complete_steps,
+    latest_complete,
+    step_of,
+)
 from vapo_verl.run_folder.layout import CONFIG_FILE, config_file
 
 INPUTS_FILE = "inputs.json"
@@ -100,7 +105,7 @@ class Start:
     @property
     def step(self) -> int:
         """Step of that checkpoint; 0 without one."""
-        return 0 if self.checkpoint is None else int(self.checkpoint.name.rpartition("_")[2])
+        return 0 if self.checkpoint is None else step_of(self.checkpoint)
 
 
 def start_of(trainer: Mapping[str, Any]) -> Start:
@@ -238,7 +243,7 @@ def refuse_other_optimizer(checkpoint: Path, config: Mapping[str, Any]) -> None:
         OtherRun: with the keys and both values. Accepting the change would not help: the new value
             would be recorded, and the old one used.
     """
-    parts = _value(config, LOADED_PARTS)
+    parts = value_at(config, LOADED_PARTS)
     loaded = parts if isinstance(parts, list) else ["optimizer", "extra"]  # as veRL takes null
     undone = [
         key
@@ -246,8 +251,11 @@ def refuse_other_optimizer(checkpoint: Path, config: Mapping[str, Any]) -> None:
         if "optimizer" in loaded or ("extra" in loaded and key == LEARNING_RATE)
     ]
     run_dir = checkpoint.parent
-    old_config = _read_config(config_file(run_dir, int(checkpoint.name.rpartition("_")[2])))
-    pairs = [(key, _value(old_config, key), _value(config, key)) for key in undone]
+    old_config = _read_config(config_file(run_dir, step_of(checkpoint)))
+    pairs = [
+        (key, *(value_at(values, key, _ABSENT) for values in (old_config, config)))
+        for key in undone
+    ]
     refused = [
         Change(key=key, old=_shown(old), new=_shown(new))
         for key, old, new in pairs
@@ -260,14 +268,6 @@ def refuse_other_optimizer(checkpoint: Path, config: Mapping[str, Any]) -> None:
             "state. Keep the old values; or start a new run from the exported model (`python -m "
             f"vapo_verl.export {run_dir}`, then {MODEL_KEY} and another trainer.default_local_dir)"
         )
-
-
-def _value(config: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key; ``_ABSENT`` where it or a group above it is missing."""
-    value: Any = config
-    for name in key.split("."):
-        value = value.get(name, _ABSENT) if isinstance(value, Mapping) else _ABSENT
-    return value
 
 
 def refuse_other_ranks(run_dir: Path, step: int, num_ranks: int) -> None:

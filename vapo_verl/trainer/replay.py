@@ -26,7 +26,7 @@ from vapo_verl.console import say
 from vapo_verl.files import atomic_folder, sha256_of
 from vapo_verl.rollout.prompts import PROMPTS, uid_of
 from vapo_verl.rollout.transfer import KVBatchMeta, put_rows, read_rows
-from vapo_verl.run_folder.checkpoints import latest_complete
+from vapo_verl.run_folder.resume import start_of
 from vapo_verl.trainer.replay_buffer import FAILED
 from vapo_verl.trainer.trainer import VapoTrainer
 
@@ -166,7 +166,7 @@ def check_saved(config: DictConfig) -> None:
                     f"{key}={value}, and the rewards in {step_folder(folder, step)} were put "
                     f"together by {saved[key]}: they are used as they are; set {key}={saved[key]}"
                 )
-    first = _first_step(config)
+    first = start_of(config.trainer).step + 1
     missing = {*range(first, (total or 0) + 1)} - {*steps} if len(steps) > 1 else set()
     if total is None or missing:
         last = first - 1
@@ -182,15 +182,6 @@ def check_saved(config: DictConfig) -> None:
             f"trainer.total_training_steps={total}, and {KEY}={folder} holds the steps "
             f"{', '.join(map(str, steps))}{lacks}; {fix}"
         )
-
-
-def _first_step(config: DictConfig) -> int:
-    """The first step that this run trains: the one after its checkpoint."""
-    trainer = config.trainer
-    if trainer.resume_mode == "resume_path":
-        return int(Path(trainer.resume_from_path).name.rpartition("_")[2]) + 1
-    done = latest_complete(Path(trainer.default_local_dir))
-    return 1 if trainer.resume_mode != "auto" or done is None else done + 1
 
 
 def _verified(folder: Path) -> dict[str, Any]:
