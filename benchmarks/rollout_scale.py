@@ -1,4 +1,4 @@
-"""Cost of a prompt's images in a rollout, against veRL's own path: work, bytes and event loops.
+"""Cost of a rollout's requests and images, against veRL's own path: work, bytes and event loops.
 
     python benchmarks/rollout_scale.py [--quick] [--baseline CHECKOUT]
         [--out benchmarks/results/rollout_scale.json]
@@ -6,15 +6,17 @@
 Part 1, the server's front end: CPU time from a request to the bytes for the engine core, for the
 first response of a prompt, a sibling and a probe, at several image sizes. `verl` sends the images
 with every request, `ours` sends the prompt's key. Both run in one process and take turns.
-Part 2, an agent-loop worker: runs of the image processor for a prompt with n responses.
-Part 3, the replay buffer: bytes of a response as TransferQueue encodes them, bytes that each of the
+Part 2, the server's other end: CPU time of a decoded token, from the engine core's output to the
+log probability that veRL reads, with text (`verl`) and without (`ours`). Both take turns.
+Part 3, an agent-loop worker: runs of the image processor for a prompt with n responses.
+Part 4, the replay buffer: bytes of a response as TransferQueue encodes them, bytes that each of the
 three phases fetches, and their totals for 8 and 64 GPUs.
 
-Part 4, with `--baseline`: real runs of another checkout, such as the last release, and of this one.
+Part 5, with `--baseline`: real runs of another checkout, such as the last release, and of this one.
 Images, hashes and encoder runs are counted; bytes, memory and lag of event loops are measured. See
 benchmarks/counted_run.py.
 
-No engine runs in parts 1 to 3. Prints tables; `--out` writes JSON. With `--check FILE` it compares
+No engine runs in parts 1 to 4. Prints tables; `--out` writes JSON. With `--check FILE` it compares
 counts and bytes with those of FILE and exits with 1 if one grew by more than 5 %; seconds are never
 compared.
 """
@@ -50,7 +52,10 @@ from verl.workers.rollout.utils import qwen2_5_vl_dedup_image_tokens
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.renderers.registry import renderer_from_config
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.engine.output_processor import OutputProcessor
+from vllm.v1.outputs import LogprobsLists
 from vllm.v1.serial_utils import MsgpackEncoder
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -58,6 +63,7 @@ from benchmarks import counted_run
 from vapo_verl.digits.model import model_dir
 from vapo_verl.rollout.engine_inputs import EngineInputs, PromptImages
 from vapo_verl.rollout.prompts import PIXELS_OF, model_inputs_of, without_images
+from vapo_verl.rollout.server import without_text
 from vapo_verl.rollout.transfer import NOT_FOR_MODELS
 
 SIDES = {340: (476, 560), 1008: (784, 1008), 2500: (1400, 1400), 3869: (2044, 1484)}
@@ -68,8 +74,11 @@ NUM_ANCHORS = 20
 PROMPTS_PER_STEP = 384
 PHASES = ("old_log_prob", "ref_log_prob", "update_actor")
 QUESTION = "What is the area of the shaded triangle? Think first."
+NUM_DECODING = 128
+"""Responses that a server decodes at once."""
 ANSWER = SamplingParams(max_tokens=64, logprobs=0, temperature=1.0, seed=1)
 PROBE = SamplingParams(max_tokens=1, logprobs=0, detokenize=False, temperature=1.0, seed=1)
+ROLLOUT = {"max_tokens": RESPONSE_TOKENS, "logprobs": 0, "temperature": 1.0}
 LIMITS = {"min_pixels": 784, "max_pixels": 4096 * 28 * 28}
 
 
@@ -79,13 +88,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="two image sizes, few rounds")
-    parser.add_argument("--baseline", type=Path, help="another checkout, for part 4")
+    parser.add_argument("--baseline", type=Path, help="another checkout, for part 5")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--check", type=Path, help="JSON file whose counts and bytes are the limit")
     args = parser.parse_args(argv)
     sizes = [340, 1008] if args.quick else list(SIDES)
     processor = AutoProcessor.from_pretrained(model_dir(), **LIMITS)
     front_end = asyncio.run(measure_front_end(processor, sizes, rounds=3 if args.quick else 9))
+    decoding = measure_decoding(processor.tokenizer, rounds=3 if args.quick else 9)
     runs = processor_runs(processor)
     buffer = {tokens: buffer_bytes(processor, tokens) for tokens in sizes}
     result = {
@@ -93,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "date": date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",
         "front_end_ms": front_end,
+        "decoded_token_us": decoding,
         "counts": runs,
         "bytes": buffer,
         "model": {gpus: step_model(front_end, buffer, gpus) for gpus in (8, 64)},
@@ -209,6 +220,59 @@ async def measure_front_end(
                     times.setdefault(name, []).append(ms)
         results[tokens] = {name: round(median(values), 3) for name, values in times.items()}
     return results
+
+
+def measure_decoding(tokenizer: Any, rounds: int) -> dict[str, float]:
+    """CPU microseconds of a decoded token in vLLM's front end: medians over rounds."""
+    ways = {"verl": dict(ROLLOUT), "ours": without_text(ROLLOUT)}
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, sampling in ways.items():
+            times[way].append(decoding_us(tokenizer, sampling))
+    return {way: round(median(values), 2) for way, values in times.items()}
+
+
+def decoding_us(tokenizer: Any, sampling: Mapping[str, Any]) -> float:
+    """Of one batch of responses that begin and end together."""
+    processor = OutputProcessor(tokenizer=tokenizer, log_stats=False)
+    ids = np.random.default_rng(0).integers(20, 60, (RESPONSE_TOKENS, NUM_DECODING)).tolist()
+    for name in range(NUM_DECODING):
+        processor.add_request(decoding_request(str(name), sampling), prompt=None)
+    spent_s = 0.0
+    for step, tokens in enumerate(ids):
+        outputs = [decoded(str(name), token, step) for name, token in enumerate(tokens)]
+        started_s = time.process_time()
+        found = processor.process_outputs(outputs).request_outputs
+        spent_s += time.process_time() - started_s
+    started_s = time.process_time()
+    for output in (each.outputs[0] for each in found):  # as veRL's server reads them
+        _ = [at[token].logprob for token, at in zip(output.token_ids, output.logprobs, strict=True)]
+    spent_s += time.process_time() - started_s
+    return 1e6 * spent_s / (RESPONSE_TOKENS * NUM_DECODING)
+
+
+def decoding_request(name: str, sampling: Mapping[str, Any]) -> EngineCoreRequest:
+    return EngineCoreRequest(
+        request_id=name,
+        external_req_id=name,
+        prompt_token_ids=[1, 2, 3],
+        mm_features=None,
+        sampling_params=SamplingParams(**sampling),
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
+
+
+def decoded(name: str, token: int, step: int) -> EngineCoreOutput:
+    """What the engine core says of a response in a step."""
+    logprobs = LogprobsLists(np.array([[token]]), np.array([[-0.5]]), np.array([1]))
+    ends = FinishReason.LENGTH if step == RESPONSE_TOKENS - 1 else None
+    return EngineCoreOutput(
+        request_id=name, new_token_ids=[token], new_logprobs=logprobs, finish_reason=ends
+    )
 
 
 def processor_runs(processor: Any) -> dict[str, int]:
@@ -336,6 +400,9 @@ def show(result: Mapping[str, Any]) -> None:
         pairs = (f"{ms[f'verl_{k}']:.2f} -> {ms[k]:.2f}" for k in ("first", "sibling", "probe"))
         ratio = ms["verl_probe"] / ms["probe"]
         print(f"  {tokens:>5} image tokens: {' / '.join(pairs)}; a probe costs 1/{ratio:.0f}")
+    token = result["decoded_token_us"]
+    ratio = token["verl"] / token["ours"]
+    print(f"a decoded token, CPU us: {token['verl']:.1f} -> {token['ours']:.1f}, 1/{ratio:.1f}")
     counts = result["counts"]
     print(
         f"image-processor runs of a worker, {GROUP} responses: "

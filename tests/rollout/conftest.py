@@ -6,16 +6,21 @@ import asyncio
 import json
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from verl.workers.rollout.replica import RolloutMode
+from verl.workers.rollout.vllm_rollout import vllm_async_server
 
 from tests.composing import compose_once
+from vapo_verl import heartbeat, launch
 from vapo_verl.data.dataset import VapoDataset
 from vapo_verl.digits.model import model_dir
+from vapo_verl.rollout import server as rollout_server
 from vapo_verl.rollout.engine_inputs import PromptImages
 
 
@@ -153,3 +158,44 @@ def run_loop(processor, server):
         return await loop.run(sampling, **{**row, "session_id": session_id, "global_steps": step})
 
     return run
+
+
+class ServerWithoutEngine(rollout_server.VapoHttpServer):
+    """Stops where the engine would be started."""
+
+    async def run_server(self, args):
+        self.args = args
+
+
+@pytest.fixture
+def server_of(monkeypatch):
+    """The rollout server of a config, without its engine."""
+    monkeypatch.setattr(heartbeat, "start", lambda folder: None)
+    monkeypatch.setattr(rollout_server, "session_folder", Path)
+    context = SimpleNamespace(get_job_id=lambda: "01000000", get_session_name=lambda: "session")
+    monkeypatch.setattr(vllm_async_server.ray, "get_runtime_context", lambda: context)
+    for name in ("VERL_REPLICA_RANK", "VERL_RAY_JOB_ID", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")
+
+    def build(recipe, *overrides):
+        path = f"actor_rollout_ref.model.path={model_dir()}"
+        config = compose_once(recipe, [path, "vapo.allow_sdpa=true", *overrides])
+        launch.settle(config)
+        launch.export_attention(config)
+        policy = config.actor_rollout_ref
+        policy.rollout.max_model_len = 336
+        server = ServerWithoutEngine(
+            config=policy.rollout,
+            model_config=policy.model,
+            rollout_mode=RolloutMode.HYBRID,
+            workers=[],
+            replica_rank=0,
+            node_rank=0,
+            gpus_per_node=8,
+            nnodes=1,
+            cuda_visible_devices="",
+        )
+        asyncio.run(server.launch_server())
+        return server
+
+    return build

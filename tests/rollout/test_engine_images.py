@@ -1,64 +1,25 @@
 """What vLLM makes room for, and that it takes an image as the agent loop has resized it."""
 
-import asyncio
-from pathlib import Path
-from types import SimpleNamespace
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from qwen_vl_utils import fetch_image
-from verl.workers.rollout.replica import RolloutMode
 from verl.workers.rollout.vllm_rollout import vllm_async_server
 
-from tests.composing import compose_once
-from vapo_verl import heartbeat, launch
 from vapo_verl.digits.model import model_dir
-from vapo_verl.rollout import server
-from vapo_verl.rollout.server import VapoHttpServer
 
 MIN_PIXELS, MAX_PIXELS = 3136, 40_000
 """Of the data; the packaged model's processor takes 784 to 50176."""
 
 
-class ArgumentsOnly(VapoHttpServer):
-    """Stops where the engine would be started."""
-
-    async def run_server(self, args):
-        self.args = args
-
-
 @pytest.fixture
-def engine_args(monkeypatch):
+def engine_args(server_of):
     """vLLM's arguments for a config, as veRL's server makes them."""
-    monkeypatch.setattr(heartbeat, "start", lambda folder: None)
-    monkeypatch.setattr(server, "session_folder", Path)
-    context = SimpleNamespace(get_job_id=lambda: "01000000", get_session_name=lambda: "session")
-    monkeypatch.setattr(vllm_async_server.ray, "get_runtime_context", lambda: context)
-    for name in ("VERL_REPLICA_RANK", "VERL_RAY_JOB_ID", "CUDA_VISIBLE_DEVICES"):
-        monkeypatch.setenv(name, "")
 
     def build(recipe, *overrides):
-        path = f"actor_rollout_ref.model.path={model_dir()}"
-        config = compose_once(recipe, [path, "vapo.allow_sdpa=true", *overrides])
-        launch.settle(config)
-        launch.export_attention(config)
-        policy = config.actor_rollout_ref
-        policy.rollout.max_model_len = 336
-        started = ArgumentsOnly(
-            config=policy.rollout,
-            model_config=policy.model,
-            rollout_mode=RolloutMode.HYBRID,
-            workers=[],
-            replica_rank=0,
-            node_rank=0,
-            gpus_per_node=8,
-            nnodes=1,
-            cuda_visible_devices="",
-        )
-        asyncio.run(started.launch_server())
-        return vllm_async_server.AsyncEngineArgs.from_cli_args(started.args)
+        server = server_of(recipe, *overrides)
+        return vllm_async_server.AsyncEngineArgs.from_cli_args(server.args)
 
     return build
 

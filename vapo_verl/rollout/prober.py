@@ -33,7 +33,6 @@ CUT_SHORT = ("aborted", "abort", "error")
 _ONE_TOKEN = {
     "max_tokens": 1,
     "logprobs": True,
-    "detokenize": False,
     "repetition_penalty": 1.0,  # the server would take the config's, which vLLM applies to the bias
 }
 

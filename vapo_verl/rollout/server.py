@@ -55,6 +55,7 @@ class VapoHttpServer(vLLMHttpServer):
         heartbeat.start(session_folder() / heartbeat.FOLDER)
         self._num_requests = 0
         self._num_tokens = 0  # since arrays were joined
+        self._exports = False
         self._gate = ResponseGate()
         self._lag = LoopLag()
         super().__init__(*args, **kwargs)
@@ -151,6 +152,7 @@ class VapoHttpServer(vLLMHttpServer):
         token = _finished.set(finished)
         self._count_request(+1)
         try:
+            sampling_params = without_text(sampling_params)
             output = await super().generate(prompt_ids, sampling_params, request_id, **rest)
         finally:
             _finished.reset(token)
@@ -180,6 +182,16 @@ class VapoHttpServer(vLLMHttpServer):
         return await asyncio.gather(
             *(self._generate(p, dict(sampling_params), uuid4().hex, **shared) for p in prompts)
         )
+
+
+def without_text(sampling_params: Mapping[str, Any]) -> dict[str, Any]:
+    """The same request for token ids and log probabilities alone, which is all that veRL reads.
+
+    By default, vLLM makes text of every token twice, for the output and for its log probability,
+    and a dict of log probabilities. Stop strings need the text of the output.
+    """
+    stops = bool(sampling_params.get("stop"))
+    return {"detokenize": stops, "flat_logprobs": True, **sampling_params}
 
 
 class VapoReceiver(CheckpointEngineWorker):
