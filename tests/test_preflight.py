@@ -362,6 +362,23 @@ def test_a_micro_batch_holds_the_longest_sequence(overrides, key, least):
     assert str(refused.value).endswith(f"set {least} or more")
 
 
+def test_each_pass_is_checked_by_its_own_switch():
+    lengths = ("data.max_prompt_length=2000", "data.max_response_length=8000")
+    small = f"{REF}.log_prob_max_token_len_per_gpu=9000"
+    by_sequences = (
+        f"{REF}.log_prob_use_dynamic_bsz=false",
+        f"{REF}.log_prob_micro_batch_size_per_gpu=1",
+    )
+    check_micro_batches(compose_once("vapo", [*lengths, small, *by_sequences]))
+    seven = f"{REF}.log_prob_micro_batch_size_per_gpu=7"
+    with pytest.raises(
+        ValueError, match=r"ref\.log_prob_micro_batch_size_per_gpu=7 does not divide"
+    ):
+        check_micro_batches(compose_once("vapo", [*lengths, by_sequences[0], seven]))
+    without_kl = (f"{ACTOR}.use_kl_loss=false", "algorithm.use_kl_in_reward=false")
+    check_micro_batches(compose_once("vapo", [*lengths, small, *without_kl]))
+
+
 def test_a_micro_batch_of_several_ranks_holds_as_many_times_the_tokens():
     check_micro_batches(
         compose_once(

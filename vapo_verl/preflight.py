@@ -579,39 +579,42 @@ def check_micro_batches(config: DictConfig) -> None:
             f"use_dynamic_bsz={by_tokens}: veRL makes the micro-batches of both passes in the same "
             "way; set them to the same value"
         )
-    if by_tokens:
-        _check_longest(config)
-        return
-    ranks = ranks_of(config)
+    for key, (switch, limit) in PASSES.items():
+        if key.startswith("ref.") and not has_reference(config):
+            continue
+        if OmegaConf.select(policy, switch):
+            _check_token_limit(config, limit)
+        else:
+            _check_divides(config, key)
+
+
+def _check_divides(config: DictConfig, key: str) -> None:
+    """Refuse micro-batches of `key` sequences where veRL would assert."""
+    policy, ranks = config.actor_rollout_ref, ranks_of(config)
     # log probs cover a whole step, but failed responses shorten it by mini-batches
     size = policy.actor.ppo_mini_batch_size * policy.rollout.n
-    for key in PASSES:
-        micro = OmegaConf.select(policy, key)
-        if micro is not None and size // ranks % micro:
-            raise ValueError(
-                f"actor_rollout_ref.{key}={micro} does not divide the {size // ranks} responses "
-                f"that each of {ranks} ranks holds; set a divisor of {size // ranks}"
-            )
+    micro = OmegaConf.select(policy, key)
+    if micro is not None and size // ranks % micro:
+        raise ValueError(
+            f"actor_rollout_ref.{key}={micro} does not divide the {size // ranks} responses "
+            f"that each of {ranks} ranks holds; set a divisor of {size // ranks}"
+        )
 
 
-def _check_longest(config: DictConfig) -> None:
+def _check_token_limit(config: DictConfig, limit: str) -> None:
     """Refuse micro-batches of fewer tokens than the longest sequence, where veRL would assert."""
     policy = config.actor_rollout_ref
     longest = config.data.max_prompt_length + config.data.max_response_length
-    for _, limit in PASSES.values():
-        is_reference = limit.startswith("ref.")
-        part = policy.ref if is_reference else policy.actor
-        shards = max(
-            group.ulysses_sequence_parallel_size or 1 for group in (part, part.fsdp_config)
+    part = policy.ref if limit.startswith("ref.") else policy.actor
+    shards = max(group.ulysses_sequence_parallel_size or 1 for group in (part, part.fsdp_config))
+    tokens = OmegaConf.select(policy, limit)
+    if tokens * shards < longest:
+        raise ValueError(
+            f"actor_rollout_ref.{limit}={tokens}"
+            f"{f' on {shards} ranks of a sequence' if shards > 1 else ''} is below "
+            f"data.max_prompt_length + data.max_response_length = {longest}: the first "
+            f"response of that length would end the run; set {-(-longest // shards)} or more"
         )
-        tokens = OmegaConf.select(policy, limit)
-        if (has_reference(config) or not is_reference) and tokens * shards < longest:
-            raise ValueError(
-                f"actor_rollout_ref.{limit}={tokens}"
-                f"{f' on {shards} ranks of a sequence' if shards > 1 else ''} is below "
-                f"data.max_prompt_length + data.max_response_length = {longest}: the first "
-                f"response of that length would end the run; set {-(-longest // shards)} or more"
-            )
 
 
 def check_validation(config: DictConfig) -> None:
