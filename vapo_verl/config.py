@@ -63,8 +63,9 @@ class AnchorConfig:
     max_claim_tokens: int = 64
     """Tokens kept free in the context for one claim with its question; longer ones are skipped."""
     max_tokens_in_flight: int = 131_072
-    """Limit of prompt tokens of probes in flight per agent-loop worker, cached ones included. It
-    keeps probes from crowding out responses that still decode; 0 is no limit."""
+    """Limit of tokens in the KV cache for probes in flight, per agent-loop worker: a response with
+    its prompt once, and its questions. It keeps probes from crowding out responses that still
+    decode; 0 is no limit."""
     self_test_rows: int = 8
     """Training rows whose claims are asked before the first step, to test the question's format; 0
     skips the test."""

@@ -11,7 +11,14 @@ from functools import partial
 import numpy as np
 import pytest
 
-from vapo_verl.anchors import ProbeReply, SampleKey, bind_question, plan_anchors, probe_anchors
+from vapo_verl.anchors import (
+    ProbeReply,
+    Probes,
+    SampleKey,
+    bind_question,
+    plan_anchors,
+    probe_anchors,
+)
 from vapo_verl.config import PLACEMENTS, AnchorConfig, RewardConfig
 from vapo_verl.data.claims_column import Claim, read_claims
 from vapo_verl.digits.build import DigitsConfig, build_split
@@ -48,8 +55,8 @@ async def score(tokenizer, row, answer: Answer, *, placement="random", seed=0, p
         yes = answer(claim, scene)
         return ProbeReply(token_id=question.yes_id if yes else question.no_id, logprob=-0.1)
 
-    async def ask(prompts: list[list[int]]) -> list[ProbeReply]:
-        return [reply(ids) for ids in prompts]
+    async def ask(probes: Probes) -> list[ProbeReply]:
+        return [reply(ids) for ids in probes.prompts()]
 
     anchors = plan(
         [tokenizer.decode([i]) for i in response_ids],

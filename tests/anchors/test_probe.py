@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from vapo_verl.anchors import Anchor, AnchorQuestion, ProbeReply, probe_anchors
+from vapo_verl.anchors import Anchor, AnchorQuestion, ProbeReply, probe_anchors, token_texts
 
 YES, NO = 901, 902
 
@@ -27,12 +27,44 @@ def anchor(position: int, label: bool = True) -> Anchor:
 async def test_input_is_prompt_then_response_up_to_the_cut_then_question():
     seen = []
 
-    async def ask(prompts):
-        seen.extend(prompts)
+    async def ask(probes):
+        seen.extend(probes.prompts())
         return [ProbeReply(token_id=YES, logprob=0.0)]
 
     await probe_anchors(ask, QUESTION, [anchor(2)], [1, 2, 3], [10, 11, 12, 13])
     assert seen == [[1, 2, 3, 10, 11, ord("?"), ord("a"), ord("b"), ord(":")]]
+
+
+async def test_a_sequence_counts_once_however_many_cuts_it_has():
+    asked = []
+
+    async def ask(probes):
+        asked.append(probes)
+        return [ProbeReply(token_id=YES, logprob=0.0)] * len(probes.cuts)
+
+    cuts = [anchor(1), anchor(5), anchor(8)]
+    results = await probe_anchors(ask, QUESTION, cuts, [1, 2, 3], list(range(10, 20)))
+    question = len("?ab:")
+    assert [result.num_prompt_tokens for result in results] == [4 + question, 8 + question, 15]
+    [probes] = asked
+    assert [len(ids) for ids in probes.prompts()] == [8, 12, 15]
+    assert probes.num_tokens == 3 + 8 + 3 * question  # the tokens after the last cut do not count
+
+
+def test_a_token_is_decoded_once():
+    class Counting:
+        def __init__(self):
+            self.decoded = []
+
+        def decode(self, ids):
+            self.decoded.extend(ids)
+            return chr(*ids)
+
+    tokenizer = Counting()
+    assert token_texts(tokenizer, [97, 98, 97]) == ["a", "b", "a"]
+    assert token_texts(tokenizer, [98, 99]) == ["b", "c"]
+    assert sorted(tokenizer.decoded) == [97, 98, 99]
+    assert token_texts(Counting(), [97]) == ["a"]  # another tokenizer has texts of its own
 
 
 async def test_p_yes_and_correctness_for_both_answers():

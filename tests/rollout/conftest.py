@@ -18,6 +18,7 @@ from verl.workers.rollout.vllm_rollout import vllm_async_server
 
 from tests.composing import compose_once
 from vapo_verl import heartbeat, launch
+from vapo_verl.anchors import Probes
 from vapo_verl.data.dataset import VapoDataset
 from vapo_verl.digits.model import model_dir
 from vapo_verl.rollout import server as rollout_server
@@ -57,7 +58,7 @@ class TransformersServer:
     async def _acquire_server(self, request_id: str, **_: Any) -> Any:
         self.acquired[request_id] += 1
         remote = {
-            "generate_many": partial(self._many, request_id),
+            "probe": partial(self._probe, request_id),
             "open_prompt": self._open_prompt,
             "close_prompt": self.closed.append,
         }
@@ -73,8 +74,8 @@ class TransformersServer:
         self.opened[key] = images
         return True
 
-    async def _many(self, session: str, prompts: list[list[int]], **request: Any) -> list[Any]:
-        return [await self.generate(session, prompt_ids=p, **request) for p in prompts]
+    async def _probe(self, session: str, probes: Probes, **request: Any) -> list[Any]:
+        return [await self.generate(session, prompt_ids=ids, **request) for ids in probes.prompts()]
 
     def _continue(self, prompt_ids, sampling_params, image_data=None, **_):
         if isinstance(image_data, PromptImages):

@@ -12,6 +12,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.outputs import LogprobsLists
 
+from vapo_verl.anchors import Probes
 from vapo_verl.digits.model import model_dir
 from vapo_verl.rollout.server import without_text
 
@@ -70,7 +71,8 @@ def test_a_response_and_a_probe_are_sent_without_text(server_of, sent):
     server = server_of("smoke")
     own = dict(ROLLOUT)
     asyncio.run(server.generate([5, 6], own, "r"))
-    asyncio.run(server.generate_many([[5, 6], [5, 7]], {"max_tokens": 1, "logprobs": True}))
+    probes = Probes(token_ids=[5], cuts=[1, 1], questions=[[6], [7]])
+    asyncio.run(server.probe(probes, {"max_tokens": 1, "logprobs": True}))
     assert own == ROLLOUT, "the caller's parameters are its own"
     assert len(sent) == 3
     assert all(not params["detokenize"] and params["flat_logprobs"] for params in sent)

@@ -1,9 +1,32 @@
 """Probe anchors through any engine that continues token ids."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import add
 
 from vapo_verl.anchors.question import AnchorQuestion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probes:
+    """Questions after cuts of one sequence: one request to an engine that shares prefixes."""
+
+    token_ids: Sequence[int]
+    """The sequence, as a prompt with its response."""
+    cuts: Sequence[int]
+    """Tokens of the sequence before each question."""
+    questions: Sequence[Sequence[int]]
+    """Token ids of each question."""
+
+    def prompts(self) -> Iterator[list[int]]:
+        """Token ids of each probe: those before its cut, then its question."""
+        for cut, question in zip(self.cuts, self.questions, strict=True):
+            yield [*self.token_ids[:cut], *question]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that they need in a KV cache: the sequence once, and every question."""
+        return max(self.cuts, default=0) + sum(map(len, self.questions))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,9 +40,9 @@ class ProbeReply:
     num_cached_tokens: int = 0
 
 
-Ask = Callable[[list[list[int]]], Awaitable[list[ProbeReply]]]
-"""Continues each of several prompts by one token among the two answers, with the row's images
-attached to all of them."""
+Ask = Callable[[Probes], Awaitable[list[ProbeReply]]]
+"""Continues each probe by one token among the two answers, with the row's images attached to all of
+them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +96,16 @@ async def probe_anchors(
     """
     if not anchors:
         return []
-    probes = [
-        [*prompt_ids, *response_ids[: anchor.position], *question.token_ids(anchor.claim)]
-        for anchor in anchors
-    ]
+    probes = Probes(
+        token_ids=[*prompt_ids, *response_ids],
+        cuts=[len(prompt_ids) + anchor.position for anchor in anchors],
+        questions=[question.token_ids(anchor.claim) for anchor in anchors],
+    )
     replies = await ask(probes)
+    lengths = map(add, probes.cuts, map(len, probes.questions))
     return [
-        _result(question, anchor, len(ids), reply)
-        for anchor, ids, reply in zip(anchors, probes, replies, strict=True)
+        _result(question, anchor, length, reply)
+        for anchor, length, reply in zip(anchors, lengths, replies, strict=True)
     ]
 
 

@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vapo_verl.anchors import AnchorResult, SampleKey, bind_question, plan_anchors, probe_anchors
+from vapo_verl.anchors import (
+    AnchorResult,
+    Probes,
+    SampleKey,
+    bind_question,
+    plan_anchors,
+    probe_anchors,
+    token_texts,
+)
 from vapo_verl.config import AnchorConfig
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.digits.model import model_dir
@@ -177,7 +185,7 @@ class Bench:
             self._settings.no_words,
         )
         self._prober = Prober(
-            self,  # type: ignore[arg-type]  # its generate_many is all that is used
+            self,  # type: ignore[arg-type]  # its probe is all that is used
             self._question,
             max_tokens_in_flight=self._settings.max_tokens_in_flight,
             by_priority=True,
@@ -201,7 +209,7 @@ class Bench:
             ids = await self._respond(image, length)
             ends.append(time.perf_counter())
             anchors = plan_anchors(
-                [self._tokenizer.decode([token_id]) for token_id in ids],
+                token_texts(self._tokenizer, ids),
                 CLAIMS,
                 num_anchors=num_anchors,
                 placement="random",
@@ -231,19 +239,19 @@ class Bench:
         output = await self._generate(self._prompt_ids, sampling, [image], 0)
         return list(output.outputs[0].token_ids)
 
-    async def generate_many(
+    async def probe(
         self,
-        prompts: Sequence[list[int]],
+        probes: Probes,
         sampling_params: Mapping[str, Any],
         image_data: Sequence[Any],
         priority: int,
     ) -> list[Any]:
-        """As `VapoHttpServer.generate_many`, without Ray in between."""
+        """As `VapoHttpServer.probe`, without Ray in between."""
         from verl.workers.rollout.replica import TokenOutput
 
         sampling = {**sampling_params, "logprobs": 0}
         outputs = await asyncio.gather(
-            *(self._generate(ids, sampling, image_data, priority) for ids in prompts)
+            *(self._generate(ids, sampling, image_data, priority) for ids in probes.prompts())
         )
         answers = [output.outputs[0] for output in outputs]
         return [

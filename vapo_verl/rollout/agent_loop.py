@@ -21,10 +21,12 @@ from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentL
 from vapo_verl.anchors import (
     AnchorQuestion,
     AnchorResult,
+    Probes,
     SampleKey,
     bind_question,
     plan_anchors,
     probe_anchors,
+    token_texts,
 )
 from vapo_verl.anchors.question import ANSWER_BIAS, CheckReply, FormatCheck
 from vapo_verl.config import ANSWER_STYLES, JUDGE_STYLE, VapoConfig, vapo_config
@@ -368,7 +370,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         ids = list(response_ids)
         if ids and ids[-1] == self.tokenizer.eos_token_id:
             ids.pop()
-        return [self.tokenizer.decode([token_id]) for token_id in ids]
+        return token_texts(self.tokenizer, ids)
 
     def _reward(
         self,
@@ -439,7 +441,11 @@ async def _of_row(loop: VapoAgentLoop, row: Mapping[str, Any]) -> list[CheckRepl
     loop.open_session(row)
     question, prober = loop.question, loop.prober()
     prompt_ids, media = await loop.prompt(row)
-    probes = [[*prompt_ids, *question.token_ids(claim.text)] for claim in chosen]
+    probes = Probes(
+        token_ids=prompt_ids,
+        cuts=[len(prompt_ids)] * len(chosen),
+        questions=[question.token_ids(claim.text) for claim in chosen],
+    )
     replies = await prober.asker(media)(probes)
     free = await prober.free_answers(probes, media)
     return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ import ray
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
-from vapo_verl.anchors import AnchorQuestion, ProbeReply
+from vapo_verl.anchors import AnchorQuestion, ProbeReply, Probes
 from vapo_verl.anchors.probe import Ask
 from vapo_verl.anchors.question import ANSWER_BIAS
 from vapo_verl.patches.upstream import server_of
@@ -84,22 +84,22 @@ class Prober:
             # a greedy request never has one (TopKTopPSampler.forward_cpu)
             sampling["seed"] = seed
 
-        async def ask(prompts: list[list[int]]) -> list[ProbeReply]:
-            return [_reply(output) for output in await self._tokens(prompts, media, sampling)]
+        async def ask(probes: Probes) -> list[ProbeReply]:
+            return [_reply(output) for output in await self._tokens(probes, media, sampling)]
 
         return ask
 
-    async def free_answers(self, prompts: list[list[int]], media: Mapping[str, Any]) -> list[int]:
+    async def free_answers(self, probes: Probes, media: Mapping[str, Any]) -> list[int]:
         """The most likely next tokens, not restricted to yes and no."""
-        outputs = await self._tokens(prompts, media, {"temperature": 0.0})
+        outputs = await self._tokens(probes, media, {"temperature": 0.0})
         return [output.token_ids[0] for output in outputs]
 
     async def _tokens(
-        self, prompts: Sequence[list[int]], media: Mapping[str, Any], sampling: Mapping[str, Any]
+        self, probes: Probes, media: Mapping[str, Any], sampling: Mapping[str, Any]
     ) -> list[TokenOutput]:
-        async with self._budget.hold(sum(map(len, prompts))):
-            return await self._server.generate_many(
-                prompts,
+        async with self._budget.hold(probes.num_tokens):
+            return await self._server.probe(
+                probes,
                 sampling_params={**sampling, **_ONE_TOKEN},
                 image_data=media.get("images"),
                 priority=self._priority,
@@ -185,15 +185,14 @@ class OneServerClient:
         if isinstance(self._client, PartialRolloutClient):
             await self._client.scored(self._session, self._response)
 
-    async def generate_many(
-        self, prompts: Sequence[list[int]], **request: Any
-    ) -> list[TokenOutput]:
-        """:meth:`VapoHttpServer.generate_many` of the session's server: one call, one image."""
+    async def probe(self, probes: Probes, **request: Any) -> list[TokenOutput]:
+        """:meth:`VapoHttpServer.probe` of the session's server: one call, one image."""
         with server_errors():
-            request = await self._with_shared_images(request, prompts[0])
-            where = {"prompt_ids": prompts[0], **request}
+            first = next(probes.prompts())
+            request = await self._with_shared_images(request, first)
+            where = {"prompt_ids": first, **request}
             async with server_of(self._client, self._session, **where) as server:
-                outputs = await server.generate_many.remote(prompts=list(prompts), **request)
+                outputs = await server.probe.remote(probes, **request)
                 self.probe_version = outputs[0].extra_fields.get("global_steps")
                 return [complete(output) for output in outputs]
 

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 from uuid import uuid4
@@ -17,6 +17,7 @@ from verl.workers.rollout.utils import qwen2_5_vl_dedup_image_tokens
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
 from vapo_verl import heartbeat
+from vapo_verl.anchors import Probes
 from vapo_verl.attention import visual_attention
 from vapo_verl.console import phases
 from vapo_verl.heartbeat import LoopLag
@@ -165,22 +166,25 @@ class VapoHttpServer(vLLMHttpServer):
         self._num_requests += change
         heartbeat.beat(f"{self._num_requests} requests in its engine", self._num_requests)
 
-    async def generate_many(
+    async def probe(
         self,
-        prompts: Sequence[list[int]],
+        probes: Probes,
         sampling_params: Mapping[str, Any],
         image_data: list[Any] | None = None,
         priority: int = 0,
         mm_processor_kwargs: Mapping[str, Any] | None = None,
     ) -> list[TokenOutput]:
-        """`generate` for several prompts over the same images; outputs in their order."""
+        """`generate` for each of the probes, over the same images; outputs in their order."""
         shared = {
             "image_data": image_data,
             "priority": priority,
             "mm_processor_kwargs": mm_processor_kwargs,
         }
         return await asyncio.gather(
-            *(self._generate(p, dict(sampling_params), uuid4().hex, **shared) for p in prompts)
+            *(
+                self._generate(ids, dict(sampling_params), uuid4().hex, **shared)
+                for ids in probes.prompts()
+            )
         )
 
 

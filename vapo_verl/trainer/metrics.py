@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 from vapo_verl.advantage.grpo import RewardParts, advantage_origin
 from vapo_verl.advantage.vapo import AdvantageStats
 from vapo_verl.analysis.position_curves import EARLY, LATE
-from vapo_verl.anchors import AnchorResult
+from vapo_verl.anchors import AnchorResult, token_texts
 from vapo_verl.anchors.signal import (
     AGREEMENT,
     DRAW_FRACTION,
@@ -304,7 +304,7 @@ def _row(key: str, step: int, tokenizer: Any, row: Mapping[str, Any]) -> dict[st
         "response": tokenizer.decode(response_ids, skip_special_tokens=True),
         "prompt_ids": prompt_ids,
         "response_ids": response_ids,
-        "tokens": [tokenizer.decode([token_id]) for token_id in response_ids],
+        "tokens": token_texts(tokenizer, response_ids),
         "visual_attention": row["visual_attention"].tolist(),
         "visual_attention_layers": None if layers is None else layers.tolist(),
         "advantages": row["advantages"].tolist(),

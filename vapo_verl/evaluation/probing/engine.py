@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vapo_verl.anchors import token_texts
 from vapo_verl.anchors.question import ANSWER_BIAS, AnchorQuestion
 from vapo_verl.attention import engine_args, visual_attention
 from vapo_verl.data.cells import chat_parts
@@ -129,7 +130,6 @@ class Engine:
         )
         """These are encoded as plain text."""
         tags = tags_as_text(self.tokenizer, options.plain_think_tokens, self._processor)
-        self._pieces: dict[int, str] = {}
         self._forbidden = [*vision_token_ids(self.tokenizer), *tag_token_ids(self.tokenizer, tags)]
         self._llm = LLM(
             model=options.model,
@@ -209,10 +209,7 @@ class Engine:
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Text of each token."""
-        for token_id in ids:
-            if token_id not in self._pieces:
-                self._pieces[token_id] = self.tokenizer.decode([token_id])
-        return [self._pieces[token_id] for token_id in ids]
+        return token_texts(self.tokenizer, ids)
 
     def complete(
         self,
