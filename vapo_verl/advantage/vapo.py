@@ -114,9 +114,12 @@ def vapo_advantage(
         visual_attention = torch.full_like(valid, torch.nan, dtype=torch.float64)
     attention = visual_attention.to(outcome)
     seen = valid & attention.isfinite()
-    relative = relative_attention(attention, seen, valid, groups, num_bins)
-    direction = outcome.sign() if attention_mode == "grounded" else torch.ones_like(outcome)
-    weights = credit_weights(relative, valid, direction, attention_coef)
+    if attention_coef:
+        relative = relative_attention(attention, seen, valid, groups, num_bins)
+        direction = outcome.sign() if attention_mode == "grounded" else torch.ones_like(outcome)
+        weights = credit_weights(relative, valid, direction, attention_coef)
+    else:  # no weights of a whole batch are computed to be 1
+        weights = valid.to(outcome)
     if on_stats is not None:
         on_stats(_stats(rewards, groups, valid, seen, weights))
     return (outcome[:, None] * weights).to(rewards.dtype)

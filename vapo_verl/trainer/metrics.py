@@ -153,11 +153,11 @@ def attention_metrics(visual_attention: Tensor, response_mask: Tensor) -> dict[s
     known = mask & visual_attention.isfinite()
     values, where = visual_attention[known].double(), progress[known]
     return {
-        "vapo/attention/mean": mean(values.tolist()),
-        "vapo/attention/early": mean(values[where <= EARLY].tolist()),
-        "vapo/attention/late": mean(values[where >= LATE].tolist()),
+        "vapo/attention/mean": float(values.mean()),
+        "vapo/attention/early": float(values[where <= EARLY].mean()),
+        "vapo/attention/late": float(values[where >= LATE].mean()),
         "vapo/attention/slope": _slope(where, values),
-        "vapo/attention/missing_fraction": mean((~known[mask]).tolist()),
+        "vapo/attention/missing_fraction": float((~known[mask]).double().mean()),
     }
 
 
