@@ -10,7 +10,8 @@ Part 2, the server's other end: CPU time of a decoded token, from the engine cor
 log probability that veRL reads, with text (`verl`) and without (`ours`). Both take turns.
 Part 3, an agent-loop worker: runs of the image processor for a prompt with n responses.
 Part 4, the replay buffer: bytes of a response as TransferQueue encodes them, bytes that each of the
-three phases fetches, and their totals for 8 and 64 GPUs.
+three phases fetches, and their totals for 8 and 64 GPUs. veRL gives a rank the responses that
+balance its tokens, so that siblings are on many ranks: each of these fetches the prompt's pixels.
 
 Part 5, with `--baseline`: real runs of another checkout, such as the last release, and of this one.
 Images, hashes and encoder runs are counted; bytes, memory and lag of event loops are measured. See
@@ -357,7 +358,8 @@ def buffer_bytes(processor: Any, tokens: int) -> dict[str, int]:
         "response_alone": encoded_bytes(ours) + once,
         "response_in_group": encoded_bytes(ours) + once // GROUP,
         "verl_fetched_by_a_phase": encoded_bytes(verl),
-        "fetched_by_a_phase": encoded_bytes(for_models) + pixels // GROUP,
+        "fetched_by_a_phase": encoded_bytes(for_models),
+        "fetched_once": pixels,
     }
 
 
@@ -372,8 +374,10 @@ def step_model(
     """A step of 384 prompts x 5 responses x 20 probes on ``gpus`` servers, by image tokens.
 
     A server's event loop: prompts / servers x (first + (n - 1) siblings + n K probes). Bytes: all
-    responses, put once and fetched by three phases.
+    responses, put once and fetched by three phases; a prompt's pixels are fetched once by each rank
+    that has one of its responses, which are on ranks by chance.
     """
+    ranks_of_a_prompt = gpus * (1 - (1 - 1 / gpus) ** GROUP)
     prompts = PROMPTS_PER_STEP / gpus
     responses = PROMPTS_PER_STEP * GROUP
     found = {}
@@ -387,9 +391,9 @@ def step_model(
             fetched = sizes[f"{prefix}fetched_by_a_phase"]
             found[tokens][f"{way}_loop_s"] = round(prompts * loop_ms / 1e3, 2)
             found[tokens][f"{way}_put_gib"] = round(responses * put / 2**30, 3)
-            found[tokens][f"{way}_fetched_gib"] = round(
-                responses * fetched * len(PHASES) / 2**30, 3
-            )
+            once = PROMPTS_PER_STEP * ranks_of_a_prompt * sizes["fetched_once"]
+            total = responses * fetched * len(PHASES) + (once if way == "ours" else 0)
+            found[tokens][f"{way}_fetched_gib"] = round(total / 2**30, 3)
     return found
 
 
@@ -414,7 +418,7 @@ def show(result: Mapping[str, Any]) -> None:
         print(
             f"  {tokens:>5} image tokens: {verl:,} -> 1/{verl / sizes['response_alone']:.1f} / "
             f"1/{verl / sizes['response_in_group']:.1f}; "
-            f"1/{sizes['verl_fetched_by_a_phase'] / sizes['fetched_by_a_phase']:.1f}"
+            f"{sizes['fetched_by_a_phase']:,}, and {sizes['fetched_once']:,} once"
         )
     print(f"a step of {PROMPTS_PER_STEP} prompts x {GROUP} responses x {NUM_ANCHORS} probes")
     for gpus, model in result["model"].items():

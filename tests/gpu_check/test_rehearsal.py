@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from vapo_verl.gpu_check import kernels
+from vapo_verl.gpu_check import engine, kernels
 from vapo_verl.gpu_check.case import CaseFailed
 
 
@@ -32,6 +32,10 @@ def test_kernels_and_their_speed(tmp_path):
 def changed(change):
     """Instead of the kernel, the reference with a change."""
     return lambda batch, case, window=None: change(batch.expected(window))
+
+
+def test_pixels_computed_for_a_model_are_the_processors():
+    assert engine.compare_pixels("cpu")["floats"] > 1000
 
 
 CASE = kernels.Geometry(kind="agreement", dtype="float32", dim=64, with_lse=False, device="cpu")
@@ -59,7 +63,7 @@ def test_a_wrong_kernel_fails(change, message):
 @pytest.mark.timeout(900)
 def test_engines(tmp_path):
     cases = rehearse(tmp_path, "engine")["engine"]
-    assert [case["status"] for case in cases] == 5 * ["passed"]
+    assert [case["status"] for case in cases] == 6 * ["passed"]
     assert cases[-1]["figures"]["preemptions"] > 0
 
 

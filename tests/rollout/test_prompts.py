@@ -14,11 +14,11 @@ from vapo_verl.rollout.engine_inputs import PromptImages
 from vapo_verl.rollout.prompts import (
     PIXELS_OF,
     PREPARED,
+    PromptPixels,
     clear_prompts_except,
     open_prompt,
     prompt_uid,
     shared_prompt,
-    with_pixels,
     without_images,
 )
 
@@ -124,7 +124,7 @@ async def test_pixels_are_fetched_once_for_all_responses_of_a_prompt(
     grid = {"image_grid_thw": inputs.plain["image_grid_thw"]}
     rows = [{**grid, PIXELS_OF: UID}, {}, {**grid, PIXELS_OF: UID}]  # the second is padding
     column = NonTensorStack.from_list([NonTensorData(row) for row in rows])
-    data = with_pixels(TensorDict({"multi_modal_inputs": column}, batch_size=[3]))
+    data = PromptPixels().join(TensorDict({"multi_modal_inputs": column}, batch_size=[3]))
     assert fetched == [([UID], "prompts", ["pixels"])]
     found = extract_multi_modal_inputs(data["multi_modal_inputs"])
     assert torch.equal(found["pixel_values"], torch.cat([inputs.pixels.pixel_values()] * 2))
@@ -136,8 +136,27 @@ async def test_pixels_are_fetched_once_for_all_responses_of_a_prompt(
 def test_rows_without_images_are_left_as_they_are():
     column = NonTensorStack.from_list([NonTensorData({})])
     data = TensorDict({"multi_modal_inputs": column}, batch_size=[1])
-    assert with_pixels(data) is data
-    assert with_pixels(TensorDict({}, batch_size=[1])).is_empty()
+    assert PromptPixels().join(data) is data
+    assert PromptPixels().join(TensorDict({}, batch_size=[1])).is_empty()
+
+
+def test_pixels_are_fetched_once_for_all_passes_of_a_step(monkeypatch):
+    plain = {"mean": [0.0], "std": [1.0], "num_frames": 2, "merge_size": 1}
+    fetched = []
+
+    def get(keys, partition_id, select_fields):
+        fetched.extend(keys)
+        patches = [torch.full((1, 1, 2, 2), int(key), dtype=torch.uint8) for key in keys]
+        return {"pixels": [{"patches": each, **plain} for each in patches]}
+
+    monkeypatch.setattr(transfer_queue, "kv_batch_get", get)
+    pixels = PromptPixels()
+    for step in (["1", "2"], ["2", "3"], ["1", "2", "3"]):  # a rank may get other rows in a pass
+        assert [int(one.patches.max()) for one in pixels.of(step).values()] == [*map(int, step)]
+    assert fetched == ["1", "2", "3"]
+    pixels.of(["4"])  # of the next step: the others are forgotten
+    pixels.of(["1"])
+    assert fetched == ["1", "2", "3", "4", "1"]
 
 
 def test_prompts_are_cleared_but_for_those_in_flight(monkeypatch):

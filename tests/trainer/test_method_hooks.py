@@ -20,7 +20,7 @@ from vapo_verl.config import MethodConfig
 from vapo_verl.data.compact_pixels import CompactPixels
 from vapo_verl.methods import method_of
 from vapo_verl.rollout.correction import BYPASS_LOSS
-from vapo_verl.rollout.prompts import PIXELS_OF, with_pixels
+from vapo_verl.rollout.prompts import PIXELS_OF, PromptPixels
 from vapo_verl.trainer.async_trainers import VapoSeparateAsync
 from vapo_verl.trainer.replay_buffer import (
     StepResponses,
@@ -229,7 +229,8 @@ def seen(monkeypatch, uids, masking):
         lambda keys, partition_id, select_fields: {"pixels": [stored[key] for key in keys]},
     )
     column = NonTensorStack.from_list([NonTensorData({PIXELS_OF: uid}) for uid in uids])
-    data = with_pixels(TensorDict({"multi_modal_inputs": column}, batch_size=len(uids)), masking)
+    data = TensorDict({"multi_modal_inputs": column}, batch_size=len(uids))
+    PromptPixels().join(data, masking)
     return extract_multi_modal_inputs(data["multi_modal_inputs"])["pixel_values"].split(400)
 
 
@@ -250,8 +251,8 @@ def test_pixels_that_cannot_be_masked_are_refused(name):
     column = NonTensorStack.from_list([NonTensorData({name: torch.zeros(4, 6)})])
     data = TensorDict({"multi_modal_inputs": column}, batch_size=1)
     with pytest.raises(ValueError, match=r"vapo\.method\.name=none"):
-        with_pixels(data, MASKED)
-    assert with_pixels(data) is data
+        PromptPixels().join(data, MASKED)
+    assert PromptPixels().join(data) is data
 
 
 def micro_batch(mode, **settings):

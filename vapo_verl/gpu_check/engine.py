@@ -1,4 +1,4 @@
-"""Stage `engine`: visual attention of real vLLM engines, per token and layer.
+"""Stage `engine`: visual attention of real vLLM engines, per token and layer; a model's pixels.
 
 The 100M random model in bfloat16 runs in vLLM, and the same tokens go through transformers' eager
 attention in float32. The error of an engine may be at most twice that of transformers in bfloat16.
@@ -17,8 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoImageProcessor
 
-from vapo_verl.gpu_check.case import CaseSkipped, Check, require
+from vapo_verl.data.compact_pixels import compact
+from vapo_verl.digits.model import model_dir
+from vapo_verl.gpu_check.case import CaseFailed, CaseSkipped, Check, require
 from vapo_verl.gpu_check.parity import (
     ALL_LAYERS,
     PROCESSES,
@@ -208,6 +211,7 @@ def run(check: Check) -> None:
     jobs = gpu_jobs(torch.cuda.device_count()) if on_gpu else cpu_jobs()
     judge = Judge(check) if on_gpu else ExactJudge()
     engines = Engines(check.scratch / "engines", check.random_model("100m") if on_gpu else None)
+    check.case("pixels", partial(compare_pixels, check.device))
     with ThreadPoolExecutor(AT_ONCE if on_gpu else 1) as pool:
         runs = {job.name: pool.submit(_run, engines, job, check) for job in jobs}
         for job in jobs:
@@ -218,6 +222,23 @@ def run(check: Check) -> None:
             if other := SAME_TOKENS.get(job.name):
                 name = f"{job.name}: tokens with capture on and off"
                 check.case(name, partial(_same_tokens, runs[job.name], runs[other]))
+
+
+def compare_pixels(device: str) -> Mapping[str, Figure]:
+    """The floats that the device computes from uint8 pixels are the image processor's, to the bit.
+
+    Raises:
+        CaseFailed: some are not.
+    """
+    processor = AutoImageProcessor.from_pretrained(model_dir())
+    images = list(make_prompts(3, longest_side=16)[0].images)
+    wanted = processor(images=images, return_tensors="pt")["pixel_values"]
+    compacted = compact(wanted, processor)
+    if compacted is None:
+        raise CaseFailed("the processor's pixels cannot be made compact")
+    different = int((compacted.pixel_values(device).cpu() != wanted).sum())
+    require(not different, f"{different} of {wanted.numel()} floats differ from the processor's")
+    return {"floats": wanted.numel()}
 
 
 def _run(engines: Engines, job: EngineJob, check: Check) -> EngineRun:

@@ -100,7 +100,7 @@ class VapoAgentLoopWorker(agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modif
     """Prepares a prompt once for all its responses; reports failures and progress.
 
     A response's row holds what differs between responses. The pixels of its prompt are in a
-    separate row, which :func:`vapo_verl.rollout.prompts.with_pixels` reads.
+    separate row, which :class:`vapo_verl.rollout.prompts.PromptPixels` reads.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -217,46 +217,66 @@ def without_images(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]
     ]
 
 
-def with_pixels(data: TensorDict, masking: Masking | None = None) -> TensorDict:
-    """Responses with the pixels of their prompts, which become floats when a model reads them.
-
-    A prompt's pixels are fetched once, however many of its responses are among the rows.
+class PromptPixels:
+    """Pixels of the prompts that a rank trains on in a step, fetched once for all its passes.
 
     Args:
-        masking: mask the images, in the same way for all responses to a prompt.
-
-    Raises:
-        ValueError: videos, and images of an unknown processor, cannot be masked.
+        device: of the models, which compute floats from them.
     """
-    column = data.get("multi_modal_inputs", None)
-    if column is None:
-        return data
-    values = column_values(column)
-    if masking and any(PIXELS in name for inputs in values for name in inputs):
-        raise ValueError(
-            "vapo.method masks images, and these cannot be: they are of a video, or of a processor "
-            "that is not of Qwen-VL's kind; leave the rows out, or set vapo.method.name=none"
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = device
+        self._held: dict[str, CompactPixels] = {}
+
+    def of(self, uids: Sequence[str]) -> dict[str, CompactPixels]:
+        """By uid. Prompts none of which is known begin another step: the others are forgotten."""
+        missing = [uid for uid in uids if uid not in self._held]
+        if len(missing) == len(uids):
+            self._held.clear()
+        if missing:
+            [stored] = read_columns(missing, PROMPTS, [PIXELS_FIELD]).values()
+            self._held.update(zip(missing, map(CompactPixels.from_plain, stored), strict=True))
+        return {uid: self._held[uid] for uid in uids}
+
+    def join(self, data: TensorDict, masking: Masking | None = None) -> TensorDict:
+        """Responses with the pixels of their prompts, which become floats when a model reads them.
+
+        Args:
+            masking: mask the images, in the same way for all responses to a prompt.
+
+        Raises:
+            ValueError: videos, and images of an unknown processor, cannot be masked.
+        """
+        column = data.get("multi_modal_inputs", None)
+        if column is None:
+            return data
+        values = column_values(column)
+        if masking and any(PIXELS in name for inputs in values for name in inputs):
+            raise ValueError(
+                "vapo.method masks images, and these cannot be: they are of a video, or of a "
+                "processor that is not of Qwen-VL's kind; leave the rows out, or set "
+                "vapo.method.name=none"
+            )
+        uids = list(dict.fromkeys(inputs[PIXELS_OF] for inputs in values if PIXELS_OF in inputs))
+        if not uids:
+            return data
+        pixels = self.of(uids)
+        if masking:
+            pixels = {uid: _masked(uid, one, masking) for uid, one in pixels.items()}
+        data["multi_modal_inputs"] = NonTensorStack.from_list(
+            [NonTensorData(self._model_inputs(inputs, pixels)) for inputs in values]
         )
-    uids = list(dict.fromkeys(inputs[PIXELS_OF] for inputs in values if PIXELS_OF in inputs))
-    if not uids:
         return data
-    [stored] = read_columns(uids, PROMPTS, [PIXELS_FIELD]).values()
-    pixels = {uid: CompactPixels.from_plain(plain) for uid, plain in zip(uids, stored, strict=True)}
-    if masking:
-        pixels = {uid: _masked(uid, one, masking) for uid, one in pixels.items()}
-    data["multi_modal_inputs"] = NonTensorStack.from_list(
-        [NonTensorData(_model_inputs(inputs, pixels)) for inputs in values]
-    )
-    return data
+
+    def _model_inputs(
+        self, inputs: Mapping[str, Any], pixels: Mapping[str, CompactPixels]
+    ) -> Mapping[str, Any] | ModelInputs:
+        if PIXELS_OF not in inputs:
+            return inputs
+        plain = {name: value for name, value in inputs.items() if name != PIXELS_OF}
+        return ModelInputs(pixels[inputs[PIXELS_OF]], plain, self._device)
 
 
 def _masked(uid: str, pixels: CompactPixels, masking: Masking) -> CompactPixels:
     key = SampleKey(seed=masking["seed"], step=masking["step"], prompt_uid=uid, sample=0)
     return pixels.blackened(masking["fraction"], key.group_generator("masking"))
-
-
-def _model_inputs(inputs: Mapping[str, Any], pixels: Mapping[str, CompactPixels]) -> Any:
-    if PIXELS_OF not in inputs:
-        return inputs
-    plain = {name: value for name, value in inputs.items() if name != PIXELS_OF}
-    return ModelInputs(pixels[inputs[PIXELS_OF]], plain)

@@ -35,7 +35,7 @@ from vapo_verl.patches.upstream import (
     with_ragged_positions,
 )
 from vapo_verl.rollout.correction import BYPASS_LOSS
-from vapo_verl.rollout.prompts import MASKED_LOG_PROBS, Masking, with_pixels
+from vapo_verl.rollout.prompts import MASKED_LOG_PROBS, Masking, PromptPixels
 from vapo_verl.rollout.transfer import KVBatchMeta, for_models
 from vapo_verl.run_folder.checkpoints import FileRecord, file_records
 
@@ -54,6 +54,9 @@ if get_device_name() == "cpu":
 
 class VapoTrainingWorker(TrainingWorker):
     """One rank of the actor or of the reference policy."""
+
+    pixels = PromptPixels(get_device_name())
+    """Of this process, in which both read the same prompts."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if get_device_name() == "cpu" and not torch.distributed.is_initialized():
@@ -84,7 +87,7 @@ class VapoTrainingWorker(TrainingWorker):
     )
     def train_mini_batch(self, data: TensorDict) -> TensorDict:
         self._beat()
-        return super().train_mini_batch(with_pixels(with_ragged_positions(data)))
+        return super().train_mini_batch(self.pixels.join(with_ragged_positions(data)))
 
     @register(
         dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False
@@ -92,7 +95,7 @@ class VapoTrainingWorker(TrainingWorker):
     def infer_batch(self, data: TensorDict) -> TensorDict:
         self._beat()
         masking: Masking | None = tu.pop(data, MASKING)
-        return super().infer_batch(with_pixels(with_ragged_positions(data), masking))
+        return super().infer_batch(self.pixels.join(with_ragged_positions(data), masking))
 
 
 class FrozenTowerWorker(VapoTrainingWorker):
