@@ -25,6 +25,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("vapo.verl_config_dir", _verl_config_dir, replace=True)
     OmegaConf.register_new_resolver("vapo.package_file", _package_file, replace=True)
     OmegaConf.register_new_resolver("vapo.recipe_names", _recipe_list, replace=True)
+    OmegaConf.register_new_resolver("vapo.on_nodes", _on_nodes, replace=True)
     defaults = asdict(VapoConfig())  # every default lives in the dataclasses alone
     ConfigStore.instance().store(group="vapo", name="defaults", node=defaults, provider="vapo_verl")
 
@@ -64,6 +65,11 @@ def recipe_names(folder: Path = CONFIGS) -> list[str]:
 
 def _recipe_list() -> str:
     return " ".join(recipe_names())
+
+
+def _on_nodes(each: int, nodes: object) -> int:
+    """Processes of a run with `each` on a node; what is no number of nodes is refused later."""
+    return each * nodes if isinstance(nodes, int) and nodes > 0 else each
 
 
 def _verl_config_dir() -> str:

@@ -72,6 +72,15 @@ def test_passes_verls_validation_on_one_and_two_of_its_nodes(recipe, num_nodes):
     validate_config(config, need_reference_policy(config), need_critic(config))
 
 
+@pytest.mark.parametrize(("num_nodes", "processes"), [(1, 8), (4, 32), (None, 8), (0, 8)])
+def test_every_node_adds_agent_loops_and_storage(num_nodes, processes):
+    nodes = "null" if num_nodes is None else num_nodes  # refused later, by its own key
+    config = compose_once("vapo", [f"trainer.nnodes={nodes}"])
+    assert config.actor_rollout_ref.rollout.agent.num_workers == processes
+    storage = config.transfer_queue.backend.SimpleStorage
+    assert storage.num_data_storage_units == processes
+
+
 def test_smoke_gpu_fits_one_gpu_with_and_without_flash_attn(monkeypatch):
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config

@@ -134,6 +134,8 @@ class MemorySettings:
         if mode == SEPARATE:
             sampled = actor.ppo_mini_batch_size
             copies = recomputes * min(trainer.v1.separate_async.parameter_sync_step, 2)
+        units = OmegaConf.select(config, STORAGE_UNITS) or 0
+        spread = rollout.agent.num_workers + config.reward.num_workers + units  # over the nodes
         return cls(
             on_gpu=trainer.device != "cpu",
             ranks_per_node=trainer.n_gpus_per_node,
@@ -198,10 +200,7 @@ class MemorySettings:
             saves=trainer.save_freq > 0,
             saves_optimizer="optimizer" in checkpoint,
             saves_hf_model="hf_model" in checkpoint,
-            worker_processes=FIXED_PROCESSES
-            + rollout.agent.num_workers
-            + config.reward.num_workers
-            + (OmegaConf.select(config, STORAGE_UNITS) or 0),
+            worker_processes=FIXED_PROCESSES + -(-spread // trainer.nnodes),
             prompts=config.data.train_batch_size * (1 + ahead) / trainer.nnodes,
             group_size=rollout.n,
             pixels=min(limit, most),
