@@ -347,7 +347,9 @@ async def test_visual_attention_of_the_server_becomes_a_field_per_token(
     plain = server.generate
     monkeypatch.setattr(server, "generate", generate)
     output = await run_loop(dataset[0], ALWAYS)
-    np.testing.assert_array_equal(output.extra_fields["visual_attention_layers"], layers[0])
+    [stored] = output.as_dict()["visual_attention_layers"]
+    np.testing.assert_array_equal(stored, layers[0])
+    assert not any("attention" in name for name in output.extra_fields)
     column = output.as_dict()["visual_attention"]
     assert column.shape == output.as_dict()["responses"].shape
     np.testing.assert_allclose(column.numpy(), layers[0].mean(1), rtol=1e-6)

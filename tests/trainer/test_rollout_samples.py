@@ -36,12 +36,12 @@ def test_layers_of_another_kind_are_not_captured(kinds, found):
 
 def test_a_row_fills_every_column_of_the_schema(monkeypatch):
     record = sample_record(anchor_result(1, label=True, answer=False, p_yes=0.25))
-    extra = {"vapo": record.to_plain(), "visual_attention_layers": np.full((2, 1), 0.5)}
     floats = ("visual_attention", "advantages", "rollout_log_probs", "old_log_probs")
     columns = {
         **{name: torch.tensor([[1, 2]]) for name in ("prompts", "responses", "response_mask")},
         **{name: torch.tensor([[0.5, 0.25]]) for name in floats},
-        "extra_fields": [extra],
+        "extra_fields": [{"vapo": record.to_plain()}],
+        "visual_attention_layers": [[np.full((2, 1), 0.5)]],
         "reward_model": [{"ground_truth": 7}],
         "data_source": ["digits"],
         "index": [3],

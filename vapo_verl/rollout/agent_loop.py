@@ -66,6 +66,7 @@ from vapo_verl.rollout.sample import (
     SampleTimes,
     anchored_perception,
 )
+from vapo_verl.rollout.transfer import LAYERS_FIELD
 
 CLAIMS_PER_LABEL = 4
 """Claims of each label that the format check asks, per row."""
@@ -76,6 +77,8 @@ class VapoAgentLoopOutput(AgentLoopOutput):
 
     visual_attention: list[float] | None = None
     """Value t belongs to the query that produced token t; None where the engine exports none."""
+    visual_attention_layers: Any = None
+    """float32 [response, layers], of which it is the mean; None without `per_layer`."""
     _prompt: OpenPrompt = PrivateAttr()
 
     @property
@@ -84,14 +87,21 @@ class VapoAgentLoopOutput(AgentLoopOutput):
         return self._prompt
 
     def as_dict(self) -> dict[str, Any]:
-        """Fields of the replay buffer; ``visual_attention`` [response] is nan where unknown."""
+        """Fields of the replay buffer; ``visual_attention`` [response] is nan where unknown.
+
+        ``visual_attention_layers`` is a list of one array or of none. It is a field of its own,
+        because only the samples read it, and it is larger than all else of a response.
+        """
         values = super().as_dict()
-        values.pop("visual_attention", None)
+        for name in ("visual_attention", LAYERS_FIELD):
+            values.pop(name, None)
         length = values["responses"].size(0)
         column = torch.full((length,), float("nan"), dtype=torch.float32)
         known = (self.visual_attention or [])[:length]
         column[: len(known)] = torch.tensor(known, dtype=torch.float32)
         values["visual_attention"] = column
+        layers = self.visual_attention_layers
+        values[LAYERS_FIELD] = [] if layers is None else [layers]
         return values
 
 
@@ -101,7 +111,7 @@ def _take_attention(output: VapoAgentLoopOutput) -> None:
     if values is None:
         return
     if values.ndim == 2:
-        output.extra_fields["visual_attention_layers"] = values
+        output.visual_attention_layers = values
         values = values.mean(axis=1)
     output.visual_attention = values.tolist()
 

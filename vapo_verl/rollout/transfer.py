@@ -19,9 +19,11 @@ from verl.utils.transferqueue_utils import kv_batch_meta2batch_meta
 
 __all__ = ["KVBatchMeta"]
 
+LAYERS_FIELD = "visual_attention_layers"
 NOT_FOR_MODELS = {
     *("raw_prompt", "claims", "reward_model", "data_source", "extra_info", "index", "prompt_uid"),
     *("agent_name", "tools_kwargs", "interaction_kwargs", "extra_fields", "visual_attention"),
+    LAYERS_FIELD,
 }
 """Fields of a response that no model reads: of its row, of its reward, of its report."""
 

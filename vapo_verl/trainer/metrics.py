@@ -29,7 +29,7 @@ from vapo_verl.config import VapoConfig
 from vapo_verl.rollout import model_families
 from vapo_verl.rollout.prompts import stored_images, uid_of
 from vapo_verl.rollout.sample import RECORD_FIELD, SampleRecord
-from vapo_verl.rollout.transfer import read_columns
+from vapo_verl.rollout.transfer import LAYERS_FIELD, read_columns
 from vapo_verl.run_folder.rollouts import small_images
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ FIELDS = [
     "rollout_log_probs",
     "old_log_probs",
     "extra_fields",
+    LAYERS_FIELD,
     "reward_model",
     "data_source",
     "index",
@@ -292,7 +293,6 @@ def _images_by_uid(keys: Sequence[str]) -> dict[str, list[bytes | None]]:
 def _row(key: str, step: int, tokenizer: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     uid, sample, _ = key.rsplit("_", 2)
     record = SampleRecord.from_plain(row["extra_fields"][RECORD_FIELD])
-    layers = row["extra_fields"].get("visual_attention_layers")
     prompt_ids, response_ids = row["prompts"].tolist(), row["responses"].tolist()
     return {
         "step": step,
@@ -306,7 +306,7 @@ def _row(key: str, step: int, tokenizer: Any, row: Mapping[str, Any]) -> dict[st
         "response_ids": response_ids,
         "tokens": token_texts(tokenizer, response_ids),
         "visual_attention": row["visual_attention"].tolist(),
-        "visual_attention_layers": None if layers is None else layers.tolist(),
+        LAYERS_FIELD: next((layers.tolist() for layers in row[LAYERS_FIELD]), None),
         "advantages": row["advantages"].tolist(),
         "rollout_log_probs": row["rollout_log_probs"].tolist(),
         "old_log_probs": row["old_log_probs"].tolist(),
