@@ -565,10 +565,11 @@ def check_group_filter(config: DictConfig) -> None:
 
 
 def check_micro_batches(config: DictConfig) -> None:
-    """Refuse micro-batches that do not divide the responses of a rank: a run would fail midway.
+    """Refuse micro-batches at which a run would fail midway.
 
     Raises:
-        ValueError: the first size that is no divisor.
+        ValueError: the first size that does not divide the responses of a rank, or limit of tokens
+            below the longest sequence.
     """
     policy = config.actor_rollout_ref
     by_tokens = policy.actor.use_dynamic_bsz

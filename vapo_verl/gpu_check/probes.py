@@ -151,6 +151,7 @@ class Bench:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from vapo_verl.rollout.prober import Prober
+        from vapo_verl.rollout.server import without_text
 
         self._plan, self._settings = plan, AnchorConfig(min_gap=1)
         on_gpu = check.device == "cuda"
@@ -190,6 +191,7 @@ class Bench:
             max_tokens_in_flight=self._settings.max_tokens_in_flight,
             by_priority=True,
         )
+        self._as_server = without_text
         self._count = itertools.count()
 
     def close(self) -> None:
@@ -274,7 +276,8 @@ class Bench:
         from vllm.sampling_params import RequestOutputKind
 
         prompt = {"prompt_token_ids": ids, "multi_modal_data": {"image": list(images)}}
-        params = SamplingParams(**sampling, output_kind=RequestOutputKind.FINAL_ONLY)
+        asked = self._as_server(sampling)
+        params = SamplingParams(**asked, output_kind=RequestOutputKind.FINAL_ONLY)
         name = f"request-{next(self._count)}"
         async for output in self._llm.generate(prompt, params, name, priority=priority):
             last = output

@@ -56,7 +56,7 @@ class VapoTrainingWorker(TrainingWorker):
     """One rank of the actor or of the reference policy."""
 
     pixels = PromptPixels(get_device_name())
-    """Of this process, in which both read the same prompts."""
+    """One for the actor and the reference of a process, which read the same prompts."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if get_device_name() == "cpu" and not torch.distributed.is_initialized():
