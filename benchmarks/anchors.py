@@ -43,7 +43,7 @@ import psutil
 from PIL import Image
 from transformers import AutoProcessor
 
-from vapo_verl.anchors import SampleKey, bind_question, plan_anchors
+from vapo_verl.anchors import SampleKey, bind_question, plan_anchors, token_texts
 from vapo_verl.config import AnchorConfig
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.digits.claims import sample_claims
@@ -346,7 +346,7 @@ class Bench:
     def plan(self, rollout: Rollout, num_anchors: int) -> Plan:
         key = SampleKey(seed=0, step=0, prompt_uid=rollout.name, sample=0)
         anchors = plan_anchors(
-            [self.tokenizer.decode([token]) for token in rollout.response_ids],
+            token_texts(self.tokenizer, rollout.response_ids),
             rollout.claims,
             num_anchors=num_anchors,
             placement="random",

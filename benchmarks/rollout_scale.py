@@ -225,7 +225,7 @@ async def measure_front_end(
 
 def measure_decoding(tokenizer: Any, rounds: int) -> dict[str, float]:
     """CPU microseconds of a decoded token in vLLM's front end: medians over rounds."""
-    ways = {"verl": dict(ROLLOUT), "ours": without_text(ROLLOUT)}
+    ways = {"verl": ROLLOUT, "ours": without_text(ROLLOUT)}
     times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way, sampling in ways.items():
@@ -391,8 +391,8 @@ def step_model(
             fetched = sizes[f"{prefix}fetched_by_a_phase"]
             found[tokens][f"{way}_loop_s"] = round(prompts * loop_ms / 1e3, 2)
             found[tokens][f"{way}_put_gib"] = round(responses * put / 2**30, 3)
-            once = PROMPTS_PER_STEP * ranks_of_a_prompt * sizes["fetched_once"]
-            total = responses * fetched * len(PHASES) + (once if way == "ours" else 0)
+            once = PROMPTS_PER_STEP * ranks_of_a_prompt * sizes.get(f"{prefix}fetched_once", 0)
+            total = responses * fetched * len(PHASES) + once
             found[tokens][f"{way}_fetched_gib"] = round(total / 2**30, 3)
     return found
 

@@ -4,30 +4,21 @@ from types import SimpleNamespace
 
 import numpy as np
 from vllm.sampling_params import RequestOutputKind, SamplingParams
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
+from tests.core_requests import core_request
 from vapo_verl.patches.upstream import join_chunks
 
 LENGTH = 10
 
 
 def request(name):
-    return EngineCoreRequest(
-        request_id=name,
-        external_req_id=name,
-        prompt_token_ids=[1, 2, 3],
-        mm_features=None,
-        sampling_params=SamplingParams(
-            detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, max_tokens=LENGTH
-        ),
-        pooling_params=None,
-        arrival_time=0.0,
-        lora_request=None,
-        cache_salt=None,
-        data_parallel_rank=None,
+    sampling = SamplingParams(
+        detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, max_tokens=LENGTH
     )
+    return core_request(name, sampling)
 
 
 def message(names, step):

@@ -8,10 +8,11 @@ from transformers import AutoTokenizer
 from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
 from vllm.sampling_params import SamplingParams
-from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.outputs import LogprobsLists
 
+from tests.core_requests import core_request
 from vapo_verl.anchors import Probes
 from vapo_verl.digits.model import model_dir
 from vapo_verl.rollout.server import without_text
@@ -40,18 +41,7 @@ def sent(monkeypatch):
 def final_output(tokenizer, ids, sampling_params):
     """vLLM's last output of a request for which the engine decodes `ids`."""
     processor = OutputProcessor(tokenizer=tokenizer, log_stats=False)
-    request = EngineCoreRequest(
-        request_id="a",
-        external_req_id="a",
-        prompt_token_ids=[1, 2, 3],
-        mm_features=None,
-        sampling_params=SamplingParams(**sampling_params),
-        pooling_params=None,
-        arrival_time=0.0,
-        lora_request=None,
-        cache_salt=None,
-        data_parallel_rank=None,
-    )
+    request = core_request("a", SamplingParams(**sampling_params))
     processor.add_request(request, prompt=None)
     for position, token in enumerate(ids):
         last = position == len(ids) - 1

@@ -118,7 +118,7 @@ def vapo_advantage(
         relative = relative_attention(attention, seen, valid, groups, num_bins)
         direction = outcome.sign() if attention_mode == "grounded" else torch.ones_like(outcome)
         weights = credit_weights(relative, valid, direction, attention_coef)
-    else:  # no weights of a whole batch are computed to be 1
+    else:  # all are 1: nothing to compute from a whole batch
         weights = valid.to(outcome)
     if on_stats is not None:
         on_stats(_stats(rewards, groups, valid, seen, weights))

@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import add
 
 from vapo_verl.anchors.question import AnchorQuestion
 
@@ -102,11 +101,8 @@ async def probe_anchors(
         questions=[question.token_ids(anchor.claim) for anchor in anchors],
     )
     replies = await ask(probes)
-    lengths = map(add, probes.cuts, map(len, probes.questions))
-    return [
-        _result(question, anchor, length, reply)
-        for anchor, length, reply in zip(anchors, lengths, replies, strict=True)
-    ]
+    asked = zip(anchors, probes.cuts, probes.questions, replies, strict=True)
+    return [_result(question, anchor, cut + len(ids), reply) for anchor, cut, ids, reply in asked]
 
 
 def _result(

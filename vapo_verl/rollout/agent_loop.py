@@ -93,8 +93,6 @@ class VapoAgentLoopOutput(AgentLoopOutput):
         because only the samples read it, and it is larger than all else of a response.
         """
         values = super().as_dict()
-        for name in ("visual_attention", LAYERS_FIELD):
-            values.pop(name, None)
         length = values["responses"].size(0)
         column = torch.full((length,), float("nan"), dtype=torch.float32)
         known = (self.visual_attention or [])[:length]

@@ -147,14 +147,18 @@ class VapoHttpServer(vLLMHttpServer):
             self._gate.open()  # veRL's own gate is closed by now
 
     async def _generate(
-        self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, **rest: Any
+        self,
+        prompt_ids: list[int],
+        sampling_params: Mapping[str, Any],
+        request_id: str,
+        **rest: Any,
     ) -> TokenOutput:
         finished: list[Any] = []
         token = _finished.set(finished)
         self._count_request(+1)
         try:
-            sampling_params = without_text(sampling_params)
-            output = await super().generate(prompt_ids, sampling_params, request_id, **rest)
+            own = without_text(sampling_params)  # veRL changes it
+            output = await super().generate(prompt_ids, own, request_id, **rest)
         finally:
             _finished.reset(token)
             self._count_request(-1)
@@ -182,7 +186,7 @@ class VapoHttpServer(vLLMHttpServer):
         }
         return await asyncio.gather(
             *(
-                self._generate(ids, dict(sampling_params), uuid4().hex, **shared)
+                self._generate(ids, sampling_params, uuid4().hex, **shared)
                 for ids in probes.prompts()
             )
         )
