@@ -427,7 +427,7 @@ def _check(config: VapoConfig) -> None:
     for name in ("yes_words", "no_words"):
         if not all(getattr(anchors, name)) or not getattr(anchors, name):
             raise ValueError(f"vapo.anchors.{name} holds no word; set words such as [Yes]")
-    if anchors.question.count("{claim}") != 1 or anchors.question != anchors.question.rstrip():
+    if not asks_one_claim(anchors.question):
         raise ValueError(
             f"vapo.anchors.question={anchors.question!r} must hold {{claim}} once and not end with "
             "white space: the tokenizer would make that space a token of its own"
@@ -450,6 +450,11 @@ def _check(config: VapoConfig) -> None:
             f"vapo.anchors.num_anchors={anchors.num_anchors} measures none; set total, which is "
             "GRPO, or a source and anchors"
         )
+
+
+def asks_one_claim(question: str) -> bool:
+    """Whether a question template holds ``{claim}`` once, and no white space at its end."""
+    return question.count("{claim}") == 1 and question == question.rstrip()
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:

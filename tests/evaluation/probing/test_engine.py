@@ -8,8 +8,8 @@ import pytest
 from vapo_verl.digits.model import model_dir
 from vapo_verl.evaluation.probing import engine as engine_module
 from vapo_verl.evaluation.probing.engine import Engine, request_of
-from vapo_verl.evaluation.probing.probe_options import EngineOptions
-from vapo_verl.evaluation.probing.respond import project_question
+from vapo_verl.evaluation.probing.probe_options import EngineOptions, QuestionOptions
+from vapo_verl.evaluation.probing.respond import bound_question
 from vapo_verl.evaluation.probing.rows import read_rows
 from vapo_verl.run_folder import RunError
 
@@ -64,7 +64,7 @@ def test_read_log_probabilities_are_those_of_the_greedy_tokens(engine, responses
 
 
 def test_verdicts_tell_true_claims_from_false_ones(engine, rows):
-    question = project_question(engine)
+    question = bound_question(engine, QuestionOptions())
     asked = [(engine.prompt(row), claim) for row in rows for claim in row.claims]
     predictions = engine.predict(
         [prompt.then(question.token_ids(claim.text)) for prompt, claim in asked], question
@@ -107,7 +107,7 @@ def test_images_are_processed_once_and_results_are_those_of_vllms_own_keys(
         predicted = [each.p_yes for each in engine.predict(asked, question)]
         return [one.ids for one in written], predicted, engine.read(full, [1] * len(full))
 
-    question = project_question(engine)
+    question = bound_question(engine, QuestionOptions())
     monkeypatch.setattr(processor, "preprocess", counted)
     ours = results()
     assert len(runs) == len({image for row in rows for image in row.images}) == len(rows)

@@ -2,28 +2,40 @@
 
 import io
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 from transformers import AutoProcessor
 
+from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.control_tokens import RESPONSE_TAGS
 from vapo_verl.data.images import sized_image
 from vapo_verl.digits.model.random_models import make_random_model
 from vapo_verl.evaluation.early_decision import EarlyOptions
 from vapo_verl.evaluation.early_decision.decision_command import decide_early
+from vapo_verl.evaluation.image_swap import ImageSwapOptions
+from vapo_verl.evaluation.image_swap.swap_probe import ImageSwap
 from vapo_verl.evaluation.interventions import InterventionOptions
 from vapo_verl.evaluation.interventions.intervention_probe import apply_interventions
+from vapo_verl.evaluation.perception import PerceptionOptions
+from vapo_verl.evaluation.perception.perception_probe import perceive
 from vapo_verl.evaluation.probing.engine import Engine
-from vapo_verl.evaluation.probing.probe_options import EngineOptions, ProbeOptions
+from vapo_verl.evaluation.probing.probe_options import (
+    EngineOptions,
+    ProbeOptions,
+    QuestionOptions,
+)
+from vapo_verl.evaluation.probing.respond import bound_question
 from vapo_verl.evaluation.probing.rows import Row
+from vapo_verl.run_folder import RunError
 
 WRITTEN = " It is red. It is a 3. That is all."
 
 
 class Vllm:
-    """Writes `WRITTEN` after every prompt, and keeps the prompts."""
+    """Writes `WRITTEN` after every prompt, or its first answer, and keeps the prompts."""
 
     tokenizer = None
 
@@ -33,10 +45,19 @@ class Vllm:
     def generate(self, requests, sampling, use_tqdm):
         self.prompts += [request["prompt_token_ids"] for request in requests]
         ids = self.tokenizer.encode(WRITTEN, add_special_tokens=False)
-        written = [ids[: each["max_tokens"]] for each in sampling]
+        written = [
+            [next(iter(each["logit_bias"]))] if "logprobs" in each else ids[: each["max_tokens"]]
+            for each in sampling
+        ]
         return [
             SimpleNamespace(
-                outputs=[SimpleNamespace(token_ids=ids, finish_reason="length")],
+                outputs=[
+                    SimpleNamespace(
+                        token_ids=ids,
+                        finish_reason="length",
+                        logprobs=[{token: SimpleNamespace(logprob=-0.1) for token in ids}],
+                    )
+                ],
                 prompt_token_ids=request["prompt_token_ids"],
                 num_cached_tokens=0,
             )
@@ -99,6 +120,49 @@ def test_forced_text_spells_the_tags_as_prompts_do(start, tmp_path):
     for text in ("have to answer now.\n</think>", *inserted.values()):
         assert any(text in each for each in texts)
     assert not [engine.tokenizer.decode(ids) for ids in prompts if tags & {*ids}]
+
+
+def test_prompts_and_turns_are_rendered_with_the_given_arguments(start):
+    turn = "{{ mood }} {{ turn.role }}: {{ turn.content[-1].text }} "
+    template = f"{{% for turn in messages %}}{turn}{{% endfor %}}"
+    engine, _ = start(chat_template_kwargs={"chat_template": template, "mood": "merry"})
+    words = engine.decode(engine.prompt(ROW).ids)
+    assert words == "merry user: Think in <think> </think>. "
+    assert engine.decode(engine.user_turn(0, "Look.")) == " merry user: Look. "
+
+
+ASKED = QuestionOptions(question="\n{claim} True?")
+WITH_CLAIMS = replace(ROW, claims=(Claim(text="It is red.", label=True),))
+
+
+def test_perception_asks_the_given_question(start, tmp_path):
+    engine, prompts = start()
+    options = ProbeOptions(engine=EngineOptions(model="m"), data=tmp_path, out=tmp_path)
+    (record,) = perceive(engine, [WITH_CLAIMS], options, PerceptionOptions(asked=ASKED))
+    asked = [engine.decode(ids) for ids in prompts[1:]]
+    assert len(asked) == len(record["anchors"]) > 1
+    assert all(text.endswith("\nIt is red. True?") for text in asked)
+    assert all(anchor["correct"] for anchor in record["anchors"])
+
+
+def test_image_swap_asks_the_given_question(start, tmp_path, monkeypatch):
+    def read(self, contexts, lengths):
+        pairs = zip(contexts, lengths, strict=True)
+        return [[{token: -0.1} for token in each.ids[-length:]] for each, length in pairs]
+
+    engine, prompts = start()
+    monkeypatch.setattr(Engine, "read", read)
+    other = replace(WITH_CLAIMS, number=1, images=(encoded(64, 65),))
+    options = ProbeOptions(engine=EngineOptions(model="m"), data=tmp_path, out=tmp_path)
+    swap = ImageSwap(options, ImageSwapOptions(num_cuts=2, asked=ASKED), [WITH_CLAIMS, other])
+    swap(engine, [WITH_CLAIMS, other])
+    assert any(engine.decode(ids).endswith("\nIt is red. True?") for ids in prompts)
+
+
+def test_words_that_cannot_follow_the_question_are_refused(start):
+    engine, _ = start()
+    with pytest.raises(RunError, match=r"--yes-words.*none is a single token"):
+        bound_question(engine, replace(ASKED, yes_words=("Certainly so",)))
 
 
 @pytest.mark.parametrize(

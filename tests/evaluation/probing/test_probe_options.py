@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,22 +13,30 @@ from omegaconf import OmegaConf
 from tests.composing import compose_once
 from vapo_verl.evaluation.__main__ import BAD_INPUT, PROBING, main
 from vapo_verl.evaluation.early_decision import EarlyOptions
+from vapo_verl.evaluation.perception import PerceptionOptions
 from vapo_verl.evaluation.probing.job import finish_rows
 from vapo_verl.evaluation.probing.journal import SETTINGS_FILE
 from vapo_verl.evaluation.probing.probe_options import (
     OF_RUN,
     EngineOptions,
     ProbeOptions,
+    QuestionOptions,
     add_command_arguments,
     read_command_options,
 )
 from vapo_verl.run_folder import RunError
 
 RUN = {
-    "data": {"min_pixels": 784, "max_pixels": 5000, "max_response_length": 160},
+    "data": {
+        "min_pixels": 784,
+        "max_pixels": 5000,
+        "max_response_length": 160,
+        "apply_chat_template_kwargs": {"enable_thinking": False},
+    },
     "vapo": {
         "data": {"control_tokens": "text", "plain_think_tokens": True},
         "reward": {"answer_style": "exact"},
+        "anchors": {"question": "\n{claim} True?", "yes_words": [" True"], "no_words": [" False"]},
     },
 }
 """What a run's config says of the options in OF_RUN."""
@@ -52,6 +61,8 @@ def test_results_need_a_place(command, data, capsys):
         ("early-decision", ["--num-cuts", "1"], "--num-cuts 1: give 2 or more"),
         ("perception", ["--claims-per-cut", "0"], "--claims-per-cut 0: give 1 or more"),
         ("perception", ["--attention-layers", "first"], "give `all` or indices"),
+        ("perception", ["--question", "{claim} Yes? "], "does not end with white space"),
+        ("image-swap", ["--no-words", ""], "--no-words: an empty word"),
         ("image-swap", ["--temperature", "0.7"], "image-swap compares greedy responses"),
         (
             "interventions",
@@ -94,8 +105,8 @@ def of_run(data, tmp_path):
 
 
 def values(options: ProbeOptions) -> dict:
-    found = [options.engine if hasattr(options.engine, name) else options for name in OF_RUN]
-    return {name: getattr(each, name) for name, each in zip(OF_RUN, found, strict=True)}
+    parts = (options.engine, options)
+    return {name: getattr(part, name) for name in OF_RUN for part in parts if hasattr(part, name)}
 
 
 DEFAULTS = {
@@ -105,6 +116,7 @@ DEFAULTS = {
     "plain_think_tokens": "auto",
     "answer_style": "math",
     "max_tokens": 1024,
+    "chat_template_kwargs": None,
 }
 
 
@@ -117,6 +129,7 @@ def test_a_run_sets_what_is_not_given(of_run, tmp_path, capsys):
         "plain_think_tokens": "true",
         "answer_style": "exact",
         "max_tokens": 160,
+        "chat_template_kwargs": {"enable_thinking": False},
     }
     assert options.out == tmp_path / "diagnostics" / "early-decision"
     said = capsys.readouterr().out
@@ -127,8 +140,24 @@ def test_a_run_sets_what_is_not_given(of_run, tmp_path, capsys):
 def test_what_is_given_wins_even_if_it_is_the_default(of_run):
     words = ["--min-pixels", "900", "--control-tokens", "refuse", "--plain-think-tokens", "auto"]
     words += ["--max-pixels", "6000", "--answer-style", "math", "--max-tokens", "1024"]
-    given = DEFAULTS | {"min_pixels": 900, "max_pixels": 6000}
+    words += ["--chat-template-kwargs", "{}"]
+    given = DEFAULTS | {"min_pixels": 900, "max_pixels": 6000, "chat_template_kwargs": {}}
     assert values(of_run(RUN, *words)) == given
+
+
+def test_claims_are_asked_as_in_the_run(data, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(RUN))
+    parser = argparse.ArgumentParser()
+    add_command_arguments(parser, PerceptionOptions, "claims", attention=True)
+
+    def asked(*words: str) -> QuestionOptions:
+        given = parser.parse_args(["MODEL", data, "--run", str(tmp_path), *words])
+        return read_command_options(given, "perception", PerceptionOptions)[1].asked
+
+    of_run = QuestionOptions(question="\n{claim} True?", yes_words=(" True",), no_words=(" False",))
+    assert asked() == of_run
+    assert "--question '\\n{claim} True?', --yes-words (' True',)" in capsys.readouterr().out
+    assert asked("--yes-words", "True", "Right") == replace(of_run, yes_words=("True", "Right"))
 
 
 @pytest.mark.parametrize("config", [None, {}, {"data": {"min_pixels": None}}])
@@ -188,7 +217,11 @@ print([name for name in ("torch", "vllm", "transformers") if name in sys.modules
 
 @pytest.mark.parametrize(
     ("option", "value", "default"),
-    [("--control-tokens", "text", "refuse"), ("--plain-think-tokens", "false", "auto")],
+    [
+        ("--control-tokens", "text", "refuse"),
+        ("--plain-think-tokens", "false", "auto"),
+        ("--chat-template-kwargs", {"mood": "merry"}, None),
+    ],
 )
 def test_a_folder_holds_results_of_one_prompt(option, value, default, digits_data, tmp_path):
     data = digits_data(test=6)["test"]
@@ -198,5 +231,5 @@ def test_a_folder_holds_results_of_one_prompt(option, value, default, digits_dat
     field = option.removeprefix("--").replace("-", "_")
     now = replace(before, engine=replace(before.engine, **{field: value}))
     finish_rows([], before, {}, lambda *_: [])  # the folder of an older release is resumed
-    with pytest.raises(RunError, match=f"{option} was '{default}', is '{value}'"):
+    with pytest.raises(RunError, match=re.escape(f"{option} was {default!r}, is {value!r}")):
         finish_rows([], now, {}, lambda *_: [])

@@ -22,7 +22,6 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from types import MappingProxyType
 from typing import Any
 
 from PIL import Image, ImageFilter
@@ -111,7 +110,6 @@ def ask_engine(
     tasks: Sequence[Task],
     options: EngineOptions,
     batch: int,
-    template_options: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Ask a checkpoint in vLLM until all tasks are finished; starts vLLM if answers are missing.
 
@@ -121,7 +119,6 @@ def ask_engine(
 
     Args:
         batch: rows asked at once, with all of their samples.
-        template_options: arguments of the chat template.
 
     Raises:
         RunError: a folder was begun with other settings, or vLLM refuses a request.
@@ -136,9 +133,7 @@ def ask_engine(
             return
         shown = [_ShownImages(task) for task in tasks]
         most_images = max(len(task.question(row)[1]) for task in tasks for row in task.rows)
-        engine = opened.enter_context(
-            Engine(options, images_per_prompt=most_images, template_options=template_options)
-        )
+        engine = opened.enter_context(Engine(options, images_per_prompt=most_images))
         progress = opened.enter_context(progress_bar(total, unit="answer", done=done))
         for task, journal, images, some in zip(tasks, journals, shown, missing, strict=True):
             for rows in some:

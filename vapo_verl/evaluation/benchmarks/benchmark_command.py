@@ -29,7 +29,7 @@ from vapo_verl.evaluation.benchmarks.benchmark_results import (
     write_results,
 )
 from vapo_verl.evaluation.probing.journal import PAGE_FILE, SETTINGS_FILE
-from vapo_verl.evaluation.probing.probe_options import EngineOptions, model_fingerprint
+from vapo_verl.evaluation.probing.probe_options import OF_RUN, EngineOptions, model_fingerprint
 from vapo_verl.files import atomic_write_text, sha256_of
 from vapo_verl.run_folder.layout import CONFIG_FILE, config_file
 
@@ -151,7 +151,6 @@ class _Model:
     trained_suffix: str | None
     """Text after the questions it was trained on; None if unknown."""
     seed: int
-    template_options: Mapping[str, Any]
 
 
 def _read_all(options: BenchmarkOptions) -> list[tuple[Path, list[BenchmarkRow], Rule]]:
@@ -203,9 +202,13 @@ def _model(options: BenchmarkOptions) -> _Model:
     model, seed = options.engine.model, options.seed
     if is_endpoint(model):
         _refuse(options.step, "--step", "it chooses a checkpoint of a run folder")
-        for name in ("min_pixels", "max_pixels"):
-            fix = "an endpoint resizes images by itself"
-            _refuse(getattr(options.engine, name), f"--{name.replace('_', '-')}", fix)
+        for name, what in (
+            ("min_pixels", "resizes images"),
+            ("max_pixels", "resizes images"),
+            ("chat_template_kwargs", "renders its chat template"),
+        ):
+            flag = f"--{name.replace('_', '-')}"
+            _refuse(getattr(options.engine, name), flag, f"an endpoint {what} by itself")
         name = options.model_name or served_model(model, "--model-name")
         return _Model(
             name=name,
@@ -213,7 +216,6 @@ def _model(options: BenchmarkOptions) -> _Model:
             engine=None,
             trained_suffix=None,
             seed=seed or 0,
-            template_options={},
         )
     _refuse(options.model_name, "--model-name", "it names a model of an endpoint")
     folder = Path(model)
@@ -236,7 +238,6 @@ def _model(options: BenchmarkOptions) -> _Model:
         engine=replace(options.engine, model=str(folder), seed=seed or 0),
         trained_suffix=None,
         seed=seed or 0,
-        template_options={},
     )
 
 
@@ -326,7 +327,9 @@ def _run_folder_model(run_dir: Path, options: BenchmarkOptions) -> _Model:
     if think == "auto":
         trained = OmegaConf.select(config, "vapo.data.plain_think_tokens")
         think = think if trained is None else str(trained).lower()
-    template = OmegaConf.select(config, "data.apply_chat_template_kwargs")
+    template = engine.chat_template_kwargs
+    if template is None and (trained := OmegaConf.select(config, OF_RUN["chat_template_kwargs"])):
+        template = OmegaConf.to_container(trained)
     return _Model(
         name=f"{run_dir.resolve().name}, step {step}",
         fingerprint=model_fingerprint(str(folder)),
@@ -336,11 +339,11 @@ def _run_folder_model(run_dir: Path, options: BenchmarkOptions) -> _Model:
             seed=seed,
             control_tokens=controls,
             plain_think_tokens=think,
+            chat_template_kwargs=template,
             **pixels,
         ),
         trained_suffix=trained_suffix(config),
         seed=seed,
-        template_options={str(name): value for name, value in (template or {}).items()},
     )
 
 
@@ -476,7 +479,7 @@ def _engine_settings(model: _Model, options: BenchmarkOptions) -> dict[str, Any]
         "--max-pixels": model.engine.max_pixels,
         "--control-tokens": model.engine.control_tokens,
         "--plain-think-tokens": model.engine.plain_think_tokens,
-        "chat template": dict(model.template_options),
+        "chat template": dict(model.engine.chat_template_kwargs or {}),
     }
 
 
@@ -495,7 +498,7 @@ def _ask(tasks: Sequence[Task], model: _Model, options: BenchmarkOptions) -> Non
     if model.trained_suffix not in (None, tasks[0].suffix):
         print(f"note: its training questions end with {model.trained_suffix!r}")
     if model.engine is not None:
-        ask_engine(tasks, model.engine, options.batch, model.template_options)
+        ask_engine(tasks, model.engine, options.batch)
         return
     endpoint = _endpoint(options.engine.model, model.name, options.max_tokens)
     temperature = tasks[0].sampling.temperature

@@ -38,7 +38,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vapo_verl.cli_options import check_bounds, cli, settings_of
-from vapo_verl.config import AnchorConfig
+from vapo_verl.evaluation.probing.probe_options import QuestionOptions
 
 COMMAND = "image-swap"
 EXCHANGES = ("swap", "blank")
@@ -52,10 +52,11 @@ class ImageSwapOptions:
     """Cuts from 0 to 100 % of the reasoning."""
     claims_per_cut: int = field(default=1, metadata=cli(low=0))
     """Claims probed at each cut, with the original image and the exchanged ones; 0 for none."""
+    asked: QuestionOptions = field(default_factory=QuestionOptions)
 
     def __post_init__(self) -> None:
         check_bounds(self)
 
     def settings(self) -> dict[str, Any]:
         """Options that results depend on."""
-        return {**settings_of(self), "question": AnchorConfig().question}
+        return settings_of(self)

@@ -14,18 +14,18 @@ from vapo_verl.data.images import ImageEntry, image_options, image_source
 from vapo_verl.evaluation.image_swap import EXCHANGES, ImageSwapOptions
 from vapo_verl.evaluation.probing.attention_summary import ratios
 from vapo_verl.evaluation.probing.engine import Context, Engine, ShownImage, TopLogprobs
-from vapo_verl.evaluation.probing.probe_options import ProbeOptions
+from vapo_verl.evaluation.probing.probe_options import ProbeOptions, QuestionOptions
 from vapo_verl.evaluation.probing.respond import (
     ClaimProbe,
     Grade,
     Response,
     anchor_record,
+    bound_question,
     cut_positions,
     cycle_claims,
     even_targets,
     grade,
     predict_claims,
-    project_question,
     respond,
     row_key,
 )
@@ -76,7 +76,7 @@ class ImageSwap:
         """A record for each row; the engine has to export attention."""
         cases = [self._case(engine, response) for response in respond(engine, rows, self._options)]
         grades = self._grade_continuations(engine, cases)
-        claims = _predict(engine, cases)
+        claims = _predict(engine, cases, self._swap.asked)
         readings = [
             reading
             for first in range(0, len(cases), CASES_READ_AT_ONCE)
@@ -159,7 +159,9 @@ class ImageSwap:
         }
 
 
-def _predict(engine: Engine, cases: Sequence[Case]) -> list[dict[str, list[dict[str, Any]]]]:
+def _predict(
+    engine: Engine, cases: Sequence[Case], asked: QuestionOptions
+) -> list[dict[str, list[dict[str, Any]]]]:
     """Images -> predictions on the claims of each case."""
     kinds = (OWN, *EXCHANGES)
     pairs = [
@@ -168,7 +170,7 @@ def _predict(engine: Engine, cases: Sequence[Case]) -> list[dict[str, list[dict[
         for images in kinds
         for probe in case.probes
     ]
-    predictions = iter(predict_claims(engine, pairs, project_question(engine)))
+    predictions = iter(predict_claims(engine, pairs, bound_question(engine, asked)))
     return [
         {
             images: [anchor_record(probe, next(predictions)) for probe in case.probes]

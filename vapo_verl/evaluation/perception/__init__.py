@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vapo_verl.cli_options import check_bounds, cli, settings_of
-from vapo_verl.config import AnchorConfig
+from vapo_verl.evaluation.probing.probe_options import QuestionOptions
 
 COMMAND = "perception"
 
@@ -40,10 +40,11 @@ class PerceptionOptions:
     """K, at logical boundaries evenly spread over the reasoning; fewer where it has fewer."""
     claims_per_cut: int = field(default=1, metadata=cli(low=1))
     """Claims probed at each cut; the cuts of a response cycle through all claims of its row."""
+    asked: QuestionOptions = field(default_factory=QuestionOptions)
 
     def __post_init__(self) -> None:
         check_bounds(self)
 
     def settings(self) -> dict[str, Any]:
         """Options that results depend on."""
-        return {**settings_of(self), "question": AnchorConfig().question}
+        return settings_of(self)

@@ -12,9 +12,9 @@ from vapo_verl.evaluation.probing.respond import (
     ClaimProbe,
     Response,
     anchor_record,
+    bound_question,
     cycle_claims,
     predict_claims,
-    project_question,
     respond,
     row_key,
 )
@@ -33,7 +33,7 @@ def perceive(
         for response, plan in zip(responses, plans, strict=True)
         for probe in plan
     ]
-    predictions = iter(predict_claims(engine, probes, project_question(engine)))
+    predictions = iter(predict_claims(engine, probes, bound_question(engine, perception.asked)))
     return [
         _record(
             response,

@@ -9,7 +9,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -95,7 +94,6 @@ class Engine:
         options: where the model is and how it is run.
         images_per_prompt: most images of a context.
         attention: whether completions carry visual attention.
-        template_options: arguments of the chat template, as `data.apply_chat_template_kwargs`.
     """
 
     def __init__(
@@ -104,7 +102,6 @@ class Engine:
         *,
         images_per_prompt: int,
         attention: bool = False,
-        template_options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         on_cpu = _vllm_is_for_cpu()
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -118,7 +115,6 @@ class Engine:
         from vllm import LLM
 
         self._options, self._exports = options, attention
-        self._template_options = template_options
         config = AutoConfig.from_pretrained(options.model)
         self._processor = AutoProcessor.from_pretrained(options.model)
         self.tokenizer = self._processor.tokenizer
@@ -162,10 +158,14 @@ class Engine:
             {"role": turn["role"], "content": chat_parts(self._hidden(turn["content"]))}
             for turn in row.messages
         ]
-        text = self._processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **self._template_options
-        )
+        text = self._rendered(messages)
         return Context(ids=self.encode(text), images=tuple(map(self.shown, row.images)))
+
+    def _rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        given = self._options.chat_template_kwargs or {}
+        return self._processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **given
+        )
 
     def shown(self, entry: ImageEntry) -> ShownImage:
         """:meth:`image` for a context."""
@@ -186,8 +186,7 @@ class Engine:
             {"role": "assistant", "content": [{"type": "text", "text": mark}]},
             {"role": "user", "content": turn},
         ]
-        text = self._processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return self.encode(text.partition(mark)[2])
+        return self.encode(self._rendered(chat).partition(mark)[2])
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a text, nothing added."""

@@ -15,7 +15,11 @@ from vapo_verl.data.cells import RowRules
 from vapo_verl.data.control_tokens import ControlTokens, model_folder, tokenizer_tokens
 from vapo_verl.evaluation.probing.engine import Engine
 from vapo_verl.evaluation.probing.journal import PAGE_FILE, Journal, read_records, write_summary
-from vapo_verl.evaluation.probing.probe_options import EngineOptions, ProbeOptions
+from vapo_verl.evaluation.probing.probe_options import (
+    EngineOptions,
+    ProbeOptions,
+    QuestionOptions,
+)
 from vapo_verl.evaluation.probing.rows import Row, batches, read_rows
 from vapo_verl.files import atomic_write
 from vapo_verl.plots.html import (
@@ -96,8 +100,10 @@ def finish_rows(
         RunError: the folder was begun with other settings.
         FileError: another process writes there.
     """
-    defaults = settings_of(EngineOptions(model=""))
-    with Journal(options.out, {**options.settings(), **settings}, defaults) as journal:
+    given = {**options.settings(), **settings}
+    known = settings_of(EngineOptions(model="")) | settings_of(QuestionOptions())
+    defaults = {name: value for name, value in known.items() if name in given}
+    with Journal(options.out, given, defaults) as journal:
         finished = journal.finished()
         to_do = [row for row in rows if row.number not in finished]
         print(f"{len(rows):,} rows, {len(rows) - len(to_do):,} done before", flush=True)

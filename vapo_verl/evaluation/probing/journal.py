@@ -36,7 +36,7 @@ class Journal:
     ) -> None:
         self.folder = folder
         self._settings = json.loads(json.dumps(settings))
-        self._defaults = defaults
+        self._defaults = json.loads(json.dumps(dict(defaults)))
         self._open = ExitStack()
         self._file: IO[str] | None = None
 

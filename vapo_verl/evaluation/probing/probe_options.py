@@ -2,12 +2,14 @@
 
 import argparse
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vapo_verl.cli_options import (
+    OptionError,
     add_options,
     check_bounds,
     cli,
@@ -15,7 +17,14 @@ from vapo_verl.cli_options import (
     options_from,
     settings_of,
 )
-from vapo_verl.config import ANSWER_STYLES, CONTROL_TOKENS, JUDGE_STYLE, PLAIN_THINK_TOKENS
+from vapo_verl.config import (
+    ANSWER_STYLES,
+    CONTROL_TOKENS,
+    JUDGE_STYLE,
+    PLAIN_THINK_TOKENS,
+    AnchorConfig,
+    asks_one_claim,
+)
 from vapo_verl.run_folder import RunError
 
 T = TypeVar("T")
@@ -28,8 +37,13 @@ OF_RUN = {
     "plain_think_tokens": "vapo.data.plain_think_tokens",
     "answer_style": "vapo.reward.answer_style",
     "max_tokens": "data.max_response_length",
+    "chat_template_kwargs": "data.apply_chat_template_kwargs",
+    "question": "vapo.anchors.question",
+    "yes_words": "vapo.anchors.yes_words",
+    "no_words": "vapo.anchors.no_words",
 }
-"""Option -> the key of a run's config that gives its value if the option is not given."""
+"""Option -> the key of a run's config that gives its value if the option is not given. The last
+three are those of commands that ask claims."""
 _END_BYTES = 2**20
 _FOOTER_LENGTH_BYTES = 8
 """Footer length and magic at the end of a parquet file."""
@@ -38,6 +52,19 @@ _FOOTER_LENGTH_BYTES = 8
 def rows_or_all(text: str) -> int | None:
     """A number of rows; None, which is all of them, for 0."""
     return int(text) or None
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Arguments by name; ArgumentTypeError for anything but a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no JSON object; give one, as '{{\"enable_thinking\": false}}'"
+        )
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +95,38 @@ class EngineOptions:
     """As vapo.data.control_tokens: refuse rows with such text, or encode it as plain text."""
     plain_think_tokens: str = field(default="auto", metadata=cli(choices=PLAIN_THINK_TOKENS))
     """As vapo.data.plain_think_tokens: encode think tags as plain text."""
+    chat_template_kwargs: Mapping[str, Any] | None = field(
+        default=None, metadata=cli(parse=json_object, metavar="JSON")
+    )
+    """As data.apply_chat_template_kwargs: arguments of the chat template."""
     attention_layers: str | tuple[int, ...] | None = field(default=None, metadata=cli(hidden=True))
     """As :func:`vapo_verl.attention.engine_args` takes them."""
     seed: int = field(default=0, metadata=cli(hidden=True))
 
     def __post_init__(self) -> None:
         check_bounds(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionOptions:
+    """How a claim is asked, as in training."""
+
+    question: str = AnchorConfig().question
+    """As vapo.anchors.question."""
+    yes_words: tuple[str, ...] = AnchorConfig().yes_words
+    """As vapo.anchors.yes_words."""
+    no_words: tuple[str, ...] = AnchorConfig().no_words
+    """As vapo.anchors.no_words."""
+
+    def __post_init__(self) -> None:
+        if not asks_one_claim(self.question):
+            raise OptionError(
+                f"--question {self.question!r}: give a text that holds {{claim}} once and does not "
+                "end with white space"
+            )
+        for name, words in (("--yes-words", self.yes_words), ("--no-words", self.no_words)):
+            if not all(words):
+                raise OptionError(f"{name}: an empty word; give words as Yes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +173,10 @@ def add_command_arguments(
         attention: whether the command exports visual attention, so that layers can be chosen.
     """
     add = parser.add_argument
-    flags = ", ".join(_flag(name) for name in OF_RUN)
-    text = f"results go to RUN_DIR/diagnostics/COMMAND; the run's {flags} replace the defaults"
+    text = (
+        "results go to RUN_DIR/diagnostics/COMMAND; the run's settings of images, prompts, claims, "
+        "answers and lengths replace the defaults"
+    )
     add("--run", type=Path, metavar="RUN_DIR", help=text)
     add("--out", type=Path, metavar="DIR", help="results go there")
     if attention:
@@ -166,7 +221,11 @@ def _values_of_run(arguments: argparse.Namespace) -> dict[str, Any]:
         return {}
     try:
         config = OmegaConf.load(file)
-        stated = {name: OmegaConf.select(config, key) for name, key in OF_RUN.items()}
+        stated = {
+            name: _plain(OmegaConf.select(config, key))
+            for name, key in OF_RUN.items()
+            if hasattr(arguments, name)
+        }
     except (ValueError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         fix = "restore it, or give --out in place of --run"
@@ -183,10 +242,27 @@ def _values_of_run(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     if values.keys() & {"min_pixels", "max_pixels"}:
         _check_pixels(vars(arguments) | values, file)
-    changed = {name: value for name, value in values.items() if value != getattr(arguments, name)}
+    changed = [
+        f"{_flag(name)} {_shown(value)}"
+        for name, value in values.items()
+        if value != getattr(arguments, name)
+    ]
     if changed:
-        print(f"{file}: " + ", ".join(f"{_flag(name)} {value}" for name, value in changed.items()))
+        print(f"{file}: {', '.join(changed)}")
     return values
+
+
+def _plain(value: Any) -> Any:
+    """A value of a config as options hold it: lists as tuples, and no empty mapping."""
+    from omegaconf import DictConfig, ListConfig, OmegaConf
+
+    if isinstance(value, ListConfig):
+        return tuple(value)
+    return OmegaConf.to_container(value) or None if isinstance(value, DictConfig) else value
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, str) and value.split() != [value] else str(value)
 
 
 def _check_pixels(values: Mapping[str, Any], file: Path) -> None:

@@ -9,13 +9,13 @@ import numpy as np
 from vapo_verl.anchors.placement import logical_boundaries, reasoning_length
 from vapo_verl.anchors.plan import SampleKey
 from vapo_verl.anchors.question import AnchorQuestion, bind_question
-from vapo_verl.config import AnchorConfig
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.evaluation.probing.engine import Completion, Context, Engine, Prediction
-from vapo_verl.evaluation.probing.probe_options import ProbeOptions
+from vapo_verl.evaluation.probing.probe_options import ProbeOptions, QuestionOptions
 from vapo_verl.evaluation.probing.rows import Row
 from vapo_verl.reward import THINK_START
 from vapo_verl.reward.accuracy import accuracy, answer_of
+from vapo_verl.run_folder import RunError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,16 +119,17 @@ class ClaimProbe:
     claim: Claim
 
 
-def project_question(engine: Engine) -> AnchorQuestion:
-    """The default question of training, in the tokens of this model."""
-    config = AnchorConfig()
-    return bind_question(
-        engine.tokenizer,
-        config.question,
-        config.yes_words,
-        config.no_words,
-        controls=engine.controls,
-    )
+def bound_question(engine: Engine, asked: QuestionOptions) -> AnchorQuestion:
+    """The question of the options in the tokens of this model.
+
+    Raises:
+        RunError: no answer word is one token after the question.
+    """
+    words = asked.yes_words, asked.no_words
+    try:
+        return bind_question(engine.tokenizer, asked.question, *words, controls=engine.controls)
+    except ValueError as error:
+        raise RunError(f"--question, --yes-words, --no-words: {error}") from error
 
 
 def cycle_claims(
