@@ -43,7 +43,7 @@ from vapo_verl.evaluation.benchmarks.judging import (
     decisions_in,
     read_decision,
 )
-from vapo_verl.files import append_line, obstacle
+from vapo_verl.files import obstacle
 from vapo_verl.reward import THINK_END
 from vapo_verl.reward.accuracy import truths_of
 from vapo_verl.settings import FIND_PACKAGE, find_module
@@ -492,7 +492,9 @@ class RewardJudge:
             content = path.read_bytes()  # another process may be writing its last line
             self._known |= decisions_in(content[: content.rfind(b"\n") + 1], path)
         own = folder / f"decisions_{platform.node()}_{os.getpid()}.jsonl"
-        self._file = own.open("a", encoding="utf-8")
+        # Lines reach the kernel at once, so that kill -9 loses none, and no disk is waited for: the
+        # event loop of all responses would wait, too.
+        self._file = own.open("a", encoding="utf-8", buffering=1)
         if own.stat().st_size and not own.read_bytes().endswith(b"\n"):
             self._file.write("\n")  # after a killed process that had the same id
 
@@ -533,7 +535,7 @@ class RewardJudge:
             raise JudgeFailed("the reply is neither correct nor incorrect")
         self._known[key] = decision
         if self._file is not None:
-            append_line(self._file, decision_line(key, decision, self._options.model, text))
+            self._file.write(decision_line(key, decision, self._options.model, text) + "\n")
         return decision
 
     async def _open(self) -> PatientAsker:
