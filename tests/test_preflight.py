@@ -17,6 +17,7 @@ from vapo_verl.doctor.findings import examine
 from vapo_verl.launch import settle
 from vapo_verl.preflight import (
     InputError,
+    check_batches,
     check_data,
     check_first_pass,
     check_micro_batches,
@@ -390,6 +391,22 @@ def test_a_micro_batch_of_several_ranks_holds_as_many_times_the_tokens():
             ],
         )
     )
+
+
+def test_ranks_that_share_a_sequence_hold_the_same_responses():
+    eight = ["trainer.n_gpus_per_node=8", f"{ACTOR}.ppo_mini_batch_size=4"]
+    shared = f"{ACTOR}.ulysses_sequence_parallel_size"
+    with pytest.raises(ValueError, match="20 responses do not split over 8 ranks"):
+        check_batches(compose_once("vapo", eight))
+    check_batches(compose_once("vapo", [*eight, f"{shared}=2"]))
+    with pytest.raises(ValueError, match="not split over 3 groups of 2 ranks"):
+        check_batches(compose_once("vapo", [*eight, f"{shared}=2", "trainer.n_gpus_per_node=6"]))
+    with pytest.raises(ValueError, match=r"sequence_parallel_size=3 does not divide the 8 ranks"):
+        check_batches(compose_once("vapo", [*eight, f"{shared}=3"]))
+    by_sequences = [f"{ACTOR}.use_dynamic_bsz=false", f"{ACTOR}.ppo_micro_batch_size_per_gpu=5"]
+    rollout = "actor_rollout_ref.rollout.log_prob"
+    by_sequences += [f"{rollout}_use_dynamic_bsz=false", f"{rollout}_micro_batch_size_per_gpu=5"]
+    check_micro_batches(compose_once("vapo", [*eight, *by_sequences, f"{shared}=2"]))
 
 
 def test_verls_limit_of_images_comes_before_the_engines():

@@ -535,13 +535,41 @@ def check_batches(config: DictConfig) -> None:
             f"data.gen_batch_size={given} does not divide data.train_batch_size={prompts}, and a "
             "step is made of whole batches of the loader; set a divisor, or null"
         )
-    ranks = ranks_of(config)
-    if mini * n % ranks:
+    replicas, named = _replicas(config, "actor")
+    if mini * n % replicas:
         raise ValueError(
             f"actor_rollout_ref.actor.ppo_mini_batch_size={mini} with rollout.n={n}: {mini * n} "
-            f"responses do not split over {ranks} ranks "
+            f"responses do not split over {named} "
             "(trainer.n_gpus_per_node * trainer.nnodes); change one of them"
         )
+
+
+def _shards_of(config: DictConfig, role: str) -> int:
+    """Ranks that share a sequence in the actor or the reference (``ref``)."""
+    part = config.actor_rollout_ref[role]
+    groups = (part, part.fsdp_config)
+    return max(group.ulysses_sequence_parallel_size or 1 for group in groups)
+
+
+def _replicas(config: DictConfig, role: str) -> tuple[int, str]:
+    """Number of ranks, or groups of ranks, that hold different sequences; and their name.
+
+    Raises:
+        ValueError: the ranks do not make groups of that size.
+    """
+    shards, ranks = _shards_of(config, role), ranks_of(config)
+    if ranks % shards:
+        raise ValueError(
+            f"actor_rollout_ref.{role}.ulysses_sequence_parallel_size={shards} does not divide the "
+            f"{ranks} ranks (trainer.n_gpus_per_node * trainer.nnodes); set a divisor, as 1"
+        )
+    if shards == 1:
+        return ranks, f"{ranks} ranks"
+    return ranks // shards, f"{ranks // shards} groups of {shards} ranks"
+
+
+def _role(key: str) -> str:
+    return "ref" if key.startswith("ref.") else "actor"
 
 
 def _filters_groups(config: DictConfig) -> bool:
@@ -591,14 +619,15 @@ def check_micro_batches(config: DictConfig) -> None:
 
 def _check_divides(config: DictConfig, key: str) -> None:
     """Refuse micro-batches of `key` sequences where veRL would assert."""
-    policy, ranks = config.actor_rollout_ref, ranks_of(config)
+    policy = config.actor_rollout_ref
+    replicas, named = _replicas(config, _role(key))
     # log probs cover a whole step, but failed responses shorten it by mini-batches
     size = policy.actor.ppo_mini_batch_size * policy.rollout.n
     micro = OmegaConf.select(policy, key)
-    if micro is not None and size // ranks % micro:
+    if micro is not None and size // replicas % micro:
         raise ValueError(
-            f"actor_rollout_ref.{key}={micro} does not divide the {size // ranks} responses "
-            f"that each of {ranks} ranks holds; set a divisor of {size // ranks}"
+            f"actor_rollout_ref.{key}={micro} does not divide the {size // replicas} responses "
+            f"that each of {named} holds; set a divisor of {size // replicas}"
         )
 
 
@@ -606,8 +635,7 @@ def _check_token_limit(config: DictConfig, limit: str) -> None:
     """Refuse micro-batches of fewer tokens than the longest sequence, where veRL would assert."""
     policy = config.actor_rollout_ref
     longest = config.data.max_prompt_length + config.data.max_response_length
-    part = policy.ref if limit.startswith("ref.") else policy.actor
-    shards = max(group.ulysses_sequence_parallel_size or 1 for group in (part, part.fsdp_config))
+    shards = _shards_of(config, _role(limit))
     tokens = OmegaConf.select(policy, limit)
     if tokens * shards < longest:
         raise ValueError(
