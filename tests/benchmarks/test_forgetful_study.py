@@ -398,19 +398,25 @@ def test_the_plans_warm_starts_are_in_the_repository():
         assert (work.model / starts.WEIGHTS).stat().st_size > 1 << 20
 
 
-def test_several_parts_make_a_run_once(tmp_path, monkeypatch):
-    made: list[str] = []
-    monkeypatch.setattr(tasks, "train", lambda _, plan, run, threads: made.append(run.name))
+def test_several_parts_make_a_run_once_seed_by_seed(tmp_path, monkeypatch):
+    made: list[tuple[str, str]] = []
+
+    def train(work, plan, run, threads):
+        made.append((work.root.name, run.name))
+
+    monkeypatch.setattr(tasks, "train", train)
     for step in ("make_data", "measure"):
         monkeypatch.setattr(command, step, lambda *_: None)
     for step in ("make_start", "bind_start"):
         monkeypatch.setattr(command, step, lambda *_: None)
-    signal = replace(PLAN, arms=("grpo", "flat"), memories=("18",), seeds=(0,))
-    monkeypatch.setitem(plans.PLANS, "comparison", replace(PLAN, memories=("18",), seeds=(0,)))
+    signal = replace(PLAN, arms=("grpo", "flat"), memories=("18",), seeds=(0, 1))
+    monkeypatch.setitem(plans.PLANS, "comparison", replace(PLAN, seeds=(0, 1)))
     monkeypatch.setitem(plans.PLANS, "signal", signal)
     folder = str(tmp_path / "study")
     assert study.main(["--forgetful", "comparison", "signal", "--jobs", "1", "--out", folder]) == 0
-    assert made == ["grpo-0", "decoupled-0", "flat-0"]
+    runs = [f"{arm}-{seed}" for seed in (0, 1) for arm in ("grpo", "decoupled", "flat")]
+    assert [name for memory, name in made if memory == "memory_18"] == runs
+    assert made[len(runs) :] == [("memory_none", name) for name in runs if "flat" not in name]
 
 
 def test_a_report_starts_nothing(works, no_plots, tmp_path, monkeypatch, capsys):

@@ -95,7 +95,7 @@ def _make(
     known: Mapping[str, Sequence[Outcome]],
     jobs: int,
 ) -> None:
-    """Make warm starts, then runs, in the order of parts and strengths."""
+    """Make warm starts, then runs: of each strength the first seed of all parts, then the next."""
     any_plan = next(iter(plans.values()))  # all have the same size
 
     def to_make(start: Callable[[str], str | None]) -> list[tuple[str, Run]]:
@@ -106,7 +106,10 @@ def _make(
             for memory in plan.memories
             for each in runs_to_make(plan, memory, known[part], start(memory))
         ]
-        return list(dict.fromkeys(found))
+        strengths = list(dict.fromkeys(memory for memory, _ in found))
+        return sorted(
+            dict.fromkeys(found), key=lambda each: (strengths.index(each[0]), each[1].seed)
+        )
 
     begun = {memory: works[memory] for memory, _ in to_make(lambda _: None)}
     for work in begun.values():
