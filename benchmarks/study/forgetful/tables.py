@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.study.arms import ALL_ARMS, BASELINE
 from benchmarks.study.forgetful.compared import of_one_start
@@ -105,16 +105,7 @@ def tables(outcomes: Mapping[str, Sequence[Outcome]], plan: ForgetfulPlan) -> st
         found = of_one_start(of_memory, plan)
         if not found:
             continue
-        several = len({each.start for each in found}) > 1
-        runs = Counter((each.arm, each.start) for each in found)
-
-        def label(
-            run: Outcome, several: bool = several, runs: Mapping[tuple[str, str], int] = runs
-        ) -> str:
-            start = f", from {run.start}" if several else ""
-            number = "" if run.arm == WARM_START else f" (n = {runs[run.arm, run.start]})"
-            return f"{title(run.arm)}{start}{number}"
-
+        label = _labels(found)
         parts.append(f"Forgetting: memory {memory}")
         parts.append(arms_table(tuple(MEASURES.items()), found, label))
         trained = [outcome for outcome in found if outcome.arm != WARM_START]
@@ -123,6 +114,19 @@ def tables(outcomes: Mapping[str, Sequence[Outcome]], plan: ForgetfulPlan) -> st
         if compared := compare_by_seed(found, plan):
             parts.append(_comparison(compared, plan))
     return "\n\n".join(parts)
+
+
+def _labels(found: Sequence[Outcome]) -> Callable[[Outcome], str]:
+    """Names a line by its arm, its number of runs and, where there are several, its warm start."""
+    several = len({each.start for each in found}) > 1
+    runs = Counter((each.arm, each.start) for each in found)
+
+    def label(run: Outcome) -> str:
+        start = f", from {run.start}" if several else ""
+        number = "" if run.arm == WARM_START else f" (n = {runs[run.arm, run.start]})"
+        return f"{title(run.arm)}{start}{number}"
+
+    return label
 
 
 def _comparison(compared: Mapping[str, Mapping[str, PairedDifference]], plan: ForgetfulPlan) -> str:
