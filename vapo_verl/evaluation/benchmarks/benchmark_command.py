@@ -29,7 +29,12 @@ from vapo_verl.evaluation.benchmarks.benchmark_results import (
     write_results,
 )
 from vapo_verl.evaluation.probing.journal import PAGE_FILE, SETTINGS_FILE
-from vapo_verl.evaluation.probing.probe_options import OF_RUN, EngineOptions, model_fingerprint
+from vapo_verl.evaluation.probing.probe_options import (
+    OF_RUN,
+    EngineOptions,
+    model_fingerprint,
+    plain,
+)
 from vapo_verl.files import atomic_write_text, sha256_of
 from vapo_verl.run_folder.layout import CONFIG_FILE, config_file
 
@@ -328,8 +333,8 @@ def _run_folder_model(run_dir: Path, options: BenchmarkOptions) -> _Model:
         trained = OmegaConf.select(config, "vapo.data.plain_think_tokens")
         think = think if trained is None else str(trained).lower()
     template = engine.chat_template_kwargs
-    if template is None and (trained := OmegaConf.select(config, OF_RUN["chat_template_kwargs"])):
-        template = OmegaConf.to_container(trained)
+    if template is None:
+        template = plain(OmegaConf.select(config, OF_RUN["chat_template_kwargs"]))
     return _Model(
         name=f"{run_dir.resolve().name}, step {step}",
         fingerprint=model_fingerprint(str(folder)),

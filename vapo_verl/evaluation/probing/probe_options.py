@@ -222,7 +222,7 @@ def _values_of_run(arguments: argparse.Namespace) -> dict[str, Any]:
     try:
         config = OmegaConf.load(file)
         stated = {
-            name: _plain(OmegaConf.select(config, key))
+            name: plain(OmegaConf.select(config, key))
             for name, key in OF_RUN.items()
             if hasattr(arguments, name)
         }
@@ -252,8 +252,8 @@ def _values_of_run(arguments: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def _plain(value: Any) -> Any:
-    """A value of a config as options hold it: lists as tuples, and no empty mapping."""
+def plain(value: Any) -> Any:
+    """A value of a config as options hold it: a list as a tuple, None for an empty mapping."""
     from omegaconf import DictConfig, ListConfig, OmegaConf
 
     if isinstance(value, ListConfig):
