@@ -133,6 +133,7 @@ def test_a_probing_folder_keeps_to_these_settings():
         *("MODEL", "DATA", "--num-rows", "--seed", "--answer-style", "--max-tokens"),
         *("--temperature", "--dtype", "--max-model-len", "--min-pixels", "--max-pixels"),
         *("--attention-layers", "--control-tokens", "--plain-think-tokens"),
+        "--chat-template-kwargs",
     }
 
 

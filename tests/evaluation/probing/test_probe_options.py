@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from tests.composing import compose_once
 from vapo_verl.evaluation.__main__ import BAD_INPUT, PROBING, main
 from vapo_verl.evaluation.early_decision import EarlyOptions
+from vapo_verl.evaluation.image_swap import ImageSwapOptions
 from vapo_verl.evaluation.perception import PerceptionOptions
 from vapo_verl.evaluation.probing.job import finish_rows
 from vapo_verl.evaluation.probing.journal import SETTINGS_FILE
@@ -199,6 +200,19 @@ def test_a_config_that_does_not_fit_is_refused(config, words, message, of_run):
 def test_a_judged_run_is_probed_in_the_style_that_is_given(of_run):
     judged = {"vapo": {"reward": {"answer_style": "judge"}}}
     assert of_run(judged, "--answer-style", "text").answer_style == "text"
+
+
+@pytest.mark.parametrize("command_options", [PerceptionOptions, ImageSwapOptions])
+def test_a_folder_holds_results_of_one_question(command_options, digits_data, tmp_path):
+    data = digits_data(test=6)["test"]
+    options = ProbeOptions(engine=EngineOptions(model="m"), data=data, out=tmp_path)
+    before = command_options().settings()
+    older = {name: of for name, of in before.items() if not name.endswith("-words")}
+    (tmp_path / SETTINGS_FILE).write_text(json.dumps(options.settings() | older))
+    finish_rows([], options, before, lambda *_: [])  # the folder of an older release is resumed
+    now = command_options(asked=QuestionOptions(question="{claim} True?", no_words=("False",)))
+    with pytest.raises(RunError, match=r"--no-words was .* question was .*, is '{claim} True\?'"):
+        finish_rows([], options, now.settings(), lambda *_: [])
 
 
 def test_help_and_results_need_no_heavy_library():

@@ -37,8 +37,8 @@ on single attention weights.
 from dataclasses import dataclass, field
 from typing import Any
 
-from vapo_verl.cli_options import check_bounds, cli, settings_of
-from vapo_verl.evaluation.probing.probe_options import QuestionOptions
+from vapo_verl.cli_options import check_bounds, cli
+from vapo_verl.evaluation.probing.probe_options import QuestionOptions, claim_settings
 
 COMMAND = "image-swap"
 EXCHANGES = ("swap", "blank")
@@ -59,4 +59,4 @@ class ImageSwapOptions:
 
     def settings(self) -> dict[str, Any]:
         """Options that results depend on."""
-        return settings_of(self)
+        return claim_settings(self)

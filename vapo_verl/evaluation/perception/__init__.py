@@ -26,8 +26,8 @@ model's predictions on the rows' claims at cuts along them, whether the response
 from dataclasses import dataclass, field
 from typing import Any
 
-from vapo_verl.cli_options import check_bounds, cli, settings_of
-from vapo_verl.evaluation.probing.probe_options import QuestionOptions
+from vapo_verl.cli_options import check_bounds, cli
+from vapo_verl.evaluation.probing.probe_options import QuestionOptions, claim_settings
 
 COMMAND = "perception"
 
@@ -47,4 +47,4 @@ class PerceptionOptions:
 
     def settings(self) -> dict[str, Any]:
         """Options that results depend on."""
-        return settings_of(self)
+        return claim_settings(self)

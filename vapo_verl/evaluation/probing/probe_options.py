@@ -162,6 +162,13 @@ class ProbeOptions:
         }
 
 
+def claim_settings(options: Any) -> dict[str, Any]:
+    """Settings of a command that asks claims, the question under the name in older folders."""
+    found = settings_of(options)
+    found["question"] = found.pop("--question")
+    return found
+
+
 def add_command_arguments(
     parser: argparse.ArgumentParser, command_options: type, group: str, *, attention: bool
 ) -> None:
