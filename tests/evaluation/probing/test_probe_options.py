@@ -161,6 +161,12 @@ def test_claims_are_asked_as_in_the_run(data, tmp_path, capsys):
     assert asked("--yes-words", "True", "Right") == replace(of_run, yes_words=("True", "Right"))
 
 
+def test_arguments_of_the_template_may_refer_to_other_keys(of_run):
+    given = {"budget": "${data.max_response_length}"}
+    config = {"data": {"max_response_length": 160, "apply_chat_template_kwargs": given}}
+    assert of_run(config).engine.chat_template_kwargs == {"budget": 160}
+
+
 @pytest.mark.parametrize("config", [None, {}, {"data": {"min_pixels": None}}])
 def test_a_run_that_sets_nothing_leaves_the_defaults(config, of_run, capsys):
     assert values(of_run(config)) == DEFAULTS

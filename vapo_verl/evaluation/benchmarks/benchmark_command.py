@@ -30,10 +30,9 @@ from vapo_verl.evaluation.benchmarks.benchmark_results import (
 )
 from vapo_verl.evaluation.probing.journal import PAGE_FILE, SETTINGS_FILE
 from vapo_verl.evaluation.probing.probe_options import (
-    OF_RUN,
     EngineOptions,
     model_fingerprint,
-    plain,
+    stated_values,
 )
 from vapo_verl.files import atomic_write_text, sha256_of
 from vapo_verl.run_folder.layout import CONFIG_FILE, config_file
@@ -321,32 +320,16 @@ def _run_folder_model(run_dir: Path, options: BenchmarkOptions) -> _Model:
     seed = options.seed
     if seed is None:
         seed = int(OmegaConf.select(config, "vapo.seed") or 0)
-    pixels = {
-        name: getattr(engine, name) or OmegaConf.select(config, f"data.{name}")
-        for name in ("min_pixels", "max_pixels")
+    defaults = EngineOptions(model="")
+    of_run = {
+        name: value
+        for name, value in stated_values(config).items()
+        if hasattr(engine, name) and getattr(engine, name) == getattr(defaults, name)
     }
-    controls = engine.control_tokens
-    if controls == "refuse":
-        controls = OmegaConf.select(config, "vapo.data.control_tokens") or controls
-    think = engine.plain_think_tokens
-    if think == "auto":
-        trained = OmegaConf.select(config, "vapo.data.plain_think_tokens")
-        think = think if trained is None else str(trained).lower()
-    template = engine.chat_template_kwargs
-    if template is None:
-        template = plain(OmegaConf.select(config, OF_RUN["chat_template_kwargs"]))
     return _Model(
         name=f"{run_dir.resolve().name}, step {step}",
         fingerprint=model_fingerprint(str(folder)),
-        engine=replace(
-            engine,
-            model=str(folder),
-            seed=seed,
-            control_tokens=controls,
-            plain_think_tokens=think,
-            chat_template_kwargs=template,
-            **pixels,
-        ),
+        engine=replace(engine, model=str(folder), seed=seed, **of_run),
         trained_suffix=trained_suffix(config),
         seed=seed,
     )

@@ -100,10 +100,8 @@ def finish_rows(
         RunError: the folder was begun with other settings.
         FileError: another process writes there.
     """
-    given = {**options.settings(), **settings}
-    known = settings_of(EngineOptions(model="")) | settings_of(QuestionOptions())
-    defaults = {name: value for name, value in known.items() if name in given}
-    with Journal(options.out, given, defaults) as journal:
+    defaults = settings_of(EngineOptions(model="")) | settings_of(QuestionOptions())
+    with Journal(options.out, {**options.settings(), **settings}, defaults) as journal:
         finished = journal.finished()
         to_do = [row for row in rows if row.number not in finished]
         print(f"{len(rows):,} rows, {len(rows) - len(to_do):,} done before", flush=True)

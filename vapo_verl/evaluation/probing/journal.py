@@ -25,7 +25,8 @@ class Journal:
         folder: made if it is not there; locked while the journal is open.
         settings: all that a row's result depends on. A folder that was begun with other settings
             is refused.
-        defaults: values for settings missing in the folder, as in one of an older release.
+        defaults: values for settings missing in the folder, as in one of an older release. Other
+            names than those of settings are ignored.
     """
 
     def __init__(
@@ -36,7 +37,8 @@ class Journal:
     ) -> None:
         self.folder = folder
         self._settings = json.loads(json.dumps(settings))
-        self._defaults = json.loads(json.dumps(dict(defaults)))
+        known = {name: value for name, value in defaults.items() if name in settings}
+        self._defaults = json.loads(json.dumps(known))
         self._open = ExitStack()
         self._file: IO[str] | None = None
 

@@ -227,20 +227,15 @@ def _values_of_run(arguments: argparse.Namespace) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        config = OmegaConf.load(file)
-        stated = {
-            name: plain(OmegaConf.select(config, key))
-            for name, key in OF_RUN.items()
-            if hasattr(arguments, name)
-        }
+        stated = stated_values(OmegaConf.load(file))
     except (ValueError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         fix = "restore it, or give --out in place of --run"
         raise RunError(f"--run: {file} is damaged ({reason}); {fix}") from error
     values = {
-        name: str(value).lower() if isinstance(value, bool) else value
+        name: value
         for name, value in stated.items()
-        if value is not None and name not in given_options(arguments)
+        if hasattr(arguments, name) and name not in given_options(arguments)
     }
     if values.get("answer_style") == JUDGE_STYLE:
         raise RunError(
@@ -259,13 +254,23 @@ def _values_of_run(arguments: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def plain(value: Any) -> Any:
-    """A value of a config as options hold it: a list as a tuple, None for an empty mapping."""
+def stated_values(config: Any) -> dict[str, Any]:
+    """Option in OF_RUN -> its value in a run's config, for those that the config states."""
+    from omegaconf import OmegaConf
+
+    found = {name: _as_option(OmegaConf.select(config, key)) for name, key in OF_RUN.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _as_option(value: Any) -> Any:
+    """A value of a config as options hold it; None for an empty mapping."""
     from omegaconf import DictConfig, ListConfig, OmegaConf
 
+    if isinstance(value, DictConfig):
+        return OmegaConf.to_container(value, resolve=True) or None
     if isinstance(value, ListConfig):
         return tuple(value)
-    return OmegaConf.to_container(value) or None if isinstance(value, DictConfig) else value
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _shown(value: Any) -> str:
