@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.evaluation.benchmarks.chat_server import Reply, benchmark, chat_server, png, write_tsv
+from tests.export.conftest import RunFolder
 from vapo_verl.data.parquet_stream import PROMPT_SUFFIX
 from vapo_verl.digits.model import model_dir
 from vapo_verl.evaluation.__main__ import main
@@ -353,6 +355,29 @@ def test_control_tokens_are_refused_before_the_engine_starts(tsv, tmp_path, caps
     assert "quiz row 2, column 'question': '<|im_end|>' in the question of index 2" in error
     assert "--control-tokens text" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_settings_of_a_run_give_way_to_the_command_line(tsv, tmp_path, monkeypatch):
+    config = {
+        "data": {"train_files": "gone.parquet"},
+        "vapo": {"seed": 3, "data": {"control_tokens": "text"}},
+    }
+    run = RunFolder(tmp_path / "run", OmegaConf.to_yaml(OmegaConf.create(config)))
+    run.save(4)
+    exported = run.path / "model_step_4"
+    shutil.copytree(model_dir(), exported)
+    exported.touch()  # not older than its checkpoint
+    engines = []
+
+    def asked(tasks, engine, *_):
+        engines.append(engine)
+        raise RunError("no engine here")
+
+    monkeypatch.setattr(answering, "ask_engine", asked)
+    words = ["benchmark", str(run.path), str(tsv()), "--out", str(tmp_path / "out")]
+    assert main(words) == main([*words, "--control-tokens", "refuse"]) == 2
+    assert [engine.control_tokens for engine in engines] == ["text", "refuse"]
+    assert [engine.seed for engine in engines] == [3, 3]
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vapo_verl.cli_options import OptionError, add_options, check_bounds, cli, options_from
+from vapo_verl.cli_options import (
+    OptionError,
+    add_options,
+    check_bounds,
+    cli,
+    given_options,
+    options_from,
+)
 from vapo_verl.evaluation.benchmarks import IMAGES
 from vapo_verl.evaluation.benchmarks.benchmark_page import benchmark_body, write_page
 from vapo_verl.evaluation.benchmarks.benchmark_results import (
@@ -124,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = options_from(BenchmarkOptions, arguments)
 
     benchmarks = _read_all(options)
-    model = _model(options)
+    model = _model(options, given_options(arguments))
     tasks = [_task(path, rows, rule, model, options) for path, rows, rule in benchmarks]
     _refuse_control_tokens(tasks, model)
     _refuse_other_model(options.out, model)
@@ -202,7 +209,8 @@ def _rule_by_columns(rows: Sequence[BenchmarkRow]) -> str:
     return "free-form"
 
 
-def _model(options: BenchmarkOptions) -> _Model:
+def _model(options: BenchmarkOptions, given: Collection[str]) -> _Model:
+    """What MODEL names; a run's settings replace options that are not `given`."""
     model, seed = options.engine.model, options.seed
     if is_endpoint(model):
         _refuse(options.step, "--step", "it chooses a checkpoint of a run folder")
@@ -224,7 +232,7 @@ def _model(options: BenchmarkOptions) -> _Model:
     _refuse(options.model_name, "--model-name", "it names a model of an endpoint")
     folder = Path(model)
     if (folder / CONFIG_FILE).is_file():
-        return _run_folder_model(folder, options)
+        return _run_folder_model(folder, options, given)
     _refuse(options.step, "--step", "it chooses a checkpoint of a run folder")
     if folder.is_dir():
         name, fingerprint = folder.resolve().name, model_fingerprint(model)
@@ -290,8 +298,8 @@ def _refuse(value: object, option: str, reason: str) -> None:
         raise OptionError(f"{option} {value}: {reason}; leave it out for this MODEL")
 
 
-def _run_folder_model(run_dir: Path, options: BenchmarkOptions) -> _Model:
-    """The exported checkpoint, with the settings that it was trained with."""
+def _run_folder_model(run_dir: Path, options: BenchmarkOptions, given: Collection[str]) -> _Model:
+    """The exported checkpoint, with the settings it was trained with where none are given."""
     from omegaconf import DictConfig, OmegaConf
 
     from vapo_verl.export.model_folder import write_model_folder
@@ -320,11 +328,10 @@ def _run_folder_model(run_dir: Path, options: BenchmarkOptions) -> _Model:
     seed = options.seed
     if seed is None:
         seed = int(OmegaConf.select(config, "vapo.seed") or 0)
-    defaults = EngineOptions(model="")
     of_run = {
         name: value
         for name, value in stated_values(config).items()
-        if hasattr(engine, name) and getattr(engine, name) == getattr(defaults, name)
+        if hasattr(engine, name) and name not in given
     }
     return _Model(
         name=f"{run_dir.resolve().name}, step {step}",
