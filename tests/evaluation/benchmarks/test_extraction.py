@@ -1,5 +1,6 @@
 r"""What counts as an answer, and which option it names."""
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -9,6 +10,7 @@ from vapo_verl.evaluation.benchmarks.rules.extraction import (
     free_answer,
     literal_list,
     parse_choices,
+    rounded,
     value_of,
 )
 
@@ -61,9 +63,36 @@ IN_THE_IMAGE: dict[str, str] = {}
         ("", None),
         ("<think>The answer is B", None),
         ("<think>The answer is B</think>C", "C"),
+        ("First the answer is A. But 60° is there twice, so the correct answer is B.", "B"),
+        ("The answer is B? No, the answer is C.", "C"),
+        ("The correct answer is 40°? Let me see. The correct answer is 60°.", "B"),
+        ("The answer is B. This answer is consistent with the figure.", "B"),
+        ("<think>A</think><answer>B</answer>", "B"),
+        ("All sides are equal. <answer> (B) </answer>", "B"),
+        ("<answer>B", "B"),
+        ("由图可得。\n因此，答案是 B。", "B"),
+        ("由图可得。\n故选：B。", "B"),
+        ("因为A太小，所以选B。", "B"),
+        ("由图可得。\n【答案】B", "B"),
     ],
 )
 def test_options_with_values(text, letters):
+    assert chosen_letters(text, ANGLES) == letters
+
+
+@pytest.mark.parametrize(
+    "text, letters",
+    [
+        ("The options are:\nA. 40°\nB. 60°\nC. 120°\nD. 140°", None),
+        ("- A. 40°: no\n- B. 60°: yes\n- C. 120°: no\n- D. 140°: no", None),
+        ("I look at each option:\nA. 40°: too small.\nB. 60°: fits.\nC. 120°: too", None),
+        ("I look at each option:\nA. 40°: too", None),
+        ("The options are:\nA. 40°\nB. 60°\nC. 120°\nD. 140°\nB. 60°", "B"),
+        ("A. 40°\nB. 60°\nC. 120°\nSo B is correct.", "B"),
+        ("B\n\nA. 40° is too small.\nB. 60° fits.", "B"),
+    ],
+)
+def test_a_list_of_the_options_chooses_none(text, letters):
     assert chosen_letters(text, ANGLES) == letters
 
 
@@ -116,6 +145,14 @@ def test_options_that_are_in_the_image(text, letters):
         ("The answer is:\n\\[\n14\n\\]", "14"),
         ("The answer is $5 and not $6.", "5 and not $6"),
         ("12 cm", "12 cm"),
+        ("The length of AB is 12 cm.", "12 cm"),
+        ("**Answer:** The age gap between the two is 8 years.", "8 years"),
+        ("The value is $\\frac{3}{4}$.", "\\frac{3}{4}"),
+        ("Therefore, AB = 7.", "AB = 7"),
+        ("x = 3 or x = 5", "x = 3 or x = 5"),
+        ("It is red.", "It is red"),
+        ("<think>12</think>It is long. <answer>14</answer>", "14"),
+        ("The answer is 12. Twice that is 24, so the answer is correct.", "12"),
         ("<think>12</think>\n\n14.", "14"),
         ("First, 12.\nThen, 13.", None),
         ("<think>12", None),
@@ -155,6 +192,18 @@ def test_values_without_name_and_unit():
     assert value_of("x = 1 1/2 cm") == Fraction(3, 2)
     assert value_of(r"1,200\text{ m}^2") == 1200
     assert value_of("between 3 and 4") is None
+
+
+@pytest.mark.parametrize(
+    "text", [r"\approx 1.24", r"x \approx 1.24", r"\text{about } 1.24", "~1.24 cm", "1.24..."]
+)
+def test_an_approximation_is_its_number(text):
+    assert value_of(text) == Fraction(31, 25)
+
+
+def test_values_are_rounded_as_floats():
+    assert rounded(Fraction("2.55"), 1) == 2.5  # the float is 2.5499...; exact halves go to even
+    assert math.isnan(rounded(Fraction(10) ** 399, 1))
 
 
 @pytest.mark.parametrize(

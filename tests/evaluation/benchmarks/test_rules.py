@@ -71,6 +71,10 @@ def test_mathvista():
     assert grade("float", "0.6", r"\boxed{0.58}", precision="1.0") is True
     assert grade("float", "0.6", r"\boxed{0.58}") is False
     assert grade("float", "1.45", r"\boxed{\$1.45}", precision="2") is True
+    assert grade("float", "1.2", "It is approximately 1.24.", precision="1.0") is True
+    assert grade("float", "0.5", r"\boxed{50\%}", precision="1.0") is True
+    assert grade("float", "2.5", r"\boxed{2.55}", precision="1.0") is True  # the float is 2.5499...
+    assert grade("integer", "6", "The number of objects left is 6.") is True
     assert grade("list", "[2007, 2008]", "The answer is 2007 and 2008.") is True
     assert grade("list", "[2007, 2008]", r"\boxed{[2008, 2007]}") is False
     assert grade("list", "[2007, 2008]", r"\boxed{2007}") is False

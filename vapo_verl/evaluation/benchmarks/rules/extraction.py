@@ -1,10 +1,11 @@
 r"""What all rules share: reading the answer out of a response, and options out of a question.
 
-An answer is, in this order, the last `\boxed{...}` after the reasoning; the last statement such as
-"the answer is ..."; for questions with options, the option named in the visible text; the value of
-the last sentence or the last equation. Reasoning in a `<think>` that never closes is no answer,
-except for MathVerse. Nothing is guessed: if two options are named the answer names two, and if none
-is named there is no answer.
+An answer is, in this order, the last `\boxed{...}` after the reasoning; the last `<answer>`; the
+last statement such as "the answer is ..."; for questions with options, the option named in the
+visible text; the value of the last sentence or the last equation. Reasoning in a `<think>` that
+never closes is no answer, except for MathVerse. Nothing is guessed: if two options are named the
+answer names two, and if none is named there is no answer. A response that ends in a list of the
+options names none.
 
 Naming an option follows `can_infer` of VLMEvalKit (vlmeval/utils/matching_util.py, read 2026-11):
 one option letter among the tokens, near the end, else the one option whose text occurs in a short
@@ -13,10 +14,11 @@ compared at the borders of tokens, so that "5" does not occur in "15".
 """
 
 import ast
+import math
 import re
 import string
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from vapo_verl.data.errors import BadCell, shown
@@ -37,12 +39,16 @@ _END = 10_000
 """Characters at the end of a response that are searched for equations."""
 _EMPHASIS = re.compile(r"\*\*|__|`")
 _STATEMENT = re.compile(
-    r"\b(?:answer|(?:correct|right|best)\s+(?:option|choice|statement))s?\s*"
+    r"(?:(?<!this )(?<!that )\b(?:answer|(?:correct|right|best)\s+(?:option|choice|statement))s?\s*"
     r"(?:(?:is|are|would\s+be|must\s+be|should\s+be)\b\s*:?|[:：=])"
-    r"(?!\s*not\b)\s*([^\s:].*)",
+    r"|(?:答案|选项)\s*(?:是|应?为|选|[:：])|【答案】|(?:故|所以|因此|应)选)"
+    r"(?!\s*(?:not|correct|consistent|reasonable|plausible|valid|verified|confirmed)\b)"
+    r"\s*[:：]?\s*(?=([^\s:：].*))",
     re.I,
 )
-_SENTENCE_END = re.compile(r"(?<!\b[A-Z])\.(?=\s|$)|(?<=[.!?])\s+(?=[A-Z][a-z])")
+"""The value is only looked at, so that a further statement on the line is found."""
+_ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.S | re.I)
+_SENTENCE_END = re.compile(r"(?<!\b[A-Z])\.(?=\s|$)|(?<=[.!?])\s+(?=[A-Z][a-z])|。")
 _MARKED_LETTER = re.compile(
     r"^[(\[]?([A-Z])[)\]]?\s*(?:[.:),]|(?=\s(?:for|with|is)\b))"
     r"|(?<![\w\\])[(\[]([A-Z])[)\]]"
@@ -55,17 +61,24 @@ _LETTER_RUN = re.compile(
     r"(?<![\w'])[A-Z](?:\s*(?:,\s*(?:and|or)|[,;/&]|\band|\bor)\s*[A-Z](?![\w'(]))+"
 )
 _SENTENCE = re.compile(r"(?:\b[^\W\d_]{2,}\b\W+){3}")
-_TOKEN_BREAK = re.compile(r"[\s.()\[\],:;!?*#{}\"“”]+")
+_TOKEN_BREAK = re.compile(r"[\s.()\[\],:;!?*#{}\"“”。，、：；！？（）]+")
 _MATHS = re.compile(r"[=\\^+<>°∠△\d]")
 _HEADER = re.compile(r"^[^\w\n]*(?:choices?|options?)[^\w\n]*:[^\S\n]*", re.I | re.M)
+_BULLET = re.compile(r"^\s*[-*•+]\s+")
+_OPTIONS_FOLLOW = re.compile(r"\b(?:options?|choices?)\b[^:]*:\s*$", re.I)
 _OPTION_LINE = re.compile(r"\s*\(?([A-Z])\s*[).:、．：]\s*(.*)")
-_COMES_TO = re.compile(
-    r".*(?:\b(?:is|are|be|equals?|becomes|gives)\b|[=≈:])\s*"
-    r"(?:(?:equal\s+to|approximately|about|exactly|therefore|thus|given\s+by)\s+)*(\S.*)"
-)
+_VERB = r"\b(?:is|are|be|equals?|becomes|gives)\b"
+_FILLERS = r"(?:(?:equal\s+to|approximately|about|exactly|therefore|thus|given\s+by)\s+)*"
+_COMES_TO = re.compile(rf".*(?:{_VERB}|[=≈:])\s*{_FILLERS}(\S.*)")
+_SAYS = re.compile(rf".*{_VERB}\s*{_FILLERS}(\S.*)", re.S)
+_THEREFORE = re.compile(r"^(?:so|thus|hence|therefore|then)\b,?\s*", re.I)
 _SEGMENT = re.compile(r"\\\[(.+?)\\\]|\\\((.+?)\\\)|\$\$(.+?)\$\$|\$([^$]+)\$", re.S)
 _HAS_VALUE = re.compile(r"\d|\\[a-z]|[√π∞=]")
 _WORD = re.compile(r"[^\W\d_]{2}")
+_APPROXIMATELY = re.compile(
+    r"^(?:.*≈|~|∼|\\sim\b|(?:about|approximately|approx\.?|roughly|around|nearly|almost)\s)\s*",
+    re.I,
+)
 _ONE_LETTER = re.compile(r"[(\[]?([A-Z])[)\]]?")
 _OPTION_INLINE = re.compile(r"\(([A-Z])\)|(?<![\w(])([A-Z])[.:)](?=\s)")
 
@@ -82,13 +95,15 @@ def visible(prediction: str) -> str:
 
 
 def stated_answer(prediction: str) -> str | None:
-    r"""The content of the last box, else of the last "answer is ..."; None without either.
+    r"""The content of the last box, else `<answer>`, else "answer is ..."; None without any.
 
     Such a statement ends with its sentence: "The answer is 3.5. So ..." says 3.5.
     """
     if boxed := answer_of(prediction):
         return boxed
     text = _EMPHASIS.sub("", visible(prediction))
+    if tagged := _ANSWER_TAG.findall(text):
+        return tagged[-1].strip() or None
     last = deque(_STATEMENT.finditer(text), maxlen=1)
     if not last:
         return None
@@ -100,13 +115,25 @@ def stated_answer(prediction: str) -> str | None:
 
 
 def free_answer(prediction: str) -> str | None:
-    """As :func:`stated_answer`; else a response of one short line, or its :func:`conclusion`."""
+    """As :func:`stated_answer`; else a response of one short line, or its :func:`conclusion`.
+
+    Of a sentence outside a box, the value that it gives: `7 cm` of `The length of AB is 7 cm.`
+    """
+    if boxed := answer_of(prediction):
+        return boxed
     if stated := stated_answer(prediction):
-        return stated
+        return _value_said(stated)
     text = _EMPHASIS.sub("", visible(prediction))
     if text and "\n" not in text and len(text) <= _SHORT_ANSWER:
-        return text.strip("$").removesuffix(".").strip() or None
+        return _value_said(text.strip("$").removesuffix(".").strip()) or None
     return conclusion(text)
+
+
+def _value_said(text: str) -> str:
+    """What stands behind the last verb of a sentence, if it has a value; else the text."""
+    text = _THEREFORE.sub("", text)
+    found = _SAYS.fullmatch(_REASON.split(text)[0].removesuffix("."))
+    return (_bare_maths(found[1]) if found and _HAS_VALUE.search(found[1]) else None) or text
 
 
 def conclusion(text: str) -> str | None:
@@ -170,7 +197,7 @@ def chosen_letters(prediction: str, choices: Mapping[str, str]) -> str | None:
         return letters
     if answer_of(prediction) is not None:
         return None  # the box is the answer, and it names no option
-    lines = _EMPHASIS.sub("", visible(prediction)).splitlines()
+    lines = _without_options(_EMPHASIS.sub("", visible(prediction)).splitlines())
     if not lines:
         return None
     if choice(lines[-1]) is not None or len(lines) == 1:
@@ -181,6 +208,26 @@ def chosen_letters(prediction: str, choices: Mapping[str, str]) -> str | None:
         return letter
     value = conclusion("\n".join(lines))
     return letters_of(value, choices) if value else None
+
+
+def _without_options(lines: Sequence[str]) -> list[str]:
+    """The lines without those of a list of options, complete or cut off.
+
+    Letters of a list follow each other. One that is repeated behind the list is an answer.
+    """
+    runs: list[list[tuple[int, str]]] = []
+    for place, line in enumerate(lines):
+        if item := _OPTION_LINE.fullmatch(_BULLET.sub("", line)):
+            if not (runs and ord(item[1]) == ord(runs[-1][-1][1]) + 1):
+                runs.append([])
+            runs[-1].append((place, item[1]))
+    listed: set[int] = set()
+    for run in runs:
+        first, letter = run[0]
+        is_cut_off = letter == "A" and first > 0 and _OPTIONS_FOLLOW.search(lines[first - 1])
+        if len(run) > 1 or is_cut_off:
+            listed |= {place for place, _ in run}
+    return [line for place, line in enumerate(lines) if place not in listed]
 
 
 def letters_of(answer: str, choices: Mapping[str, str]) -> str | None:
@@ -381,8 +428,20 @@ def literal_list(text: str) -> list[str] | None:
     return [str(item) for item in found] if isinstance(found, list) else None
 
 
+def rounded(value: Fraction, decimals: int) -> float:
+    """`round(float(value), decimals)`, as the authors of benchmarks round; nan beyond floats."""
+    try:
+        return round(float(value), decimals)
+    except OverflowError:
+        return math.nan
+
+
 def value_of(text: str) -> Fraction | None:
-    r"""The number in a plain answer without unit and name: `5 cm`, `x = 1/2`; None without one."""
+    r"""The number in a plain answer without unit and name: `5 cm`, `x = 1/2`; None without one.
+
+    An approximation is its number: `\approx 1.24`, `about 5 cm`, `0.2143...`.
+    """
+    text = _APPROXIMATELY.sub("", normalised(text)).rstrip(".… ")
     for part in (text, text.rpartition("=")[2]):
         measured = quantity(part)
         value = number(measured.value if measured else part)

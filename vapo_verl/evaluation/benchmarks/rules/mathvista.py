@@ -1,4 +1,4 @@
-"""MathVista: 1,000 questions of testmini, multiple choice or free form with a type and a precision.
+r"""MathVista: 1,000 questions of testmini, multiple choice or free form with type and precision.
 
 Protocol: VLMEvalKit's `MathVista_MINI` (vlmeval/dataset/utils/mathvista.py, read 2026-11), Lu et
 al. 2023 (arXiv 2310.02255). There a judge extracts the answer; here the box or the statement is the
@@ -10,6 +10,7 @@ literal), `answer_option` (the letter; without it, the option whose text is the 
 - Multiple choice: the letter, or the text of an option.
 - integer: the number in the answer, without units; 3.0 is 3 and 3.5 is not.
 - float: both sides rounded to `precision` decimals, as the authors do; without it, exactly equal.
+- Either may also be equal as mathematics, as in training: `50\%` is 0.5.
 - list: the numbers in their order: `[2007, 2008]` is `2007 and 2008`.
 - text: compared as words, as in training.
 
@@ -26,6 +27,7 @@ from vapo_verl.evaluation.benchmarks.rules.extraction import (
     free_answer,
     lists_options,
     literal_list,
+    rounded,
     value_of,
 )
 from vapo_verl.evaluation.benchmarks.rules.generic import (
@@ -69,9 +71,10 @@ def _equal(answer: str, row: BenchmarkRow) -> bool:
     found, truth = value_of(answer), value_of(row.answer)
     if kind in ("integer", "float") and found is not None and truth is not None:
         decimals = value_of(row.extra.get("precision", "")) if kind == "float" else None
-        if decimals is None:
-            return found == truth
-        return round(found, int(decimals)) == round(truth, int(decimals))
+        if found == truth:
+            return True
+        if decimals is not None and rounded(found, int(decimals)) == rounded(truth, int(decimals)):
+            return True
     return math_match(answer, row.answer)
 
 

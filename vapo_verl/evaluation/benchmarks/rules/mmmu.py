@@ -16,7 +16,12 @@ Scores: accuracy by `split` (papers report `validation`), `l2_category` and `cat
 import re
 
 from vapo_verl.evaluation.benchmarks import BenchmarkRow, Grade, Prompt, Rule
-from vapo_verl.evaluation.benchmarks.rules.extraction import free_answer, literal_list, value_of
+from vapo_verl.evaluation.benchmarks.rules.extraction import (
+    free_answer,
+    literal_list,
+    rounded,
+    value_of,
+)
 from vapo_verl.evaluation.benchmarks.rules.generic import (
     category_scores,
     check_answer,
@@ -56,7 +61,7 @@ def same_open_answer(answer: str, truth: str) -> bool:
     wanted = value_of(truth)
     if wanted is not None:
         found = value_of(answer)
-        return found is not None and round(found, _DECIMALS) == round(wanted, _DECIMALS)
+        return found is not None and rounded(found, _DECIMALS) == rounded(wanted, _DECIMALS)
     words = re.escape(normalised(truth).casefold())
     said = normalised(answer).casefold()
     return bool(words) and re.search(rf"(?<!\w){words}(?!\w)", said) is not None
