@@ -1,6 +1,7 @@
 """Comparisons of results by hand: rows, clusters, seeds, adjusted p-values, and what is shown."""
 
 import csv
+import html
 import json
 import re
 
@@ -176,14 +177,17 @@ def test_other_rows_are_refused(results, tmp_path, capsys):
     assert "quiz: DATA is 'quiz.tsv " in capsys.readouterr().err
 
 
-def test_models_asked_otherwise_are_told_beside_the_result(results, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "key, value", [("--min-pixels", 262144), ("chat template", {"enable_thinking": False})]
+)
+def test_models_asked_otherwise_are_told_beside_the_result(key, value, results, tmp_path, capsys):
     a, b = results("a", "quiz", "1101"), results("b", "quiz", "1111")
     settings = b / "quiz" / SETTINGS_FILE
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"--min-pixels": 262144}))
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {key: value}))
     assert compare(tmp_path / "out", a, b)
-    found = f"--min-pixels is None in {a / 'quiz'} and 262144 in {b / 'quiz'}"
+    found = f"{key} is None in {a / 'quiz'} and {value!r} in {b / 'quiz'}"
     assert f"WARNING: quiz: {found}" in capsys.readouterr().out
-    assert found in (tmp_path / "out" / PAGE_FILE).read_text()
+    assert html.escape(found) in (tmp_path / "out" / PAGE_FILE).read_text()
 
 
 def test_other_rules_are_refused(tmp_path, capsys):

@@ -54,7 +54,10 @@ COLUMNS = (
 )
 SAME_ROWS = ("DATA", "--limit", "--image")
 """Settings that must be equal: they define which rows were asked, with which images."""
-SAME_PROTOCOL = ("--protocol", "--suffix", "--max-tokens", "--min-pixels", "--max-pixels")
+SAME_PROTOCOL = (
+    *("--protocol", "--suffix", "--max-tokens", "--min-pixels", "--max-pixels"),
+    *("--plain-think-tokens", "chat template"),
+)
 """Settings whose difference is noted on the page."""
 
 
@@ -212,7 +215,7 @@ def check_settings(arms: Sequence[Arm], benchmark: str) -> list[str]:
     first, notes = settings[0], []
     for result, other in zip(results, settings, strict=True):
         for key in (*SAME_ROWS, *SAME_PROTOCOL):
-            if other.get(key) == first.get(key):
+            if (other.get(key) or None) == (first.get(key) or None):  # {} in older results: none
                 continue
             found = (
                 f"{benchmark}: {key} is {first.get(key)!r} in {results[0].folder} and "
