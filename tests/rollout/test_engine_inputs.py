@@ -31,8 +31,8 @@ def model_config(num_images: float):
 class Renderer:
     """vLLM's, for prompts [1, 9, 1] that stand for an image of three tokens; images are names."""
 
-    def __init__(self, cache):
-        self.mm_processor_cache = cache
+    def __init__(self, cache, config):
+        self.mm_processor_cache, self.model_config = cache, config
         self.processed: list[str] = []
 
     async def render_cmpl_async(self, prompts):
@@ -61,13 +61,17 @@ class Renderer:
     def clear_mm_cache(self):
         self.mm_processor_cache.clear_cache()
 
+    async def clear_mm_cache_async(self):
+        await asyncio.sleep(0)
+        self.clear_mm_cache()
+
 
 class Engine:
     """Adds requests as AsyncLLM does, to a core with the receiving cache."""
 
     def __init__(self, num_images=3.0, kind=MultiModalProcessorSenderCache):
         config = model_config(num_images)
-        self.renderer = Renderer(kind(config) if kind else None)
+        self.renderer = Renderer(kind(config) if kind else None, config)
         self.core = MultiModalReceiverCache(config)
         self.sent: list[dict] = []
         self.inputs = EngineInputs(self.renderer)
@@ -81,6 +85,10 @@ class Engine:
                 for one, item in zip(hashes, items, strict=True):
                     self.core.get_and_update_item(item, one)  # asserts that it has or gets it
 
+    async def render_and_add(self, prompt):
+        [engine_input] = await self.renderer.render_cmpl_async([prompt])
+        await self.add(engine_input)
+
     async def open(self, key, *images):
         await self.inputs.open(key, collapsed(images), images, {})
 
@@ -90,6 +98,11 @@ class Engine:
             "multi_modal_data": {"image": PromptImages(key=key)},
         }
         return await self.inputs.send(prompt, self.add)
+
+
+def plain(*images):
+    """The prompt of a request that names no open prompt."""
+    return {"prompt_token_ids": [9], "multi_modal_data": {"image": list(images)}}
 
 
 def collapsed(images):
@@ -169,11 +182,7 @@ def test_a_prompt_that_no_request_followed_leaves_no_promise():
         engine = Engine()
         await engine.open("a", "cat")
         engine.inputs.close("a")
-        # a request outside, as vLLM makes it
-        [plain] = await engine.renderer.render_cmpl_async(
-            [{"prompt_token_ids": [9], "multi_modal_data": {"image": ["cat"]}}]
-        )
-        await engine.inputs.send(plain, engine.add)
+        await engine.inputs.send(plain("cat"), engine.render_and_add)
         return engine
 
     assert asyncio.run(run()).sent[0]["mm_kwargs"]["image"][0] is not None
@@ -188,21 +197,18 @@ def test_a_prompt_that_is_closed_while_it_is_being_opened_is_closed():
         await opening
         with pytest.raises(PromptNotOpen):
             await engine.request("a", ["cat"])
-        [plain] = await engine.renderer.render_cmpl_async(
-            [{"prompt_token_ids": [9], "multi_modal_data": {"image": ["cat"]}}]
-        )
-        await engine.inputs.send(plain, engine.add)
+        await engine.inputs.send(plain("cat"), engine.render_and_add)
         await engine.open("a", "cat")  # again
         await engine.request("a", ["cat"])
         return engine
 
     sent = asyncio.run(run()).sent
-    assert [request["mm_kwargs"]["image"][0] is not None for request in sent] == [True, False]
+    assert sent[0]["mm_kwargs"]["image"][0] is not None and len(sent) == 2
 
 
 def test_other_prompts_pass_as_they_are():
     async def passed(prompt):
-        return await EngineInputs(None).send(prompt, echo)
+        return await EngineInputs(Renderer(None, None)).send(prompt, echo)
 
     async def echo(prompt):
         return prompt
@@ -228,6 +234,12 @@ def test_unknown_prompts_and_other_tokens_are_refused():
 
 @settings(max_examples=200)
 @example(capacity=1.5, steps=[("open", 5), ("close", 5), ("plain", 1)], together=2)
+@example(  # image 0 is processed again, and others are sent before its next request
+    capacity=2.5,
+    steps=[(do, n) for n in (0, 1) for do in ("open", "ask")]
+    + [("open", 4), ("open", 2), ("ask", 2), ("ask", 4)],
+    together=1,
+)
 @given(
     capacity=st.sampled_from([1.5, 2.5, 4.5]),
     steps=st.lists(
@@ -260,10 +272,7 @@ def test_whatever_the_order_the_core_has_or_gets_every_image(capacity, steps, to
                 await engine.request(key, images, 5)
         elif not (opened or opening):
             # vLLM's own requests do not meet images of prompts that are open
-            [plain] = await engine.renderer.render_cmpl_async(
-                [{"prompt_token_ids": [9], "multi_modal_data": {"image": images}}]
-            )
-            await engine.add(plain)
+            await engine.inputs.send(plain(*images), engine.render_and_add)
 
     async def run():
         engine = Engine(capacity)

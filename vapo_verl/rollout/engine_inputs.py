@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 CACHE_KEY = "actor_rollout_ref.rollout.engine_kwargs.vllm.mm_processor_cache_gb"
+_OF_THE_CACHE = ("is_cached_item", "get_and_update_item", "touch_sender_cache_item")
 MAX_ATTEMPTS = 20
 """Limit of processing a request's images again because the cache has dropped them."""
 
@@ -49,10 +50,13 @@ class EngineInputs:
     """Processed prompts by key, for the requests of an ``AsyncLLM``.
 
     vLLM sends the pixels of an image to the engine core once. It mirrors that process's LRU cache
-    by a cache of the same order on this side. Pixels that were processed here and are not sent yet
-    are in this side's cache only. So the first request that needs them carries them, whichever
-    prompt they were processed for. Every request touches its images in the order of sending: an
-    image in this side's cache is then in the engine core's, too.
+    by the renderer's cache on this side, which holds if each prompt is sent when it has been
+    processed. Here many requests follow a prompt, and others come between. Pixels that were
+    processed and are not sent yet are in the renderer's cache only, and processing a prompt again
+    changes the order in that cache alone. So requests go by a mirror of their own, which changes
+    when they are sent: it holds what the engine core holds. An image that is neither in it nor
+    waiting to be sent is processed again. A reset of vLLM's caches empties the renderer's: so an
+    image has to be there, too.
 
     Args:
         renderer: the engine's; its pool of threads processes the images.
@@ -64,7 +68,11 @@ class EngineInputs:
         self._opening: set[str] = set()
         """Keys of prompts that are being processed and were not closed."""
         self._unsent: dict[str, Any] = {}
-        """Hash -> item that the engine core has not received."""
+        """Hash -> item that was processed and not sent since."""
+        self._has_processed = False
+        """Whether the renderer's cache may differ from the engine core's."""
+        self._sent = _mirror(renderer)
+        """The engine core's cache; None if it has none."""
         self.num_renders = 0
         """Runs of vLLM's processor for prompts opened here."""
 
@@ -90,19 +98,21 @@ class EngineInputs:
         if is_wanted:
             self._open[key] = opened
         else:
-            self._take_back(opened)
+            self._drop_unsent(opened)
 
     def close(self, key: str) -> None:
         """Forget a prompt, also one that is still being opened; unknown keys are ignored."""
         self._opening.discard(key)
         if (opened := self._open.pop(key, None)) is not None:
-            self._take_back(opened)
+            self._drop_unsent(opened)
 
-    def _take_back(self, opened: _Open) -> None:
-        """Clear this side's cache if items of the prompt were never sent."""
-        if self._unsent.keys() & _hashes(opened):
-            self._renderer.clear_mm_cache()
-            self._unsent.clear()
+    def _drop_unsent(self, opened: _Open) -> None:
+        """Free the pixels that no request has carried, and no other open prompt needs."""
+        if unsent := self._unsent.keys() & _hashes(opened):
+            for other in self._open.values():
+                unsent -= set(_hashes(other))
+            for one in unsent:
+                del self._unsent[one]
 
     async def send(self, prompt: Any, add_request: Callable[[Any], Awaitable[Any]]) -> Any:
         """Call ``add_request`` with vLLM's input for ``prompt``, and return its result.
@@ -116,6 +126,8 @@ class EngineInputs:
         """
         shared = _shared_images(prompt)
         if shared is None:
+            if _has_images(prompt):
+                await self._follow_vllm()
             return await add_request(prompt)
         opened = self._open.get(shared.key)
         if opened is None:
@@ -129,11 +141,12 @@ class EngineInputs:
             async with opened.processing:
                 if (items := self._items(opened)) is not None:
                     break
+                if not all(map(self._can_send, _hashes(opened))):
+                    await self._clear()  # else the renderer makes no pixels of what it holds
                 opened.engine_input = await self._process(
                     opened.collapsed, opened.images, opened.options
                 )
         else:  # the last image evicts the first, or other prompts all of them
-            self._take_back(opened)
             raise ValueError(
                 f"the {len(opened.images)} images of a prompt do not stay in vLLM's processor "
                 f"cache until they are sent; raise {CACHE_KEY}, or set it to 0"
@@ -148,6 +161,7 @@ class EngineInputs:
         self, tokens: list[int], images: Sequence[Any], options: Mapping[str, Any]
     ) -> Mapping[str, Any]:
         self.num_renders += 1
+        self._has_processed = True
         prompt = {"prompt_token_ids": tokens, "multi_modal_data": {"image": list(images)}}
         if options:
             prompt["mm_processor_kwargs"] = dict(options)
@@ -161,21 +175,56 @@ class EngineInputs:
         return {**engine_input, "mm_kwargs": None}
 
     def _items(self, opened: _Open) -> Mapping[str, Any] | None:
-        """Touch a request's images; returns its items, None for those that the engine core has.
+        """A request's items, None for those that the engine core has; they count as sent.
 
-        Returns None if images left the cache and must be processed again.
+        Returns None if images must be processed again.
         """
         cache = self._renderer.mm_processor_cache
         if cache is None:
             return opened.engine_input["mm_kwargs"]
-        if not all(map(cache.is_cached_item, _hashes(opened))):
+        hashes = _hashes(opened)
+        if not all(cache.is_cached_item(one) and self._can_send(one) for one in hashes):
             return None
+        for one in hashes:  # first all, as the engine core does: none evicts another
+            cache.touch_sender_cache_item(one)
+            if self._sent is not None:
+                self._sent.touch_sender_cache_item(one)
         return {
-            modality: [
-                self._unsent.pop(one, cache.get_and_update_item(None, one)[0]) for one in hashes
-            ]
+            modality: [self._item(one) for one in hashes]
             for modality, hashes in opened.engine_input["mm_hashes"].items()
         }
+
+    def _can_send(self, one: str) -> bool:
+        return self._sent is None or one in self._unsent or self._sent.is_cached_item(one)
+
+    def _item(self, one: str) -> Any:
+        item = self._unsent.pop(one, None)
+        if self._sent is not None:
+            self._sent.get_and_update_item(None if item is None else (item, []), one)
+        elif item is None:
+            item, _ = self._renderer.mm_processor_cache.get_and_update_item(None, one)
+        return item
+
+    async def _follow_vllm(self) -> None:
+        """Before a request that vLLM makes itself: it goes by the renderer's cache alone."""
+        if self._sent is not None:
+            self._sent.clear_cache()
+            if self._has_processed:
+                await self._clear()
+
+    async def _clear(self) -> None:
+        """Clear the renderer's cache, in the thread that fills it."""
+        self._has_processed = False
+        await self._renderer.clear_mm_cache_async()
+
+
+def _mirror(renderer: Any) -> Any:
+    """An empty cache with the order and the size of the engine core's; None if it has none."""
+    from vllm.multimodal.cache import MultiModalProcessorSenderCache
+
+    if not isinstance(renderer.mm_processor_cache, MultiModalProcessorSenderCache):
+        return None
+    return MultiModalProcessorSenderCache(renderer.model_config)
 
 
 def _hashes(opened: _Open) -> list[str]:
@@ -188,11 +237,11 @@ def can_share(engine: Any) -> bool:
     cache = getattr(renderer, "mm_processor_cache", None)
     return (
         hasattr(engine, "get_supported_tasks")
-        and all(hasattr(renderer, name) for name in ("render_cmpl_async", "clear_mm_cache"))
-        and (
-            cache is None
-            or all(hasattr(cache, name) for name in ("is_cached_item", "get_and_update_item"))
+        and all(
+            hasattr(renderer, name)
+            for name in ("model_config", "render_cmpl_async", "clear_mm_cache_async")
         )
+        and (cache is None or all(hasattr(cache, name) for name in _OF_THE_CACHE))
     )
 
 
@@ -201,6 +250,12 @@ def _shared_images(prompt: Any) -> PromptImages | None:
         return None
     images = (prompt.get("multi_modal_data") or {}).get("image")
     return images if isinstance(images, PromptImages) else None
+
+
+def _has_images(prompt: Any) -> bool:
+    return isinstance(prompt, Mapping) and bool(
+        prompt.get("multi_modal_data") or prompt.get("mm_hashes")
+    )
 
 
 def _rest(tokens: Sequence[int], opened: _Open) -> list[int]:
