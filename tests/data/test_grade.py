@@ -86,6 +86,14 @@ def test_a_column_that_is_not_there_is_named(write):
         grade_file(write([{"question": "1"}]))
 
 
+def test_the_graded_file_is_not_replaced(write, capsys):
+    path = write([{"answer": "1"}])
+    before = path.read_bytes()
+    assert main(["grade", str(path), "--out", str(path)]) == 1
+    assert f"--out: {path} is the input" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
 def test_no_file_is_a_message(tmp_path, capsys):
     assert main(["grade", str(tmp_path / "no.parquet")]) == 1
     assert "does not exist" in capsys.readouterr().err

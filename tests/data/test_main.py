@@ -97,7 +97,7 @@ def test_a_copy_is_complete_or_absent(row, write, tmp_path, capsys, monkeypatch)
     assert main(["check", str(bad), "--skip-bad-rows", str(out)]) == 1
     assert "no row can be used" in capsys.readouterr().err
     assert main(["check", str(bad), "--skip-bad-rows", str(bad)]) == 1
-    assert "is the checked file" in capsys.readouterr().err
+    assert "is the input" in capsys.readouterr().err
     path = write([row(), row()])
 
     def full(*_):

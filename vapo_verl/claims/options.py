@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from vapo_verl.claims.making.rules import ClaimRules
 from vapo_verl.cli_options import cli, finite, options_from
-from vapo_verl.data.errors import FileError
+from vapo_verl.data.errors import FileError, require_other_file
 
 OPENAI_URL = "https://api.openai.com/v1"
 NO_KEY = "none"
@@ -182,8 +182,7 @@ class AttachOptions:
             raise ValueError(f"--min-claims is {self.min_claims}, want at least 1")
         if self.out.suffix != ".parquet":
             raise FileError(f"--out: {self.out} does not end in .parquet; veRL goes by that")
-        if self.out.exists() and self.train.exists() and self.out.samefile(self.train):
-            raise FileError(f"--out: {self.out} is TRAIN itself; give another path")
+        require_other_file(self.out, self.train)
 
 
 def endpoint_from(environment: Mapping[str, str], arguments: argparse.Namespace) -> EndpointOptions:

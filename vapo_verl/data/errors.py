@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 _SHOWN_CHARACTERS = 60
 _REASON_CHARACTERS = 200
@@ -13,6 +14,16 @@ class DataError(ValueError):
 
 class FileError(DataError):
     """A file that is missing, is not parquet, is empty, or lacks columns."""
+
+
+def require_other_file(out: Path, source: Path, option: str = "--out") -> None:
+    """Refuse an output that would replace its input.
+
+    Raises:
+        FileError: both are one file, also by another name or through a link.
+    """
+    if out.resolve() == source.resolve():
+        raise FileError(f"{option}: {out} is the input {source}; give another path")
 
 
 class RowError(DataError):

@@ -20,7 +20,7 @@ from typing import Any
 from vapo_verl.config import ANSWER_STYLES, JUDGE_STYLE
 from vapo_verl.console import progress_bar
 from vapo_verl.data.cells import truths_of
-from vapo_verl.data.errors import BadCell, FileError, shortened
+from vapo_verl.data.errors import BadCell, FileError, require_other_file, shortened
 from vapo_verl.data.parquet_stream import iter_rows, open_parquet
 from vapo_verl.files import atomic_write
 from vapo_verl.reward.accuracy import accuracy, answer_of, last_boxed
@@ -138,8 +138,11 @@ def grade_file(
         out: write one JSON line per row, a `GradedRow`.
 
     Raises:
-        FileError: no such file, not parquet, or without a column of truths or predictions.
+        FileError: no such file, not parquet, or without a column of truths or predictions; or `out`
+            is `path`.
     """
+    if out is not None:
+        require_other_file(out, path)
     with open_parquet(path, key="FILE") as parquet:
         present = parquet.schema_arrow.names
         truths = next((name for name in TRUTH_COLUMNS if name in present), None)

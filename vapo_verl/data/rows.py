@@ -32,7 +32,7 @@ from vapo_verl.data.claims_column import (
     is_balanced,
     read_claims,
 )
-from vapo_verl.data.errors import BadCell, FileError, ProblemLog
+from vapo_verl.data.errors import BadCell, FileError, ProblemLog, require_other_file
 from vapo_verl.data.images import (
     ImageHeader,
     check_file,
@@ -236,8 +236,7 @@ def write_usable(path: Path, out: Path, report: CheckReport) -> int:
     Raises:
         FileError: there is no usable row, or `out` is `path`.
     """
-    if out.resolve() == path.resolve():
-        raise FileError(f"--skip-bad-rows: {out} is the checked file; give another path")
+    require_other_file(out, path, "--skip-bad-rows")
     if out.suffix != ".parquet":
         raise FileError(f"--skip-bad-rows: {out} does not end in .parquet; veRL goes by that")
     if len(report.bad_rows) == len(report.fingerprints):

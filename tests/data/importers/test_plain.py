@@ -95,7 +95,7 @@ def test_columns_that_are_missing_are_named(write, tmp_path):
 
 def test_the_source_is_not_overwritten(virl_row, write):
     source = write([virl_row])
-    with pytest.raises(FileError, match="one of the sources"):
+    with pytest.raises(FileError, match="is the input"):
         run(source, source)
 
 

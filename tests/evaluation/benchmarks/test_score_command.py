@@ -82,6 +82,14 @@ def test_bad_rows_leave_no_output(tmp_path, capsys, rules, change, message):
     assert not out.exists()
 
 
+def test_predictions_are_not_replaced_by_their_grades(tmp_path, capsys):
+    path = write_tsv(tmp_path / "p.tsv", [row | OPTIONS for row in ROWS])
+    before = path.read_bytes()
+    assert main(["score", str(path), "--rules", "mcq", "--out", str(path)]) == 2
+    assert f"--out: {path} is the input" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
 def test_no_such_file_or_rule(tmp_path, capsys):
     arguments = ["score", str(tmp_path / "none.tsv"), "--out", str(tmp_path / "o.jsonl"), "--rules"]
     assert main([*arguments, "mcq"]) == 2

@@ -17,7 +17,14 @@ from tqdm import tqdm
 
 from vapo_verl.console import progress_bar
 from vapo_verl.data.cells import RowRules, check_row
-from vapo_verl.data.errors import BadCell, DataError, FileError, ProblemLog, shown
+from vapo_verl.data.errors import (
+    BadCell,
+    DataError,
+    FileError,
+    ProblemLog,
+    require_other_file,
+    shown,
+)
 from vapo_verl.data.images import image_source, is_remote, local_path
 from vapo_verl.data.importers.plain import (
     RowReader,
@@ -123,8 +130,10 @@ def import_rows(
         FileError: a source that is missing or lacks columns; or nothing to write.
         RowError: rows that cannot be used, unless `options.skip_bad_rows`. Nothing is written.
     """
-    if options.out.resolve() in {path.resolve() for path in paths}:
-        raise FileError(f"--out: {options.out} is one of the sources; give another path")
+    for path in paths:
+        require_other_file(options.out, path)
+        if options.val_out is not None:
+            require_other_file(options.val_out, path, "--val-out")
     sources = [open_source(path, make_reader) for path in paths]
     embed = options.embed_images or not all(source.holds_paths for source in sources)
     count: Counter[str] = Counter()

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vapo_verl.cli_options import add_options, cli, options_from
+from vapo_verl.data.errors import require_other_file
 from vapo_verl.evaluation.benchmarks import BenchmarkRow, Grade, Rule
 from vapo_verl.evaluation.benchmarks.rules import RULES
 
@@ -42,8 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """The command."""
+    """The command.
+
+    Raises:
+        DataError: a file, column or row that the user has to fix; or --out is FILE.
+    """
     options = options_from(ScoreOptions, arguments)
+    require_other_file(options.out, options.file)
     rows, grades, rule = score(options)
     write_grades(options.out, rows, grades)
     print("\n".join(report(rule, rows, grades)))
