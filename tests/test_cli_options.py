@@ -99,6 +99,13 @@ def test_a_low_value_is_refused_by_its_flag():
         parse("x", "--num-rows", "0")
 
 
+def test_a_path_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    parser = argparse.ArgumentParser()
+    add_options(parser, Options)
+    assert parser.parse_args(["~/rows"]).source == Path("/home/ann/rows")
+
+
 def test_what_is_given_is_known_even_if_it_is_the_default():
     parser = argparse.ArgumentParser()
     add_options(parser, Options)

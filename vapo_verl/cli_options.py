@@ -163,7 +163,7 @@ def _add(parser: _Target, name: str, kind: Any, default: Any, how: Argument, tex
         more = {"required": required, "metavar": how.metavar, "action": _StoreGiven, **more}
     parser.add_argument(
         *names,
-        type=how.parse or (finite if kind is float else kind),
+        type=how.parse or {float: finite, Path: user_path}.get(kind, kind),
         default=None if required else default,
         nargs=nargs,
         help=_escaped(text) + _shown_default(default),

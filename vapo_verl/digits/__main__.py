@@ -1,7 +1,8 @@
 """Command line: python -m vapo_verl.digits --out DIR."""
 
 import argparse
-from pathlib import Path
+
+from vapo_verl.cli_options import user_path
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """The arguments of the command."""
     parser = argparse.ArgumentParser(prog="python -m vapo_verl.digits", description=main.__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the parquet files")
+    parser.add_argument("--out", type=user_path, required=True, help="folder of the parquet files")
     for split in ("train", "val", "test"):
         parser.add_argument(f"--{split}", type=int, help=f"rows of {split}.parquet")
     parser.add_argument("--seed", type=int, help="seed of scenes, questions and claims")

@@ -10,11 +10,11 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from vapo_verl.cli_options import user_path
 from vapo_verl.doctor.findings import Finding, examine
 from vapo_verl.hydra_config import also_in, recipe_names
 from vapo_verl.launch import composed
@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--config-dir",
-        type=Path,
+        type=user_path,
         metavar="DIR",
         help="a folder with recipes of yours in DIR/recipe, as for python -m vapo_verl.main",
     )

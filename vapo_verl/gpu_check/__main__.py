@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vapo_verl.cli_options import user_path
 from vapo_verl.gpu_check.runner import (
     DEFAULT_MINUTES,
     STAGES,
@@ -102,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=user_path,
         default=Path("runs/gpu_check"),
         help="folder of results.json, results.md and a log per stage (default %(default)s)",
     )

@@ -12,9 +12,9 @@ import datetime
 import logging
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vapo_verl.cli_options import user_path
 from vapo_verl.files import nearest_existing
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
         "       %(prog)s random --out DIR [--family NAME] [--size tiny|100m|7b] ...",
         description=main.__doc__,
     )
-    parser.add_argument("--out", type=Path, help="folder of the model")
+    parser.add_argument("--out", type=user_path, help="folder of the model")
     parser.add_argument(
         "--preset",
         default="digits",
@@ -213,7 +213,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_warm_start(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--out", type=user_path, required=True, help="folder of the model")
     parser.add_argument(
         "--memory",
         type=_memory,
@@ -234,7 +234,7 @@ def _add_warm_start(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_random(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--out", type=user_path, required=True, help="folder of the model")
     parser.add_argument(
         "--size",
         default="100m",

@@ -16,6 +16,7 @@ from vapo_verl.cli_options import (
     given_options,
     options_from,
     settings_of,
+    user_path,
 )
 from vapo_verl.config import (
     ANSWER_STYLES,
@@ -184,8 +185,8 @@ def add_command_arguments(
         "results go to RUN_DIR/diagnostics/COMMAND; the run's settings of images, prompts, claims, "
         "answers and lengths replace the defaults"
     )
-    add("--run", type=Path, metavar="RUN_DIR", help=text)
-    add("--out", type=Path, metavar="DIR", help="results go there")
+    add("--run", type=user_path, metavar="RUN_DIR", help=text)
+    add("--out", type=user_path, metavar="DIR", help="results go there")
     if attention:
         add("--attention-layers", help="`all`, or indices as 3,10 (one layer in 8)")
     add_options(parser, ProbeOptions)
