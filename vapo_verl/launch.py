@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from vapo_verl.config import vapo_config
+from vapo_verl.config import value_at, vapo_config
 from vapo_verl.console import Console, phases, say
 from vapo_verl.files import FolderLock, FolderLocked, obstacle
 from vapo_verl.patches.upstream import keep_sigterm_handler
@@ -238,9 +238,11 @@ def compare_with_folder(config: DictConfig, derived: Collection[str], *, tell: b
     if start.checkpoint is None:
         return
     settings = plain(config)
+    mode, num_units = config.trainer.v1.trainer_mode, value_at(settings, resume.STORAGE_UNITS)
     if start.mode != "auto":
         if not start.val_only:
             resume.refuse_other_optimizer(start.checkpoint, settings)
+        resume.refuse_other_storage(start.checkpoint, mode, num_units)
         return
     run_dir, step = start.run_dir, start.step
     changes = resume.changes_since(run_dir, settings, resume.inputs_of(settings), derived)
@@ -253,6 +255,7 @@ def compare_with_folder(config: DictConfig, derived: Collection[str], *, tell: b
         resume.refuse_other_optimizer(start.checkpoint, settings)
     resume.refuse_other_ranks(run_dir, step, ranks_of(config))
     resume.refuse_other_shards(changes, step, ranks_of(config))
+    resume.refuse_other_storage(start.checkpoint, mode, num_units)
     resume.refuse_other_adapters(run_dir, step, config.actor_rollout_ref.model.lora_rank)
     if tell and changes:
         lines = "\n".join(f"  {change}" for change in changes)

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from tests.checkpoints import mark_complete
 from tests.composing import compose_once
 from vapo_verl import launch
+from vapo_verl.config import COLOCATED
 from vapo_verl.preflight import InputError
 from vapo_verl.run_folder.checkpoints import checkpoint_folder
 from vapo_verl.run_folder.layout import config_file, write_config
@@ -291,6 +292,18 @@ def test_another_number_of_ranks_is_refused_at_once(trained):
         trained.start()
     (actor / "fsdp_config.json").write_text("damaged")
     trained.start()
+
+
+def test_another_number_of_storage_units_is_refused_where_the_queue_is_loaded(trained):
+    queue = checkpoint_folder(trained.folder, 3) / "transfer_queue" / "storage_units"
+    queue.mkdir(parents=True)
+    (queue / "su_info.json").write_text('[{"position": 0}, {"position": 1}]')
+    trained.start()
+    mode = {"trainer__v1__trainer_mode": COLOCATED}
+    key = "transfer_queue__backend__SimpleStorage__num_data_storage_units"
+    trained.start(**mode, **{key: 2})
+    with pytest.raises(InputError, match=r"in 2 storage units, and .*=4; set it to 2, or set"):
+        trained.start(**mode, **{key: 4})
 
 
 def test_another_arrangement_of_shards_is_refused(run):

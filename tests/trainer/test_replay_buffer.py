@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 import transfer_queue
+from hypothesis import given
+from hypothesis import strategies as st
 from tensordict import NonTensorData, NonTensorStack
 from transfer_queue import KVBatchMeta
 
@@ -24,6 +26,8 @@ from vapo_verl.trainer.replay_buffer import (
     fit_width,
     forget_trained,
     read_responses,
+    request_lost,
+    spread_padding,
 )
 
 RECORD = sample_record()
@@ -285,11 +289,12 @@ class RestartedBuffer(Buffer):
 @pytest.mark.parametrize("partition", ["train", "val"])
 def test_lost_responses_are_asked_again_and_the_step_is_complete(sampled, partition):
     buffer = RestartedBuffer({"a": "....", "b": ".s-.", "c": "ssss"}, {"b": "....", "c": "...."})
-    batch, _, cleared = sampled(buffer, partition)
+    batch, metrics, cleared = sampled(buffer, partition)
     assert buffer.asked == [(partition, {"b": [0, 3], "c": []})]
     assert cleared == ["b_1_0", "c_0_0", "c_1_0", "c_2_0", "c_3_0"]  # the failures, not b_0 and b_3
     assert batch.keys == entries({"a": "....", "b": "....", "c": "...."})[0]
     assert not any(FAILURE_TAG in tag for tag in batch.tags)
+    assert metrics["a"] == 2  # counts of both
 
 
 def test_a_failure_of_a_row_is_not_asked_again(sampled):
@@ -519,6 +524,64 @@ def test_a_resumed_run_forgets_the_responses_of_the_step_it_was_saved_in(monkeyp
     forget_trained("train")
     assert {*listed["train"]} == {*responses, "2-0", "2-1"} - {"1-0_0_0", "1-0_1_0"}
     assert {*listed["prompts"]} == {"2-0", "2-1"}
+
+
+def test_a_resumed_run_requests_again_what_the_system_lost(monkeypatch):
+    """The failure is in the checkpoint, if no step sampled the prompt before it was saved."""
+
+    def prompt(status):
+        return {"is_prompt": True, "status": status, "global_steps": 3}
+
+    listed = {
+        "2-0": prompt("finished"),
+        "2-0_0_0": {},
+        "2-1": prompt("failure"),
+        "2-1_0_0": {},
+        "2-1_1_0": failure("system", "OSError: Stale file handle"),
+        "2-2": prompt("failure"),
+        "2-2_0_0": failure("row"),
+    }
+
+    def clear(keys, partition_id):
+        for key in keys:
+            del listed[key]
+
+    def put(keys, partition_id, tags):
+        listed.update(zip(keys, tags, strict=True))
+
+    monkeypatch.setattr(transfer_queue, "kv_list", lambda name: {name: dict(listed)})
+    monkeypatch.setattr(transfer_queue, "kv_clear", clear)
+    monkeypatch.setattr(transfer_queue, "kv_batch_put", put)
+    request_lost("train", 4)
+    assert {*listed} == {"2-0", "2-0_0_0", "2-1", "2-2", "2-2_0_0"}
+    assert listed["2-1"] == {"is_prompt": True, "status": "pending", "global_steps": 4}
+    assert listed["2-2"]["status"] == "failure"
+
+
+@given(
+    num_ranks=st.integers(1, 4),
+    rows_of_a_batch=st.integers(1, 8),
+    num_batches=st.integers(1, 6),
+    data=st.data(),
+)
+def test_padding_is_spread_over_the_mini_batches_of_its_rank(
+    num_ranks, rows_of_a_batch, num_batches, data
+):
+    size = rows_of_a_batch * num_batches
+    paddings = data.draw(st.lists(st.integers(0, size), min_size=num_ranks, max_size=num_ranks))
+    is_padding = [place >= size - n for n in paddings for place in range(size)]
+    order = spread_padding(is_padding, num_ranks)
+    for rank, num_padding in enumerate(paddings):
+        rows = order[rank * size : (rank + 1) * size]
+        assert sorted(rows) == list(range(rank * size, (rank + 1) * size))
+        assert [r for r in rows if not is_padding[r]] == sorted(rows)[: size - num_padding]
+        batches = [rows[i : i + rows_of_a_batch] for i in range(0, size, rows_of_a_batch)]
+        counts = [sum(is_padding[r] for r in batch) for batch in batches]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_without_padding_no_row_moves():
+    assert spread_padding([False] * 6, 2) == list(range(6))
 
 
 def test_nothing_is_forgotten_of_an_empty_queue(monkeypatch):

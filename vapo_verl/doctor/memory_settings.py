@@ -17,12 +17,12 @@ from vapo_verl.doctor.model_size import (
 from vapo_verl.lora import Lora, lora_of
 from vapo_verl.preflight import engine_gpus, has_reference, ranks_of
 from vapo_verl.rollout.correction import bypasses
+from vapo_verl.run_folder.resume import STORAGE_UNITS
 
 SHORTEST_TEXT = 128
 """Tokens of template, question and response beside the smallest image, in the shortest sequence."""
 FIXED_PROCESSES = 5
 """Driver, task runner, replay buffer's controller, and Ray's own two."""
-STORAGE_UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from vapo_verl.config import flat, is_within, value_at
+from vapo_verl.config import SYNC, flat, is_within, value_at
 from vapo_verl.files import atomic_write_text
 from vapo_verl.run_folder.checkpoints import (
     checkpoint_folder,
@@ -65,6 +65,7 @@ OF_THE_RUN = ("trainer", "vapo.logging", "vapo.replay_poll_s")
 """Keys that may change for a finished run without making it another run."""
 FSDP_SIZE = "actor_rollout_ref.actor.fsdp_config.fsdp_size"
 STRATEGY = "actor_rollout_ref.actor.strategy"
+STORAGE_UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 LEARNING_RATE = "actor_rollout_ref.actor.optim.lr"
 OF_THE_OPTIMIZER = (
     LEARNING_RATE,
@@ -287,6 +288,28 @@ def refuse_other_ranks(run_dir: Path, step: int, num_ranks: int) -> None:
             f"the checkpoint of step {step} in {run_dir} was written by {written_by} ranks, and "
             f"trainer.n_gpus_per_node * trainer.nnodes is {num_ranks}; resume with the same "
             "number, or set trainer.default_local_dir to another folder"
+        )
+
+
+def refuse_other_storage(checkpoint: Path, trainer_mode: str, num_units: int | None) -> None:
+    """Refuse to resume an asynchronous run with another number of storage units.
+
+    Its checkpoint holds the replay buffer, one file for each unit. A checkpoint without one, or
+    with an unknown number, passes.
+
+    Raises:
+        OtherRun: with both numbers.
+    """
+    file = checkpoint / "transfer_queue" / "storage_units" / "su_info.json"
+    try:
+        written_by = len(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return
+    if trainer_mode != SYNC and written_by != num_units:
+        raise OtherRun(
+            f"the replay buffer of {checkpoint} is in {written_by} storage units, and "
+            f"{STORAGE_UNITS}={num_units}; set it to {written_by}, or set "
+            f"trainer.v1.trainer_mode={SYNC}, which leaves out the prompts in flight"
         )
 
 

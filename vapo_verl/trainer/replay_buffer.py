@@ -8,7 +8,11 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
+from verl.trainer.ppo.v1.replay_buffer import (
+    ReplayBuffer,
+    ReplayBufferAsync,
+    _accumulate_eviction_metrics,
+)
 from verl.workers.utils.padding import response_from_nested, response_to_nested
 
 from vapo_verl.console import say
@@ -18,7 +22,15 @@ from vapo_verl.rollout.correction import mismatch
 from vapo_verl.rollout.outcome import failure_metrics
 from vapo_verl.rollout.prompts import MASKED_LOG_PROBS, clear_prompts_except, uid_of
 from vapo_verl.rollout.sample import RECORD_FIELD, SampleRecord
-from vapo_verl.rollout.transfer import KVBatchMeta, clear, column_values, read, tags_in, write
+from vapo_verl.rollout.transfer import (
+    KVBatchMeta,
+    clear,
+    column_values,
+    read,
+    register_prompts,
+    tags_in,
+    write,
+)
 
 __all__ = [
     "CountedReplayBuffer",
@@ -32,6 +44,8 @@ __all__ = [
     "read_records",
     "read_responses",
     "read_visual_attention",
+    "request_lost",
+    "spread_padding",
     "take_masked_log_probs",
     "weigh_advantages",
 ]
@@ -243,7 +257,8 @@ class CountedReplayBuffer(ReplayBuffer):
                 partition_id=partition_id,
                 batch_size=len(count.incomplete),
             )
-            batch, metrics = _replaced(batch, again, count.incomplete), {**metrics, **more}
+            batch = _replaced(batch, again, count.incomplete)
+            _accumulate_eviction_metrics(metrics, more, _num_stale(more))
             count = count_responses(batch.keys, batch.tags, self._expected, batch_size, min_group)
         self._settle(batch)
         what = "the validation" if validates else f"step {global_steps}"
@@ -297,6 +312,10 @@ class CountedReplayBuffer(ReplayBuffer):
                 f"more than vapo.rollout.max_failed_fraction={self._max_failed_fraction} of them: "
                 f"{folded(count.row_failures)}"
             )
+
+
+def _num_stale(metrics: Mapping[str, Any]) -> int:
+    return sum(n for key, n in metrics.items() if key.endswith("/off_policy/evicted_samples"))
 
 
 def _is_lost(tag: Mapping[str, Any]) -> bool:
@@ -373,6 +392,48 @@ def forget_trained(partition_id: str) -> None:
     prompts = {key for key, tag in tags.items() if tag.get("is_prompt")}
     clear([key for key in tags.keys() - prompts if uid_of(key) not in prompts], partition_id)
     clear_prompts_except(prompts)
+
+
+def request_lost(partition_id: str, step: int) -> None:
+    """Make prompts pending again whose responses the system lost: veRL then requests them again.
+
+    A failure of the system ends a run at the step that samples the prompt. Until then, an
+    asynchronous checkpoint holds the failure, and each resume from it would end in the same way.
+
+    Args:
+        step: the first step of the resumed run.
+    """
+    tags = tags_in(partition_id)
+    lost = {uid_of(key) for key, tag in tags.items() if _is_lost(tag)}
+    responses = [key for key, tag in tags.items() if not tag.get("is_prompt")]
+    clear([key for key in responses if uid_of(key) in lost], partition_id)
+    if lost:
+        register_prompts(sorted(lost), partition_id, step)
+
+
+def spread_padding(is_padding: Sequence[bool], num_ranks: int) -> list[int]:
+    """An order of the rows in which each rank's padding has equal distances among its rows.
+
+    A rank divides its rows into mini-batches in their order. With all padding at the end, the few
+    responses of the last mini-batch would decide an update alone.
+
+    Args:
+        is_padding: of each row; the rows of a rank follow each other, equally many on each rank.
+
+    Returns:
+        Positions of the rows in the new order: each stays on its rank, and in order among its kind.
+    """
+    size = len(is_padding) // num_ranks
+    order: list[int] = []
+    for first in range(0, len(is_padding), size):
+        rows = range(first, first + size)
+        padding = iter([row for row in rows if is_padding[row]])
+        others = iter([row for row in rows if not is_padding[row]])
+        num_padding = sum(is_padding[row] for row in rows)
+        for place in range(size):
+            is_next = (place + 1) * num_padding // size > place * num_padding // size
+            order.append(next(padding if is_next else others))
+    return order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -83,6 +83,8 @@ from vapo_verl.trainer.replay_buffer import (
     read_records,
     read_responses,
     read_visual_attention,
+    request_lost,
+    spread_padding,
     take_masked_log_probs,
     weigh_advantages,
 )
@@ -482,9 +484,17 @@ class VapoTraining(PPOTrainer):
         return await run_format_check(loop, (self.train_dataset[i] for i in range(num_rows)))
 
     def _balance_batch(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> KVBatchMeta:
-        """Sort the responses, which arrive as they finish: mini-batches then repeat in each run."""
+        """Sort the responses, which arrive as they finish: mini-batches then repeat in each run.
+
+        veRL puts its padding rows last on each rank: they are spread over its mini-batches.
+        """
         batch.reorder(sorted(range(len(batch.keys)), key=lambda i: batch.keys[i]))
-        return super()._balance_batch(batch, *args, **kwargs)
+        batch = super()._balance_batch(batch, *args, **kwargs)
+        num_ranks = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1
+        batch.reorder(
+            spread_padding([bool(tag.get("is_padding")) for tag in batch.tags], num_ranks)
+        )
+        return batch
 
     def _at(self, phase: str) -> None:
         """Tell the console and the monitor that the step has reached `phase`."""
@@ -670,6 +680,7 @@ class VapoTraining(PPOTrainer):
         super()._load_checkpoint()
         if self.global_steps and self.mode != VapoTrainer.mode:  # with it, the replay buffer
             forget_trained("train")
+            request_lost("train", self.global_steps + 1)
         self._safe_stop.resumed(self.global_steps)
         if (checkpoint := self._loaded) is not None:
             read_kl_coef(checkpoint, self._kl_controller)
