@@ -181,11 +181,13 @@ def _left(stepped: SteppedResponse, options: ProbeOptions) -> int:
 def _write(
     engine: Engine, some: Sequence[SteppedResponse], lengths: Sequence[int], options: ProbeOptions
 ) -> list[Completion]:
+    first = seeds([stepped.plain.row for stepped in some], options)
     return engine.complete(
         [stepped.context for stepped in some],
         lengths,
         temperature=options.temperature,
-        seeds=seeds([stepped.plain.row for stepped in some], options),
+        # the same seed again would draw as for the response's first tokens
+        seeds=[seed + len(stepped.ids) for seed, stepped in zip(first, some, strict=True)],
     )
 
 
