@@ -8,6 +8,7 @@ from types import FunctionType
 
 import pytest
 import verl
+from transfer_queue.storage.managers import simple_storage_manager
 from verl.experimental.agent_loop.agent_loop import AgentLoopManager
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 from verl.trainer.ppo.v1 import (
@@ -24,6 +25,7 @@ from verl.workers.rollout.llm_server import FullyAsyncLLMServerClient, LLMServer
 from verl.workers.rollout.vllm_rollout import ServerAdapter
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
+from vapo_verl.run_folder.resume import STORAGE_FILES
 from vapo_verl.trainer.async_trainers import VapoColocateAsync, VapoSeparateAsync
 from vapo_verl.trainer.trainer import VapoTrainer
 from vapo_verl.trainer.worker import VapoWorker
@@ -157,6 +159,15 @@ def test_agent_loops_report_through_the_methods_that_are_overridden():
     manager = inspect.getsource(AgentLoopManager._init_agent_loop_workers)
     assert "self.agent_loop_workers_class.options(" in manager
     assert "self.agent_loop_workers.append(" in manager
+
+
+def test_the_queue_in_a_checkpoint_has_a_file_for_each_storage_unit():
+    folder, pattern = STORAGE_FILES.split("/")
+    assert folder == simple_storage_manager._SU_SUBDIR
+    manager = simple_storage_manager.AsyncSimpleStorageManager
+    assert pattern == "su_*.pkl" and 'f"su_{pos}_{su_id}.pkl"' in inspect.getsource(
+        manager.save_checkpoint
+    )
 
 
 def test_a_failed_response_is_an_entry_like_any_other():

@@ -15,7 +15,7 @@ from vapo_verl.config import COLOCATED
 from vapo_verl.preflight import InputError
 from vapo_verl.run_folder.checkpoints import checkpoint_folder
 from vapo_verl.run_folder.layout import config_file, write_config
-from vapo_verl.run_folder.resume import inputs_of, references, write_inputs
+from vapo_verl.run_folder.resume import STORAGE_FILES, inputs_of, references, write_inputs
 
 
 class Run:
@@ -295,9 +295,11 @@ def test_another_number_of_ranks_is_refused_at_once(trained):
 
 
 def test_another_number_of_storage_units_is_refused_where_the_queue_is_loaded(trained):
-    queue = checkpoint_folder(trained.folder, 3) / "transfer_queue" / "storage_units"
-    queue.mkdir(parents=True)
-    (queue / "su_info.json").write_text('[{"position": 0}, {"position": 1}]')
+    queue = checkpoint_folder(trained.folder, 3) / "transfer_queue"
+    for unit in ("0_a", "1_b"):
+        file = queue / STORAGE_FILES.replace("*", unit)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
     trained.start()
     mode = {"trainer__v1__trainer_mode": COLOCATED}
     key = "transfer_queue__backend__SimpleStorage__num_data_storage_units"

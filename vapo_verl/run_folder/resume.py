@@ -66,6 +66,8 @@ OF_THE_RUN = ("trainer", "vapo.logging", "vapo.replay_poll_s")
 FSDP_SIZE = "actor_rollout_ref.actor.fsdp_config.fsdp_size"
 STRATEGY = "actor_rollout_ref.actor.strategy"
 STORAGE_UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
+STORAGE_FILES = "simple_storage/su_*.pkl"
+"""TransferQueue's files of a replay buffer in a checkpoint, one for each storage unit."""
 LEARNING_RATE = "actor_rollout_ref.actor.optim.lr"
 OF_THE_OPTIMIZER = (
     LEARNING_RATE,
@@ -294,18 +296,14 @@ def refuse_other_ranks(run_dir: Path, step: int, num_ranks: int) -> None:
 def refuse_other_storage(checkpoint: Path, trainer_mode: str, num_units: int | None) -> None:
     """Refuse to resume an asynchronous run with another number of storage units.
 
-    Its checkpoint holds the replay buffer, one file for each unit. A checkpoint without one, or
-    with an unknown number, passes.
+    Its checkpoint holds the replay buffer, one file for each unit. A checkpoint without them
+    passes.
 
     Raises:
         OtherRun: with both numbers.
     """
-    file = checkpoint / "transfer_queue" / "storage_units" / "su_info.json"
-    try:
-        written_by = len(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return
-    if trainer_mode != SYNC and written_by != num_units:
+    written_by = len([*(checkpoint / "transfer_queue").glob(STORAGE_FILES)])
+    if trainer_mode != SYNC and written_by not in (0, num_units):
         raise OtherRun(
             f"the replay buffer of {checkpoint} is in {written_by} storage units, and "
             f"{STORAGE_UNITS}={num_units}; set it to {written_by}, or set "
