@@ -59,6 +59,15 @@ def test_counts_of_mini_batches_are_summed_and_other_metrics_are_not():
     assert metrics["actor/pg_loss"] == pytest.approx(0.5)
 
 
+def test_metrics_of_a_rejection_rule_are_combined_by_what_they_are():
+    rule = "rollout_corr/rollout_rs_seq_{}".format
+    fraction, low = rule("sum_k1_masked_fraction"), rule("max_k2_min")
+    steps = Steps([{fraction: 0.25, low: -1.0}, {fraction: 0.5, low: -2.0}, {fraction: 0.75}])
+    metrics = {}
+    steps.step(metrics, {})
+    assert (metrics[fraction], metrics[low]) == (pytest.approx(0.5), -2.0)
+
+
 def test_the_counts_of_a_step_are_its_own():
     steps = Steps([{FAILED: 1}] * 6)
     for _ in range(2):

@@ -7,7 +7,8 @@ their responses; the others are aborted, and continue with the new weights.
 every ``parameter_sync_step`` mini-batches, which is one step.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, register_trainer
@@ -22,6 +23,9 @@ from vapo_verl.trainer import liveness
 from vapo_verl.trainer.replay_buffer import FAILED
 from vapo_verl.trainer.trainer import VapoTraining
 from vapo_verl.trainer.worker import VapoDetachedWorker
+
+REJECTIONS = ("rollout_corr/rollout_rs_seq_sum_", "rollout_corr/rollout_rs_seq_max_")
+"""Begin the names of metrics of a rejection rule whose own name tells veRL how to combine them."""
 
 
 @register_trainer("vapo_colocate_async")
@@ -50,15 +54,24 @@ class VapoSeparateAsync(VapoTraining, PPOTrainerSeparateAsync):
         super()._setup()
 
     def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]) -> KVBatchMeta:
-        """veRL's step, which logs means over its mini-batches; counts are summed instead."""
+        """veRL's step, which logs means over its mini-batches; counts are summed instead.
+
+        Of `rollout_rs_seq_sum_k1_mean` it would log the sum, as the name contains one.
+        """
         self._counts = Counter[str]()
+        self._rejections: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
         batch = super().step(metrics, timing_raw)
         metrics.update(self._counts)
+        metrics.update({name: _of_all(name, values) for name, values in self._rejections.items()})
         return batch
 
     def _step_once(self, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> KVBatchMeta:
         batch = super()._step_once(metrics, *args, **kwargs)
         self._counts.update({name: metrics[name] for name in filter(_is_count, metrics)})
+        num_responses = sum(not tag.get("is_padding") for tag in batch.tags)
+        for name, value in metrics.items():
+            if name.startswith(REJECTIONS):
+                self._rejections[name].append((value, num_responses))
         return batch
 
     def on_step_end(self) -> None:
@@ -86,6 +99,15 @@ class VapoSeparateAsync(VapoTraining, PPOTrainerSeparateAsync):
 
     def _free_devices(self) -> None:
         """Nothing to do: the actor's GPUs are its own."""
+
+
+def _of_all(name: str, values: Sequence[tuple[float, int]]) -> float:
+    """A metric of several mini-batches, from their values and numbers of responses."""
+    if name.endswith("_max"):
+        return max(value for value, _ in values)
+    if name.endswith("_min"):
+        return min(value for value, _ in values)
+    return sum(value * num for value, num in values) / sum(num for _, num in values)
 
 
 def _is_count(name: str) -> bool:
