@@ -195,9 +195,11 @@ def clear_prompts_except(uids: Collection[str]) -> None:
     clear([uid for uid in keys_in(PROMPTS) if uid not in uids], PROMPTS)
 
 
-def prepare_seconds() -> list[float]:
-    """``PreparedPrompt.seconds`` of the prompts in the replay buffer."""
-    uids = keys_in(PROMPTS)
+def prepare_seconds(uids: Sequence[str]) -> list[float]:
+    """``PreparedPrompt.seconds`` of prompts with finished responses.
+
+    Rows of other prompts may be half written: TransferQueue lists a key before its fields.
+    """
     return read_columns(uids, PROMPTS, [SECONDS_FIELD])[SECONDS_FIELD] if uids else []
 
 

@@ -602,18 +602,18 @@ class VapoTraining(PPOTrainer):
         metrics.update(info_means(step.infos))
         metrics |= {name: metrics.get(name, 0) for name in used_metrics(self.config)}
         metrics.update(self._memory.metrics())
-        metrics.update(self._rollout_metrics())
+        metrics.update(self._rollout_metrics(list(dict.fromkeys(map(uid_of, step.keys)))))
         self._write_rollouts(step.keys, batch.partition_id)
         clear_prompts_except(
             set(map(uid_of, keys_in(batch.partition_id))) - set(map(uid_of, batch.keys))
         )
 
-    def _rollout_metrics(self) -> dict[str, float]:
-        """Time to prepare prompts, and delays of the event loops since the last step."""
+    def _rollout_metrics(self, uids: Sequence[str]) -> dict[str, float]:
+        """Time to prepare these prompts, and delays of the event loops since the last step."""
         loops = ray.get([worker.take_loop_lag.remote() for worker in self._agent_loop_workers])
         on_servers = ray.get([server.take_loop_lag.remote() for server in self._servers])
         return {
-            "vapo/rollout/prepare_s": mean(prepare_seconds()),
+            "vapo/rollout/prepare_s": mean(prepare_seconds(uids)),
             **lag_metrics("loop", list(itertools.chain(*loops))),
             **lag_metrics("server_loop", list(itertools.chain(*on_servers))),
         }
