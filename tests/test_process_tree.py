@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from vapo_verl import process_tree
-from vapo_verl.process_tree import guarded_run, is_alive, remove_remains
+from vapo_verl.files import FolderLock
+from vapo_verl.process_tree import FOLDER_LOCK, guarded_run, is_alive, remove_remains
 
 CHILD = """
 import os, signal, subprocess, sys, time
@@ -133,18 +134,18 @@ def aged(path: Path) -> Path:
     return path
 
 
-def run_folder(path: Path) -> Path:
+def temporary_folder(path: Path) -> Path:
     path.mkdir()
-    (path / ".lock").touch()
+    (path / FOLDER_LOCK).touch()
     (path / "socket").touch()
     return aged(path)
 
 
 def test_remains_without_an_owner_go_and_those_of_live_runs_stay(places):
-    dead, alive = (run_folder(places / "tmp" / f"vapo-{name}") for name in ("dead", "alive"))
-    fresh = run_folder(places / "tmp" / "vapo-fresh")
+    dead, alive = (temporary_folder(places / "tmp" / f"vapo-{name}") for name in ("dead", "alive"))
+    fresh = temporary_folder(places / "tmp" / "vapo-fresh")
     os.utime(fresh)
-    other = run_folder(places / "tmp" / "vapo_other")
+    other = temporary_folder(places / "tmp" / "vapo_other")
     strange = places / "tmp" / "vapo-strange"
     strange.mkdir()
     aged(strange)
@@ -152,7 +153,7 @@ def test_remains_without_an_owner_go_and_those_of_live_runs_stay(places):
     for bucket in buckets:
         bucket.touch()
         aged(bucket)
-    with (alive / ".lock").open("w") as lock, buckets[1].open("rb") as bucket:
+    with (alive / FOLDER_LOCK).open("w") as lock, buckets[1].open("rb") as bucket:
         fcntl.flock(lock, fcntl.LOCK_EX)
         fcntl.flock(bucket, fcntl.LOCK_EX)
         aged(alive)
@@ -161,6 +162,16 @@ def test_remains_without_an_owner_go_and_those_of_live_runs_stay(places):
     assert left == sorted([alive.name, fresh.name, other.name, strange.name])
     assert list((places / "shm").iterdir()) == [buckets[1]]
     assert not dead.exists()
+
+
+def test_a_finished_run_folder_stays_whatever_its_name(places):
+    """Runs of users in the temporary folder, with the lock that a run leaves."""
+    folder = places / "tmp" / "vapo-seed0"
+    with FolderLock(folder):
+        pass
+    aged(folder)
+    remove_remains()
+    assert folder.exists()
 
 
 def test_sockets_that_nobody_listens_on_go(places):

@@ -37,6 +37,8 @@ END_S = 5.0
 """Seconds for a run's processes to end by themselves once their owner is gone."""
 FOLDER_PREFIX, BUCKET_PREFIX = "vapo-", "vapo_weights_"
 """Names of temporary folders of runs, and of buckets of weights in :data:`SHARED_MEMORY`."""
+FOLDER_LOCK = ".vapo_temporary"
+"""Locked file in such a folder. A run folder has another lock, and is never removed."""
 SHARED_MEMORY = Path("/dev/shm")
 LEAST_SHARED_BYTES = 16 << 20
 """With less free room there, weights cannot reach the engine, and it may not even start."""
@@ -118,7 +120,7 @@ def guarded_run(held: Sequence[int] = ()) -> Iterator[Path]:
     """
     remove_remains()
     folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=_short_temporary_folder()))
-    with (folder / ".lock").open("w") as lock:
+    with (folder / FOLDER_LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         guard = _start_guard(str(os.getpid()), str(folder), held=held)
         assert guard.stdin is not None
@@ -133,7 +135,7 @@ def remove_remains() -> None:
     """Remove files of this user's runs whose owner is gone: see the module's docstring."""
     for folder in Path(tempfile.gettempdir()), Path("/tmp"):
         for path in folder.glob(f"{FOLDER_PREFIX}*"):
-            if _is_old_and_ours(path, stat.S_ISDIR) and _is_unlocked(path / ".lock"):
+            if _is_old_and_ours(path, stat.S_ISDIR) and _is_unlocked(path / FOLDER_LOCK):
                 shutil.rmtree(path, ignore_errors=True)
     for path in SHARED_MEMORY.glob(f"{BUCKET_PREFIX}*"):
         if _is_old_and_ours(path, stat.S_ISREG) and _is_unlocked(path):
