@@ -153,6 +153,7 @@ run_on_cluster() {
     fi
     if [[ -n $stop_requested && -z $signalled ]]; then
       say "asked to stop by SIG$stop_requested"
+      read_end_time
       kill -USR1 "$step" # srun passes it to the command only
       signalled=1
     fi
@@ -164,6 +165,14 @@ run_on_cluster() {
   # the signal came before the command could handle it
   if [[ -n $signalled ]] && ((code == 128 + $(kill -l USR1))); then code=$EXIT_STOPPED; fi
   return "$code"
+}
+
+# When Slurm ends the job. It may change: by scontrol update, or by a preemption's grace time.
+read_end_time() {
+  local answer
+  answer=$(squeue -h -j "$SLURM_JOB_ID" -o %e) || return 0
+  answer=$(date -d "${answer:-none}" +%s 2>/dev/null) || return 0 # none is no date
+  ends_at=$answer
 }
 
 # If a checkpoint takes longer than the warning before the time limit, the job resumes from the last
@@ -211,6 +220,13 @@ requeue() {
   exit "$2"
 }
 
+# pyxis may keep a named container in each node's image storage.
+remove_containers() {
+  trap - EXIT
+  [[ $VAPO_CONTAINER != pyxis ]] ||
+    on_all_nodes enroot remove --force "pyxis_vapo_$SLURM_JOB_ID" &>/dev/null || true
+}
+
 # finish CODE: stop all, then end the job with the driver's exit code or requeue it.
 finish() {
   local code=$1 lost=()
@@ -224,11 +240,9 @@ finish() {
   else
     stop_cluster
   fi
+  remove_containers
   ((${#lost[@]} == 0)) || requeue "lost ${lost[*]}" "$code"
   ((code != EXIT_STOPPED)) || requeue "stopped" "$code"
-  # pyxis may keep a named container in each node's image storage
-  [[ $VAPO_CONTAINER != pyxis ]] ||
-    on_all_nodes enroot remove --force "pyxis_vapo_$SLURM_JOB_ID" &>/dev/null || true
   say "the run ended with exit code $code"
   exit "$code"
 }
@@ -238,9 +252,8 @@ shift
 : "${SLURM_JOB_ID:?runs in a job: sbatch slurm/smoke.sh}"
 head=$SLURMD_NODENAME # a batch script runs on the first node of its job
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-cluster='' stop_requested=''
-time_limit=$(squeue -h -j "$SLURM_JOB_ID" -o %e || true)
-ends_at=$(date -d "${time_limit:-none}" +%s 2>/dev/null) || ends_at= # none is no date
+cluster='' stop_requested='' ends_at=''
+read_end_time
 
 check_slurm
 read_settings
@@ -248,10 +261,11 @@ read_settings
   die "restarted $restarts times, VAPO_MAX_REQUEUES=$VAPO_MAX_REQUEUES; submit again to go on" "$EXIT_STOPPED"
 choose_container
 driver=("$VAPO_PYTHON" -u -m vapo_verl.main "+recipe=$recipe" "trainer.nnodes=${#nodes[@]}"
-  "trainer.experiment_name=$SLURM_JOB_NAME" "trainer.default_local_dir=$VAPO_RUNS_DIR/$SLURM_JOB_NAME")
+  "trainer.experiment_name=\"$SLURM_JOB_NAME\"" "trainer.default_local_dir=$VAPO_RUNS_DIR/$SLURM_JOB_NAME")
 [[ -z ${SLURM_GPUS_ON_NODE:-} ]] || driver+=("trainer.n_gpus_per_node=$SLURM_GPUS_ON_NODE")
 driver+=("$@")
 
+trap remove_containers EXIT
 trap 'stop_requested=USR1' USR1
 trap 'stop_requested=TERM' TERM
 size_nodes
