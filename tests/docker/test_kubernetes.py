@@ -111,6 +111,9 @@ def test_a_pod_that_ends_has_time_to_save(pods):
         script = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
         assert (ROOT / script.removeprefix("/opt/vapo_verl/")).is_file()
         assert pod["terminationGracePeriodSeconds"] >= 600
+        env = {each["name"]: each.get("value") for each in pod["containers"][0]["env"]}
+        # when the job is deleted: after it Ray kills the driver
+        assert 600 <= int(env["RAY_JOB_STOP_WAIT_TIME_S"]) < pod["terminationGracePeriodSeconds"]
 
 
 def test_no_pod_runs_as_root_and_no_secret_is_written_down(spec, pods):
