@@ -41,6 +41,19 @@ def test_a_key_or_an_explicit_mode_is_respected(tmp_path, monkeypatch):
     assert os.environ["WANDB_MODE"] == "disabled"
 
 
+def test_a_key_of_ones_own_server_is_found_where_wandb_finds_it(tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    netrc = tmp_path / "home" / ".netrc"
+    netrc.write_text(f"machine wandb.corp:8080 login user password {'x' * 40}")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://wandb.corp:8080")
+    prepare_trackers(tmp_path, ["wandb"])
+    assert "WANDB_MODE" not in os.environ
+    monkeypatch.setenv("WANDB_BASE_URL", "https://api.wandb.ai")
+    prepare_trackers(tmp_path, ["wandb"])
+    assert os.environ["WANDB_MODE"] == "offline"
+
+
 @pytest.mark.parametrize(
     ("loggers", "others"),
     [(["tensorboard", "wandb"], "[tensorboard]"), (["wandb"], "[]")],

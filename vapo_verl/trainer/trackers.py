@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.parse import urlsplit
 
 from vapo_verl.anchors.signal import NUM_FIRST_STEPS, SIGNAL_METRICS, no_signal
 from vapo_verl.console import progress, say
@@ -91,11 +92,18 @@ def prepare_trackers(run_dir: Path, loggers: Sequence[str]) -> None:
 
 
 def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
+    """Whether wandb finds credentials: in the environment, or in netrc for its server."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
+    import wandb
+
+    settings = wandb.Settings()
+    settings.update_from_system_settings()
+    settings.update_from_env_vars(dict(os.environ))
+    server = urlsplit(settings.base_url).netloc
     try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (FileNotFoundError, netrc.NetrcParseError):
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(server) is not None
+    except (OSError, netrc.NetrcParseError):
         return False
 
 
