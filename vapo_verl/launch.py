@@ -1,7 +1,6 @@
 """Start a run: check it, prepare the environment, hand it to veRL."""
 
 import contextlib
-import getpass
 import os
 import shutil
 import signal
@@ -501,7 +500,7 @@ def use_temporary_folder(config: DictConfig, folder: Path) -> None:
     """
     if joined_cluster(config.ray_kwargs.ray_init.get("address")) is not None:
         return
-    kernels = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+    kernels = Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernels))
     os.environ.setdefault("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp"))
     os.environ["TMPDIR"] = str(folder)
