@@ -132,6 +132,7 @@ def test_bad_input(claims, stored, parquet, tmp_path, capsys):
         ("No, the cat sleeps.", False),
         ("<think>yes? no.</think>\nNO", False),
         ("<think>yes", None),
+        ("I look: no.\n</think>\n\nYes", True),
         ("Nothing", None),
         ("The claim is correct: yes", None),
         ("", None),

@@ -52,6 +52,14 @@ def test_no_question_is_sent_and_the_image_byte_for_byte(claims, server, parquet
     assert not any("SECRET-QUESTION" in json.dumps(seen.body) for seen in server.seen)
 
 
+def test_a_server_on_this_machine_is_asked_without_the_proxy(
+    claims, server, parquet, out, monkeypatch
+):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert claims("generate", parquet(1), "--out", out) == 0
+    assert len(server.seen) == 1
+
+
 def test_what_is_missing_is_asked_for_and_what_is_kept_is_told(
     claims, server, scripted, parquet, out
 ):

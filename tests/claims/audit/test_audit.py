@@ -245,6 +245,7 @@ def test_fewer_images_than_asked_for_are_all_taken_and_said(source, store, tmp_p
             ["claims", "source", "--out", "x.html", "--num-images", "0"],
             "--num-images is 0, want at",
         ),
+        (["claims", "rows.parquet", "--out", "rows.parquet"], "--out: rows.parquet is the input"),
     ],
 )
 def test_arguments_that_do_not_fit_together(words, message):

@@ -20,6 +20,7 @@ BOTH = (Claim("The cat sleeps.", True), Claim("The dog sleeps.", False))
         f"[\n{A},\n{B}\n]",
         f'{{"claims": [{A}, {B}]}}',
         f"<think>The cat,\nI see.</think>\n{A}\n{B}",
+        f"I draft:\n{B}\n</think>\n{A}\n{B}",
     ],
 )
 def test_accepted_forms(text):

@@ -52,7 +52,6 @@ CUT_OFF = "cut_off"
 """The unfinished last line of an answer that ran into its token limit."""
 EMPTY = "empty"
 """The answer holds no text at all."""
-_THINKING = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 _FENCE = re.compile(r"^\s*```\w*\s*$")
 _BRACKETS = ("[", "]", "[]")
 
@@ -171,9 +170,12 @@ class ParsedAnswer:
 
 
 def without_thinking(text: str) -> str:
-    """The answer after a <think> block; empty if the block was never closed."""
-    text = _THINKING.sub("", text)
-    return "" if text.lstrip().startswith("<think>") else text
+    """The answer after a <think> block; empty if the block was never closed.
+
+    Where a chat template opens the block, the text has only its end.
+    """
+    _, end, answer = text.rpartition("</think>")
+    return "" if not end and text.lstrip().startswith("<think>") else answer
 
 
 def parse_answer(text: str, *, cut_off: bool = False) -> ParsedAnswer:

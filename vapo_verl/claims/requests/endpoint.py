@@ -6,6 +6,7 @@ A client library would handle replies that are not completions in its own way.
 import asyncio
 import email.utils
 import io
+import ipaddress
 import json
 import re
 import time
@@ -134,12 +135,19 @@ class Endpoint:
 
 
 def _proxy_for(url: str) -> str | None:
-    """The proxy by HTTPS_PROXY, HTTP_PROXY and NO_PROXY. aiohttp's own lookup also reads ~/.netrc,
-    and refuses a request with a key in both places."""
+    """The proxy by HTTPS_PROXY, HTTP_PROXY and NO_PROXY; none for this machine. aiohttp's own
+    lookup also reads ~/.netrc, and refuses a request with a key in both places."""
     parts = urlsplit(url)
-    if urllib.request.proxy_bypass(parts.netloc):
+    if _is_loopback(parts.hostname or "") or urllib.request.proxy_bypass(parts.netloc):
         return None
     return urllib.request.getproxies().get(parts.scheme)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
