@@ -15,6 +15,7 @@ from vapo_verl.data.claims_column import read_claims
 from vapo_verl.data.control_tokens import ESCAPE, MEDIA_WORDS, ControlTokens
 from vapo_verl.data.errors import BadCell, shown
 from vapo_verl.data.images import image_options, image_source
+from vapo_verl.reward.accuracy import number_text
 from vapo_verl.reward.accuracy import truths_of as accepted_truths
 
 IMAGE_PLACEHOLDER = "<image>"
@@ -146,11 +147,11 @@ def truths_of(reward_model: object) -> tuple[str, ...]:
         if not isinstance(member, str) and not math.isfinite(member):
             raise BadCell("reward_model", f"an answer is {member}, no number", _TEXT_ANSWER)
         try:
-            accepted_truths(_as_text(member))
+            accepted_truths(number_text(member))
         except ValueError as error:
             found = f"an answer is {shown(member)}, which nothing can match"
             raise BadCell("reward_model", found, _TEXT_ANSWER) from error
-    return tuple(map(_as_text, members))
+    return tuple(map(number_text, members))
 
 
 def check_answer(reward_model: object) -> None:
@@ -261,13 +262,6 @@ def _is_chat(prompt: object) -> bool:
         and all(isinstance(turn.get(field), str) for field in ("role", "content"))
         for turn in prompt
     )
-
-
-def _as_text(member: str | int | float | Decimal) -> str:
-    """The answer as text; a float that is a whole number is written as one: 3.0 as 3."""
-    if isinstance(member, float) and member.is_integer() and abs(member) < 2**53:
-        return str(int(member))
-    return member if isinstance(member, str) else str(member)
 
 
 def _is_whole(value: object) -> bool:

@@ -65,12 +65,18 @@ def _truth(value: object) -> str:
         raise ValueError(f"ground_truth is {kind}: give the answer as a string or a number")
     if not isinstance(value, str) and not math.isfinite(value):
         raise ValueError(f"ground_truth={value!r} is no number: give the row an answer")
-    text = str(value)
+    text = number_text(value)
     boxed = last_boxed(text) if text.count(BOX) == 1 else None
     truth = boxed or text.strip()  # with several boxes, an answer with several parts
     if not normalised(truth):
         raise ValueError(f"ground_truth={value!r} is blank: give the row an answer")
     return truth
+
+
+def number_text(value: str | int | float | Decimal) -> str:
+    """A value as text; a float that is a whole number is written as one: 3.0 as 3."""
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return str(int(value)) if is_whole else str(value)
 
 
 def answer_of(text: str) -> str | None:

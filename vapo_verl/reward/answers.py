@@ -28,7 +28,8 @@ _SIGNS = str.maketrans(
     {
         **dict.fromkeys("−‐‑‒–—―⁃˗", "-"),
         **dict.fromkeys("º˚", "°"),
-        **dict.fromkeys("‘’‛", "'"),
+        **dict.fromkeys("‘’‛′ʹ", "'"),
+        "″": "''",
         **dict.fromkeys("“”„«»「」『』", '"'),
         **{"∶": ":", "⁄": "/", "∕": "/", "⋅": "·", "∙": "·", "、": ",", "٫": ".", "٬": ","},
         **{"〈": "⟨", "〉": "⟩", "⩽": "≤", "⩾": "≥", "≦": "≤", "≧": "≥", "⟶": "→", "✕": "×"},
@@ -128,7 +129,10 @@ def _one_pass(text: str) -> str:
         text = _latex(text)
     text = " ".join(text.split())
     text = re.sub(r" ?([\^_]) ?", r"\1", text)
-    text = re.sub(r" ?\^?(?:\{ ?° ?\}|°)", "°", text).replace("^{'}", "'").replace("^'", "'")
+    text = re.sub(r" ?\^?(?:\{ ?° ?\}|°)", "°", text)
+    text = text.replace("^{'}", "'").replace("^{''}", "''").replace("^'", "'")
+    text = re.sub(r"(?<=\d) ?μ (?=(?:[ACFHLNTVWgms]|Pa|Hz|Ω)(?![A-Za-z]))", " μ", text)
+    text = re.sub(r"(?<=\d) ?''", '"', text)
     text = re.sub(r"° (?=[CFKT](?![A-Za-z]))", "°", text)
     text = re.sub(r"([\^_])\{ ?(\w|[+-]) ?\}", r"\1\2", text)
     text = re.sub(r"\^(-?\d{2,}|-\d)(?![\d}])", r"^{\1}", text)

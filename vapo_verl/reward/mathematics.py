@@ -72,7 +72,7 @@ def _bare(text: str) -> str:
 def _ascending(text: str) -> str:
     """`5 > x > 2` as `2 < x < 5`."""
     sides = re.split("([>≥])", text)
-    if len(sides) == 1 or re.search("[<≤=≠,;∈]", text):
+    if len(sides) == 1 or re.search(r"[<≤=≠,;∈|{}∪]|\b(?:and|or)\b", text):
         return text
     return "".join({">": "<", "≥": "≤"}.get(side, side.strip()) for side in reversed(sides))
 
@@ -196,11 +196,30 @@ def _lists(a: str, b: str, depth: int) -> bool | None:
         return None
     if len(a_parts) != len(b_parts) or len(a_parts) > _MAX_PARTS:
         return False
+    a_parts, b_parts = _roots(a_parts, b_parts)
     kinds = {a_kind.replace("⟨", "(").replace("⟩", ")"), b_kind.replace("⟨", "(").replace("⟩", ")")}
     if kinds <= {"", "{}"} and not _is_named_once(a_parts, b_parts):
         return _same_in_any_order(a_parts, b_parts, depth + 1)
     has_order = len(kinds - {""}) <= 1 and "{}" not in kinds
     return has_order and all(_same(x, y, depth + 1) for x, y in zip(a_parts, b_parts, strict=True))
+
+
+def _roots(a_parts: list[str], b_parts: list[str]) -> tuple[list[str], list[str]]:
+    """The values of `x=1, x=3` and `x_1=1, x_2=3`, which name the roots of one unknown; else the
+    parts. With indices on both sides, the names say which value is which."""
+    names = [[split_name(part) for part in parts] for parts in (a_parts, b_parts)]
+    a_names, b_names = ([name for name in side if name] for side in names)
+    if len(a_names) < len(a_parts) or len(b_names) < len(b_parts):
+        return a_parts, b_parts
+    keys = [{name.key for name in side} for side in (a_names, b_names)]
+    for (unknown, *further), others in (keys, keys[::-1]):
+        if (
+            not further
+            and len(unknown) == 1
+            and all(re.fullmatch(rf"{re.escape(unknown)}(?:_\w+)?", other) for other in others)
+        ):
+            return [name.value for name in a_names], [name.value for name in b_names]
+    return a_parts, b_parts
 
 
 def _same_words(a: str, a_parts: Sequence[str], b: str, b_parts: Sequence[str]) -> bool:

@@ -116,6 +116,7 @@ _SYMBOL_NAMES = (
     "nm μm mm cm dm m km in ft yd mi mg g kg t lb oz ml mL dl cl L l s ms min h ha cc Hz kHz MHz "
     "GHz N kN J kJ MJ W mW kW MW kWh V mV kV A mA Ω kΩ Pa kPa hPa MPa K mol cal kcal eV rad deg "
     "dB px rpm mph kph kmh C F °C °F °T °K ° % ‰ ' \" USD EUR GBP JPY CNY RMB INR € £ ¥ ₹ ₩ "
+    "T mT Wb H mH mC μC nC mF μF nF pF μA μV μW μs ns keV MeV GeV Bq lx lm cd mmHg AU Å ly "
     "GB MB KB kB TB kbps Mbps"
 )
 _SYMBOLS = _SYMBOL_NAMES.split()
