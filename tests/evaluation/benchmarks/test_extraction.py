@@ -74,6 +74,11 @@ IN_THE_IMAGE: dict[str, str] = {}
         ("由图可得。\n故选：B。", "B"),
         ("因为A太小，所以选B。", "B"),
         ("由图可得。\n【答案】B", "B"),
+        ("选项：A. 40° B. 60°\n所以选 B。", "B"),
+        ("题目的选项：A. 40°\nB. 60°\n\n正确的是 B", "B"),
+        ("The correct answer is B. The other answers: A, C, D are wrong.", "B"),
+        ("The answer is B. If it were 40° the answer would be A.", "B"),
+        ("The answer is B, not the answer: C", "B"),
     ],
 )
 def test_options_with_values(text, letters):
@@ -90,6 +95,9 @@ def test_options_with_values(text, letters):
         ("The options are:\nA. 40°\nB. 60°\nC. 120°\nD. 140°\nB. 60°", "B"),
         ("A. 40°\nB. 60°\nC. 120°\nSo B is correct.", "B"),
         ("B\n\nA. 40° is too small.\nB. 60° fits.", "B"),
+        ("From the options, I pick:\nA. 40°", "A"),
+        ("A. 40°\n\nB. 60°, C. 120° and D. 140° are too large.", "A"),
+        ("The options are:\nA. 40°\nB. 60°\nC. 120°\n\nSo the angle is 60°.", "B"),
     ],
 )
 def test_a_list_of_the_options_chooses_none(text, letters):
@@ -150,6 +158,16 @@ def test_options_that_are_in_the_image(text, letters):
         ("The value is $\\frac{3}{4}$.", "\\frac{3}{4}"),
         ("Therefore, AB = 7.", "AB = 7"),
         ("x = 3 or x = 5", "x = 3 or x = 5"),
+        ("AB is 3 and BC is 4", "AB is 3 and BC is 4"),
+        ("The area is 12 if the side is 3.", "12"),
+        ("The answer is 5, so the area is 25", "5"),
+        ("AC is equal to 5", "5"),
+        ("Hydrogen is the element with number 1", "Hydrogen is the element with number 1"),
+        ("The area is $2\\sqrt{3}$.", "2\\sqrt{3}"),
+        ("The answer is 5. Both answers are the same.", "5"),
+        ("The answer is 5. If doubled, the answer would be 10.", "5"),
+        ("If x = 2, the answer is 5.", "5"),
+        ("The answer is 5\n<answer></answer>", "5"),
         ("It is red.", "It is red"),
         ("<think>12</think>It is long. <answer>14</answer>", "14"),
         ("The answer is 12. Twice that is 24, so the answer is correct.", "12"),

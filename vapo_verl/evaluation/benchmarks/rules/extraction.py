@@ -4,8 +4,7 @@ An answer is, in this order, the last `\boxed{...}` after the reasoning; the las
 last statement such as "the answer is ..."; for questions with options, the option named in the
 visible text; the value of the last sentence or the last equation. Reasoning in a `<think>` that
 never closes is no answer, except for MathVerse. Nothing is guessed: if two options are named the
-answer names two, and if none is named there is no answer. A response that ends in a list of the
-options names none.
+answer names two, and if none is named there is no answer. Lists of the options name none.
 
 Naming an option follows `can_infer` of VLMEvalKit (vlmeval/utils/matching_util.py, read 2026-11):
 one option letter among the tokens, near the end, else the one option whose text occurs in a short
@@ -17,7 +16,6 @@ import ast
 import math
 import re
 import string
-from collections import deque
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
@@ -39,14 +37,21 @@ _END = 10_000
 """Characters at the end of a response that are searched for equations."""
 _EMPHASIS = re.compile(r"\*\*|__|`")
 _STATEMENT = re.compile(
-    r"(?:(?<!this )(?<!that )\b(?:answer|(?:correct|right|best)\s+(?:option|choice|statement))s?\s*"
+    r"(?:\b(?:answer|(?:correct|right|best)\s+(?:option|choice|statement))s?\s*"
     r"(?:(?:is|are|would\s+be|must\s+be|should\s+be)\b\s*:?|[:：=])"
-    r"|(?:答案|选项)\s*(?:是|应?为|选|[:：])|【答案】|(?:故|所以|因此|应)选)"
-    r"(?!\s*(?:not|correct|consistent|reasonable|plausible|valid|verified|confirmed)\b)"
+    r"|答案\s*(?:是|应?为|选|[:：])|正确的?选项\s*(?:是|应?为|[:：])|【答案】|(?:故|所以|因此|应)选)"
+    r"(?!\s*(?:(?:not|correct|incorrect|wrong|consistent|reasonable|plausible|valid|verified"
+    r"|confirmed|the\s+same)\b|正确|错误|合理|不))"
     r"\s*[:：]?\s*(?=([^\s:：].*))",
     re.I,
 )
 """The value is only looked at, so that a further statement on the line is found."""
+_OF_ANOTHER = re.compile(
+    r"\b(?:other|others?['’]s?|wrong|incorrect|both|negative|alternative|this|that|not\s+the)\s+$"
+    r"|\bif\b[^.!?]*$",
+    re.I,
+)
+"""Before a statement that does not say the answer, if there is another one."""
 _ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.S | re.I)
 _SENTENCE_END = re.compile(r"(?<!\b[A-Z])\.(?=\s|$)|(?<=[.!?])\s+(?=[A-Z][a-z])|。")
 _MARKED_LETTER = re.compile(
@@ -61,16 +66,22 @@ _LETTER_RUN = re.compile(
     r"(?<![\w'])[A-Z](?:\s*(?:,\s*(?:and|or)|[,;/&]|\band|\bor)\s*[A-Z](?![\w'(]))+"
 )
 _SENTENCE = re.compile(r"(?:\b[^\W\d_]{2,}\b\W+){3}")
-_TOKEN_BREAK = re.compile(r"[\s.()\[\],:;!?*#{}\"“”。，、：；！？（）]+")
+_TOKEN_BREAK = re.compile(r"[\s.()\[\],:;!?*#{}\"“”。]+")
 _MATHS = re.compile(r"[=\\^+<>°∠△\d]")
 _HEADER = re.compile(r"^[^\w\n]*(?:choices?|options?)[^\w\n]*:[^\S\n]*", re.I | re.M)
 _BULLET = re.compile(r"^\s*[-*•+]\s+")
 _OPTIONS_FOLLOW = re.compile(r"\b(?:options?|choices?)\b[^:]*:\s*$", re.I)
 _OPTION_LINE = re.compile(r"\s*\(?([A-Z])\s*[).:、．：]\s*(.*)")
-_VERB = r"\b(?:is|are|be|equals?|becomes|gives)\b"
+_VERB = r"\b(?:is|are|be|equals?(?!\s+to\b)|becomes|gives)\b"
 _FILLERS = r"(?:(?:equal\s+to|approximately|about|exactly|therefore|thus|given\s+by)\s+)*"
 _COMES_TO = re.compile(rf".*(?:{_VERB}|[=≈:])\s*{_FILLERS}(\S.*)")
 _SAYS = re.compile(rf".*{_VERB}\s*{_FILLERS}(\S.*)", re.S)
+_SAYS_TWICE = re.compile(rf"{_VERB}.*\d.*{_VERB}", re.S)
+_CLAUSE = re.compile(
+    r",?\s+(?:because|since|as|which|where|while|but|not|instead|rather|if|when|given|so|with)\b"
+    r"|;|\s\((?=[A-Za-z])"
+)
+_ENGLISH = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _THEREFORE = re.compile(r"^(?:so|thus|hence|therefore|then)\b,?\s*", re.I)
 _SEGMENT = re.compile(r"\\\[(.+?)\\\]|\\\((.+?)\\\)|\$\$(.+?)\$\$|\$([^$]+)\$", re.S)
 _HAS_VALUE = re.compile(r"\d|\\[a-z]|[√π∞=]")
@@ -97,20 +108,23 @@ def visible(prediction: str) -> str:
 def stated_answer(prediction: str) -> str | None:
     r"""The content of the last box, else `<answer>`, else "answer is ..."; None without any.
 
-    Such a statement ends with its sentence: "The answer is 3.5. So ..." says 3.5.
+    Such a statement ends with its sentence: "The answer is 3.5. So ..." says 3.5. One of another
+    answer ("the other answer is", "if ... the answer is") counts only if there is no other.
     """
     if boxed := answer_of(prediction):
         return boxed
     text = _EMPHASIS.sub("", visible(prediction))
-    if tagged := _ANSWER_TAG.findall(text):
-        return tagged[-1].strip() or None
-    last = deque(_STATEMENT.finditer(text), maxlen=1)
-    if not last:
+    if tagged := [tag.strip() for tag in _ANSWER_TAG.findall(text) if tag.strip()]:
+        return tagged[-1]
+    found = list(_STATEMENT.finditer(text))
+    if not found:
         return None
-    maths = _SEGMENT.match(text, last[0].start(1))
+    sayings = [each for each in found if not _OF_ANOTHER.search(text[: each.start()])]
+    last = (sayings or found)[-1]
+    maths = _SEGMENT.match(text, last.start(1))
     if maths and not text[maths.end() :].partition("\n")[0].strip(" .,;"):
         return next(filter(None, maths.groups())).strip() or None
-    said = _SENTENCE_END.split(last[0][1], maxsplit=1)[0]
+    said = _SENTENCE_END.split(last[1], maxsplit=1)[0]
     return said.strip().strip("$\"'“”").strip() or None
 
 
@@ -130,10 +144,14 @@ def free_answer(prediction: str) -> str | None:
 
 
 def _value_said(text: str) -> str:
-    """What stands behind the last verb of a sentence, if it has a value; else the text."""
+    """The value of a sentence's first clause, if it gives one and no other; else the text."""
     text = _THEREFORE.sub("", text)
-    found = _SAYS.fullmatch(_REASON.split(text)[0].removesuffix("."))
-    return (_bare_maths(found[1]) if found and _HAS_VALUE.search(found[1]) else None) or text
+    clause = _CLAUSE.split(text, maxsplit=1)[0].removesuffix(".")
+    found = _SAYS.fullmatch(clause)
+    said = _bare_maths(found[1] if found else clause)
+    if said is None or _SAYS_TWICE.search(clause) or not _HAS_VALUE.search(said):
+        return text
+    return said if value_of(said) is not None or not _ENGLISH.search(said) else text
 
 
 def conclusion(text: str) -> str | None:
@@ -197,10 +215,11 @@ def chosen_letters(prediction: str, choices: Mapping[str, str]) -> str | None:
         return letters
     if answer_of(prediction) is not None:
         return None  # the box is the answer, and it names no option
-    lines = _without_options(_EMPHASIS.sub("", visible(prediction)).splitlines())
+    all_lines = _EMPHASIS.sub("", visible(prediction)).splitlines()
+    lines = _without_options(all_lines, choices)
     if not lines:
         return None
-    if choice(lines[-1]) is not None or len(lines) == 1:
+    if choice(lines[-1]) is not None or len(all_lines) == 1:
         return letters_of(lines[-1], choices)
     if letter := _option_line(lines[0], choices):
         return letter
@@ -210,23 +229,32 @@ def chosen_letters(prediction: str, choices: Mapping[str, str]) -> str | None:
     return letters_of(value, choices) if value else None
 
 
-def _without_options(lines: Sequence[str]) -> list[str]:
-    """The lines without those of a list of options, complete or cut off.
+def _without_options(lines: Sequence[str], choices: Mapping[str, str]) -> list[str]:
+    """The lines without those of a list of options, complete or cut off, and its header.
 
-    Letters of a list follow each other. One that is repeated behind the list is an answer.
+    Items are lines one below the other whose letters follow each other. No list are one that is
+    repeated behind it, and a first line that is an option, above words about the next one.
     """
-    runs: list[list[tuple[int, str]]] = []
-    for place, line in enumerate(lines):
-        if item := _OPTION_LINE.fullmatch(_BULLET.sub("", line)):
-            if not (runs and ord(item[1]) == ord(runs[-1][-1][1]) + 1):
+    bare = [_BULLET.sub("", line) for line in lines]
+    runs: list[list[int]] = []
+    for place, line in enumerate(bare):
+        if item := _OPTION_LINE.fullmatch(line):
+            above = runs[-1][-1] if runs else -1
+            is_next = above >= 0 and ord(item[1]) == ord(bare[above].lstrip("( ")[0]) + 1
+            if not is_next or any(map(str.strip, bare[above + 1 : place])):
                 runs.append([])
-            runs[-1].append((place, item[1]))
+            runs[-1].append(place)
     listed: set[int] = set()
     for run in runs:
-        first, letter = run[0]
-        is_cut_off = letter == "A" and first > 0 and _OPTIONS_FOLLOW.search(lines[first - 1])
-        if len(run) > 1 or is_cut_off:
-            listed |= {place for place, _ in run}
+        is_option = [_option_line(bare[place], choices) is not None for place in run]
+        header = next((i for i in range(run[0] - 1, -1, -1) if lines[i].strip()), None)
+        if len(run) == 1:
+            is_cut_off = bare[run[0]].lstrip("( ")[0] == "A" and bool(choices) and not is_option[0]
+            if not (is_cut_off and header is not None and _OPTIONS_FOLLOW.search(lines[header])):
+                continue
+        listed |= set(run[1:] if is_option[:2] == [True, False] and run[0] == 0 else run)
+        if header is not None and lines[header].rstrip().endswith(":"):
+            listed.add(header)
     return [line for place, line in enumerate(lines) if place not in listed]
 
 
