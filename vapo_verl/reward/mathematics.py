@@ -72,7 +72,8 @@ def _bare(text: str) -> str:
 def _ascending(text: str) -> str:
     """`5 > x > 2` as `2 < x < 5`."""
     sides = re.split("([>≥])", text)
-    if len(sides) == 1 or re.search(r"[<≤=≠,;∈|{}∪]|\b(?:and|or)\b", text):
+    is_set = re.search(r"\\[{}]", text) or text.count("|") % 2
+    if len(sides) == 1 or is_set or re.search(r"[<≤=≠,;∈∪]|\b(?:and|or)\b", text):
         return text
     return "".join({">": "<", "≥": "≤"}.get(side, side.strip()) for side in reversed(sides))
 

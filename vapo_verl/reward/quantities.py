@@ -116,10 +116,12 @@ _SYMBOL_NAMES = (
     "nm μm mm cm dm m km in ft yd mi mg g kg t lb oz ml mL dl cl L l s ms min h ha cc Hz kHz MHz "
     "GHz N kN J kJ MJ W mW kW MW kWh V mV kV A mA Ω kΩ Pa kPa hPa MPa K mol cal kcal eV rad deg "
     "dB px rpm mph kph kmh C F °C °F °T °K ° % ‰ ' \" USD EUR GBP JPY CNY RMB INR € £ ¥ ₹ ₩ "
-    "T mT Wb H mH mC μC nC mF μF nF pF μA μV μW μs ns keV MeV GeV Bq lx lm cd mmHg AU Å ly "
     "GB MB KB kB TB kbps Mbps"
 )
-_SYMBOLS = _SYMBOL_NAMES.split()
+_EXACT_NAMES = "T mT Wb H mH mC μC nC mF μF nF pF μA μV μW μs ns keV MeV GeV Bq lx lm cd mmHg AU Å"
+_EXACT = frozenset(_EXACT_NAMES.split())
+"""Symbols that count as written and behind a number only: `2CD` and `2πT` are products."""
+_SYMBOLS = [*_SYMBOL_NAMES.split(), *_EXACT]
 _SAME = {
     **{"l": "L", "ml": "mL", "dl": "dL", "cl": "cL", "cc": "cm^3", "deg": "°", "C": "°C"},
     **{"F": "°F", "°K": "K", "€": "EUR", "£": "GBP", "¥": "JPY", "₹": "INR", "₩": "KRW"},
@@ -161,7 +163,9 @@ _UNITS_BY_WORD |= {f"{word}s": unit for word, unit in _UNITS_BY_WORD.items() if 
 _UNITS_BY_WORD |= {
     symbol.casefold(): unit
     for symbol, unit in _UNITS.items()
-    if len(symbol) > 1 and sum(other.casefold() == symbol.casefold() for other in _UNITS) == 1
+    if len(symbol) > 1
+    and symbol not in _EXACT
+    and sum(other.casefold() == symbol.casefold() for other in _UNITS) == 1
 }
 
 
@@ -223,7 +227,8 @@ def quantity(text: str) -> Quantity | None:
     if match := _WITH_UNIT.fullmatch(text):
         value, unit, space = match["value"], match["unit"], match["space"]
         is_letter = len(match["atom"]) == 1 and match["atom"].isalpha()
-        may_be_factor = is_letter and not space and _number(value) is None  # 1+2m
+        is_exact = match["atom"] in _EXACT
+        may_be_factor = ((is_letter and not space) or is_exact) and _number(value) is None  # 1+2m
         has_letters = not space or len(unit) == 1 or _WORDY.search(value)
         is_value = _is_numeric(value) or not (has_letters or value[-1] in "=<>+-")
         if is_value and not may_be_factor:
