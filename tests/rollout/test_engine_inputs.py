@@ -234,6 +234,12 @@ def test_unknown_prompts_and_other_tokens_are_refused():
 
 @settings(max_examples=200)
 @example(capacity=1.5, steps=[("open", 5), ("close", 5), ("plain", 1)], together=2)
+@example(  # what was sent before a reset is dropped unsent behind it, and asked for again
+    capacity=4.5,
+    steps=[(do, n) for do in ("open", "ask", "close", "reset", "open", "close") for n in (0,)]
+    + [("open", 4), ("ask", 4)],
+    together=1,
+)
 @example(  # image 0 is processed again, and others are sent before its next request
     capacity=2.5,
     steps=[(do, n) for n in (0, 1) for do in ("open", "ask")]

@@ -113,6 +113,8 @@ class EngineInputs:
                 unsent -= set(_hashes(other))
             for one in unsent:
                 del self._unsent[one]
+            if unsent and self._sent is not None:  # it may know them from before a reset
+                self._sent.clear_cache()
 
     async def send(self, prompt: Any, add_request: Callable[[Any], Awaitable[Any]]) -> Any:
         """Call ``add_request`` with vLLM's input for ``prompt``, and return its result.
@@ -141,8 +143,8 @@ class EngineInputs:
             async with opened.processing:
                 if (items := self._items(opened)) is not None:
                     break
-                if not all(map(self._can_send, _hashes(opened))):
-                    await self._clear()  # else the renderer makes no pixels of what it holds
+                if self._holds_unknown(opened):
+                    await self._clear()  # else the renderer makes no pixels of them
                 opened.engine_input = await self._process(
                     opened.collapsed, opened.images, opened.options
                 )
@@ -193,6 +195,11 @@ class EngineInputs:
             modality: [self._item(one) for one in hashes]
             for modality, hashes in opened.engine_input["mm_hashes"].items()
         }
+
+    def _holds_unknown(self, opened: _Open) -> bool:
+        """Whether the renderer's cache has images whose pixels are nowhere else."""
+        cache = self._renderer.mm_processor_cache
+        return any(cache.is_cached_item(one) and not self._can_send(one) for one in _hashes(opened))
 
     def _can_send(self, one: str) -> bool:
         return self._sent is None or one in self._unsent or self._sent.is_cached_item(one)
