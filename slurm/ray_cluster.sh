@@ -176,9 +176,11 @@ read_end_time() {
 }
 
 # If a checkpoint takes longer than the warning before the time limit, the job resumes from the last
-# one. The remaining time is for stopping Ray and for the requeue.
+# one. The remaining time is for stopping Ray, for removing containers, and for the requeue.
 out_of_time() {
-  [[ -n $ends_at ]] && (($(date +%s) > ends_at - 30 - VAPO_STOP_TIMEOUT_S)) &&
+  local reserve=$((30 + VAPO_STOP_TIMEOUT_S))
+  [[ $VAPO_CONTAINER != pyxis ]] || ((reserve += VAPO_NODE_TIMEOUT_S))
+  [[ -n $ends_at ]] && (($(date +%s) > ends_at - reserve)) &&
     say "no checkpoint in time; allow more time for it: --signal=B:USR1@SECONDS" >&2
 }
 
@@ -237,10 +239,11 @@ finish() {
   if ((${#lost[@]})); then
     # otherwise srun waits for the lost node, then cancels the next start's step of the same id
     kill -KILL "$cluster" 2>/dev/null || true
+    trap - EXIT # a step on all nodes would wait for the lost one, too
   else
     stop_cluster
+    remove_containers
   fi
-  remove_containers
   ((${#lost[@]} == 0)) || requeue "lost ${lost[*]}" "$code"
   ((code != EXIT_STOPPED)) || requeue "stopped" "$code"
   say "the run ended with exit code $code"

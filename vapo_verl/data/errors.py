@@ -22,7 +22,8 @@ def require_other_file(out: Path, source: Path, option: str = "--out") -> None:
     Raises:
         FileError: both are one file, also by another name or through a link.
     """
-    if out.resolve() == source.resolve():
+    is_same = out.resolve() == source.resolve()
+    if is_same or (out.exists() and source.exists() and out.samefile(source)):
         raise FileError(f"{option}: {out} is the input {source}; give another path")
 
 

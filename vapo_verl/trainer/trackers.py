@@ -102,7 +102,8 @@ def _has_wandb_key() -> bool:
     settings.update_from_env_vars(dict(os.environ))
     server = urlsplit(settings.base_url).netloc
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(server) is not None
+        file = os.environ.get("NETRC") or Path.home() / ".netrc"
+        return netrc.netrc(file).authenticators(server) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
