@@ -45,7 +45,7 @@ def test_a_hub_name_is_sized_by_its_published_shape_or_by_its_number(config, mon
     size = model_size(named)
     assert size is not None
     assert size.num_parameters == pytest.approx(32e9 * 1.2)
-    assert model_shape(named) == KNOWN_SHAPES["Qwen/Qwen2.5-VL-7B-Instruct"]  # the nearest one
+    assert model_shape(named) == KNOWN_SHAPES["Qwen/Qwen2.5-VL-32B-Instruct"]  # the nearest one
     unknown = config("actor_rollout_ref.model.path=some/model", recipe="vapo")
     assert model_size(unknown) is None
     assert model_shape(unknown) is None
@@ -75,6 +75,8 @@ def sizes_of(shape):
     [
         ("Qwen/Qwen2.5-VL-3B-Instruct", 3_754_622_976),
         ("Qwen/Qwen2.5-VL-7B-Instruct", 8_292_166_656),
+        ("Qwen/Qwen2.5-VL-32B-Instruct", 33_452_718_336),
+        ("Qwen/Qwen2.5-VL-72B-Instruct", 73_410_777_344),
     ],
 )
 def test_a_shape_counts_every_parameter_of_the_model(name, num_parameters):
@@ -108,9 +110,29 @@ def test_a_checkpoint_is_weights_and_two_moments(config):
     assert checkpoint_bytes(config(), 1000) == 1000 * 4 * 3
     contents = "actor_rollout_ref.actor.checkpoint.save_contents=[model]"
     assert checkpoint_bytes(config(contents), 1000) == 1000 * 4
+    whole = "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra,hf_model]"
+    assert checkpoint_bytes(config(whole), 1000) == 1000 * 4 * (3 + 1)
+    hybrid = ["trainer.n_gpus_per_node=4", "actor_rollout_ref.actor.fsdp_config.fsdp_size=2"]
+    assert checkpoint_bytes(config(*hybrid), 1000) == 2 * 1000 * 4 * 3  # every rank writes a shard
 
 
 BEST = "vapo.keep_best=val/acc"
+
+
+def test_heads_and_experts_of_a_folder_are_read(tmp_path):
+    """Qwen3-VL: heads are not hidden_size / number wide, and a layer may have many MLPs."""
+    text = {
+        **{"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8, "head_dim": 16},
+        **{"num_key_value_heads": 2, "intermediate_size": 128, "vocab_size": 100},
+        **{"num_experts": 4, "moe_intermediate_size": 32},
+    }
+    config = {"text_config": text, "vision_config": {"hidden_size": 32}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shape = shape_from_folder(tmp_path)
+    assert (shape.query_size, shape.key_value_size) == (8 * 16, 2 * 16)
+    assert shape.linear_layers()["self_attn.o_proj"] == (64, 128)
+    attention = 2 * 128 * 64 + 128 + 2 * (32 * 64 + 32)
+    assert shape.layer_parameters == attention + 3 * 4 * 32 * 64 + 4 * 64 + 2 * 64
 
 
 @pytest.mark.parametrize(

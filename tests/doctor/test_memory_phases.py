@@ -25,7 +25,7 @@ from vapo_verl.doctor.memory_phases import (
     memory_phases,
 )
 from vapo_verl.doctor.memory_settings import MemorySettings, MicroBatch
-from vapo_verl.doctor.model_size import ModelShape, model_shape, model_size
+from vapo_verl.doctor.model_size import KNOWN_SHAPES, ModelShape, model_shape, model_size
 from vapo_verl.hydra_config import RECIPES, recipe_names
 from vapo_verl.launch import composed
 from vapo_verl.lora import Lora, lora_of
@@ -145,6 +145,33 @@ def test_activations_follow_the_tokens_of_a_micro_batch(vapo):
     assert vision == 1000 * 2 * 4 * 32 * 1  # bf16, patches of a token, hidden, depth
 
 
+def test_ranks_that_share_sequences_share_their_text_and_not_their_images(vapo):
+    batch = MicroBatch(rows=2, tokens=1000, shards=4)
+    shared = replace(vapo, max_prompt_tokens=1500, update=batch)
+    images = 2 * 1500  # of 4000 tokens
+    assert phase("update", shared).gpu["checkpointed activations"] == (
+        1000 * 2 * 64 * 2 + images * 2 * 4 * 32 * 1
+    )
+
+
+def test_a_micro_batch_of_ranks_that_share_sequences_is_that_of_their_group():
+    changes = ["actor_rollout_ref.actor.ulysses_sequence_parallel_size=4"]
+    one, four = (MemorySettings.read(composed("vapo", more)).update for more in ([], changes))
+    assert (one.shards, four.shards) == (1, 4)
+    assert four.tokens == one.tokens and four.rows > one.rows
+
+
+def test_a_sleeping_engine_with_adapters_is_in_pinned_blocks():
+    """Qwen2.5-VL-7B in bfloat16: gate and up have 260 MiB in a block of 512."""
+    settings = MemorySettings.read(composed("vapo_lora", []))
+    shape = KNOWN_SHAPES["Qwen/Qwen2.5-VL-7B-Instruct"]
+    text = 28 * (512 + 256 + 32 + 32) + 2 * 2048
+    vision = 32 * 32 + 64 + 32  # gate and up of a block (17 MiB), the merger's two matrices
+    shared = -(-32 * (9.375 + 3.125 + 8.35) // 20) * 32  # of a block's others, in segments of 20
+    host = phase("rollout", settings, shape).host["sleeping engine"]
+    assert host == pytest.approx(8 * (text + vision + shared) * 2**20, rel=0.002)
+
+
 def test_deferred_reduction_keeps_whole_gradients_in_float32(vapo):
     many = replace(vapo, deferred_sync=True)
     assert phase("update", many).gpu["unreduced gradients"] == P * 4
@@ -239,8 +266,10 @@ def test_the_actor_without_adapters_is_the_reference(vapo, adapted):
 def test_an_engine_with_adapters_sleeps_on_the_host_and_gets_adapters_only(adapted):
     sync, rollout = phase("weight sync", adapted), phase("rollout", adapted)
     for name in ("old log prob", "ref log prob", "update", "checkpoint", "weight sync"):
-        assert phase(name, adapted).host["sleeping engine"] == 8 * P * 2
-    assert "sleeping engine" not in rollout.host
+        # below 10 MiB, tensors share a segment of 20 MiB, which is a block of 32
+        assert phase(name, adapted).host["sleeping engine"] == 8 * 32 * 2**20
+    assert rollout.host["sleeping engine"] == 8 * 32 * 2**20  # blocks of an earlier sleep
+    assert "sleeping engine" not in phase("load", adapted).host
     assert sync.host["adapters"] == 8 * ADAPTERS * 4
     assert sync.gpu["tensors in transfer"] == 0
     merged = replace(adapted, lora=replace(adapted.lora, merged=True))

@@ -2,10 +2,12 @@
 
 A checkpoint holds, with P parameters of b bytes each (`actor.fsdp_config.model_dtype`),
 
-    bytes = P * b (weights) + 2 * T * b (Adam's two moments, where save_contents has `optimizer`)
+    bytes = C * (P * b (weights) + 2 * T * b (Adam's two moments, where save_contents has
+            `optimizer`)) + P * b (where it has `hf_model`)
 
-where T of the parameters are trained: all, or LoRA's adapters. The weights of the adapters alone
-are saved with `actor.checkpoint.save_lora_only`. The run folder holds
+where T of the parameters are trained: all, or LoRA's adapters; and C ranks hold a copy of each
+shard (`fsdp_size`), which all write theirs. The weights of the adapters alone are saved with
+`actor.checkpoint.save_lora_only`. The run folder holds
 `trainer.max_actor_ckpt_to_keep` checkpoints, or one for each save.
 """
 
@@ -104,7 +106,10 @@ def checkpoint_bytes(config: DictConfig, num_parameters: float) -> float:
     if lora_of(config):
         saved = trained + num_parameters * (not checkpoint.get("save_lora_only", False))
     moments = 2 * trained if "optimizer" in checkpoint.save_contents else 0
-    return parameter_bytes(config) * (saved + moments)
+    size, ranks = config.actor_rollout_ref.actor.fsdp_config.fsdp_size, ranks_of(config)
+    copies = ranks // size if 0 < size < ranks else 1
+    whole = num_parameters if "hf_model" in checkpoint.save_contents else 0
+    return parameter_bytes(config) * (copies * (saved + moments) + whole)
 
 
 def num_checkpoints(config: DictConfig) -> int | None:

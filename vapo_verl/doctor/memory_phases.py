@@ -23,7 +23,8 @@ S ranks that share a copy, p bytes per element that layers compute, r per gradie
                 every rank (`get_init_weight_context_manager`: no meta device for tied weights)
     LoRA        T counts the adapters, r*(in + out) for each adapted layer; frozen layers have no
                 gradients. There is no reference model. Adapters go to the engine through the host,
-                and the sleeping engine keeps its weights there (sleep level 1). Merged weights
+                and the sleeping engine keeps its weights there (sleep level 1), in pinned blocks
+                of 2^k bytes, which stay when it wakes up. Merged weights
                 (`lora.merge`) need a copy of the frozen shards on the host instead
     replay      per prompt 3 bytes a pixel (vapo_verl/data/compact_pixels.py), per response some 80
                 a token (ids, masks, positions, log probabilities); the same again while a phase
@@ -37,6 +38,7 @@ from vapo_verl.doctor.findings import GIB
 from vapo_verl.doctor.memory_settings import MemorySettings, MicroBatch
 from vapo_verl.doctor.model_size import ModelShape
 
+MIB = 1 << 20
 GPU_CONTEXT_BYTES = 1.0 * GIB
 """CUDA context, NCCL and cuBLAS of one process, for trainer and engine each. Assumed."""
 CUDA_GRAPH_BYTES = 2.0 * GIB
@@ -171,10 +173,7 @@ class _Run:
             return self.shard(self.parameters, num_bytes)
         blocks = (
             kind.number
-            * (
-                1
-                << (-(-kind.rows // self.s.shard_ranks) * kind.columns * num_bytes - 1).bit_length()
-            )
+            * _power_of_two(-(-kind.rows // self.s.shard_ranks) * kind.columns * num_bytes)
             for kind in self.shape.tensors()
         )
         return sum(blocks) * self.parameters / self.shape.num_parameters
@@ -225,6 +224,25 @@ class _Run:
         return self.parameters * self.s.engine_bytes / self.s.tensor_parallel
 
     @property
+    def pinned_engine(self) -> float:
+        """The engine's weights on the host: each segment of its pool is a block of 2^k bytes.
+
+        torch's allocator gives a tensor of 10 MiB or more a segment of its own, in units of 2 MiB;
+        smaller ones share segments of 20 MiB. A process keeps blocks it has pinned.
+        """
+        if not self.s.on_gpu:
+            return self.engine_weights
+        blocks, shared = 0, 0
+        for kind in self.shape.engine_tensors():
+            size = kind.elements * self.s.engine_bytes // self.s.tensor_parallel
+            if size >= 10 * MIB:
+                blocks += kind.number * _power_of_two(-(-size // (2 * MIB)) * 2 * MIB)
+            else:
+                shared += kind.number * size
+        blocks += -(-shared // (20 * MIB)) * 32 * MIB
+        return blocks * self.parameters / self.shape.num_parameters
+
+    @property
     def engine_adapters(self) -> float:
         """The engine's room for adapters, on each of its GPUs: A is not split between them."""
         lora = self.s.lora
@@ -253,14 +271,14 @@ class _Run:
         """Parts on one node.
 
         Args:
-            asleep: the engine sleeps. With adapters it keeps its weights, on the host: they are
-                not sent again.
+            asleep: the engine sleeps, or has slept. With adapters it keeps its weights, on the
+                host: they are not sent again.
         """
         s, kept = self.s, {}
         if s.reference_bytes:
             kept["reference"] = s.ranks_per_node * self.pinned(s.reference_bytes)
         if asleep and s.sleeps and s.lora and not s.lora.merged:
-            kept["sleeping engine"] = s.ranks_per_node * self.engine_weights
+            kept["sleeping engine"] = s.ranks_per_node * self.pinned_engine
         if s.kept_copies:
             kept["copies of the weights"] = s.ranks_per_node * s.kept_copies * self.weights
         return {**self.processes(), **self.state_on_host(), **kept, **(images or {})}
@@ -304,7 +322,7 @@ class _Run:
 
     def activations(self, batch: MicroBatch, *, gradients: bool, entropy: bool) -> dict[str, float]:
         s, shape = self.s, self.shape
-        images = min(batch.tokens, batch.rows * s.max_prompt_tokens)
+        images = min(batch.tokens * batch.shards, batch.rows * s.max_prompt_tokens)
         text, vision = self.text_layer(gradients=gradients), self.vision_block(gradients=gradients)
         logits = (
             batch.tokens * shape.vocab_size * logit_bytes(s, gradients=gradients, entropy=entropy)
@@ -356,7 +374,8 @@ class _Run:
             "engine": self.engine,
             **({} if s.engine_gpus_per_node else self.state_on_gpu()),
         }
-        return Phase(name="rollout", gpu=gpu, host=self.host(images=self.replay()))
+        host = self.host(images=self.replay(), asleep=True)  # blocks of an earlier sleep stay
+        return Phase(name="rollout", gpu=gpu, host=host)
 
     def old_log_prob(self) -> Phase:
         gpu = {
@@ -472,6 +491,11 @@ class _Run:
         for part, size in device.items():
             host[part] = host.get(part, 0.0) + size
         return Phase(name=phase.name, gpu={}, host=host)
+
+
+def _power_of_two(num_bytes: int) -> int:
+    """The next power of two."""
+    return 1 << (num_bytes - 1).bit_length()
 
 
 def kv_cache_bytes(

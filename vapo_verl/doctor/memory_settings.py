@@ -32,6 +32,8 @@ class MicroBatch:
     rows: int
     tokens: int
     """Includes padding if sequences are padded."""
+    shards: int = 1
+    """Ranks that share its sequences (Ulysses); each has all images of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,21 +169,24 @@ class MemorySettings:
                 dynamic=actor.use_dynamic_bsz,
                 budget=actor.ppo_max_token_len_per_gpu,
                 rows=actor.ppo_micro_batch_size_per_gpu,
-                rows_of_rank=actor.ppo_mini_batch_size * rollout.n // ranks,
+                rows_of_step=actor.ppo_mini_batch_size * rollout.n,
+                shards=actor.ulysses_sequence_parallel_size,
             ),
             old=_micro_batch(
                 config,
                 dynamic=rollout.log_prob_use_dynamic_bsz,
                 budget=rollout.log_prob_max_token_len_per_gpu,
                 rows=rollout.log_prob_micro_batch_size_per_gpu,
-                rows_of_rank=sampled * rollout.n // ranks,
+                rows_of_step=sampled * rollout.n,
+                shards=actor.ulysses_sequence_parallel_size,
             ),
             ref=_micro_batch(
                 config,
                 dynamic=policy.ref.log_prob_use_dynamic_bsz,
                 budget=policy.ref.log_prob_max_token_len_per_gpu,
                 rows=policy.ref.log_prob_micro_batch_size_per_gpu,
-                rows_of_rank=sampled * rollout.n // ranks,
+                rows_of_step=sampled * rollout.n,
+                shards=policy.ref.ulysses_sequence_parallel_size,
             ),
             max_prompt_tokens=config.data.max_prompt_length,
             engine_bytes=dtype_bytes(rollout.dtype),
@@ -208,9 +213,15 @@ class MemorySettings:
 
 
 def _micro_batch(
-    config: DictConfig, *, dynamic: bool, budget: int, rows: int | None, rows_of_rank: int
+    config: DictConfig,
+    *,
+    dynamic: bool,
+    budget: int,
+    rows: int | None,
+    rows_of_step: int,
+    shards: int,
 ) -> MicroBatch:
-    """The largest micro-batch of a pass.
+    """The largest micro-batch of a pass. The ranks of a group that shares sequences have one.
 
     Packed and sized by tokens, it holds ``budget`` of them (`rearrange_micro_batches` of veRL keeps
     that limit). Padded and sized by tokens, the limit is on the tokens before padding: one longest
@@ -218,14 +229,16 @@ def _micro_batch(
     """
     data: Any = config.data
     longest = data.max_prompt_length + data.max_response_length
-    rows_of_rank = max(rows_of_rank, 1)
+    of_group = max(rows_of_step * shards // ranks_of(config), 1)
     if not dynamic:
-        rows = min(rows or rows_of_rank, rows_of_rank)
-        return MicroBatch(rows=rows, tokens=rows * longest)
+        rows = min(rows or of_group, of_group)
+        return MicroBatch(rows=rows, tokens=-(-rows * longest // shards), shards=shards)
     cut = vision_tokens(model_folder(config))
     shortest = (data.min_pixels or 0) // cut.pixels_per_token + SHORTEST_TEXT
-    beside = max(budget - longest, 0) // shortest
-    rows = min(1 + beside, rows_of_rank)
+    limit = budget * shards
+    beside = max(limit - longest, 0) // shortest
+    rows = min(1 + beside, of_group)
+    tokens = rows * longest
     if config.actor_rollout_ref.model.use_remove_padding:
-        return MicroBatch(rows=rows, tokens=min(max(budget, longest), rows_of_rank * longest))
-    return MicroBatch(rows=rows, tokens=rows * longest)
+        tokens = min(max(limit, longest), of_group * longest)
+    return MicroBatch(rows=rows, tokens=-(-tokens // shards), shards=shards)

@@ -92,6 +92,11 @@ class ModelShape:
     intermediate_size: int
     vocab_size: int
     tie_word_embeddings: bool
+    head_dim: int | None = None
+    """Width of an attention head, if not hidden_size / num_attention_heads."""
+    num_experts: int = 0
+    """Of a layer; 0: it has one MLP."""
+    moe_intermediate_size: int = 0
     vision_hidden_size: int = 1280
     vision_depth: int = 32
     vision_intermediate_size: int = 3420
@@ -101,9 +106,18 @@ class ModelShape:
     """spatial_merge_size^2: vision patches that become one image token."""
 
     @property
+    def _head_size(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def query_size(self) -> int:
+        """Width of all query heads."""
+        return self._head_size * self.num_attention_heads
+
+    @property
     def key_value_size(self) -> int:
         """Width of all key heads, and of all value heads."""
-        return self.hidden_size // self.num_attention_heads * self.num_key_value_heads
+        return self._head_size * self.num_key_value_heads
 
     @property
     def num_parameters(self) -> int:
@@ -131,7 +145,8 @@ class ModelShape:
     def linear_layers(self) -> dict[str, tuple[int, int]]:
         """Rows and columns of the linear layers of a decoder layer, by name."""
         hidden, key_value, inner = self.hidden_size, self.key_value_size, self.intermediate_size
-        sizes = {f"self_attn.{part}_proj": (hidden, hidden) for part in "qo"}
+        query = self.query_size
+        sizes = {"self_attn.q_proj": (query, hidden), "self_attn.o_proj": (hidden, query)}
         sizes |= {f"self_attn.{part}_proj": (key_value, hidden) for part in "kv"}
         sizes |= {f"mlp.{part}_proj": (inner, hidden) for part in ("gate", "up")}
         return {**sizes, "mlp.down_proj": (hidden, inner)}
@@ -155,13 +170,39 @@ class ModelShape:
         yield from self._merger()
 
     def _layer(self, number: int) -> Iterator[TensorKind]:
-        hidden, key_value = self.hidden_size, self.key_value_size
-        yield TensorKind(number=2 * number, rows=hidden, columns=hidden)  # query, output
-        yield TensorKind(number=number, rows=hidden)  # bias of the query
+        hidden, query, key_value = self.hidden_size, self.query_size, self.key_value_size
+        yield TensorKind(number=2 * number, rows=query, columns=hidden)  # query, output
+        yield TensorKind(number=number, rows=query)  # bias of the query
         yield TensorKind(number=2 * number, rows=key_value, columns=hidden)
         yield TensorKind(number=2 * number, rows=key_value)
-        yield TensorKind(number=3 * number, rows=self.intermediate_size, columns=hidden)
+        if self.num_experts:
+            rows = self.num_experts * self.moe_intermediate_size
+            yield TensorKind(number=number, rows=self.num_experts, columns=hidden)  # router
+            yield TensorKind(number=number, rows=2 * rows, columns=hidden)  # gate and up
+            yield TensorKind(number=number, rows=rows, columns=hidden)
+        else:
+            yield TensorKind(number=3 * number, rows=self.intermediate_size, columns=hidden)
         yield TensorKind(number=2 * number, rows=hidden)  # norms
+
+    def engine_tensors(self) -> Iterator[TensorKind]:
+        """Large tensors of vLLM's model, which joins query, key and value, and gate and up."""
+        number, hidden, inner = self.num_hidden_layers, self.hidden_size, self.intermediate_size
+        if self.num_experts:
+            inner = self.num_experts * self.moe_intermediate_size
+        yield TensorKind(
+            number=1 if self.tie_word_embeddings else 2, rows=self.vocab_size, columns=hidden
+        )
+        joined = self.query_size + 2 * self.key_value_size
+        yield TensorKind(number=number, rows=joined, columns=hidden)
+        yield TensorKind(number=number, rows=self.query_size, columns=hidden)
+        yield TensorKind(number=number, rows=2 * inner, columns=hidden)
+        yield TensorKind(number=number, rows=inner, columns=hidden)
+        vision, wide = self.vision_hidden_size, self.vision_intermediate_size
+        yield TensorKind(number=self.vision_depth, rows=3 * vision, columns=vision)
+        yield TensorKind(number=self.vision_depth, rows=vision, columns=vision)
+        yield TensorKind(number=self.vision_depth, rows=2 * wide, columns=vision)
+        yield TensorKind(number=self.vision_depth, rows=wide, columns=vision)
+        yield from self._merger()
 
     def _patches(self) -> Iterator[TensorKind]:
         yield TensorKind(number=1, rows=self.vision_hidden_size, columns=self.vision_patch_elements)
@@ -267,6 +308,26 @@ KNOWN_SHAPES: Mapping[str, ModelShape] = {
         vocab_size=152064,
         tie_word_embeddings=False,
     ),
+    "Qwen/Qwen2.5-VL-32B-Instruct": ModelShape(
+        hidden_size=5120,
+        num_hidden_layers=64,
+        num_attention_heads=40,
+        num_key_value_heads=8,
+        intermediate_size=27648,
+        vocab_size=152064,
+        tie_word_embeddings=False,
+        vision_intermediate_size=3456,
+    ),
+    "Qwen/Qwen2.5-VL-72B-Instruct": ModelShape(
+        hidden_size=8192,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        intermediate_size=29568,
+        vocab_size=152064,
+        tie_word_embeddings=False,
+        vision_intermediate_size=3456,
+    ),
 }
 """By hub name, as in the config.json of each."""
 
@@ -290,6 +351,9 @@ def shape_from_folder(folder: Path) -> ModelShape | None:
         intermediate_size=text["intermediate_size"],
         vocab_size=text["vocab_size"],
         tie_word_embeddings=values.get("tie_word_embeddings", False),
+        head_dim=text.get("head_dim"),
+        num_experts=text.get("num_experts") or 0,
+        moe_intermediate_size=text.get("moe_intermediate_size") or 0,
         vision_hidden_size=vision.get("hidden_size", 1280),
         vision_depth=vision.get("depth", 32),
         vision_intermediate_size=vision.get("intermediate_size", 3420),
