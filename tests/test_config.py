@@ -50,6 +50,8 @@ def test_whole_numbers_and_lists_are_accepted_where_floats_and_tuples_stand():
         ({"reward": {"judge": {"key": "x"}}}, r"vapo\.reward\.judge\.key is not a setting"),
         ({"reward": {"judge": {"max_concurrency": 0}}}, r"max_concurrency=0 is too small; set 1"),
         ({"reward": {"judge": {"timeout_s": math.nan}}}, r"timeout_s=nan: set a finite number"),
+        ({"reward": {"judge": {"temperature": -1.0}}}, r"judge.temperature=-1.0"),
+        ({"reward": {"judge": {"max_tokens": None}}}, r"max_tokens=None is a NoneType; set a int"),
         (
             {"debug": {"train_only": "a", "rollout_only": True}},
             r"train_only='a' generates nothing, and vapo\.debug\.rollout_only=True needs",

@@ -30,6 +30,8 @@ MAX_TIMEOUT_S = 86_400.0
 CONSOLES = ("short", "full")
 SYNC, COLOCATED, SEPARATE = "vapo", "vapo_colocate_async", "vapo_separate_async"
 """Values of ``trainer.v1.trainer_mode``."""
+NULLABLE = ("temperature",)
+"""Settings that may be null, besides ``layers``."""
 CONTROL_TOKENS = ("refuse", "text")
 PLAIN_THINK_TOKENS = ("auto", "true", "false")
 
@@ -80,6 +82,10 @@ class JudgeConfig:
     """Model name at the endpoint; empty: there is no judge."""
     base_url: str = ""
     """OpenAI-compatible address, as http://HOST:PORT/v1; empty: OPENAI_BASE_URL, else OpenAI's."""
+    temperature: float | None = 0.0
+    """Of its replies; null: the endpoint's own, for models that accept no other."""
+    max_tokens: int = 2048
+    """Of one reply, thinking included; a reply that is cut off decides nothing."""
     max_concurrency: int = 16
     """Concurrent requests of each agent-loop worker."""
     timeout_s: float = 60.0
@@ -322,6 +328,8 @@ def _value(spec: dataclasses.Field[Any], value: Any, path: str) -> Any:
         return _items(value, path, int)
     if isinstance(default, tuple):
         return _items(value, path, str)
+    if value is None and spec.name in NULLABLE:
+        return None
     expected = type(default)
     if spec.name == "plain_think_tokens" and isinstance(value, bool):
         value = str(value).lower()  # as YAML and Hydra read true and false
@@ -364,6 +372,9 @@ def _check(config: VapoConfig) -> None:
     _one_of("vapo.reward.perception_source", reward.perception_source, PERCEPTION_SOURCES)
     _one_of("vapo.reward.answer_style", reward.answer_style, (*ANSWER_STYLES, JUDGE_STYLE))
     judge = reward.judge
+    if judge.temperature is not None:
+        _at_least("vapo.reward.judge.temperature", judge.temperature, 0)
+    _at_least("vapo.reward.judge.max_tokens", judge.max_tokens, 1)
     _at_least("vapo.reward.judge.max_concurrency", judge.max_concurrency, 1)
     _at_most("vapo.reward.judge.max_concurrency", judge.max_concurrency, MAX_JUDGE_CONCURRENCY)
     _at_least("vapo.reward.judge.max_retries", judge.max_retries, 0)

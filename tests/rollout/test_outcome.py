@@ -565,6 +565,17 @@ async def test_a_case_is_asked_about_once_however_often_it_comes(judge):
     assert server.requests[0].body["model"] == "the-judge"
 
 
+async def test_a_reply_is_sampled_as_the_settings_say(judge):
+    with chat_server(lambda request: Reply(text="Correct.")) as server:
+        for settings in ({}, {"temperature": None, "max_tokens": 8192}):
+            one = judge(server, **settings)
+            await one.decide(case())
+            await one.close()
+    first, second = (request.body for request in server.requests)
+    assert (first["temperature"], first["max_completion_tokens"]) == (0.0, 2048)
+    assert "temperature" not in second and second["max_completion_tokens"] == 8192
+
+
 async def test_no_more_requests_are_on_their_way_than_allowed(judge):
     on_their_way, most = [0], [0]
 

@@ -37,7 +37,6 @@ from vapo_verl.claims.requests.retry import Pacer, PatientAsker
 from vapo_verl.config import JUDGE_STYLE, JudgeConfig, VapoConfig
 from vapo_verl.data.control_tokens import ESCAPE
 from vapo_verl.evaluation.benchmarks.judging import (
-    MAX_TOKENS,
     Case,
     decision_line,
     decisions_in,
@@ -447,8 +446,8 @@ def judge_options(settings: JudgeConfig, environment: Mapping[str, str]) -> Endp
         base_url=url,
         api_key=key,
         timeout_s=settings.timeout_s,
-        max_tokens=MAX_TOKENS,
-        temperature=0.0,
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
     )
 
 

@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vapo_verl.claims.options import temperature
 from vapo_verl.cli_options import (
     OptionError,
     add_options,
@@ -99,11 +100,19 @@ class BenchmarkOptions:
     """OpenAI-compatible endpoint that decides about answers no rule can read."""
     judge_model: str | None = None
     """The judge's model (the only one that its endpoint lists)."""
+    judge_temperature: float | None = field(default=0.0, metadata=cli(parse=temperature))
+    """A number, or `server` for the endpoint's own; some models accept no other."""
+    judge_max_tokens: int = field(default=2048, metadata=cli(low=1))
+    """Most tokens of a judge's reply, thinking included."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
         if self.judge is not None and not is_endpoint(self.judge):
             raise OptionError(f"--judge {self.judge}: give an address as http://HOST:PORT/v1")
+        if self.judge_temperature is not None and self.judge_temperature < 0:
+            raise OptionError(
+                f"--judge-temperature {self.judge_temperature}: give 0 or more, or `server`"
+            )
 
 
 def is_endpoint(model: str) -> bool:
@@ -496,8 +505,8 @@ def _ask(tasks: Sequence[Task], model: _Model, options: BenchmarkOptions) -> Non
         ask_engine(tasks, model.engine, options.batch)
         return
     endpoint = _endpoint(options.engine.model, model.name, options.max_tokens)
-    temperature = tasks[0].sampling.temperature
-    ask_endpoint(tasks, replace(endpoint, temperature=temperature), options.max_concurrency)
+    endpoint = replace(endpoint, temperature=tasks[0].sampling.temperature)
+    ask_endpoint(tasks, endpoint, options.max_concurrency)
 
 
 def _endpoint(url: str, model: str, max_tokens: int) -> EndpointOptions:
@@ -522,12 +531,17 @@ def _grade(task: Task, options: BenchmarkOptions) -> None:
     judged: dict[str, Any] | None = None
     if options.judge is not None:
         cases = judging.judge_cases(task, graded)
-        endpoint = _endpoint(options.judge, str(options.judge_model), judging.MAX_TOKENS)
+        endpoint = replace(
+            _endpoint(options.judge, str(options.judge_model), options.judge_max_tokens),
+            temperature=options.judge_temperature,
+        )
         found = judging.judge(list(cases.values()), endpoint, options.out, options.max_concurrency)
         graded = judging.apply_decisions(graded, cases, found.decisions)
         failed = sum(case not in found.decisions for case in cases.values())
         judged = {
             "model": options.judge_model,
+            "temperature": options.judge_temperature,
+            "max_tokens": options.judge_max_tokens,
             "prompt_version": judging.PROMPT_VERSION,
             "asked": len(cases),
             "failed": failed,

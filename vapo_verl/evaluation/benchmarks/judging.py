@@ -49,8 +49,6 @@ Response:
 
 Reply with one word: correct or incorrect."""
 CACHE_FILE = "judge.jsonl"
-MAX_TOKENS = 2048
-"""Most tokens of a reply, thinking included."""
 _WORD = re.compile(r"[^\W_]+")
 
 
