@@ -88,7 +88,7 @@ def data(tmp_path_factory):
 def all_measured(tmp_path_factory, data):
     """A study's folder with every run of the plan, made once."""
     root = tmp_path_factory.mktemp("study")
-    for memory, work in starts.workspaces(root, PLAN).items():
+    for memory, work in starts.workspaces(root, PLAN, root / "starts").items():
         shutil.copytree(data, work.data)
         weights(work, memory)
         measured(work, WARM_START, WARM_START, 0)
@@ -100,7 +100,7 @@ def all_measured(tmp_path_factory, data):
 @pytest.fixture
 def works(tmp_path, all_measured):
     shutil.copytree(all_measured, tmp_path, dirs_exist_ok=True)
-    return starts.workspaces(tmp_path, PLAN)
+    return starts.workspaces(tmp_path, PLAN, tmp_path / "starts")
 
 
 @pytest.fixture
@@ -477,7 +477,8 @@ def test_parts_share_their_runs_and_no_other_size(tmp_path):
 @pytest.fixture
 def control(tmp_path, data):
     def run(rate):
-        (work,) = starts.workspaces(tmp_path / str(rate), plans.QUICK).values()
+        root = tmp_path / str(rate)
+        (work,) = starts.workspaces(root, plans.QUICK, starts.STARTS).values()
         shutil.copytree(data, work.data)
         name = Run(arm=arms.CONTROL, seed=0).name
         for folder, late in (

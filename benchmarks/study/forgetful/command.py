@@ -46,11 +46,10 @@ def run(options: argparse.Namespace, root: Path) -> None:
         StudyError: a run failed, or the control did not move.
     """
     plans = _plans(options)
-    starts = None if options.quick else options.starts or STARTS
     works = {
         memory: work
         for plan in plans.values()
-        for memory, work in workspaces(root, plan, starts).items()
+        for memory, work in workspaces(root, plan, options.starts or STARTS).items()
     }
     known = {
         part: read_recorded(page.RESULTS, plan) if options.recorded else []

@@ -64,13 +64,5 @@ NEIGHBOURS = replace(
 )
 """Methods of other papers, and credit by visual attention."""
 PLANS = {"comparison": MAIN, "control": ALONE, "signal": SIGNAL, "neighbours": NEIGHBOURS}
-QUICK = ForgetfulPlan(
-    arms=(CONTROL,),
-    seeds=(0,),
-    num_steps=24,
-    num_train_rows=384,
-    num_test_rows=64,
-    memories=("18",),
-    start_steps=200,
-)
+QUICK = replace(ALONE, seeds=(0,), num_steps=12, num_train_rows=384, num_test_rows=64)
 """A short form of the control."""

@@ -13,14 +13,12 @@ STARTS = Path(__file__).parents[1] / "starts"
 """The warm starts of the plan, one folder for each strength."""
 
 
-def workspaces(root: Path, plan: ForgetfulPlan, starts: Path | None = None) -> dict[str, Workspace]:
+def workspaces(root: Path, plan: ForgetfulPlan, starts: Path) -> dict[str, Workspace]:
     """Strength -> workspace.
 
     Args:
-        starts: folder of the warm starts, each in a subfolder named by its strength; None: in
-            `root`.
+        starts: folder of the warm starts, each in a subfolder named by its strength.
     """
-    starts = starts or root / "starts"
     return {
         memory: Workspace(root=root / f"memory_{memory}", start=starts / memory)
         for memory in plan.memories
