@@ -49,14 +49,12 @@ class _Open:
 class EngineInputs:
     """Processed prompts by key, for the requests of an ``AsyncLLM``.
 
-    vLLM sends the pixels of an image to the engine core once. It mirrors that process's LRU cache
-    by the renderer's cache on this side, which holds if each prompt is sent when it has been
-    processed. Here many requests follow a prompt, and others come between. Pixels that were
-    processed and are not sent yet are in the renderer's cache only, and processing a prompt again
-    changes the order in that cache alone. So requests go by a mirror of their own, which changes
-    when they are sent: it holds what the engine core holds. An image that is neither in it nor
-    waiting to be sent is processed again. A reset of vLLM's caches empties the renderer's: so an
-    image has to be there, too.
+    vLLM sends the pixels of an image to the engine core once, and the core keeps them in an LRU
+    cache. vLLM takes the renderer's cache for a copy of it, since it sends each request when it has
+    processed it. Here many requests follow one processing, and others come between. So requests go
+    by a mirror of their own, which changes when they are sent: it holds what the engine core holds.
+    An image that is neither in it nor waiting to be sent is processed again. A reset of vLLM's
+    caches empties the renderer's: so an image has to be there, too.
 
     Args:
         renderer: the engine's; its pool of threads processes the images.

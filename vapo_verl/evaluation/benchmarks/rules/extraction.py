@@ -232,8 +232,8 @@ def chosen_letters(prediction: str, choices: Mapping[str, str]) -> str | None:
 def _without_options(lines: Sequence[str], choices: Mapping[str, str]) -> list[str]:
     """The lines without those of a list of options, complete or cut off, and its header.
 
-    Items are lines one below the other whose letters follow each other. No list are one that is
-    repeated behind it, and a first line that is an option, above words about the next one.
+    Items are lines one below the other whose letters follow each other. An option that is repeated
+    behind the list is an answer; so is one in the first line, above words about the next one.
     """
     bare = [_BULLET.sub("", line) for line in lines]
     runs: list[list[int]] = []
