@@ -501,6 +501,12 @@ def ranks_of(config: DictConfig) -> int:
     return config.trainer.n_gpus_per_node * config.trainer.nnodes
 
 
+def shard_ranks_of(config: DictConfig) -> int:
+    """Ranks that share one copy of the actor's state: ``fsdp_size``, or all."""
+    size, ranks = config.actor_rollout_ref.actor.fsdp_config.fsdp_size, ranks_of(config)
+    return int(size) if 0 < size < ranks else ranks
+
+
 def has_reference(config: DictConfig) -> bool:
     """Whether a run needs a reference policy: only a KL term does."""
     return bool(config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward)

@@ -24,7 +24,7 @@ from vapo_verl.doctor.findings import GIB, Finding, error, gib, ok, warning
 from vapo_verl.doctor.model_size import model_size, parameter_bytes, trained_parameters
 from vapo_verl.files import nearest_existing
 from vapo_verl.lora import lora_of
-from vapo_verl.preflight import ranks_of
+from vapo_verl.preflight import ranks_of, shard_ranks_of
 from vapo_verl.run_folder.checkpoints import (
     CheckpointError,
     checkpoint_folder,
@@ -106,8 +106,7 @@ def checkpoint_bytes(config: DictConfig, num_parameters: float) -> float:
     if lora_of(config):
         saved = trained + num_parameters * (not checkpoint.get("save_lora_only", False))
     moments = 2 * trained if "optimizer" in checkpoint.save_contents else 0
-    size, ranks = config.actor_rollout_ref.actor.fsdp_config.fsdp_size, ranks_of(config)
-    copies = ranks // size if 0 < size < ranks else 1
+    copies = ranks_of(config) // shard_ranks_of(config)
     whole = num_parameters if "hf_model" in checkpoint.save_contents else 0
     return parameter_bytes(config) * (copies * (saved + moments) + whole)
 

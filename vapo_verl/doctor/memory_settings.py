@@ -15,7 +15,7 @@ from vapo_verl.doctor.model_size import (
     vision_tokens,
 )
 from vapo_verl.lora import Lora, lora_of
-from vapo_verl.preflight import engine_gpus, has_reference, ranks_of
+from vapo_verl.preflight import engine_gpus, has_reference, ranks_of, shard_ranks_of
 from vapo_verl.rollout.correction import bypasses
 from vapo_verl.run_folder.resume import STORAGE_UNITS
 
@@ -122,7 +122,6 @@ class MemorySettings:
         policy, trainer = config.actor_rollout_ref, config.trainer
         actor, rollout, fsdp = policy.actor, policy.rollout, policy.actor.fsdp_config
         precision, checkpoint = fsdp.get("mixed_precision") or {}, actor.checkpoint.save_contents
-        ranks = ranks_of(config)
         cut = vision_tokens(model_folder(config))
         most = config.data.max_prompt_length * cut.pixels_per_token
         limit = config.data.max_pixels or cut.max_pixels or most
@@ -142,7 +141,7 @@ class MemorySettings:
             on_gpu=trainer.device != "cpu",
             ranks_per_node=trainer.n_gpus_per_node,
             num_nodes=trainer.nnodes,
-            shard_ranks=fsdp.fsdp_size if 0 < fsdp.fsdp_size < ranks else ranks,
+            shard_ranks=shard_ranks_of(config),
             fsdp1=actor.strategy == "fsdp",
             parameter_bytes=parameter_bytes(config),
             compute_bytes=dtype_bytes(precision.get("param_dtype", "bf16")),

@@ -120,6 +120,11 @@ class ModelShape:
         return self._head_size * self.num_key_value_heads
 
     @property
+    def _mlp_size(self) -> int:
+        """Width of a layer's MLP, or of all its experts."""
+        return self.num_experts * self.moe_intermediate_size or self.intermediate_size
+
+    @property
     def num_parameters(self) -> int:
         return sum(kind.number * kind.elements for kind in self.tensors())
 
@@ -175,20 +180,18 @@ class ModelShape:
         yield TensorKind(number=number, rows=query)  # bias of the query
         yield TensorKind(number=2 * number, rows=key_value, columns=hidden)
         yield TensorKind(number=2 * number, rows=key_value)
+        inner = self._mlp_size
         if self.num_experts:
-            rows = self.num_experts * self.moe_intermediate_size
             yield TensorKind(number=number, rows=self.num_experts, columns=hidden)  # router
-            yield TensorKind(number=number, rows=2 * rows, columns=hidden)  # gate and up
-            yield TensorKind(number=number, rows=rows, columns=hidden)
+            yield TensorKind(number=number, rows=2 * inner, columns=hidden)  # gate and up
+            yield TensorKind(number=number, rows=inner, columns=hidden)
         else:
-            yield TensorKind(number=3 * number, rows=self.intermediate_size, columns=hidden)
+            yield TensorKind(number=3 * number, rows=inner, columns=hidden)
         yield TensorKind(number=2 * number, rows=hidden)  # norms
 
     def engine_tensors(self) -> Iterator[TensorKind]:
         """Large tensors of vLLM's model, which joins query, key and value, and gate and up."""
-        number, hidden, inner = self.num_hidden_layers, self.hidden_size, self.intermediate_size
-        if self.num_experts:
-            inner = self.num_experts * self.moe_intermediate_size
+        number, hidden, inner = self.num_hidden_layers, self.hidden_size, self._mlp_size
         yield TensorKind(
             number=1 if self.tie_word_embeddings else 2, rows=self.vocab_size, columns=hidden
         )

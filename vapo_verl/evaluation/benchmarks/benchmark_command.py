@@ -26,6 +26,7 @@ from vapo_verl.cli_options import (
     given_options,
     options_from,
 )
+from vapo_verl.config import JudgeConfig
 from vapo_verl.evaluation.benchmarks import IMAGES
 from vapo_verl.evaluation.benchmarks.benchmark_page import benchmark_body, write_page
 from vapo_verl.evaluation.benchmarks.benchmark_results import (
@@ -100,19 +101,17 @@ class BenchmarkOptions:
     """OpenAI-compatible endpoint that decides about answers no rule can read."""
     judge_model: str | None = None
     """The judge's model (the only one that its endpoint lists)."""
-    judge_temperature: float | None = field(default=0.0, metadata=cli(parse=temperature))
+    judge_temperature: float | None = field(
+        default=JudgeConfig().temperature, metadata=cli(parse=temperature, low=0)
+    )
     """A number, or `server` for the endpoint's own; some models accept no other."""
-    judge_max_tokens: int = field(default=2048, metadata=cli(low=1))
+    judge_max_tokens: int = field(default=JudgeConfig().max_tokens, metadata=cli(low=1))
     """Most tokens of a judge's reply, thinking included."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
         if self.judge is not None and not is_endpoint(self.judge):
             raise OptionError(f"--judge {self.judge}: give an address as http://HOST:PORT/v1")
-        if self.judge_temperature is not None and self.judge_temperature < 0:
-            raise OptionError(
-                f"--judge-temperature {self.judge_temperature}: give 0 or more, or `server`"
-            )
 
 
 def is_endpoint(model: str) -> bool:
@@ -504,12 +503,12 @@ def _ask(tasks: Sequence[Task], model: _Model, options: BenchmarkOptions) -> Non
     if model.engine is not None:
         ask_engine(tasks, model.engine, options.batch)
         return
-    endpoint = _endpoint(options.engine.model, model.name, options.max_tokens)
-    endpoint = replace(endpoint, temperature=tasks[0].sampling.temperature)
+    sampled_at = tasks[0].sampling.temperature
+    endpoint = _endpoint(options.engine.model, model.name, options.max_tokens, sampled_at)
     ask_endpoint(tasks, endpoint, options.max_concurrency)
 
 
-def _endpoint(url: str, model: str, max_tokens: int) -> EndpointOptions:
+def _endpoint(url: str, model: str, max_tokens: int, temperature: float | None) -> EndpointOptions:
     from vapo_verl.claims.options import NO_KEY, EndpointOptions
 
     key = os.environ.get("OPENAI_API_KEY") or NO_KEY
@@ -518,7 +517,7 @@ def _endpoint(url: str, model: str, max_tokens: int) -> EndpointOptions:
         base_url=url,
         api_key=key,
         max_tokens=max_tokens,
-        temperature=0.0,
+        temperature=temperature,
         timeout_s=600.0,
     )
 
@@ -531,9 +530,11 @@ def _grade(task: Task, options: BenchmarkOptions) -> None:
     judged: dict[str, Any] | None = None
     if options.judge is not None:
         cases = judging.judge_cases(task, graded)
-        endpoint = replace(
-            _endpoint(options.judge, str(options.judge_model), options.judge_max_tokens),
-            temperature=options.judge_temperature,
+        endpoint = _endpoint(
+            options.judge,
+            str(options.judge_model),
+            options.judge_max_tokens,
+            options.judge_temperature,
         )
         found = judging.judge(list(cases.values()), endpoint, options.out, options.max_concurrency)
         graded = judging.apply_decisions(graded, cases, found.decisions)

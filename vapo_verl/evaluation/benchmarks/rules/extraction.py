@@ -61,7 +61,8 @@ _MARKED_LETTER = re.compile(
     r"|[\"“]([A-Z])[.,]?[\"”]"
     r"|\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)s?\s*(?:is|are)?\s*:?\s*[(\[]?([A-Z])(?![\w'’])"
 )
-_REASON = re.compile(r",?\s+(?:because|since|as|which|where|while|but|not|instead|rather)\b")
+_REASON_WORDS = "because|since|as|which|where|while|but|not|instead|rather"
+_REASON = re.compile(rf",?\s+(?:{_REASON_WORDS})\b")
 _LETTER_RUN = re.compile(
     r"(?<![\w'])[A-Z](?:\s*(?:,\s*(?:and|or)|[,;/&]|\band|\bor)\s*[A-Z](?![\w'(]))+"
 )
@@ -78,7 +79,7 @@ _COMES_TO = re.compile(rf".*(?:{_VERB}|[=≈:])\s*{_FILLERS}(\S.*)")
 _SAYS = re.compile(rf".*{_VERB}\s*{_FILLERS}(\S.*)", re.S)
 _SAYS_TWICE = re.compile(rf"{_VERB}.*\d.*{_VERB}", re.S)
 _CLAUSE = re.compile(
-    r",?\s+(?:because|since|as|which|where|while|but|not|instead|rather|if|when|given|so|with)\b"
+    rf",?\s+(?:{_REASON_WORDS}|if|when|given|so|with)\b"
     r"|;|\s\((?=[A-Za-z])"
 )
 _ENGLISH = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
@@ -119,8 +120,8 @@ def stated_answer(prediction: str) -> str | None:
     found = list(_STATEMENT.finditer(text))
     if not found:
         return None
-    sayings = [each for each in found if not _OF_ANOTHER.search(text[: each.start()])]
-    last = (sayings or found)[-1]
+    sayings = (each for each in reversed(found) if not _OF_ANOTHER.search(text, 0, each.start()))
+    last = next(sayings, found[-1])
     maths = _SEGMENT.match(text, last.start(1))
     if maths and not text[maths.end() :].partition("\n")[0].strip(" .,;"):
         return next(filter(None, maths.groups())).strip() or None
