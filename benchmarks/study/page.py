@@ -109,10 +109,13 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
 
 
 def paired_cells(pairs: PairedDifference) -> tuple[str, str]:
-    """Difference with its interval, and p; no p if all pairs differ by the same amount."""
-    interval = f"{pairs.low:+.3f} to {pairs.high:+.3f}"
-    p = f"{pairs.p_t:.2g}" if np.isfinite(pairs.p_t) else "–"
-    return f"{pairs.difference:+.3f} ({interval}, n = {pairs.n})", p
+    """Difference with its interval, and p; neither if all pairs differ by the same amount."""
+    known = bool(np.isfinite(pairs.p_t))
+    interval = f"{pairs.low:+.3f} to {pairs.high:+.3f}" if known else "–"
+    return (
+        f"{pairs.difference:+.3f} ({interval}, n = {pairs.n})",
+        f"{pairs.p_t:.2g}" if known else "–",
+    )
 
 
 def title(arm: str) -> str:

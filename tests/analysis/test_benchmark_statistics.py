@@ -91,7 +91,7 @@ def test_interval_holds_the_mean_and_mirrors(flags, seed):
     clusters = list(range(len(values)))
     found = clustered_interval(values, clusters, seed=seed)
     again = clustered_interval(values, clusters, seed=seed)
-    if len(values) > 1:
+    if len(set(values)) > 1:
         assert found == again
         assert 0 <= found.low <= found.mean + 1e-12
         assert found.mean - 1e-12 <= found.high <= 1
@@ -113,17 +113,48 @@ def test_single_greedy_rows_are_compared_by_mcnemar():
     assert found.difference.mean == pytest.approx(4 / 7)
 
 
-def test_clusters_and_fractions_are_compared_by_bootstrap():
+def test_clusters_and_fractions_are_compared_by_sign_flips():
     a, b = [0.0] * 40, [1.0] * 20 + [0.0] * 20
     alone = compare_paired(a, b, range(40))
     clustered = compare_paired(a, b, [row // 20 for row in range(40)])
     assert alone.test == "mcnemar"
     assert alone.p < 1e-5
-    # two images, one of them solved by B: a quarter of the resamples draws the other one twice
-    assert clustered.test == "bootstrap"
-    assert clustered.p == pytest.approx(0.5, abs=0.05)
-    assert compare_paired([0.5, 0.25], [0.5, 0.25], "ab").test == "bootstrap"
+    # two images, one of them solved by B: each of the four flips is as far from 0
+    assert (clustered.test, clustered.p) == ("sign_flips", 1)
+    assert compare_paired([0.5, 0.25], [0.5, 0.25], "ab").test == "sign_flips"
     assert compare_paired([0.5, 0.25], [0.5, 0.25], "ab").p == 1
+
+
+def test_few_clusters_give_no_small_p():
+    three = compare_paired([0.0] * 3, [0.125] * 3, "abc")
+    assert three.p == 2 / 2**3
+    assert math.isnan(three.difference.low)  # equal clusters do not show how they vary
+    two = compare_paired([0.0, 0, 0, 1, 1, 0], [1.0, 0, 0, 1, 1, 1], list("iiijjj"))
+    assert two.p == 2 / 2**2
+    assert math.isnan(compare_paired([0.0, 0.0], [0.5, 1.0], "aa").p)
+
+
+def test_sign_flips_agree_with_a_t_test_of_many_clusters():
+    differences = np.random.default_rng(1).normal(0.2, 1, 200)
+    p = compare_paired([0.0] * 200, differences.tolist(), range(200)).p
+    assert p == pytest.approx(float(stats.ttest_1samp(differences, 0).pvalue), abs=0.005)
+
+
+@pytest.mark.parametrize("num_clusters", [3, 5, 8])
+def test_chance_is_significant_in_at_most_its_share(num_clusters):
+    rng = np.random.default_rng(num_clusters)
+    p_values = [
+        compare_paired(*rng.binomial(8, 0.5, (2, num_clusters)) / 8, range(num_clusters)).p
+        for _ in range(200)
+    ]
+    assert np.mean(np.array(p_values) < 0.05) <= 0.08  # 0.05 and two standard errors
+
+
+def test_few_clusters_widen_the_interval():
+    values = [0.2, 0.4, 0.5, 0.6, 0.8]
+    found = clustered_interval(values, range(5))
+    half = float(stats.t.ppf(0.975, 4)) * float(np.std(values, ddof=1)) / math.sqrt(5)
+    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.05)
 
 
 @settings(max_examples=30)

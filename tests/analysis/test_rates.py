@@ -20,12 +20,14 @@ def test_mcnemar_counts_only_rows_that_changed():
     found = paired_rates(a, b)
     assert (found["gained"], found["lost"], found["difference"]) == (4, 1, 3 / 8)
     assert found["p"] == pytest.approx(12 / 32)  # 2 * (C(5,4) + C(5,5)) / 2^5
-    # 1.96 / 8 * sqrt(5 - 9 / 8)
-    assert found["high"] - found["difference"] == pytest.approx(0.4823, abs=1e-4)
+    # 3 / 10 ± 1.96 / 10 * sqrt(5 + 1 - 9 / 10)
+    assert (found["low"], found["high"]) == pytest.approx((-0.1426, 0.7426), abs=1e-4)
 
 
 def test_equal_answers_are_no_difference():
     same = np.array([True, False])
     found = paired_rates(same, same)
-    assert (found["difference"], found["low"], found["high"], found["p"]) == (0, 0, 0, 1)
+    assert (found["difference"], found["p"]) == (0, 1)
+    # two rows do not show that no row can differ: 1.96 / 4 * sqrt(1)
+    assert (found["low"], found["high"]) == pytest.approx((-0.49, 0.49), abs=1e-3)
     assert paired_rates(same[:0], same[:0])["difference"] is None

@@ -7,7 +7,7 @@ trained with several seeds are compared by seed.
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar
 
@@ -19,9 +19,12 @@ _Z_95 = 1.959963984540054
 Key = TypeVar("Key", int, str)
 MIN_PAIRS = 2
 NUM_RESAMPLES = 4000
-"""Resamples of a bootstrap: p-values have steps of 1 / 2000."""
+"""Resamples of a bootstrap, and random sign flips of a test."""
+_MAX_EXACT = 11
+"""Up to so many clusters every flip of signs is counted: at most 2048."""
 _DRAWS_AT_ONCE = 4_000_000
 """Counts held at once, resamples times clusters."""
+_ROUNDING = 1e-12
 
 
 def wilson_interval(num_yes: int, num_all: int) -> tuple[float, float]:
@@ -75,10 +78,11 @@ class PairedDifference:
     difference: float
     """Mean of B - A."""
     low: float
-    """95 % interval of the difference, by Student's t; nan for n < 2. So is `high`."""
+    """95 % interval of the difference, by Student's t; nan where `p_t` is. So is `high`."""
     high: float
     p_t: float
-    """Two-sided p of the paired t-test; nan for n < 2 or where all differences are equal."""
+    """Two-sided p of the paired t-test; nan for n < 2, and where all differences are equal, which
+    does not show how they vary."""
     p_wilcoxon: float
     """Two-sided p of Wilcoxon's signed-rank test; nan where every difference is 0."""
 
@@ -114,9 +118,9 @@ def _t_test(differences: np.ndarray) -> tuple[float, float]:
     if n < MIN_PAIRS:
         return math.nan, math.nan
     error = float(differences.std(ddof=1)) / math.sqrt(n)
-    half = float(stats.t.ppf(0.975, n - 1)) * error
     if error <= 1e-12 * max(abs(_mean(differences)), 1e-300):
-        return half, math.nan
+        return math.nan, math.nan
+    half = float(stats.t.ppf(0.975, n - 1)) * error
     return half, float(2 * stats.t.sf(abs(_mean(differences)) / error, n - 1))
 
 
@@ -160,7 +164,7 @@ class PairedRates(TypedDict):
     difference: float | None
     """Rate of correct answers in b minus that in a."""
     low: float | None
-    """Wald's 95 % interval for paired rates; so is `high`."""
+    """95 % interval for paired rates (Agresti and Min 2005); so is `high`."""
     high: float | None
     gained: int
     """Rows correct in b only."""
@@ -171,18 +175,22 @@ class PairedRates(TypedDict):
 
 
 def paired_rates(a: np.ndarray, b: np.ndarray) -> PairedRates:
-    """Compare bool [rows] with bool [rows] of the same rows."""
+    """Compare bool [rows] with bool [rows] of the same rows.
+
+    The interval is Wald's after half a row is added to each of the four outcomes (both correct, b
+    only, a only, none): it keeps a width where no row differs.
+    """
     n, gained, lost = len(a), int(np.sum(~a & b)), int(np.sum(a & ~b))
     p = mcnemar(gained, lost)
     if not n:
         return PairedRates(n=0, difference=None, low=None, high=None, gained=0, lost=0, p=p)
-    difference = (gained - lost) / n
-    half = 1.96 * math.sqrt(max(gained + lost - (gained - lost) ** 2 / n, 0.0)) / n
+    middle = (gained - lost) / (n + 2)
+    half = _Z_95 * math.sqrt(gained + lost + 1 - (gained - lost) * middle) / (n + 2)
     return PairedRates(
         n=n,
-        difference=difference,
-        low=difference - half,
-        high=difference + half,
+        difference=(gained - lost) / n,
+        low=max(middle - half, -1.0),
+        high=min(middle + half, 1.0),
         gained=gained,
         lost=lost,
         p=p,
@@ -242,11 +250,13 @@ def majority_score(answers: Sequence[Hashable | None], correct: Sequence[bool]) 
 def clustered_interval(
     values: Sequence[float], clusters: Sequence[Hashable], *, seed: int = 0
 ) -> Interval:
-    """Mean over rows, and its percentile interval by a bootstrap that draws clusters.
+    """Mean over rows, and its 95 % interval by a bootstrap that draws clusters.
 
-    Each resample draws as many clusters as there are, with replacement, and takes the mean over the
-    rows of those drawn (a ratio: clusters differ in size). With one cluster the spread is unknown,
-    and the interval is nan.
+    Each resample draws as many clusters as there are, m, with replacement, and takes the mean over
+    the rows of those drawn (a ratio: clusters differ in size). The interval is the expanded
+    percentile one (Hesterberg 2015), which lets few clusters count as few: its tails hold
+    Phi(-sqrt(m / (m - 1)) t) with Student's t of m - 1 degrees of freedom. One cluster, or clusters
+    that are all equal, do not show how they vary: the interval is nan.
 
     Args:
         values: score of each row [rows].
@@ -256,8 +266,14 @@ def clustered_interval(
     rows = np.asarray(values, dtype=float)
     if not len(rows):
         return Interval(mean=math.nan, low=math.nan, high=math.nan)
-    means = _resampled_means(rows, clusters, seed)
-    low, high = np.quantile(means, (0.025, 0.975)) if len(means) else (math.nan, math.nan)
+    sums, sizes = _by_cluster(rows, clusters)
+    low = high = math.nan
+    if len(sums) > 1:
+        means = _resampled_means(sums, sizes, seed)
+        if np.ptp(means) > _ROUNDING:
+            m = len(sums)
+            tail = stats.norm.cdf(math.sqrt(m / (m - 1)) * stats.t.ppf(0.025, m - 1))
+            low, high = np.quantile(means, (tail, 1 - tail))
     return Interval(mean=float(rows.mean()), low=float(low), high=float(high))
 
 
@@ -274,7 +290,7 @@ class PairedScores:
     p: float
     """Two-sided, of no difference; nan if unknown."""
     test: str
-    """`mcnemar` or `bootstrap`."""
+    """`mcnemar` or `sign_flips`."""
 
 
 def compare_paired(
@@ -282,10 +298,12 @@ def compare_paired(
 ) -> PairedScores:
     """Compare the scores that two models have on the same rows.
 
-    The interval is that of :func:`clustered_interval` on the differences. The test is McNemar's
-    exact one (a binomial test of the rows that only one model solves) where every score is 0 or 1
-    and every row is its own cluster. Otherwise it is the bootstrap: twice the smaller fraction of
-    resampled differences on one side of 0, never below 1 / (resamples + 1).
+    Where every score is 0 or 1 and every row is its own cluster, the test is McNemar's exact one (a
+    binomial test of the rows that only one model solves), and the interval that of
+    :func:`paired_rates`. Otherwise the interval is that of :func:`clustered_interval` on the
+    differences, and the test flips the signs of the clusters' summed differences: p is the fraction
+    of flips whose sum is as far from 0. All flips of few clusters are counted, so that p is at
+    least 2 / 2^m with m clusters; of many, 4000 random ones.
 
     Args:
         a: [rows].
@@ -295,19 +313,21 @@ def compare_paired(
     first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     differences = second - first
     num_clusters = len(set(clusters))
-    interval = clustered_interval(differences.tolist(), clusters, seed=seed)
     binary = bool(np.isin(first, (0.0, 1.0)).all() and np.isin(second, (0.0, 1.0)).all())
-    if binary and num_clusters == len(differences):
-        test, p = "mcnemar", mcnemar(int((differences > 0).sum()), int((differences < 0).sum()))
+    if binary and num_clusters == len(differences) > 0:
+        rates = paired_rates(first == 1.0, second == 1.0)
+        test, p = "mcnemar", rates["p"]
+        interval = Interval(mean=float(differences.mean()), low=rates["low"], high=rates["high"])
     else:
-        test, p = "bootstrap", _bootstrap_p(_resampled_means(differences, clusters, seed))
+        test, p = "sign_flips", _flip_p(_by_cluster(differences, clusters)[0], seed)
+        interval = clustered_interval(differences.tolist(), clusters, seed=seed)
     return PairedScores(
         num_rows=len(differences),
         num_clusters=num_clusters,
         mean_a=float(first.mean()) if len(first) else math.nan,
         mean_b=float(second.mean()) if len(second) else math.nan,
         difference=interval,
-        p=p if len(differences) else math.nan,
+        p=p,
         test=test,
     )
 
@@ -374,28 +394,44 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     return values.tolist()
 
 
-def _resampled_means(values: np.ndarray, clusters: Sequence[Hashable], seed: int) -> np.ndarray:
-    """Mean of each resample [resamples]; empty with fewer than two clusters."""
+def _by_cluster(values: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of each cluster's values, and its number of rows, [clusters] each."""
     numbers: dict[Hashable, int] = {}
-    places = np.array(
-        [numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=int
-    )
+    places = [numbers.setdefault(cluster, len(numbers)) for cluster in clusters]
     assert len(places) == len(values), "a cluster for each row"
-    if len(numbers) < 2:
-        return np.empty(0)
-    sums, sizes = np.bincount(places, weights=values), np.bincount(places)
+    where = np.array(places, dtype=int)
+    return np.bincount(where, weights=values), np.bincount(where)
+
+
+def _resampled_means(sums: np.ndarray, sizes: np.ndarray, seed: int) -> np.ndarray:
+    """Mean over the rows of as many clusters as there are, drawn with replacement [resamples]."""
     rng = np.random.default_rng(seed)
-    evenly = np.full(len(numbers), 1 / len(numbers))
-    step = max(_DRAWS_AT_ONCE // len(numbers), 1)
+    evenly = np.full(len(sums), 1 / len(sums))
     means = []
-    for start in range(0, NUM_RESAMPLES, step):
-        drawn = rng.multinomial(len(numbers), evenly, size=min(step, NUM_RESAMPLES - start))
+    for num in _at_once(len(sums)):
+        drawn = rng.multinomial(len(sums), evenly, size=num)
         means.append((drawn @ sums) / (drawn @ sizes))
     return np.concatenate(means)
 
 
-def _bootstrap_p(means: np.ndarray) -> float:
-    if not len(means):
+def _flip_p(sums: np.ndarray, seed: int) -> float:
+    """Two-sided p of no difference, by flips of the clusters' signs; nan with less than two."""
+    m, observed = len(sums), abs(float(sums.sum())) - _ROUNDING
+    if m < 2:
         return math.nan
-    below, above = int((means <= 1e-12).sum()), int((means >= -1e-12).sum())
-    return min(2 * (min(below, above) + 1) / (len(means) + 1), 1.0)
+    if m <= _MAX_EXACT:
+        every = (np.arange(2**m)[:, None] >> np.arange(m)) & 1
+        return float(np.mean(np.abs((1 - 2 * every) @ sums) >= observed))
+    rng = np.random.default_rng(seed)
+    as_far = sum(
+        int((np.abs(rng.choice((-1, 1), size=(num, m)) @ sums) >= observed).sum())
+        for num in _at_once(m)
+    )
+    return (as_far + 1) / (NUM_RESAMPLES + 1)
+
+
+def _at_once(num_clusters: int) -> Iterator[int]:
+    """Parts of the resamples whose draws fit in memory."""
+    step = max(_DRAWS_AT_ONCE // num_clusters, 1)
+    for start in range(0, NUM_RESAMPLES, step):
+        yield min(step, NUM_RESAMPLES - start)

@@ -72,8 +72,9 @@ def section(title: str, body: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{body}</section>"
 
 
-def interval_plot(lines: Mapping[str, Sequence[Point]]) -> str:
-    """An SVG of fractions 0 .. 1: a group of lines per name, and a dot and interval per point."""
+def interval_plot(lines: Mapping[str, Sequence[Point]], bars: str = "95 % intervals") -> str:
+    """An SVG of fractions 0 .. 1: a group of lines per name, and a dot and interval per point;
+    `bars` says what the intervals are."""
     series = list(dict.fromkeys(point.series for points in lines.values() for point in points))
     marks, y = [], 24.0
     for name, points in lines.items():
@@ -93,7 +94,7 @@ def interval_plot(lines: Mapping[str, Sequence[Point]]) -> str:
     )
     width = _LABEL_WIDTH + _PLOT_WIDTH + 30
     svg = (
-        f'<svg role="img" aria-label="accuracy with 95 % intervals" width="{width}" '
+        f'<svg role="img" aria-label="accuracy with {escape(bars)}" width="{width}" '
         f'height="{y:g}" font-size="12" fill="currentColor">{axis}{"".join(marks)}</svg>'
     )
     legend = "".join(
@@ -103,7 +104,7 @@ def interval_plot(lines: Mapping[str, Sequence[Point]]) -> str:
     shown = f"<p>{legend}</p>" if len(series) > 1 else ""
     return (
         f"<figure>{shown}<div class=scroll tabindex=0>{svg}</div>"
-        "<figcaption>Lines are 95 % intervals.</figcaption></figure>"
+        f"<figcaption>Lines are {escape(bars)}.</figcaption></figure>"
     )
 
 
@@ -174,7 +175,7 @@ def _accuracy_table(results: Sequence[Result]) -> Table:
         rows=rows,
         note="Greedy answers: Wilson's interval, which takes rows as independent, and the bootstrap"
         " interval over clusters (rows with the same image, figure or chain). Several samples:"
-        " the bootstrap over clusters.",
+        " the bootstrap over clusters. All correct or none: Wilson's interval over clusters.",
     )
 
 

@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +89,8 @@ def summarise(task: Task, graded: Sequence[GradedAnswer]) -> dict[str, Any]:
 
     `accuracy` is the mean over rows of the fraction of correct samples, with Wilson's interval for
     one greedy sample; `clustered` has the bootstrap interval, which resamples clusters. With
-    several samples there are `pass` (k -> unbiased pass@k) and `majority` (of all samples).
+    several samples there are `pass` (k -> unbiased pass@k) and `majority` (of all samples). A score
+    that is 0 or 1 in every row has Wilson's interval with its clusters as trials.
     `scores` are the benchmark's own, each the mean over the samples that have it. The fractions
     `unparsed`, `truncated` and `judged` are over answers.
     """
@@ -120,8 +121,8 @@ def _by_row(graded: Sequence[GradedAnswer], k: int) -> list[Sequence[GradedAnswe
 def _scores(by_row: Sequence[Sequence[GradedAnswer]], k: int) -> dict[str, Any]:
     means = [fraction_correct(answers) for answers in by_row]
     clusters = [answers[0].cluster for answers in by_row]
-    clustered = clustered_interval(means, clusters)
-    accuracy = {**_numbers(clustered), "interval": "bootstrap"}
+    clustered, name = _clustered(means, clusters)
+    accuracy = {**_numbers(clustered), "interval": name}
     if k == 1:
         low, high = wilson_interval(round(sum(means)), len(means))
         accuracy = {"mean": clustered.mean, "low": low, "high": high, "interval": "wilson"}
@@ -134,9 +135,7 @@ def _scores(by_row: Sequence[Sequence[GradedAnswer]], k: int) -> dict[str, Any]:
     }
     if k > 1:
         found["pass"] = {
-            str(n): _numbers(
-                clustered_interval([_pass(answers, n) for answers in by_row], clusters)
-            )
+            str(n): _numbers(_clustered([_pass(answers, n) for answers in by_row], clusters)[0])
             for n in (1, 2, 4, 8, 16, 32)
             if n <= k
         }
@@ -144,8 +143,17 @@ def _scores(by_row: Sequence[Sequence[GradedAnswer]], k: int) -> dict[str, Any]:
             majority_score([_vote(a) for a in answers], [bool(a.correct) for a in answers])
             for answers in by_row
         ]
-        found["majority"] = _numbers(clustered_interval(votes, clusters))
+        found["majority"] = _numbers(_clustered(votes, clusters)[0])
     return found
+
+
+def _clustered(scores: Sequence[float], clusters: Sequence[Hashable]) -> tuple[Interval, str]:
+    """Mean with its interval over clusters, and the interval's name."""
+    if set(scores) in ({0.0}, {1.0}):
+        num = len(set(clusters))
+        low, high = wilson_interval(round(scores[0] * num), num)
+        return Interval(mean=scores[0], low=low, high=high), "wilson"
+    return clustered_interval(scores, clusters), "bootstrap"
 
 
 def fraction_correct(answers: Sequence[GradedAnswer]) -> float:

@@ -124,7 +124,7 @@ class Comparison:
     p_adjusted: float
     """By Benjamini and Hochberg over all lines with the same kind of category."""
     test: str
-    """`mcnemar`, `bootstrap` (rows of two single models) or `seeds` (Welch's t-test)."""
+    """`mcnemar`, `sign_flips` (rows of two single models) or `seeds` (Welch's t-test)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -361,7 +361,7 @@ def _body(
     overall = [each for each in comparisons if not each.category]
     by_category = [each for each in comparisons if each.category]
     parts = [
-        section("Accuracy", interval_plot(lines)),
+        section("Accuracy", interval_plot(lines, _bars(arms))),
         section("Comparison", table_html(_table("Benchmarks", overall))),
     ]
     if by_category:
@@ -372,6 +372,16 @@ def _body(
             title = f"{benchmark}: rows on which {arms[0].name} and {arm.name} differ"
             parts.append(section(title, _differing(arms[0], arm, benchmark, rows, shown_rows)))
     return "".join(parts)
+
+
+def _bars(arms: Sequence[Arm]) -> str:
+    """What the lines of the plot are."""
+    numbers = {len(arm.seeds) > 1 for arm in arms}
+    if numbers == {True}:
+        return "ranges over seeds, from the lowest to the highest, and no 95 % intervals"
+    if numbers == {False}:
+        return "95 % intervals"
+    return "95 % intervals; for arms of several seeds their range, from the lowest to the highest"
 
 
 def _point(arm: Arm, benchmark: str) -> Any:
@@ -406,9 +416,9 @@ def _table(title: str, comparisons: Sequence[Comparison]) -> Any:
         title=title,
         header=["", "rows", "A", "B", "B − A, 95 % interval", "p", "p adjusted", "test"],
         rows=rows,
-        note="McNemar: exact, on rows that one of two models solves. Bootstrap: over clusters of"
-        " rows. Seeds: Welch's t-test on one accuracy per seed. Adjusted by Benjamini and Hochberg"
-        " over the lines of this table.",
+        note="McNemar: exact, on rows that one of two models solves. Sign flips: of the differences"
+        " of clusters of rows. Seeds: Welch's t-test on one accuracy per seed. Adjusted by"
+        " Benjamini and Hochberg over the lines of this table.",
     )
 
 
