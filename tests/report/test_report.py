@@ -216,7 +216,7 @@ def test_two_runs_are_drawn_together_and_paired(make_run, rollout_row):
     ]
     text = visible(page)
     # common steps 2 and 3: means 2.5 and 3, difference 0.5 in both, so no spread to test against
-    cells = "<td>2</td><td>2.5</td><td>3</td><td>0.5</td><td>0.5 to 0.5</td><td>–</td><td>0.5</td>"
+    cells = "<td>2</td><td>2.5</td><td>3</td><td>0.5</td><td>–</td><td>–</td><td>0.5</td>"
     assert f"vapo/reward/total</th>{cells}" in text
     # the same prompt at steps 2 and 3
     assert "accuracy</th><td>2</td><td>0</td><td>1</td><td>1</td>" in text
@@ -372,4 +372,16 @@ def test_early_decisions_on_other_data_are_not_paired(make_run, rollout_row, ear
         (folder / "settings.json").write_text(json.dumps({"DATA": data}))
     text = visible(report(a, "--compare", str(b)))
     assert "Nothing to pair: A is on test.parquet 12, B on test.parquet 34. Both runs need" in text
+    assert "correct with all reasoning</th><td>2</td>" not in text
+
+
+def test_early_decisions_with_other_options_are_not_paired(make_run, rollout_row, early_decision):
+    """More cuts are more chances to be correct at any of them."""
+    a, b = (make_run(name, {1: [rollout_row()]}) for name in "ab")
+    for run, model, num_cuts in ((a, "m1", 21), (b, "m2", 5)):
+        folder = early_decision(run, ["+++", "-+-"])
+        settings = {"MODEL": model, "DATA": "test.parquet 12", "--num-cuts": num_cuts}
+        (folder / "settings.json").write_text(json.dumps(settings))
+    text = visible(report(a, "--compare", str(b)))
+    assert "Nothing to pair: --num-cuts is 21 in A and 5 in B." in text
     assert "correct with all reasoning</th><td>2</td>" not in text

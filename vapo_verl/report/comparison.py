@@ -1,7 +1,8 @@
 """Tables of the report: early decision, and paired differences of two runs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vapo_verl.analysis.statistics import PairedDifference, Rate, paired_difference
 from vapo_verl.evaluation.early_decision import EarlyDecision, accuracy_by_cut, summarise
@@ -35,6 +36,7 @@ NO_EARLY_DECISION = (
     " --run RUN_DIR makes one."
 )
 _SAME_FILE = "Both runs need early decisions on the same file."
+_SAME_OPTIONS = "Make both early decisions with the same options."
 _ROWS = (
     "responses",
     "correct with all reasoning",
@@ -87,14 +89,27 @@ def _early_decision(a: RunSummary, b: RunSummary) -> list[Table]:
     title = "Common early-decision rows"
     if first.data != second.data:
         names = [each.data or "a file that its folder does not name" for each in (first, second)]
-        note = f"Nothing to pair: A is on {names[0]}, B on {names[1]}. {_SAME_FILE}"
-        return [Table(title=title, header=[""], rows=[], note=note)]
+        return _unpaired(title, f"A is on {names[0]}, B on {names[1]}. {_SAME_FILE}")
+    if other := _differing(first.options, second.options):
+        return _unpaired(title, f"{other}. {_SAME_OPTIONS}")
     found = [
         paired_difference(name, early_rows(first, name), early_rows(second, name))
         for name in EARLY_QUANTITIES
     ]
     note = f"A pair is the same row of the data. {_SAME_FILE}"
     return [_differences(title, "row", found, note)]
+
+
+def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} is {a.get(name)!r} in A and {b.get(name)!r} in B"
+        for name in sorted(a.keys() | b.keys())
+        if a.get(name) != b.get(name)
+    )
+
+
+def _unpaired(title: str, why: str) -> list[Table]:
+    return [Table(title=title, header=[""], rows=[], note=f"Nothing to pair: {why}")]
 
 
 def _differences(title: str, what: str, found: Sequence[PairedDifference], note: str) -> Table:

@@ -93,3 +93,11 @@ def test_nothing_there_and_something_else_there(tmp_path):
     write(tmp_path, [line(0, (0, 1, 1)), line(1, (0, 1), targets=(0.0, 1.0))])
     with pytest.raises(RunError, match="differ in their cuts"):
         load_early_decision(tmp_path)
+
+
+def test_a_response_without_an_answer_does_not_differ_from_the_forced_one(tmp_path):
+    rows = [line(row, right) for row, right in enumerate(RIGHT)]
+    rows[0] |= {"answer": None, "finish": "length"}
+    write(tmp_path, rows)
+    agrees = summarise(load_early_decision(tmp_path))["forced_agrees_with_response"]
+    assert (agrees["num"], agrees["of"]) == (4, 4)

@@ -59,3 +59,12 @@ def test_summary_by_cut():
     assert start["claims"]["agreement"]["share"] == 0.5
     assert end["claims"]["agreement"]["share"] == 1
     assert summary["accuracy"]["share"] == 0.5
+
+
+def test_responses_without_an_answer_have_no_same_answer():
+    unfinished = record(None, "1", [None, None], [0.0] * 4, (True, True), (True, True))
+    answered = record("1", "1", ["1", None], [0.0] * 4, (True, True), (True, True))
+    start, end = summarise([unfinished, answered])["exchanges"]["swap"]
+    assert (start["agreement"]["num"], start["agreement"]["of"]) == (1, 1)
+    assert (end["agreement"]["num"], end["agreement"]["of"]) == (0, 1)
+    assert summarise([unfinished])["exchanges"]["swap"][0]["agreement"]["share"] is None

@@ -1,7 +1,7 @@
 """Rows of an early-decision run, read back, and statistics of their forced answers (pure)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -12,6 +12,7 @@ from vapo_verl.evaluation.probing.journal import ROWS_FILE, read_records, read_s
 from vapo_verl.run_folder import RunError
 
 COMMAND = "early-decision"
+_NOT_OPTIONS = ("MODEL", "DATA", "--num-rows", "--attention-layers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,8 @@ class EarlyDecision:
     rows: tuple[EarlyRow, ...]
     data: str | None = None
     """Name and digest of the data file; None if the folder does not record it."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What responses and forced answers depend on, beside the model and the rows."""
 
     @property
     def targets(self) -> tuple[float, ...]:
@@ -78,7 +81,9 @@ def load_early_decision(folder: Path) -> EarlyDecision | None:
             f"{folder / ROWS_FILE}: a row lacks or has wrong {error}; it is not from `{COMMAND}` "
             "of this version: delete the folder and run it again"
         ) from error
-    decision = EarlyDecision(rows=rows, data=read_settings(folder).get("DATA"))
+    settings = read_settings(folder)
+    options = {name: value for name, value in settings.items() if name not in _NOT_OPTIONS}
+    decision = EarlyDecision(rows=rows, data=settings.get("DATA"), options=options)
     if any(tuple(c.target for c in row.cuts) != decision.targets for row in rows):
         raise RunError(f"{folder / ROWS_FILE}: rows differ in their cuts; delete the folder")
     return decision
@@ -160,7 +165,9 @@ def summarise(decision: EarlyDecision) -> dict[str, Any]:
         "response_accuracy": rate_of([row.right for row in rows]),
         "truncated": rate_of([row.finish == "length" for row in rows]),
         "mean_tokens": float(np.mean([row.num_tokens for row in rows])),
-        "forced_agrees_with_response": rate_of([row.cuts[-1].answer == row.answer for row in rows]),
+        "forced_agrees_with_response": rate_of(
+            [row.cuts[-1].answer == row.answer for row in rows if row.answer is not None]
+        ),
         "cuts": accuracy_by_cut(decision),
         "peak": peak(decision),
         "drop_from_peak": drop_from_peak(decision),

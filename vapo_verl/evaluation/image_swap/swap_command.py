@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     options, swap = read_command_options(arguments, COMMAND, ImageSwapOptions)
     summary = measure_image_swap(options, swap)
     agreement = ", ".join(
-        f"{name} {cuts[0]['agreement']['share']:.3f} to {cuts[-1]['agreement']['share']:.3f}"
+        f"{name} {_shown_share(cuts[0])} to {_shown_share(cuts[-1])}"
         for name, cuts in summary["exchanges"].items()
     )
     print(
@@ -40,6 +40,11 @@ def run(arguments: argparse.Namespace) -> int:
     )
     print(_page(options.out, summary))
     return 0
+
+
+def _shown_share(cut: Mapping[str, Any]) -> str:
+    share = cut["agreement"]["share"]
+    return "–" if share is None else f"{share:.3f}"
 
 
 def measure_image_swap(options: ProbeOptions, swap: ImageSwapOptions) -> dict[str, Any]:
@@ -221,7 +226,13 @@ def _at_cut(records: Sequence[Record], exchange: str, number: int) -> dict[str, 
         "target": cuts[0]["target"],
         "accuracy": rate_of(now),
         "drop": paired_rates(own, now),
-        "agreement": rate_of([record["answer"] == cut["answer"] for record, cut in pairs]),
+        "agreement": rate_of(
+            [
+                record["answer"] == cut["answer"]
+                for record, cut in pairs
+                if record["answer"] is not None
+            ]
+        ),
         "kl": _mean_behind([each["kl"] for each in exchanged], positions),
         "logprob_drop": _mean_behind([each["logprob_drop"] for each in exchanged], positions),
         "attention": _mean_behind([record["attention"] for record in records], positions),
