@@ -72,6 +72,11 @@ class AnchorConfig:
     """Training rows whose claims are asked before the first step, to test the question's format; 0
     skips the test."""
 
+    @property
+    def is_paired(self) -> bool:
+        """Whether the responses to one prompt get the same claims."""
+        return self.pairing == "group"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeConfig:

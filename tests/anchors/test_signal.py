@@ -154,6 +154,14 @@ def test_the_warning_needs_agreement_or_no_spread():
     assert no_signal(nan, nan) is None
 
 
+def test_paired_draws_agree_more_often_without_a_fault():
+    high, spread = [0.96] * NUM_FIRST_STEPS, [0.06] * NUM_FIRST_STEPS
+    assert "pairing=group" in str(no_signal(high, spread))
+    assert no_signal(high, spread, paired=True) is None
+    equal = str(no_signal(high, [0.0] * NUM_FIRST_STEPS, paired=True))
+    assert "does not differ" in equal and "pairing=group" not in equal
+
+
 def test_the_warning_also_comes_where_perception_decides_little():
     agreements, spreads = [0.9] * NUM_FIRST_STEPS, [0.04] * NUM_FIRST_STEPS
 

@@ -55,6 +55,11 @@ def test_a_run_without_signal_is_warned_once_after_the_first_steps(monkeypatch):
         warnings = [text for text in said if text.startswith("WARNING")]
         assert len(warnings) == (step >= 5)
     assert "agree on 97.0% of their claims" in warnings[0]
+    said.clear()
+    paired = StepLine(total_steps=20, paired=True)
+    for step in range(1, 12):
+        paired.log(figures, step)
+    assert not any(text.startswith("WARNING") for text in said)
 
 
 def test_a_run_with_signal_or_without_anchors_is_not_warned(monkeypatch):

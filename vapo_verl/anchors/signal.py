@@ -127,28 +127,38 @@ def perception_spread(
 
 
 def no_signal(
-    agreements: Sequence[float], spreads: Sequence[float], fractions: Sequence[float] = ()
+    agreements: Sequence[float],
+    spreads: Sequence[float],
+    fractions: Sequence[float] = (),
+    *,
+    paired: bool = False,
 ) -> str | None:
     """Why the perception reward carries no signal, and what to try; None where it does.
+
+    Paired draws ask siblings about a claim at the same cut, so that they agree more often than
+    those that are asked at different ones: their agreement is no reason.
 
     Args:
         agreements: :func:`claim_agreement` of the first steps; nan where a step had none.
         spreads: ``PerceptionSpread.spread`` of the same steps.
         fractions: part of the advantage that perception decides, in the same steps; 0 is perception
             that is measured and not paid, which is no fault.
+        paired: whether siblings get the same claims (``vapo.anchors.pairing=group``).
     """
     spread = _mean(spreads)
+    harder = "Try claims that are harder for this policy, "
+    advice = harder + ("" if paired else "vapo.anchors.pairing=group, ") + _ADVICE
     if spread is not None and spread < LEAST_SPREAD:
         return (
             f"R_perc does not differ between the responses to one prompt (spread {spread:.4f} over "
-            "the first steps): the perception reward carries no signal. " + _ADVICE
+            "the first steps): the perception reward carries no signal. " + advice
         )
     agreement = _mean(agreements)
-    if agreement is not None and agreement > HIGH_AGREEMENT:
+    if not paired and agreement is not None and agreement > HIGH_AGREEMENT:
         return (
             f"the responses to one prompt agree on {agreement:.1%} of their claims (over the first "
             "steps): predictions depend on the image and not on the response, so that the "
-            "perception reward carries little signal. " + _ADVICE
+            "perception reward carries little signal. " + advice
         )
     fraction = _mean(fractions)
     if spread is not None and fraction is not None and 0 < fraction < LOW_FRACTION:
@@ -161,10 +171,7 @@ def no_signal(
     return None
 
 
-_ADVICE = (
-    "Try claims that are harder for this policy, vapo.anchors.pairing=group, longer responses, or "
-    "vapo.reward.soft=true; docs/anchors.md and docs/study.md explain."
-)
+_ADVICE = "longer responses, or vapo.reward.soft=true; docs/anchors.md and docs/study.md explain."
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import yaml
+
 from vapo_verl.analysis.position_curves import (
     AnchorAccuracy,
     AttentionCurves,
@@ -17,7 +19,7 @@ from vapo_verl.analysis.position_curves import (
 from vapo_verl.evaluation.early_decision import COMMAND, EarlyDecision, load_early_decision
 from vapo_verl.evaluation.probing.probe_options import FOLDER
 from vapo_verl.run_folder import RunError
-from vapo_verl.run_folder.layout import METRICS_FILE
+from vapo_verl.run_folder.layout import CONFIG_FILE, METRICS_FILE
 from vapo_verl.run_folder.metrics import Metrics, read_metrics
 from vapo_verl.run_folder.rollouts import (
     RewardParts,
@@ -137,6 +139,8 @@ class RunSummary:
     anchors: AnchorAccuracy
     prompts: PromptMeans
     explorer: ExplorerSamples
+    is_paired: bool
+    """Whether siblings got the same claims."""
     early_decision: EarlyDecision | None
     """None if the command has not been run."""
     num_files: int
@@ -181,12 +185,24 @@ def summarise_run(
         anchors=AnchorAccuracy(),
         prompts=PromptMeans(),
         explorer=ExplorerSamples(num_samples, seed),
+        is_paired=_is_paired(run_dir / CONFIG_FILE, problems),
         early_decision=_early_decision(run_dir / FOLDER / COMMAND, problems),
         num_files=len(files),
         num_responses=0,
         problems=problems,
     )
     return _with_rollouts(summary, files)
+
+
+def _is_paired(file: Path, problems: list[str]) -> bool:
+    if not file.exists():
+        return False
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return bool(config["vapo"].get("anchors", {}).get("pairing") == "group")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        problems.append(f"{file.name} cannot be read: {' '.join(str(error).split())}")
+        return False
 
 
 def _early_decision(folder: Path, problems: list[str]) -> EarlyDecision | None:

@@ -70,7 +70,7 @@ def _signal_note(runs: Sequence[RunSummary]) -> str:
         first = (
             list(run.metrics.series(metric).values())[:NUM_FIRST_STEPS] for metric in SIGNAL_METRICS
         )
-        if reason := no_signal(*first):
+        if reason := no_signal(*first, paired=run.is_paired):
             notes.append(f"{run.name}: {reason}" if len(runs) > 1 else f"Warning: {reason}")
     return " ".join(notes)
 

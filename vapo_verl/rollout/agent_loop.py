@@ -300,7 +300,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         self, output: VapoAgentLoopOutput, claims: Sequence[Claim], key: SampleKey
     ) -> list[AnchorResult]:
         settings = self.vapo.anchors
-        paired = settings.pairing == "group"
+        paired = settings.is_paired
         anchors = plan_anchors(
             self._pieces(output.response_ids),
             claims,

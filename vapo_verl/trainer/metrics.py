@@ -107,7 +107,7 @@ def signal_metrics(
         for record, group in zip(records, group_ids, strict=True)
     ]
     found = perception_spread(
-        responses, settings.reward.late_emphasis, paired=settings.anchors.pairing == "group"
+        responses, settings.reward.late_emphasis, paired=settings.anchors.is_paired
     )
     return {
         AGREEMENT: claim_agreement(responses),

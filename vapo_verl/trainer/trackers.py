@@ -153,8 +153,9 @@ class StepLine:
         first_step: steps done before this process began.
     """
 
-    def __init__(self, total_steps: int, first_step: int = 0) -> None:
-        self._total, self._done = total_steps, first_step
+    def __init__(self, total_steps: int, first_step: int = 0, *, paired: bool = False) -> None:
+        """`paired`: see :func:`~vapo_verl.anchors.signal.no_signal`."""
+        self._total, self._done, self._paired = total_steps, first_step, paired
         self._since = time.monotonic()
         self._seconds: deque[float] = deque(maxlen=RECENT_STEPS)
         self._signals: list[list[float]] = []
@@ -176,7 +177,9 @@ class StepLine:
             return
         self._signals.append([data.get(metric, math.nan) for metric in SIGNAL_METRICS])
         is_complete = len(self._signals) == NUM_FIRST_STEPS
-        if is_complete and (reason := no_signal(*zip(*self._signals, strict=True))):
+        if not is_complete:
+            return
+        if reason := no_signal(*zip(*self._signals, strict=True), paired=self._paired):
             say(f"WARNING: {reason}")
 
     def at(self, phase: str) -> None:

@@ -202,7 +202,9 @@ class VapoTraining(PPOTrainer):
     @logger.setter
     def logger(self, tracking: Tracking) -> None:
         self._tracking = tracking
-        self._step_line = StepLine(self.total_training_steps, self.global_steps)
+        self._step_line = StepLine(
+            self.total_training_steps, self.global_steps, paired=self.vapo.anchors.is_paired
+        )
         if self.val_only:
             tracking.logger = {
                 "run_folder": ValidationFile(self.run_dir / VALIDATION_FILE, self._loaded),
