@@ -193,6 +193,7 @@ def test_noisy_rollout_holds_the_released_scripts_values():
     assert (policy.rollout.n, method.noisy_fraction) == (12, 0.5)
     assert (policy.actor.optim.lr, policy.actor.use_kl_loss) == (1e-6, False)
     assert policy.actor.freeze_vision_tower
+    assert (policy.actor.entropy_coeff, policy.actor.loss_agg_mode) == (1e-3, "token-mean")
     assert (config.data.train_batch_size, policy.actor.ppo_mini_batch_size) == (512, 128)
 
 
@@ -202,6 +203,7 @@ def test_papo_holds_the_released_scripts_values():
     assert (method.coef, method.entropy_coef, method.masked) == (0.02, 0.05, 0.6)
     assert (config.data.train_batch_size, actor.ppo_mini_batch_size) == (384, 128)
     assert (actor.use_kl_loss, actor.kl_loss_coef, actor.optim.lr) == (True, 0.01, 1e-6)
+    assert (actor.clip_ratio_low, actor.clip_ratio_high) == (0.2, 0.3)
     assert config.actor_rollout_ref.rollout.n == 5
 
 

@@ -132,7 +132,10 @@ def test_vapo_released_holds_the_published_scripts_values():
     assert (config.data.max_prompt_length, config.data.max_response_length) == (4096, 2048)
     assert (config.data.min_pixels, config.data.max_pixels) == (262_144, 4_194_304)
     assert (actor.clip_ratio_low, actor.clip_ratio_high, actor.use_kl_loss) == (0.2, 0.28, False)
+    assert actor.loss_agg_mode == "token-mean"
+    # Groups of equal accuracy stay where perception differs.
     assert config.algorithm.filter_groups.enable
+    assert config.algorithm.filter_groups.metric == "reward"
     assert (config.trainer.total_epochs, config.actor_rollout_ref.rollout.top_p) == (5, 0.99)
 
 
