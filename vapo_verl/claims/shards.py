@@ -97,21 +97,22 @@ class ClaimRecord:
 
     @classmethod
     def from_json(cls, line: str | bytes) -> "ClaimRecord":
-        """Raises ValueError, TypeError or KeyError when the line is no record.
+        """The record of a line; only ``image_key``, ``claims`` and ``model`` are needed.
 
-        A claim that is not valid in a row raises a ValueError that names image and claim.
+        Raises ValueError, TypeError or KeyError when the line is no record. A claim that is not
+        valid in a row raises a ValueError that names image and claim.
         """
         fields: dict[str, Any] = json.loads(line)
-        del fields["status"]
+        fields.pop("status", None)
         if "verdicts" in fields:  # the name in older shards
             fields["vote_counts"] = fields.pop("verdicts")
-        votes = fields["vote_counts"]
+        votes = fields.get("vote_counts")
         return cls(
             **fields
             | {
                 "claims": _claims(fields["claims"], fields["image_key"]),
-                "usage": Usage(**fields["usage"]),
-                "check_usage": Usage(**fields["check_usage"]),
+                "usage": Usage(**fields.get("usage", {})),
+                "check_usage": Usage(**fields.get("check_usage", {})),
                 "vote_counts": None if votes is None else tuple(VoteCount(**v) for v in votes),
             }
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.paths import ROOT
 from vapo_verl.claims.__main__ import main
 from vapo_verl.claims.images import image_key
 from vapo_verl.claims.shards import (
@@ -146,3 +147,13 @@ def test_a_stored_claim_that_no_row_can_hold_is_named_with_its_image(
     said = capsys.readouterr().err
     assert f"{path.name}:1" in said and f"image {key}" in said and named in said
     assert not server.seen and not out.is_file()
+
+
+def test_a_line_of_another_program_needs_image_claims_and_model(tmp_path):
+    """The example of docs/claims.md."""
+    page = (ROOT / "docs/claims.md").read_text(encoding="utf-8")
+    [line] = [line for line in page.splitlines() if line.startswith('{"image_key"')]
+    (tmp_path / "shard-00000.jsonl").write_text(line + "\n", encoding="utf-8")
+    [record] = read_records(tmp_path)
+    assert record.claims == (Claim(text="The sign is red.", label=True),)
+    assert record.vote_counts is None and record.usage == Usage()
