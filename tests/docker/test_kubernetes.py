@@ -17,6 +17,7 @@ from tests.paths import ROOT
 from vapo_verl.hydra_config import compose_recipe
 
 MANIFEST = ROOT / "docker/kubernetes/rayjob.yaml"
+VOLUMES = ROOT / "docker/kubernetes/volumes.yaml"
 CRD_VARIABLE = "KUBERAY_RAYJOB_CRD"
 
 
@@ -37,11 +38,28 @@ def pods(spec) -> list[dict[str, Any]]:
     return [group["template"]["spec"] for group in groups]
 
 
-def test_every_field_is_known(documents):
-    job, *claims = documents
+@pytest.fixture(scope="module")
+def volumes() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(VOLUMES.read_text()))
+
+
+def test_every_field_is_known(documents, volumes):
+    [job] = documents
     jsonschema.validate(job, RAY_JOB)
+    *claims, _ = volumes
     for claim in claims:
         jsonschema.validate(claim, VOLUME_CLAIM)
+
+
+def test_the_volumes_are_those_of_the_job_and_the_data_can_be_written(pods, volumes):
+    *claims, pod = volumes
+    used = [v["persistentVolumeClaim"]["claimName"]
+            for v in pods[0]["volumes"] if "persistentVolumeClaim" in v]  # fmt: skip
+    assert [claim["metadata"]["name"] for claim in claims] == used
+    [shell] = pod["spec"]["containers"]
+    assert shell["image"] == pods[0]["containers"][0]["image"]
+    assert pod["spec"]["securityContext"] == pods[0]["securityContext"]
+    assert shell["volumeMounts"] == [{"name": "data", "mountPath": "/data"}]
 
 
 def test_an_unknown_field_is_refused(documents):
