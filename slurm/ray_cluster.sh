@@ -209,14 +209,14 @@ lost_nodes() {
   wait
 }
 
-# requeue REASON CODE: CODE is the job's exit code if it cannot be requeued.
+# requeue REASON CODE: CODE is the job's exit code if it is not requeued, at the limit EXIT_STOPPED.
 requeue() {
   local state
   state=$(again squeue -h -j "$SLURM_JOB_ID" -o %T) || state=
   # not after scancel, which also ends steps
   [[ ${state:-RUNNING} == RUNNING ]] || die "$1; the job is $state, and not requeued" "$2"
   ((restarts < VAPO_MAX_REQUEUES)) ||
-    die "$1; VAPO_MAX_REQUEUES=$VAPO_MAX_REQUEUES is reached: submit again to go on" "$2"
+    die "$1; VAPO_MAX_REQUEUES=$VAPO_MAX_REQUEUES is reached: submit again to go on" "$EXIT_STOPPED"
   say "$1: requeueing, restart $((restarts + 1)) of at most $VAPO_MAX_REQUEUES"
   again scontrol requeue "$SLURM_JOB_ID" || die "Slurm refuses to requeue: submit again to go on" "$2"
   exit "$2"
