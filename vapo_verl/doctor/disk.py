@@ -87,7 +87,9 @@ def check_checkpoints(config: DictConfig, folder: Path) -> Finding:
             "download the model, or count 12 bytes a parameter for each checkpoint",
         )
     each = checkpoint_bytes(config, size.num_parameters)
-    fix = "free some, trainer.max_actor_ckpt_to_keep=1, or trainer.default_local_dir=PATH elsewhere"
+    kept = config.trainer.max_actor_ckpt_to_keep
+    fewer = "trainer.max_actor_ckpt_to_keep=2, " if kept is None or kept > 2 else ""
+    fix = f"free some, {fewer}or trainer.default_local_dir=PATH elsewhere"
     if number is None:
         found = f"{place}; a checkpoint takes {gib(each)}, and all of them are kept"
         say = error if each > free else warning

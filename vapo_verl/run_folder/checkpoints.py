@@ -266,7 +266,7 @@ def writing(
         processes made; afterwards it holds all files, synced to the disk.
 
     Raises:
-        CheckpointError: it could not be written; older checkpoints are as they were.
+        CheckpointError: it could not be written; the newest complete checkpoint is as it was.
     """
     records: dict[str, FileRecord] = {}
     discard(run_dir, step)
@@ -365,9 +365,9 @@ def _named_failure(run_dir: Path, step: int) -> Iterator[None]:
         kept = "There is no older one" if newest is None else f"That of step {newest} is complete"
         raise CheckpointError(
             f"could not write the checkpoint {checkpoint_folder(run_dir, step)}: {reason} "
-            f"(free space there: {free:.2f} GiB). {kept}. If the disk is full, free some space or "
-            "keep fewer checkpoints (trainer.max_actor_ckpt_to_keep=1); the same command resumes "
-            "(with trainer.resume_mode=auto, the default)."
+            f"(free space there: {free:.2f} GiB). {kept}. If the disk is full, free some space; a "
+            "run needs it for two checkpoints (trainer.max_actor_ckpt_to_keep=2). The same command "
+            "resumes (with trainer.resume_mode=auto, the default)."
         ) from error
 
 
