@@ -59,7 +59,8 @@ class Outcome:
     """Fraction of the training prompts whose responses are all correct."""
     accuracy_sampled: float = math.nan
     stated_sampled: float = math.nan
-    """Accuracy, and cells that a response states, over the last quarter of training."""
+    """Accuracy over the last quarter of training; cells that a response states, over the recorded
+    steps beyond three quarters of the last recorded one: 35, 40 and 45 of 48."""
     agreement: float = math.nan
     spread: float = math.nan
     perception_fraction: float = math.nan
@@ -103,7 +104,7 @@ def read_outcome(work: Workspace, memory: str, name: str, arm: str, seed: int) -
         outcome,
         groups_right=credit.groups_right,
         accuracy_sampled=credit.accuracy_last,
-        stated_sampled=_last_quarter(stated_by_step(work, name)),
+        stated_sampled=_last_recorded(stated_by_step(work, name)),
         agreement=credit.agreement,
         spread=credit.spread,
         perception_fraction=credit.perception_fraction,
@@ -111,8 +112,8 @@ def read_outcome(work: Workspace, memory: str, name: str, arm: str, seed: int) -
     )
 
 
-def _last_quarter(by_step: Mapping[int, float]) -> float:
-    """Mean over the steps in the last quarter of training."""
+def _last_recorded(by_step: Mapping[int, float]) -> float:
+    """Mean over the steps beyond three quarters of the last one."""
     last = max(by_step)
     return float(np.mean([value for step, value in by_step.items() if step > 3 * last / 4]))
 
