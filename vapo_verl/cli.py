@@ -21,7 +21,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("vapo_verl.main", "train a policy: +recipe=NAME [key=value ...]"),
     "doctor": Command("vapo_verl.doctor", "find trouble before a run: [+recipe=NAME ...]"),
-    "report": Command("vapo_verl.report", "one HTML file of a run, alone or against others"),
+    "report": Command("vapo_verl.report", "one HTML file of a run, alone or against another"),
     "evaluate": Command("vapo_verl.evaluation", "benchmarks, comparison of models, probes"),
     "data": Command("vapo_verl.data", "import and check data sets"),
     "claims": Command("vapo_verl.claims", "make, check, audit and attach claims"),

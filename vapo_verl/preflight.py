@@ -788,8 +788,8 @@ def check_best_checkpoint(config: DictConfig) -> None:
         return
     raise ValueError(
         f"vapo.keep_best={metric} with trainer.save_freq={trainer.save_freq} and "
-        f"trainer.test_freq={trainer.test_freq}: the best checkpoint is one that was validated; "
-        f"set both above 0, and trainer.test_freq to a multiple of trainer.save_freq"
+        f"trainer.test_freq={trainer.test_freq}: a validated step without a checkpoint cannot be "
+        f"kept; set both above 0, and trainer.test_freq to a multiple of trainer.save_freq"
     )
 
 

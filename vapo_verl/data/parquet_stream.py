@@ -135,7 +135,7 @@ def _why_not_parquet(path: Path) -> str:
         return f"{path} does not end in .parquet, and veRL goes by that; rename it"
     source = Path(os.path.abspath(path))
     target, suffix = source.with_suffix(".parquet"), path.suffix.lower()
-    found = f"{path} is no parquet file, and rows are read from parquet only"
+    found = f"{path} is no parquet file, and training rows are read from parquet only"
     if suffix == JSON_LINES:
         words = ["python", "-m", "vapo_verl.data", "import-plain", str(source), "--out"]
         words += [str(target), "--data-source", path.stem, "--image-root", str(source.parent)]
