@@ -20,6 +20,7 @@ if not (hasattr(torch.ops, "_C") and hasattr(torch.ops._C, "cpu_attn_reshape_and
 SPANS = [[(5, 70)], [(3, 9), (11, 30)], [], [(2, 200)], [(0, 2)], [(-1, -1)], []]
 QUERIES = [1, 1, 1, 5, 1, 1, 0]  # decode rows, a prefill chunk, a padded row
 CONTEXT = [100, 37, 64, 20, 3, 50, 0]  # keys before the queries
+SPARE = 3  # rows of an engine's buffers behind those of the batch
 
 
 class Case:
@@ -36,7 +37,8 @@ class Case:
         self.query_start_loc = torch.tensor([0, *itertools.accumulate(QUERIES)], dtype=torch.int32)
         per_row = [-(-n // block_size) for n in lens]
         free = (torch.randperm(sum(per_row), generator=rng) + 1).int().tolist()
-        self.block_table = torch.zeros(len(lens), max(per_row) + 2, dtype=torch.int32)
+        self.block_table = torch.zeros(len(lens) + SPARE, max(per_row) + 2, dtype=torch.int32)
+        self.block_table[len(lens) :] = 10**6  # blocks that do not exist
         num_blocks = sum(per_row) + 1
         self.cache = torch.full(
             (num_blocks, kv_heads, block_size, 2 * dim), float("nan"), dtype=dtype
@@ -58,31 +60,42 @@ class Case:
                     key, key, key_cache, value_cache, torch.tensor(slots), isa
                 )
             self.keys[row, :, :n] = key.transpose(0, 1)
-        self.spans = torch.zeros(len(lens), 4, 2, dtype=torch.int32)
+        self.spans = torch.zeros(len(lens) + SPARE, 4, 2, dtype=torch.int32)
+        self.spans[len(lens) :, 0] = torch.tensor([-1, -1])
         for row, spans in enumerate(SPANS):
             for i, span in enumerate(spans):
                 self.spans[row, i] = torch.tensor(span)
 
     def expected(self, window=None):
-        visual = reference.visual_mask(self.spans, self.keys.shape[2])
+        spans = self.spans[: self.rows]
+        visual = reference.visual_mask(spans, self.keys.shape[2])
         query = self.query[(self.query_start_loc[1:] - 1).long()].double()
         ratio = reference.visual_ratio(
             query, self.keys.double(), visual, self.seq_lens, self.scale, window
         )
-        return ratio.where(self.spans[:, 0, 0] >= 0, float("nan")).float()
+        return ratio.where(spans[:, 0, 0] >= 0, float("nan")).float()
+
+    @property
+    def rows(self):
+        return len(self.seq_lens)
 
     def compiled(self, window=None):
-        out = torch.full((len(self.seq_lens),), 7.0)
         assert cpu.compiled_function() is not None, "no C compiler on this machine"
-        cpu.visual_ratio(*self._arguments(), out, window)
-        return out
+        return self.computed(window)
 
     def plain(self, window=None):
-        return cpu.visual_ratio_torch(*self._arguments(), window=window)
+        """As on a machine without a compiler."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cpu, "compiled_function", lambda: None)
+            return self.computed(window)
 
-    def _arguments(self):
-        rows = (self.query_start_loc, self.seq_lens, self.block_table, self.spans)
-        return self.query, self.cache, self.layout, *rows, self.scale
+    def computed(self, window=None):
+        out = torch.full((self.rows + SPARE,), 7.0)
+        starts = torch.cat((self.query_start_loc, torch.full((SPARE,), 10**6, dtype=torch.int32)))
+        rows = (starts, self.seq_lens, self.block_table, self.spans)
+        cpu.visual_ratio(self.query, self.cache, self.layout, *rows, self.scale, out, window)
+        assert (out[self.rows :] == 7).all(), "it wrote behind the batch's rows"
+        return out[: self.rows]
 
 
 amx = pytest.mark.skipif(
@@ -146,6 +159,20 @@ def test_one_row_does_not_depend_on_its_neighbours():
         assert alone[0] == together[row]
 
 
+@pytest.mark.parametrize("kernel", ["compiled", "plain"])
+def test_a_batch_may_have_any_number_of_rows(kernel):
+    """The buffers of an engine are as long as its largest batch."""
+    case = Case()
+    case.cache.nan_to_num_()
+    expected, seq_lens, starts = case.expected(), case.seq_lens, case.query_start_loc
+    for rows in range(len(expected) + 1):
+        case.seq_lens, case.query_start_loc = seq_lens[:rows], starts[: rows + 1]
+        got = getattr(case, kernel)()
+        torch.testing.assert_close(got, expected[:rows], rtol=0, atol=1e-6, equal_nan=True)
+    case.seq_lens = torch.zeros(2, dtype=torch.int32)
+    assert (getattr(case, kernel)() == 0).all()
+
+
 def test_large_scores_neither_overflow_nor_vanish():
     case = Case()
     case.query *= 100
@@ -168,11 +195,10 @@ def test_without_a_compiler_pytorch_gives_the_same(monkeypatch):
     monkeypatch.delenv("CC", raising=False)
     cpu.compiled_function.cache_clear()
     try:
-        out = torch.zeros(len(case.seq_lens))
-        cpu.visual_ratio(*case._arguments(), out)
+        got = case.computed()
     finally:
         cpu.compiled_function.cache_clear()
-    torch.testing.assert_close(out, case.expected(), rtol=0, atol=1e-6, equal_nan=True)
+    torch.testing.assert_close(got, case.expected(), rtol=0, atol=1e-6, equal_nan=True)
     assert "no C compiler found" in said[0]
 
 

@@ -32,7 +32,9 @@ Cache = Float[Tensor, "blocks kv_heads block_size 2*dim"]
 Queries = Float[Tensor, "tokens heads dim"]
 Rows = Float[Tensor, "rows"]
 Lengths = Int[Tensor, "rows"]
-Starts = Int[Tensor, "rows_and_1"]
+Starts = Int[Tensor, "starts"]
+Table = Int[Tensor, "table_rows max_blocks"]
+Spans = Int[Tensor, "span_rows max_spans 2"]
 # Not -ffast-math: linking with it makes the process flush denormals, which would change
 # the model's arithmetic.
 FLAGS = (
@@ -77,20 +79,22 @@ def visual_ratio(
     layout: KeyLayout,
     query_start_loc: Starts,
     seq_lens: Lengths,
-    block_table: Int[Tensor, "rows max_blocks"],
-    spans: Int[Tensor, "rows max_spans 2"],
+    block_table: Table,
+    spans: Spans,
     scale: float,
-    out: Rows,
+    out: Float[Tensor, " out_rows"],
     window: int | None = None,
 ) -> None:
     """Write each row's visual attention ratio (reference.visual_ratio) to `out`.
 
     Row r's query is token query_start_loc[r + 1] - 1. A row of length 0 gets 0, one with a span
     that starts below 0 gets nan. The integer tensors are int32; `out` is contiguous float32.
+    `seq_lens` gives the number of rows: spare rows of the other arguments are not read, and
+    entries of `out` behind the rows are left alone.
     """
     arguments = (query, kv_cache, layout, query_start_loc, seq_lens, block_table, spans, scale)
     if compiled_function() is None:
-        out.copy_(visual_ratio_torch(*arguments, window=window))
+        out[: seq_lens.shape[0]] = visual_ratio_torch(*arguments, window=window)
     else:
         _call_c(*arguments, out, window or 0)
 
@@ -101,19 +105,21 @@ def visual_ratio_torch(
     layout: KeyLayout,
     query_start_loc: Starts,
     seq_lens: Lengths,
-    block_table: Int[Tensor, "rows max_blocks"],
-    spans: Int[Tensor, "rows max_spans 2"],
+    block_table: Table,
+    spans: Spans,
     scale: float,
     window: int | None = None,
 ) -> Rows:
     """The same without a compiler, by gathering every key of every row: slower."""
-    _, _, block_size, twice_dim = kv_cache.shape
-    context = int(seq_lens.max())
-    used = block_table[:, : -(-context // block_size)].long()
+    rows, (_, _, block_size, twice_dim) = seq_lens.shape[0], kv_cache.shape
+    if rows == 0:
+        return query.new_empty(0, dtype=torch.float32)
+    spans, context = spans[:rows], int(seq_lens.max())
+    used = block_table[:rows, : -(-context // block_size)].long()
     raw = kv_views(kv_cache, CacheLayout.HALVES).key[used]  # [rows, n, kv_heads, block * dim]
     keys = _unpack_keys(raw, layout, block_size, twice_dim // 2)  # [rows, n, kv_heads, dim, block]
     keys = keys.permute(0, 2, 1, 4, 3).flatten(2, 3)[:, :, :context]
-    last = (query_start_loc[1:] - 1).long()
+    last = (query_start_loc[1 : rows + 1] - 1).long()
     visual = reference.visual_mask(spans, context)
     ratio = reference.visual_ratio(query[last], keys, visual, seq_lens, scale, window)
     marked = (spans[:, :, 0] < 0).any(1) & (seq_lens > 0)
