@@ -25,6 +25,8 @@ class Attention:
     def __init__(self):
         self.lse_asked_for = []
         self.fails = False
+        self.transposes = False
+        """Return the LSE as FlashAttention 2 does for one KV head or one row in pure decode."""
 
     def __call__(
         self, q, k, v, out, cu_seqlens_q, seqused_k, softmax_scale, window_size, block_table,
@@ -51,6 +53,8 @@ class Attention:
                 logits = logits.masked_fill(~seen, float("-inf"))
                 lse[:, token] = logits.logsumexp(-1)
                 out[token] = torch.einsum("hs,shd->hd", logits.softmax(-1), values)
+        if self.transposes:
+            lse = lse.t().contiguous().t()
         return (out, lse) if return_softmax_lse else out
 
 
@@ -121,6 +125,25 @@ def test_ratio_agrees_with_the_reference(attention, paged_batch, layout, window)
     assert_agree(ratio[1, : batch.rows], batch.expected(window))
     assert (ratio[[0, 2]] == 7).all()
     assert (ratio[1, batch.rows :] == 7).all()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"heads": 7, "kv_heads": 1, "queries": (1, 1, 1), "context": (100, 37, 64)},
+        {"heads": 28, "kv_heads": 4, "queries": (1,), "context": (100,)},
+    ],
+    ids=["one KV head", "one row"],
+)
+def test_a_transposed_lse_gives_the_same(attention, paged_batch, kind):
+    rows = len(kind["queries"])
+    batch = paged_batch(**kind, spans_of_rows=(((5, 70),), ((3, 9), (11, 30)), ())[:rows])
+    attention.transposes = True
+    layer = Layer(batch)
+    ratio = layer.capture()
+    layer.forward()
+    assert 0.05 < ratio[1, 0] < 0.95
+    assert_agree(ratio[1, : batch.rows], batch.expected())
 
 
 def test_lse_makes_it_walk_spans_only(attention, paged_batch):

@@ -116,6 +116,14 @@ def test_a_nan_in_the_keys_is_not_hidden(paged_batch):
     assert computed(batch, with_lse=True)[0].isnan()
 
 
+def test_the_lse_may_have_any_strides(paged_batch):
+    batch = paged_batch(heads=7, kv_heads=1)
+    lse, got = batch.lse(), torch.zeros(batch.rows)
+    for strided in (lse.t().contiguous().t(), lse.repeat_interleave(3, 1)[:, ::3]):
+        cuda.visual_ratio(*batch.arguments, got.fill_(7.0), lse=strided)
+        assert_agree(got, batch.expected())
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_a_row_whose_lse_is_not_finite_is_missing(paged_batch, value):
     batch = paged_batch()

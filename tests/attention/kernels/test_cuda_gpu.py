@@ -52,6 +52,14 @@ def test_agrees_with_the_reference(
     assert_agree(computed(batch, with_lse, window=window), batch.expected(window))
 
 
+def test_the_lse_may_have_any_strides(paged_batch):
+    batch = paged_batch(heads=7, kv_heads=1, device="cuda")
+    lse, got = batch.lse(), torch.zeros(batch.rows, device="cuda")
+    for strided in (lse.t().contiguous().t(), lse.repeat_interleave(3, 1)[:, ::3]):
+        visual_ratio(*batch.arguments, got.fill_(7.0), lse=strided)
+        assert_agree(got, batch.expected())
+
+
 @modes
 def test_long_rows_are_shared_by_many_programs(paged_batch, with_lse):
     batch = paged_batch(

@@ -49,11 +49,11 @@ def _logits(
 
 
 @no_type_check
-@triton.jit(do_not_specialize=["stride_lse"])
+@triton.jit(do_not_specialize=["stride_lse_head", "stride_lse_token"])
 def walk_kernel(
     query_ptr, key_ptr, starts_ptr, seq_lens_ptr, table_ptr, spans_ptr, lse_ptr, parts_ptr,
     scale, window, stride_token, stride_head, stride_block, stride_slot, stride_kv_head,
-    stride_table, stride_lse,
+    stride_table, stride_lse_head, stride_lse_token,
     GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, MAX_SPANS: tl.constexpr, SPANS_PAD: tl.constexpr,
     WITH_LSE: tl.constexpr, UPCAST: tl.constexpr,
@@ -94,7 +94,8 @@ def walk_kernel(
     part = parts_ptr + (row * heads + head) * num_splits + split
     visual = tl.zeros([GROUP_PAD], tl.float32)
     if WITH_LSE:
-        lse = tl.load(lse_ptr + head * stride_lse + token, mask=member < GROUP, other=0.0) * LOG2E
+        of_token = lse_ptr + head * stride_lse_head + token * stride_lse_token
+        lse = tl.load(of_token, mask=member < GROUP, other=0.0) * LOG2E
         for s in range(num_spans):
             start = tl.maximum(tl.load(spans + 2 * s), first)
             end = tl.minimum(tl.load(spans + 2 * s + 1), seq_len)
@@ -203,7 +204,8 @@ def visual_ratio(
             What lies beyond seq_lens does not count. A negative start marks a row that cannot be
             captured: its ratio is nan.
         out: entries behind `rows` are left alone, as spare rows of the other arguments.
-        lse: natural-log sum of exp of all the query's logits, FlashAttention's softmax_lse.
+        lse: natural-log sum of exp of all the query's logits, FlashAttention's softmax_lse, with
+            any strides: for one KV head FlashAttention 2 returns it transposed.
         num_splits: programs that share a row and KV head (at most 32); chosen from shapes if None.
     """
     rows, heads, dim = seq_lens.shape[0], *query.shape[1:]
@@ -233,7 +235,7 @@ def visual_ratio(
         *query.stride()[:2],
         *key_cache.stride()[:3],
         block_table.stride(0),
-        0 if lse is None else lse.stride(0),
+        *((0, 0) if lse is None else lse.stride()),
         GROUP=heads // kv_heads,
         GROUP_PAD=max(16, triton.next_power_of_2(heads // kv_heads)),  # tl.dot's least
         DIM=dim,
@@ -294,7 +296,7 @@ def _check(
         f"out must be contiguous float32 of at least {rows}: {out.dtype} {tuple(out.shape)}"
     )
     if lse is not None:
-        assert lse.dtype == torch.float32 and lse.shape[0] == heads and lse.stride(1) == 1, (
+        assert lse.dtype == torch.float32 and lse.ndim == 2 and lse.shape[0] == heads, (
             f"lse must be float32 [{heads}, tokens]: {lse.dtype} {tuple(lse.shape)}"
         )
 
