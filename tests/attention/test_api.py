@@ -32,6 +32,18 @@ def test_another_use_of_the_field_is_seen():
         visual_attention(output(2, np.zeros((5, 3, 2))))
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.zeros(50, dtype=np.float32),  # of all tokens, beside those of the last chunk
+        None,  # vLLM merges the chunks that a slow consumer missed, without their values
+    ],
+)
+def test_an_output_of_its_last_tokens_alone_names_the_setting(values):
+    with pytest.raises(ValueError, match=r"output_kind=.*CUMULATIVE or FINAL_ONLY"):
+        visual_attention(output(1, values))
+
+
 def test_values_of_a_served_response():
     values = np.random.default_rng(0).random((3, 4), dtype=np.float32)
     file = io.BytesIO()

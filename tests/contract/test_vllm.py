@@ -4,13 +4,14 @@ import dataclasses
 import inspect
 from typing import get_args
 
+import numpy as np
 import pytest
 import vllm
 from vllm.config import CacheConfig, ModelConfig, ParallelConfig, SchedulerConfig, VllmConfig
 from vllm.inputs.engine import MultiModalInput
 from vllm.multimodal.cache import BaseMultiModalProcessorCache
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
-from vllm.outputs import CompletionOutput
+from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers.base import BaseRenderer
 from vllm.v1.attention.backend import (
     AttentionImpl,
@@ -160,6 +161,20 @@ def test_outputs_can_carry_the_values():
     carrier = moved("routed_experts, the carrier of the values", "scheduler.py and api.py")
     assert "routed_experts" in names(EngineCoreOutput), carrier
     assert "routed_experts" in names(CompletionOutput), carrier
+
+
+def test_merging_outputs_in_delta_mode_drops_the_values():
+    def request_output(token_id, values=None):
+        completion = CompletionOutput(0, "", [token_id], None, None, routed_experts=values)
+        return RequestOutput("a", None, [1], None, [completion], finished=values is not None)
+
+    merged = request_output(5)
+    merged.add(request_output(6, np.zeros(2, dtype=np.float32)), aggregate=True)
+    (completion,) = merged.outputs
+    assert (merged.finished, completion.token_ids) == (True, [5, 6])
+    assert completion.routed_experts is None, moved(
+        "routed_experts in RequestOutput.add()", "__init__.py: DELTA may work"
+    )
 
 
 @pytest.mark.parametrize("cls", [Scheduler, AsyncScheduler])

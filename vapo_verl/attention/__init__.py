@@ -86,7 +86,8 @@ def visual_attention(completion_output: Any) -> Values:
 
     Raises:
         ValueError: the output carries no values: unfinished, not requested, or an engine
-            started without `engine_args()`.
+            started without `engine_args()`; or not all of its tokens, as with
+            ``output_kind=RequestOutputKind.DELTA``.
     """
     length = len(completion_output.token_ids)
     values = completion_output.routed_experts
@@ -95,13 +96,15 @@ def visual_attention(completion_output: Any) -> Values:
             return np.zeros(0, dtype=np.float32)
         raise ValueError(
             "this output carries no visual attention: start the engine with "
-            "vapo_verl.attention.engine_args(), wait for the output to finish, and with "
-            "on_request=True ask for it in SamplingParams.extra_args"
+            "vapo_verl.attention.engine_args(), wait for the output to finish, with "
+            "on_request=True ask for it in SamplingParams.extra_args, and use "
+            "SamplingParams.output_kind=CUMULATIVE or FINAL_ONLY: DELTA may drop it"
         )
     if len(values) != length:
         raise ValueError(
-            f"visual attention of {len(values)} tokens for an output of {length}: the engine "
-            "exports something else in this field"
+            f"visual attention of {len(values)} tokens for an output of {length}: with "
+            "SamplingParams.output_kind=DELTA a finished output holds its last tokens alone, use "
+            "CUMULATIVE or FINAL_ONLY; otherwise the engine exports something else in this field"
         )
     return values
 
