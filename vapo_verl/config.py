@@ -23,6 +23,8 @@ JUDGE_STYLE = "judge"
 MAX_NUMBER = 10**9
 """Limit of integers: a larger value is a typing error."""
 MAX_ANCHORS, MAX_BINS = 10_000, 10_000
+DEFAULT_MAX_SPANS, MAX_SPANS = 32, 4096
+"""Of a prompt's runs of visual tokens; the engine keeps as many pairs for each of its requests."""
 MAX_POLL_S = 60.0
 MAX_JUDGE_CONCURRENCY, MAX_JUDGE_RETRIES = 4096, 1000
 MAX_TIMEOUT_S = 86_400.0
@@ -134,6 +136,9 @@ class AttentionConfig:
     least two), evenly spaced. The cost of the export grows with their number."""
     per_layer: bool = False
     """Keep the layers apart in the sampled rollouts; the mean is used everywhere else."""
+    max_spans: int = DEFAULT_MAX_SPANS
+    """Runs of visual tokens a prompt may have; with more its values are nan. An image is one run, a
+    video one or, for Qwen3-VL, one per pair of frames."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -397,6 +402,8 @@ def _check(config: VapoConfig) -> None:
     _at_least("vapo.anchors.max_claim_tokens", anchors.max_claim_tokens, 1)
     _at_least("vapo.anchors.max_tokens_in_flight", anchors.max_tokens_in_flight, 0)
     _at_least("vapo.anchors.self_test_rows", anchors.self_test_rows, 0)
+    _at_least("vapo.attention.max_spans", config.attention.max_spans, 1)
+    _at_most("vapo.attention.max_spans", config.attention.max_spans, MAX_SPANS)
     _at_least("vapo.advantage.num_bins", advantage.num_bins, 1)
     _at_most("vapo.advantage.num_bins", advantage.num_bins, MAX_BINS)
     _at_least("vapo.rollout.prepare_workers", config.rollout.prepare_workers, 1)

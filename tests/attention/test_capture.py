@@ -103,6 +103,7 @@ def test_too_many_spans_are_marked_and_counted_and_said_once(monkeypatch):
     assert engine.spans()[:3] == [[[-1, -1]], [[-1, -1]], [[1, 2]]]
     assert engine.capture.num_without_answer == 2
     assert len(said) == 1 and "max_spans=1" in said[0]
+    assert "vapo.attention.max_spans" in said[0] and "engine_args()" in said[0]
 
 
 def test_a_dummy_run_leaves_the_batch_alone():

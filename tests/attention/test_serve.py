@@ -25,11 +25,12 @@ def printed(*options):
 
 def test_the_shell_passes_the_printed_arguments_on_whole():
     shell = (
-        f"for word in $({sys.executable} -m vapo_verl.attention --layers 3 1); do echo $word; done"
+        f"for word in $({sys.executable} -m vapo_verl.attention --max-spans 64 --layers 3 1);"
+        " do echo $word; done"
     )
     words = subprocess.run(["bash", "-c", shell], capture_output=True, text=True).stdout.split("\n")
     given = dict(zip(words[0:-1:2], words[1::2], strict=True))
-    expected = engine_args([3, 1], on_request=True)
+    expected = engine_args([3, 1], on_request=True, max_spans=64)
     assert json.loads(given.pop("--additional-config")) == expected["additional_config"]
     assert given == {
         "--worker-cls": expected["worker_cls"],
@@ -37,10 +38,14 @@ def test_the_shell_passes_the_printed_arguments_on_whole():
     }
 
 
-def test_bad_layers_are_refused():
-    done = printed("--layers", "1", "1")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(("--layers", "1", "1"), "distinct layer indices"), (("--max-spans", "0"), "at least 1")],
+)
+def test_bad_options_are_refused(options, words):
+    done = printed(*options)
     assert done.returncode == 2
-    assert "distinct layer indices" in done.stderr
+    assert words in done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vapo_verl.attention.settings import DEFAULT_MAX_SPANS, Settings, as_layers
+from vapo_verl.attention.settings import Settings, as_layers
+from vapo_verl.config import DEFAULT_MAX_SPANS
 
 __all__ = ["decode_visual_attention", "engine_args", "visual_attention"]
 Values = NDArray[np.float32]

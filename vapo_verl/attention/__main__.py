@@ -7,6 +7,7 @@ import argparse
 import json
 
 from vapo_verl.attention import engine_args
+from vapo_verl.config import DEFAULT_MAX_SPANS
 
 
 def main() -> None:
@@ -20,6 +21,13 @@ def main() -> None:
     )
     parser.add_argument("--per-layer", action="store_true", help="one value per layer")
     parser.add_argument(
+        "--max-spans",
+        type=int,
+        default=DEFAULT_MAX_SPANS,
+        metavar="N",
+        help=f"images or runs of visual tokens a prompt may have; default {DEFAULT_MAX_SPANS}",
+    )
+    parser.add_argument(
         "--always", action="store_true", help="for every request, not only for those that ask"
     )
     options = parser.parse_args()
@@ -27,7 +35,12 @@ def main() -> None:
     try:
         if layers is not None:
             layers = "all" if layers == ["all"] else [int(layer) for layer in layers]
-        arguments = engine_args(layers, options.per_layer, on_request=not options.always)
+        arguments = engine_args(
+            layers,
+            options.per_layer,
+            on_request=not options.always,
+            max_spans=options.max_spans,
+        )
     except ValueError as error:
         parser.error(str(error))
     words = []

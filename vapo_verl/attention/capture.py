@@ -147,7 +147,8 @@ class Capture:
         if self.num_without_answer == 1:
             logger.warning(
                 "A prompt has %d runs of visual tokens, more than max_spans=%d: its visual "
-                "attention is nan. Raise max_spans to capture it. (Shown once.)",
+                "attention is nan. Raise vapo.attention.max_spans, or outside of training "
+                "max_spans of engine_args(), to capture it. (Shown once.)",
                 len(spans),
                 self.settings.max_spans,
             )

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from vapo_verl.config import DEFAULT_MAX_SPANS, MAX_SPANS
+
 KEY = "visual_attention"
 """Key in vLLM's `additional_config`, and name of the request argument."""
 
-DEFAULT_MAX_SPANS = 32
-MAX_SPANS, MAX_LAYERS = 4096, 10_000
+MAX_LAYERS = 10_000
 SPREAD_EVERY = 8
 """The default subset has one of this many layers, at least 2: the cost grows with their number."""
 

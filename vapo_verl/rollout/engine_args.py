@@ -4,13 +4,16 @@ import ast
 import difflib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vapo_verl.attention import engine_args
+from vapo_verl.attention.settings import KEY
 from vapo_verl.config import AttentionConfig
 from vapo_verl.settings import find_module
 
@@ -112,7 +115,7 @@ def add_attention(config: DictConfig, attention: AttentionConfig) -> None:
     """Set the engine arguments that export visual attention, when it is enabled.
 
     Raises:
-        ValueError: an unsupported setting, or one of the arguments is already set.
+        ValueError: an unsupported setting, or one of the arguments is already set to another value.
     """
     if not attention.enabled:
         return
@@ -124,7 +127,7 @@ def add_attention(config: DictConfig, attention: AttentionConfig) -> None:
                 f"set {'null' if works is None else works} or vapo.attention.enabled=false"
             )
     _refuse_v2_runner(config)
-    arguments = engine_args(attention.layers, attention.per_layer)
+    arguments = engine_args(attention.layers, attention.per_layer, max_spans=attention.max_spans)
     engine = OmegaConf.select(config, ENGINE) or OmegaConf.create({})
     for key in ("worker_cls", "scheduler_cls"):
         if engine.get(key) not in (None, arguments[key]):
@@ -132,13 +135,36 @@ def add_attention(config: DictConfig, attention: AttentionConfig) -> None:
                 f"{ENGINE}.{key}={engine[key]} is taken: visual attention needs it; "
                 "remove it or set vapo.attention.enabled=false"
             )
-    if isinstance(given := engine.get("additional_config"), str):
-        raise ValueError(
-            f"{ENGINE}.additional_config={given!r} is text, which visual attention cannot add to; "
-            "write it as a mapping: {key: value}"
-        )
+    _refuse_other_settings(engine.get("additional_config"), arguments["additional_config"][KEY])
     with open_dict(config):  # merges into additional_config, which may hold other settings
         OmegaConf.update(config, ENGINE, OmegaConf.merge(engine, arguments), force_add=True)
+
+
+def _refuse_other_settings(given: Any, ours: Mapping[str, Any]) -> None:
+    """Refuse an `additional_config` that `vapo.attention` would replace without a word."""
+    key = f"{ENGINE}.additional_config"
+    given = OmegaConf.to_container(given) if OmegaConf.is_config(given) else given
+    if given is None:
+        return
+    if not isinstance(given, Mapping):
+        kind = "text" if isinstance(given, str) else f"a {type(given).__name__}"
+        raise ValueError(
+            f"{key}={given!r} is {kind}, which visual attention cannot add to; "
+            "write it as a mapping: {key: value}"
+        )
+    stated = given.get(KEY)
+    if stated is None:
+        return
+    if not isinstance(stated, Mapping):
+        raise ValueError(f"{key}.{KEY}={stated!r} is no mapping: leave it out")
+    settings = [field.name for field in fields(AttentionConfig)]
+    for name, value in stated.items():
+        if name not in ours or value != ours[name]:
+            instead = f", and set vapo.attention.{name}" if name in settings else ""
+            raise ValueError(
+                f"{key}.{KEY}.{name}={value!r} would be replaced by that of vapo.attention, "
+                f"{ours.get(name)!r}: leave it out{instead}"
+            )
 
 
 def _refuse_v2_runner(config: DictConfig) -> None:

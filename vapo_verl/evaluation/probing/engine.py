@@ -17,6 +17,7 @@ from PIL import Image
 from vapo_verl.anchors import token_texts
 from vapo_verl.anchors.question import ANSWER_BIAS, AnchorQuestion
 from vapo_verl.attention import engine_args, visual_attention
+from vapo_verl.config import DEFAULT_MAX_SPANS
 from vapo_verl.data.cells import chat_parts
 from vapo_verl.data.control_tokens import (
     tag_token_ids,
@@ -128,6 +129,8 @@ class Engine:
         tags = tags_as_text(self.tokenizer, options.plain_think_tokens, self._processor)
         self._forbidden = [*vision_token_ids(self.tokenizer), *tag_token_ids(self.tokenizer, tags)]
         self._llm = LLM(
+        spans = max(DEFAULT_MAX_SPANS, images_per_prompt)
+        capture = engine_args(options.attention_layers, max_spans=spans) if attention else {}
             model=options.model,
             max_model_len=options.max_model_len or _context_length(config),
             limit_mm_per_prompt={"image": max(images_per_prompt, 1), "video": 0},
@@ -136,7 +139,7 @@ class Engine:
             enable_prefix_caching=True,
             disable_log_stats=False,
             **_memory(options, on_cpu),
-            **(engine_args(options.attention_layers) if attention else {}),
+            **capture,
         )
 
     def __enter__(self) -> Engine:
