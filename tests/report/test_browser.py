@@ -89,6 +89,16 @@ def test_rollouts_are_filtered_and_their_anchors_marked(browser, page):
     assert browser.evaluate("window.evil") is None
 
 
+def test_a_response_without_attention_says_why(browser, make_run, rollout_row):
+    lacking = rollout_row(1, 1, visual_attention=[float("nan")] * 8)
+    run = make_run("a", {1: [rollout_row(1, 0), lacking]})
+    assert main([str(run)]) == 0
+    browser.open(run / "report.html")
+    assert browser.text("#hint") == ""
+    browser.click("#next")
+    assert "its prompt shows no image" in browser.text("#hint")
+
+
 def test_the_images_of_a_prompt_are_shown(browser, make_run, rollout_row, png):
     images = [png(600, 1200, "red"), png(64, 64, "blue")]
     run = make_run("a", {1: [rollout_row(1, 0, images=images), rollout_row(1, 1, images=[])]})

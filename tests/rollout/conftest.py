@@ -95,12 +95,15 @@ class TransformersServer:
         input_ids = torch.tensor([list(prompt_ids)])
         config = self.model.config
         bias = sampling_params.get("logit_bias")
+        pixels = {}
+        if image_data:
+            pixels = self.processor.image_processor(images=image_data, return_tensors="pt")
         torch.manual_seed(sampling_params.get("seed", 0))
         output = self.model.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
             mm_token_type_ids=(input_ids == config.image_token_id).long(),
-            **self.processor.image_processor(images=image_data, return_tensors="pt"),
+            **pixels,
             max_new_tokens=sampling_params.get("max_tokens", self.max_tokens),
             do_sample=sampling_params["temperature"] > 0,
             top_k=0,

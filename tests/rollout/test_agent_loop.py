@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoProcessor, AutoTokenizer
 
 from vapo_verl.anchors import bind_question
@@ -20,6 +21,7 @@ from vapo_verl.digits.model.random_models import make_random_model
 from vapo_verl.evaluation.benchmarks import BenchmarkRow
 from vapo_verl.reward.accuracy import answer_of
 from vapo_verl.rollout.prober import Prober
+from vapo_verl.trainer.metrics import attention_metrics
 
 ALWAYS = "vapo.anchors.gate=always"
 
@@ -353,3 +355,32 @@ async def test_visual_attention_of_the_server_becomes_a_field_per_token(
     column = output.as_dict()["visual_attention"]
     assert column.shape == output.as_dict()["responses"].shape
     np.testing.assert_allclose(column.numpy(), layers[0].mean(1), rtol=1e-6)
+
+
+async def test_a_prompt_without_images_has_no_visual_attention(
+    run_loop, dataset, server, monkeypatch
+):
+    """The engine measures 0 for it, which would dilute the means over rows of both kinds."""
+
+    async def generate(request_id, **request):
+        output = await plain(request_id, **request)
+        value = 0.5 if request.get("image_data") else 0.0
+        shape = (len(output.token_ids), 3)
+        output.extra_fields["visual_attention"] = np.full(shape, value, dtype=np.float32)
+        return output
+
+    plain = server.generate
+    monkeypatch.setattr(server, "generate", generate)
+    text_only = {**dataset[0], "raw_prompt": [{"role": "user", "content": "How much is 2 and 3?"}]}
+    outputs = [await run_loop(row, "vapo.anchors.num_anchors=0") for row in (text_only, dataset[0])]
+    without, shown = (output.as_dict()["visual_attention"] for output in outputs)
+    assert len(without) > 0 and without.isnan().all()
+    assert (shown == 0.5).all()
+    [layers] = outputs[0].as_dict()["visual_attention_layers"]
+    assert layers.shape == (len(without), 3) and np.isnan(layers).all()
+    both = pad_sequence([without, shown], batch_first=True, padding_value=float("nan"))
+    mask = pad_sequence([torch.ones(len(x)) for x in (without, shown)], batch_first=True)
+    metrics = attention_metrics(both, mask)
+    assert metrics["vapo/attention/mean"] == 0.5
+    missing = len(without) / (len(without) + len(shown))
+    assert metrics["vapo/attention/missing_fraction"] == pytest.approx(missing)

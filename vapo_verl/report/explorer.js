@@ -21,6 +21,13 @@ function number(value) {
   return value === null || value === undefined ? "–" : String(Number(value.toPrecision(3)));
 }
 
+function lacksAttention(sample) {
+  const others = DATA.samples.some(other => other.run === sample.run && other.attention.length);
+  return others
+    ? "This response has no visual attention: its prompt shows no image, or more than vapo.attention.max_spans."
+    : "No visual attention was exported: vapo.attention.enabled=true colours the tokens.";
+}
+
 function tokenSpan(sample, at) {
   const span = element("span", sample.tokens[at]), value = sample.attention[at];
   if (value !== null && value !== undefined) {
@@ -107,7 +114,7 @@ function show() {
   $("prompt").textContent = sample.prompt;
   $("legend").hidden = sample.attention.length === 0;
   $("hint").textContent = [
-    sample.attention.length ? "" : "No visual attention was exported: vapo.attention.enabled=true colours the tokens.",
+    sample.attention.length ? "" : lacksAttention(sample),
     sample.num_tokens > sample.tokens.length ? `The first ${sample.tokens.length} tokens are shown.` : "",
   ].join(" ").trim();
   $("value").textContent = "";

@@ -76,7 +76,8 @@ class VapoAgentLoopOutput(AgentLoopOutput):
     """veRL's output with one float per response token: its visual attention ratio."""
 
     visual_attention: list[float] | None = None
-    """Value t belongs to the query that produced token t; None where the engine exports none."""
+    """Value t belongs to the query that produced token t, nan for a prompt without images and
+    videos; None where the engine exports none."""
     visual_attention_layers: Any = None
     """float32 [response, layers], of which it is the mean; None without `per_layer`."""
     _prompt: OpenPrompt = PrivateAttr()
@@ -104,10 +105,17 @@ class VapoAgentLoopOutput(AgentLoopOutput):
 
 
 def _take_attention(output: VapoAgentLoopOutput) -> None:
-    """Split the server's values: their mean over layers as a field, the layers for the samples."""
+    """Split the server's values: their mean over layers as a field, the layers for the samples.
+
+    The engine measures 0 where a prompt shows nothing. In training that is no value: a mean over
+    rows of both kinds would fall with the fraction of rows without images.
+    """
     values = output.extra_fields.pop("visual_attention", None)
     if values is None:
         return
+    media = output.multi_modal_data or {}
+    if not (media.get("images") or media.get("videos")):
+        values = np.full_like(values, np.nan)
     if values.ndim == 2:
         output.visual_attention_layers = values
         values = values.mean(axis=1)

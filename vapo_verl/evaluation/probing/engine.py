@@ -72,7 +72,8 @@ class Completion:
     finish: str
     """`stop`: the model ended its turn; `length`: it was cut off."""
     attention: np.ndarray = field(default_factory=lambda: np.empty(0))
-    """Visual attention ratio of each token [tokens], mean over layers; empty without export."""
+    """Visual attention ratio of each token [tokens], mean over layers; empty without export, nan
+    for a context without images."""
     num_prompt_tokens: int = 0
     """Images count with all their tokens."""
     num_cached_tokens: int = 0
@@ -128,9 +129,9 @@ class Engine:
         """These are encoded as plain text."""
         tags = tags_as_text(self.tokenizer, options.plain_think_tokens, self._processor)
         self._forbidden = [*vision_token_ids(self.tokenizer), *tag_token_ids(self.tokenizer, tags)]
-        self._llm = LLM(
         spans = max(DEFAULT_MAX_SPANS, images_per_prompt)
         capture = engine_args(options.attention_layers, max_spans=spans) if attention else {}
+        self._llm = LLM(
             model=options.model,
             max_model_len=options.max_model_len or _context_length(config),
             limit_mm_per_prompt={"image": max(images_per_prompt, 1), "video": 0},
@@ -235,7 +236,11 @@ class Engine:
             }
             for length, seed in zip(each, seeds or [0] * len(contexts), strict=True)
         ]
-        return [self._completion(output) for output in self._generate(contexts, sampling)]
+        outputs = self._generate(contexts, sampling)
+        return [
+            self._completion(output, shows_image=bool(context.images))
+            for output, context in zip(outputs, contexts, strict=True)
+        ]
 
     def predict(self, contexts: Sequence[Context], question: AnchorQuestion) -> list[Prediction]:
         """Answer yes or no after every context, which ends with the question about a claim."""
@@ -289,9 +294,11 @@ class Engine:
         except ValueError as error:  # a context too long, an image the processor refuses
             raise RunError(f"vLLM refused a request: {error}") from error
 
-    def _completion(self, output: Any) -> Completion:
+    def _completion(self, output: Any, *, shows_image: bool) -> Completion:
         written = output.outputs[0]
         values = visual_attention(written) if self._exports else np.empty(0)
+        if not shows_image:  # the engine measures 0, which would count in means over rows
+            values = np.full_like(values, np.nan)
         ids = list(written.token_ids)
         if ids and written.finish_reason == "stop":
             ids.pop()
