@@ -279,6 +279,10 @@ def test_a_context_without_room_for_a_claim_states_the_room_needed(check):
             "+actor_rollout_ref.rollout.engine_kwargs.vllm.disable_mm_processor_cache=true",
             "vllm.disable_mm_processor_cache: this vLLM has no argument of that name; use ",
         ),
+        (
+            "+actor_rollout_ref.rollout.engine_kwargs.vllm.enable-dbo=true",
+            "engine_kwargs.vllm.enable-dbo: write it enable_dbo",
+        ),
         ("trainer.n_gpus_per_node=3", "do not split over 3 ranks"),
         ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16", "the 40 responses"),
         ("actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=60", "a divisor of 40"),

@@ -78,11 +78,13 @@ def check_engine_arguments(config: DictConfig) -> None:
     """Refuse an argument that vLLM does not have: its parser would end the server at the start.
 
     Raises:
-        ValueError: the first one, with similar names.
+        ValueError: the first one, with similar names; or one with dashes, which other checks miss.
     """
     known = engine_arguments()
     for name in OmegaConf.select(config, ENGINE) or ():
-        if known and name.replace("-", "_") not in known:
+        if "-" in name:
+            raise ValueError(f"{ENGINE}.{name}: write it {name.replace('-', '_')}")
+        if known and name not in known:
             near = difflib.get_close_matches(name, known)
             fix = f"use {' or '.join(near)}" if near else "leave it out"
             raise ValueError(f"{ENGINE}.{name}: this vLLM has no argument of that name; {fix}")
