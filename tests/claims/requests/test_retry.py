@@ -50,6 +50,38 @@ async def test_a_hold_delays_everybody_and_a_shorter_one_changes_nothing():
     assert await starts(pacer, clock, 2) == [5, 5]
 
 
+async def test_after_a_hold_the_rate_is_kept_by_all_that_wait():
+    """The tenth of 32 requests is told to wait: any minute, with both ends, has 61 starts."""
+    events: list[tuple[float, int, asyncio.Future[None]]] = []
+    clock, times = Clock(), []
+
+    async def sleep(seconds):
+        events.append((clock.now + seconds, len(times), asyncio.Future()))
+        await events[-1][2]
+
+    pacer = Pacer(60, clock=clock, sleep=sleep)
+
+    async def work():
+        while True:
+            await pacer.turn()
+            times.append(clock.now - 100)
+            if len(times) == 10:
+                pacer.hold(60)
+            await sleep(5)
+
+    workers = [asyncio.create_task(work()) for _ in range(32)]
+    while clock.now < 250:
+        for _ in range(2 * len(workers)):
+            await asyncio.sleep(0)
+        events.sort(key=lambda event: event[:2])
+        clock.now, _, wakes = events.pop(0)
+        wakes.set_result(None)
+    for worker in workers:
+        worker.cancel()
+    assert times[:12] == [*range(10), 69, 70]
+    assert max(sum(start <= other <= start + 60 for other in times) for start in times) == 61
+
+
 @pytest.mark.parametrize("rate", [0, -1, math.inf, math.nan])
 def test_a_rate_must_be_positive(rate):
     with pytest.raises(ValueError, match="--requests-per-minute"):

@@ -44,13 +44,19 @@ class Pacer:
         self._clock, self._sleep = clock, sleep
         self._next_start = float("-inf")
         self._held_until = float("-inf")
+        self._in_order = asyncio.Lock()
 
     async def turn(self) -> None:
-        """Return when a request may start. Turns are given in the order they were asked for."""
-        start = max(self._clock(), self._next_start)
-        self._next_start = start + self._interval_s
-        while (wait_s := max(start, self._held_until) - self._clock()) > 0:
-            await self._sleep(wait_s)
+        """Return when a request may start. Turns are given in the order they were asked for.
+
+        One turn at a time waits for the clock and the others wait for it, so that they are spaced
+        after a hold, too.
+        """
+        async with self._in_order:
+            start = max(self._clock(), self._next_start)
+            while (wait_s := max(start, self._held_until) - self._clock()) > 0:
+                await self._sleep(wait_s)
+            self._next_start = max(start, self._held_until) + self._interval_s
 
     def hold(self, seconds: float) -> bool:
         """Let no request start for `seconds`: a rate limit applies to all requests.
