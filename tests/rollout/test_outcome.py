@@ -514,8 +514,8 @@ def test_a_judge_needs_a_model_and_an_address_or_a_key(monkeypatch):
     check_outcome_reward(composed(style, named, late, "vapo.rollout.timeout_s=301"))
 
 
-def case(text="I think so.\n</think>\nIt is a round ball.", **row):
-    return case_of_row({**ROW, **row}, text)
+def case(text="I think so.\n</think>\nIt is a round ball.", prompt_end="", **row):
+    return case_of_row({**ROW, **row}, text, prompt_end)
 
 
 def test_a_judge_is_shown_question_truth_and_the_text_behind_the_reasoning():
@@ -532,6 +532,17 @@ def test_a_judge_is_shown_question_truth_and_the_text_behind_the_reasoning():
     )
     assert case("It is round.").prediction == "It is round."
     assert case("<think>no answer</think>  ") is None
+
+
+def test_a_judge_is_never_asked_about_a_draft():
+    """Reasoning without an end, in a response or opened by the chat template."""
+    assert case("<think>no end 7") is None
+    assert case("\n<think>\nIt could be 7, or 8.") is None
+    assert case("Well, <think>it could be 7, or 8.").prediction == "Well,"
+    template = "assistant\n<think>\n"
+    assert case("no end 7", template) is None
+    assert case("I see 7.</think>\n\nIt is 7.", template).prediction == "It is 7."
+    assert case("It is 7.", "assistant\n<think>\n\n</think>\n\n").prediction == "It is 7."
 
 
 def test_a_response_cannot_close_the_lines_around_it():

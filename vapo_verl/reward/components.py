@@ -78,6 +78,16 @@ def compose_reward(
     )
 
 
+def with_opening_tag(text: str, prompt_end: str) -> str:
+    """The response with the `<think>` that a chat template writes, as that of Qwen3-VL-Thinking.
+
+    Args:
+        text: the response.
+        prompt_end: text of the prompt's last tokens.
+    """
+    return THINK_START + text if prompt_end.rstrip().endswith(THINK_START) else text
+
+
 def format_score(text: str, prompt_end: str = "") -> float:
     r"""1.0 when the response is one `<think>...</think>` and then a text with `\boxed{...}`.
 
@@ -88,11 +98,9 @@ def format_score(text: str, prompt_end: str = "") -> float:
 
     Args:
         text: the response.
-        prompt_end: text of the prompt's last tokens. A chat template that ends with `<think>`, as
-            that of Qwen3-VL-Thinking, leaves the response without it: it is counted as present.
+        prompt_end: text of the prompt's last tokens: a `<think>` at its end is the response's.
     """
-    if prompt_end.rstrip().endswith(THINK_START):
-        text = THINK_START + text
+    text = with_opening_tag(text, prompt_end)
     tags_in_order = _THINK_TAG.findall(text) == [THINK_START, THINK_END]
     starts_with_tag = text.lstrip().startswith(THINK_START)
     return float(tags_in_order and starts_with_tag and answer_of(text) is not None)

@@ -236,9 +236,10 @@ class VapoAgentLoop(SingleTurnAgentLoop):
     ) -> None:
         generated_at = time.time()
         text = self.tokenizer.decode(output.response_ids, skip_special_tokens=True)
+        prompt_end = self.tokenizer.decode(output.prompt_ids[-NUM_LAST_TOKENS:])
         grade = await self._benchmark_grade(text, row)
         outcome = (
-            await self._outcome(text, row, output)
+            await self._outcome(text, prompt_end, row, output)
             if grade is None
             else Outcome.of(float(grade.correct or 0.0))
         )
@@ -247,7 +248,6 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         results = await self._probe(output, claims, key) if self._is_probed(outcome) else []
         probed_at = time.time() if results else asked_at
         image_end, num_images = self._images_in(output)
-        prompt_end = self.tokenizer.decode(output.prompt_ids[-NUM_LAST_TOKENS:])
         record = SampleRecord(
             reward=self._reward(outcome, format_score(text, prompt_end), results, output),
             anchors=tuple(results),
@@ -281,7 +281,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         return await self.loop.run_in_executor(None, grade_cell, str(cell), text)
 
     async def _outcome(
-        self, text: str, row: dict[str, Any], output: VapoAgentLoopOutput
+        self, text: str, prompt_end: str, row: dict[str, Any], output: VapoAgentLoopOutput
     ) -> Outcome:
         """Score by the user's function if there is one, else by the row's style."""
         if (function := RewardFunction.of(self.config)) is not None:
@@ -290,7 +290,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         style = reference.get("style")
         style = style if style in (*ANSWER_STYLES, JUDGE_STYLE) else self.vapo.reward.answer_style
         if style == JUDGE_STYLE:
-            return await judged(self.vapo, row, text)
+            return await judged(self.vapo, row, text, prompt_end)
         return Outcome.of(
             await self.loop.run_in_executor(None, accuracy, text, reference["ground_truth"], style)
         )

@@ -42,9 +42,10 @@ from vapo_verl.evaluation.benchmarks.judging import (
     decisions_in,
     read_decision,
 )
+from vapo_verl.evaluation.benchmarks.rules.extraction import visible
 from vapo_verl.files import obstacle
-from vapo_verl.reward import THINK_END
 from vapo_verl.reward.accuracy import truths_of
+from vapo_verl.reward.components import with_opening_tag
 from vapo_verl.settings import FIND_PACKAGE, find_module
 
 FUNCTION_KEY = "reward.custom_reward_function"
@@ -451,11 +452,17 @@ def judge_options(settings: JudgeConfig, environment: Mapping[str, str]) -> Endp
     )
 
 
-def case_of_row(row: Mapping[str, Any], text: str) -> Case | None:
+def case_of_row(row: Mapping[str, Any], text: str, prompt_end: str = "") -> Case | None:
     """The judge's input: the question's text, the ground truth, and the text after the reasoning.
     None without such a text: no answer is incorrect, and no judge is asked.
+
+    A response without tags is an answer in full. Reasoning that never ends is a draft, also where
+    the chat template opens it.
+
+    Args:
+        prompt_end: text of the prompt's last tokens.
     """
-    answer = text.rpartition(THINK_END)[2].strip()
+    answer = visible(with_opening_tag(text, prompt_end))
     if not answer:
         return None
     turns = [turn["content"] for turn in row["raw_prompt"] if turn["role"] == "user"]
@@ -577,13 +584,18 @@ def shared_judge(settings: JudgeConfig) -> RewardJudge:
     return RewardJudge(settings, judge_options(settings, os.environ))
 
 
-async def judged(settings: VapoConfig, row: Mapping[str, Any], text: str) -> Outcome:
+async def judged(
+    settings: VapoConfig, row: Mapping[str, Any], text: str, prompt_end: str
+) -> Outcome:
     """The outcome of a response by the judge.
+
+    Args:
+        prompt_end: text of the prompt's last tokens.
 
     Raises:
         JudgeFailed: there is no decision.
     """
-    case = case_of_row(row, text)
+    case = case_of_row(row, text, prompt_end)
     if case is None:
         return Outcome.of(0.0)
     return Outcome.of(float(await shared_judge(settings.reward.judge).decide(case)))
