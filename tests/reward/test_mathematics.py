@@ -472,8 +472,18 @@ EQUAL = [
     ("x=3, x=1", "x_1=1, x_2=3"),
     ("k>0 and b>0", "k>0, b>0"),
     ("b>0 and a>0", "a>0 and b>0"),
+    *(
+        (text, truth)
+        for text in ("3e8", "3E8", r"3 \cdot 10^8", "300 million")
+        for truth in (r"3 \times 10^8 \text{ m/s}", "3e8 m/s", "300000000 m/s")
+    ),
+    (r"1.5 \times 10^{-5} \text{ m}", "1.5E-5"),
+    ("3e8, 4e8", r"4 \times 10^8, 3 \times 10^8"),
 ]
 DIFFERENT = [
+    ("3 cm", "A3"),
+    ("3 cm", "3e1"),
+    ("3e8", "3e9 m/s"),
     ("5 mT", "5 T"),
     ("3T", "3"),
     *((text, "2") for text in ("2MC", "2PF", "2CD", "2mh")),

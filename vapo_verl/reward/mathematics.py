@@ -191,7 +191,8 @@ def _lists(a: str, b: str, depth: int) -> bool | None:
     sides = (a_kind, a_parts), (b_kind, b_parts) = _parts(a), _parts(b)
     if len(a_parts) < 2 and len(b_parts) < 2 and not a_kind and not b_kind:
         return None
-    if any(map(_is_textual, map(_core, (*a_parts, *b_parts)))):
+    cores = map(_core, (*a_parts, *b_parts))
+    if any(number(core) is None and _is_textual(core) for core in cores):
         return _same_text(a, b) or _same_words(a, a_parts, b, b_parts)
     if any(len(x) == 1 and not kind and re.search("[<>≤≥]", x[0]) for kind, x in sides):
         return None
@@ -389,7 +390,7 @@ def _quantities(a: str, b: str, depth: int) -> bool | None:
 
 def _one_unit(measured: Quantity, other: str, depth: int) -> bool:
     """A unit may be left out; a percentage may be a fraction of 1 too."""
-    if not measured.is_sure or _is_textual(other):
+    if not measured.is_sure or (number(other) is None and _is_textual(other)):
         return False
     if _same(measured.value, other, depth + 1):
         return True
@@ -417,6 +418,8 @@ _OPERATOR = re.compile(r"[=+^×÷·*<>≤≥√]|\\[a-z]")
 
 def _is_textual(text: str) -> bool:
     """Whether the text is read off an image rather than computed; see `math_match`."""
+    if decimal_key(text):  # 3e8
+        return False
     if _OF_DIGITS.fullmatch(text) or text[-1:] in "+-*/=<>":
         return True
     bare = _FUNCTION.sub(" ", re.sub(r"_(?:\w|\{\w+\})", "", text))
