@@ -474,6 +474,42 @@ EQUAL = [
     ("b>0 and a>0", "a>0 and b>0"),
     *(
         (text, truth)
+        for text in (
+            r"20 \mu F",
+            r"20 \mu \text{F}",
+            r"20\,\mathrm{\mu F}",
+            r"20 $\mu$F",
+            r"20\mu F",
+        )
+        for truth in (r"20 \mu\text{F}", "20 μF", r"20\ \text{μF}")
+    ),
+    *((text, "5") for text in (r"5 \mu m", r"5 \mu s", r"5 \mu g", r"5\,\mu mol", r"5 \mu g/mL")),
+    *((text, "5 μm") for text in (r"5 \mu m", r"5 \micro m", "5 micrometres", r"5\,\upmu\text{m}")),
+    (r"2 \mu C", "2 μC"),
+    (r"5 \mu C/m^2", "5 μC/m²"),
+    (r"\frac{1}{2} \mu m", "0.5 μm"),
+    (r"C = 20 \mu F", "20 μF"),
+    (r"5 \mu m, 6 \mu m", "5 μm, 6 μm"),
+    (r"2\mu g", r"2g\mu"),
+    ("2μm", "2mμ"),
+    *((text, "5 kΩ") for text in (r"5 k\Omega", r"5 k \Omega", "5 kilohms", "5")),
+    *((text, "5 MΩ") for text in (r"5 M \Omega", "5 megohms", "5")),
+    *((text, "5 Å") for text in (r"5 \AA", r"5\ \mathring{A}", r"5 \overset{\circ}{\text{A}}")),
+    *((text, "5") for text in ("5 Å", "5 angstroms", r"5\,\text{\r{A}}")),
+    *((text, "60°") for text in ("60^o", r"60^{\text{o}}", r"60 \deg")),
+    (r"30^oC", "30°C"),
+    (r"30\,\celsius", "30°C"),
+    *((text, "9.8 m/s²") for text in (r"9.8 \frac{m}{s^2}", r"9.8\,\frac{\text{m}}{\text{s}^2}")),
+    (r"9.8\,\frac{\text{m}}{\text{s}^2}", "9.8"),
+    *((text, "5 N·m") for text in ("5 N m", r"5\,\mathrm{N\,m}", "5 Nm")),
+    ("5 MV", "5"),
+    (r"5\,\text{kg m/s}", r"5\,\mathrm{kg\,m\,s^{-1}}"),
+    *(
+        (text, "5 J/(kg·K)")
+        for text in (r"5\,\mathrm{J\,kg^{-1}\,K^{-1}}", r"5\frac{J}{kg \cdot K}")
+    ),
+    *(
+        (text, truth)
         for text in ("3e8", "3E8", r"3 \cdot 10^8", "300 million")
         for truth in (r"3 \times 10^8 \text{ m/s}", "3e8 m/s", "300000000 m/s")
     ),
@@ -481,6 +517,22 @@ EQUAL = [
     ("3e8, 4e8", r"4 \times 10^8, 3 \times 10^8"),
 ]
 DIFFERENT = [
+    *(
+        (r"5 \mu m", text)
+        for text in ("5 mm", "5 m", r"5 \mu s", "6 μm", "6", r"5 \mu m^2", r"5 \mu")
+    ),
+    *(
+        (text, "2")
+        for text in (r"2\mu m", r"2\mu m g", r"2\mu mg", r"2 \frac{m}{n}", r"2\frac{m}{s}")
+    ),
+    ("2 m h", "2"),
+    ("10 km W", "10"),
+    (r"5 k \Omega", "5 Ω"),
+    ("5 mV", "5 MV"),
+    ("2MV", "2"),
+    ("5 mJ", "5 MJ"),
+    ("5 J kg^{-1} K^{-1}", "5 J/kg"),
+    ("2^o", "2^0"),
     ("3 cm", "A3"),
     ("3 cm", "3e1"),
     ("3e8", "3e9 m/s"),

@@ -48,6 +48,8 @@ _COMMANDS = {
     **{"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "varepsilon": "ε"},
     **{"theta": "θ", "lambda": "λ", "mu": "μ", "pi": "π", "rho": "ρ", "sigma": "σ", "tau": "τ"},
     **{"phi": "φ", "varphi": "φ", "omega": "ω", "Delta": "Δ", "Omega": "Ω"},
+    **{"micro": "μ", "upmu": "μ", "textmu": "μ", "ohm": "Ω", "AA": "Å", "angstrom": "Å"},
+    **{"celsius": "°C", "degreeCelsius": "°C"},
 }
 """LaTeX commands that have a sign of their own."""
 TO_LATEX = str.maketrans(
@@ -68,6 +70,10 @@ _SPACES = frozenset(("quad", "qquad", "thinspace", "medspace", "thickspace", "en
 _PAIRS = {"<=": "≤", ">=": "≥", "!=": "≠", "==": "=", "->": "→"}
 _TOKEN = re.compile(r"\\[A-Za-z]+\*?|\\.|[{}]|[^\\{}]+|\\", re.S)
 _DELIMITED = re.compile(r"\\(?:left|right)\s*\.|\\[()\[\]]|\\!")
+_RING = re.compile(
+    r"\\(?:mathring|overset\{\\circ\}|r(?![A-Za-z]))\s*(?:\{(?:A|\\(?:text|mathrm)\{A\})\}|A)"
+)
+"""`Å` as a letter with a ring above."""
 _ENDS_IN_NUMBER = re.compile(r"(?<![\w.\\])\d[\d.]*$|[})]$")
 _MATHS = re.compile(r"\$\$([^$]+)\$\$|\$([^\s$](?:[^$]*[^\s$])?)\$(?!\d)")
 _ALL_MATHS = re.compile(r"\s*\$\$?([^$]*[^$\s][^$]*)\$\$?\s*")
@@ -134,6 +140,7 @@ def _one_pass(text: str) -> str:
     text = re.sub(r"(?<![A-Za-z_\d.])(\d+(?:\.\d+)?) ?''", r'\1"', text)
     text = re.sub(r"° (?=[CFKT](?![A-Za-z]))", "°", text)
     text = re.sub(r"([\^_])\{ ?(\w|[+-]) ?\}", r"\1\2", text)
+    text = re.sub(r"(?<=\d)\^o(?=[CF]?(?![A-Za-z]))", "°", text)
     text = re.sub(r"\^(-?\d{2,}|-\d)(?![\d}])", r"^{\1}", text)
     text = re.sub(r"\\frac ?(\d)(?=[\d{])", r"\\frac{\1}", text)
     text = re.sub(r"(\\frac\{\d+\}) ?(\d)", r"\1{\2}", text)
@@ -174,6 +181,7 @@ def _vulgar(match: re.Match[str]) -> str:
 def _latex(text: str) -> str:
     text = _DELIMITED.sub(lambda match: "" if match[0] == r"\!" else " ", text)
     text = re.sub(r"\\\$", " USD ", re.sub(r"\\circ(?=[A-Z]\b)", "° ", text))
+    text = re.sub(r"(?<=\d)\s*\\deg(?![A-Za-z])", "°", _RING.sub("Å", text))
     if whole := _ALL_MATHS.fullmatch(text):
         text = whole[1]
     text = _MATHS.sub(lambda maths: f" {maths[1] or maths[2]} ", text)

@@ -10,7 +10,14 @@ from typing import NamedTuple
 
 from vapo_verl.reward.answers import MAX_CHARS, TO_LATEX, Choice, choice, normalised, text_key
 from vapo_verl.reward.math_verifier import math_equal
-from vapo_verl.reward.quantities import Quantity, decimal_key, number, quantity, same_number
+from vapo_verl.reward.quantities import (
+    Quantity,
+    decimal_key,
+    loose_quantity,
+    number,
+    quantity,
+    same_number,
+)
 
 _MAX_PARTS = 24
 _MAX_DEPTH = 8
@@ -27,7 +34,8 @@ def math_match(answer: str, truth: str) -> bool:
     4. A name in front of `=` is dropped: `x=5` is `5`, `Perimeter = 18.8 cm` is `18.8 cm`; two
        names must agree. `4=5` is not `5`: sides without a variable must all be equal.
     5. Quantities: units must be the same where both sides have one, without conversion; `5` is
-       `5 cm`. `50\%` is `0.5` and `50`.
+       `5 cm`. `50\%` is `0.5` and `50`. `5 \mu m` is one where the other side is a quantity or a
+       number, and a product of variables elsewhere.
     6. Text as text (`text_key`): words, dates, times, codes, versions, phone numbers, ranges and
        scores (`3-2`), sizes (`3 x 4`), and chemical formulas, which keep their case.
        A ratio `3:2` is `\frac{3}{2}` too, but not `6:4`.
@@ -306,8 +314,9 @@ def _is_value(text: str) -> bool:
 def _core(text: str) -> str:
     """The value without its name and unit."""
     named = split_name(text)
-    measured = quantity(named.value if named else text)
-    return measured.value if measured else named.value if named else text
+    value = named.value if named else text
+    measured = quantity(value) or loose_quantity(value)
+    return measured.value if measured else value
 
 
 def _sides(text: str) -> list[str]:
@@ -380,12 +389,17 @@ def _is_constant(text: str) -> bool:
 
 
 def _quantities(a: str, b: str, depth: int) -> bool | None:
-    x, y = quantity(a), quantity(b)
+    """Two texts that are quantities only in a loose reading may be products: None if unequal."""
+    strict = [quantity(side) for side in (a, b)]
+    x, y = (found or loose_quantity(side) for found, side in zip(strict, (a, b), strict=True))
     if x and y:
-        return x.unit == y.unit and _same(x.value, y.value, depth + 1)
-    if x:
-        return _one_unit(x, b, depth)
-    return _one_unit(y, a, depth) if y else None
+        equal = x.unit == y.unit and _same(x.value, y.value, depth + 1)
+        return equal or (False if any(strict) else None)
+    measured, other = (x, b) if x else (y, a)
+    if measured is None or not (any(strict) or number(other) is not None):
+        return None
+    is_product = "μ" in measured.unit and "μ" in other  # 2μm and 2mμ
+    return None if is_product else _one_unit(measured, other, depth)
 
 
 def _one_unit(measured: Quantity, other: str, depth: int) -> bool:

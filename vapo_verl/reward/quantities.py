@@ -4,7 +4,7 @@ r"""Numbers and quantities in an answer: exact values, and the units behind them
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from vapo_verl.reward.answers import normalised
@@ -114,11 +114,14 @@ _PREFIXED = {
 }
 _SYMBOL_NAMES = (
     "nm μm mm cm dm m km in ft yd mi mg g kg t lb oz ml mL dl cl L l s ms min h ha cc Hz kHz MHz "
-    "GHz N kN J kJ MJ W mW kW MW kWh V mV kV A mA Ω kΩ Pa kPa hPa MPa K mol cal kcal eV rad deg "
+    "GHz N kN J kJ MJ W mW kW MW kWh V kV A Ω kΩ Pa kPa hPa MPa K mol cal kcal eV rad deg "
     "dB px rpm mph kph kmh C F °C °F °T °K ° % ‰ ' \" USD EUR GBP JPY CNY RMB INR € £ ¥ ₹ ₩ "
     "GB MB KB kB TB kbps Mbps"
 )
-_EXACT_NAMES = "T mT Wb H mH mC μC nC mF μF nF pF μA μV μW μs ns keV MeV GeV Bq lx lm cd mmHg AU Å"
+_EXACT_NAMES = (
+    "T mT Wb H mH μH mC μC nC mF μF nF pF μA μV μW μs ns keV MeV GeV Bq lx lm cd mmHg AU Å μg μL "
+    "μl μJ mJ μmol mmol mV MV mA mΩ MΩ GΩ GPa Nm"
+)
 _EXACT = frozenset(_EXACT_NAMES.split())
 """Symbols that count as written and behind a number only: `2CD` and `2πT` are products."""
 _SYMBOLS = [*_SYMBOL_NAMES.split(), *_EXACT]
@@ -126,6 +129,7 @@ _SAME = {
     **{"l": "L", "ml": "mL", "dl": "dL", "cl": "cL", "cc": "cm^3", "deg": "°", "C": "°C"},
     **{"F": "°F", "°K": "K", "€": "EUR", "£": "GBP", "¥": "JPY", "₹": "INR", "₩": "KRW"},
     **{"RMB": "CNY", "kph": "km/h", "mph": "mi/h", "kmh": "km/h", "KB": "kB", "'": "ft", '"': "in"},
+    **{"μl": "μL", "Nm": "N·m"},
 }
 _WORDS = {
     **{"inch": "in", "inches": "in", "foot": "ft", "feet": "ft", "yard": "yd", "mile": "mi"},
@@ -138,6 +142,9 @@ _WORDS = {
     **{"degrees c": "°C", "degrees f": "°F", "percent": "%", "per cent": "%", "pct": "%"},
     **{"dollar": "USD", "euro": "EUR", "cent": "cent", "rupee": "INR", "yen": "JPY", "yuan": "CNY"},
     **{"unit": "unit", "percentage point": "pp", "pixel": "px"},
+    **{"kilohm": "kΩ", "kohm": "kΩ", "megohm": "MΩ", "microfarad": "μF", "nanofarad": "nF"},
+    **{"microcoulomb": "μC", "nanocoulomb": "nC", "micromole": "μmol", "millimole": "mmol"},
+    "angstrom": "Å",
     **{"毫米": "mm", "厘米": "cm", "分米": "dm", "米": "m", "千米": "km", "公里": "km", "克": "g"},
     **{"千克": "kg", "公斤": "kg", "吨": "t", "毫升": "mL", "升": "L", "秒": "s", "分钟": "min"},
     **{
@@ -181,7 +188,7 @@ _UNIT = re.compile(
 )
 _FACTOR = re.compile(rf"(?P<joint>[/·*]|(?i:per )|^) ?(?P<atom>{_ATOM})(?P<power>{_POWER})")
 _WITH_UNIT = re.compile(rf"(?P<value>.+?)(?P<space> ?)(?P<unit>{_UNIT.pattern})")
-_IN_BRACKETS = re.compile(rf"(?P<value>.*\d.*?) ?[(\[] ?(?P<unit>{_UNIT.pattern}) ?[)\]]")
+_IN_BRACKETS = re.compile(rf"(?P<value>.*\d.*?)(?<![/·*]) ?[(\[] ?(?P<unit>{_UNIT.pattern}) ?[)\]]")
 _WITH_MONEY = re.compile(
     r"(?P<sign>-?) ?(?P<unit>USD|EUR|GBP|JPY|CNY|RMB|INR|[€£¥₹₩]) ?(?P<value>.+)"
 )
@@ -206,7 +213,8 @@ class Quantity:
     unit: str
     """The unit's canonical name, as `cm^2` of `square centimetres`."""
     is_sure: bool
-    """False where it may be a code as well: one capital letter close to a number, as in `3A`."""
+    """False where it may be a code or a product: capitals close to a number, as in `3A` or `2MV`,
+    or what `loose_quantity` says."""
 
 
 def quantity(text: str) -> Quantity | None:
@@ -230,9 +238,11 @@ def quantity(text: str) -> Quantity | None:
         is_exact = match["atom"] in _EXACT
         may_be_factor = ((is_letter and not space) or is_exact) and _number(value) is None  # 1+2m
         has_letters = not space or len(unit) == 1 or _WORDY.search(value)
-        is_value = _is_numeric(value) or not (has_letters or value[-1] in "=<>+-")
+        is_prefix = value[-1] == "μ" and f"μ{match['atom']}" in _UNITS  # 5 μ mol
+        is_expression = not (has_letters or is_prefix or value[-1] in "=<>+-/·*")
+        is_value = _is_numeric(value) or is_expression
         if is_value and not may_be_factor:
-            is_code = is_letter and not space and unit.isupper() and unit.isascii()
+            is_code = (is_letter or is_exact) and not space and unit.isupper() and unit.isascii()
             return Quantity(value=value, unit=_unit_name(match), is_sure=not is_code)
     counted = _WITH_NOUN.fullmatch(text)
     if counted and counted["noun"] not in _NO_NOUN and _is_numeric(counted["value"]):
@@ -241,20 +251,66 @@ def quantity(text: str) -> Quantity | None:
     return None
 
 
+_WITH_LOOSE_UNIT = re.compile(
+    rf"(?P<value>.*?[\d}})])(?P<space> ?)(?P<unit>(?:{_ATOM}|[μkMG] |\\frac\{{).*)"
+)
+_PREFIX_APART = re.compile(r"(?<![^\W\d_])(μ|[kMG](?= Ω)) ")
+_FRACTION_OF_UNITS = re.compile(
+    r"\\frac\{ ?(?P<over>[^{}/]+?) ?\} ?\{ ?(?P<under>[^{}/]+?) ?\}"
+    r"|(?<=/)\( ?(?P<product>[^(){}/]+?) ?\)"
+)
+_BETWEEN_UNITS = re.compile(r"(?<=[\w}]) (?=[^\W\d_])")
+_LONG_SYMBOL = re.compile(r"[A-Za-z]{2}")
+
+
+def loose_quantity(text: str) -> Quantity | None:
+    r"""The quantity of `5 \mu m`, `5 k \Omega`, `5 \frac{m}{s}`, `5 J/(kg·K)`, `5 N m`.
+
+    In normal form these may be products of variables too: `quantity` leaves them alone, and they
+    are quantities only where the other side is a quantity or a number. None without a plain
+    number in front. Against a number the result is not sure where variables are written alike:
+    with a space between two units, or with one letter close to the number, as in `5\mu m`.
+    """
+    text = normalised(text)
+    match = _WITH_LOOSE_UNIT.fullmatch(text) if len(text) <= MAX_DIGITS else None
+    if match is None or number(match["value"]) is None:
+        return None
+    joined = _PREFIX_APART.sub(r"\1", match["unit"])
+    joined = _FRACTION_OF_UNITS.sub(_divided, joined)
+    unit, num_spaces = _BETWEEN_UNITS.subn("·", joined)
+    found = quantity(f"{match['value']} {unit}")
+    if found is None or found.value != match["value"]:
+        return None
+    is_apart = bool(match["space"] or _LONG_SYMBOL.search(match["unit"].replace("frac", "")))
+    return replace(found, is_sure=is_apart and not num_spaces)
+
+
+def _divided(fraction: re.Match[str]) -> str:
+    """One division for each factor below the line, as units are read from left to right."""
+    factors = re.split(" ?[·*] ?| ", fraction["under"] or fraction["product"])
+    divisors = "/".join(factors)
+    return f"{fraction['over']}/{divisors}" if fraction["over"] else divisors
+
+
 def _is_numeric(value: str) -> bool:
     has_digit = any(sign.isdigit() or sign == "π" for sign in value)
     return _number(value) is not None or (has_digit and bool(_NUMERIC.fullmatch(value)))
+
+
+_NO_SIGN = re.compile(r"(?<=[\w}])(?<!(?i:per)) (?=[^\W\d_]+\^\{-)")
+"""The space of `m s^{-1}`, where a product has no sign."""
 
 
 def _unit_name(match: re.Match[str]) -> str:
     """Factors with their powers, in sorted order."""
     powers: dict[str, int] = {}
     dimension = _SQUARE.get((match["dimension"] or "").casefold(), "")
-    for factor in _FACTOR.finditer(f"{match['atom']}{match['power'] or dimension}{_joined(match)}"):
+    product = f"{match['atom']}{match['power'] or dimension}{match['more']}"
+    for factor in _FACTOR.finditer(_NO_SIGN.sub("·", product)):
         name = _UNITS.get(factor["atom"]) or _UNITS_BY_WORD[factor["atom"].casefold()]
         power = factor["power"].strip("^{} ").replace("squared", "2").replace("cubed", "3")
         sign = -1 if factor["joint"].casefold() in ("/", "per ") else 1
-        for part in name.split("/")[:1]:
+        for part in name.split("/")[0].split("·"):
             base, _, own = part.partition("^")
             powers[base] = powers.get(base, 0) + sign * int(power or 1) * int(own or 1)
         for part in name.split("/")[1:]:
@@ -262,10 +318,3 @@ def _unit_name(match: re.Match[str]) -> str:
     return " ".join(
         f"{name}^{power}" if power != 1 else name for name, power in sorted(powers.items())
     )
-
-
-def _joined(match: re.Match[str]) -> str:
-    """Further factors, each with its sign, which `m s^{-1}` leaves out."""
-    more = match["more"].strip()
-    has_sign = not more or more[0] in "/·*" or more.casefold().startswith("per ")
-    return f" {more}" if has_sign else f"·{more}"
