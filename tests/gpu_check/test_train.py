@@ -54,3 +54,6 @@ def test_several_ranks_pass_the_checks_of_a_start(ranks):
     config = compose_once("smoke_gpu", several_ranks(ranks))
     check_batches(config)
     check_micro_batches(config)
+    # veRL's resource pool: 3 CPUs a GPU; TransferQueue: its controller, and a CPU a storage unit
+    units = config.transfer_queue.backend.SimpleStorage.num_data_storage_units
+    assert config.ray_kwargs.ray_init.num_cpus >= 3 * ranks + units + 1
