@@ -1,13 +1,17 @@
 """Replies that are no completion: each is one bad reply, and the other images go on."""
 
+import asyncio
 import gzip
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from vapo_verl.claims.images import image_key
+from vapo_verl.claims.options import EndpointOptions
 from vapo_verl.claims.requests import endpoint
-from vapo_verl.claims.requests.reply import UNREADABLE, TransientFault, read_reply
+from vapo_verl.claims.requests.reply import UNREADABLE, FatalFault, TransientFault, read_reply
 from vapo_verl.claims.shards import read_records
 
 
@@ -229,3 +233,48 @@ def test_a_claim_with_a_control_character_is_turned_down_and_the_others_stay(
     (record,) = read_records(tmp_path / "out")
     assert record.rejected["control_character"] == 2
     assert len(record.claims) == 20
+
+
+def test_a_reply_that_echoes_the_key_does_not_bring_it_into_the_report(
+    claims, server, scripted, parquet, tmp_path, capsys
+):
+    def script(seen, num_before):
+        return scripted.Answer(body=f"<html>{dict(seen.headers)}</html>".encode())
+
+    server.script, out = script, tmp_path / "out"
+    assert claims("generate", parquet(1), "--out", out, "--max-retries", 1) == 1
+    told = capsys.readouterr()
+    assert "sk-test" not in (out / "report.json").read_text() + told.out + told.err
+
+
+@pytest.fixture
+def refusing_proxy():
+    """The port of a proxy that answers 407 to all."""
+
+    class Refusal(BaseHTTPRequestHandler):
+        def do_CONNECT(self):
+            self.send_error(407)
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusal) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        yield proxy.server_port
+        proxy.shutdown()
+
+
+def test_a_proxy_that_refuses_its_password_ends_the_run_without_telling_it(
+    refusing_proxy, monkeypatch
+):
+    monkeypatch.setenv("https_proxy", f"http://alice:hunter2@127.0.0.1:{refusing_proxy}")
+    monkeypatch.setenv("no_proxy", "")
+
+    async def ask():
+        options = EndpointOptions(model="m", base_url="https://endpoint.invalid/v1")
+        async with endpoint.Endpoint(options) as client:
+            await client.ask([{"role": "user", "content": "?"}])
+
+    with pytest.raises(FatalFault, match=r"proxy answers 407; .* HTTPS_PROXY") as fault:
+        asyncio.run(ask())
+    assert "hunter2" not in str(fault.value)

@@ -39,6 +39,7 @@ _FATAL = {
     401: "the endpoint refuses the key; correct OPENAI_API_KEY",
     402: "the account cannot pay; top it up",
     404: "no such model or address; correct --model or OPENAI_BASE_URL",
+    407: "the proxy refuses its user or password; correct HTTPS_PROXY or HTTP_PROXY",
 }
 _MAX_SAID = 300
 _TRANSIENT_STATUS = (408, 409, 425, 429)
@@ -90,6 +91,11 @@ class Endpoint:
             return await self._ask(self._fields(messages, num_choices))
         except asyncio.TimeoutError as error:
             raise TransientFault("timeout") from error
+        except aiohttp.ClientHttpProxyError as error:  # its text has the proxy's password
+            if error.status in _FATAL:
+                said = f"the proxy answers {error.status}; {_FATAL[error.status]}"
+                raise FatalFault(said) from None
+            raise TransientFault(f"proxy status {error.status}") from None
         except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
             raise TransientFault(UNREADABLE, detail=self._printable(str(error))) from error
         except aiohttp.ClientError as error:
@@ -102,7 +108,7 @@ class Endpoint:
         ) as response:
             body = await _read(response)
             if 200 <= response.status < 300:
-                return read_reply(body)
+                return read_reply(self._without_key(body))
             raise self._fault(response.status, response.headers, body)
 
     def _fields(self, messages: Sequence[Message], num_choices: int) -> dict[str, Any]:
@@ -126,9 +132,13 @@ class Endpoint:
             return TransientFault(f"redirect with status {status}", detail=detail)
         return ImageFailed(f"refused with status {status}", said)
 
+    def _without_key(self, body: bytes) -> bytes:
+        """Some servers echo the key, and it must not reach a log."""
+        key = self._options.api_key
+        return body if key == NO_KEY else body.replace(key.encode(), b"***")
+
     def _printable(self, text: str) -> str:
-        """The start of a server's text, without control characters and without the key: some
-        servers echo the key, and it must not reach a log."""
+        """The start of a server's text, without control characters and without the key."""
         key = self._options.api_key
         text = text if key == NO_KEY else text.replace(key, "***")
         return "".join(c if c.isprintable() else " " for c in text[:_MAX_SAID])
