@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vapo_verl.reward.accuracy import choice_match, exact_match, text_match
+from vapo_verl.reward.answers import normalised
 from vapo_verl.reward.mathematics import math_match
 
 EQUAL = [
@@ -1060,3 +1061,8 @@ def test_styles_are_symmetric_and_reflexive(a, b):
     for match in (math_match, exact_match, text_match, choice_match):
         assert match(a, b) == match(b, a)
         assert match(a, a)
+
+
+def test_a_long_text_behind_one_dollar_is_read_in_linear_time():
+    """A box that begins with `$` and has no second one: `re` keeps the interpreter meanwhile."""
+    assert normalised("$" + "-" * 200_000)

@@ -76,7 +76,7 @@ _RING = re.compile(
 """`Å` as a letter with a ring above."""
 _ENDS_IN_NUMBER = re.compile(r"(?<![\w.\\])\d[\d.]*$|[})]$")
 _MATHS = re.compile(r"\$\$([^$]+)\$\$|\$([^\s$](?:[^$]*[^\s$])?)\$(?!\d)")
-_ALL_MATHS = re.compile(r"\s*\$\$?([^$]*[^$\s][^$]*)\$\$?\s*")
+_ALL_MATHS = re.compile(r"\s*\$\$?(?=\s*[^$\s])([^$]+)\$\$?\s*")
 _DOLLAR = re.compile(r"(?:US ?)?\$(?=\s*[\d.])|(?<=\d)\s?\$|\\\$")
 _THOUSANDS = re.compile(
     r"(?<![\w.,])\d{1,3}(?:,\d{3})+(?![\d,])"

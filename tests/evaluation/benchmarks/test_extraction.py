@@ -254,3 +254,7 @@ def test_an_option_that_begins_an_answer():
     options = {"A": "Yes", "B": "No"}
     assert chosen_letters("No, the red line is much longer than the blue one.", options) == "B"
     assert chosen_letters("Nothing, the red line is as long as the blue one.", options) is None
+
+
+def test_a_value_that_repeats_without_end_is_read_in_linear_time():
+    assert free_answer("The answer is that x is 0." + "3" * 100_000)

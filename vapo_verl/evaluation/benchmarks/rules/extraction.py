@@ -77,7 +77,8 @@ _VERB = r"\b(?:is|are|be|equals?(?!\s+to\b)|becomes|gives)\b"
 _FILLERS = r"(?:(?:equal\s+to|approximately|about|exactly|therefore|thus|given\s+by)\s+)*"
 _COMES_TO = re.compile(rf".*(?:{_VERB}|[=≈:])\s*{_FILLERS}(\S.*)")
 _SAYS = re.compile(rf".*{_VERB}\s*{_FILLERS}(\S.*)", re.S)
-_SAYS_TWICE = re.compile(rf"{_VERB}.*\d.*{_VERB}", re.S)
+_IS = re.compile(_VERB)
+_DIGIT = re.compile(r"\d")
 _CLAUSE = re.compile(
     rf",?\s+(?:{_REASON_WORDS}|if|when|given|so|with)\b"
     r"|;|\s\((?=[A-Za-z])"
@@ -150,9 +151,15 @@ def _value_said(text: str) -> str:
     clause = _CLAUSE.split(text, maxsplit=1)[0].removesuffix(".")
     found = _SAYS.fullmatch(clause)
     said = _bare_maths(found[1] if found else clause)
-    if said is None or _SAYS_TWICE.search(clause) or not _HAS_VALUE.search(said):
+    if said is None or _says_twice(clause) or not _HAS_VALUE.search(said):
         return text
     return said if value_of(said) is not None or not _ENGLISH.search(said) else text
+
+
+def _says_twice(clause: str) -> bool:
+    """Whether a digit stands between two verbs."""
+    verbs = list(_IS.finditer(clause))
+    return len(verbs) > 1 and bool(_DIGIT.search(clause, verbs[0].end(), verbs[-1].start()))
 
 
 def conclusion(text: str) -> str | None:
