@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.composing import compose_once
+from tests.evaluation.benchmarks.chat_server import write_tsv
 from vapo_verl import preflight
 from vapo_verl.data.__main__ import main as data_command
 from vapo_verl.digits.model import model_dir
@@ -550,6 +551,14 @@ def test_video_rows_are_refused_where_anchors_are_asked(check, video_rows):
     message = refused(check, f"data.train_files={video_rows}")
     assert f"{video_rows} row 2, column 'videos'" in message
     check(f"data.train_files={video_rows}", "vapo.anchors.num_anchors=0")
+
+
+def test_a_run_folder_from_which_no_benchmark_file_can_be_read_is_refused(check, tmp_path):
+    tsv = write_tsv(tmp_path / "quiz.tsv", [{"question": "How many?", "answer": "7"}])
+    files = f"data.val_files={tsv}"
+    assert any("rows of a benchmark" in note for note in check(files))
+    message = refused(check, files, f"trainer.default_local_dir='{tmp_path}/a::b'")
+    assert f"trainer.default_local_dir={tmp_path}/a::b: " in message
 
 
 def test_a_hub_name_is_left_to_the_workers(check):

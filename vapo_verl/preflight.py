@@ -902,13 +902,14 @@ def check_data(config: DictConfig) -> Iterator[str]:
     Raises:
         ValueError: with the invalid rows or file; or there are too few rows for a batch.
     """
-    from vapo_verl.data.run_files import check_run_files, files_of
+    from vapo_verl.data.run_files import check_run_files, files_of, require_loadable
     from vapo_verl.evaluation.benchmarks.validation_rows import is_benchmark_file
 
     yield from check_run_files(run_data(config))
     for path in filter(is_benchmark_file, files_of(_plain_files(config), "val_files")):
         from vapo_verl.evaluation.benchmarks.benchmark_command import read_with_rule
 
+        require_loadable(Path(config.trainer.default_local_dir), "trainer.default_local_dir")
         try:
             rows, rule = read_with_rule(path)
         except ValueError as error:

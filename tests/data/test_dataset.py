@@ -82,6 +82,19 @@ def test_path_only_structs_are_opened_beside_bytes(load, row, write, tmp_path, p
     assert image.size == (56, 56) and image.getpixel((0, 0)) == (0, 0, 255)
 
 
+@pytest.mark.parametrize(
+    ("name", "other"), [("run[1]", "run1"), ("run?", "runs"), ("run*", "run2")]
+)
+def test_a_path_names_one_file(load, row, write, tmp_path, name, other):
+    for place, folder in enumerate((name, other)):
+        (tmp_path / folder).mkdir()
+        write([row(data_source=folder)] * (place + 1), f"{folder}/train.parquet")
+    dataset = load(tmp_path / name / "train.parquet")
+    assert [dataset[i]["data_source"] for i in range(len(dataset))] == [name]
+    dataset.resume_dataset_state()
+    assert [dataset[i]["data_source"] for i in range(len(dataset))] == [name]
+
+
 def test_labels_as_text_are_refused_with_the_row(load, row, write):
     dataset = load(write([row(claims=[{"text": "a", "label": "WRONG"}])]))
     with pytest.raises(RowError, match=r"row 0 of .*train.parquet.*import-vapo-thinker"):

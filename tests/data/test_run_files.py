@@ -82,6 +82,14 @@ def test_without_the_filter_long_prompts_are_named(run):
     list(check_run_files(replace(run, filters_long=False, max_prompt_length=2000)))
 
 
+def test_a_path_that_no_data_set_can_be_read_from_is_refused(run, row, write, tmp_path):
+    (tmp_path / "a::b").mkdir()
+    path = write([row()], "a::b/train.parquet")
+    chained = replace(run, files={**run.files, "train_files": [path]})
+    with pytest.raises(FileError, match=r"data\.train_files=.*a::b/train\.parquet: .*'::'; rename"):
+        list(check_run_files(chained))
+
+
 def test_rows_in_both_sets_are_a_warning(run, row, write):
     val = write([row(prompt=asks("two?")), row(prompt=asks("Five?"))], "val.parquet")
     *_, said = check_run_files(replace(run, files={**run.files, "val_files": [val]}))

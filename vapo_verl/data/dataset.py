@@ -15,6 +15,7 @@ validation.
 """
 
 import contextlib
+import glob
 import io
 import os
 import time
@@ -62,7 +63,8 @@ class VapoDataset(RLHFDataset):
     :func:`vapo_verl.data.images.load_image`, and are transferred encoded. All forms of entry that
     it accepts are opened, and addresses are downloaded.
 
-    Files with and without a `claims` column may be mixed.
+    Files with and without a `claims` column may be mixed. A path names one file: `[`, `*` and `?`
+    in it are characters like any other.
 
     With `data.control_tokens=text` the control tokens in a prompt are escaped. The tokenizers here,
     which measure it, and that of the agent loop, which encodes it, read them as plain text. The
@@ -152,7 +154,7 @@ class VapoDataset(RLHFDataset):
         kept = self._kept_by_verl(dataframe, list(unknown))
         refused = sorted(unknown.keys() - kept)
         for row in refused[:_PROBLEMS_SHOWN]:
-            print(f"Row {row} of {self.data_files} is left out: {unknown[row]}")
+            print(f"Row {row} of {self.original_data_files} is left out: {unknown[row]}")
         rows = sorted(fitting | kept)
         longer = len(dataframe) - len(rows) - len(refused)
         print(
@@ -219,15 +221,20 @@ class VapoDataset(RLHFDataset):
             return set(super().maybe_filter_out_long_prompts(asked)[column])
 
     def _read_files_and_tokenize(self) -> None:
+        paths = self.data_files
+        # datasets.load_dataset reads a path as a pattern: run[1] would be run1
+        self.data_files = [glob.escape(path) for path in paths]
         try:
             super()._read_files_and_tokenize()
         except ValueError as error:
             if _UNALIGNED not in str(error):
                 raise
             raise FileError(
-                f"data files {self.data_files} cannot be read together, a column has another type"
+                f"data files {paths} cannot be read together, a column has another type"
                 f" in each: {error}; give it the same type (for images: import with --embed-images)"
             ) from error
+        finally:
+            self.data_files = paths
 
     def _as_part(self, entry: object) -> dict[str, Any]:
         """The image as veRL puts it into a message, with the limits of the configuration.

@@ -29,6 +29,8 @@ NUM_DECODED = 64
 """Images of each file that are decoded before a run; of all others only the header and the end are
 read. `python -m vapo_verl.data check` decodes all."""
 KEYS = ("train_files", "val_files")
+_CHAIN = "::"
+"""Joins two file systems in a path, as fsspec and with it `datasets` reads one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,7 @@ def check_run_files(data: RunData) -> Iterator[str]:
 
 
 def _report(data: RunData, key: str, path: Path) -> CheckReport:
+    require_loadable(path, f"data.{key}")
     return check_parquet(
         path,
         key=f"data.{key}",
@@ -192,6 +195,19 @@ def _subset(total: int, size: int, data: RunData) -> frozenset[int]:
         return frozenset(range(size))
     seeds = () if data.subset_seed is None else (data.subset_seed,)
     return frozenset(np.random.default_rng(*seeds).choice(total, size=size, replace=False).tolist())
+
+
+def require_loadable(path: Path, key: str) -> None:
+    """Refuse a path that `datasets` cannot read, or one below which it is to read a file.
+
+    Raises:
+        FileError: the path has `::`, which no escaping hides.
+    """
+    if _CHAIN in str(path):
+        raise FileError(
+            f"{key}={path}: no data set can be read from a path with '{_CHAIN}'; rename the "
+            "folder or the file"
+        )
 
 
 def files_of(value: object, key: str) -> list[Path]:
