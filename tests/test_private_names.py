@@ -13,7 +13,13 @@ OF_UPSTREAM = {
     *("_build_fsdp_module", "_compute_old_log_prob", "_evict_terminal_groups"),
     *("_load_checkpoint", "_save_checkpoint"),
     *("_get_input_embeds", "_supports_onednn", "_wait_for_next_poll"),
-    *("_run_agent_loop", "_run_prompt", "_step_once", "_val_metrics_update"),
+    *(
+        "_agent_loop_postprocess",
+        "_run_agent_loop",
+        "_run_prompt",
+        "_step_once",
+        "_val_metrics_update",
+    ),
 }
 """Private names of verl and vllm that the product overrides or replaces."""
 PATCHES = {"setattr", "getattr", "delattr", "patch", "object"}

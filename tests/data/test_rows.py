@@ -1,3 +1,4 @@
+import inspect
 import io
 import subprocess
 import sys
@@ -221,23 +222,33 @@ def test_an_index_that_several_rows_have_is_told(row, write):
 
 
 def test_columns_that_a_run_makes_itself_are_refused(row, write):
-    text = message(write([row(responses="x", agent_name="tool_agent")]), FileError)
-    assert "columns ['responses', 'agent_name']" in text and "rename them" in text
+    text = message(write([row(responses="x", agent_name="tool_agent", output="4")]), FileError)
+    assert "columns ['responses', 'agent_name', 'output']" in text and "rename them" in text
 
 
-def test_reserved_names_are_those_that_verl_uses():
+def test_reserved_names_are_those_beside_which_a_row_is_passed():
     """A column would be passed twice, or would replace a field of the response."""
-    import inspect
+    from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
+    from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+    from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 
-    from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, AgentLoopWorker
+    from vapo_verl.rollout.agent_loop import VapoAgentLoop, VapoAgentLoopOutput
+    from vapo_verl.rollout.agent_loop_worker import DONE_FIELD, VapoAgentLoopWorker
+    from vapo_verl.rollout.transfer import LAYERS_FIELD
 
-    run = inspect.signature(AgentLoopWorker._run_agent_loop).parameters
-    names = {name for name in run if not name.startswith("_ray")}  # of Ray's tracing
-    assert names - {"kwargs"} <= {*RESERVED_COLUMNS}
+    workers = (AgentLoopWorker, AgentLoopWorkerTQ.__ray_metadata__.modified_class)
+    calls = [SingleTurnAgentLoop.run, VapoAgentLoop.run]
+    for worker in (*workers, VapoAgentLoopWorker):
+        calls += [worker._run_agent_loop, worker._agent_loop_postprocess]
+    parameters = [each for call in calls for each in inspect.signature(call).parameters.values()]
+    named = {each.name for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD}
+    named = {name for name in named if not name.startswith("_ray")}  # of Ray's tracing
+    assert {"output", "validate", "sampling_params", "priority"} <= named
+    assert named | {DONE_FIELD} <= {*RESERVED_COLUMNS}
     renamed = {"prompt_ids": "prompts", "response_ids": "responses", "reward_score": "rm_scores"}
     renamed |= {"response_logprobs": "rollout_log_probs", "multi_modal_data": "metrics"}
-    fields = {renamed.get(name, name) for name in AgentLoopOutput.model_fields}
-    assert fields <= {*RESERVED_COLUMNS}
+    fields = {renamed.get(name, name) for name in VapoAgentLoopOutput.model_fields}
+    assert fields | {LAYERS_FIELD} <= {*RESERVED_COLUMNS}
 
 
 def test_an_address_is_told_and_not_opened(row, write):

@@ -16,6 +16,7 @@ from vapo_verl.anchors import bind_question
 from vapo_verl.config import AnchorConfig
 from vapo_verl.data.control_tokens import vision_token_ids
 from vapo_verl.data.dataset import VapoDataset
+from vapo_verl.data.rows import BENCHMARK_COLUMN
 from vapo_verl.digits.model import model_dir
 from vapo_verl.digits.model.random_models import make_random_model
 from vapo_verl.evaluation.benchmarks import BenchmarkRow
@@ -152,11 +153,13 @@ async def test_a_row_of_a_benchmark_file_is_graded_by_its_rule(run_loop, dataset
     """Not by its ground truth, which no response has."""
     plain = await run_loop(wrong, temperature=0.0)
     assert "unparsed" not in plain.extra_fields["reward_extra_info"]
+    named = await run_loop({**wrong, "benchmark": "MathVista"}, temperature=0.0)  # a user's column
+    assert "unparsed" not in named.extra_fields["reward_extra_info"]
     said = answer_of(dataset.tokenizer.decode(plain.response_ids, skip_special_tokens=True))
     for answer in (said, "987654"):
         row = BenchmarkRow(number=0, index=0, question="Which digit?", answer=answer)
         cell = json.dumps({"rule": "free-form", "row": asdict(row)})
-        output = await run_loop({**wrong, "benchmark": cell}, temperature=0.0)
+        output = await run_loop({**wrong, BENCHMARK_COLUMN: cell}, temperature=0.0)
         info = output.extra_fields["reward_extra_info"]
         assert info["acc"] == float(answer == said)
         assert (info["unparsed"], info["truncated"]) == (0.0, 0.0)

@@ -43,6 +43,7 @@ from vapo_verl.data.prompt_length import (
     num_prompt_tokens,
     put_frames,
 )
+from vapo_verl.data.rows import BENCHMARK_COLUMN
 
 _UNALIGNED = "can't be aligned"
 """In the ValueError of datasets.concatenate_datasets on columns of different types."""
@@ -102,8 +103,10 @@ class VapoDataset(RLHFDataset):
         row["claims"] = [claim.as_dict() for claim in claims]
         if (row["extra_info"] or {}).get("index") is None:  # veRL then sets 0 in every row
             row["index"] = item
-        if row.get("benchmark", "") is None:  # a column of the benchmark files beside this one
-            row["benchmark"] = ""
+        if (
+            row.get(BENCHMARK_COLUMN, "") is None
+        ):  # only the benchmark files beside this one have it
+            row[BENCHMARK_COLUMN] = ""
         row["prompt_uid"] = str(item)  # the same in every run over the same files
         return row
 

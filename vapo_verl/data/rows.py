@@ -64,16 +64,20 @@ __all__ = [
 
 REQUIRED_COLUMNS = ("prompt", "data_source", "reward_model")
 OPTIONAL_COLUMNS = ("images", "extra_info", "claims")
+BENCHMARK_COLUMN = "vapo_benchmark_row"
+"""Column of validation files that are made from benchmark files: JSON that decides how a response
+is graded. No user's file has a column of this name."""
 RESERVED_COLUMNS = (
     *("self", "sampling_params", "trajectory", "trace", "agent_name", "session_id", "priority"),
-    *("validate", "__rollout_n__", "__do_sample__"),
+    *("output", "validate", "__rollout_n__", "__do_sample__", "done_sessions"),
     *("prompts", "responses", "response_mask", "attention_mask", "rm_scores", "num_turns"),
-    *("rollout_log_probs", "routed_experts", "metrics", "extra_fields", "visual_attention"),
+    *("rollout_log_probs", "rollout_is_weights", "routed_experts", "metrics", "extra_fields"),
+    *("visual_attention", "visual_attention_layers", "token_level_rewards"),
     *("mm_processor_kwargs", "mm_processor_output", "teacher_ids", "teacher_logprobs"),
     *("old_log_probs", "ref_log_prob", "entropy", "advantages", "returns", "values"),
 )
-"""Names of arguments and of fields of a response, which a column would replace. veRL overwrites
-other names that it uses (`uid`, `index`, `input_ids`, ...), so these do no harm."""
+"""Names of arguments and of fields of a response, which a column would replace or be passed beside.
+veRL overwrites other names that it uses (`uid`, `index`, `input_ids`, ...), so these do no harm."""
 _IMPORT_FIRST = "run `python -m vapo_verl.data import-vapo-thinker` or `import-plain` on it"
 _SAMPLE_BYTES = 4096
 """Images are compared by their size and this many bytes at either end."""

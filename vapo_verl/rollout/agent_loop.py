@@ -38,8 +38,9 @@ from vapo_verl.data.control_tokens import (
     text_words,
     vision_token_ids,
 )
+from vapo_verl.data.rows import BENCHMARK_COLUMN
 from vapo_verl.evaluation.benchmarks import Grade
-from vapo_verl.evaluation.benchmarks.validation_rows import COLUMN, grade_cell
+from vapo_verl.evaluation.benchmarks.validation_rows import grade_cell
 from vapo_verl.methods import Progress, method_of
 from vapo_verl.reward.accuracy import accuracy
 from vapo_verl.reward.components import (
@@ -276,7 +277,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
 
     async def _benchmark_grade(self, text: str, row: Mapping[str, Any]) -> Grade | None:
         """Grade a row of a benchmark file by the benchmark's rule; None for other rows."""
-        if not (cell := row.get(COLUMN)):
+        if not (cell := row.get(BENCHMARK_COLUMN)):
             return None
         return await self.loop.run_in_executor(None, grade_cell, str(cell), text)
 

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.evaluation.benchmarks.chat_server import write_tsv
+from vapo_verl.data.rows import BENCHMARK_COLUMN
 from vapo_verl.evaluation.benchmarks.validation_rows import (
-    COLUMN,
     grade_cell,
     validation_files,
     write_validation_files,
@@ -52,7 +52,7 @@ def test_a_tsv_becomes_rows_of_the_row_format(quiz, tmp_path):
 
 def test_a_response_is_graded_by_the_benchmarks_rule(quiz, tmp_path):
     (path,) = write_validation_files([str(quiz)], tmp_path / "run", SUFFIX)
-    colour, shape = (row[COLUMN] for row in read(path))
+    colour, shape = (row[BENCHMARK_COLUMN] for row in read(path))
     assert grade_cell(colour, "<think>blue</think>\\boxed{B}").correct is True
     assert grade_cell(colour, "\\boxed{blue}").correct is True  # an option's text is its letter
     assert grade_cell(colour, "\\boxed{A}").correct is False
@@ -85,7 +85,7 @@ def test_it_is_one_table_with_the_parquet_files_beside_it(quiz, embedded, digits
     ]
     table = concatenate_datasets(parts)
     assert len(table) == 4
-    assert [bool(row[COLUMN]) for row in table] == [False, False, True, True]
+    assert [bool(row[BENCHMARK_COLUMN]) for row in table] == [False, False, True, True]
     assert [row["data_source"] for row in table][2:] == ["quiz", "quiz"]
     if not embedded:
         assert Image.open(table[2]["images"][0]).size == (56, 28)

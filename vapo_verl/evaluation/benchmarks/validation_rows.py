@@ -1,8 +1,8 @@
 """Benchmark files among the validation files of a run.
 
 veRL reads parquet. Each TSV of `data.val_files` is written to the run folder as a parquet file of
-the row format. `data_source` is the benchmark's name, and one more column, `benchmark`, has the
-row's JSON without images. The agent loop grades responses to such rows by the benchmark's rule.
+the row format. `data_source` is the benchmark's name, and one more column, `BENCHMARK_COLUMN`, has
+the row's JSON without images. The agent loop grades responses to such rows by the benchmark's rule.
 """
 
 import json
@@ -14,11 +14,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vapo_verl.data.images import image_source
+from vapo_verl.data.rows import BENCHMARK_COLUMN
 from vapo_verl.evaluation.benchmarks import BenchmarkError, BenchmarkRow, Grade, Rule
 from vapo_verl.evaluation.benchmarks.rules import find_rule
 from vapo_verl.files import atomic_write
 
-COLUMN = "benchmark"
 FOLDER = "benchmarks"
 """Folder of the parquet files, in the run folder."""
 
@@ -70,7 +70,7 @@ def write_validation_files(files: Sequence[str], run_dir: Path, suffix: str) -> 
 
 
 def grade_cell(cell: str, text: str) -> Grade:
-    """Grade a response to the row of a `benchmark` cell by the benchmark's rule."""
+    """Grade a response to the row of a :data:`BENCHMARK_COLUMN` cell by the benchmark's rule."""
     stored = json.loads(cell)
     row = BenchmarkRow(**stored["row"])
     return find_rule(stored["rule"]).grade(row, text)
@@ -92,7 +92,7 @@ def _write(path: Path, folder: Path, suffix: str, *, embed: bool) -> Path:
     schema = row_schema(embedded_images=embed)
     for name in ("extra_info", "claims"):  # null fits any type that other files have
         schema = schema.set(schema.get_field_index(name), pa.field(name, pa.null()))
-    schema = schema.append(pa.field(COLUMN, pa.string()))
+    schema = schema.append(pa.field(BENCHMARK_COLUMN, pa.string()))
     folder.mkdir(parents=True, exist_ok=True)
     images = _Images(folder / f"{path.stem}_images", embed=embed)
     records = [_record(path.stem, row, rule, suffix, images) for row in rows]
@@ -114,7 +114,7 @@ def _record(
         "images": [images.entry(image_source(each)) for each in prompt.images],
         "data_source": name,
         "reward_model": {"style": "rule", "ground_truth": row.answer},
-        COLUMN: json.dumps({"rule": rule.name, "row": stored}, ensure_ascii=False),
+        BENCHMARK_COLUMN: json.dumps({"rule": rule.name, "row": stored}, ensure_ascii=False),
     }
 
 
