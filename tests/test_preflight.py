@@ -3,6 +3,7 @@
 import json
 import math
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,6 +27,13 @@ from vapo_verl.preflight import (
     check_trainer_mode,
     row_rules,
 )
+
+
+def no_network(request):
+    raise httpx.ConnectError("no network")
+
+
+NO_NETWORK = httpx.MockTransport(no_network)
 
 
 @pytest.fixture(scope="module")
@@ -561,5 +569,8 @@ def test_a_run_folder_from_which_no_benchmark_file_can_be_read_is_refused(check,
     assert f"trainer.default_local_dir={tmp_path}/a::b: " in message
 
 
-def test_a_hub_name_is_left_to_the_workers(check):
-    check(f"actor_rollout_ref.model.path={model_dir().parent.name}/some-model")
+def test_a_hub_name_without_a_network_is_left_to_the_trainers_process(check, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_session", lambda: httpx.Client(transport=NO_NETWORK))
+    name = f"{model_dir().parent.name}/some-model"
+    notes = check(f"actor_rollout_ref.model.path={name}")
+    assert f"{name} is not on this machine" in notes[0] and "no network" in notes[0]

@@ -551,6 +551,7 @@ def train(config: DictConfig, signals: StopSignals) -> None:
     """Start Ray, or join the cluster that RAY_ADDRESS names, and train.
 
     Raises:
+        InputError: the trainer's process read the model's config.json, and cannot train it.
         RunStopped: one of ``signals`` was received.
         ProcessDied: a process of the run died or hangs.
         RunInterrupted: Ctrl-C.
@@ -587,6 +588,8 @@ def train(config: DictConfig, signals: StopSignals) -> None:
         run_ppo(config, task_runner_class=runner_class)
     except ray.exceptions.RayError as error:
         cause = cause_of(error)
+        if isinstance(cause, InputError):
+            raise InputError(str(cause)) from error
         failure = str(cause) if isinstance(cause, RunFailed) else watch.failure
         if failure is not None:
             raise ProcessDied(failure) from error

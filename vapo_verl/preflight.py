@@ -29,6 +29,7 @@ from vapo_verl.rollout.model_families import (
     check_family,
     check_weight_sync,
     read_config,
+    read_hub_config,
 )
 from vapo_verl.rollout.outcome import check_outcome_reward, function_path
 from vapo_verl.settings import LACKING
@@ -83,9 +84,9 @@ def check_run(config: DictConfig) -> list[str]:
     try:
         for check in CHECKS:
             check.run(config)
-        check_model(config)
+        notes = check_model(config)
         check_answer_words(config)
-        return list(check_data(config))
+        return [*notes, *check_data(config)]
     except (ValueError, OmegaConfBaseException) as error:
         raise InputError(str(error)) from error
 
@@ -828,10 +829,13 @@ CHECKS: tuple[Check, ...] = (
 """In the order of a run's start, which stops at the first problem; the doctor reports all."""
 
 
-def check_model(config: DictConfig) -> None:
+def check_model(config: DictConfig) -> list[str]:
     """Refuse a model that is absent, or of a family that cannot be trained here.
 
-    A hub name is trusted unless the model is in this machine's cache.
+    Of a hub name that is not in this machine's cache only config.json is read, from the hub.
+
+    Returns:
+        A note if that file cannot be had here: :func:`check_model_of_node` reads it again.
 
     Raises:
         ValueError: what is wrong with ``actor_rollout_ref.model.path``, or a layer that has no
@@ -849,19 +853,44 @@ def check_model(config: DictConfig) -> None:
                 f"give a model folder or a hub name{made if 'random' in path.name else ''}"
             )
         if model_folder(name) is None:
-            return  # resolved by the workers, which may see another cache or network
+            try:
+                _check_model_config(config, read_hub_config(name), path)
+            except OSError as error:
+                return [
+                    f"{name} is not on this machine, and its config.json cannot be had from the "
+                    f"hub ({' '.join(str(error).split())[:200]}): its family is checked when the "
+                    "trainer's process starts"
+                ]
+            return []
     path = model_folder(name) or path
     if not (path / "config.json").is_file():
         raise ValueError(
             f"actor_rollout_ref.model.path={path} holds no config.json; give a model folder"
         )
-    values = read_config(path)
+    _check_model_config(config, read_config(path), path)
+    return []
+
+
+def _check_model_config(config: DictConfig, values: Mapping[str, Any], path: Path) -> None:
+    name = config.actor_rollout_ref.model.path
     refuse_quantized(path, values)
     check_family(values, f"actor_rollout_ref.model.path={name}")
     check_weight_sync(values, config.trainer.device, f"actor_rollout_ref.model.path={name}")
     attention = _settings(config).attention
     if attention.enabled:
         captured_layers(values, attention.layers)
+
+
+def check_model_of_node(config: DictConfig) -> None:
+    """:func:`check_model` in the trainer's process, which may see another cache or network.
+
+    Raises:
+        InputError: what is wrong with the model.
+    """
+    try:
+        check_model(config)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def check_answer_words(config: DictConfig) -> None:

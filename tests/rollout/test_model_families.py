@@ -3,7 +3,9 @@
 import json
 import re
 
+import httpx
 import pytest
+from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers import AutoConfig, Qwen3_5Config
 
 from tests.composing import compose_once
@@ -31,12 +33,70 @@ def folder(tmp_path):
 
 
 def checked(folder, *overrides):
-    check_model(compose_once("smoke", [f"actor_rollout_ref.model.path={folder}", *overrides]))
+    return check_model(
+        compose_once("smoke", [f"actor_rollout_ref.model.path={folder}", *overrides])
+    )
 
 
 @pytest.mark.parametrize("family", RUNNING)
 def test_these_pass(folder, family):
     checked(folder(model_type=family))
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub whose reply to the one request is given; a cache without models."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def set_reply(reply):
+        def answer(request):
+            assert request.url.path == "/made/up/resolve/main/config.json"
+            if isinstance(reply, Exception):
+                raise reply
+            return reply
+
+        client = httpx.Client(transport=httpx.MockTransport(answer))
+        monkeypatch.setattr("huggingface_hub.get_session", lambda: client)
+
+    return set_reply
+
+
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [
+        ({"model_type": "internvl_chat"}, "model.path=made/up is a 'internvl_chat' model"),
+        (
+            {"model_type": "qwen2_5_vl", "quantization_config": {"quant_method": "awq"}},
+            "model.path=made/up holds weights in awq",
+        ),
+        ([], "config.json of made/up holds no JSON object"),
+    ],
+)
+def test_a_model_of_the_hub_is_refused_by_its_config_alone(hub, tmp_path, stated, words):
+    hub(httpx.Response(200, json=stated))
+    with pytest.raises(ValueError, match=re.escape(words)):
+        checked("made/up")
+    assert not (tmp_path / "cache").exists()  # a folder of config.json alone is no model
+
+
+def test_a_model_of_the_hub_that_can_be_trained_passes(hub):
+    hub(httpx.Response(200, json={"model_type": "qwen2_5_vl"}))
+    assert checked("made/up") == []
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (httpx.ConnectError("no route to host"), "no route to host"),
+        (httpx.ConnectTimeout("timed out"), "timed out"),
+        (httpx.Response(401, request=httpx.Request("GET", "https://hub/made/up")), "401"),
+        (OfflineModeIsEnabled("offline mode is enabled"), "offline mode is enabled"),
+    ],
+)
+def test_without_the_hub_the_family_is_left_to_the_trainers_process(hub, reply, reason):
+    hub(reply)
+    (note,) = checked("made/up")
+    assert note.startswith("made/up is not on this machine") and reason in note
 
 
 @pytest.mark.parametrize("stated", [{"num_experts": 4}, {"text_config": {"num_experts": 128}}])

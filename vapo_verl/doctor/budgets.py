@@ -35,8 +35,8 @@ def check_recipe(config: DictConfig) -> Iterator[Finding]:
 
 
 def _passed(check: str, what: str, look: Callable[[], object]) -> Iterator[Finding]:
-    look()
-    yield ok(check, what)
+    notes = look()
+    yield ok(check, "; ".join(notes) if isinstance(notes, list) and notes else what)
 
 
 def _context(config: DictConfig) -> None:

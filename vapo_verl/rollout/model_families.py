@@ -18,6 +18,8 @@ RUNNING = {
     "qwen3_vl_moe": "Qwen3-VL-MoE",
 }
 """`model_type` -> name, of the families that anchors and training support."""
+HUB_TIMEOUT_S = 10.0
+"""For each of connecting to the hub, sending, and every part of the reply."""
 _NO_PROCESSOR = (
     "veRL 0.9.1 makes no processor of it (verl.utils.hf_processor) and would go on without images"
 )
@@ -127,10 +129,41 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is no JSON object.
     """
+    path = folder / "config.json"
+    return _object_in(path.read_bytes(), str(path))
+
+
+def read_hub_config(name: str) -> dict[str, Any]:
+    """config.json of a model on the hub, by one request. No file is kept: a cache with this file
+    alone would be taken for the model.
+
+    Raises:
+        OSError: there is no network, no such model, or no access to it; or HF_HUB_OFFLINE is set.
+        ValueError: it is no JSON object.
+    """
+    from httpx import HTTPError, InvalidURL
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
     try:
-        stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        reply = get_session().get(
+            hf_hub_url(name, "config.json"),
+            headers=build_hf_headers(),
+            timeout=HUB_TIMEOUT_S,
+            follow_redirects=True,
+        )
+        hf_raise_for_status(reply)
+    except (HTTPError, InvalidURL, HFValidationError) as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+    return _object_in(reply.content, f"config.json of {name}")
+
+
+def _object_in(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        stated = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{folder / 'config.json'} is no JSON ({error}); copy it again") from error
+        raise ValueError(f"{where} is no JSON ({error}); copy it again") from error
     if not isinstance(stated, dict):
-        raise ValueError(f"{folder / 'config.json'} holds no JSON object; copy it again")
+        raise ValueError(f"{where} holds no JSON object; copy it again")
     return stated

@@ -8,6 +8,7 @@ from verl.trainer import main_ppo
 
 from vapo_verl.console import phases
 from vapo_verl.patches.upstream import silence_config_print
+from vapo_verl.preflight import check_model_of_node
 from vapo_verl.trainer.stopping import RunStopped
 from vapo_verl.trainer.trackers import prepare_trackers
 
@@ -22,8 +23,10 @@ class VapoTaskRunner(main_ppo.TaskRunnerV1.__ray_metadata__.modified_class):
         """Train to the end.
 
         Raises:
+            InputError: the model cannot be trained here.
             RunStopped: the run was asked to stop.
         """
+        check_model_of_node(config)
         import vapo_verl.trainer.async_trainers  # registers it, and "vapo" with it
         import vapo_verl.trainer.replay  # noqa: F401  and those of vapo.debug
 
