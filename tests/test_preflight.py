@@ -153,6 +153,22 @@ def test_a_blank_answer_names_its_row(check, spoiled):
     assert "row 1, column 'reward_model'" in refused(check, spoiled(change))
 
 
+def test_a_row_for_a_judge_needs_one(check, spoiled, tmp_path):
+    files = spoiled(lambda row: row["reward_model"].update(style="judge"))
+    message = refused(check, files)
+    assert "row 1, column 'reward_model': the style is 'judge'" in message
+    assert message.endswith(
+        "name the judge's model in vapo.reward.judge.model, or write another style"
+    )
+    check(
+        files, "vapo.reward.judge.model=made/up", "vapo.reward.judge.base_url=http://localhost:1/v1"
+    )
+    (tmp_path / "mine.py").write_text("def score(**row):\n    return 1.0\n")
+    function = f"reward.custom_reward_function.path={tmp_path}/mine.py"
+    check(files, function, "reward.custom_reward_function.name=score")
+    assert data_command(["check", files.partition("=")[2]]) == 0  # it knows no run
+
+
 def test_a_prompt_without_a_question_names_its_row(check, spoiled):
     def change(row):
         row["prompt"] = []

@@ -988,7 +988,7 @@ def run_data(config: DictConfig) -> "RunData":
 
 
 def row_rules(config: DictConfig) -> "RowRules":
-    """Rules for the rows: of the tokenizer's control tokens and the engine's image limit."""
+    """Rules for the rows: from the tokenizer, the engine's image limit, and the judge."""
     from vapo_verl.data.cells import RowRules
     from vapo_verl.data.control_tokens import ControlTokens, model_folder, tokenizer_tokens
 
@@ -1006,6 +1006,7 @@ def row_rules(config: DictConfig) -> "RowRules":
         max_images_key=limit_key,
         limits={name: config.data.get(name) for name in ("min_pixels", "max_pixels")},
         resize_factor=_resize_factor(folder),
+        refuse_judged=not (function_path(config) or _settings(config).reward.judge.model),
         refuse_media=_settings(config).probes_claims,
         video_column=config.data.video_key,
         audio_column=config.data.audio_key,

@@ -31,6 +31,7 @@ _ONE_EACH = "write one <image> per entry of 'images', in their order"
 _ANSWER = "set reward_model to {style: 'rule', ground_truth: the answer}, or drop the row"
 _TEXT_ANSWER = "write the answer as text, a number, or a list of texts any of which is correct"
 _STYLE = f"write one of {', '.join(repr(s) for s in STYLES if s)}, or leave it null"
+_JUDGE = "name the judge's model in vapo.reward.judge.model, or write another style"
 _INDEX = "write extra_info.index as a whole number, or leave the field out of all rows"
 _PLAIN_TEXT = "reword it, or encode it as the characters it is made of: control_tokens=text"
 _IMAGES_ONLY = (
@@ -54,6 +55,8 @@ class RowRules:
     """`min_pixels` and `max_pixels` to which images are resized."""
     resize_factor: int = 28
     """Pixels of an image token's side: 28 in Qwen2.5-VL, 32 in Qwen3-VL."""
+    refuse_judged: bool = False
+    """Refuse rows of style `judge`: no judge is configured, nor a function in place of it."""
     refuse_media: bool = False
     """Refuse videos and recordings: anchors are asked about images only."""
     video_column: str = "videos"
@@ -218,6 +221,10 @@ def _check_images(row: Mapping[str, Any], rules: RowRules) -> None:
 
 def _check_answer(row: Mapping[str, Any], rules: RowRules) -> None:
     check_answer(row["reward_model"])
+    if rules.refuse_judged and row["reward_model"].get("style") == JUDGE_STYLE:
+        raise BadCell(
+            "reward_model", f"the style is {JUDGE_STYLE!r}, and there is no judge", _JUDGE
+        )
 
 
 def _check_source(row: Mapping[str, Any], rules: RowRules) -> None:
