@@ -96,7 +96,11 @@ def test_a_gpu_run_without_flash_attention_ends_before_ray_and_names_both_ways_o
         (["trainer.n_gpus_per_node=0"], "vapo_verl: trainer.n_gpus_per_node=0 is out of range"),
         (["trainer.total_training_steps=abc"], "'abc' is a str; give a whole number from 1"),
         (
-            ["-m", "vapo.seed=0,1", "trainer.nnodes=0"],
+            ["-m", "vapo.seed=0,1", "trainer.experiment_name='s_${vapo.seed}'", "trainer.nnodes=0"],
+            "vapo_verl: trainer.nnodes=0 is out of range",
+        ),
+        (
+            ["-m", "vapo.seed=0,1", "trainer.val_only=true", "trainer.nnodes=0"],
             "vapo_verl: trainer.nnodes=0 is out of range",
         ),
         (["trainer.default_local_dir=FILE/run"], "FILE is no folder; name a folder that you may"),
@@ -114,6 +118,18 @@ def test_bad_input_ends_with_2_before_ray_and_without_a_traceback(tmp_path, argu
     assert said in result.stderr
     assert "Traceback" not in result.stderr
     assert {path.name for path in tmp_path.iterdir()} <= {"FILE", "FOLDER", "runs"}
+
+
+@pytest.mark.parametrize(
+    ("named", "folder"),
+    [((), "runs/smoke"), (("trainer.default_local_dir=runs/mine",), "runs/mine")],
+)
+def test_a_sweep_whose_runs_share_a_folder_ends_before_its_first_run(tmp_path, named, folder):
+    swept = ("+recipe=smoke", "vapo.seed=0,1", *named)
+    result = run("-m", "vapo_verl.main", "-m", *swept, cwd=tmp_path)
+    assert result.returncode == 2
+    assert f"trainer.default_local_dir={folder} is the folder of more than one" in result.stderr
+    assert "#0" not in result.stdout and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")

@@ -4,14 +4,21 @@ Light: composing a config imports neither torch nor veRL.
 """
 
 import importlib.util
-from collections.abc import Sequence
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vapo_verl.config import VapoConfig
 
@@ -54,6 +61,68 @@ def compose_base() -> DictConfig:
             return compose("vapo")
     finally:
         GlobalHydra.instance().hydra = running
+
+
+class FolderForEachRun(Callback):
+    """Refuses a sweep in which two runs have one folder, before its first run."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Exit with code 2 and a message; Hydra makes warnings of other errors."""
+        try:
+            check_sweep(config, str(kwargs["config_name"]))
+        except ValueError as error:
+            print(f"vapo_verl: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+
+
+def check_sweep(config: DictConfig, config_name: str) -> None:
+    """Compose all runs of a sweep by Hydra's own sweeper, and compare their folders.
+
+    The second run in a folder would be refused, or end at once: after the first one, days later.
+    Runs that only validate may share one.
+
+    Args:
+        config: of the sweep, with Hydra's part.
+
+    Raises:
+        ValueError: two runs have the same ``trainer.default_local_dir``.
+    """
+    folders = set()
+    try:
+        for overrides in _runs_of(config):
+            trainer = compose(config_name, list(overrides)).trainer
+            folder = Path(trainer.default_local_dir).expanduser().absolute()
+            if folder in folders and not trainer.val_only:
+                raise ValueError(
+                    f"trainer.default_local_dir={trainer.default_local_dir} is the folder of more "
+                    "than one run of this sweep; put what is swept into trainer.experiment_name, "
+                    "as 'trainer.experiment_name=mine_${vapo.seed}' for vapo.seed=0,1"
+                )
+            folders.add(folder)
+    except (HydraException, OmegaConfBaseException):
+        return  # the sweeper, or the run, meets the same error and reports it
+
+
+def _runs_of(config: DictConfig) -> Iterator[Sequence[str]]:
+    """The overrides of each run of a sweep; none where another sweeper chooses them."""
+    sweeper = config.hydra.sweeper
+    given: Any = OmegaConf.to_container(config.hydra.overrides, resolve=False)  # as Hydra does
+    if not sweeper.get("_target_", "").endswith(".BasicSweeper"):
+        return
+    texts = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    choices: dict[str, list[str]] = {}
+    for override in parser.parse_overrides([*texts, *given["task"]]):
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values = [override.get_value_element_as_str()]
+        elif override.is_discrete_sweep():
+            values = list(override.sweep_string_iterator())
+        else:
+            return
+        choices[key] = [f"{key}={value}" for value in values]
+    if {"recipe", "+recipe"} & choices.keys():
+        yield from ([*given["hydra"], *run] for run in itertools.product(*choices.values()))
 
 
 def recipe_names(folder: Path = CONFIGS) -> list[str]:
