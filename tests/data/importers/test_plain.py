@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -167,3 +168,45 @@ def test_one_answer_in_a_list_and_numbers_are_written_as_text(write, png, tmp_pa
         import_rows([source], plain_reader, ImportOptions(out=out, data_source="x"))
         [row] = pq.read_table(out).to_pylist()
         assert row["reward_model"]["ground_truth"] == str(4 - place)
+
+
+@pytest.fixture
+def split(write, tmp_path):
+    """Import rows of images with a third held out; the images of each row of either side."""
+
+    def run_both(images, name, **options):
+        rows = [{"question": "Which?", "answer": "1", "images": each} for each in images]
+        out, val = tmp_path / f"{name}_out.parquet", tmp_path / f"{name}_val.parquet"
+        source = write(rows, f"{name}.parquet")
+        _, train = run(source, out, val_out=val, val_fraction=0.33, **options)
+        sides = (train, pq.read_table(val).to_pylist())
+        return [[[image["bytes"] for image in row["images"]] for row in side] for side in sides]
+
+    return run_both
+
+
+def test_rows_that_share_any_image_are_on_one_side(split, png):
+    """Image 2k is in a row of its own, in one with 2k + 1, and at the end of one with three."""
+    entries = [{"bytes": png(f"rgb({i},0,0)"), "path": None} for i in range(60)]
+    alone = [[entry] for entry in entries[:40:2]]
+    pairs = [[entries[i], entries[i + 1]] for i in range(0, 40, 2)]
+    longer = [[entries[40 + i], entries[41 + i], entries[2 * i]] for i in range(0, 16, 2)]
+    rows = [*alone, *pairs, *longer]
+    train, val = split(rows, "given")
+    assert train and val and len(train) + len(val) == len(rows)
+    assert {b for row in train for b in row}.isdisjoint(b for row in val for b in row)
+    again = split(rows[::-1], "reversed")
+    assert [sorted(side) for side in again] == [sorted(train), sorted(val)]
+    assert split(rows, "other", seed=1) != [train, val]
+
+
+def test_rows_of_one_image_are_drawn_by_its_hash(split, png):
+    entries = [{"bytes": png(f"rgb({i},9,0)"), "path": None} for i in range(40)]
+    _, val = split([[entry] for entry in entries], "one", seed=3)
+
+    def draw(content):
+        digest = hashlib.blake2b(b"3:" + content, digest_size=8).digest()
+        return int.from_bytes(digest, "big") / 2**64
+
+    contents = [entry["bytes"] for entry in entries]
+    assert val == [[content] for content in contents if draw(content) < 0.33]

@@ -5,7 +5,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -46,6 +46,7 @@ from vapo_verl.data.parquet_stream import (
 
 _ROWS_PER_GROUP = 64
 """Rows held in memory before they are written: with images, some ten megabytes."""
+_HASH_BYTES = 8
 _KEY = "SRC"
 _FIX = "choose the importer that fits the file, or rename its columns"
 ReaderFactory = Callable[[Path, list[str]], RowReader]
@@ -76,7 +77,7 @@ class ImportOptions:
     val_out: Path | None = None
     """File for held-out rows."""
     val_fraction: float = 0.0
-    """Fraction of rows held out into `val_out`; rows with the same first image stay together."""
+    """Fraction of rows held out into `val_out`; rows that share an image stay together."""
     seed: int = 0
     """Selects the held-out rows."""
     skip_bad_rows: bool = False
@@ -138,8 +139,12 @@ def import_rows(
     embed = options.embed_images or not all(source.holds_paths for source in sources)
     count: Counter[str] = Counter()
     num_rows = min(sum(source.num_rows for source in sources), options.limit or sys.maxsize)
+    groups = ImageGroups()
+    if options.val_fraction:
+        with progress_bar(num_rows, unit="row") as progress:
+            groups = groups_of(sources, options.limit, progress)
     with progress_bar(num_rows, unit="row") as progress:
-        rows = _converted(sources, embed, options, count, progress)
+        rows = _converted(sources, embed, options, groups, count, progress)
         _write(rows, embed, options, count)
     return ImportReport(
         out=options.out,
@@ -168,6 +173,7 @@ def _converted(
     sources: Sequence[Source],
     embed: bool,
     options: ImportOptions,
+    groups: "ImageGroups",
     count: Counter[str],
     progress: "tqdm[Any]",
 ) -> Iterator[dict[str, object]]:
@@ -179,7 +185,10 @@ def _converted(
         progress.update()
         try:
             row = source.reader.read(raw)
-            built = build_row(row, index=index, place=place, embed=embed, options=options)
+            held_out = is_held_out(row, groups, fraction=options.val_fraction, seed=options.seed)
+            built = build_row(
+                row, index=index, place=place, embed=embed, held_out=held_out, options=options
+            )
         except BadCell as bad_cell:
             log.add(bad_cell.at(number, source.unit), str(source.path))
             count["bad_rows"] += 1
@@ -266,21 +275,27 @@ def iter_sources(sources: Sequence[Source]) -> Iterator[tuple[Source, int, dict[
 
 
 def build_row(
-    row: SourceRow, *, index: int, place: str, embed: bool, options: ImportOptions
+    row: SourceRow,
+    *,
+    index: int,
+    place: str,
+    embed: bool,
+    held_out: bool,
+    options: ImportOptions,
 ) -> dict[str, object]:
-    """The row as `parquet_stream.row_schema` has it; `extra_info.split` is "val" if it is held out.
+    """The row as `parquet_stream.row_schema` has it.
 
     Args:
         index: number of the row among those of all sources.
         place: the id of a row whose source has none.
         embed: write the bytes of image files.
+        held_out: `extra_info.split` is "val".
 
     Raises:
         BadCell: an image is missing or cannot be embedded, or the row cannot be trained on.
             Control tokens stay: a run refuses them, or encodes them as text.
     """
     root = options.image_root
-    held_out = is_held_out(row, fraction=options.val_fraction, seed=options.seed)
     built = {
         "prompt": build_prompt(row.question, len(row.images)),
         "images": [as_written(entry, image_root=root, embed=embed) for entry in row.images],
@@ -297,17 +312,67 @@ def build_row(
     return built
 
 
-def is_held_out(row: SourceRow, *, fraction: float, seed: int) -> bool:
-    """Draw by a hash of the row's first image (its question, if it has none) and the seed.
+class ImageGroups:
+    """Images that rows with several of them tie together, directly or through other such rows.
+
+    A disjoint-set forest over hashes of the images; images of rows with one image take no memory.
+    """
+
+    def __init__(self) -> None:
+        self._parent: dict[int, int] = {}
+
+    def tie(self, images: Sequence[bytes | str]) -> None:
+        """Put the images of a row into one group."""
+        roots = sorted({self._root(_hash(image)) for image in images})
+        for root in roots:
+            self._parent[root] = roots[0]
+
+    def group_of(self, image: bytes | str) -> int | None:
+        """The smallest hash of the image's group, which no order of rows changes; None if no row
+        ties the image."""
+        number = _hash(image)
+        return self._root(number) if number in self._parent else None
+
+    def _root(self, number: int) -> int:
+        while (parent := self._parent.get(number, number)) != number:
+            self._parent[number] = self._parent[parent]
+            number = parent
+        return number
+
+
+def groups_of(sources: Sequence[Source], limit: int | None, progress: "tqdm[Any]") -> ImageGroups:
+    """The groups of all sources; rows that cannot be used tie nothing."""
+    groups = ImageGroups()
+    for source, _, raw in islice(iter_sources(sources), limit):
+        progress.update()
+        with suppress(BadCell):
+            images = source.reader.read(raw).images
+            if len(images) > 1:
+                groups.tie([image_source(image) for image in images])
+    return groups
+
+
+def is_held_out(row: SourceRow, groups: ImageGroups, *, fraction: float, seed: int) -> bool:
+    """Draw by the seed and a hash: of the row's image; of the group of its images, if it has
+    several or shares its image with such a row; of its question, if it has none.
 
     All questions on one image fall to the same side, whatever the order of the rows.
     """
     if fraction == 0:
         return False
     first = image_source(row.images[0]) if row.images else row.question
-    content = first if isinstance(first, bytes) else first.encode()
-    digest = hashlib.blake2b(f"{seed}:".encode() + content, digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
+    group = groups.group_of(first) if row.images else None
+    content = _bytes(first) if group is None else group.to_bytes(_HASH_BYTES, "big")
+    return _hash(f"{seed}:".encode() + content) < fraction * 2 ** (8 * _HASH_BYTES)
+
+
+def _bytes(content: bytes | str) -> bytes:
+    return content if isinstance(content, bytes) else content.encode()
+
+
+def _hash(content: bytes | str) -> int:
+    digest = hashlib.blake2b(_bytes(content), digest_size=_HASH_BYTES).digest()
+    return int.from_bytes(digest, "big")
 
 
 def holds_paths(column: pa.DataType) -> bool:
