@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from transformers import AutoProcessor
@@ -80,6 +81,29 @@ def test_without_the_filter_long_prompts_are_named(run):
     ):
         list(check_run_files(replace(run, filters_long=False)))
     list(check_run_files(replace(run, filters_long=False, max_prompt_length=2000)))
+
+
+@pytest.mark.parametrize(("draws", "seed"), [(False, None), (True, 0), (True, 1)])
+def test_long_prompts_are_named_by_their_place_among_all_rows(run, row, write, draws, seed):
+    rows = [row(prompt=asks(LONG if number in (3, 5) else "One?")) for number in range(8)]
+    files = [write(rows[:4], "first.parquet"), write(rows[4:], "second.parquet")]
+    used = range(6)
+    if draws:
+        used = np.random.default_rng(seed).choice(8, size=6, replace=False).tolist()
+    some = replace(
+        run,
+        files={**run.files, "train_files": files},
+        max_samples={**run.max_samples, "train_files": 6},
+        draws_subset=draws,
+        subset_seed=seed,
+        filters_long=False,
+    )
+    with pytest.raises(RowError) as caught:
+        list(check_run_files(some))
+    message = str(caught.value)
+    assert ("first.parquet row 3," in message) == (3 in used)
+    assert ("second.parquet row 1," in message) == (5 in used)
+    assert message.count(" row ") == len({3, 5} & {*used})
 
 
 def test_a_path_that_no_data_set_can_be_read_from_is_refused(run, row, write, tmp_path):

@@ -5,7 +5,7 @@ problems found here would end the run minutes or hours later.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,11 +131,11 @@ def _check_lengths(data: RunData) -> Iterator[str]:
         processor, template_options=data.template_options, limits=data.limits, controls=controls
     )
     for key in KEYS:
-        rows = _rows_in_use(data, key)
         if data.filters_long:
+            rows = (row for _, _, row in _rows_in_use(data, key))
             _require_fitting(data, key, (not n for n in long_rows(rows, meter, _limit(data))))
         else:
-            _refuse_long(data, key, long_rows(rows, meter, _limit(data)))
+            _refuse_long(data, key, lambda row: next(long_rows([row], meter, _limit(data))))
 
 
 def _limit(data: RunData) -> int:
@@ -154,17 +154,18 @@ def _require_fitting(data: RunData, key: str, fits: Iterator[bool]) -> None:
     require_rows(fitting, needed, key=f"data.{key}", needed_by=needed_by, of=of)
 
 
-def _refuse_long(data: RunData, key: str, lengths: Iterator[int]) -> None:
+def _refuse_long(data: RunData, key: str, excess: Callable[[Mapping[str, Any]], int]) -> None:
+    """Refuse rows with an `excess`: the length of a prompt that is too long, else 0."""
     log = ProblemLog()
-    places = ((path, row) for path in data.files[key] for row in range(_num_rows(path, key)))
-    total = sum(_num_rows(path, key) for path in data.files[key])
     fix = "raise it, or set data.filter_overlong_prompts=true to leave such rows out"
-    with progress_bar(total, unit="row") as progress:
-        for (path, row), length in zip(places, lengths, strict=False):
+    total = sum(_num_rows(path, key) for path in data.files[key])
+    size = data.max_samples[key]
+    with progress_bar(min(size, total) if size > 0 else total, unit="row") as progress:
+        for path, number, row in _rows_in_use(data, key):
             progress.update()
-            if length:
+            if length := excess(row):
                 found = f"{length} tokens, data.max_prompt_length={data.max_prompt_length}"
-                problem = RowProblem(row=row, column="prompt", found=found, fix=fix)
+                problem = RowProblem(row=number, column="prompt", found=found, fix=fix)
                 log.add(problem, str(path))
     log.raise_if_any()
 
@@ -174,19 +175,20 @@ def _num_rows(path: Path, key: str) -> int:
         return int(parquet.metadata.num_rows)
 
 
-def _rows_in_use(data: RunData, key: str) -> Iterator[Mapping[str, Any]]:
-    """Prompt and images of the rows that veRL keeps before it looks at their lengths."""
+def _rows_in_use(data: RunData, key: str) -> Iterator[tuple[Path, int, Mapping[str, Any]]]:
+    """File, row number in it, prompt and images of the rows that veRL keeps before it looks at
+    their lengths."""
     total = sum(_num_rows(path, key) for path in data.files[key])
     size = data.max_samples[key]
     used = _subset(total, size, data) if 0 < size < total else None
-    number = 0
+    before = 0
     for path in data.files[key]:
         with open_parquet(path, key=f"data.{key}") as parquet:
             columns = ("prompt", "images")
-            for _, row in iter_rows(parquet, columns, path=path, key=f"data.{key}"):
-                if used is None or number in used:
-                    yield row
-                number += 1
+            for number, row in iter_rows(parquet, columns, path=path, key=f"data.{key}"):
+                if used is None or before + number in used:
+                    yield path, number, row
+            before += parquet.metadata.num_rows
 
 
 def _subset(total: int, size: int, data: RunData) -> frozenset[int]:
