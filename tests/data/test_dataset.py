@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+from datasets import Dataset, Image, List
 from omegaconf import OmegaConf
 
 from vapo_verl.data.errors import FileError, RowError
@@ -59,6 +60,23 @@ def test_a_row_holds_its_images_once(load, row, write):
     del example["raw_prompt"]
     assert not {"prompt", "images"} & set(example)
     assert b"StoredImage" not in pickle.dumps(example)
+
+
+@pytest.mark.parametrize("is_typed", [True, False])
+def test_images_beside_those_of_the_prompt_are_left_out(load, row, png, tmp_path, capsys, is_typed):
+    """As in a Hugging Face data set whose `image` column was kept beside `images`."""
+    image = {"bytes": png(), "path": None}
+    table = Dataset.from_list([row(image=image, pages=[image], note="kept")] * 2)
+    if is_typed:
+        table = table.cast_column("image", Image()).cast_column("pages", List(Image()))
+        table = table.cast_column("images", List(Image()))
+    table.to_parquet(tmp_path / "original.parquet")
+    example = load(tmp_path / "original.parquet")[0]
+    assert example["note"] == "kept" and not {"image", "pages"} & example.keys()
+    assert example.pop("raw_prompt")[0]["content"][0]["image"].size == (56, 56)
+    content = pickle.dumps(example)
+    assert b"PIL" not in content and png() not in content
+    assert "Columns ['image', 'pages'] of" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("claims", ["absent", None, []])

@@ -19,11 +19,12 @@ import glob
 import io
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
-from datasets import Dataset, Image, List
+from datasets import Audio, Dataset, Image, LargeList, List, Value, Video
 from PIL import Image as Pixels
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
@@ -63,6 +64,8 @@ class VapoDataset(RLHFDataset):
     Images in the prompt are :class:`StoredImage`: they have the pixels of
     :func:`vapo_verl.data.images.load_image`, and are transferred encoded. All forms of entry that
     it accepts are opened, and addresses are downloaded.
+
+    Columns of images, videos or recordings that `data.*_key` do not name are left out.
 
     Files with and without a `claims` column may be mixed. A path names one file: `[`, `*` and `?`
     in it are characters like any other.
@@ -135,7 +138,8 @@ class VapoDataset(RLHFDataset):
         an address or of a rare format, and unreadable images, which it leaves out.
         """
         assert dataframe is not None
-        dataframe = _still_encoded(dataframe, self.image_key)
+        media = (self.image_key, self.video_key, self.audio_key)
+        dataframe = self._without_other_media(_still_encoded(dataframe, self.image_key), media)
         if not self.filter_overlong_prompts or self.processor is None:
             return super().maybe_filter_out_long_prompts(dataframe)
         if reason := self._why_decode():
@@ -166,6 +170,21 @@ class VapoDataset(RLHFDataset):
             f" ({time.monotonic() - started_s:.1f} s, images of {len(unknown)} rows decoded)"
         )
         return dataframe.select(rows)
+
+    def _without_other_media(self, dataframe: Dataset, media: Sequence[str]) -> Dataset:
+        """The table without images, videos and recordings in columns that no prompt reads.
+
+        Each response would carry them, decoded: 5.76 MB for one of 1600 x 1200 pixels.
+        """
+        features = dataframe.features.items()
+        unused = [name for name, kind in features if name not in media and _is_media(kind)]
+        if not unused:
+            return dataframe
+        print(
+            f"Columns {unused} of {self.original_data_files} are left out: a prompt has its images "
+            f"from data.image_key={self.image_key}"
+        )
+        return dataframe.remove_columns(unused)
 
     def _why_decode(self) -> str:
         """Why headers cannot give any length; empty if they can."""
@@ -257,3 +276,12 @@ def _still_encoded(dataframe: Dataset, column: str) -> Dataset:
     if isinstance(kind, List) and isinstance(kind.feature, Image):
         return dataframe.cast_column(column, List(Image(decode=False)))
     return dataframe
+
+
+def _is_media(kind: object) -> bool:
+    """Whether cells of a column's type are images, videos or recordings, or lists of them."""
+    if isinstance(kind, List | LargeList):
+        return _is_media(kind.feature)
+    if isinstance(kind, dict):  # as they are stored, without the type that decodes them
+        return kind.keys() == {"bytes", "path"} and kind["bytes"] == Value("binary")
+    return isinstance(kind, Audio | Image | Video)
