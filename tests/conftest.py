@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    """Tests assert no times: a busy machine is slow."""
+    """Tests assert no times, because a busy machine is slow, and ask no hub for a model."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with suppress(ImportError):
         from hypothesis import settings
 
