@@ -559,6 +559,39 @@ def test_what_no_trainer_here_computes_is_refused(check, override, words):
     assert words in refused(check, override)
 
 
+_LOSS = "actor_rollout_ref.actor.policy_loss.loss_mode"
+
+
+@pytest.mark.parametrize(
+    ("loss", "key", "bad", "good"),
+    [
+        ("vanilla", "clip_ratio_c", ("null", "1.0", ".5", "inf"), ("1.1", "1e6")),
+        ("dppo_tv", "clip_ratio_c", ("null", "0"), ("1.0",)),
+        ("clip_cov", "policy_loss.clip_cov_ratio", ("0", "-1"), ("2e-4", "1", "null")),
+        ("kl_cov", "policy_loss.kl_cov_ratio", ("0", "1.5"), ("2e-4", "1", "null")),
+        ("dro", "policy_loss.dro_beta", ("null", "0"), ("0.1",)),
+        ("sapo", "tau_neg", ("0",), ("1.05",)),
+    ],
+)
+def test_a_number_at_which_a_loss_fails_in_the_first_update_is_refused(loss, key, bad, good):
+    def config(value):
+        aggregation = "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean"
+        given = f"++actor_rollout_ref.actor.{key}={value}"
+        return compose_once("smoke", [f"{_LOSS}={loss}", aggregation, given])
+
+    for value in bad:
+        with pytest.raises(ValueError, match=rf"{key}=\S+: loss_mode={loss} .* above \d"):
+            preflight.check_policy_loss(config(value))
+    for value in good:
+        preflight.check_policy_loss(config(value))
+
+
+def test_a_refused_dual_clip_says_how_to_turn_it_off(check):
+    message = refused(check, "actor_rollout_ref.actor.clip_ratio_c=null")
+    assert "actor_rollout_ref.actor.clip_ratio_c=None: loss_mode=vanilla" in message
+    assert "set a number above 1; a large one, such as 1e6, turns dual clip off" in message
+
+
 def test_a_micro_batch_that_fills_its_budget_exactly_is_accepted(check):
     check("actor_rollout_ref.actor.ppo_max_token_len_per_gpu=5120")
 

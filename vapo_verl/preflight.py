@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vapo_verl.config import COLOCATED, SEPARATE, SYNC, AnchorConfig, VapoConfig, vapo_config
 from vapo_verl.lora import check_lora, lora_of, refuse_quantized
 from vapo_verl.methods import method_of
-from vapo_verl.rollout.correction import bypasses, check_rollout_correction
+from vapo_verl.rollout.correction import BYPASS_LOSS, bypasses, check_rollout_correction
 from vapo_verl.rollout.engine_args import (
     ENGINE,
     check_engine_arguments,
@@ -65,6 +65,32 @@ OPTIMIZER: Mapping[str, Any] = {
 }
 """Keys that decide which optimizer a rank builds, with veRL's defaults. They are under
 ``actor_rollout_ref.actor.optim``."""
+
+
+class LossNumber(NamedTuple):
+    """Limits of a number outside which a policy loss fails at the first update."""
+
+    key: str
+    """Below ``actor_rollout_ref.actor``."""
+    above: float
+    at_most: float = math.inf
+    or_null: bool = False
+    """null is veRL's default."""
+    more: str = ""
+    """End of the message."""
+
+
+_DUAL_CLIP = LossNumber("clip_ratio_c", 1, more="; a large one, such as 1e6, turns dual clip off")
+_TRUNCATION = LossNumber("clip_ratio_c", 0, more="; a large one, such as 1e6, truncates nothing")
+LOSS_NUMBERS: Mapping[str, tuple[LossNumber, ...]] = {
+    **dict.fromkeys(("vanilla", BYPASS_LOSS), (_DUAL_CLIP,)),
+    **dict.fromkeys(("dppo_tv", "dppo_kl"), (_TRUNCATION,)),
+    "clip_cov": (LossNumber("policy_loss.clip_cov_ratio", 0, 1, or_null=True),),
+    "kl_cov": (LossNumber("policy_loss.kl_cov_ratio", 0, 1, or_null=True),),
+    "dro": (LossNumber("policy_loss.dro_beta", 0),),
+    "sapo": (LossNumber("tau_pos", 0), LossNumber("tau_neg", 0)),
+}
+"""Numbers that a ``policy_loss.loss_mode`` reads."""
 GROUP_VALUES = ("reward", "acc", "format")
 """Values that every response has, usable as the metric of a group filter."""
 VERL_AGENT_LOOPS = ("single_turn_agent", "tool_agent")
@@ -161,18 +187,14 @@ def check_policy_loss(config: DictConfig) -> None:
     """Refuse a policy loss that cannot be computed as its settings say.
 
     Raises:
-        ValueError: ``geo_mean``, which has no place for token weights; ``dro`` without its beta;
-            ``sapo`` with an aggregation that it ignores; sums over a response that are divided by
-            the longest response of a micro-batch.
+        ValueError: ``geo_mean``, which has no place for token weights; a number out of
+            :data:`LOSS_NUMBERS`; ``sapo`` with an aggregation that it ignores; sums over a response
+            that are divided by the longest response of a micro-batch.
     """
     actor = config.actor_rollout_ref.actor
     mode, aggregation = actor.policy_loss.loss_mode, actor.loss_agg_mode
-    beta = actor.policy_loss.get("dro_beta")
-    if mode == "dro" and not (beta is not None and beta > 0):
-        raise ValueError(
-            f"actor_rollout_ref.actor.policy_loss.dro_beta={beta}: loss_mode=dro needs its "
-            "coefficient; set a number above 0"
-        )
+    for number in LOSS_NUMBERS.get(mode, ()):
+        _check_loss_number(actor, number, mode)
     if mode == "sapo" and aggregation != "seq-mean-token-mean":
         raise ValueError(
             f"actor_rollout_ref.actor.loss_agg_mode={aggregation}: loss_mode=sapo takes the mean "
@@ -191,6 +213,20 @@ def check_policy_loss(config: DictConfig) -> None:
             "micro-batch's responses, so that its gradient grows with the number of micro-batches; "
             "set gspo, whose ratio is that of a response, too"
         )
+
+
+def _check_loss_number(actor: DictConfig, number: LossNumber, mode: str) -> None:
+    value = OmegaConf.select(actor, number.key)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if (value is None and number.or_null) or (
+        is_number and number.above < value <= number.at_most and value < math.inf
+    ):
+        return
+    limit = "" if number.at_most == math.inf else f", {number.at_most:g} at most"
+    raise ValueError(
+        f"actor_rollout_ref.actor.{number.key}={value}: loss_mode={mode} cannot compute with it; "
+        f"set a number above {number.above:g}{limit}{number.more}"
+    )
 
 
 def lacks_flash_attention(config: DictConfig) -> bool:
