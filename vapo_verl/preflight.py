@@ -27,6 +27,7 @@ from vapo_verl.rollout.engine_args import (
 from vapo_verl.rollout.model_families import (
     captured_layers,
     check_family,
+    check_heads,
     check_weight_sync,
     read_config,
     read_hub_config,
@@ -874,8 +875,8 @@ def check_model(config: DictConfig) -> list[str]:
         A note if that file cannot be had here: :func:`check_model_of_node` reads it again.
 
     Raises:
-        ValueError: what is wrong with ``actor_rollout_ref.model.path``, or a layer that has no
-            visual attention.
+        ValueError: what is wrong with ``actor_rollout_ref.model.path``, a layer that has no visual
+            attention, or ranks over which its attention heads do not split.
     """
     from vapo_verl.data.control_tokens import model_folder
 
@@ -915,6 +916,11 @@ def _check_model_config(config: DictConfig, values: Mapping[str, Any], path: Pat
     attention = _settings(config).attention
     if attention.enabled:
         captured_layers(values, attention.layers)
+    tensor_key = "actor_rollout_ref.rollout.tensor_model_parallel_size"
+    check_heads(values, OmegaConf.select(config, tensor_key), tensor_key)
+    for role in ("actor", "ref") if has_reference(config) else ("actor",):
+        key = f"actor_rollout_ref.{role}.ulysses_sequence_parallel_size"
+        check_heads(values, _shards_of(config, role), key)
 
 
 def check_model_of_node(config: DictConfig) -> None:

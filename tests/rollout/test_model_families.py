@@ -197,6 +197,43 @@ def test_a_layer_without_attention_is_refused_before_the_engine_starts():
         checked(model, capture, "vapo.attention.layers=[6]")
 
 
+SEVEN_B = {"num_attention_heads": 28, "num_key_value_heads": 4}  # Qwen2.5-VL-7B
+TENSOR = "actor_rollout_ref.rollout.tensor_model_parallel_size"
+ULYSSES = "actor_rollout_ref.actor.ulysses_sequence_parallel_size"
+
+
+@pytest.mark.parametrize("stated", [SEVEN_B, {"text_config": SEVEN_B}])
+@pytest.mark.parametrize("key", [TENSOR, ULYSSES])
+def test_ranks_that_do_not_split_the_heads_are_refused_with_those_that_do(folder, stated, key):
+    path = folder(model_type="qwen2_5_vl", **stated)
+    for size in (1, 2, 4, 28):  # 28: each of 4 heads of keys and values is repeated 7 times
+        checked(path, f"{key}={size}")
+    for size in (3, 7, 8):  # 7 divides 28, but neither divides 4 nor is a multiple of it
+        words = f"{key}={size}: the model's 28 attention heads and 4 heads of keys and values"
+        with pytest.raises(ValueError, match=re.escape(words)) as told:
+            checked(path, f"{key}={size}")
+        assert str(told.value).endswith("set one of " + ("1, 2" if size == 3 else "1, 2, 4"))
+
+
+def test_the_references_ranks_count_where_there_is_one(folder):
+    path = folder(model_type="qwen2_5_vl", **SEVEN_B)
+    key = "actor_rollout_ref.ref.ulysses_sequence_parallel_size"
+    own = [f"{key}=8", f"{ULYSSES}=4"]
+    checked(path, *own, "actor_rollout_ref.actor.use_kl_loss=false")
+    with pytest.raises(ValueError, match=f"{re.escape(key)}=8: "):
+        checked(path, *own, "actor_rollout_ref.actor.use_kl_loss=true")
+
+
+def test_heads_of_a_cached_hub_model_are_read(folder, tmp_path, monkeypatch):
+    cached = tmp_path / "models--made--up" / "snapshots" / "0000"
+    cached.mkdir(parents=True)
+    (folder(model_type="qwen2_5_vl", **SEVEN_B) / "config.json").rename(cached / "config.json")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    checked("made/up", f"{TENSOR}=4")
+    with pytest.raises(ValueError, match=f"{re.escape(TENSOR)}=8: "):
+        checked("made/up", f"{TENSOR}=8")
+
+
 def test_the_page_lists_every_family():
     page = (ROOT / "docs" / "models.md").read_text()
     for family in (*RUNNING, *MISSING):

@@ -81,6 +81,37 @@ def check_weight_sync(config: Mapping[str, Any], device: str, key: str) -> None:
         )
 
 
+def check_heads(config: Mapping[str, Any], ranks: int, key: str) -> None:
+    """Refuse a number of ranks over which a layer's attention heads do not split.
+
+    Queries are split evenly. Keys and values are split evenly too, or their heads are repeated: the
+    rule of vLLM's tensor parallelism and of veRL's Ulysses alike.
+
+    Args:
+        config: config.json; one that states no heads passes.
+        ranks: that share a sequence or a layer.
+        key: the setting of `ranks`, for the message.
+
+    Raises:
+        ValueError: with the numbers of heads and the smaller sizes that work.
+    """
+    text = config.get("text_config") or config
+    heads = text.get("num_attention_heads") or config.get("num_attention_heads")
+    if not heads:
+        return
+    kv = text.get("num_key_value_heads") or config.get("num_key_value_heads") or heads
+
+    def splits(size: int) -> bool:
+        return heads % size == 0 and (kv % size == 0 or size % kv == 0)
+
+    if not splits(ranks):
+        fits = ", ".join(str(size) for size in range(1, ranks) if splits(size))
+        raise ValueError(
+            f"{key}={ranks}: the model's {heads} attention heads and {kv} heads of keys and values "
+            f"do not split over {ranks} ranks; set one of {fits}"
+        )
+
+
 def softmax_layers(config: Mapping[str, Any]) -> list[int]:
     """Decoder layers with softmax attention, ascending: all of most families, some of Qwen3.5.
 
