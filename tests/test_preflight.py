@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import httpx
 import pyarrow as pa
@@ -623,3 +624,22 @@ def test_a_hub_name_without_a_network_is_left_to_the_trainers_process(check, mon
     name = f"{model_dir().parent.name}/some-model"
     notes = check(f"actor_rollout_ref.model.path={name}")
     assert f"{name} is not on this machine" in notes[0] and "no network" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("vapo.anchors.yes_words=[Quite right]", "vapo.anchors.yes_words=['Quite right']"),
+        ("vapo.anchors.max_claim_tokens=4", "vapo.anchors.max_claim_tokens=4: "),
+    ],
+)
+def test_a_cached_hub_model_is_checked_as_its_folder_is(
+    composed, tmp_path, monkeypatch, override, words
+):
+    (tmp_path / "models--made--up" / "snapshots").mkdir(parents=True)
+    (tmp_path / "models--made--up" / "snapshots" / "0000").symlink_to(model_dir())
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    for name in (str(model_dir()), "made/up"):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            preflight.check_answer_words(composed(override, f"actor_rollout_ref.model.path={name}"))
+    preflight.check_answer_words(composed(override, "actor_rollout_ref.model.path=made/absent"))

@@ -936,17 +936,20 @@ def check_model_of_node(config: DictConfig) -> None:
 
 
 def check_answer_words(config: DictConfig) -> None:
-    """Run the checks of :func:`anchor_question` if claims are asked and the tokenizer is local.
+    """Run the checks of :func:`anchor_question` if claims are asked and the tokenizer is local: in
+    a folder, or in the cache of a hub name.
 
     Raises:
         ValueError: the words or the limit, and what to set.
     """
-    settings, path = _settings(config), Path(config.actor_rollout_ref.model.path).expanduser()
-    if not settings.probes_claims or not path.exists():
+    from vapo_verl.data.control_tokens import model_folder
+
+    settings, folder = _settings(config), model_folder(config.actor_rollout_ref.model.path)
+    if not settings.probes_claims or folder is None:
         return
     from transformers import AutoTokenizer
 
-    anchor_question(AutoTokenizer.from_pretrained(path), settings.anchors)
+    anchor_question(AutoTokenizer.from_pretrained(folder), settings.anchors)
 
 
 def anchor_question(tokenizer: "Tokenizer", anchors: AnchorConfig) -> "AnchorQuestion":

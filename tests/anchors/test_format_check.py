@@ -2,7 +2,7 @@
 
 import pytest
 
-from vapo_verl.anchors.question import CheckReply, FormatCheck
+from vapo_verl.anchors.question import CheckReply, FormatCheck, format_check_lines
 
 
 def reply(label, p_yes, free=" Yes"):
@@ -44,3 +44,17 @@ def test_free_answers_that_are_neither_are_shown():
     digits = [reply(i % 2 == 0, 0.3 + 0.05 * i, "1" if i < 6 else "0") for i in range(8)]
     [warning] = FormatCheck.of(digits).warnings()
     assert "100% of the probes with something else, mostly '1', '0'" in warning
+
+
+def test_a_check_that_asked_no_claim_is_a_warning_with_the_key():
+    [line] = format_check_lines(None, 8, 64)
+    assert line.startswith("WARNING: anchor format check: no claim was asked: the first 8 training")
+    assert "vapo.anchors.max_claim_tokens=64" in line
+
+
+def test_a_healthy_check_is_one_line_without_a_warning():
+    result = FormatCheck.of(HEALTHY)
+    assert format_check_lines(result, 8, 64) == [result.summary()]
+    always_yes = FormatCheck.of([reply(i % 2 == 0, 0.7 + 0.02 * i) for i in range(10)])
+    summary, warning = format_check_lines(always_yes, 8, 64)
+    assert (summary, warning[:9]) == (always_yes.summary(), "WARNING: ")

@@ -203,3 +203,23 @@ class FormatCheck:
                 "does not read them; look at vapo.anchors.question and the images"
             )
         return found
+
+
+def format_check_lines(
+    result: FormatCheck | None, num_rows: int, max_claim_tokens: int
+) -> list[str]:
+    """What a run prints of its format check.
+
+    Args:
+        result: None where no claim was asked.
+        num_rows: training rows whose claims were looked at.
+        max_claim_tokens: ``vapo.anchors.max_claim_tokens``.
+    """
+    if result is None:
+        return [
+            f"WARNING: anchor format check: no claim was asked: the first {num_rows} training rows "
+            f"have none of at most vapo.anchors.max_claim_tokens={max_claim_tokens} tokens with "
+            "its question. Rows without probes train without a perception reward: raise the limit, "
+            "or shorten the claims"
+        ]
+    return [result.summary(), *(f"WARNING: {warning}" for warning in result.warnings())]

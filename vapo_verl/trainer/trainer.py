@@ -26,7 +26,7 @@ from verl.utils.tracking import Tracking
 from verl.workers.config import HFModelConfig
 
 from vapo_verl.advantage import estimator
-from vapo_verl.anchors.question import FormatCheck
+from vapo_verl.anchors.question import FormatCheck, format_check_lines
 from vapo_verl.config import vapo_config
 from vapo_verl.console import phases, say
 from vapo_verl.evaluation.benchmarks.validation_rows import validation_files
@@ -460,16 +460,8 @@ class VapoTraining(PPOTrainer):
         if self.vapo.probes_claims and num_rows:
             with self._monitor.phase(liveness.ROLLOUT):
                 result = asyncio.run(self._format_check(num_rows))
-            if result is None:
-                say(
-                    f"anchor format check: no claim was asked: the first {num_rows} training rows "
-                    "have none of at most vapo.anchors.max_claim_tokens="
-                    f"{self.vapo.anchors.max_claim_tokens} tokens with its question"
-                )
-            else:
-                say(result.summary())
-                for warning in result.warnings():
-                    say(f"WARNING: {warning}")
+            for line in format_check_lines(result, num_rows, self.vapo.anchors.max_claim_tokens):
+                say(line)
         super().on_train_begin()
 
     async def _format_check(self, num_rows: int) -> FormatCheck | None:
