@@ -19,6 +19,7 @@ DOCKER = ROOT / "docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 COMPOSE_FILES = ("compose.yaml", "compose.cpu.yaml", "compose.hosts.yaml")
 SERVICES = {"ray-head", "ray-worker", "trainer"}
+SECRETS = ("HF_TOKEN", "OPENAI_API_KEY", "RAY_AUTH_TOKEN", "WANDB_API_KEY")
 HOST = "10.0.0.1"
 ACROSS_HOSTS = {
     "RAY_AUTH_TOKEN": "secret",
@@ -118,11 +119,20 @@ def test_only_the_dashboard_is_reachable_and_only_from_this_host():
 
 def test_no_secret_is_written_in_a_compose_file():
     for name in COMPOSE_FILES:
-        text = (DOCKER / name).read_text()
-        assert not re.search(r"(HF_TOKEN|WANDB_API_KEY)", text)
         for service in compose_file(name)["services"].values():
-            token = (service.get("environment") or {}).get("RAY_AUTH_TOKEN", "${")
-            assert token.startswith("${")
+            given = service.get("environment") or {}
+            values = [given[secret] for secret in SECRETS if secret in given]
+            assert all(value is None or value.startswith("${") for value in values)
+
+
+def test_every_service_takes_a_secret_of_the_shell_before_that_of_the_file():
+    """A name without a value is the shell's, else that of docker/.env, else unset; a name that only
+    `env_file` gives is never the shell's."""
+    listed = re.findall(r"^#(\w+_(?:TOKEN|KEY))=", (DOCKER / "env.example").read_text(), re.M)
+    assert set(listed) == set(SECRETS)
+    for service in compose_file("compose.yaml")["services"].values():
+        given = service["environment"]
+        assert {name: given[name] for name in SECRETS} == dict.fromkeys(SECRETS)
 
 
 @pytest.mark.skipif(bool(why_not()), reason=why_not())
