@@ -196,10 +196,9 @@ def run_folder_lock(config: DictConfig) -> contextlib.AbstractContextManager[Fol
         InputError: on entry, another run has the folder, or it cannot be written.
     """
     folder = Path(config.trainer.default_local_dir)
-    queued_again = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
     lock = FolderLock(
         folder,
-        wait_s=REQUEUE_WAIT_S if queued_again else LOCK_WAIT_S,
+        wait_s=wait_for_a_run_s(),
         fix="wait for it, or set trainer.default_local_dir to another folder",
     )
 
@@ -217,6 +216,12 @@ def run_folder_lock(config: DictConfig) -> contextlib.AbstractContextManager[Fol
             lock.__exit__()
 
     return held()
+
+
+def wait_for_a_run_s() -> float:
+    """Seconds in which a run that is ending gives back its folder and its Ray cluster."""
+    queued_again = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+    return REQUEUE_WAIT_S if queued_again else LOCK_WAIT_S
 
 
 def compare_with_folder(config: DictConfig, derived: Collection[str], *, tell: bool = True) -> None:
@@ -551,7 +556,8 @@ def train(config: DictConfig, signals: StopSignals) -> None:
     """Start Ray, or join the cluster that RAY_ADDRESS names, and train.
 
     Raises:
-        InputError: the trainer's process read the model's config.json, and cannot train it.
+        InputError: another run uses the cluster; or the trainer's process read the model's
+            config.json, and cannot train it.
         RunStopped: one of ``signals`` was received.
         ProcessDied: a process of the run died or hangs.
         RunInterrupted: Ctrl-C.
@@ -560,7 +566,12 @@ def train(config: DictConfig, signals: StopSignals) -> None:
     from verl.trainer.main_ppo import run_ppo
 
     from vapo_verl.trainer.liveness import RunFailed, RunnerWatch, outlook
-    from vapo_verl.trainer.task_runner import STOP_GROUP, VapoTaskRunner
+    from vapo_verl.trainer.task_runner import (
+        RUNNER,
+        STOP_GROUP,
+        VapoTaskRunner,
+        create_alone,
+    )
 
     keep_sigterm_handler()
     ended = threading.Event()
@@ -580,8 +591,11 @@ def train(config: DictConfig, signals: StopSignals) -> None:
         signals.forward_to(lambda: stop(runner))
         watch.start(runner)
 
+    def create(actor_class: Any) -> Any:
+        return create_alone(actor_class, wait_for_a_run_s())
+
     runner_class = AnnouncedActor(
-        ray.remote(concurrency_groups={STOP_GROUP: 1})(VapoTaskRunner), started
+        ray.remote(concurrency_groups={STOP_GROUP: 1})(VapoTaskRunner), started, create, **RUNNER
     )
     phases.begin("Ray")
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import FunctionType
 
 import pytest
+import transfer_queue.interface
 import verl
 from transfer_queue.storage.managers import simple_storage_manager
 from verl.experimental.agent_loop.agent_loop import AgentLoopManager
@@ -27,6 +28,7 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, 
 
 from vapo_verl.run_folder.resume import STORAGE_FILES
 from vapo_verl.trainer.async_trainers import VapoColocateAsync, VapoSeparateAsync
+from vapo_verl.trainer.task_runner import QUEUE
 from vapo_verl.trainer.trainer import VapoTrainer
 from vapo_verl.trainer.worker import VapoWorker
 
@@ -168,6 +170,12 @@ def test_the_queue_in_a_checkpoint_has_a_file_for_each_storage_unit():
     assert pattern == "su_*.pkl" and 'f"su_{pos}_{su_id}.pkl"' in inspect.getsource(
         manager.save_checkpoint
     )
+
+
+def test_the_queue_of_a_cluster_still_has_the_name_that_a_second_run_looks_for():
+    source = inspect.getsource(transfer_queue.interface.init)
+    assert 'name="{name}", namespace="{namespace}"'.format(**QUEUE) in source
+    assert "lifetime" not in source, "detached, it would outlive its run and block the next"
 
 
 def test_a_failed_response_is_an_entry_like_any_other():

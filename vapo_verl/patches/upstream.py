@@ -59,6 +59,17 @@ def job_actors() -> list[dict[str, Any]]:
     ]
 
 
+def driver_of(actor: Any) -> str:
+    """The driver of the job that an actor of any job belongs to, for a message."""
+    import ray._private.state as state
+
+    job = state.actors(actor._actor_id.hex()).get("JobID")
+    for entry in state.jobs():
+        if entry["JobID"] == job:
+            return f"pid {entry['DriverPid']} on {entry['DriverIPAddress']}"
+    return "unknown"
+
+
 def use_frozen_tower(engine: Any) -> None:
     """Let an FSDP engine freeze the vision tower when it has loaded its model.
 

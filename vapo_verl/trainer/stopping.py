@@ -105,17 +105,29 @@ class StopSignals:
 
 
 class AnnouncedActor:
-    """A Ray actor class that passes each new actor to `announce`; ``run_ppo`` returns none."""
+    """A Ray actor class that passes each new actor to `announce`; ``run_ppo`` returns none.
 
-    def __init__(self, actor_class: Any, announce: Callable[[Any], None]) -> None:
-        self._actor_class = actor_class
-        self._announce = announce
+    Args:
+        create: makes an actor of the class with its options.
+        options: of Ray.
+    """
+
+    def __init__(
+        self,
+        actor_class: Any,
+        announce: Callable[[Any], None],
+        create: Callable[[Any], Any] = lambda actor_class: actor_class.remote(),
+        **options: Any,
+    ) -> None:
+        self._actor_class, self._options = actor_class, options
+        self._announce, self._create = announce, create
 
     def options(self, **options: Any) -> AnnouncedActor:
-        return AnnouncedActor(self._actor_class.options(**options), self._announce)
+        given = {**self._options, **options}
+        return AnnouncedActor(self._actor_class, self._announce, self._create, **given)
 
     def remote(self) -> Any:
-        actor = self._actor_class.remote()
+        actor = self._create(self._actor_class.options(**self._options))
         self._announce(actor)
         return actor
 

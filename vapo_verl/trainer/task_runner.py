@@ -1,19 +1,31 @@
-"""The Ray actor that owns the trainer: veRL's, with this package registered in its process."""
+"""The Ray actor that owns the trainer, alone on its cluster.
 
+The actor is veRL's, with this package registered in its process.
+"""
+
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ray
 from omegaconf import DictConfig
 from verl.trainer import main_ppo
 
-from vapo_verl.console import phases
-from vapo_verl.patches.upstream import silence_config_print
-from vapo_verl.preflight import check_model_of_node
+from vapo_verl.console import phases, say
+from vapo_verl.patches.upstream import driver_of, silence_config_print
+from vapo_verl.preflight import InputError, check_model_of_node
 from vapo_verl.trainer.stopping import RunStopped
 from vapo_verl.trainer.trackers import prepare_trackers
 
 STOP_GROUP = "stop"
 """Ray concurrency group of the methods that answer while ``run`` runs."""
+RUNNER = {"name": "VapoTaskRunner", "namespace": "vapo_verl"}
+"""The runner's name in its cluster, which Ray gives to one actor only."""
+QUEUE = {"name": "TransferQueueController", "namespace": "transfer_queue"}
+"""TransferQueue's name for its controller: a second run in the cluster attaches to the first one's,
+trains on its responses, and kills it at the end."""
+POLL_S = 0.5
 
 
 class VapoTaskRunner(main_ppo.TaskRunnerV1.__ray_metadata__.modified_class):
@@ -61,3 +73,47 @@ class VapoTaskRunner(main_ppo.TaskRunnerV1.__ray_metadata__.modified_class):
     def failure(self) -> str | None:
         """Why the run cannot go on; None while it can. The driver polls it."""
         return self.trainer.failure if self.trainer is not None else None
+
+
+def create_alone(actor_class: Any, wait_s: float) -> Any:
+    """Create the actor named :data:`RUNNER`, if no other run uses this Ray cluster.
+
+    Of two starts at once, one gets the name. Names of a run that has ended are free as soon as Ray
+    has noticed: neither actor is detached, so both end with their driver.
+
+    Args:
+        actor_class: with the options :data:`RUNNER`.
+        wait_s: seconds that another run has to end.
+
+    Raises:
+        InputError: another run uses the cluster.
+    """
+    deadline, told = time.monotonic() + wait_s, False
+    while True:
+        driver = _driver(QUEUE)
+        if driver is None:
+            try:
+                return actor_class.remote()
+            except ValueError:  # the name is taken
+                driver = _driver(RUNNER)
+                if driver is None and time.monotonic() > deadline:
+                    raise
+        if driver is not None and time.monotonic() > deadline:
+            raise InputError(
+                f"another run uses this Ray cluster (its driver: {driver}), and TransferQueue, of "
+                "which a cluster has one, would mix the responses of both. Wait for that run, end "
+                "it with SIGTERM to its driver, or start a cluster of its own for this one "
+                "(RAY_ADDRESS=local on one machine)"
+            )
+        if driver is not None and not told:
+            say(f"waiting up to {wait_s:g} s for another run on this Ray cluster to end ({driver})")
+            told = True
+        time.sleep(POLL_S)
+
+
+def _driver(named: Mapping[str, str]) -> str | None:
+    """The driver of a named actor of any job; None if there is no such actor."""
+    try:
+        return driver_of(ray.get_actor(**named))
+    except ValueError:
+        return None
