@@ -556,8 +556,8 @@ def train(config: DictConfig, signals: StopSignals) -> None:
     """Start Ray, or join the cluster that RAY_ADDRESS names, and train.
 
     Raises:
-        InputError: another run uses the cluster; or the trainer's process read the model's
-            config.json, and cannot train it.
+        InputError: the cluster has no place for the run, or another run uses it; or the trainer's
+            process read the model's config.json, and cannot train it.
         RunStopped: one of ``signals`` was received.
         ProcessDied: a process of the run died or hangs.
         RunInterrupted: Ctrl-C.
@@ -570,6 +570,7 @@ def train(config: DictConfig, signals: StopSignals) -> None:
         RUNNER,
         STOP_GROUP,
         VapoTaskRunner,
+        check_room,
         create_alone,
     )
 
@@ -592,6 +593,7 @@ def train(config: DictConfig, signals: StopSignals) -> None:
         watch.start(runner)
 
     def create(actor_class: Any) -> Any:
+        check_room(config)
         return create_alone(actor_class, wait_for_a_run_s())
 
     runner_class = AnnouncedActor(

@@ -1,5 +1,6 @@
 """What the trainer overrides in veRL 0.9.1 is still there, and is what it was when written."""
 
+import dataclasses
 import inspect
 import re
 import sys
@@ -9,8 +10,11 @@ from types import FunctionType
 import pytest
 import transfer_queue.interface
 import verl
+from transfer_queue import controller
+from transfer_queue.storage import simple_storage
 from transfer_queue.storage.managers import simple_storage_manager
 from verl.experimental.agent_loop.agent_loop import AgentLoopManager
+from verl.single_controller.ray.base import RayResourcePool, ResourcePoolManager
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 from verl.trainer.ppo.v1 import (
     PPOTrainer,
@@ -23,12 +27,13 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 from verl.utils.fsdp_utils import fsdp2_sharded_save_to_cpu
 from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.rollout.llm_server import FullyAsyncLLMServerClient, LLMServerManager
+from verl.workers.rollout.replica import RolloutReplica
 from verl.workers.rollout.vllm_rollout import ServerAdapter
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
 from vapo_verl.run_folder.resume import STORAGE_FILES
 from vapo_verl.trainer.async_trainers import VapoColocateAsync, VapoSeparateAsync
-from vapo_verl.trainer.task_runner import QUEUE
+from vapo_verl.trainer.task_runner import ENGINE_CPUS, QUEUE, RANK_CPUS
 from vapo_verl.trainer.trainer import VapoTrainer
 from vapo_verl.trainer.worker import VapoWorker
 
@@ -170,6 +175,16 @@ def test_the_queue_in_a_checkpoint_has_a_file_for_each_storage_unit():
     assert pattern == "su_*.pkl" and 'f"su_{pos}_{su_id}.pkl"' in inspect.getsource(
         manager.save_checkpoint
     )
+
+
+def test_a_run_reserves_as_many_cpus_as_its_cluster_is_checked_for():
+    pools = {field.name: field.default for field in dataclasses.fields(ResourcePoolManager)}
+    assert pools["max_colocate_count"] == RANK_CPUS
+    assert '{"CPU": self.max_colocate_count}' in inspect.getsource(RayResourcePool)
+    standalone = inspect.getsource(RolloutReplica.init_standalone)
+    assert f"max_colocate_count={ENGINE_CPUS}," in standalone
+    for module in (controller, simple_storage):
+        assert "@ray.remote(num_cpus=1)\nclass " in inspect.getsource(module)
 
 
 def test_the_queue_of_a_cluster_still_has_the_name_that_a_second_run_looks_for():

@@ -164,8 +164,13 @@ def test_a_dead_cluster_that_ray_start_left_behind_is_named(monkeypatch):
     assert not any(str(file) in finding.found for finding in ray_cluster.check_ray(None))
 
 
-def ray_node(name, gpus, alive=True):
-    return {"NodeManagerHostname": name, "Alive": alive, "Resources": {"CPU": 8.0, "GPU": gpus}}
+def ray_node(name, gpus, alive=True, cpus=16.0):
+    return {
+        "NodeID": name,
+        "NodeManagerHostname": name,
+        "Alive": alive,
+        "Resources": {"CPU": cpus, "GPU": gpus},
+    }
 
 
 def test_a_cluster_without_the_nodes_asked_for_is_refused(config):
@@ -183,6 +188,20 @@ def test_a_cluster_without_the_nodes_asked_for_is_refused(config):
     assert "another run holds slots" in busy.found
     assert (dead.status, small.status, busy.status) == ("error", "error", "error")
     assert ray_cluster.judge_nodes(None, full, 8.0).status == "ok"
+
+
+def test_too_few_logical_cpus_are_an_error(config):
+    two = config("trainer.nnodes=2", "trainer.n_gpus_per_node=4")
+    nodes = [ray_node(name, 4.0, cpus=12.0) for name in "ab"]  # one holds storage, one all of 12
+    found = ray_cluster.judge_nodes(two, nodes, 8.0)
+    assert found.status == "error" and "the run takes 13" in found.found
+    assert "ray start --num-cpus 13" in found.fix
+    own = ray_cluster.judge_own(config("ray_kwargs.ray_init.num_cpus=4"), 64)
+    assert own.status == "error" and "this machine has 4, the run takes 5" in own.found
+    assert ray_cluster.judge_own(config(), 2).status == "ok"  # the recipe's 16 are logical
+    cores = "ray_kwargs.ray_init.num_cpus=null"
+    assert ray_cluster.judge_own(config(cores), 4).status == "error"
+    assert ray_cluster.judge_own(config(cores), 5).status == "ok"
 
 
 def test_a_tiny_disk_is_reported_with_the_needed_space(config, monkeypatch, tmp_path):

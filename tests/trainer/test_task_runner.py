@@ -13,7 +13,14 @@ import ray
 from tests.composing import compose_once
 from vapo_verl.preflight import InputError
 from vapo_verl.trainer.stopping import AnnouncedActor
-from vapo_verl.trainer.task_runner import QUEUE, RUNNER, VapoTaskRunner, create_alone
+from vapo_verl.trainer.task_runner import (
+    QUEUE,
+    RUNNER,
+    VapoTaskRunner,
+    check_room,
+    create_alone,
+    shortage,
+)
 
 OTHER_RUN = """
 import sys, time
@@ -112,3 +119,80 @@ def test_a_model_that_only_its_node_can_read_is_refused_before_the_workers(tmp_p
     config = compose_once("smoke", [f"actor_rollout_ref.model.path={tmp_path}"])
     with pytest.raises(InputError, match=r"model\.path=.* is a 'internvl_chat' model"):
         VapoTaskRunner().run(config)
+
+
+def test_a_cluster_without_room_is_refused_before_anything_starts(cluster):
+    with pytest.raises(InputError, match=r"trainer\.n_gpus_per_node=1 GPUs .* 0 GPUs, 4 CPUs"):
+        check_room(compose_once("smoke"))
+
+
+def node(name: str, gpus: int, cpus: int, **more: float) -> dict[str, object]:
+    """As ``ray.nodes()`` lists it: without what it has none of."""
+    has = {"GPU": float(gpus), "CPU": float(cpus), **more}
+    return {
+        "NodeID": f"id of {name}",
+        "NodeManagerHostname": name,
+        "Alive": True,
+        "Resources": {key: value for key, value in has.items() if value},
+    }
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gpus", "cpus"),
+    [
+        ("vapo", 8, 33),  # 3 * 8 + 8 storage units + the controller
+        ("vapo_7b_4gpu", 4, 21),  # 3 * 4 + 8 + 1
+        ("vapo_3b_1gpu", 1, 6),  # 3 + 2 + 1
+        ("smoke", 1, 5),  # 3 + 1 + 1
+        ("smoke_async", 2, 7),  # 3 of the rank + 2 of the engine + 1 + 1
+    ],
+)
+def test_the_cpus_of_a_recipe_on_one_node(recipe, gpus, cpus):
+    config = compose_once(recipe)
+    assert shortage(config, [node("a", gpus, cpus)]) is None
+    lack = shortage(config, [node("a", gpus, cpus - 1)])
+    assert f"a has {cpus - 1}, the run takes {cpus}. " in lack.found
+    assert f"`ray start --num-cpus {cpus}`" in lack.fix
+    assert f"ray_kwargs.ray_init.num_cpus={cpus}" in lack.fix
+    few = shortage(config, [node("a", gpus - 1, 64)])
+    assert f"a: {gpus - 1} GPUs, 64 CPUs" in few.found
+
+
+def test_ranks_of_a_node_have_no_place_on_two():
+    config = compose_once("vapo")  # 8 GPUs on one node
+    halves = [node("a", 4, 64), node("b", 4, 64)]
+    lack = shortage(config, halves)
+    assert lack.found == (
+        "trainer.n_gpus_per_node=8 GPUs on each of trainer.nnodes=1 nodes have no place in the Ray "
+        "cluster: a: 4 GPUs, 64 CPUs; b: 4 GPUs, 64 CPUs"
+    )
+    assert "--num-gpus" in lack.fix
+    split = compose_once("vapo", ["trainer.nnodes=2", "trainer.n_gpus_per_node=4"])
+    assert shortage(split, halves) is None
+    assert shortage(split, [node("a", 8, 64)]) is None  # each half has a place there
+    dead = {**halves[1], "Alive": False}
+    assert "b: " not in shortage(split, [halves[0], dead]).found
+
+
+def test_ranks_go_where_the_cpus_are():
+    config = compose_once("vapo_3b_1gpu")
+    assert shortage(config, [node("a", 1, 1), node("b", 2, 5)]) is None  # a: one storage unit
+
+
+def test_a_driver_without_resources_holds_no_storage_where_a_resource_is_required():
+    """As docker/train.py sets it: TransferQueue would wait for a CPU of the driver's node."""
+    nodes = [node("driver", 0, 0), node("a", 8, 33)]
+    lack = shortage(compose_once("vapo"), nodes)
+    assert "driver has 0, the run takes 4" in lack.found
+    beside = "++transfer_queue.backend.SimpleStorage.required_node_resource=GPU"
+    assert shortage(compose_once("vapo", [beside]), nodes) is None
+
+
+def test_engines_of_their_own_need_gpus_on_a_node_too():
+    config = compose_once("vapo_async")
+    ranks, rollout = config.trainer, config.actor_rollout_ref.rollout
+    assert rollout.nnodes * rollout.n_gpus_per_node > 0
+    gpus = ranks.n_gpus_per_node * ranks.nnodes
+    lack = shortage(config, [node("a", gpus, 64)])
+    assert "GPUs for engines (actor_rollout_ref.rollout.nnodes" in lack.found
+    assert shortage(config, [node("a", gpus, 64), node("b", 8, 64)]) is None

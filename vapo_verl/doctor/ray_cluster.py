@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from vapo_verl import launch
 from vapo_verl.doctor.findings import Finding, error, gib, ok, warning
-from vapo_verl.preflight import engine_gpus
+from vapo_verl.preflight import engine_gpus, ranks_of
 from vapo_verl.process_tree import LEAST_SHARED_BYTES
 
 CHECK = "ray"
@@ -163,8 +163,13 @@ def check_shared_memory(folder: str = "/dev/shm") -> Finding:
 
 
 def check_nodes(config: DictConfig | None) -> Iterator[Finding]:
-    """Join the cluster as a run does and count its nodes; `check_ray` reports a bad address."""
+    """Join the cluster as a run does and count its nodes; `check_ray` reports a bad address.
+
+    Without a cluster, count the CPUs of the one that the run starts.
+    """
     address = cluster_of(config)
+    if address is None and config is not None and config.trainer.nnodes == 1:
+        yield judge_own(config, os.cpu_count() or 1)
     if address is None or "://" in address or check_address(address).status != "ok":
         return
     import ray
@@ -186,10 +191,31 @@ def check_nodes(config: DictConfig | None) -> Iterator[Finding]:
     yield judge_nodes(config, nodes, free.get("GPU", 0))
 
 
+def judge_own(config: DictConfig, cores: int) -> Finding:
+    """Whether the node that a run starts has enough logical CPUs; `accelerator` counts its GPUs.
+
+    Args:
+        cores: of this machine, which Ray counts without ``ray_kwargs.ray_init.num_cpus``.
+    """
+    from vapo_verl.trainer.task_runner import shortage
+
+    cpus = config.ray_kwargs.ray_init.get("num_cpus") or cores
+    node = {
+        "NodeID": "",
+        "NodeManagerHostname": "this machine",
+        "Alive": True,
+        "Resources": {"CPU": cpus, "GPU": ranks_of(config) + engine_gpus(config)},
+    }
+    lack = shortage(config, [node])
+    if lack:
+        return error(CHECK, lack.found, lack.fix)
+    return ok(CHECK, f"{cpus} logical CPUs are enough for the processes of the run")
+
+
 def judge_nodes(
     config: DictConfig | None, nodes: Sequence[Mapping[str, Any]], free_slots: float
 ) -> Finding:
-    """Compare ``ray.nodes()`` with trainer.nnodes and trainer.n_gpus_per_node."""
+    """Compare ``ray.nodes()`` with trainer.nnodes, trainer.n_gpus_per_node, and CPUs taken."""
     slots = [
         (node["NodeManagerHostname"], int(node["Resources"].get("GPU", 0)))
         for node in nodes
@@ -210,6 +236,10 @@ def judge_nodes(
             "ray start on the nodes that are missing (--num-gpus where Ray does not see them), or "
             "a smaller trainer.nnodes or trainer.n_gpus_per_node",
         )
+    from vapo_verl.trainer.task_runner import shortage
+
+    if lack := shortage(config, nodes):
+        return error(CHECK, lack.found, lack.fix)
     if free_slots < wanted * each + engines:
         fix = "end the other run, or wait for it: `ray status` lists what is in use"
         return error(CHECK, f"{wanted_slots}, but another run holds slots: {found}", fix)

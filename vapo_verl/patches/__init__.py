@@ -9,7 +9,7 @@ of     function                            why
 ray    upstream.keep_sigterm_handler       its handler ends the cluster at once; a run
                                            stops between two steps instead
 ray    upstream.session_folder, job_actors where a run's processes are and what they print
-ray    upstream.driver_of                  who else uses a cluster
+ray    upstream.driver_of, free_resources  who else uses a cluster, and what is left of it
 verl   upstream.silence_config_print       prints the complete config; a run saves it to a file
 verl   upstream.use_replay_buffers         the trainer hard-codes the class; ours counts the
                                            responses and polls at a configurable interval

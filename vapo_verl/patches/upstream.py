@@ -70,6 +70,13 @@ def driver_of(actor: Any) -> str:
     return "unknown"
 
 
+def free_resources() -> dict[str, dict[str, float]]:
+    """Id of each node of the Ray cluster -> resources that no job holds."""
+    import ray._private.state as state
+
+    return dict(state.available_resources_per_node())
+
+
 def use_frozen_tower(engine: Any) -> None:
     """Let an FSDP engine freeze the vision tower when it has loaded its model.
 
