@@ -162,6 +162,7 @@ def test_values_beside_the_default_that_runs_have(key, value):
         ("actor_rollout_ref.rollout.multi_turn.tool_config_path=t.yaml", "one turn and no tools"),
         ("actor_rollout_ref.rollout.do_sample=false", "set actor_rollout_ref.rollout.temperature"),
         ("trainer.default_hdfs_dir=hdfs://a/b", "nothing copies checkpoints there"),
+        ("+trainer.remove_previous_ckpt_in_save=true", r"set trainer\.max_actor_ckpt_to_keep=1"),
         ("trainer.v1.sampler.custom_sampler.path=mine.py", "this package's replay buffer"),
     ],
 )
@@ -173,7 +174,12 @@ def test_a_setting_that_would_have_no_effect_is_refused(override, words):
 
 
 @pytest.mark.parametrize(
-    "override", ["reward_model.enable=false", "reward.reward_manager.name=null"]
+    "override",
+    [
+        "reward_model.enable=false",
+        "reward.reward_manager.name=null",
+        "+trainer.remove_previous_ckpt_in_save=false",
+    ],
 )
 def test_a_setting_without_effect_may_be_off(override):
     check_settings(compose_once("smoke", [override]))

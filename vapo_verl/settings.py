@@ -208,6 +208,10 @@ UNREAD: Mapping[str, str] = {
     "trainer.default_hdfs_dir": (
         "nothing copies checkpoints there; mount it and set trainer.default_local_dir"
     ),
+    "trainer.remove_previous_ckpt_in_save": (
+        "veRL would remove the only complete checkpoint before the next one is complete; set "
+        "trainer.max_actor_ckpt_to_keep=1"
+    ),
     **dict.fromkeys(
         (
             "trainer.v1.sampler.sync_refill_failed_groups",
