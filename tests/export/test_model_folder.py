@@ -1,13 +1,17 @@
 """A model folder appears complete, holds the trained weights, and nothing else."""
 
+import shutil
+
 import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
 
 from tests.checkpoints import mark_complete
 from tests.export.conftest import SHARD
 from vapo_verl.digits.model import model_dir
+from vapo_verl.digits.model.random_models import make_random_model
 from vapo_verl.export import model_folder
 from vapo_verl.export.model_folder import atomic_folder, write_model_folder
 from vapo_verl.export.source import ExportError
@@ -33,6 +37,36 @@ def test_weights_tokenizer_processor_and_card_are_written(run):
     for file in out.iterdir():
         assert str(run.path).encode() not in file.read_bytes(), f"{file.name} names a private path"
     assert {path.name for path in run.path.iterdir() if path.name.startswith(".")} == set()
+
+
+def test_experts_are_written_as_on_the_hub(run, tmp_path):
+    """[experts, hidden, 2 * intermediate], which vLLM transposes; in memory it is transposed."""
+    num_experts, hidden, intermediate = 4, 32, 24
+    base, actor = tmp_path / "base", run.save(4, complete=False)
+    config = make_random_model(base, "tiny", family="qwen3_vl_moe", weights=False)
+    text = config.text_config
+    text.update({"hidden_size": hidden, "num_experts": num_experts, "num_hidden_layers": 1})
+    text.update({"moe_intermediate_size": intermediate, "vocab_size": 64})
+    config.vision_config.out_hidden_size = hidden
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    trained = model.state_dict()
+    torch.save(trained, actor / SHARD)
+    shutil.copytree(base, actor / "huggingface", dirs_exist_ok=True)
+    config.save_pretrained(actor / "huggingface")
+    mark_complete(run.path, 4)
+    out = write_model_folder(run.path)
+    written = load_file(f"{out}/model.safetensors")
+    experts = "model.language_model.layers.0.mlp.experts"
+    shapes = {name: list(tensor.shape) for name, tensor in written.items() if experts in name}
+    assert shapes == {
+        f"{experts}.gate_up_proj": [num_experts, hidden, 2 * intermediate],
+        f"{experts}.down_proj": [num_experts, intermediate, hidden],
+    }
+    for name in shapes:
+        assert torch.equal(written[name].transpose(1, 2), trained[name])
+    loaded = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.bfloat16).state_dict()
+    assert set(loaded) == set(trained)
+    assert all(torch.equal(loaded[name], trained[name]) for name in trained)
 
 
 def test_a_checkpoint_that_carries_code_is_refused(run, tmp_path):

@@ -26,6 +26,7 @@ from vapo_verl.export.source import (
 )
 from vapo_verl.files import atomic_folder
 from vapo_verl.lora import engine_rank
+from vapo_verl.patches.upstream import save_in_hub_layout
 from vapo_verl.run_folder.layout import METRICS_FILE, config_file
 from vapo_verl.run_folder.metrics import Metrics, read_metrics
 from vapo_verl.version import __version__
@@ -202,6 +203,11 @@ def write_model(
             if not allow_nonfinite:
                 _refuse_nonfinite(checkpoint.folder, state_dict)
             super().save_hf_model_and_tokenizer(state_dict)
+
+        def patch_model_generation_config(self, model: Any) -> Any:
+            """veRL's hook for the model that it saves."""
+            save_in_hub_layout(model)
+            return super().patch_model_generation_config(model)
 
     config = ModelMergerConfig(
         operation="merge",

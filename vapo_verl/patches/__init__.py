@@ -1,5 +1,6 @@
-"""Every change of verl 0.9.1, vllm 0.24.0 and ray 2.60.0 beyond settings, registries, subclasses.
+"""Every change of upstream packages beyond settings, registries and subclasses.
 
+Of verl 0.9.1, vllm 0.24.0, ray 2.60.0 and transformers 5.9.0 (hf).
 One function each. Functions that replace a module's name may be called again. A test fails when
 upstream moves.
 
@@ -28,6 +29,8 @@ vllm   upstream.engine_exits               exit code of a dead engine core
 vllm   upstream.keep_linear_weights        oneDNN packing drops `weight` on CPU
 vllm   flash_attention_lse.install         FlashAttention computes the log-sum-exp and
                                            does not return it
+hf     upstream.save_in_hub_layout         writes fused experts as they are in memory, which
+                                           vLLM does not load
 =====  ==================================  ======================================================
 
 docs/architecture.md has the upstream places and the tests.

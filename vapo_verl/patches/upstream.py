@@ -1,4 +1,5 @@
-"""Small changes of ray 2.60, verl 0.9.1 and vllm 0.24: a function each, with its imports inside."""
+"""Small changes of ray 2.60, verl 0.9.1, vllm 0.24 and transformers 5.9: a function each, with its
+imports inside."""
 
 from __future__ import annotations
 
@@ -146,6 +147,27 @@ def restore_buffers(model: Any, config: Any) -> int:
         value = exact.get_submodule(path).get_buffer(name)
         modules[path].register_buffer(name, value.to(buffer.device), persistent=False)
     return len(rounded)
+
+
+def save_in_hub_layout(model: Any) -> None:
+    """Let ``save_pretrained`` write the fused experts of a new model in the layout of the hub.
+
+    Those of Qwen3-VL-MoE are [experts, hidden, 2 * intermediate] on the hub, which vLLM reads, and
+    [experts, 2 * intermediate, hidden] in memory. transformers transposes what it reads where the
+    shape is not that of the parameter (``Transpose`` with ``check_dims``). It applies the same rule
+    to what it writes, and so writes the layout in memory.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import PrefixChange, Transpose
+
+    conversions = get_model_conversion_mapping(model, add_legacy=False)  # copies
+    operations = [each for c in conversions for each in getattr(c, "operations", ())]
+    checked = [each for each in operations if isinstance(each, Transpose) and each.check_dims]
+    for operation in checked:
+        operation.check_dims = False
+    if checked:  # without prefixes, as `revert_weight_conversion` does for a model not loaded
+        kept = [each for each in conversions if not isinstance(each, PrefixChange)]
+        model._weight_conversions = kept
 
 
 def use_replay_buffers(synchronous: type, asynchronous: type) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -272,6 +273,17 @@ def test_a_family_has_its_own_classes_and_patches(tmp_path, family):
     assert probabilities[:, special].max() < 1e-6
     assert probabilities[:, tokenizer.eos_token_id].mean() > 1e-4
     assert not torch.allclose(other.softmax(-1), probabilities[-1], atol=1e-4)  # it sees the image
+
+
+def test_experts_are_written_in_the_layout_of_released_folders(tmp_path):
+    """As vLLM reads them: [experts, hidden, 2 * intermediate]; no weight of them is square."""
+    make_random_model(tmp_path, "tiny", family="qwen3_vl_moe")
+    written = load_file(tmp_path / "model.safetensors")
+    experts = "model.language_model.layers.0.mlp.experts"
+    gate_up, down = (written[f"{experts}.{part}_proj"] for part in ("gate_up", "down"))
+    assert (gate_up.shape, down.shape) == ((4, 128, 192), (4, 96, 128))
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert torch.equal(model.get_parameter(f"{experts}.down_proj"), down.transpose(1, 2))
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_vl"])

@@ -26,6 +26,7 @@ from transformers import (
 
 from vapo_verl.digits.model import model_dir
 from vapo_verl.digits.scene import CELL_PIXELS
+from vapo_verl.patches.upstream import save_in_hub_layout
 from vapo_verl.reward import THINK_END, THINK_START
 
 THINK_TAGS = (THINK_START, THINK_END)
@@ -232,6 +233,7 @@ def make_random_model(
     if has_weights:
         unused = [*THINK_TAGS] if think_tokens else []
         model = build_random_model(config, tokenizer, dtype, seed, silent=unused)
+        save_in_hub_layout(model)
         model.save_pretrained(out)
         for path in out.glob("*.safetensors"):
             path.chmod(0o644)
@@ -324,7 +326,8 @@ def _text_config(
             "num_experts": family.num_experts,
             "num_experts_per_tok": 2,
             "norm_topk_prob": True,  # as in released folders: vLLM asks for it, transformers not
-            "moe_intermediate_size": shape.intermediate_size // 2,
+            # never square: the shape of a weight tells transformers its layout
+            "moe_intermediate_size": 3 * shape.intermediate_size // 8,
         }
     if family.softmax_period > 1:
         rope["partial_rotary_factor"] = 1.0
