@@ -191,6 +191,29 @@ def refuse_quantized(path: Path, values: Mapping[str, Any]) -> None:
         )
 
 
+def refuse_merged_experts(config: DictConfig, num_experts: int) -> None:
+    """Refuse merged adapters for a model with experts.
+
+    Weights of all other runs go to the engine expert by expert (``unfuse_moe_params``). veRL 0.9.1
+    sends merged ones as they are in memory, and vLLM 0.24 reads fused experts transposed.
+
+    Args:
+        num_experts: of a layer of the model; 0 where it has none.
+
+    Raises:
+        ValueError: with the fix.
+    """
+    lora = lora_of(config)
+    if num_experts and lora is not None and lora.merged:
+        is_async = config.trainer.v1.trainer_mode in (COLOCATED, SEPARATE)
+        mode = f" with trainer.v1.trainer_mode={SYNC}" if is_async else ""
+        raise ValueError(
+            f"{MODEL}.lora.merge=True, and the model has {num_experts} experts a layer: veRL sends "
+            "their merged weights in a layout that vLLM does not load; set "
+            f"{MODEL}.lora.merge=false{mode}, or {MODEL}.lora_rank=0 to train all weights"
+        )
+
+
 def _names(value: Any) -> str | tuple[str, ...]:
     if value is None:
         return ()

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vapo_verl.config import COLOCATED, SEPARATE, SYNC, AnchorConfig, VapoConfig, vapo_config
-from vapo_verl.lora import check_lora, lora_of, refuse_quantized
+from vapo_verl.lora import check_lora, lora_of, refuse_merged_experts, refuse_quantized
 from vapo_verl.methods import method_of
 from vapo_verl.rollout.correction import BYPASS_LOSS, bypasses, check_rollout_correction
 from vapo_verl.rollout.engine_args import (
@@ -29,6 +29,7 @@ from vapo_verl.rollout.model_families import (
     check_family,
     check_heads,
     check_weight_sync,
+    num_experts,
     read_config,
     read_hub_config,
 )
@@ -913,6 +914,7 @@ def _check_model_config(config: DictConfig, values: Mapping[str, Any], path: Pat
     refuse_quantized(path, values)
     check_family(values, f"actor_rollout_ref.model.path={name}")
     check_weight_sync(values, config.trainer.device, f"actor_rollout_ref.model.path={name}")
+    refuse_merged_experts(config, num_experts(values))
     attention = _settings(config).attention
     if attention.enabled:
         captured_layers(values, attention.layers)

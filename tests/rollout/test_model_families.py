@@ -10,6 +10,7 @@ from transformers import AutoConfig, Qwen3_5Config
 
 from tests.composing import compose_once
 from tests.paths import ROOT
+from vapo_verl.config import COLOCATED, SEPARATE
 from vapo_verl.digits.model import model_dir
 from vapo_verl.doctor.findings import examine
 from vapo_verl.preflight import check_model
@@ -105,6 +106,26 @@ def test_experts_are_refused_on_cpu_where_they_take_no_update(folder, stated):
     with pytest.raises(ValueError, match=r"has (4|128) experts a layer, and trainer\.device=cpu"):
         checked(path)
     checked(path, "trainer.device=cuda")
+
+
+def test_merged_adapters_are_refused_with_experts(folder):
+    """veRL sends the merged weights of experts in a layout that vLLM does not load."""
+    path = folder(model_type="qwen3_vl_moe", text_config={"num_experts": 128})
+    rank, merged = (
+        f"actor_rollout_ref.model.{item}" for item in ("lora_rank=8", "lora.merge=true")
+    )
+    on_gpu = "trainer.device=cuda"
+    checked(path, on_gpu, rank)
+    checked(path, on_gpu, merged)  # without adapters it is not read
+    with pytest.raises(ValueError, match=r"lora\.merge=True, and .* 128 experts .*false, or") as no:
+        checked(path, on_gpu, rank, merged)
+    assert "trainer_mode" not in str(no.value)
+    for mode in (COLOCATED, SEPARATE):
+        with pytest.raises(
+            ValueError, match=r"lora\.merge=false with trainer\.v1\.trainer_mode=vapo,"
+        ):
+            checked(path, on_gpu, rank, merged, f"trainer.v1.trainer_mode={mode}")
+    checked(folder(model_type="qwen3_vl"), on_gpu, rank, merged)
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,7 @@ def check_weight_sync(config: Mapping[str, Any], device: str, key: str) -> None:
     Raises:
         ValueError: the model has experts.
     """
-    text = config.get("text_config") or config
-    experts = text.get("num_experts") or text.get("num_local_experts")
+    experts = num_experts(config)
     if experts and device == "cpu":
         raise ValueError(
             f"{key} has {experts} experts a layer, and trainer.device=cpu: vLLM's CPU kernels pack "
@@ -110,6 +109,16 @@ def check_heads(config: Mapping[str, Any], ranks: int, key: str) -> None:
             f"{key}={ranks}: the model's {heads} attention heads and {kv} heads of keys and values "
             f"do not split over {ranks} ranks; set one of {fits}"
         )
+
+
+def num_experts(config: Mapping[str, Any]) -> int:
+    """Experts of a layer; 0 for a dense model.
+
+    Args:
+        config: config.json.
+    """
+    text = config.get("text_config") or config
+    return int(text.get("num_experts") or text.get("num_local_experts") or 0)
 
 
 def softmax_layers(config: Mapping[str, Any]) -> list[int]:
