@@ -20,7 +20,7 @@ from vapo_verl.hydra_config import recipe_names
 from vapo_verl.launch import address_file
 from vapo_verl.platform import CPU_ENVIRONMENT
 from vapo_verl.preflight import InputError
-from vapo_verl.run_folder.checkpoints import CheckpointError, checkpoint_folder
+from vapo_verl.run_folder.checkpoints import CheckpointError, checkpoint_folder, set_aside
 from vapo_verl.run_folder.metrics import MetricsFile
 
 
@@ -180,6 +180,34 @@ def test_cut_files_are_named_before_anything_starts(tmp_path, capsys):
     (checkpoint_folder(tmp_path, 4) / "data.pt").unlink()
     with pytest.raises(CheckpointError, match="No intact checkpoint is left"):
         launch.look_for_damage(config)
+
+
+def test_a_given_checkpoint_is_looked_at_before_anything_starts(tmp_path, capsys):
+    """`resume_path` may name one that is cut, was set aside, or was never complete."""
+    finished_run(tmp_path)
+    chosen = checkpoint_folder(tmp_path, 6)
+    config = compose_once(
+        "smoke",
+        [
+            f"trainer.default_local_dir={tmp_path / 'branch'}",
+            "trainer.resume_mode=resume_path",
+            f"trainer.resume_from_path={chosen}",
+        ],
+    )
+    launch.look_for_damage(config)
+    (chosen / "data.pt").write_bytes(b"dat")
+    with pytest.raises(CheckpointError, match=r"data\.pt: expected 4 bytes, found 3 bytes"):
+        launch.look_for_damage(config)
+    set_aside(tmp_path, 6)
+    with pytest.raises(CheckpointError, match=r"rename damaged\.json to complete\.json"):
+        launch.look_for_damage(config)
+    assert capsys.readouterr().out == ""
+    (chosen / "damaged.json").unlink()
+    launch.look_for_damage(config)  # of another program
+    assert capsys.readouterr().out == ""
+    (tmp_path / "config.yaml").write_text("{}")
+    launch.look_for_damage(config)
+    assert "global_step_6 holds no complete.json" in capsys.readouterr().out
 
 
 def test_a_finished_run_without_its_last_validation_is_validated(tmp_path):

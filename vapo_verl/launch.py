@@ -27,13 +27,15 @@ from vapo_verl.rollout.correction import BYPASS_LOSS, needs_bypass_loss
 from vapo_verl.rollout.engine_args import add_attention, settle_image_limit
 from vapo_verl.run_folder import resume
 from vapo_verl.run_folder.checkpoints import (
+    MARKER,
     checkpoint_folder,
     damage_message,
     latest_complete,
+    require_intact,
     resume_point,
     verify_checkpoint,
 )
-from vapo_verl.run_folder.layout import METRICS_FILE, REPORT_FILE
+from vapo_verl.run_folder.layout import CONFIG_FILE, METRICS_FILE, REPORT_FILE
 from vapo_verl.run_folder.metrics import read_metrics
 from vapo_verl.settings import MAX_COUNT, check_settings
 from vapo_verl.trainer.stopping import AnnouncedActor, RunStopped, StopSignals
@@ -241,29 +243,31 @@ def compare_with_folder(config: DictConfig, derived: Collection[str], *, tell: b
     resume.refuse_later_steps(start)
     if start.checkpoint is None:
         return
-    settings = plain(config)
-    mode, num_units = config.trainer.v1.trainer_mode, value_at(settings, resume.STORAGE_UNITS)
-    if start.mode != "auto":
+    settings, ranks = plain(config), ranks_of(config)
+    changes: list[resume.Change] = []
+    if start.mode == "auto":
+        inputs = resume.inputs_of(settings)
+        changes = resume.changes_since(start.run_dir, settings, inputs, derived)
+        last = config.trainer.total_training_steps
         if not start.val_only:
-            resume.refuse_other_optimizer(start.checkpoint, settings)
-        resume.refuse_other_storage(start.checkpoint, mode, num_units)
-        return
-    run_dir, step = start.run_dir, start.step
-    changes = resume.changes_since(run_dir, settings, resume.inputs_of(settings), derived)
-    last = config.trainer.total_training_steps
+            if last is not None and start.step >= last:
+                resume.refuse_finished_run(start.run_dir, changes, start.step)
+                return
+            accepted = config.vapo.accept_changes
+            resume.refuse_other_run(start.run_dir, changes, accepted, start.step)
     if not start.val_only:
-        if last is not None and step >= last:
-            resume.refuse_finished_run(run_dir, changes, step)
-            return
-        resume.refuse_other_run(run_dir, changes, config.vapo.accept_changes, step)
         resume.refuse_other_optimizer(start.checkpoint, settings)
-    resume.refuse_other_ranks(run_dir, step, ranks_of(config))
-    resume.refuse_other_shards(changes, step, ranks_of(config))
+    resume.refuse_other_ranks(start.checkpoint, ranks)
+    resume.refuse_other_shards(start.checkpoint, settings, ranks)
+    mode, num_units = config.trainer.v1.trainer_mode, value_at(settings, resume.STORAGE_UNITS)
     resume.refuse_other_storage(start.checkpoint, mode, num_units)
-    resume.refuse_other_adapters(run_dir, step, config.actor_rollout_ref.model.lora_rank)
+    resume.refuse_other_adapters(start.checkpoint, config.actor_rollout_ref.model.lora_rank)
     if tell and changes:
         lines = "\n".join(f"  {change}" for change in changes)
-        print(f"{run_dir} holds step {step}; since its start these settings have changed:\n{lines}")
+        print(
+            f"{start.run_dir} holds step {start.step}; since its start these settings have "
+            f"changed:\n{lines}"
+        )
 
 
 def settle(config: DictConfig) -> None:
@@ -434,15 +438,29 @@ def look_for_damage(config: DictConfig) -> None:
     """Compare the sizes of checkpoint files before anything starts; the trainer compares contents.
 
     Raises:
-        CheckpointError: no checkpoint of the run folder has all its files in full.
+        CheckpointError: no checkpoint of the run folder has all its files in full, or that of
+            ``trainer.resume_from_path`` has not.
     """
-    run_dir = Path(config.trainer.default_local_dir)
-    if config.trainer.resume_mode != "auto":
+    start = resume.start_of(config.trainer)
+    if start.mode == "resume_path" and start.checkpoint is not None:
+        require_intact(start.checkpoint, sizes_only=True)
+        if is_unfinished(start.checkpoint):
+            say(
+                f"WARNING: trainer.resume_from_path={start.checkpoint} holds no {MARKER}: its run "
+                "ended before the checkpoint was complete, or a copy left it out. It is used "
+                "unverified; a file that was cut off ends the run while it is loaded"
+            )
+    if start.mode != "auto":
         return
-    point = resume_point(run_dir, sizes_only=True)
+    point = resume_point(start.run_dir, sizes_only=True)
     for step, problems in point.damaged.items():
-        damage = damage_message(checkpoint_folder(run_dir, step), problems)
+        damage = damage_message(checkpoint_folder(start.run_dir, step), problems)
         say(f"WARNING: {damage}; the run falls back to step {point.step}")
+
+
+def is_unfinished(checkpoint: Path) -> bool:
+    """Whether a checkpoint in a run folder of this package was never declared complete."""
+    return (checkpoint.parent / CONFIG_FILE).is_file() and not (checkpoint / MARKER).is_file()
 
 
 def lacks_validation(config: DictConfig) -> bool:

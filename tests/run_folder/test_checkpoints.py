@@ -350,9 +350,15 @@ def test_a_damaged_checkpoint_that_is_set_aside_counts_no_more_and_may_be_writte
     checkpoints.set_aside(tmp_path, 4)
     checkpoints.set_aside(tmp_path, 4)
     assert checkpoints.complete_steps(tmp_path) == [2]
-    assert [folder.name for folder in checkpoints.incomplete(tmp_path)] == ["global_step_4"]
+    [folder] = checkpoints.incomplete(tmp_path)
+    assert folder.name == "global_step_4"
+    with pytest.raises(
+        checkpoints.CheckpointError, match=r"damaged: an earlier start .* set it aside"
+    ):
+        checkpoints.require_intact(folder)  # chosen by `resume_path`
     written(tmp_path, 4)
     assert damaged(tmp_path, 4) == []
+    checkpoints.require_intact(folder)
 
 
 def test_a_kill_while_a_complete_checkpoint_is_written_again_leaves_an_incomplete_one(tmp_path):

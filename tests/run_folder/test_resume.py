@@ -282,16 +282,33 @@ def test_a_finished_run_is_done_whatever_the_start_shows_or_saves(run):
     run.start(vapo__logging__console="full", trainer__save_freq=1, trainer__total_training_steps=5)
 
 
-def test_another_number_of_ranks_is_refused_at_once(trained):
+def begins(run, mode):
+    """Settings with which a start begins after step 3 of `run`: in its folder, or in another."""
+    if mode == "auto":
+        return {}
+    return {
+        "trainer__resume_mode": mode,
+        "trainer__resume_from_path": str(checkpoint_folder(run.folder, 3)),
+        "trainer__default_local_dir": str(run.tmp_path / "branch"),
+    }
+
+
+BOTH_MODES = pytest.mark.parametrize("mode", ["auto", "resume_path"])
+
+
+@BOTH_MODES
+def test_another_number_of_ranks_is_refused_at_once(trained, mode):
     """Each rank reads its own shard: it would fail after all processes have started."""
+    begin = begins(trained, mode)
     actor = checkpoint_folder(trained.folder, 3) / "actor"
     actor.mkdir()
     (actor / "fsdp_config.json").write_text('{"world_size": 2}')
-    trained.start(trainer__n_gpus_per_node=2)
-    with pytest.raises(InputError, match=r"step 3 in .* was written by 2 ranks, and .* is 1; "):
-        trained.start()
+    trained.start(trainer__n_gpus_per_node=2, **begin)
+    for only in ({}, {"trainer__val_only": True}):
+        with pytest.raises(InputError, match=r"step 3 in .* was written by 2 ranks, and .* is 1; "):
+            trained.start(**begin, **only)
     (actor / "fsdp_config.json").write_text("damaged")
-    trained.start()
+    trained.start(**begin)
 
 
 def test_another_number_of_storage_units_is_refused_where_the_queue_is_loaded(trained):
@@ -308,32 +325,48 @@ def test_another_number_of_storage_units_is_refused_where_the_queue_is_loaded(tr
         trained.start(**mode, **{key: 4})
 
 
-def test_another_arrangement_of_shards_is_refused(run):
+@BOTH_MODES
+def test_another_arrangement_of_shards_is_refused(run, mode):
     size = "actor_rollout_ref__actor__fsdp_config__fsdp_size"
     ranks = {"trainer__n_gpus_per_node": 4}
     run.train_to(3, **ranks)
+    ranks |= begins(run, mode)
     run.start(**ranks, **{size: 4})  # all, as -1
-    with pytest.raises(InputError, match=r"fsdp_size was -1 in the checkpoint of step 3, and is 2"):
+    with pytest.raises(
+        InputError, match=r"fsdp_size was -1 in the checkpoint of step 3 in .* is 2"
+    ):
         run.start(**ranks, **{size: 2})
     with pytest.raises(InputError, match=r"strategy was .fsdp2. in .*, and is .fsdp.:"):
         run.start(**ranks, actor_rollout_ref__actor__strategy="fsdp")
 
 
-def test_adapters_of_another_rank_are_refused_though_the_change_is_accepted(run):
+def test_shards_are_arranged_as_the_config_of_their_own_step_says(run):
+    """A later start in the folder, which trained no step, had another one."""
+    strategy = {"actor_rollout_ref__actor__strategy": "fsdp"}
+    run.train_to(3)
+    run.train_to(3, **strategy)
+    run.start()
+    with pytest.raises(InputError, match=r"strategy was .fsdp2. in .*step 3 in .*, and is .fsdp.:"):
+        run.start(**strategy)
+
+
+@BOTH_MODES
+def test_adapters_of_another_rank_are_refused_though_the_change_is_accepted(run, mode):
     rank, accepted = "actor_rollout_ref__model__lora_rank", "actor_rollout_ref.model.lora_rank"
     run.train_to(3, **{rank: 8})
+    begin = begins(run, mode)
     actor = checkpoint_folder(run.folder, 3) / "actor"
     actor.mkdir()
     (actor / "fsdp_config.json").write_text('{"world_size": 1}')
     (actor / "lora_train_meta.json").write_text('{"r": 8, "lora_alpha": 16}')
-    run.start(**{rank: 8})
-    with pytest.raises(InputError, match=r"lora_rank: 8 -> 4"):
-        run.start(**{rank: 4})
+    run.start(**begin, **{rank: 8})
+    with pytest.raises(InputError, match=r"lora_rank: 8 -> 4|lora_rank is 4"):
+        run.start(**begin, **{rank: 4})
     with pytest.raises(InputError, match=r"adapters of rank 8, and .*lora_rank is 4; set it to 8"):
-        run.start(**{rank: 4, "vapo__accept_changes": [accepted]})
+        run.start(**begin, **{rank: 4, "vapo__accept_changes": [accepted]})
     (actor / "lora_train_meta.json").unlink()
     with pytest.raises(InputError, match=r"holds no adapters, and .*lora_rank is 8; set it to 0"):
-        run.start(**{rank: 8})
+        run.start(**begin, **{rank: 8})
 
 
 def test_a_finished_run_can_be_prolonged(run, capsys):

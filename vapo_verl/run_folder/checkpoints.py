@@ -199,13 +199,24 @@ def prepare_resume(run_dir: Path, say: Callable[[str], None]) -> ResumePoint:
     return point
 
 
-def require_intact(folder: Path) -> None:
+def require_intact(folder: Path, *, sizes_only: bool = False) -> None:
     """Verify a checkpoint that the user chose; one without a marker, from other programs, passes.
 
+    Args:
+        sizes_only: skip the checksums: no file is read.
+
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: it is damaged, or was set aside because it was.
     """
-    if (folder / MARKER).exists() and (problems := verify_checkpoint(folder)):
+    if not (folder / MARKER).exists() and (folder / DAMAGED_MARKER).exists():
+        raise CheckpointError(
+            f"{folder} is damaged: an earlier start found files that were not as written, and set "
+            f"it aside. Restore them from a copy and rename {DAMAGED_MARKER} to {MARKER}, or "
+            "choose another checkpoint."
+        )
+    if (folder / MARKER).exists() and (
+        problems := verify_checkpoint(folder, sizes_only=sizes_only)
+    ):
         raise CheckpointError(
             f"{damage_message(folder, problems)}. Restore it from a copy, or choose another one."
         )

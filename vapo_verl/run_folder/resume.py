@@ -85,6 +85,10 @@ steps and clipping are not saved: they may change.
 """
 LOADED_PARTS = "actor_rollout_ref.actor.checkpoint.load_contents"
 _REFERENCE = re.compile(r"\$\{[\w.]+\}")
+_WITHOUT_IT = (
+    "begin without this checkpoint, in another trainer.default_local_dir with "
+    "trainer.resume_mode=auto"
+)
 _HASHED_BYTES = 1 << 16
 _SHOWN_CHARACTERS = 100
 _ABSENT = object()
@@ -273,23 +277,23 @@ def refuse_other_optimizer(checkpoint: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def refuse_other_ranks(run_dir: Path, step: int, num_ranks: int) -> None:
-    """Refuse to resume with another number of ranks than the checkpoint's: each rank reads its own
-    shard. A checkpoint with an unknown number passes.
+def refuse_other_ranks(checkpoint: Path, num_ranks: int) -> None:
+    """Refuse to begin with a checkpoint of another number of ranks: each rank reads its own shard.
+    A checkpoint with an unknown number passes.
 
     Raises:
         OtherRun: with both numbers.
     """
-    file = checkpoint_folder(run_dir, step) / "actor" / "fsdp_config.json"
+    file = checkpoint / "actor" / "fsdp_config.json"
     try:
         written_by = json.loads(file.read_text(encoding="utf-8"))["world_size"]
     except (OSError, ValueError, LookupError, TypeError):
         return
     if written_by != num_ranks:
         raise OtherRun(
-            f"the checkpoint of step {step} in {run_dir} was written by {written_by} ranks, and "
+            f"the checkpoint of {_at(checkpoint)} was written by {written_by} ranks, and "
             f"trainer.n_gpus_per_node * trainer.nnodes is {num_ranks}; resume with the same "
-            "number, or set trainer.default_local_dir to another folder"
+            f"number, or {_WITHOUT_IT}"
         )
 
 
@@ -311,32 +315,37 @@ def refuse_other_storage(checkpoint: Path, trainer_mode: str, num_units: int | N
         )
 
 
-def refuse_other_shards(changes: Iterable[Change], step: int, num_ranks: int) -> None:
-    """Refuse to resume with another arrangement of shards than that of the checkpoint.
+def refuse_other_shards(checkpoint: Path, config: Mapping[str, Any], num_ranks: int) -> None:
+    """Refuse to begin with a checkpoint whose shards are arranged in another way.
+
+    Its arrangement is that of the config under which it was written, if its folder has it.
+
+    Args:
+        config: the settled config, without references.
 
     Raises:
         OtherRun: another strategy, or ``fsdp_size``. Accepting the change would not help: no rank
             can load its shard.
     """
 
-    def arrangement(change: Change) -> tuple[str, str]:
-        if change.key != FSDP_SIZE:
-            return change.old, change.new
-        sizes = (int(change.old), int(change.new))  # below 0, or all ranks: one group
-        old, new = (num_ranks if not 0 < size < num_ranks else size for size in sizes)
-        return str(old), str(new)
+    def arrangement(key: str, value: Any) -> Any:
+        if key != FSDP_SIZE:
+            return value
+        return value if 0 < value < num_ranks else num_ranks  # below 0, or all ranks: one group
 
-    for change in changes:
-        if change.key in (FSDP_SIZE, STRATEGY) and len({*arrangement(change)}) > 1:
+    written_with = _read_config(config_file(checkpoint.parent, step_of(checkpoint)))
+    for key in (FSDP_SIZE, STRATEGY):
+        old, new = (value_at(values, key, _ABSENT) for values in (written_with, config))
+        if old is not _ABSENT and arrangement(key, old) != arrangement(key, new):
             raise OtherRun(
-                f"{change.key} was {change.old} in the checkpoint of step {step}, and is "
-                f"{change.new}: the ranks could not load its shards; resume with {change.old}, or "
-                "set trainer.default_local_dir to another folder"
+                f"{key} was {_shown(old)} in the checkpoint of {_at(checkpoint)}, and is "
+                f"{_shown(new)}: the ranks could not load its shards; resume with {_shown(old)}, "
+                f"or {_WITHOUT_IT}"
             )
 
 
-def refuse_other_adapters(run_dir: Path, step: int, rank: int) -> None:
-    """Refuse to resume with adapters (LoRA) of another rank than those of the checkpoint.
+def refuse_other_adapters(checkpoint: Path, rank: int) -> None:
+    """Refuse to begin with adapters (LoRA) of another rank than those of the checkpoint.
 
     Args:
         rank: ``actor_rollout_ref.model.lora_rank``; 0 where all weights are trained.
@@ -344,7 +353,7 @@ def refuse_other_adapters(run_dir: Path, step: int, rank: int) -> None:
     Raises:
         OtherRun: with both ranks. Accepting the change would not help: the shapes differ.
     """
-    actor = checkpoint_folder(run_dir, step) / "actor"
+    actor = checkpoint / "actor"
     if not (actor / "fsdp_config.json").is_file():
         return
     try:
@@ -354,10 +363,9 @@ def refuse_other_adapters(run_dir: Path, step: int, rank: int) -> None:
         return
     if saved != rank:
         raise OtherRun(
-            f"the checkpoint of step {step} in {run_dir} holds "
+            f"the checkpoint of {_at(checkpoint)} holds "
             f"{f'adapters of rank {saved}' if saved else 'no adapters'}, and "
-            f"actor_rollout_ref.model.lora_rank is {rank}; set it to {saved}, or "
-            "trainer.default_local_dir to another folder"
+            f"actor_rollout_ref.model.lora_rank is {rank}; set it to {saved}, or {_WITHOUT_IT}"
         )
 
 
@@ -481,6 +489,10 @@ def _shown(value: object) -> str:
     text = str(value) if isinstance(value, _Files) else json.dumps(value, default=str)
     limit = 10 * _SHOWN_CHARACTERS if isinstance(value, _Files) else _SHOWN_CHARACTERS
     return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def _at(checkpoint: Path) -> str:
+    return f"step {step_of(checkpoint)} in {checkpoint.parent}"
 
 
 def _listed(changes: Iterable[Change]) -> str:
