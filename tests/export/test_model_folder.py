@@ -137,7 +137,7 @@ def test_the_card_names_the_model_of_its_own_step(run):
     config = OmegaConf.load(run.path / "config.yaml")
     first = config.actor_rollout_ref.model.path
     config.actor_rollout_ref.model.path = "Other/Model"
-    write_config(run.path, config)
+    write_config(run.path, config, 4)
     run.save(8)
     cards = [(write_model_folder(run.path, step) / "README.md").read_text() for step in (4, 8)]
     assert "`digits` after" in cards[0] and "Other/Model" not in cards[0], first

@@ -59,7 +59,7 @@ def write_run(
     run_dir: Path, steps: dict[int, list[dict]], metrics: dict[int, dict] | None = None
 ) -> Path:
     """`steps` are rows of the rollout files; `metrics` one line a step."""
-    write_config(run_dir, OmegaConf.create({"vapo": {"attention": {"layers": None}}}))
+    write_config(run_dir, OmegaConf.create({"vapo": {"attention": {"layers": None}}}), 0)
     for step, rows in steps.items():
         write_rollouts(run_dir, step, rows)
     file = MetricsFile(run_dir / METRICS_FILE, resumed_step=0)

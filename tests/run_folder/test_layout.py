@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from tests.checkpoints import mark_complete
 from vapo_verl.run_folder import RunFolderError
-from vapo_verl.run_folder.checkpoints import checkpoint_folder
+from vapo_verl.run_folder.checkpoints import checkpoint_folder, latest_complete, prepare_resume
 from vapo_verl.run_folder.layout import config_file, write_config
 from vapo_verl.run_folder.metrics import MetricsFile, ValidationFile
 from vapo_verl.run_folder.rollouts import LAYERS_KEY, remove_rollouts_after, write_rollouts
@@ -131,38 +131,67 @@ def test_a_fresh_start_in_an_old_folder_starts_the_file_afresh(tmp_path):
 
 def test_the_config_is_written_resolved(tmp_path):
     config = OmegaConf.create({"a": 1, "b": "${a}"})
-    write_config(tmp_path / "run", config)
+    write_config(tmp_path / "run", config, 0)
     assert OmegaConf.load(tmp_path / "run" / "config.yaml") == {"a": 1, "b": 1}
+
+
+def begin(run_dir, name):
+    """A start after the newest complete checkpoint."""
+    write_config(run_dir, OmegaConf.create({"name": name}), latest_complete(run_dir) or 0)
+
+
+def name_of(run_dir, step):
+    """In the config of a step."""
+    return OmegaConf.load(config_file(run_dir, step)).name
 
 
 @pytest.mark.parametrize("removed", [(60, 100), (100,), (40, 60, 100)])
 def test_steps_that_are_run_again_have_the_new_config(tmp_path, removed):
     """Also if a later config was kept for steps whose checkpoints were removed."""
     for name, step in (("a", 40), ("b", 60), ("c", 100)):
-        write_config(tmp_path, OmegaConf.create({"name": name}))
+        begin(tmp_path, name)
         checkpoint_folder(tmp_path, step).mkdir()
         mark_complete(tmp_path, step)
     for step in removed:
         checkpoint_folder(tmp_path, step).rename(tmp_path / f"moved_{step}")
-    write_config(tmp_path, OmegaConf.create({"name": "new"}))
-    found = {step: OmegaConf.load(config_file(tmp_path, step)).name for step in (40, 60, 61, 120)}
+    begin(tmp_path, "new")
+    found = {step: name_of(tmp_path, step) for step in (40, 60, 61, 120)}
     kept = {40: "a", 60: "b"}
     assert found == {step: "new" if step in {*removed, 61, 120} else kept[step] for step in found}
 
 
 def test_a_config_of_which_only_the_first_steps_are_left_ends_with_them(tmp_path):
     for name, step in (("a", 40), ("a", 60), ("b", 100)):
-        write_config(tmp_path, OmegaConf.create({"name": name}))
+        begin(tmp_path, name)
         checkpoint_folder(tmp_path, step).mkdir()
         mark_complete(tmp_path, step)
     for step in (60, 100):
         (checkpoint_folder(tmp_path, step) / "complete.json").unlink()
-    write_config(tmp_path, OmegaConf.create({"name": "new"}))
+    begin(tmp_path, "new")
     assert sorted(path.name for path in tmp_path.glob("config*")) == [
         *("config.step_40.yaml", "config.yaml"),
     ]
-    assert OmegaConf.load(config_file(tmp_path, 40)).name == "a"
-    assert OmegaConf.load(config_file(tmp_path, 41)).name == "new"
+    assert [name_of(tmp_path, step) for step in (40, 41)] == ["a", "new"]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_steps_after_a_damaged_checkpoint_have_the_config_that_trains_them_again(tmp_path, killed):
+    """Step 40 is damaged: a start with another config goes on from step 20."""
+    for step in (20, 40):
+        begin(tmp_path, "old")
+        checkpoint_folder(tmp_path, step).mkdir()
+        (checkpoint_folder(tmp_path, step) / "data.pt").write_text("rows")
+        mark_complete(tmp_path, step)
+    (checkpoint_folder(tmp_path, 40) / "data.pt").write_text("dust")
+    if killed:  # after it has set the checkpoint aside
+        prepare_resume(tmp_path, print)
+        assert name_of(tmp_path, 20) == "old"
+    step = prepare_resume(tmp_path, print).step
+    write_config(tmp_path, OmegaConf.create({"name": "new"}), step)
+    assert [name_of(tmp_path, step) for step in (20, 21)] == ["old", "new"]
+    mark_complete(tmp_path, 40)
+    begin(tmp_path, "newer")
+    assert [name_of(tmp_path, step) for step in (20, 40, 41)] == ["old", "new", "newer"]
 
 
 def test_validations_have_a_file_of_their_own_that_only_grows(tmp_path):

@@ -13,7 +13,7 @@ from tests.composing import compose_once
 from vapo_verl import launch
 from vapo_verl.config import COLOCATED
 from vapo_verl.preflight import InputError
-from vapo_verl.run_folder.checkpoints import checkpoint_folder
+from vapo_verl.run_folder.checkpoints import checkpoint_folder, latest_complete
 from vapo_verl.run_folder.layout import config_file, write_config
 from vapo_verl.run_folder.resume import STORAGE_FILES, inputs_of, references, write_inputs
 
@@ -55,7 +55,7 @@ class Run:
         write_inputs(self.folder, inputs_of(launch.plain(config)))
         launch.export_attention(config)
         launch.set_environment(config)
-        write_config(self.folder, config)
+        write_config(self.folder, config, latest_complete(self.folder) or 0)
         checkpoint_folder(self.folder, step).mkdir(exist_ok=True)
         mark_complete(self.folder, step)
 
@@ -404,7 +404,7 @@ def test_the_config_of_earlier_steps_is_kept(run):
         for step in (1, 3, 4, 6, 9, 12)
     }
     assert rates == {1: 5e-5, 3: 5e-5, 4: 1e-6, 6: 1e-6, 9: 1e-7, 12: 1e-8}
-    write_config(run.folder, OmegaConf.create({"a": 1}))
+    write_config(run.folder, OmegaConf.create({"a": 1}), 9)
     assert (run.folder / "config.step_9.2.yaml").is_file()
     assert config_file(run.folder, 9).name == "config.step_9.yaml"
 

@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from vapo_verl.files import atomic_write, atomic_write_text
 from vapo_verl.run_folder import RunFolderError
-from vapo_verl.run_folder.checkpoints import latest_complete
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
@@ -23,15 +22,18 @@ REPORT_FILE = "report.html"
 _KEPT = re.compile(r"config\.step_(\d+)(?:\.(\d+))?\.yaml")
 
 
-def write_config(run_dir: Path, config: DictConfig) -> None:
-    """Write the config of the run, with every reference resolved.
+def write_config(run_dir: Path, config: DictConfig, step: int) -> None:
+    """Write the config of the steps after `step`, with every reference resolved.
 
-    A different config in the folder is kept under the step that the run had reached with it:
+    A different config in the folder is kept as that of the steps up to there:
     ``config.step_3.yaml``, then ``config.step_3.2.yaml``. Configs of later steps, whose checkpoints
-    were removed, are dropped: these steps run again.
+    were removed or are damaged, are dropped: these steps run again.
+
+    Args:
+        step: of the checkpoint that the run begins with, once it is verified and loaded; 0 without
+            one. The newest checkpoint may be damaged.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    step = latest_complete(run_dir) or 0
     _drop_configs_after(run_dir, step)
     text, file = OmegaConf.to_yaml(config, resolve=True), run_dir / CONFIG_FILE
     if file.exists() and (old := file.read_bytes()) != text.encode():

@@ -1,6 +1,7 @@
 """veRL's V1 trainers with VAPO's credit, metrics and run folder; and the synchronous trainer."""
 
 import asyncio
+import copy
 import itertools
 import math
 import os
@@ -140,8 +141,7 @@ class VapoTraining(PPOTrainer):
         self._noticed = threading.Event()  # this process has met an error by itself
         self._places: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
         self.stopped_at: int | None = None  # the last finished step of a run that was asked to stop
-        if not self.val_only:
-            write_config(self.run_dir, config)
+        self._begun_with = copy.deepcopy(config)  # veRL and this class change it from here on
         if config.trainer.resume_mode == "auto":  # reads files while the workers start
             self._resume_point = ThreadPoolExecutor(1).submit(
                 checkpoints.prepare_resume, self.run_dir, say
@@ -678,6 +678,8 @@ class VapoTraining(PPOTrainer):
         self._safe_stop.resumed(self.global_steps)
         if (checkpoint := self._loaded) is not None:
             read_kl_coef(checkpoint, self._kl_controller)
+        if not self.val_only:
+            write_config(self.run_dir, self._begun_with, self.global_steps)
         if self.global_steps:
             say(f"resuming from step {self.global_steps}")
 
