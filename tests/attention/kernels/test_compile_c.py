@@ -1,5 +1,7 @@
 """One compilation per source, compiler and CPU, in a folder of the user's own."""
 
+import os
+
 import pytest
 
 from vapo_verl.attention.kernels import cpu
@@ -42,6 +44,16 @@ def test_a_folder_that_cannot_be_written_is_passed_over(source, tmp_path, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(cpu.tempfile, "tempdir", str(tmp_path))
     assert load_library(source).answer() == 42
+
+
+def test_folders_of_another_user_are_refused(source, tmp_path, monkeypatch):
+    """It may have put any library there."""
+    monkeypatch.setattr(cpu.tempfile, "tempdir", str(tmp_path))
+    owner = os.getuid()
+    monkeypatch.setattr(cpu.os, "getuid", lambda: owner + 1)
+    with pytest.raises(CannotCompileError, match=f"vapo_verl-{owner + 1} belongs to another user"):
+        load_library(source)
+    assert built(tmp_path) == []
 
 
 def test_a_user_without_a_home(source, tmp_path, monkeypatch):

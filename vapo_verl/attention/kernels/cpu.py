@@ -242,7 +242,7 @@ def load_library(source: Path) -> ctypes.CDLL:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if folder.stat().st_uid != os.getuid():
-                continue
+                raise PermissionError(f"{folder} belongs to another user")
             library = folder / name
             if not library.exists():
                 compile_library(compiler, source, library)
