@@ -21,6 +21,7 @@ from vapo_verl.digits.model import model_dir
 from vapo_verl.digits.model.random_models import make_random_model
 from vapo_verl.evaluation.benchmarks import BenchmarkRow
 from vapo_verl.reward.accuracy import answer_of
+from vapo_verl.reward.perception import attention_perception_score, perception_score
 from vapo_verl.rollout.prober import Prober
 from vapo_verl.trainer.metrics import attention_metrics
 
@@ -39,6 +40,15 @@ def question(processor):
 def wrong(dataset):
     """A row whose answer no response has."""
     return {**dataset[0], "reward_model": {"style": "exact", "ground_truth": "987654"}}
+
+
+@pytest.fixture
+async def right(run_loop, dataset):
+    """A row whose answer is that of its greedy response."""
+    output = await run_loop(dataset[0], "vapo.anchors.num_anchors=0", temperature=0.0)
+    answer = answer_of(dataset.tokenizer.decode(output.response_ids, skip_special_tokens=True))
+    assert answer is not None
+    return {**dataset[0], "reward_model": {"style": "exact", "ground_truth": answer}}
 
 
 async def test_anchors_leave_the_trained_sequence_alone(run_loop, dataset):
@@ -135,18 +145,61 @@ async def test_perception_that_is_not_paid_is_measured_all_the_same(run_loop, wr
     assert reward["total"] == pytest.approx(reward["format"])
 
 
-async def test_a_right_answer_adds_gamma_times_perception(run_loop, dataset):
-    row = dataset[0]
-    first = await run_loop(row, "vapo.anchors.num_anchors=0", temperature=0.0)
-    text = dataset.tokenizer.decode(first.response_ids, skip_special_tokens=True)
-    right = {**row, "reward_model": {"style": "exact", "ground_truth": answer_of(text) or "0"}}
+async def test_a_right_answer_adds_gamma_times_perception(run_loop, right):
     output = await run_loop(right, temperature=0.0)
     reward = output.extra_fields["vapo"]["reward"]
-    expected = (
-        reward["accuracy"] + reward["format"] + 0.1 * reward["perception"] * reward["accuracy"]
+    assert reward["accuracy"] == 1.0 and reward["perception"] > 0
+    assert output.reward_score == pytest.approx(1 + reward["format"] + 0.1 * reward["perception"])
+
+
+async def test_each_part_of_the_reward_has_its_own_weight(run_loop, right, wrong):
+    weights = ("vapo.reward.accuracy_weight=0.8", "vapo.reward.format_weight=0.3")
+    for row, accuracy in ((right, 1.0), (wrong, 0.0)):
+        output = await run_loop(row, *weights, ALWAYS, temperature=0.0)
+        reward = output.extra_fields["vapo"]["reward"]
+        assert (reward["accuracy"], reward["format"]) == (accuracy, 1.0)
+        assert output.reward_score == pytest.approx(
+            0.8 * accuracy + 0.3 + 0.1 * reward["perception"] * accuracy
+        )
+
+
+async def test_perception_is_scored_as_the_settings_say(run_loop, dataset):
+    """Recomputed from the anchors, of which the first is incorrect and the others are correct."""
+    row = dataset[0]
+    first, *others = anchors_of(await run_loop(row, ALWAYS, temperature=0.0))
+    labels = {a["claim"]: a["answer"] for a in others} | {first["claim"]: not first["answer"]}
+    claims = [
+        {**claim, "label": labels.get(claim["text"], claim["label"])} for claim in row["claims"]
+    ]
+    settings = (
+        {"soft": True},
+        {"chance_corrected": True},
+        {"late_emphasis": 0.0},
+        {"late_emphasis": 3.0},
     )
-    assert output.reward_score == pytest.approx(expected)
-    assert reward["accuracy"] == float(answer_of(text) is not None)
+    for setting in settings:
+        overrides = [f"vapo.reward.{name}={value}" for name, value in setting.items()]
+        output = await run_loop({**row, "claims": claims}, ALWAYS, *overrides, temperature=0.0)
+        score = output.extra_fields["vapo"]["reward"]["perception"]
+        assert score == pytest.approx(recomputed(output, **setting)), setting
+        assert score > 0.5
+        assert abs(score - recomputed(output)) > 0.01, f"{setting} makes no difference here"
+
+
+def recomputed(output, soft=False, late_emphasis=1.5, chance_corrected=False):
+    """The perception score of the output's anchors; the defaults are those of the recipe."""
+    anchors = anchors_of(output)
+    if soft:
+        scores = [a["p_yes"] if a["label"] else 1 - a["p_yes"] for a in anchors]
+    else:
+        scores = [a["correct"] for a in anchors]
+    positions = [a["position"] for a in anchors]
+    length = len(output.response_ids)
+    return perception_score(scores, positions, length, late_emphasis, chance_corrected)
+
+
+def anchors_of(output):
+    return output.extra_fields["vapo"]["anchors"]
 
 
 async def test_a_row_of_a_benchmark_file_is_graded_by_its_rule(run_loop, dataset, wrong):
@@ -195,6 +248,29 @@ async def test_same_key_same_response_and_anchors_another_sample_differs(run_loo
         for o in (first, again, other)
     ]
     assert plans[0] == plans[1] != plans[2]
+
+
+async def test_a_group_gets_the_same_claims_in_the_same_order(run_loop, dataset):
+    """At the same fractions of the reasoning, whose draws are those of `relative`."""
+    few = ("vapo.anchors.pairing=group", "vapo.anchors.num_anchors=4", ALWAYS)
+    siblings = [await run_loop(dataset[2], *few, session_id=sample) for sample in (0, 1)]
+    plans = [[(a["position"], a["claim"]) for a in anchors_of(output)] for output in siblings]
+    assert siblings[0].response_ids != siblings[1].response_ids
+    assert [claim for _, claim in plans[0]] == [claim for _, claim in plans[1]]
+    relative = await run_loop(dataset[2], *few, "vapo.anchors.placement=relative")
+    assert [(a["position"], a["claim"]) for a in anchors_of(relative)] == plans[0]
+
+
+async def test_cuts_are_placed_at_either_end_with_the_gap_that_is_set(run_loop, dataset):
+    cuts = {}
+    for placement in ("front", "back"):
+        settings = {"placement": placement, "num_anchors": 3, "min_gap": 9}
+        overrides = [f"vapo.anchors.{name}={value}" for name, value in settings.items()]
+        anchors = anchors_of(await run_loop(dataset[1], ALWAYS, *overrides, temperature=0.0))
+        assert all(a["own_boundary"] for a in anchors)
+        cuts[placement] = np.array([a["position"] for a in anchors])
+        assert len(cuts[placement]) == 3 and (np.diff(cuts[placement]) >= 9).all()
+    assert (cuts["front"] < cuts["back"]).all()
 
 
 async def test_attention_is_a_field_of_the_replay_buffer_with_nan_where_unknown(run_loop, dataset):
@@ -337,20 +413,29 @@ def _contents(row):
     return row["raw_prompt"][-1]["content"]
 
 
-async def test_visual_attention_of_the_server_becomes_a_field_per_token(
-    run_loop, dataset, server, monkeypatch
-):
-    """[T, layers] of the server: their mean in the replay buffer, the layers for the samples."""
-    layers = {}
+def export_attention(server, monkeypatch, values):
+    """Let the server return `values(response length, request)` with each response."""
 
     async def generate(request_id, **request):
         output = await plain(request_id, **request)
-        values = np.random.default_rng(0).random((len(output.token_ids), 3), dtype=np.float32)
-        output.extra_fields["visual_attention"] = layers[len(layers)] = values
+        output.extra_fields["visual_attention"] = values(len(output.token_ids), request)
         return output
 
     plain = server.generate
     monkeypatch.setattr(server, "generate", generate)
+
+
+async def test_visual_attention_of_the_server_becomes_a_field_per_token(
+    run_loop, dataset, server, monkeypatch
+):
+    """[T, layers] of the server: their mean in the replay buffer, the layers for the samples."""
+    layers = []
+
+    def values(length, request):
+        layers.append(np.random.default_rng(0).random((length, 3), dtype=np.float32))
+        return layers[-1]
+
+    export_attention(server, monkeypatch, values)
     output = await run_loop(dataset[0], ALWAYS)
     [stored] = output.as_dict()["visual_attention_layers"]
     np.testing.assert_array_equal(stored, layers[0])
@@ -360,20 +445,38 @@ async def test_visual_attention_of_the_server_becomes_a_field_per_token(
     np.testing.assert_allclose(column.numpy(), layers[0].mean(1), rtol=1e-6)
 
 
+async def test_attention_is_paid_in_the_place_of_claims(run_loop, dataset, server, monkeypatch):
+    """Even where the gate has the claims probed."""
+
+    def values(length, request):
+        return np.linspace(0.1, 0.3, length, dtype=np.float32)
+
+    export_attention(server, monkeypatch, values)
+    output = await run_loop(
+        dataset[0],
+        ALWAYS,
+        "vapo.attention.enabled=true",
+        "vapo.reward.perception_source=attention",
+        "vapo.reward.late_emphasis=3",
+        temperature=0.0,
+    )
+    assert len(anchors_of(output)) == 8
+    expected = attention_perception_score(values(len(output.response_ids), None), 3.0)
+    assert 0.2 < expected < 0.3  # above the plain mean
+    score = output.extra_fields["vapo"]["reward"]["perception"]
+    assert score == pytest.approx(expected)
+
+
 async def test_a_prompt_without_images_has_no_visual_attention(
     run_loop, dataset, server, monkeypatch
 ):
     """The engine measures 0 for it, which would dilute the means over rows of both kinds."""
 
-    async def generate(request_id, **request):
-        output = await plain(request_id, **request)
+    def values(length, request):
         value = 0.5 if request.get("image_data") else 0.0
-        shape = (len(output.token_ids), 3)
-        output.extra_fields["visual_attention"] = np.full(shape, value, dtype=np.float32)
-        return output
+        return np.full((length, 3), value, dtype=np.float32)
 
-    plain = server.generate
-    monkeypatch.setattr(server, "generate", generate)
+    export_attention(server, monkeypatch, values)
     text_only = {**dataset[0], "raw_prompt": [{"role": "user", "content": "How much is 2 and 3?"}]}
     outputs = [await run_loop(row, "vapo.anchors.num_anchors=0") for row in (text_only, dataset[0])]
     without, shown = (output.as_dict()["visual_attention"] for output in outputs)
