@@ -13,44 +13,123 @@ import verl
 from transfer_queue import controller
 from transfer_queue.storage import simple_storage
 from transfer_queue.storage.managers import simple_storage_manager
-from verl.experimental.agent_loop.agent_loop import AgentLoopManager
+from verl.checkpoint_engine.base import CheckpointEngine
+from verl.experimental.agent_loop.agent_loop import AgentLoopManager, AgentLoopOutput
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.single_controller.ray.base import RayResourcePool, ResourcePoolManager
+from verl.trainer.main_ppo import TaskRunnerV1
+from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 from verl.trainer.ppo.v1 import (
     PPOTrainer,
+    PPOTrainerColocateAsync,
     PPOTrainerSeparateAsync,
     PPOTrainerSync,
     get_trainer_cls,
 )
-from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
+from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.fsdp_utils import fsdp2_sharded_save_to_cpu
-from verl.workers.engine_workers import ActorRolloutRefWorker
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.rollout.llm_server import FullyAsyncLLMServerClient, LLMServerManager
 from verl.workers.rollout.replica import RolloutReplica
+from verl.workers.rollout.router import GlobalRequestLoadBalancer
 from verl.workers.rollout.vllm_rollout import ServerAdapter
+from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightSender
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
+from vapo_verl.data.dataset import VapoDataset
+from vapo_verl.rollout.agent_loop import VapoAgentLoop, VapoAgentLoopOutput
+from vapo_verl.rollout.agent_loop_worker import VapoAgentLoopManager, VapoAgentLoopWorker
+from vapo_verl.rollout.partial_rollout import PartialRolloutClient
+from vapo_verl.rollout.router import PromptRouter
+from vapo_verl.rollout.server import VapoHttpServer, VapoReplica
+from vapo_verl.rollout.weight_sync import BucketSender, SocketWeights, VapoServerAdapter
 from vapo_verl.run_folder.resume import STORAGE_FILES
 from vapo_verl.trainer.async_trainers import VapoColocateAsync, VapoSeparateAsync
-from vapo_verl.trainer.task_runner import ENGINE_CPUS, QUEUE, RANK_CPUS
-from vapo_verl.trainer.trainer import VapoTrainer
-from vapo_verl.trainer.worker import VapoWorker
+from vapo_verl.trainer.checkpoint_extras import CallbackWhenComplete
+from vapo_verl.trainer.replay import ReplayTrainer, SavingTrainer
+from vapo_verl.trainer.replay_buffer import CountedReplayBuffer, CountedReplayBufferAsync
+from vapo_verl.trainer.task_runner import ENGINE_CPUS, QUEUE, RANK_CPUS, VapoTaskRunner
+from vapo_verl.trainer.trainer import VapoTrainer, VapoTraining
+from vapo_verl.trainer.worker import VapoDetachedWorker, VapoTrainingWorker, VapoWorker
+
+MADE_BY_METACLASSES = {"_abc_impl", "model_config"}
+"""Attributes that ABC and pydantic add to every class."""
+
+
+def plain_class(cls):
+    """The class behind a Ray actor's."""
+    actor = getattr(cls, "__ray_metadata__", None)
+    return actor.modified_class if actor else cls
+
 
 OVERRIDDEN = [
-    "fit",
-    "on_step_begin",
-    "_init_resource_pool_mgr",
-    "_fetch_one_gen_batch",
-    "_balance_batch",
-    "_compute_advantage",
-    "_compute_metrics",
-    "_validate",
-    "on_init_end",
-    "on_step_end",
-    "_save_checkpoint",
-    "_load_checkpoint",
+    (
+        VapoTraining,
+        PPOTrainer,
+        "_setup _init_dataloader _get_required_batch_multiple _init_resource_pool_mgr on_init_end "
+        "_validate _val_metrics_update fit on_step_begin on_sample_begin _fetch_one_gen_batch "
+        "on_sample_end on_train_begin _balance_batch _compute_old_log_prob _compute_ref_log_prob "
+        "_update_actor on_step_end _compute_advantage _compute_metrics _save_checkpoint "
+        "_load_checkpoint",
+    ),
+    (VapoTrainer, PPOTrainerSync, ""),
+    (VapoColocateAsync, PPOTrainerColocateAsync, "get_llm_client"),
+    (
+        VapoSeparateAsync,
+        PPOTrainerSeparateAsync,
+        "_setup step _step_once on_step_end get_llm_client",
+    ),
+    (ReplayTrainer, PPOTrainerSync, "_init_resource_pool_mgr _setup prepare_step"),
+    (SavingTrainer, PPOTrainerSync, "_balance_batch"),
+    (VapoTaskRunner, TaskRunnerV1, "run init_agent_loop_manager"),
+    (
+        CountedReplayBuffer,
+        ReplayBuffer,
+        "_evict_terminal_groups _wait_for_next_poll sample _dapo_filtered_keys",
+    ),
+    (
+        CountedReplayBufferAsync,
+        ReplayBufferAsync,
+        "_terminal_eviction_reasons _stale_terminal_keys _select_prompt_uids",
+    ),
+    (CallbackWhenComplete, CheckpointCallback, "on_save"),
+    (VapoTrainingWorker, TrainingWorker, "reset train_mini_batch infer_batch"),
+    (VapoWorker, ActorRolloutRefWorker, "actor_worker_cls ref_worker_cls init_model"),
+    (VapoDetachedWorker, DetachActorWorker, "save_model_to_cpu"),
+    (BucketSender, BucketedWeightSender, "_init_socket _init_buffer async_send_weights"),
+    (
+        SocketWeights,
+        CheckpointEngine,
+        "prepare build_topology init_process_group send_weights receive_weights finalize",
+    ),
+    (VapoServerAdapter, ServerAdapter, "_execute_method"),
+    (VapoHttpServer, vLLMHttpServer, "run_server generate abort_all_requests"),
+    (VapoReplica, vLLMReplica, "max_concurrency get_ray_class_with_init_args"),
+    (PartialRolloutClient, FullyAsyncLLMServerClient, "generate"),
+    (PromptRouter, GlobalRequestLoadBalancer, "acquire_server"),
+    (
+        VapoDataset,
+        RLHFDataset,
+        "_build_messages maybe_filter_out_long_prompts _read_files_and_tokenize",
+    ),
+    (
+        VapoAgentLoop,
+        SingleTurnAgentLoop,
+        "run process_multi_modal_info ct_build_initial_tokens",
+    ),
+    (VapoAgentLoopOutput, AgentLoopOutput, "as_dict"),
+    (VapoAgentLoopManager, AgentLoopManagerTQ, "generate_sequences"),
+    (
+        VapoAgentLoopWorker,
+        AgentLoopWorkerTQ,
+        "_run_agent_loop _run_prompt _compute_multi_modal_inputs _agent_loop_postprocess",
+    ),
 ]
+"""Class of ours, class of veRL that it extends, and the attributes that it overrides."""
 
 
 def test_the_registries_hold_our_classes():
@@ -60,12 +139,20 @@ def test_the_registries_hold_our_classes():
     assert get_adv_estimator_fn("vapo").__module__ == "vapo_verl.advantage.estimator"
 
 
-@pytest.mark.parametrize("name", OVERRIDDEN)
-def test_overridden_methods_exist_upstream(name):
-    assert callable(getattr(PPOTrainerSync, name, None)), (
-        f"verl {verl.__version__} has no PPOTrainer.{name}: VapoTrainer.{name} overrides nothing; "
-        "find the method's new name in verl/trainer/ppo/v1/trainer_base.py"
+@pytest.mark.parametrize(
+    ("ours", "upstream", "names"), OVERRIDDEN, ids=[ours.__name__ for ours, *_ in OVERRIDDEN]
+)
+def test_overridden_names_exist_upstream(ours, upstream, names):
+    """The list is complete: a name that veRL drops, and one that ours adds, both fail here."""
+    upstream = plain_class(upstream)
+    assert issubclass(ours, upstream) or ours is VapoTraining  # mixed into veRL's trainers
+    own = {name for name in vars(ours) if not name.startswith("__")} - MADE_BY_METACLASSES
+    overriding, listed = {name for name in own if hasattr(upstream, name)}, {*names.split()}
+    assert listed <= overriding, (
+        f"verl {verl.__version__} has no {upstream.__name__}.{listed - overriding}: those of "
+        f"{ours.__name__} override nothing; find their new names in {upstream.__module__}"
     )
+    assert overriding == listed, f"add {overriding - listed} of {ours.__name__} to OVERRIDDEN"
 
 
 def test_a_step_begins_only_after_the_one_before_was_logged():
@@ -294,9 +381,7 @@ def test_the_trainer_knows_what_ranks_and_agent_loops_do():
     import ray
     from verl.single_controller.ray.base import RayClassWithInitArgs, create_colocated_worker_cls
 
-    from vapo_verl.rollout.agent_loop_worker import VapoAgentLoopWorker
     from vapo_verl.trainer.liveness import LOOP, RANK, role_of
-    from vapo_verl.trainer.worker import VapoWorker
 
     def role(actor_class):
         metadata = actor_class.__ray_metadata__
