@@ -38,6 +38,14 @@ check_machine() {
     die "the lock files are made for Linux x86_64, and this is $(uname -sm)." "On Windows, use WSL 2."
 }
 
+# make splits paths at white space, and compilers that torch and Triton start do the same.
+check_path() {
+  local path
+  path=$(realpath -ms -- "$VENV")
+  [[ $path != *[[:space:]]* ]] || die "the environment's path holds white space: $path" \
+    "Move the checkout, or keep the environment elsewhere: make setup VENV=/path/without/space"
+}
+
 check_venv() {
   local found
   found=$(installed_extra)
@@ -119,6 +127,7 @@ LOCK=requirements/$EXTRA.txt
 STAMP=$VENV/vapo_setup
 
 check_machine
+check_path
 if is_on "${DRY_RUN:-}"; then
   dry_run
   exit

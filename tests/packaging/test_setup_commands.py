@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -122,6 +123,7 @@ def test_failed_install_says_what_to_try_and_resumes(install, venv):
         ({"EXTRA": "tpu"}, "unknown EXTRA=tpu: choose cpu or gpu"),
         ({"EXTRA": "cpu", "FLASH_ATTN": "1"}, "FLASH_ATTN=1 needs EXTRA=gpu"),
         ({"PYTHON": "no-such-python"}, "PYTHON=no-such-python is not a working Python 3.10"),
+        ({"VENV": "/srv/a b/.venv"}, "path holds white space: /srv/a b/.venv"),
     ],
 )
 def test_refuses_what_cannot_work(install, venv, variables, message):
@@ -129,6 +131,25 @@ def test_refuses_what_cannot_work(install, venv, variables, message):
     assert done.returncode == 1
     assert message in done.stderr
     assert uv_calls(venv) == []
+
+
+def test_a_checkout_whose_path_holds_a_space_is_refused_before_anything_is_installed(
+    root, tmp_path
+):
+    checkout = tmp_path / "a b"
+    (checkout / "requirements").mkdir(parents=True)
+    for name in ("Makefile", "requirements/install.sh", "requirements/bootstrap.sh"):
+        shutil.copy(root / name, checkout / name)
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    for name in ("EXTRA", "VENV", "DRY_RUN"):
+        env.pop(name, None)
+    done = subprocess.run(
+        ["make", "test"], cwd=checkout, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert f"path holds white space: {checkout}/.venv" in done.stderr
+    assert "make setup VENV=/path/without/space" in done.stderr
+    assert not (checkout / ".venv").exists()
 
 
 @pytest.mark.parametrize(
