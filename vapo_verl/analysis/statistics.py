@@ -316,6 +316,7 @@ def compare_paired(
     binary = bool(np.isin(first, (0.0, 1.0)).all() and np.isin(second, (0.0, 1.0)).all())
     if binary and num_clusters == len(differences) > 0:
         rates = paired_rates(first == 1.0, second == 1.0)
+        assert rates["low"] is not None and rates["high"] is not None  # there are rows
         test, p = "mcnemar", rates["p"]
         interval = Interval(mean=float(differences.mean()), low=rates["low"], high=rates["high"])
     else:

@@ -75,6 +75,8 @@ class VapoDataset(RLHFDataset):
     same holds for the think tags under `data.plain_think_tokens`.
     """
 
+    data_files: list[str]
+
     def __init__(
         self,
         data_files: Any,
