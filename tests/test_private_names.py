@@ -11,7 +11,7 @@ PRODUCT = ("vapo_verl", "benchmarks")
 OF_UPSTREAM = {
     *("_build_messages", "_compute_advantage", "_compute_multi_modal_inputs"),
     *("_build_fsdp_module", "_compute_old_log_prob", "_evict_terminal_groups"),
-    *("_load_checkpoint", "_save_checkpoint"),
+    *("_init_dataloader", "_load_checkpoint", "_save_checkpoint"),
     *("_get_input_embeds", "_supports_onednn", "_wait_for_next_poll"),
     *(
         "_agent_loop_postprocess",

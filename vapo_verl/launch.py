@@ -36,7 +36,7 @@ from vapo_verl.run_folder.checkpoints import (
     verify_checkpoint,
 )
 from vapo_verl.run_folder.layout import CONFIG_FILE, METRICS_FILE, REPORT_FILE
-from vapo_verl.run_folder.metrics import read_metrics
+from vapo_verl.run_folder.metrics import is_validated
 from vapo_verl.settings import MAX_COUNT, check_settings
 from vapo_verl.trainer.stopping import AnnouncedActor, RunStopped, StopSignals
 from vapo_verl.trainer.trackers import check_trackers
@@ -119,9 +119,6 @@ def _launch(config: DictConfig, signals: StopSignals) -> None:
             open_console(config) as console,
             guarded_run(held=[lock.fileno()]) as temporary,
         ):
-            run_dir = Path(config.trainer.default_local_dir)
-            if not config.trainer.val_only:
-                resume.write_inputs(run_dir, resume.inputs_of(plain(config)))
             look_for_damage(config)
             use_temporary_folder(config, temporary)
             validate_as_verl_does(config)
@@ -244,17 +241,20 @@ def compare_with_folder(config: DictConfig, derived: Collection[str], *, tell: b
     if start.checkpoint is None:
         return
     settings, ranks = plain(config), ranks_of(config)
+    last = None if start.val_only else resume.last_step(start.run_dir, settings)
+    reached = last if last is not None and start.step >= last else None
     changes: list[resume.Change] = []
     if start.mode == "auto":
         inputs = resume.inputs_of(settings)
         changes = resume.changes_since(start.run_dir, settings, inputs, derived)
-        last = config.trainer.total_training_steps
+        if reached is not None:
+            resume.refuse_finished_run(start, changes, reached)
+            return
         if not start.val_only:
-            if last is not None and start.step >= last:
-                resume.refuse_finished_run(start.run_dir, changes, start.step)
-                return
             accepted = config.vapo.accept_changes
             resume.refuse_other_run(start.run_dir, changes, accepted, start.step)
+    elif reached is not None:
+        raise resume.OtherRun(resume.nothing_to_train(start.checkpoint, reached))
     if not start.val_only:
         resume.refuse_other_optimizer(start.checkpoint, settings)
     resume.refuse_other_ranks(start.checkpoint, ranks)
@@ -414,22 +414,27 @@ def nothing_is_left(config: DictConfig) -> bool:
         return False
     write_missing_report(Path(config.trainer.default_local_dir))
     print(
-        f"{config.trainer.default_local_dir} already holds step "
-        f"{config.trainer.total_training_steps}: nothing to do. To go on, raise "
-        "trainer.total_training_steps; to start again, name another "
-        "trainer.default_local_dir."
+        f"{config.trainer.default_local_dir} already holds step {last_step(config)}: nothing to "
+        "do. To go on, raise trainer.total_training_steps, or trainer.total_epochs where that is "
+        "null; to start again, name another trainer.default_local_dir."
     )
     return True
+
+
+def last_step(config: DictConfig) -> int | None:
+    """The last step of the run; None if it depends on data that no start has counted."""
+    run_dir = Path(config.trainer.default_local_dir)
+    return resume.last_step(run_dir, plain(config))
 
 
 def is_finished(config: DictConfig) -> bool:
     """Whether the run folder holds a complete and intact checkpoint of the last step."""
     trainer = config.trainer
-    if trainer.resume_mode != "auto" or trainer.total_training_steps is None or trainer.val_only:
+    if trainer.resume_mode != "auto" or trainer.val_only:
         return False
     run_dir = Path(trainer.default_local_dir)
-    done = latest_complete(run_dir)
-    if done is None or done < trainer.total_training_steps:
+    done, last = latest_complete(run_dir), last_step(config)
+    if done is None or last is None or done < last:
         return False
     return not verify_checkpoint(checkpoint_folder(run_dir, done))
 
@@ -465,12 +470,10 @@ def is_unfinished(checkpoint: Path) -> bool:
 
 def lacks_validation(config: DictConfig) -> bool:
     """Whether a finished run was killed before its last validation, and has no result of it."""
-    trainer, run_dir = config.trainer, Path(config.trainer.default_local_dir)
-    last = trainer.total_training_steps
-    if trainer.test_freq <= 0 or latest_complete(run_dir) != last:
+    run_dir, last = Path(config.trainer.default_local_dir), last_step(config)
+    if last is None or config.trainer.test_freq <= 0 or latest_complete(run_dir) != last:
         return False
-    metrics = read_metrics(run_dir / METRICS_FILE)
-    return not any(last in metrics.series(name) for name in metrics.names("val-"))
+    return not is_validated(run_dir, last)
 
 
 def write_missing_report(run_dir: Path) -> None:

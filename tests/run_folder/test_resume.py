@@ -15,7 +15,14 @@ from vapo_verl.config import COLOCATED
 from vapo_verl.preflight import InputError
 from vapo_verl.run_folder.checkpoints import checkpoint_folder, latest_complete
 from vapo_verl.run_folder.layout import config_file, write_config
-from vapo_verl.run_folder.resume import STORAGE_FILES, inputs_of, references, write_inputs
+from vapo_verl.run_folder.metrics import MetricsFile
+from vapo_verl.run_folder.resume import (
+    STORAGE_FILES,
+    inputs_of,
+    references,
+    write_inputs,
+    write_num_rows,
+)
 
 
 class Run:
@@ -294,6 +301,76 @@ def begins(run, mode):
 
 
 BOTH_MODES = pytest.mark.parametrize("mode", ["auto", "resume_path"])
+
+
+BY_EPOCHS = {"trainer__total_training_steps": None, "trainer__total_epochs": 2}
+"""Of 50 rows in batches of 16: 6 steps."""
+
+
+@pytest.fixture
+def by_epochs(run):
+    """A run that ends at step 6 by the number of its rows, and has ended."""
+    run.train_to(6, **BY_EPOCHS)
+    config = run.config(**BY_EPOCHS)
+    launch.settle(config)
+    write_num_rows(run.folder, launch.plain(config), 50)
+    return run
+
+
+def test_a_run_whose_length_follows_from_its_data_is_finished_at_its_last_step(by_epochs, capsys):
+    by_epochs.start(**BY_EPOCHS)
+    shorter = BY_EPOCHS | {"trainer__total_epochs": 1}
+    by_epochs.start(**shorter)
+    assert capsys.readouterr().out == ""
+    MetricsFile(by_epochs.folder / "metrics.jsonl", 6).log({"val-core/digits/acc": 0.5}, 6)
+    for changes in (BY_EPOCHS, shorter):
+        config = by_epochs.config(**changes)
+        launch.settle(config)
+        assert launch.is_finished(config)
+        assert launch.nothing_is_left(config)
+    by_epochs.start(**BY_EPOCHS | {"trainer__total_epochs": 3})
+    assert "trainer.total_epochs: 2 -> 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"vapo__advantage__attention_coef": 0.3}, "step 6, the last one, of a run with other"),
+        ({"actor_rollout_ref__actor__kl_loss_coef": 0.5}, "step 6, the last one, of a run with"),
+        ({"data__train_batch_size": 25}, "step 6, beyond the last one here, 4, of a run with"),
+        ({"vapo__seed": 1}, "step 6 of a run with other settings"),
+    ],
+)
+def test_such_a_run_is_not_done_for_other_settings(by_epochs, changes, words):
+    with pytest.raises(InputError, match=f"already holds {words}|holds {words}"):
+        by_epochs.start(**BY_EPOCHS, **changes)
+
+
+def test_the_number_of_rows_is_that_of_these_data(by_epochs):
+    """Accepted data of another length may have steps left: the trainer counts them."""
+    by_epochs.rows(by_epochs.train, 90)
+    by_epochs.start(**BY_EPOCHS, vapo__accept_changes=["data.train_files"])
+    config = by_epochs.config(**BY_EPOCHS)
+    launch.settle(config)
+    assert not launch.is_finished(config)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"num_rows": 50}', '{"num_rows": "x"}', "\0"])
+def test_a_damaged_number_of_rows_is_none(by_epochs, text):
+    (by_epochs.folder / "training_rows.json").write_text(text)
+    by_epochs.start(**BY_EPOCHS, data__train_batch_size=25)
+
+
+def test_a_given_checkpoint_of_the_last_step_is_refused(by_epochs):
+    given = {
+        "trainer__resume_mode": "resume_path",
+        "trainer__resume_from_path": str(checkpoint_folder(by_epochs.folder, 6)),
+    }
+    by_epochs.start(**given, trainer__total_training_steps=7)
+    for length in (BY_EPOCHS, {"trainer__total_training_steps": 6}):
+        with pytest.raises(InputError, match=r"nothing to train: \S+ is of step 6, .* step is 6 "):
+            by_epochs.start(**given, **length)
+        by_epochs.start(**given, **length, trainer__val_only=True)
 
 
 @BOTH_MODES

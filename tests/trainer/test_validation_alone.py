@@ -101,7 +101,7 @@ def test_an_older_checkpoint_is_validated_without_a_change_of_the_runs_history(r
         (6, ("trainer.val_only=true",), False),
         (6, ("trainer.test_freq=-1",), False),
         (6, ("trainer.resume_mode=disable",), False),
-        (6, ("trainer.total_training_steps=null",), False),
+        (6, ("trainer.total_training_steps=null",), True),  # known once the data are loaded
     ],
 )
 def test_only_a_run_at_its_last_step_adds_a_missing_validation(run_dir, step, overrides, expected):
@@ -162,7 +162,6 @@ def test_a_training_run_keeps_its_trackers_where_they_are(start, tmp_path):
         lambda config: seen.append(OmegaConf.select(config, ENV_VARS)),
     )
     assert seen == [None]
-    assert (tmp_path / "new" / "inputs.json").is_file()
 
 
 def test_nothing_is_validated_on_saved_rollouts(start, tmp_path):

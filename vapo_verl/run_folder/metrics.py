@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vapo_verl.files import append_line, atomic_write_text
-from vapo_verl.run_folder.layout import named_failure
+from vapo_verl.run_folder.layout import METRICS_FILE, named_failure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +61,12 @@ def read_metrics(path: Path) -> Metrics:
                         columns.setdefault(name, {})[step] = float(value)
     ordered = {name: dict(sorted(column.items())) for name, column in columns.items()}
     return Metrics(columns=ordered, num_steps=len(steps), num_broken_lines=num_broken)
+
+
+def is_validated(run_dir: Path, step: int) -> bool:
+    """Whether the metrics of a run hold a validation of `step`."""
+    metrics = read_metrics(run_dir / METRICS_FILE)
+    return any(step in metrics.series(name) for name in metrics.names("val-"))
 
 
 def _record(line: str) -> tuple[int, dict[str, Any]] | None:

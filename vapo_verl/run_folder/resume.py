@@ -5,6 +5,7 @@ With ``trainer.resume_mode=auto`` a run resumes if its folder holds a complete c
 settings are compared with ``config.yaml``, and the contents of its data and model files with
 ``inputs.json``. A change of keys in :data:`IDENTITY` needs ``vapo.accept_changes``; a change that
 the checkpoint would undo (:data:`OF_THE_OPTIMIZER`) is refused; every other change is only printed.
+A run that has reached its last step (:func:`last_step`) trains nothing with other settings.
 """
 
 import hashlib
@@ -28,6 +29,8 @@ from vapo_verl.run_folder.checkpoints import (
 from vapo_verl.run_folder.layout import CONFIG_FILE, config_file
 
 INPUTS_FILE = "inputs.json"
+ROWS_FILE = "training_rows.json"
+"""Number of training rows, which veRL counts after its filter, and what that depends on."""
 ACCEPT_KEY = "vapo.accept_changes"
 MODEL_KEY = "actor_rollout_ref.model.path"
 FILE_KEYS = ("data.train_files", "data.val_files")
@@ -68,6 +71,13 @@ STRATEGY = "actor_rollout_ref.actor.strategy"
 STORAGE_UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 STORAGE_FILES = "simple_storage/su_*.pkl"
 """TransferQueue's files of a replay buffer in a checkpoint, one for each storage unit."""
+OF_THE_ROWS = (MODEL_KEY, "data")
+"""Keys that the number of training rows depends on, but for :data:`NOT_OF_THE_ROWS`."""
+NOT_OF_THE_ROWS = (
+    *("data.val_files", "data.val_max_samples", "data.val_batch_size", "data.validation_shuffle"),
+    *("data.train_batch_size", "data.gen_batch_size", "data.max_response_length"),
+    *("data.dataloader_num_workers", "data.filter_overlong_prompts_workers"),
+)
 LEARNING_RATE = "actor_rollout_ref.actor.optim.lr"
 OF_THE_OPTIMIZER = (
     LEARNING_RATE,
@@ -369,20 +379,34 @@ def refuse_other_adapters(checkpoint: Path, rank: int) -> None:
         )
 
 
-def refuse_finished_run(run_dir: Path, changes: Sequence[Change], step: int) -> None:
+def refuse_finished_run(start: Start, changes: Sequence[Change], last: int) -> None:
     """Refuse other settings where the run in the folder has reached its last step.
+
+    Args:
+        last: the last step of this command.
 
     Raises:
         OtherRun: nothing would be trained with the new settings.
     """
     refused = [change for change in changes if not is_within(change.key, OF_THE_RUN)]
     if refused:
+        where = "the last one" if start.step == last else f"beyond the last one here, {last}"
         raise OtherRun(
-            f"trainer.default_local_dir={run_dir} already holds step {step}, the last one, of a "
-            f"run with other settings:\n{_listed(refused)}\n"
+            f"trainer.default_local_dir={start.run_dir} already holds step {start.step}, {where}, "
+            f"of a run with other settings:\n{_listed(refused)}\n"
             "Set trainer.default_local_dir to another folder for each run, such as "
             "'trainer.default_local_dir=runs/mine_seed${vapo.seed}'"
         )
+
+
+def nothing_to_train(checkpoint: Path, last: int) -> str:
+    """Why a start with a checkpoint of the last step, or a later one, trains nothing; the fix."""
+    return (
+        f"nothing to train: {checkpoint} is of step {step_of(checkpoint)}, and the last step is "
+        f"{last} (trainer.total_training_steps, or the steps of trainer.total_epochs). To go on, "
+        "raise it; to train with other settings, begin without this checkpoint: another "
+        "trainer.default_local_dir"
+    )
 
 
 def inputs_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -401,6 +425,54 @@ def inputs_of(config: Mapping[str, Any]) -> dict[str, Any]:
         files = [path for path in (model / "config.json", *weights) if path.is_file()]
         found[MODEL_KEY] = [_fingerprint(path) for path in files]
     return found
+
+
+def last_step(run_dir: Path, config: Mapping[str, Any]) -> int | None:
+    """The last step of a run with these settings.
+
+    With ``trainer.total_training_steps=null`` it follows from the number of training rows, which a
+    start has stored in the folder.
+
+    Args:
+        config: the settled config, without references.
+
+    Returns:
+        None where no start with this model and these data has counted the rows.
+    """
+    trainer = config["trainer"]
+    if trainer["total_training_steps"] is not None:
+        return trainer["total_training_steps"]
+    try:
+        stored = json.loads((run_dir / ROWS_FILE).read_text(encoding="utf-8"))
+        num_rows, depends_on = int(stored["num_rows"]), dict(stored["depends_on"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    found = _dependencies_of_rows(config, inputs_of(config))
+    if any(found.get(key, _ABSENT) != value for key, value in depends_on.items()):
+        return None
+    return num_rows // config["data"]["train_batch_size"] * trainer["total_epochs"]
+
+
+def write_num_rows(run_dir: Path, config: Mapping[str, Any], num_rows: int) -> None:
+    """Store the number of training rows that a start with these settings has counted.
+
+    Args:
+        config: the settled config, without references.
+    """
+    depends_on = _dependencies_of_rows(config, inputs_of(config))
+    content = {"num_rows": num_rows, "depends_on": depends_on}
+    atomic_write_text(run_dir / ROWS_FILE, json.dumps(content, indent=1) + "\n")
+
+
+def _dependencies_of_rows(config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Key -> value as JSON has it; files by their contents."""
+    values = {
+        key: value
+        for key, value in flat(config).items()
+        if is_within(key, OF_THE_ROWS) and not is_within(key, NOT_OF_THE_ROWS)
+    }
+    values |= {key: _contents(inputs[key]) for key in values.keys() & inputs.keys()}
+    return json.loads(json.dumps(values, default=str))
 
 
 def write_inputs(run_dir: Path, inputs: Mapping[str, Any]) -> None:

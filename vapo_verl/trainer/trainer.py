@@ -47,10 +47,16 @@ from vapo_verl.rollout.prompts import (
     uid_of,
 )
 from vapo_verl.rollout.transfer import KVBatchMeta, for_models, keys_in
-from vapo_verl.run_folder import checkpoints
+from vapo_verl.run_folder import RunFolderError, checkpoints
 from vapo_verl.run_folder.layout import METRICS_FILE, VALIDATION_FILE, write_config
-from vapo_verl.run_folder.metrics import MetricsFile, ValidationFile
-from vapo_verl.run_folder.resume import start_of
+from vapo_verl.run_folder.metrics import MetricsFile, ValidationFile, is_validated
+from vapo_verl.run_folder.resume import (
+    inputs_of,
+    nothing_to_train,
+    start_of,
+    write_inputs,
+    write_num_rows,
+)
 from vapo_verl.run_folder.rollouts import remove_rollouts_after, write_rollouts
 from vapo_verl.settings import VERL_ESTIMATORS
 from vapo_verl.trainer import liveness
@@ -168,6 +174,35 @@ class VapoTraining(PPOTrainer):
         needed = math.ceil(self.total_training_steps / max(self.steps_per_epoch, 1))
         trainer.total_epochs = max(trainer.total_epochs, needed)
         self.train_dataloader: TrainLoader = TrainLoader.like(self.train_dataloader)
+        if not self.val_only:
+            write_num_rows(self.run_dir, self._settings, len(self.train_dataset))
+            self._refuse_trained_run()
+
+    @property
+    def _settings(self) -> Mapping[str, Any]:
+        """The config as this process got it, as dicts and lists."""
+        return OmegaConf.to_container(self._begun_with, resolve=True)  # type: ignore[return-value]
+
+    def _refuse_trained_run(self) -> None:
+        """Refuse to begin with the last step or a later one, before the workers start.
+
+        The next start of the same command is told so by the driver, which knows the number of rows
+        by then.
+
+        Raises:
+            RunFolderError: no step is left, and no validation either.
+        """
+        last, start = self.total_training_steps, start_of(self.config.trainer)
+        checkpoint = start.checkpoint
+        if checkpoint is None or start.step < last:
+            return
+        if start.mode == "auto":
+            with self._monitor.phase(liveness.VERIFICATION):
+                step = self._resume_point.result().step or 0
+            checkpoint = checkpoints.checkpoint_folder(self.run_dir, step)
+            if step < last or self._lacks_validation_of(step):
+                return
+        raise RunFolderError(nothing_to_train(checkpoint, last))
 
     def _get_required_batch_multiple(self, dp_size: int) -> int:
         """Mini-batches count even without an update: log probs are cut into micro-batches."""
@@ -310,11 +345,15 @@ class VapoTraining(PPOTrainer):
     def lacks_validation(self) -> bool:
         """Whether the last step is saved and only its validation is left.
 
-        A run that has nothing left does not come here: its command ends at once.
+        A run that has nothing left does not come here: it is refused at the start.
         """
+        return self._lacks_validation_of(self.global_steps)
+
+    def _lacks_validation_of(self, step: int) -> bool:
         trainer = self.config.trainer
-        at_the_end = self.global_steps == trainer.total_training_steps and trainer.test_freq > 0
-        return at_the_end and trainer.resume_mode == "auto" and not self.val_only
+        if self.val_only or trainer.resume_mode != "auto" or trainer.test_freq <= 0:
+            return False
+        return step == self.total_training_steps and not is_validated(self.run_dir, step)
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -678,7 +717,8 @@ class VapoTraining(PPOTrainer):
         self._safe_stop.resumed(self.global_steps)
         if (checkpoint := self._loaded) is not None:
             read_kl_coef(checkpoint, self._kl_controller)
-        if not self.val_only:
+        if not self.val_only and self.global_steps < self.total_training_steps:
+            write_inputs(self.run_dir, inputs_of(self._settings))
             write_config(self.run_dir, self._begun_with, self.global_steps)
         if self.global_steps:
             say(f"resuming from step {self.global_steps}")
