@@ -56,7 +56,7 @@ from vapo_verl.trainer.task_runner import ENGINE_CPUS, QUEUE, RANK_CPUS, VapoTas
 from vapo_verl.trainer.trainer import VapoTrainer, VapoTraining
 from vapo_verl.trainer.worker import VapoDetachedWorker, VapoTrainingWorker, VapoWorker
 
-MADE_BY_METACLASSES = {"_abc_impl", "model_config"}
+MADE_BY_METACLASSES = {"_abc_impl", "model_config", "model_post_init"}
 """Attributes that ABC and pydantic add to every class."""
 
 

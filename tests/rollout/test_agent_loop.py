@@ -253,11 +253,11 @@ async def test_same_key_same_response_and_anchors_another_sample_differs(run_loo
 async def test_a_group_gets_the_same_claims_in_the_same_order(run_loop, dataset):
     """At the same fractions of the reasoning, whose draws are those of `relative`."""
     few = ("vapo.anchors.pairing=group", "vapo.anchors.num_anchors=4", ALWAYS)
-    siblings = [await run_loop(dataset[2], *few, session_id=sample) for sample in (0, 1)]
+    siblings = [await run_loop(dataset[1], *few, session_id=sample) for sample in (0, 1)]
     plans = [[(a["position"], a["claim"]) for a in anchors_of(output)] for output in siblings]
     assert siblings[0].response_ids != siblings[1].response_ids
     assert [claim for _, claim in plans[0]] == [claim for _, claim in plans[1]]
-    relative = await run_loop(dataset[2], *few, "vapo.anchors.placement=relative")
+    relative = await run_loop(dataset[1], *few, "vapo.anchors.placement=relative")
     assert [(a["position"], a["claim"]) for a in anchors_of(relative)] == plans[0]
 
 
