@@ -1066,3 +1066,17 @@ def test_styles_are_symmetric_and_reflexive(a, b):
 def test_a_long_text_behind_one_dollar_is_read_in_linear_time():
     """A box that begins with `$` and has no second one: `re` keeps the interpreter meanwhile."""
     assert normalised("$" + "-" * 200_000)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("4.18 J/g·°C", "4.18 J/(g·°C)"),
+        ("25 W/m·K", "25 W/(m·K)"),
+        (r"25 \text{ W/m}^2\cdot\text{K}", r"25 \text{ W/(m}^2\cdot\text{K)}"),
+    ],
+)
+def test_brackets_under_a_unit_may_be_left_out(a, b):
+    assert math_match(a, b) and math_match(b, a)
+    assert not math_match(a, b.replace("5", "6").replace("8", "9"))
+    assert not math_match("2 J/(kg·K)", "2 J/kg")

@@ -416,9 +416,10 @@ def _resampled_means(sums: np.ndarray, sizes: np.ndarray, seed: int) -> np.ndarr
 
 
 def _flip_p(sums: np.ndarray, seed: int) -> float:
-    """Two-sided p of no difference, by flips of the clusters' signs; nan with less than two."""
+    """Two-sided p of no difference, by flips of the clusters' signs; nan with less than two, and
+    for a score that is nan."""
     m, observed = len(sums), abs(float(sums.sum())) - _ROUNDING
-    if m < 2:
+    if m < 2 or not math.isfinite(observed):
         return math.nan
     if m <= _MAX_EXACT:
         every = (np.arange(2**m)[:, None] >> np.arange(m)) & 1

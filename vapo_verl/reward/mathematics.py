@@ -19,6 +19,7 @@ from vapo_verl.reward.quantities import (
     same_number,
 )
 
+_UNDER_IN_BRACKETS = re.compile(r"/\( ?([^(){}/]+?) ?\)$")
 _MAX_PARTS = 24
 _MAX_DEPTH = 8
 
@@ -393,13 +394,20 @@ def _quantities(a: str, b: str, depth: int) -> bool | None:
     strict = [quantity(side) for side in (a, b)]
     x, y = (found or loose_quantity(side) for found, side in zip(strict, (a, b), strict=True))
     if x and y:
-        equal = x.unit == y.unit and _same(x.value, y.value, depth + 1)
+        is_one_unit = x.unit == y.unit or _same_bare_unit(a, b)
+        equal = is_one_unit and _same(x.value, y.value, depth + 1)
         return equal or (False if any(strict) else None)
     measured, other = (x, b) if x else (y, a)
     if measured is None or not (any(strict) or number(other) is not None):
         return None
     is_product = "μ" in measured.unit and "μ" in other  # 2μm and 2mμ
     return None if is_product else _one_unit(measured, other, depth)
+
+
+def _same_bare_unit(a: str, b: str) -> bool:
+    """Whether units agree without brackets: `J/(g·K)` is often written `J/g·K`."""
+    x, y = (quantity(_UNDER_IN_BRACKETS.sub(r"/\1", normalised(side))) for side in (a, b))
+    return bool(x and y and x.unit == y.unit)
 
 
 def _one_unit(measured: Quantity, other: str, depth: int) -> bool:
