@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from tests.checkpoints import mark_complete
 from tests.composing import compose_once
 from vapo_verl import launch
+from vapo_verl.config import vapo_config
 from vapo_verl.run_folder.checkpoints import checkpoint_folder
 from vapo_verl.run_folder.metrics import MetricsFile
 from vapo_verl.trainer.stopping import RunStopped
@@ -64,6 +65,7 @@ class Trainer(VapoTrainer):
 
     def __init__(self, run_dir, step, *overrides):
         self.config = compose_once("smoke", overrides)
+        self.vapo = vapo_config(OmegaConf.to_container(self.config.vapo, resolve=True))
         self.run_dir, self.val_only = run_dir, self.config.trainer.val_only
         self.total_training_steps, self.global_steps = 6, step
 
