@@ -78,7 +78,8 @@ class FolderForEachRun(Callback):
 def check_sweep(config: DictConfig, config_name: str) -> None:
     """Compose all runs of a sweep by Hydra's own sweeper, and compare their folders.
 
-    The second run in a folder would be refused, or end at once: after the first one, days later.
+    The second run in a folder would be refused, or end at once: after the first one, days later. It
+    is refused here too where it would only lengthen the first (``trainer.total_training_steps``).
     Runs that only validate may share one.
 
     Args:
@@ -99,7 +100,7 @@ def check_sweep(config: DictConfig, config_name: str) -> None:
                     "as 'trainer.experiment_name=mine_${vapo.seed}' for vapo.seed=0,1"
                 )
             folders.add(folder)
-    except (HydraException, OmegaConfBaseException):
+    except (HydraException, OmegaConfBaseException, TypeError):  # TypeError: a null folder
         return  # the sweeper, or the run, meets the same error and reports it
 
 

@@ -341,7 +341,8 @@ def refuse_other_shards(checkpoint: Path, config: Mapping[str, Any], num_ranks: 
     def arrangement(key: str, value: Any) -> Any:
         if key != FSDP_SIZE:
             return value
-        return value if 0 < value < num_ranks else num_ranks  # below 0, or all ranks: one group
+        is_group = isinstance(value, int) and 0 < value < num_ranks
+        return value if is_group else num_ranks  # below 0, or all ranks: one group
 
     written_with = _read_config(config_file(checkpoint.parent, step_of(checkpoint)))
     for key in (FSDP_SIZE, STRATEGY):

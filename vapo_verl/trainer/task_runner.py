@@ -33,6 +33,7 @@ RANK_CPUS, ENGINE_CPUS = 3, 2
 """CPUs that veRL reserves with each GPU of the actor, and of an engine with GPUs of its own
 (``max_colocate_count`` of their pools)."""
 BACKEND = "transfer_queue.backend"
+STORAGE_ON_GPUS = f"++{BACKEND}.SimpleStorage.required_node_resource=GPU"
 
 
 class VapoTaskRunner(main_ppo.TaskRunnerV1.__ray_metadata__.modified_class):
@@ -250,13 +251,16 @@ def _too_few_cpus(
     listed = "; ".join(f"{node.name} has {node.cpus}, the run takes {n}" for node, n in lacking)
     engines = f", {ENGINE_CPUS} for a GPU of an engine's own" if engine_gpus(config) else ""
     number = max(cpus for _, cpus in lacking)
+    no_gpus = any(node.gpus == 0 for node, _ in lacking)
+    elsewhere = f", or keep storage off nodes without GPUs: {STORAGE_ON_GPUS}" if no_gpus else ""
     return Shortage(
         f"too few logical CPUs on nodes of the Ray cluster: {listed}. They are {RANK_CPUS} for "
         f"each GPU of trainer.n_gpus_per_node={config.trainer.n_gpus_per_node}{engines}, 1 for "
         f"each storage unit of TransferQueue ({STORAGE_UNITS}="
         f"{OmegaConf.select(config, STORAGE_UNITS)}), 1 for its controller",
         f"they reserve no cores: start Ray with `ray start --num-cpus {number}`, or set "
-        f"ray_kwargs.ray_init.num_cpus={number} where the run, or its Slurm job, starts Ray",
+        f"ray_kwargs.ray_init.num_cpus={number} where the run, or its Slurm job, starts Ray"
+        f"{elsewhere}",
     )
 
 
