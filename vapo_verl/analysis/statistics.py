@@ -118,7 +118,7 @@ def _t_test(differences: np.ndarray) -> tuple[float, float]:
     if n < MIN_PAIRS:
         return math.nan, math.nan
     error = float(differences.std(ddof=1)) / math.sqrt(n)
-    if error <= 1e-12 * max(abs(_mean(differences)), 1e-300):
+    if error <= _ROUNDING * max(abs(_mean(differences)), 1e-300):
         return math.nan, math.nan
     half = float(stats.t.ppf(0.975, n - 1)) * error
     return half, float(2 * stats.t.sf(abs(_mean(differences)) / error, n - 1))

@@ -146,8 +146,11 @@ def no_signal(
         paired: whether siblings get the same claims (``vapo.anchors.pairing=group``).
     """
     spread = _mean(spreads)
-    harder = "Try claims that are harder for this policy, "
-    advice = harder + ("" if paired else "vapo.anchors.pairing=group, ") + _ADVICE
+    pairing = "" if paired else "vapo.anchors.pairing=group, "
+    advice = (
+        f"Try claims that are harder for this policy, {pairing}longer responses, or "
+        "vapo.reward.soft=true; docs/anchors.md and docs/study.md explain."
+    )
     if spread is not None and spread < LEAST_SPREAD:
         return (
             f"R_perc does not differ between the responses to one prompt (spread {spread:.4f} over "
@@ -169,9 +172,6 @@ def no_signal(
             "or a policy whose answers are mostly correct; docs/study.md explains."
         )
     return None
-
-
-_ADVICE = "longer responses, or vapo.reward.soft=true; docs/anchors.md and docs/study.md explain."
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,9 +108,8 @@ class VapoDataset(RLHFDataset):
         row["claims"] = [claim.as_dict() for claim in claims]
         if (row["extra_info"] or {}).get("index") is None:  # veRL then sets 0 in every row
             row["index"] = item
-        if (
-            row.get(BENCHMARK_COLUMN, "") is None
-        ):  # only the benchmark files beside this one have it
+        # A column of the benchmark files beside this one.
+        if row.get(BENCHMARK_COLUMN, "") is None:
             row[BENCHMARK_COLUMN] = ""
         row["prompt_uid"] = str(item)  # the same in every run over the same files
         return row

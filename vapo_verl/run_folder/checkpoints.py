@@ -208,15 +208,14 @@ def require_intact(folder: Path, *, sizes_only: bool = False) -> None:
     Raises:
         CheckpointError: it is damaged, or was set aside because it was.
     """
-    if not (folder / MARKER).exists() and (folder / DAMAGED_MARKER).exists():
+    is_complete = (folder / MARKER).exists()
+    if not is_complete and (folder / DAMAGED_MARKER).exists():
         raise CheckpointError(
             f"{folder} is damaged: an earlier start found files that were not as written, and set "
             f"it aside. Restore them from a copy and rename {DAMAGED_MARKER} to {MARKER}, or "
             "choose another checkpoint."
         )
-    if (folder / MARKER).exists() and (
-        problems := verify_checkpoint(folder, sizes_only=sizes_only)
-    ):
+    if is_complete and (problems := verify_checkpoint(folder, sizes_only=sizes_only)):
         raise CheckpointError(
             f"{damage_message(folder, problems)}. Restore it from a copy, or choose another one."
         )
