@@ -18,6 +18,7 @@ def engine(**changed):
         "use_v2_model_runner": False,
         "distributed_executor_backend": "mp",
         "kv_sharing_fast_prefill": False,
+        "multimodal_config": None,
         "is_encoder_decoder": False,
         "dtype": torch.bfloat16,
         "cache_dtype": "auto",
@@ -30,6 +31,7 @@ def engine(**changed):
 def test_what_works_passes():
     check_supported(engine())
     check_supported(engine(dtype=torch.float32, cache_dtype="bfloat16"))
+    check_supported(engine(multimodal_config=SimpleNamespace(video_pruning_rate=0.0)))
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,10 @@ def test_what_works_passes():
         ({"enable_return_routed_experts": True}, "enable_return_routed_experts=True"),
         ({"use_v2_model_runner": True}, "VLLM_USE_V2_MODEL_RUNNER=0 in the environment"),
         ({"kv_sharing_fast_prefill": True}, "kv_sharing_fast_prefill=True: .*=false"),
+        (
+            {"multimodal_config": SimpleNamespace(video_pruning_rate=0.5)},
+            r"video_pruning_rate=0\.5: .*use video_pruning_rate=0",
+        ),
         ({"is_encoder_decoder": True}, "is_encoder_decoder"),
         ({"dtype": torch.float64}, r"dtype=torch\.float64"),
         ({"cache_dtype": "fp8_e5m2"}, "kv_cache_dtype=fp8_e5m2"),

@@ -7,7 +7,14 @@ from typing import get_args
 import numpy as np
 import pytest
 import vllm
-from vllm.config import CacheConfig, ModelConfig, ParallelConfig, SchedulerConfig, VllmConfig
+from vllm.config import (
+    CacheConfig,
+    ModelConfig,
+    MultiModalConfig,
+    ParallelConfig,
+    SchedulerConfig,
+    VllmConfig,
+)
 from vllm.inputs.engine import MultiModalInput
 from vllm.multimodal.cache import BaseMultiModalProcessorCache
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
@@ -206,7 +213,11 @@ def test_the_settings_that_are_refused_still_have_their_names():
             "tensor_parallel_size",
             "distributed_executor_backend",
         ),
-        ModelConfig: ("enable_return_routed_experts", "is_encoder_decoder", "dtype"),
+        ModelConfig: (
+            *("enable_return_routed_experts", "is_encoder_decoder", "dtype"),
+            "multimodal_config",
+        ),
+        MultiModalConfig: ("video_pruning_rate",),
         VllmConfig: ("speculative_config", "use_v2_model_runner", "additional_config"),
         CacheConfig: ("cache_dtype", "kv_sharing_fast_prefill"),
     }

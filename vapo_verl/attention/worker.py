@@ -215,6 +215,12 @@ def check_supported(config: VllmConfig) -> None:
             "layers that share keys get metadata without the rows of the batch",
             "false",
         ),
+        (
+            "video_pruning_rate",
+            model.multimodal_config and model.multimodal_config.video_pruning_rate,
+            "text between the frames would count as image",
+            "0",
+        ),
         ("is_encoder_decoder", model.is_encoder_decoder, "images are not in the decoder", ""),
     ):
         if value:

@@ -32,6 +32,7 @@ UNSUPPORTED = {
     f"{ENGINE}.enable_return_routed_experts": False,
     f"{ENGINE}.kv_cache_dtype": "auto",
     f"{ENGINE}.kv_sharing_fast_prefill": False,
+    f"{ENGINE}.video_pruning_rate": 0,
 }
 """Key -> the only value that visual attention supports, if the key is set. The engine checks again
 (`vapo_verl.attention.worker`), but only a minute later."""
