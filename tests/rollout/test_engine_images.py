@@ -7,7 +7,9 @@ from PIL import Image
 from qwen_vl_utils import fetch_image
 from verl.workers.rollout.vllm_rollout import vllm_async_server
 
+from tests.composing import compose_once
 from vapo_verl.digits.model import model_dir
+from vapo_verl.rollout.engine_args import refuse_lifted_limit, settle_image_limit
 
 MIN_PIXELS, MAX_PIXELS = 3136, 40_000
 """Of the data; the packaged model's processor takes 784 to 50176."""
@@ -38,6 +40,28 @@ def test_without_a_limit_of_the_data_the_engine_has_the_models_own(engine_args):
 
 def test_the_models_own_limit_is_not_lifted(engine_args):
     assert engine_args("vapo").mm_processor_kwargs == {"max_pixels": 50_176}  # the data: 4194304
+
+
+def test_the_own_limit_of_a_hub_name_in_the_cache_is_not_lifted(tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--owner--model" / "snapshots" / "0"
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(model_dir())
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    config = compose_once("vapo", ["actor_rollout_ref.model.path=owner/model"])
+    settle_image_limit(config)
+    assert config.actor_rollout_ref.rollout.engine_kwargs.vllm.mm_processor_kwargs == {
+        "max_pixels": 50_176
+    }
+
+
+def test_a_limit_above_that_of_a_processor_from_the_hub_is_refused_when_it_is_loaded(processor):
+    config = compose_once("vapo", ["actor_rollout_ref.model.path=owner/absent"])
+    settle_image_limit(config)
+    with pytest.raises(ValueError, match=r"max_pixels=4194304 .*set data\.max_pixels=50176"):
+        refuse_lifted_limit(config, processor)
+    config.data.max_pixels = 50_176
+    config.actor_rollout_ref.rollout.engine_kwargs.vllm.mm_processor_kwargs.max_pixels = 50_176
+    refuse_lifted_limit(config, processor)
 
 
 def test_limit_images_would_replace_them(engine_args):

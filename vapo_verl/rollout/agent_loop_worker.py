@@ -27,6 +27,7 @@ from verl.trainer.ppo.v1 import agent_loop_tq
 from vapo_verl import heartbeat
 from vapo_verl.heartbeat import LoopLag
 from vapo_verl.patches.upstream import session_folder
+from vapo_verl.rollout.engine_args import refuse_lifted_limit
 from vapo_verl.rollout.prober import ServerFailed
 from vapo_verl.rollout.prompts import (
     PIXELS_OF,
@@ -106,6 +107,7 @@ class VapoAgentLoopWorker(agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modif
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         heartbeat.start(session_folder() / heartbeat.FOLDER)
         super().__init__(*args, **kwargs)
+        refuse_lifted_limit(self.config, self.processor)
         agent_loop_tq.logger.addFilter(ReportedFilter())
         self._in_flight: dict[str, float] = {}
         self._logged: set[str] = set()

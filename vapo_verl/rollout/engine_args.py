@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from vapo_verl.attention import engine_args
 from vapo_verl.attention.settings import KEY
 from vapo_verl.config import AttentionConfig
+from vapo_verl.data.control_tokens import model_folder
 from vapo_verl.settings import find_module
 
 ENGINE = "actor_rollout_ref.rollout.engine_kwargs.vllm"
@@ -63,16 +64,37 @@ def settle_image_limit(config: DictConfig) -> None:
 
 
 def processor_max_pixels(config: DictConfig) -> int | None:
-    """The limit in a model folder's files; None for a hub name or if no file states it."""
-    folder = Path(config.actor_rollout_ref.model.path).expanduser()
+    """The limit in a model's files; None if no file states it, or for a hub name that is not in
+    this machine's cache: :func:`refuse_lifted_limit` checks it when its processor is loaded."""
+    folder = model_folder(config.actor_rollout_ref.model.path)
     for name in ("processor_config.json", "preprocessor_config.json"):
-        if (folder / name).is_file():
+        if folder is not None and (folder / name).is_file():
             stated = json.loads((folder / name).read_text())
             stated = stated.get("image_processor", stated)
             limit = stated.get("max_pixels") or stated.get("size", {}).get("longest_edge")
             if limit is not None:
                 return int(limit)
     return None
+
+
+def refuse_lifted_limit(config: DictConfig, processor: Any) -> None:
+    """Refuse an engine's pixel limit above that of the loaded processor.
+
+    The agent loop shrinks an image to the processor's own limit, and the engine would not: the
+    response would be written from an image of more tokens than the one that it is trained on.
+
+    Raises:
+        ValueError: with the limit to set.
+    """
+    key = f"{ENGINE}.mm_processor_kwargs.max_pixels"
+    limit = OmegaConf.select(config, key)
+    size = getattr(getattr(processor, "image_processor", None), "size", None) or {}
+    own = size.get("longest_edge")
+    if limit is not None and own is not None and limit > own:
+        raise ValueError(
+            f"{key}={limit} is above the {own} pixels of the model's processor: the engine would "
+            f"not shrink images that the agent loop does; set data.max_pixels={own} or less"
+        )
 
 
 def check_engine_arguments(config: DictConfig) -> None:
