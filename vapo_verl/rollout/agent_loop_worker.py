@@ -165,6 +165,8 @@ class VapoAgentLoopWorker(agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modif
             await output.prompt.once(
                 STORED, partial(store_prompt, output.prompt, row["raw_prompt"])
             )
+        if validate or not self.config.vapo.logging.num_rollout_samples:
+            output.visual_attention_layers = None  # only stored samples show layers
         if not self.config.reward.reward_model.enable:
             row["raw_prompt"] = without_images(row["raw_prompt"])
         await super()._agent_loop_postprocess(output, validate, **row)
