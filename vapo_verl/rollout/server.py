@@ -163,7 +163,10 @@ class VapoHttpServer(vLLMHttpServer):
             _finished.reset(token)
             self._count_request(-1)
         if self._exports and finished and finished[-1].outputs:
-            output.extra_fields[ATTENTION] = visual_attention(finished[-1].outputs[0])
+            try:
+                output.extra_fields[ATTENTION] = visual_attention(finished[-1].outputs[0])
+            except ValueError as error:  # of the engine; a ValueError would be one of the prompt
+                raise RuntimeError(f"visual attention: {error}") from error
         return output
 
     def _count_request(self, change: int) -> None:
