@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
+import vapo_verl
 from tests.checkpoints import mark_complete
 from tests.composing import compose_once
 from vapo_verl import launch
@@ -51,7 +53,7 @@ class Run:
         config.data.train_files, config.data.val_files = str(self.train), str(self.val)
         config.actor_rollout_ref.model.path = str(self.model)
         for key, value in changes.items():
-            OmegaConf.update(config, key.replace("__", "."), value)
+            OmegaConf.update(config, key.replace("__", "."), value, force_add=True)
         return config
 
     def train_to(self, step, **changes):
@@ -236,6 +238,39 @@ def test_another_model_is_refused(trained):
         trained.start()
 
 
+def test_another_chat_template_in_the_model_folder_is_refused(run):
+    template = run.model / "chat_template.jinja"
+    template.write_text("{{ messages }}")
+    run.train_to(3)
+    template.write_text("{{ messages[0] }}")
+    with pytest.raises(InputError, match=r"model\.tokenizer_path: .*chat_template\.jinja"):
+        run.start()
+    run.start(vapo__accept_changes=["actor_rollout_ref.model.tokenizer_path"])
+
+
+def test_another_text_of_the_reward_function_is_refused(run):
+    function = run.tmp_path / "mine.py"
+    function.write_text("def compute_score(**_): return 0.0\n")
+    run.train_to(3, reward__custom_reward_function__path=str(function))
+    function.write_text("def compute_score(**_): return 1.0\n")
+    with pytest.raises(InputError, match=r"custom_reward_function\.path: .*mine\.py"):
+        run.start(reward__custom_reward_function__path=str(function))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("actor_rollout_ref__model__custom_chat_template", "{{ messages }}"),
+        ("data__mm_processor_kwargs", {"do_resize": False}),
+        ("reward__custom_reward_function__reward_kwargs", {"tolerance": 0.1}),
+        ("vapo__data__plain_think_tokens", "false"),
+    ],
+)
+def test_what_makes_other_prompts_is_refused(trained, key, value):
+    with pytest.raises(InputError, match=key.replace("__", r"\.")):
+        trained.start(**{key: value})
+
+
 def test_another_hub_name_is_refused(run):
     run.train_to(3, actor_rollout_ref__model__path="Qwen/A")
     with pytest.raises(InputError, match=r'model\.path: "Qwen/A" -> "Qwen/B"'):
@@ -287,6 +322,16 @@ def test_a_finished_run_is_not_done_for_other_settings(run, changes):
 def test_a_finished_run_is_done_whatever_the_start_shows_or_saves(run):
     run.train_to(6)
     run.start(vapo__logging__console="full", trainer__save_freq=1, trainer__total_training_steps=5)
+
+
+def test_a_finished_run_is_done_also_from_another_place_of_the_package(run):
+    run.train_to(6)
+    file = run.folder / "config.yaml"
+    file.write_text(
+        file.read_text().replace(str(Path(vapo_verl.__file__).parent), "/opt/vapo_verl")
+    )
+    assert "/opt/vapo_verl/rollout/agent_loops.yaml" in file.read_text()
+    run.start()
 
 
 def begins(run, mode):

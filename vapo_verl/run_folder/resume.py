@@ -33,16 +33,26 @@ ROWS_FILE = "training_rows.json"
 """Number of training rows, which veRL counts after its filter, and what that depends on."""
 ACCEPT_KEY = "vapo.accept_changes"
 MODEL_KEY = "actor_rollout_ref.model.path"
+TOKENIZER_KEY = "actor_rollout_ref.model.tokenizer_path"
+FUNCTION_KEY = "reward.custom_reward_function.path"
 FILE_KEYS = ("data.train_files", "data.val_files")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json"),
+    *("special_tokens_map.json", "chat_template.jinja", "chat_template.json"),
+    *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
+)
+"""Files of a model folder that decide how a row becomes tokens and pixels."""
 IDENTITY = (
     *(MODEL_KEY, "actor_rollout_ref.model.lora", "actor_rollout_ref.model.lora_rank"),
     *("actor_rollout_ref.model.lora_alpha", "actor_rollout_ref.model.lora_adapter_path"),
     *("actor_rollout_ref.model.target_modules", "actor_rollout_ref.model.exclude_modules"),
+    *(TOKENIZER_KEY, "actor_rollout_ref.model.custom_chat_template"),
     *FILE_KEYS,
     *("data.train_max_samples", "data.val_max_samples", "data.shuffle", "data.seed"),
     *("data.prompt_key", "data.image_key", "data.video_key", "data.custom_cls"),
     *("data.max_prompt_length", "data.filter_overlong_prompts", "data.min_pixels"),
-    *("data.max_pixels", "data.apply_chat_template_kwargs"),
+    *("data.max_pixels", "data.apply_chat_template_kwargs", "data.mm_processor_kwargs"),
+    "vapo.data",
     *("vapo.seed", "vapo.reward", "vapo.anchors"),
     *("reward", "reward_model", "custom_reward_function"),
     *("vapo.method", "algorithm.adv_estimator", "actor_rollout_ref.actor.policy_loss.loss_mode"),
@@ -55,6 +65,11 @@ HARMLESS = (
     *("data.filter_overlong_prompts_workers", "reward.num_workers", "reward.reward_model.rollout"),
 )
 """Keys within those groups that change no result."""
+ARGUMENTS = (
+    *("data.apply_chat_template_kwargs", "data.mm_processor_kwargs"),
+    "reward.custom_reward_function.reward_kwargs",
+)
+"""Groups whose keys are arguments of another function: one that is added is a change, too."""
 OF_THE_START = (
     *("ray_kwargs", "trainer.v1.trainer_mode", "transfer_queue", "vapo.recipe", ACCEPT_KEY),
     "trainer.default_local_dir",
@@ -71,7 +86,10 @@ STRATEGY = "actor_rollout_ref.actor.strategy"
 STORAGE_UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 STORAGE_FILES = "simple_storage/su_*.pkl"
 """TransferQueue's files of a replay buffer in a checkpoint, one for each storage unit."""
-OF_THE_ROWS = (MODEL_KEY, "data")
+OF_THE_ROWS = (
+    *(MODEL_KEY, TOKENIZER_KEY, "actor_rollout_ref.model.custom_chat_template"),
+    *("data", "vapo.data"),
+)
 """Keys that the number of training rows depends on, but for :data:`NOT_OF_THE_ROWS`."""
 NOT_OF_THE_ROWS = (
     *("data.val_files", "data.val_max_samples", "data.val_batch_size", "data.validation_shuffle"),
@@ -94,7 +112,8 @@ torch saves the arguments of an optimizer with its state, and loads them; the ch
 steps and clipping are not saved: they may change.
 """
 LOADED_PARTS = "actor_rollout_ref.actor.checkpoint.load_contents"
-_REFERENCE = re.compile(r"\$\{[\w.]+\}")
+_REFERENCE = re.compile(r"\$\{(oc\.select:[\w.]+(,\w+)?|vapo\.package_file:[\w./]+|[\w.]+)\}")
+"""The value of another key, or the place of this package; `oc.env` may change by itself."""
 _WITHOUT_IT = (
     "begin without this checkpoint, in another trainer.default_local_dir with "
     "trainer.resume_mode=auto"
@@ -177,7 +196,8 @@ class Change:
 
 
 def references(config: Mapping[str, Any]) -> frozenset[str]:
-    """Keys of an unresolved config whose value is that of another key: they change with it."""
+    """Keys of an unresolved config whose value is that of another key, with which they change, or a
+    file of this package."""
     return frozenset(
         key
         for key, value in flat(config).items()
@@ -203,14 +223,18 @@ def changes_since(
     Raises:
         OtherRun: the folder's config cannot be read.
     """
-    old, new = flat(_read_config(run_dir / CONFIG_FILE)), flat(config)
+    old_config = _read_config(run_dir / CONFIG_FILE)
+    old, new = flat(old_config), flat(config)
     pairs = {
         key: (value, new.get(key, _ABSENT))
         for key, value in old.items()
         if not is_within(key, OF_THE_START) and key not in references
     }
+    for group in ARGUMENTS if old_config else ():
+        pairs = {key: pair for key, pair in pairs.items() if not is_within(key, [group])}
+        pairs[group] = (value_at(old_config, group) or {}, value_at(config, group) or {})
     stored = _read_inputs(run_dir)
-    for key in (*FILE_KEYS, MODEL_KEY):
+    for key in (*FILE_KEYS, MODEL_KEY, TOKENIZER_KEY, FUNCTION_KEY):
         if key in stored and key in inputs:  # not by path: a file can move, and can change
             same = _contents(stored[key]) == _contents(inputs[key])
             pairs[key] = (None, None) if same else (_Files(stored[key]), _Files(inputs[key]))
@@ -411,21 +435,23 @@ def nothing_to_train(checkpoint: Path, last: int) -> str:
 
 
 def inputs_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fingerprints of the data files and a local model folder: sizes, rows, and a hash of the first
-    and last 64 KiB of each file. Files that are not on this machine are left out."""
-    data = config["data"]
-    found: dict[str, Any] = {}
-    for key in FILE_KEYS:
-        files = data.get(key.removeprefix("data."))
-        paths = [Path(file) for file in ([files] if isinstance(files, str) else files or [])]
-        if paths and all(path.is_file() for path in paths):
-            found[key] = [_fingerprint(path) for path in paths]
-    model = Path(str(config["actor_rollout_ref"]["model"]["path"]))
-    weights = sorted(model.glob("*.safetensors")) if model.is_dir() else []
-    if weights:
-        files = [path for path in (model / "config.json", *weights) if path.is_file()]
-        found[MODEL_KEY] = [_fingerprint(path) for path in files]
-    return found
+    """Fingerprints of the data files, a local model folder's weights, its tokenizer and processor,
+    and the reward function's file: sizes, rows, and a hash of the first and last 64 KiB of each.
+    Files that are not on this machine are left out."""
+    files: dict[str, list[Path]] = {}
+    for key in (*FILE_KEYS, FUNCTION_KEY):
+        value = value_at(config, key)
+        paths = [Path(file) for file in ([value] if isinstance(value, str) else value or [])]
+        if all(path.is_file() for path in paths):
+            files[key] = paths
+    name = str(value_at(config, MODEL_KEY))
+    model, tokenizer = Path(name), Path(str(value_at(config, TOKENIZER_KEY) or name))
+    if weights := sorted(model.glob("*.safetensors")):
+        files[MODEL_KEY] = [path for path in (model / "config.json", *weights) if path.is_file()]
+    files[TOKENIZER_KEY] = [
+        path for file in TOKENIZER_FILES if (path := tokenizer / file).is_file()
+    ]
+    return {key: [_fingerprint(path) for path in paths] for key, paths in files.items() if paths}
 
 
 def last_step(run_dir: Path, config: Mapping[str, Any]) -> int | None:
