@@ -26,6 +26,9 @@ def smoke():
 LR = "actor_rollout_ref.actor.optim.lr"
 
 
+ENVIRONMENT = "ray_kwargs.ray_init.runtime_env.env_vars"
+
+
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_every_recipe_passes(recipe):
     config = compose_once(recipe)
@@ -162,6 +165,10 @@ def test_values_beside_the_default_that_runs_have(key, value):
         ("actor_rollout_ref.rollout.multi_turn.tool_config_path=t.yaml", "one turn and no tools"),
         ("actor_rollout_ref.rollout.do_sample=false", "set actor_rollout_ref.rollout.temperature"),
         ("trainer.default_hdfs_dir=hdfs://a/b", "nothing copies checkpoints there"),
+        ("+actor_rollout_ref.rollout.repetition_penalty=1.05", "asks for 1.0 in every request"),
+        ("data.image_key=image", "rename the column"),
+        ("data.prompt_key=question", "rename the column"),
+        ("data.reward_fn_key=source", "rename the column"),
         ("+trainer.remove_previous_ckpt_in_save=true", r"set trainer\.max_actor_ckpt_to_keep=1"),
         ("trainer.v1.sampler.custom_sampler.path=mine.py", "this package's replay buffer"),
     ],
@@ -171,6 +178,19 @@ def test_a_setting_that_would_have_no_effect_is_refused(override, words):
     with pytest.raises(ValueError, match=words) as refused:
         check_settings(compose_once("smoke", [override]))
     assert str(refused.value).startswith(f"{key}=")
+
+
+@pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "MINIO_SECRET"])
+def test_a_secret_in_the_config_is_refused_without_its_value(name):
+    config = compose_once("smoke", [f"+{ENVIRONMENT}.{name}=hidden"])
+    with pytest.raises(ValueError, match=rf"{ENVIRONMENT}\.{name}: config\.yaml") as refused:
+        check_settings(config)
+    assert "hidden" not in str(refused.value)
+
+
+def test_other_variables_of_the_environment_may_be_set():
+    names = ("NCCL_DEBUG", "TOKENIZERS_PARALLELISM", "KEYS_OF_NCCL")
+    check_settings(compose_once("smoke", [f"+{ENVIRONMENT}.{name}='1'" for name in names]))
 
 
 @pytest.mark.parametrize(

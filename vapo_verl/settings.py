@@ -204,6 +204,21 @@ UNREAD: Mapping[str, str] = {
         "responses are sampled; set actor_rollout_ref.rollout.temperature, or 0.01 for nearly "
         "greedy ones"
     ),
+    f"{_POLICY}.rollout.repetition_penalty": (
+        "veRL's agent loop asks for 1.0 in every request; leave it out"
+    ),
+    "data.prompt_key": (
+        "the checks, the claims and benchmark files have the column 'prompt'; rename the column in "
+        "the files, and leave the key out"
+    ),
+    "data.image_key": (
+        "the checks, the claims and benchmark files have the column 'images'; rename the column in "
+        "the files, and leave the key out"
+    ),
+    "data.reward_fn_key": (
+        "rewards and metrics read the column 'data_source'; rename the column in the files, and "
+        "leave the key out"
+    ),
     "algorithm.use_pf_ppo": "no trainer here reads it; leave it out",
     "trainer.default_hdfs_dir": (
         "nothing copies checkpoints there; mount it and set trainer.default_local_dir"
@@ -230,6 +245,8 @@ NULL_GROUPS = (
     *("algorithm.rollout_correction", f"{_POLICY}.model.lora", f"{_POLICY}.model.override_config"),
 )
 """Groups of settings, and values that are groups, that null turns off."""
+_ENVIRONMENT = "ray_kwargs.ray_init.runtime_env.env_vars"
+_SECRET = re.compile(r"(?i)(^|_)(api_?key|key|token|secret|password)$")
 _OPEN = ("ray_kwargs", "hydra")
 """Groups whose keys are arguments of another library."""
 _SIMILAR = 0.8
@@ -285,6 +302,13 @@ def check_settings(config: DictConfig) -> None:
         value, default = value_at(values, key), defaults.get(key)
         if value not in (default, None) and not (value is False and default is None):
             raise ValueError(f"{key}={value!r}: {reason}")
+    for name in value_at(values, _ENVIRONMENT) or ():
+        if _SECRET.search(str(name)):
+            raise ValueError(
+                f"{_ENVIRONMENT}.{name}: config.yaml, the log and trackers would show it; leave it "
+                "out, and export it before `ray start` on every node, or before this command where "
+                "it starts Ray"
+            )
     for name in ("save_contents", "load_contents"):
         _check_parts(f"{_POLICY}.actor.checkpoint.{name}", values)
     section(VapoConfig, values["vapo"], "vapo")
