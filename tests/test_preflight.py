@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import shutil
+from pathlib import Path
 
 import httpx
 import pyarrow as pa
@@ -253,6 +255,16 @@ def test_a_missing_model_and_one_without_eyes_are_named(check, tmp_path):
     assert "qwen2_5_vl" in message
 
 
+@pytest.mark.parametrize("lost", ["processor", "tokenizer"])
+def test_a_model_that_was_saved_without_its_processor_is_refused(check, tmp_path, lost):
+    model = Path(shutil.copytree(model_dir(), tmp_path / "model"))
+    for file in [*model.glob(f"{lost}*"), *model.glob("preprocessor_config.json")]:
+        file.unlink()
+    message = refused(check, f"actor_rollout_ref.model.path={model}")
+    assert f"no {lost}" in message
+    assert f"save_pretrained('{model}')" in message
+
+
 def test_answer_words_of_several_tokens_are_refused(check):
     message = refused(check, "vapo.anchors.yes_words=[Quite right]")
     assert "vapo.anchors.yes_words=['Quite right']" in message
@@ -494,6 +506,13 @@ ENGINE_IMAGES = "+actor_rollout_ref.rollout.engine_kwargs.vllm.mm_processor_kwar
 )
 def test_an_engine_that_would_resize_images_again_is_refused(check, limit, overrides, words):
     assert words in refused(check, f"{ENGINE_IMAGES}={{{limit}}}", *overrides)
+
+
+@pytest.mark.parametrize("name", ["min_pixels", "max_pixels"])
+def test_limits_that_engine_and_processor_read_differently_are_refused(check, name):
+    message = refused(check, f"+data.mm_processor_kwargs.{name}=9000")
+    assert f"data.mm_processor_kwargs.{name}=9000: engine and trainer" in message
+    assert "set data.min_pixels and data.max_pixels" in message
 
 
 def test_a_limit_of_the_data_above_the_models_own_is_the_models_in_engine_and_loop(check):

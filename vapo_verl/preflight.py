@@ -97,6 +97,9 @@ GROUP_VALUES = ("reward", "acc", "format")
 """Values that every response has, usable as the metric of a group filter."""
 VERL_AGENT_LOOPS = ("single_turn_agent", "tool_agent")
 WEIGHTS_MODULE = "vapo_verl.rollout.weight_sync"
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+VOCABULARY_FILES = ("tokenizer.json", "vocab.json")
+"""Of a model folder, like the processor's: one of each is needed."""
 
 
 class InputError(ValueError):
@@ -115,7 +118,7 @@ def check_run(config: DictConfig) -> list[str]:
         notes = check_model(config)
         check_answer_words(config)
         return [*notes, *check_data(config)]
-    except (ValueError, OmegaConfBaseException) as error:
+    except (ValueError, OSError, OmegaConfBaseException) as error:
         raise InputError(str(error)) from error
 
 
@@ -269,6 +272,8 @@ def check_padding(config: DictConfig) -> None:
         return
     longest = data.max_prompt_length + data.max_response_length
     for size_key, (dynamic_key, limit_key) in PASSES.items():
+        if size_key.startswith("ref.") and not has_reference(config):
+            continue
         size, limit = OmegaConf.select(policy, size_key), OmegaConf.select(policy, limit_key)
         fits = limit // longest
         if OmegaConf.select(policy, dynamic_key):
@@ -296,9 +301,12 @@ def check_engine_images(config: DictConfig) -> None:
     under ``mm_processor_kwargs.max_pixels`` if that is set. It must not resize the image: otherwise
     trainer and engine silently use different numbers of image tokens.
 
+    ``data.mm_processor_kwargs`` go to both, but are read differently: with one of ``min_pixels``
+    and ``max_pixels``, the processor of transformers 5.9 resizes nothing, and vLLM does.
+
     Raises:
-        ValueError: an image could come out of the loop larger than the engine's limit, or the
-            engine's limit is above the model's own.
+        ValueError: an image could come out of the loop larger than the engine's limit, the
+            engine's limit is above the model's own, or a size is given to a processor directly.
     """
     key = f"{ENGINE}.mm_processor_kwargs"
     options, data = OmegaConf.select(config, key) or {}, config.data
@@ -307,6 +315,12 @@ def check_engine_images(config: DictConfig) -> None:
             raise ValueError(
                 f"{key}.{name}={options[name]}: the engine alone would resize images by it; remove "
                 "it and set data.min_pixels and data.max_pixels"
+            )
+    for name in ("min_pixels", "max_pixels", "size"):
+        if (given := (data.get("mm_processor_kwargs") or {}).get(name)) is not None:
+            raise ValueError(
+                f"data.mm_processor_kwargs.{name}={given}: engine and trainer would resize images "
+                "by it differently; remove it and set data.min_pixels and data.max_pixels"
             )
     limit, own = options.get("max_pixels"), processor_max_pixels(config)
     if limit is None or limit == own:  # as in the loop
@@ -906,7 +920,22 @@ def check_model(config: DictConfig) -> list[str]:
             f"actor_rollout_ref.model.path={path} holds no config.json; give a model folder"
         )
     _check_model_config(config, read_config(path), path)
+    if not OmegaConf.select(config, "actor_rollout_ref.model.tokenizer_path"):
+        _check_tokenizer_files(path, name)
     return []
+
+
+def _check_tokenizer_files(folder: Path, name: str) -> None:
+    """Refuse a folder that was saved without processor or tokenizer: weights alone."""
+    if not Path(name).expanduser().is_dir():
+        return  # the hub's cache: what is missing is downloaded
+    for files in (PROCESSOR_FILES, VOCABULARY_FILES):
+        if not any((folder / file).is_file() for file in files):
+            raise ValueError(
+                f"actor_rollout_ref.model.path={name} holds no {' and no '.join(files)}; copy "
+                "them from the model that it was trained from: "
+                f"AutoProcessor.from_pretrained(BASE).save_pretrained({str(folder)!r})"
+            )
 
 
 def _check_model_config(config: DictConfig, values: Mapping[str, Any], path: Path) -> None:
@@ -1062,7 +1091,7 @@ def row_rules(config: DictConfig) -> "RowRules":
 
 def _resize_factor(folder: Path | None) -> int:
     """Side of an image token in pixels, from the processor's files; default: Qwen2.5-VL's."""
-    for name in ("processor_config.json", "preprocessor_config.json"):
+    for name in PROCESSOR_FILES:
         if folder is not None and (folder / name).is_file():
             stated = json.loads((folder / name).read_text())
             stated = stated.get("image_processor", stated)
