@@ -142,3 +142,5 @@ def test_wandb_is_told_where_a_run_resumes(tmp_path, new_wandb_session):
     with wandb.init(mode="offline", dir=tmp_path) as run:
         tell_resumed({"wandb": wandb}, 4)
         assert run.config["resumed_after_step"] == 4
+        tell_resumed({"wandb": wandb}, 8)  # the same run again, by WANDB_RUN_ID
+        assert run.config["resumed_after_step"] == 8

@@ -111,8 +111,8 @@ def _has_wandb_key() -> bool:
 def tell_resumed(backends: Mapping[str, Any], step: int) -> None:
     """Tell the backends that the steps after `step` are logged (again) from now on.
 
-    TensorBoard drops what an earlier process logged for them. A run of Weights & Biases covers one
-    process; its config says after which step it begins.
+    TensorBoard drops what an earlier process logged for them. The config of a Weights & Biases run,
+    which covers one process unless WANDB_RUN_ID is set, says after which step the process begins.
     """
     if "tensorboard" in backends:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -121,7 +121,9 @@ def tell_resumed(backends: Mapping[str, Any], step: int) -> None:
         first = step + 1 if step else 0  # a new run begins with a validation, as step 0
         backends["tensorboard"].writer.file_writer.add_event(Event(step=first, session_log=start))
     if "wandb" in backends and step > 0:
-        backends["wandb"].config.update({"resumed_after_step": step})
+        resumed = {"resumed_after_step": step}
+        # with WANDB_RUN_ID one run goes on, whose config has the step of the last resume
+        backends["wandb"].config.update(resumed, allow_val_change=True)
 
 
 class StepEnd:
