@@ -585,6 +585,11 @@ class VapoTraining(PPOTrainer):
         batch = super()._update_actor(for_models(batch), metrics)
         for name in [name for name in metrics if name.startswith("actor/vapo/")]:
             metrics[name.removeprefix("actor/")] = metrics.pop(name)  # veRL has prefixed them
+        if not math.isfinite(metrics.get("actor/grad_norm", 0.0)):  # veRL prints it in the worker
+            say(
+                f"WARNING: step {self.global_steps}: an update was skipped, since its gradient is "
+                "not finite (docs/troubleshooting.md)"
+            )
         self._monitor.begin(None)
         self._memory.end_phase("update_actor")
         return batch
