@@ -6,7 +6,8 @@ wherever the trainer waits. Rules, in this order:
 
 1. A process is gone: it died.
 2. A process was stopped, or waited for its disk, for `vapo.rollout.timeout_s` without using its
-   CPU: it hangs.
+   CPU: it hangs. Ray's threads use a little in a process that waits for its disk: it is not found,
+   and cannot be told from one in a long fsync.
 3. A phase made no progress for `vapo.rollout.timeout_s`: the process that holds it up hangs.
    Progress is tokens and responses in a rollout, micro-batches in a pass over the model, buckets in
    a weight transfer, bytes and CPU time in a save and while the workers start.
