@@ -1,9 +1,13 @@
-"""Results of a check: typed, as JSON, and as Markdown tables."""
+"""Results of a check: typed, as JSON, and as Markdown tables; the machine that they are of."""
 
+import importlib
 import json
+import os
+import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -12,6 +16,17 @@ from vapo_verl.files import atomic_write
 Figure: TypeAlias = float | int | str | None
 """A measured number, already rounded, or a word."""
 Status = Literal["passed", "failed", "skipped"]
+PACKAGES = (
+    "torch",
+    "triton",
+    "transformers",
+    "vllm",
+    "verl",
+    "ray",
+    "flash-attn",
+    "flashinfer-python",
+)
+"""Their versions are facts of a machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +68,7 @@ class CheckResult:
     command: str
     date: str
     machine: Mapping[str, Figure]
+    """From :func:`describe_machine`."""
     stages: tuple[StageResult, ...]
     seconds: float
     stopped: str = ""
@@ -63,6 +79,37 @@ class CheckResult:
         """All stages that ran passed, at least one ran, and the check was not stopped."""
         ran = [stage for stage in self.stages if stage.status != "skipped"]
         return bool(ran) and not self.stopped and all(s.status == "passed" for s in ran)
+
+
+def describe_machine() -> dict[str, Figure]:
+    """GPUs, driver side and versions; ``gpus`` is 0 where torch sees no CUDA device.
+
+    It imports torch, and leaves CUDA in use where there is a GPU: call it in a process of its own.
+    """
+    torch = importlib.import_module("torch")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    facts: dict[str, Figure] = {"gpus": count}
+    if count:
+        properties = torch.cuda.get_device_properties(0)
+        major, minor = torch.cuda.get_device_capability(0)
+        facts |= {
+            "gpu": properties.name,
+            "memory_gib": round(properties.total_memory / 2**30),
+            "capability": f"{major}.{minor}",
+        }
+    facts |= {
+        "cuda": torch.version.cuda,
+        "cpus": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+    }
+    return facts | {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def significant(value: float, digits: int = 2) -> float:

@@ -34,6 +34,11 @@ from vapo_verl.process_tree import guarded, terminate_tree
 POLL_S = 0.2
 TAIL_LINES = 12
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+DESCRIBE_MACHINE = """
+import json
+from vapo_verl.gpu_check.results import describe_machine
+print(json.dumps(describe_machine()))
+"""
 MACHINE_TIMEOUT_S = 120
 NATIVE_SAMPLER = {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
 """Training also samples by torch (`logprobs_mode=processed_logprobs`). FlashInfer's sampler is
@@ -179,13 +184,17 @@ def stopping() -> Iterator[Stop]:
 
 
 def machine_facts() -> dict[str, Figure]:
-    """The machine's description, from machine.py.
+    """The machine's description, from a process of its own.
 
     Raises:
         RuntimeError: torch cannot be imported; with the last line of its output.
     """
-    command = [sys.executable, "-m", "vapo_verl.gpu_check.machine"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=MACHINE_TIMEOUT_S)
+    done = subprocess.run(
+        [sys.executable, "-c", DESCRIBE_MACHINE],
+        capture_output=True,
+        text=True,
+        timeout=MACHINE_TIMEOUT_S,
+    )
     if done.returncode:
         raise RuntimeError(f"torch does not start: {_last(done.stderr.splitlines(), 1)}")
     return json.loads(done.stdout.splitlines()[-1])
