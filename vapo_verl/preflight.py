@@ -33,7 +33,8 @@ from vapo_verl.rollout.model_families import (
     read_config,
     read_hub_config,
 )
-from vapo_verl.rollout.outcome import check_outcome_reward, function_path
+from vapo_verl.rollout.reward_function import check_reward_function, function_path
+from vapo_verl.rollout.reward_judge import check_reward_judge
 from vapo_verl.settings import LACKING
 
 if TYPE_CHECKING:
@@ -876,7 +877,8 @@ CHECKS: tuple[Check, ...] = (
     Check("LoRA", check_lora),
     Check("LoRA's first pass", check_first_pass),
     Check("rollout correction", check_rollout_correction),
-    Check("reward function and judge", check_outcome_reward),
+    Check("reward function", check_reward_function),
+    Check("judge", check_reward_judge),
 )
 """In the order of a run's start, which stops at the first problem; the doctor reports all."""
 

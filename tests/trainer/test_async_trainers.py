@@ -7,8 +7,8 @@ from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
-from vapo_verl.rollout.outcome import JUDGE_FAILED
 from vapo_verl.trainer.async_trainers import VapoSeparateAsync
+from vapo_verl.trainer.metrics import JUDGE_FAILED
 from vapo_verl.trainer.replay_buffer import FAILED
 from vapo_verl.trainer.worker import PhaseMemory
 

@@ -1,6 +1,7 @@
 """Figures of a step, worked out by hand."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ import torch
 from tests.sample_records import anchor_result, sample_record
 from vapo_verl.config import VapoConfig
 from vapo_verl.trainer.metrics import (
+    FUNCTION_FAILED,
     anchor_metrics,
     attention_metrics,
+    failure_metrics,
     require_metric,
     reward_metrics,
     signal_metrics,
@@ -54,6 +57,14 @@ def test_agreement_is_of_pairs_that_judge_the_same_claim_of_the_same_prompt():
     # red: 1 of 3 pairs agrees, large: 0 of 1; another prompt's claim of the same words is alone
     assert agreement([*records, judged(red=False)], ["a", "a", "a", "b"]) == 1 / 4
     assert math.isnan(agreement(records, ["a", "b", "c"]))
+
+
+def test_failures_are_counted_by_what_failed():
+    reasons = Counter(
+        {"RewardFunctionFailed: a: KeyError": 2, "RewardFunctionFailed: b": 1, "ValueError: x": 4}
+    )
+    assert failure_metrics(reasons) == {FUNCTION_FAILED: 3}
+    assert failure_metrics(Counter()) == {}
 
 
 def test_reward_parts_are_means():

@@ -51,7 +51,6 @@ from vapo_verl.reward.components import (
 )
 from vapo_verl.reward.perception import attention_perception_score
 from vapo_verl.rollout.agent_loop_worker import failure_kind, reason_of
-from vapo_verl.rollout.outcome import Outcome, RewardFunction, judged
 from vapo_verl.rollout.prober import OneServerClient, Prober, prompt_session
 from vapo_verl.rollout.prompts import (
     PREPARED,
@@ -61,8 +60,11 @@ from vapo_verl.rollout.prompts import (
     preparations,
     shared_prompt,
 )
+from vapo_verl.rollout.reward_function import RewardFunction
+from vapo_verl.rollout.reward_judge import judge_response
 from vapo_verl.rollout.sample import (
     RECORD_FIELD,
+    Outcome,
     SampleRecord,
     SampleTimes,
     anchored_perception,
@@ -291,7 +293,7 @@ class VapoAgentLoop(SingleTurnAgentLoop):
         style = reference.get("style")
         style = style if style in (*ANSWER_STYLES, JUDGE_STYLE) else self.vapo.reward.answer_style
         if style == JUDGE_STYLE:
-            return await judged(self.vapo, row, text, prompt_end)
+            return await judge_response(self.vapo, row, text, prompt_end)
         return Outcome.of(
             await self.loop.run_in_executor(None, accuracy, text, reference["ground_truth"], style)
         )

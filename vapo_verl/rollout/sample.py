@@ -1,10 +1,10 @@
-"""The record of one finished response: its reward, anchors and times.
+"""The outcome of a response's answer, and the record of its reward, anchors and times.
 
-It travels from the agent loop to the trainer through the replay buffer, as plain values.
+The record travels from the agent loop to the trainer through the replay buffer, as plain values.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from vapo_verl.anchors.probe import Anchor, AnchorResult
@@ -15,6 +15,23 @@ from vapo_verl.reward.perception import perception_score
 RECORD_FIELD = "vapo"
 """Key of the plain record in veRL's ``extra_fields``."""
 Part = TypeVar("Part")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The score of an answer."""
+
+    score: float
+    """R_acc, in [0, 1]."""
+    correct: bool
+    """Opens the gate of the anchors, and lets the response earn R_perc."""
+    info: Mapping[str, float | str] = field(default_factory=dict)
+    """What a user's function returned beside its score."""
+
+    @classmethod
+    def of(cls, accuracy: float) -> "Outcome":
+        """The outcome of a rule: 1 is correct."""
+        return cls(score=accuracy, correct=accuracy == 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +104,7 @@ class SampleRecord:
 
 def _part(cls: type[Part], plain: Mapping[str, Any], **typed: Any) -> Part:
     """A dataclass from the plain values of its fields, except those that are `typed`."""
-    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    names = [each.name for each in fields(cls)]  # type: ignore[arg-type]
     return cls(**{name: typed[name] if name in typed else plain[name] for name in names})
 
 

@@ -16,10 +16,10 @@ from verl.workers.rollout.llm_server import LLMServerClient
 
 from vapo_verl.patches.upstream import mute_separate_trainer
 from vapo_verl.rollout.correction import bypasses
-from vapo_verl.rollout.outcome import FAILURES
 from vapo_verl.rollout.partial_rollout import PartialRolloutClient
 from vapo_verl.rollout.transfer import KVBatchMeta
 from vapo_verl.trainer import liveness
+from vapo_verl.trainer.metrics import FAILURES
 from vapo_verl.trainer.replay_buffer import FAILED
 from vapo_verl.trainer.trainer import VapoTraining
 from vapo_verl.trainer.worker import VapoDetachedWorker

@@ -6,6 +6,7 @@ A mean over nothing is nan, not 0: a step that probed no response has no anchor 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ from vapo_verl.anchors.signal import (
 from vapo_verl.config import VapoConfig
 from vapo_verl.rollout import model_families
 from vapo_verl.rollout.prompts import stored_images, uid_of
+from vapo_verl.rollout.reward_function import RewardFunctionFailed, function_path
+from vapo_verl.rollout.reward_judge import JudgeFailed
 from vapo_verl.rollout.sample import RECORD_FIELD, SampleRecord
 from vapo_verl.rollout.transfer import LAYERS_FIELD, read_columns
 from vapo_verl.run_folder.rollouts import small_images
@@ -50,12 +53,36 @@ FIELDS = [
     "data_source",
     "index",
 ]
+FUNCTION_FAILED, JUDGE_FAILED = "vapo/reward/function_failed", "vapo/reward/judge_failed"
+FAILURES = {FUNCTION_FAILED: RewardFunctionFailed, JUDGE_FAILED: JudgeFailed}
+"""Metric -> the error whose responses it counts."""
 
 
 def reward_metrics(records: Sequence[SampleRecord]) -> dict[str, float]:
     """Means of the reward's parts, before their weights, and of the total."""
     parts = ("accuracy", "format", "perception", "total")
     return {f"vapo/reward/{part}": mean(getattr(r.reward, part) for r in records) for part in parts}
+
+
+def failure_metrics(reasons: Counter[str]) -> dict[str, int]:
+    """How many of a step's responses failed in a user's function or in the judge.
+
+    Args:
+        reasons: of row failures, by "Type: message".
+    """
+    counts = {
+        metric: sum(n for reason, n in reasons.items() if reason.startswith(f"{error.__name__}:"))
+        for metric, error in FAILURES.items()
+    }
+    return {metric: count for metric, count in counts.items() if count}
+
+
+def used_metrics(config: Any) -> frozenset[str]:
+    """The failure metrics that responses of a composed config may have."""
+    function, judge = function_path(config), config.vapo.reward.judge.model
+    return frozenset(
+        name for name, on in ((FUNCTION_FAILED, function), (JUDGE_FAILED, judge)) if on
+    )
 
 
 def anchor_metrics(records: Sequence[SampleRecord]) -> dict[str, float]:

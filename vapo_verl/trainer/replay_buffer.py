@@ -19,7 +19,6 @@ from vapo_verl.console import say
 from vapo_verl.methods import Method, Progress, StepTokens
 from vapo_verl.rollout.agent_loop_worker import FAILURE_TAG, REASON_TAG
 from vapo_verl.rollout.correction import mismatch
-from vapo_verl.rollout.outcome import failure_metrics
 from vapo_verl.rollout.prompts import MASKED_LOG_PROBS, clear_prompts_except, uid_of
 from vapo_verl.rollout.sample import RECORD_FIELD, SampleRecord
 from vapo_verl.rollout.transfer import (
@@ -31,6 +30,7 @@ from vapo_verl.rollout.transfer import (
     tags_in,
     write,
 )
+from vapo_verl.trainer.metrics import failure_metrics
 
 __all__ = [
     "CountedReplayBuffer",

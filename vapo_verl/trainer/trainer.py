@@ -39,13 +39,13 @@ from vapo_verl.rollout import server as rollout_server
 from vapo_verl.rollout.agent_loop import VapoAgentLoop, run_format_check
 from vapo_verl.rollout.agent_loop_worker import reason_of
 from vapo_verl.rollout.correction import BYPASS_LOSS, bypasses
-from vapo_verl.rollout.outcome import info_means, used_metrics
 from vapo_verl.rollout.prompts import (
     clear_prompts_except,
     prepare_seconds,
     prompt_uid,
     uid_of,
 )
+from vapo_verl.rollout.reward_function import info_means
 from vapo_verl.rollout.transfer import KVBatchMeta, for_models, keys_in
 from vapo_verl.run_folder import RunFolderError, checkpoints
 from vapo_verl.run_folder.layout import METRICS_FILE, VALIDATION_FILE, write_config
@@ -77,6 +77,7 @@ from vapo_verl.trainer.metrics import (
     sample_rows,
     signal_metrics,
     stats_metrics,
+    used_metrics,
     validation_metrics,
 )
 from vapo_verl.trainer.replay_buffer import (

@@ -6,7 +6,9 @@ import pytest
 
 from tests.evaluation.benchmarks.chat_server import Reply, Request, chat_server
 from tests.system.smoke import metrics, rollouts
-from vapo_verl.rollout.outcome import FUNCTION_FAILED, FUNCTION_KEY, JUDGE_FAILED, JUDGE_KEY
+from vapo_verl.rollout.reward_function import FUNCTION_KEY
+from vapo_verl.rollout.reward_judge import JUDGE_KEY
+from vapo_verl.trainer.metrics import FUNCTION_FAILED, JUDGE_FAILED
 from vapo_verl.trainer.replay_buffer import FAILED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
