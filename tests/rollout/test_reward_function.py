@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 from importlib.machinery import EXTENSION_SUFFIXES
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from tests.paths import ROOT
 from tests.rollout.rewarded import ROW, composed, until
 from vapo_verl.launch import make_paths_absolute
 from vapo_verl.rollout.agent_loop_worker import failure_kind, reason_of
 from vapo_verl.rollout.reward_function import (
     FUNCTION_KEY,
+    OWN_NAMES,
     RewardFunction,
     RewardFunctionFailed,
     check_reward_function,
@@ -429,6 +432,48 @@ def test_a_function_that_its_call_fits_is_taken(tmp_path, head, arguments):
     path.write_text(f"{head}: return 1\n")
     given = [f"{FUNCTION_KEY}.reward_kwargs.{name}=1" for name in arguments]
     check_reward_function(composed(f"{FUNCTION_KEY}.path={path}", f"{FUNCTION_KEY}.name=f", *given))
+
+
+@pytest.mark.parametrize(
+    ("body", "name", "line"),
+    [
+        ("    return {'score': 1.0, 'acc': 1, 'format': 0.0}", "format", 2),
+        ("    if _:\n        return {'score': 0, **_, 'reward': 1}\n    return 1", "reward", 3),
+        ("    return dict(score=0, truncated=True, **_)", "truncated", 2),
+    ],
+)
+@pytest.mark.parametrize("head", ["def f(**_)", "async def f(**_)"])
+def test_a_function_that_returns_a_name_of_this_package_is_refused(
+    tmp_path, head, body, name, line
+):
+    path = tmp_path / "rewards.py"
+    path.write_text(f"{head}:\n{body}\n")
+    message = refused(f"{FUNCTION_KEY}.path={path}", f"{FUNCTION_KEY}.name=f")
+    assert message.startswith(f"{FUNCTION_KEY}.name='f' in {path} returns {name!r} in line {line}")
+    assert message.endswith(": rename it")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return {'score': 1.0, 'acc': 1, 'format_score': 0.0}",
+        "return dict(score=0, pred='format')",
+        "return {'score': {'format': 1}['format']}",
+        "inner = lambda: {'format': 1}\n    return {'score': inner()['format']}",
+        "def inner(): return {'format': 1}\n    return {'score': inner()['format']}",
+        "parts = {'format': 1}\n    return {'score': 1, 'f': parts['format']}",
+    ],
+)
+def test_a_name_of_this_package_that_is_not_returned_is_no_matter(tmp_path, body):
+    path = tmp_path / "rewards.py"
+    path.write_text(f"def f(**_):\n    {body}\n")
+    check_reward_function(composed(f"{FUNCTION_KEY}.path={path}", f"{FUNCTION_KEY}.name=f"))
+
+
+def test_the_page_lists_the_names_of_this_package():
+    page = (ROOT / "docs" / "rewards.md").read_text()
+    [row] = [line for line in page.splitlines() if line.startswith("| refused names")]
+    assert set(re.findall(r"`(\w+)`", row)) == {*OWN_NAMES, "format_score"}
 
 
 def test_workers_get_absolute_paths(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import asyncio
 import copy
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,9 @@ def _check_function(path: str, name: object, arguments: Sequence[str]) -> None:
         )
     binding = next((each for each in reversed(body) if name in _names_of(each)), None)
     if isinstance(binding, ast.FunctionDef | ast.AsyncFunctionDef) and not binding.decorator_list:
-        _check_call(f"{FUNCTION_KEY}.name={name!r} in {path}", binding.args, arguments)
+        what = f"{FUNCTION_KEY}.name={name!r} in {path}"
+        _check_call(what, binding.args, arguments)
+        _check_returned_names(what, binding)
     elif isinstance(binding, ast.Assign) and isinstance(binding.value, ast.Constant):
         raise ValueError(f"{FUNCTION_KEY}.name={name!r} is a constant in {path}; name a function")
 
@@ -141,6 +143,35 @@ def _check_call(what: str, takes: ast.arguments, arguments: Sequence[str]) -> No
             f"{what} is called with {', '.join(f'{name}=' for name in given)} and {problem}; "
             "correct its arguments, or reward_kwargs"
         )
+
+
+def _check_returned_names(what: str, function: ast.AST) -> None:
+    """Refuse a function that returns ``{...}`` or ``dict(...)`` with a name of this package."""
+    for statement in _returns_in(function):
+        for name in _names_in(statement.value):
+            if name in OWN_NAMES:
+                raise ValueError(
+                    f"{what} returns {name!r} in line {statement.lineno}; this package reports "
+                    f"values under {', '.join(sorted(OWN_NAMES))}: rename it"
+                )
+
+
+def _returns_in(node: ast.AST) -> Iterator[ast.Return]:
+    """The return statements of a function, without those of functions inside."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Return):
+            yield child
+        elif not isinstance(child, _DEFINITIONS):
+            yield from _returns_in(child)
+
+
+def _names_in(value: ast.expr | None) -> list[object]:
+    """Names in a mapping that is spelled out; for another expression none."""
+    if isinstance(value, ast.Dict):
+        return [key.value for key in value.keys if isinstance(key, ast.Constant)]
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "dict":
+        return [keyword.arg for keyword in value.keywords]
+    return []
 
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
