@@ -48,6 +48,10 @@ from vapo_verl.rollout.sample import Outcome
             {"score": 0, "pred": np.str_("caf\u00e9"), "\u00e9tapes": math.inf},
             Outcome(score=0.0, correct=False, info={"pred": "caf\u00e9", "\u00e9tapes": math.inf}),
         ),
+        (
+            {"score": 1, "acc": 1, "pred": None, "steps": None},
+            Outcome(score=1.0, correct=True, info={"acc": 1.0}),
+        ),
     ],
 )
 def test_a_score_is_a_number_or_a_mapping_with_one(result, outcome):
@@ -74,6 +78,8 @@ def test_a_score_is_a_number_or_a_mapping_with_one(result, outcome):
         ({"reward": 1.0}, r"a mapping of \['reward'\]; give it a 'score'"),
         ({"score": None}, "its score is a NoneType"),
         ({"score": 1.0, "acc": "yes"}, "its acc is a str"),
+        ({"score": 1.0, "acc": None}, "its acc is a NoneType; give a number"),
+        ({"score": 1.0, "format": None}, "'format', which is a name of this package"),
         ({"score": 1.0, "acc": 3}, "its acc is 3.0"),
         ({"score": 1.0, "format": 0.0}, "'format', which is a name of this package; rename it"),
         ({"score": 1.0, "parts": {"a": 1}}, "'parts' is a dict; give a number"),
@@ -157,7 +163,8 @@ async def waits(**arguments):
 
 
 def varies(solution_str, **arguments):
-    return {"score": 0.0, "pred": int(solution_str) if solution_str.isdecimal() else "none"}
+    values = {"": None, "7": 7, "8": 8}
+    return {"score": 0.0, "pred": values.get(solution_str, "none")}
 
 
 def says_bytes(**arguments):
@@ -175,13 +182,21 @@ def other_arguments(text, truth):
 
 @pytest.fixture
 def function(tmp_path):
-    """`function("name", reward_kwargs...)` -> the user's function of that name."""
+    """`function("name", reward_kwargs...)` -> the user's function of that name.
+
+    `filtered`: what a group filter compares.
+    """
     path = tmp_path / "rewards.py"
     path.write_text(FUNCTIONS)
 
-    def load(name, **arguments):
+    def load(name, filtered=None, **arguments):
         settings = {"path": str(path), "name": name, "reward_kwargs": arguments}
-        return RewardFunction.of(OmegaConf.create({"reward": {"custom_reward_function": settings}}))
+        groups = {"enable": filtered is not None, "metric": filtered}
+        config = {
+            "reward": {"custom_reward_function": settings},
+            "algorithm": {"filter_groups": groups},
+        }
+        return RewardFunction.of(OmegaConf.create(config))
 
     return load
 
@@ -242,10 +257,22 @@ async def test_a_response_that_is_cancelled_takes_its_function_with_it(function)
 async def test_a_name_that_is_now_a_number_and_now_a_text_is_refused(function):
     """veRL averages a validation's numbers: a text among them would end the run."""
     varies = function("varies")
+    assert (await varies.score("", ROW, {})).info == {}
     assert (await varies.score("7", ROW, {})).info == {"pred": 7.0}
     with pytest.raises(RewardFunctionFailed, match="'pred' is a text, and a number for another"):
         await varies.score("seven", ROW, {})
+    assert (await varies.score("", ROW, {})).info == {}
     assert (await varies.score("8", ROW, {})).info == {"pred": 8.0}
+
+
+async def test_none_is_refused_under_the_name_that_a_group_filter_compares(function):
+    """veRL's filter ends the run at a response without it."""
+    by_pred = function("varies", filtered="pred")
+    assert (await by_pred.score("7", ROW, {})).info == {"pred": 7.0}
+    with pytest.raises(RewardFunctionFailed, match="'pred' is a NoneType; give a number"):
+        await by_pred.score("", ROW, {})
+    by_reward = function("varies", filtered="reward")
+    assert (await by_reward.score("", ROW, {})).info == {}
 
 
 def test_numbers_of_a_function_are_averaged_under_its_names():
@@ -269,7 +296,7 @@ async def test_the_loop_takes_the_functions_score_and_its_word_for_the_gate(
     path = tmp_path / "rewards.py"
     path.write_text(
         "def half(solution_str, **_):\n"
-        "    return {'score': 0.5, 'acc': 1, 'length': len(solution_str)}\n"
+        "    return {'score': 0.5, 'acc': 1, 'length': len(solution_str), 'pred': None}\n"
         "def none(**_):\n"
         "    return 0.0\n"
         "def broken(**_):\n"
@@ -282,7 +309,7 @@ async def test_the_loop_takes_the_functions_score_and_its_word_for_the_gate(
     assert reward["accuracy"] == 0.5
     assert output.reward_score == pytest.approx(0.5 + reward["format"] + 0.1 * reward["perception"])
     info = output.extra_fields["reward_extra_info"]
-    assert info["acc"] == 1.0 and info["length"] > 0
+    assert info["acc"] == 1.0 and info["length"] > 0 and "pred" not in info
 
     output = await run_loop(dataset[0], asked, f"{FUNCTION_KEY}.name=none")
     assert output.extra_fields["vapo"]["anchors"] == []

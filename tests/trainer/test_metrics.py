@@ -191,6 +191,19 @@ def test_a_response_that_failed_in_a_validation_is_not_incorrect(validated):
     assert not any("success_only" in name for name in values)
 
 
+def test_a_name_that_some_responses_do_not_report_is_averaged_over_the_others(validated):
+    infos = {  # None is what veRL's validation fills in
+        "reward": [1.0, 0.0, 1.0, 0.0],
+        "acc": [1.0, 0.0, 1.0, 0.0],
+        "steps": [2.0, None, None, 6.0],
+        "pred": ["7", None, None, "8"],
+    }
+    values = validated(["quiz"] * 4, ["a", "a", "b", "b"], infos, None)
+    assert values["val-aux/quiz/steps/mean@1"] == pytest.approx((2 + 6) / 2)
+    assert values["val-core/quiz/acc/mean@2"] == pytest.approx(2 / 4)
+    assert not any("/maj@" in name for name in values)  # each prompt lacks one of its votes
+
+
 def test_an_unknown_metric_of_the_best_checkpoint_is_refused_with_those_there_are():
     values = {"val/quiz/accuracy": 0.5, "val/quiz/unparsed": 0.1}
     require_metric(values, "val/quiz/accuracy")

@@ -199,10 +199,13 @@ class RewardFunction:
     runs in a thread, or a coroutine function. It returns R_acc in [0, 1] as a number, or a mapping
     with it as ``score``. The mapping's ``acc``, if any, says in place of the score whether the
     answer is correct (1 is); other numbers and texts are reported.
+
+    Args:
+        compared: the name by which a group filter compares responses, if there is a filter.
     """
 
-    def __init__(self, call: Callable[..., Any], name: str) -> None:
-        self._call, self._name = call, name
+    def __init__(self, call: Callable[..., Any], name: str, compared: str | None = None) -> None:
+        self._call, self._name, self._compared = call, name, compared
         self._types: dict[str, type] = {}
         """Type of the values under each name of a mapping: veRL averages numbers, but not texts."""
 
@@ -213,7 +216,9 @@ class RewardFunction:
         if path is None:
             return None
         settings = config.reward.custom_reward_function
-        key = (path, str(settings.get("name")), repr(settings.get("reward_kwargs")))
+        groups = (config.get("algorithm") or {}).get("filter_groups") or {}
+        compared = groups.get("metric") if groups.get("enable") else None
+        key = (path, str(settings.get("name")), repr(settings.get("reward_kwargs")), compared)
         if key not in _loaded:
             from verl.trainer.ppo.reward import get_custom_reward_fn
 
@@ -223,7 +228,7 @@ class RewardFunction:
             except (Exception, SystemExit) as error:
                 raise RewardFunctionFailed(f"{name}: {_said(error)}") from error
             assert call is not None
-            _loaded[key] = cls(call, name)
+            _loaded[key] = cls(call, name, compared)
         return _loaded[key]
 
     async def score(
@@ -259,7 +264,7 @@ class RewardFunction:
         if error is not None:
             raise RewardFunctionFailed(f"{self._name}: {_said(error)}") from error
         try:
-            outcome = read_score(result)
+            outcome = read_score(result, self._compared)
             self._check_types(outcome.info)
         except ValueError as problem:
             raise RewardFunctionFailed(f"{self._name}: {problem}") from None
@@ -275,7 +280,7 @@ class RewardFunction:
                 )
 
 
-_loaded: dict[tuple[str, str, str], RewardFunction] = {}
+_loaded: dict[tuple[str, str, str, str | None], RewardFunction] = {}
 
 
 _KINDS = {float: "a number", str: "a text"}
@@ -303,8 +308,14 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def read_score(result: object) -> Outcome:
+def read_score(result: object, compared: str | None = None) -> Outcome:
     """Read the return value of a user's function.
+
+    A name with the value None is not reported for this response; in veRL's validation metrics and
+    in :func:`info_means` each name is of the responses that have it.
+
+    Args:
+        compared: a name that may not be None: a group filter ends the run at a response without it.
 
     Raises:
         ValueError: it is no score; the message says what to return.
@@ -319,7 +330,7 @@ def read_score(result: object) -> Outcome:
     for name, value in result.items():
         if not isinstance(name, str) or name in OWN_NAMES:
             raise ValueError(f"it returned {name!r}, which is a name of this package; rename it")
-        if name != "score":
+        if name != "score" and (value is not None or name == compared):
             is_text = isinstance(value, str)
             info[name] = _text(value, name) if is_text else _number(value, f"{name!r} is")
     return Outcome(score=score, correct=accuracy == 1, info=info)
