@@ -92,7 +92,7 @@ def _own_options(entry: object) -> dict[str, Any]:
     return {name: fields[name] for name in IMAGE_OPTIONS if fields.get(name) is not None}
 
 
-def load_image(entry: object, *, base: Path = Path(), fetch: bool = False) -> Image.Image:
+def load_image(entry: object, *, fetch: bool = False) -> Image.Image:
     """The image of `entry` in 8-bit RGB: the pixels that every part of this package sees.
 
     The rule, in this order:
@@ -110,7 +110,6 @@ def load_image(entry: object, *, base: Path = Path(), fetch: bool = False) -> Im
         entry: encoded bytes; a path; a `file://` address; a `data:` URI; {bytes, path, image} with
             one of them set, as the `datasets` library has it; a PIL image; an array of height x
             width, or height x width x 1, 2, 3 or 4 channels, of uint8, uint16, bool or float.
-        base: where a relative path starts.
         fetch: download `http(s)://` addresses; they are refused otherwise.
 
     Raises:
@@ -126,7 +125,7 @@ def load_image(entry: object, *, base: Path = Path(), fetch: bool = False) -> Im
         if not fetch:
             raise BadCell("images", f"an address: {_name(source)}", "download it and give its path")
         source = _fetched(source)
-    with _readable(_name(source)), Image.open(_file(source, base)) as image:
+    with _readable(_name(source)), Image.open(_file(source)) as image:
         return upright_rgb(image)
 
 
@@ -149,7 +148,7 @@ class ImageHeader:
     """Any decoder gives the pixels of :func:`load_image`: 8 bits, opaque, upright, one frame."""
 
 
-def read_header(entry: object, *, base: Path = Path()) -> ImageHeader:
+def read_header(entry: object) -> ImageHeader:
     """Describe an image by its header; no pixel is decoded.
 
     Raises:
@@ -159,7 +158,7 @@ def read_header(entry: object, *, base: Path = Path()) -> ImageHeader:
     source = image_source(entry)
     if isinstance(source, str) and is_remote(source):
         raise BadCell("images", f"an address: {_name(source)}", "download it and give its path")
-    with Image.open(_file(source, base)) as image:
+    with Image.open(_file(source)) as image:
         return _header(image)
 
 
@@ -173,7 +172,7 @@ def check_image(source: bytes | str, *, decode: bool = False) -> ImageHeader:
     """
     if isinstance(source, str) and is_remote(source):
         raise BadCell("images", f"an address: {_name(source)}", "download it and give its path")
-    with _readable(_name(source)), Image.open(_file(source, Path())) as image:
+    with _readable(_name(source)), Image.open(_file(source)) as image:
         header = _header(image)
         check_size(header.width, header.height)
         decode = decode or not _is_complete(image)
@@ -348,8 +347,8 @@ def _decoded_uri(uri: str) -> bytes:
         raise BadCell("images", found, "write data:image/png;base64,...") from error
 
 
-def _file(source: bytes | str, base: Path) -> io.BytesIO | Path:
-    return io.BytesIO(source) if isinstance(source, bytes) else base / local_path(source)
+def _file(source: bytes | str) -> io.BytesIO | Path:
+    return io.BytesIO(source) if isinstance(source, bytes) else local_path(source)
 
 
 def _name(source: bytes | str) -> str:
