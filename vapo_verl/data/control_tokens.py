@@ -85,18 +85,12 @@ class ControlTokens:
         found = (match[0] for match in self._pattern.finditer(text))
         return next((word for word in found if word not in allowed), None)
 
-    def hide(self, text: str, *, allowed: Sequence[str] = ()) -> str:
+    def hide(self, text: str) -> str:
         """The text with an escape after the first character of each control token."""
-        while True:
-            hidden = self._pattern.sub(
-                lambda match: (
-                    match[0] if match[0] in allowed else match[0][0] + ESCAPE + match[0][1:]
-                ),
-                text,
-            )
-            if hidden == text:  # an occurrence may have overlapped another
-                return text
-            text = hidden
+        num_hidden = 1
+        while num_hidden:  # again, as an occurrence may have overlapped another
+            text, num_hidden = self._pattern.subn(lambda m: m[0][0] + ESCAPE + m[0][1:], text)
+        return text
 
 
 def tokenizer_tokens(folder: Path) -> tuple[str, ...] | None:
