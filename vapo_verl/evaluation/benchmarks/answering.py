@@ -330,7 +330,6 @@ def ask_concurrently(
     num_requests: int,
     max_concurrency: int,
     ask: Callable[[PatientAsker, int], Any],
-    retry: RetryOptions | None = None,
     top_p: float | None = None,
 ) -> None:
     """Run `ask(asker, number)` for every number, at most `max_concurrency` at once.
@@ -345,7 +344,7 @@ def ask_concurrently(
 
     async def run() -> None:
         async with Endpoint(options, top_p=top_p) as endpoint:
-            asker = PatientAsker(endpoint, Pacer(), retry or RetryOptions(), RunCounts())
+            asker = PatientAsker(endpoint, Pacer(), RetryOptions(), RunCounts())
             numbers = iter(range(num_requests))
 
             async def work() -> None:
