@@ -6,7 +6,7 @@ import re
 import httpx
 import pytest
 from huggingface_hub.errors import OfflineModeIsEnabled
-from transformers import AutoConfig, Qwen3_5Config
+from transformers import AutoConfig, Qwen2_5_VLConfig, Qwen3_5Config
 
 from tests.composing import compose_once
 from tests.paths import ROOT
@@ -202,6 +202,22 @@ def test_layers_of_a_plain_model_are_all():
     config = AutoConfig.from_pretrained(model_dir()).to_dict()
     assert softmax_layers(config) == [0, 1, 2, 3, 4, 5]
     assert captured_layers(config, None) == [1, 4]
+    assert captured_layers(config, "all") == [0, 1, 2, 3, 4, 5]
+    assert captured_layers(config, (4, 0)) == [0, 4]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "found"),
+    [
+        (["linear_attention", "linear_attention", "linear_attention", "full_attention"], [3]),
+        (["sliding_attention", "full_attention"] * 2, [0, 1, 2, 3]),
+    ],
+)
+def test_layers_of_another_kind_are_not_captured(kinds, found):
+    model = Qwen2_5_VLConfig()
+    model.text_config.num_hidden_layers = 4
+    model.text_config.layer_types = kinds
+    assert captured_layers(model.get_text_config(decoder=True).to_dict(), "all") == found
 
 
 def test_without_softmax_there_is_nothing_to_capture():

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PretrainedConfig
 
 from vapo_verl.advantage.grpo import RewardParts, advantage_origin
 from vapo_verl.advantage.vapo import AdvantageStats
@@ -27,7 +26,6 @@ from vapo_verl.anchors.signal import (
     perception_spread,
 )
 from vapo_verl.config import VapoConfig
-from vapo_verl.rollout import model_families
 from vapo_verl.rollout.prompts import stored_images, uid_of
 from vapo_verl.rollout.reward_function import RewardFunctionFailed, function_path
 from vapo_verl.rollout.reward_judge import JudgeFailed
@@ -304,11 +302,6 @@ def sample_rows(
         }
         for i, key in enumerate(keys)
     ]
-
-
-def captured_layers(layers: str | Sequence[int] | None, model: PretrainedConfig) -> list[int]:
-    """Decoder layers in ``visual_attention_layers``, for a value of ``vapo.attention.layers``."""
-    return model_families.captured_layers(model.get_text_config(decoder=True).to_dict(), layers)
 
 
 def _images_by_uid(keys: Sequence[str]) -> dict[str, list[bytes | None]]:

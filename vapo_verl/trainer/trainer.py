@@ -39,6 +39,7 @@ from vapo_verl.rollout import server as rollout_server
 from vapo_verl.rollout.agent_loop import VapoAgentLoop, run_format_check
 from vapo_verl.rollout.agent_loop_worker import reason_of
 from vapo_verl.rollout.correction import BYPASS_LOSS, bypasses
+from vapo_verl.rollout.model_families import captured_layers
 from vapo_verl.rollout.prompts import (
     clear_prompts_except,
     prepare_seconds,
@@ -68,7 +69,6 @@ from vapo_verl.trainer.checkpoint_extras import (
 from vapo_verl.trainer.metrics import (
     anchor_metrics,
     attention_metrics,
-    captured_layers,
     mean,
     origin_metrics,
     require_metric,
@@ -672,7 +672,8 @@ class VapoTraining(PPOTrainer):
         if not (attention.enabled and attention.per_layer):
             return None
         model: HFModelConfig = omega_conf_to_dataclass(self.config.actor_rollout_ref.model)
-        return captured_layers(attention.layers, model.hf_config)
+        text = model.hf_config.get_text_config(decoder=True)
+        return captured_layers(text.to_dict(), attention.layers)
 
     def _save_checkpoint(self) -> None:
         """veRL's checkpoint; it is complete once the step is logged (:class:`StepEnd`)."""
