@@ -83,6 +83,11 @@ def shown(value: object) -> str:
     return f"{text} ({type(value).__name__})"
 
 
+def number_of(count: int, noun: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def shortened(text: str) -> str:
     """A message of another library as one line of bounded length."""
     line = " ".join(text.split())

@@ -32,7 +32,7 @@ from vapo_verl.data.claims_column import (
     is_balanced,
     read_claims,
 )
-from vapo_verl.data.errors import BadCell, FileError, ProblemLog, require_other_file
+from vapo_verl.data.errors import BadCell, FileError, ProblemLog, number_of, require_other_file
 from vapo_verl.data.images import (
     ImageHeader,
     check_file,
@@ -147,7 +147,7 @@ class CheckReport:
         )
         return (
             *(f"{_rows(count)} {what}" for count, what in counted if count),
-            *(f"{_counted(count, 'image')} {what}" for count, what in images if count),
+            *(f"{number_of(count, 'image')} {what}" for count, what in images if count),
         )
 
     def __str__(self) -> str:
@@ -331,11 +331,7 @@ def _decode_every(decode: bool | int, num_rows: int) -> int:
 
 
 def _rows(count: int) -> str:
-    return _counted(count, "row")
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return number_of(count, "row")
 
 
 class RowCounts:

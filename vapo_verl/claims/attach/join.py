@@ -11,7 +11,7 @@ from vapo_verl.claims.images import cell_bytes, image_key
 from vapo_verl.claims.options import AttachOptions
 from vapo_verl.claims.shards import ClaimRecord, read_records
 from vapo_verl.data.claims_column import Claim, normalized_text, read_claims
-from vapo_verl.data.errors import FileError
+from vapo_verl.data.errors import FileError, number_of
 from vapo_verl.data.images import image_source, is_remote
 
 _decode = msgspec.msgpack.Decoder(list[tuple[str, bool]]).decode
@@ -118,7 +118,7 @@ class AttachReport:
             (self.num_rows_dropped, "row", "without claims left out"),
         )
         return (
-            f"{self.out}: {_counted(self.num_rows - self.num_rows_dropped, 'row')} written,"
+            f"{self.out}: {number_of(self.num_rows - self.num_rows_dropped, 'row')} written,"
             f" {_part_of(self.num_rows_with_claims, self.num_rows)} with claims{_listed(notes)}"
         )
 
@@ -135,7 +135,7 @@ class AttachReport:
             (self.num_images_remote, "image", "behind an address, not fetched"),
             (self.num_records_short, "record", f"of under {self.min_claims} claims passed over"),
         )
-        rows = _counted(self.num_rows_without_claims, "row")
+        rows = number_of(self.num_rows_without_claims, "row")
         return f"{rows} without claims: {shown}{more}{_listed(notes)}"
 
     def _claims(self) -> str:
@@ -238,13 +238,9 @@ def _part_of(part: int, total: int) -> str:
     return f"{part} of {total} ({part / total:.1%})"
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def _listed(notes: tuple[tuple[int, str, str], ...]) -> str:
     """The notes with a nonzero count, as ` (3 rows with this, 1 image of that)`."""
-    text = ", ".join(f"{_counted(count, noun)} {what}" for count, noun, what in notes if count)
+    text = ", ".join(f"{number_of(count, noun)} {what}" for count, noun, what in notes if count)
     return f" ({text})" if text else ""
 
 
