@@ -34,7 +34,7 @@ ROWS_FILE = "training_rows.json"
 ACCEPT_KEY = "vapo.accept_changes"
 MODEL_KEY = "actor_rollout_ref.model.path"
 TOKENIZER_KEY = "actor_rollout_ref.model.tokenizer_path"
-FUNCTION_KEY = "reward.custom_reward_function.path"
+REWARD_FILE_KEY = "reward.custom_reward_function.path"
 FILE_KEYS = ("data.train_files", "data.val_files")
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json"),
@@ -234,7 +234,7 @@ def changes_since(
         pairs = {key: pair for key, pair in pairs.items() if not is_within(key, [group])}
         pairs[group] = (value_at(old_config, group) or {}, value_at(config, group) or {})
     stored = _read_inputs(run_dir)
-    for key in (*FILE_KEYS, MODEL_KEY, TOKENIZER_KEY, FUNCTION_KEY):
+    for key in (*FILE_KEYS, MODEL_KEY, TOKENIZER_KEY, REWARD_FILE_KEY):
         if key in stored and key in inputs:  # not by path: a file can move, and can change
             same = _contents(stored[key]) == _contents(inputs[key])
             pairs[key] = (None, None) if same else (_Files(stored[key]), _Files(inputs[key]))
@@ -439,7 +439,7 @@ def inputs_of(config: Mapping[str, Any]) -> dict[str, Any]:
     and the reward function's file: sizes, rows, and a hash of the first and last 64 KiB of each.
     Files that are not on this machine are left out."""
     files: dict[str, list[Path]] = {}
-    for key in (*FILE_KEYS, FUNCTION_KEY):
+    for key in (*FILE_KEYS, REWARD_FILE_KEY):
         value = value_at(config, key)
         paths = [Path(file) for file in ([value] if isinstance(value, str) else value or [])]
         if all(path.is_file() for path in paths):
