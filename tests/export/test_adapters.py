@@ -118,6 +118,17 @@ def test_the_adapter_folder_holds_peft_files_and_the_tokenizer(lora_run):
         assert str(model_dir()).encode() not in file.read_bytes(), file.name
 
 
+def test_an_adapter_comes_with_the_limits_of_the_run_and_how_to_serve_them(lora_run):
+    config = OmegaConf.load(lora_run.path / "config.yaml")
+    config.data.max_pixels = 31360
+    OmegaConf.save(config, lora_run.path / "config.yaml")
+    out = write_model_folder(lora_run.path, adapter=True)
+    size = json.loads((out / "processor_config.json").read_text())["image_processor"]["size"]
+    assert size == {"shortest_edge": 784, "longest_edge": 31360}
+    card = (out / "README.md").read_text()
+    assert "--mm-processor-kwargs" in card and "--chat-template THIS_FOLDER" in card
+
+
 def test_the_card_says_what_was_merged(lora_run):
     out = write_model_folder(lora_run.path, dtype="float32")
     text = (out / "README.md").read_text()

@@ -1,19 +1,22 @@
 """A model folder appears complete, holds the trained weights, and nothing else."""
 
+import json
 import shutil
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.checkpoints import mark_complete
 from tests.export.conftest import SHARD
+from vapo_verl.data.images import resized
 from vapo_verl.digits.model import model_dir
 from vapo_verl.digits.model.random_models import make_random_model
 from vapo_verl.export import model_folder
-from vapo_verl.export.model_folder import atomic_folder, write_model_folder
+from vapo_verl.export.model_folder import PROCESSOR_FILE, atomic_folder, write_model_folder
 from vapo_verl.export.source import ExportError
 from vapo_verl.run_folder.layout import write_config
 
@@ -172,3 +175,59 @@ def test_a_folder_appears_with_all_its_files(tmp_path):
         assert not folder.exists()
     assert [file.name for file in folder.iterdir()] == ["file"]
     assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.fixture
+def limited(run):
+    """`limited("out", min_pixels=...)`: the export of a run with these limits."""
+    run.save(4)
+
+    def export(name, **limits):
+        config = OmegaConf.load(run.path / "config.yaml")
+        config.data.update(limits)
+        OmegaConf.save(config, run.path / "config.yaml")
+        return write_model_folder(run.path, out=run.path / name)
+
+    return export
+
+
+@pytest.mark.parametrize(
+    ("limits", "shortest", "longest"),
+    [
+        ({"min_pixels": 12544, "max_pixels": 31360}, 12544, 31360),
+        ({"min_pixels": 12544}, 12544, 50176),
+        ({"max_pixels": 31360}, 784, 31360),
+        ({"min_pixels": 100, "max_pixels": 4194304}, 784, 50176),  # the processor's are narrower
+    ],
+)
+def test_the_processor_has_the_limits_of_the_run(limited, limits, shortest, longest):
+    expected = json.loads((limited("before") / PROCESSOR_FILE).read_text())
+    expected["image_processor"]["size"] = {"shortest_edge": shortest, "longest_edge": longest}
+    out = limited("after", **limits)
+    assert json.loads((out / PROCESSOR_FILE).read_text()) == expected  # videos as before
+    card = (out / "README.md").read_text()
+    assert all(f"| {limit} |" in card for limit in limits.values())
+
+
+def test_who_loads_the_folder_resizes_images_as_in_training(limited):
+    """`vllm serve` makes the same processor of it."""
+    limits = {"min_pixels": 12544, "max_pixels": 31360}
+    folders = (model_dir(), limited("out", **limits))
+    own, processor = (AutoProcessor.from_pretrained(folder).image_processor for folder in folders)
+
+    def num_patches(of, image):
+        return of.get_number_of_image_patches(image.height, image.width, {})
+
+    below, between, above = (30, 20), (140, 121), (640, 480)
+    for size in (below, between, above, (100, 301), (900, 90)):
+        image = Image.new("RGB", size)
+        in_training = resized(image, patch_size=own.patch_size, **limits)
+        assert num_patches(processor, image) == num_patches(own, in_training)
+        assert size == between or num_patches(own, image) != num_patches(own, in_training)
+
+
+def test_without_limits_of_the_run_the_processor_is_that_of_the_model(limited, tmp_path):
+    AutoProcessor.from_pretrained(model_dir()).save_pretrained(tmp_path / "model")
+    out = limited("out")
+    assert (out / PROCESSOR_FILE).read_bytes() == (tmp_path / "model" / PROCESSOR_FILE).read_bytes()
+    assert "pixels of an image" not in (out / "README.md").read_text()

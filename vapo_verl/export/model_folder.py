@@ -1,5 +1,6 @@
 """Convert a checkpoint in a run folder to a model folder."""
 
+import json
 import pickle
 import re
 import stat
@@ -51,6 +52,8 @@ SETTINGS = {
     "actor_rollout_ref.actor.optim.lr": "learning rate",
     "actor_rollout_ref.actor.use_kl_loss": "KL loss",
     "actor_rollout_ref.actor.kl_loss_coef": "its coefficient",
+    "data.min_pixels": "pixels of an image at least",
+    "data.max_pixels": "pixels of an image at most",
     "data.max_prompt_length": "prompt tokens at most",
     "data.max_response_length": "response tokens at most",
     "vapo.seed": "seed",
@@ -67,7 +70,7 @@ model = AutoModelForImageTextToText.from_pretrained("THIS_FOLDER", dtype="auto")
 processor = AutoProcessor.from_pretrained("THIS_FOLDER")
 ```
 
-or `vllm serve THIS_FOLDER`."""
+or `vllm serve THIS_FOLDER --generation-config vllm`, which samples as in training."""
 USE_ADAPTER = """\
 ```python
 from peft import PeftModel
@@ -77,8 +80,17 @@ base = AutoModelForImageTextToText.from_pretrained("BASE_MODEL", dtype="auto")
 model = PeftModel.from_pretrained(base, "THIS_FOLDER")
 ```
 
-or `vllm serve BASE_MODEL --enable-lora --max-lora-rank RANK --lora-modules NAME=THIS_FOLDER`."""
+or the following, with the limits of images in `processor_config.json` (`image_processor.size`).
+vLLM takes chat template and limits of BASE_MODEL otherwise.
+
+```bash
+vllm serve BASE_MODEL --enable-lora --max-lora-rank RANK --lora-modules NAME=THIS_FOLDER \\
+  --generation-config vllm --chat-template THIS_FOLDER/chat_template.jinja \\
+  --mm-processor-kwargs '{"min_pixels": SHORTEST_EDGE, "max_pixels": LONGEST_EDGE}'
+```"""
 DTYPES = ("bfloat16", "float32")
+PROCESSOR_FILE = "processor_config.json"
+"""The one file of a processor that transformers 5 saves."""
 _HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")
 
 
@@ -126,7 +138,30 @@ def write_model_folder(
         config = OmegaConf.load(config_file(run_dir, checkpoint.step))  # the card has read it
         setting = OmegaConf.select(config, "vapo.data.plain_think_tokens")
         spell_saved_tags(temporary, "false" if setting is None else setting)
+        limits = (OmegaConf.select(config, f"data.{name}") for name in ("min_pixels", "max_pixels"))
+        write_image_limits(temporary, *limits)
     return out
+
+
+def write_image_limits(folder: Path, least: int | None, most: int | None) -> None:
+    """Make a saved processor resize images as a run with these limits does.
+
+    A run resizes an image within its own limits, and then within those of the processor. So the
+    latter stay where they are narrower. Settings of videos are not changed.
+
+    Args:
+        least, most: `data.min_pixels` and `data.max_pixels`; None leaves the processor's own.
+    """
+    file = folder / PROCESSOR_FILE
+    if (least is None and most is None) or not file.is_file():
+        return
+    stated = json.loads(file.read_text(encoding="utf-8"))
+    size = stated["image_processor"]["size"]
+    own = size["shortest_edge"], size["longest_edge"]  # numbers of pixels, despite the names
+    for edge, limit in (("shortest_edge", least), ("longest_edge", most)):
+        if limit is not None:
+            size[edge] = min(max(limit, own[0]), own[1])
+    file.write_text(json.dumps(stated, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _what(checkpoint: Checkpoint, dtype: str, *, adapter: bool) -> str:
