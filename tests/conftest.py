@@ -5,7 +5,9 @@ Imports are inside: the kernel tests run where only torch, triton, numpy and pyt
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -69,6 +71,19 @@ def packaged_tokenizer(packaged_model: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(packaged_model)
+
+
+@pytest.fixture
+def tokenizer_template(packaged_model, tmp_path) -> Path:
+    """The packaged model with its chat template in tokenizer_config.json only, without weights."""
+    folder = tmp_path / "tokenizer_template"
+    shutil.copytree(packaged_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    template = folder / "chat_template.jinja"
+    file = folder / "tokenizer_config.json"
+    stated = json.loads(file.read_text()) | {"chat_template": template.read_text()}
+    file.write_text(json.dumps(stated))
+    template.unlink()
+    return folder
 
 
 @pytest.fixture

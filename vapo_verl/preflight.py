@@ -1057,6 +1057,7 @@ def run_data(config: DictConfig) -> "RunData":
         max_prompt_length=data.max_prompt_length,
         filters_long=bool(data.filter_overlong_prompts),
         limits={name: plain.get(name) for name in ("min_pixels", "max_pixels")},
+        chat_template=config.actor_rollout_ref.model.get("custom_chat_template"),
         template_options=plain.get("apply_chat_template_kwargs") or {},
         processor_options=plain.get("mm_processor_kwargs") or {},
         plain_think_tokens=settings.data.plain_think_tokens,

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 from transformers import AutoProcessor, AutoTokenizer
+from verl.workers.config import HFModelConfig
 
 from vapo_verl.anchors import bind_question
 from vapo_verl.config import AnchorConfig
@@ -20,6 +21,7 @@ from vapo_verl.data.control_tokens import (
     RESPONSE_TAGS,
     ControlTokens,
     added_tokens,
+    load_processor,
     model_folder,
     read_escapes,
     spell_saved_tags,
@@ -225,6 +227,18 @@ def added_tags(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "qwen3_vl"
     make_random_model(folder, "tiny", family="qwen3_vl", think_tokens=True, weights=False)
     return folder
+
+
+@pytest.mark.parametrize("template", [None, "{{ messages[0].content }}"])
+@pytest.mark.parametrize("in_tokenizer", [False, True])
+def test_a_processor_has_the_template_of_the_run(template, in_tokenizer, tokenizer_template):
+    """As veRL's workers have it."""
+    folder = tokenizer_template if in_tokenizer else model_dir()
+    options = {"override_config": {"attn_implementation": "eager"}}
+    verl = HFModelConfig(path=str(folder), custom_chat_template=template, **options)
+    found = load_processor(folder, template).chat_template
+    assert found == verl.processor.chat_template
+    assert found == template or "<|im_start|>" in found
 
 
 def thinking(processor):

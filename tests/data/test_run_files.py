@@ -137,6 +137,24 @@ def test_lengths_are_those_of_the_data_set(run, row, write, png, limits):
     assert meter.num_tokens(turns, images) == data.prompt_length(data.dataframe[0])
 
 
+def test_lengths_are_those_under_the_template_of_the_run(run):
+    assert list(check_run_files(run))
+    own = (model_dir() / "chat_template.jinja").read_text()
+    with pytest.raises(FileError, match=r"0 rows of at most data.max_prompt_length=100 tokens"):
+        list(check_run_files(replace(run, chat_template=own + "and " * 100)))
+
+
+def test_a_template_may_be_in_the_tokenizers_config_only(run, tokenizer_template):
+    assert len(list(check_run_files(replace(run, model=str(tokenizer_template))))) == 2
+
+
+@pytest.mark.parametrize("template", ["{% if %}", "{{ raise_exception('no') }}"])
+def test_a_template_that_fails_is_named(run, template):
+    key = "actor_rollout_ref.model.custom_chat_template: the chat template fails"
+    with pytest.raises(ValueError, match=key):
+        list(check_run_files(replace(run, chat_template=template)))
+
+
 @pytest.mark.parametrize("files", [None, [], "", [""], [7]])
 def test_files_must_be_given(files):
     with pytest.raises(FileError, match=r"data.train_files.*give "):

@@ -28,7 +28,7 @@ from vapo_verl.doctor.disk import check_resume
 from vapo_verl.doctor.findings import GIB, Finding, examine
 from vapo_verl.doctor.memory import AvailableMemory, available_memory
 from vapo_verl.doctor.registrations import check_agent_loop, check_entry_point
-from vapo_verl.doctor.rows import PromptSample, judge_samples, measure
+from vapo_verl.doctor.rows import PromptSample, judge_samples, measure, read_samples
 from vapo_verl.doctor.versions import check_one_copy, check_versions
 from vapo_verl.launch import address_file
 from vapo_verl.run_folder.checkpoints import checkpoint_folder
@@ -354,6 +354,35 @@ def test_think_tags_of_a_thinking_model_stay_tokens(config, added_tags, tmp_path
     [skipped] = think_tags(config(model))
     assert (skipped.status, skipped.fix) == ("error", "vapo.data.plain_think_tokens=true")
     assert "decoded without them" in skipped.found
+
+
+def test_the_template_of_the_run_decides_about_think_tags(config, added_tags):
+    composed = config(f"actor_rollout_ref.model.path={added_tags}")
+    own = (added_tags / "chat_template.jinja").read_text()
+    thinks = own.replace("assistant\n", "assistant\n<think>\n")
+    composed.actor_rollout_ref.model.custom_chat_template = thinks
+    [kept] = think_tags(composed)
+    assert (kept.status, kept.found[:23]) == ("ok", "the chat template write")
+
+
+def test_rows_are_expanded_under_the_template_of_the_run(config, tokenizer_template):
+    composed = config(f"actor_rollout_ref.model.path={tokenizer_template}")
+
+    def longest():
+        file = Path(composed.data.train_files)
+        return max(each.num_tokens for _, each in read_samples(composed, file, tokenizer_template))
+
+    own = json.loads((tokenizer_template / "tokenizer_config.json").read_text())["chat_template"]
+    before = longest()
+    composed.actor_rollout_ref.model.custom_chat_template = own + "and and and"
+    assert longest() > before
+
+
+def test_a_template_that_fails_names_the_key(config):
+    composed = config()
+    composed.actor_rollout_ref.model.custom_chat_template = "{% if %}"
+    key = "actor_rollout_ref.model.custom_chat_template: the chat template fails"
+    assert key in only([f for f in check_recipe(composed) if f.check == "data"]).found
 
 
 def test_the_v2_model_runner_names_its_switch(config, monkeypatch):

@@ -124,6 +124,25 @@ def model_folder(name: str) -> Path | None:
     return found[-1].parent if found else None
 
 
+def load_processor(folder: Path | str, chat_template: str | None = None) -> Any:
+    """A model's processor, with the chat template that a run of it renders prompts with.
+
+    As in veRL's HFModelConfig, a processor without a template takes that of its tokenizer, which
+    may be in `tokenizer_config.json` only.
+
+    Args:
+        chat_template: `actor_rollout_ref.model.custom_chat_template`; None is the model's own.
+    """
+    from transformers import AutoProcessor  # imports torch
+
+    processor = AutoProcessor.from_pretrained(folder)
+    if chat_template is not None:
+        processor.chat_template = chat_template
+    elif not processor.chat_template:
+        processor.chat_template = getattr(processor, "tokenizer", processor).chat_template
+    return processor
+
+
 def tags_as_text(tokenizer: Any, setting: str | bool, processor: Any = None) -> tuple[str, ...]:
     """The tags of the response format that prompts spell out (`vapo.data.plain_think_tokens`).
 
@@ -184,9 +203,7 @@ def spell_saved_tags(folder: Path, setting: str | bool) -> tuple[str, ...]:
     """
     if not (folder / "tokenizer.json").is_file():
         return ()
-    from transformers import AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(folder)
+    processor = load_processor(folder)
     tags = tags_as_text(processor.tokenizer, setting, processor)
     if not tags:
         return ()

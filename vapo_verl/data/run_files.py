@@ -14,7 +14,7 @@ import numpy as np
 
 from vapo_verl.console import progress_bar
 from vapo_verl.data.cells import RowRules
-from vapo_verl.data.control_tokens import model_folder, text_words
+from vapo_verl.data.control_tokens import load_processor, model_folder, text_words
 from vapo_verl.data.errors import FileError, ProblemLog, RowProblem
 from vapo_verl.data.parquet_stream import iter_rows, open_parquet
 from vapo_verl.data.rows import (
@@ -29,6 +29,7 @@ NUM_DECODED = 64
 """Images of each file that are decoded before a run; of all others only the header and the end are
 read. `python -m vapo_verl.data check` decodes all."""
 KEYS = ("train_files", "val_files")
+CHAT_TEMPLATE_KEY = "actor_rollout_ref.model.custom_chat_template"
 _CHAIN = "::"
 """Joins two file systems in a path, as fsspec and with it `datasets` reads one."""
 
@@ -52,6 +53,8 @@ class RunData:
     """Longer prompts are left out (`data.filter_overlong_prompts`)."""
     limits: Mapping[str, int | None] = field(default_factory=dict)
     """`min_pixels` and `max_pixels`."""
+    chat_template: str | None = None
+    """:data:`CHAT_TEMPLATE_KEY`; None is the model's own."""
     template_options: Mapping[str, Any] = field(default_factory=dict)
     processor_options: Mapping[str, Any] = field(default_factory=dict)
     """If there are any, veRL measures the lengths."""
@@ -114,11 +117,11 @@ def _check_lengths(data: RunData) -> Iterator[str]:
     if folder is None:
         yield f"prompts are not measured: {data.model} is not on this machine yet"
         return
-    from transformers import AutoProcessor  # imports torch
+    from jinja2 import TemplateError
 
-    from vapo_verl.data.prompt_length import PromptMeter, is_supported, long_rows
+    from vapo_verl.data.prompt_length import PromptMeter, is_supported, long_rows  # imports torch
 
-    processor = AutoProcessor.from_pretrained(folder)
+    processor = load_processor(folder, data.chat_template)
     if not is_supported(processor) or data.processor_options:
         return
     controls = text_words(
@@ -130,12 +133,16 @@ def _check_lengths(data: RunData) -> Iterator[str]:
     meter = PromptMeter(
         processor, template_options=data.template_options, limits=data.limits, controls=controls
     )
-    for key in KEYS:
-        if data.filters_long:
-            rows = (row for _, _, row in _rows_in_use(data, key))
-            _require_fitting(data, key, (not n for n in long_rows(rows, meter, _limit(data))))
-        else:
-            _refuse_long(data, key, lambda row: next(long_rows([row], meter, _limit(data))))
+    try:
+        for key in KEYS:
+            if data.filters_long:
+                rows = (row for _, _, row in _rows_in_use(data, key))
+                _require_fitting(data, key, (not n for n in long_rows(rows, meter, _limit(data))))
+            else:
+                _refuse_long(data, key, lambda row: next(long_rows([row], meter, _limit(data))))
+    except TemplateError as error:
+        of = data.model if data.chat_template is None else CHAT_TEMPLATE_KEY
+        raise ValueError(f"{of}: the chat template fails ({error}); correct it") from error
 
 
 def _limit(data: RunData) -> int:

@@ -109,11 +109,10 @@ def check_think_tags(config: DictConfig, settings: VapoConfig) -> Iterator[Findi
     if folder is None:
         yield _without_tokenizer(THINK, config)
         return
-    from transformers import AutoProcessor
+    from vapo_verl.data.control_tokens import RESPONSE_TAGS, load_processor, tags_as_text
 
-    from vapo_verl.data.control_tokens import RESPONSE_TAGS, tags_as_text
-
-    processor = AutoProcessor.from_pretrained(folder)
+    own_template = config.actor_rollout_ref.model.get("custom_chat_template")
+    processor = load_processor(folder, own_template)
     tokenizer = processor.tokenizer
     setting, key = settings.data.plain_think_tokens, "vapo.data.plain_think_tokens"
     added = tags_as_text(tokenizer, "true", processor)

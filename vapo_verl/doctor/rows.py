@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vapo_verl.data.cells import RowRules, check_row
+from vapo_verl.data.control_tokens import load_processor
 from vapo_verl.data.errors import BadCell
 from vapo_verl.data.images import check_image, image_source, is_remote
 from vapo_verl.data.rows import columns_for
@@ -84,10 +85,11 @@ def read_samples(
     config: DictConfig, file: Path, folder: Path
 ) -> Iterator[tuple[int, PromptSample | BaseException]]:
     """Each sampled row's number with its measurement or its error."""
-    from verl.utils import hf_processor, hf_tokenizer
+    from verl.utils import hf_tokenizer
     from verl.utils.dataset.rl_dataset import get_dataset_class
 
-    processor, tokenizer = hf_processor(str(folder)), hf_tokenizer(str(folder))
+    own_template = config.actor_rollout_ref.model.get("custom_chat_template")
+    processor, tokenizer = load_processor(folder, own_template), hf_tokenizer(str(folder))
     numbers, table = sample_table(file)
     data: Any = OmegaConf.create(OmegaConf.to_container(config.data, resolve=True))
     with open_dict(data):
