@@ -241,6 +241,16 @@ def test_a_processor_has_the_template_of_the_run(template, in_tokenizer, tokeniz
     assert found == template or "<|im_start|>" in found
 
 
+def test_the_template_that_renders_prompts_decides_about_the_tags(added_tags):
+    """A run's own template is set in the trainer's processor, and not in its tokenizer."""
+    processor = AutoProcessor.from_pretrained(added_tags)
+    thinks, plain = thinking(processor).chat_template, processor.tokenizer.chat_template
+    tokenizer = AutoTokenizer.from_pretrained(added_tags)
+    assert tags_as_text(tokenizer, "auto", processor) == ()
+    tokenizer.chat_template, processor.chat_template = thinks, plain
+    assert tags_as_text(tokenizer, "auto", processor) == RESPONSE_TAGS
+
+
 def thinking(processor):
     """The same as a model that was trained to think in these tokens has it."""
     template = processor.chat_template.replace("assistant\n", "assistant\n<think>\n")

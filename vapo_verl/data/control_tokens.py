@@ -147,21 +147,21 @@ def tags_as_text(tokenizer: Any, setting: str | bool, processor: Any = None) -> 
     """The tags of the response format that prompts spell out (`vapo.data.plain_think_tokens`).
 
     Only tags that are added tokens count: others are plain text already. With ``auto`` they are
-    spelled out if no chat template of the model writes them. A model that was trained to think in
+    spelled out if the chat template does not write them. A model that was trained to think in
     these tokens has such a template, like Qwen3-VL-Thinking; Qwen3-VL-Instruct does not.
 
     Args:
         setting: a value of `config.PLAIN_THINK_TOKENS`; Hydra turns two of them into a bool.
-        processor: its chat template is looked at, too.
+        processor: if it has a chat template, prompts are rendered with it, and not with the
+            tokenizer's.
     """
     setting = str(setting).lower()
     if setting == "false" or tokenizer is None:
         return ()
     added = {*added_tokens(tokenizer)}
-    templates = "".join(
-        str(getattr(each, "chat_template", None) or "") for each in (tokenizer, processor)
-    )
-    written = any(tag in templates for tag in RESPONSE_TAGS)
+    templates = (getattr(each, "chat_template", None) for each in (processor, tokenizer))
+    template = str(next(filter(None, templates), ""))
+    written = any(tag in template for tag in RESPONSE_TAGS)
     if setting == "auto" and written:
         return ()
     return tuple(tag for tag in RESPONSE_TAGS if tag in added)
