@@ -178,7 +178,12 @@ def test_other_rows_are_refused(results, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "key, value", [("--min-pixels", 262144), ("chat template", {"enable_thinking": False})]
+    "key, value",
+    [
+        ("--min-pixels", 262144),
+        ("--chat-template", "0a1b"),
+        ("chat template", {"enable_thinking": False}),
+    ],
 )
 def test_models_asked_otherwise_are_told_beside_the_result(key, value, results, tmp_path, capsys):
     a, b = results("a", "quiz", "1101"), results("b", "quiz", "1111")

@@ -131,6 +131,14 @@ def test_prompts_and_turns_are_rendered_with_the_given_arguments(start):
     assert engine.decode(engine.user_turn(0, "Look.")) == " merry user: Look. "
 
 
+def test_a_template_of_the_run_replaces_that_of_the_model(start):
+    template = "{% for turn in messages %}{{ turn.role }} <think>{% endfor %}"
+    engine, _ = start(chat_template=template)
+    assert engine.decode(engine.prompt(ROW).ids) == "user <think>"
+    assert start()[0].controls is not None
+    assert engine.controls is None  # who writes the tags has learnt them
+
+
 ASKED = QuestionOptions(question="\n{claim} True?")
 WITH_CLAIMS = replace(ROW, claims=(Claim(text="It is red.", label=True),))
 

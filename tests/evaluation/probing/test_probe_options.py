@@ -34,6 +34,7 @@ RUN = {
         "max_response_length": 160,
         "apply_chat_template_kwargs": {"enable_thinking": False},
     },
+    "actor_rollout_ref": {"model": {"custom_chat_template": "{{ messages[0].content }}\n" * 50}},
     "vapo": {
         "data": {"control_tokens": "text", "plain_think_tokens": True},
         "reward": {"answer_style": "exact"},
@@ -117,6 +118,7 @@ DEFAULTS = {
     "plain_think_tokens": "auto",
     "answer_style": "math",
     "max_tokens": 1024,
+    "chat_template": None,
     "chat_template_kwargs": None,
 }
 
@@ -130,20 +132,30 @@ def test_a_run_sets_what_is_not_given(of_run, tmp_path, capsys):
         "plain_think_tokens": "true",
         "answer_style": "exact",
         "max_tokens": 160,
+        "chat_template": "{{ messages[0].content }}\n" * 50,
         "chat_template_kwargs": {"enable_thinking": False},
     }
     assert options.out == tmp_path / "diagnostics" / "early-decision"
     said = capsys.readouterr().out
     assert said.startswith(f"{tmp_path}/config.yaml: --min-pixels 784, --max-pixels 5000, ")
+    assert "--chat-template '{{ messages" in said and len(said) < 800
     assert of_run(RUN, "--out", "elsewhere").max_tokens == 160
 
 
-def test_what_is_given_wins_even_if_it_is_the_default(of_run):
+def test_what_is_given_wins_even_if_it_is_the_default(of_run, tmp_path):
     words = ["--min-pixels", "900", "--control-tokens", "refuse", "--plain-think-tokens", "auto"]
     words += ["--max-pixels", "6000", "--answer-style", "math", "--max-tokens", "1024"]
-    words += ["--chat-template-kwargs", "{}"]
+    template = tmp_path / "mine.jinja"
+    template.write_text("mine")
+    words += ["--chat-template-kwargs", "{}", "--chat-template", str(template)]
     given = DEFAULTS | {"min_pixels": 900, "max_pixels": 6000, "chat_template_kwargs": {}}
-    assert values(of_run(RUN, *words)) == given
+    assert values(of_run(RUN, *words)) == given | {"chat_template": "mine"}
+
+
+def test_a_template_that_cannot_be_read_is_refused(of_run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        of_run({}, "--chat-template", str(tmp_path / "none.jinja"))
+    assert "none.jinja' cannot be read" in capsys.readouterr().err
 
 
 def test_claims_are_asked_as_in_the_run(data, tmp_path, capsys):
@@ -233,6 +245,15 @@ print([name for name in ("torch", "vllm", "transformers") if name in sys.modules
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_folder_holds_results_of_one_template(digits_data, tmp_path):
+    data = digits_data(test=6)["test"]
+    before = ProbeOptions(engine=EngineOptions(model="m"), data=data, out=tmp_path)
+    finish_rows([], before, {}, lambda *_: [])
+    now = replace(before, engine=replace(before.engine, chat_template="x" * 5000))
+    with pytest.raises(RunError, match=r"--chat-template was None, is '[0-9a-f]{16}'"):
+        finish_rows([], now, {}, lambda *_: [])
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ from vapo_verl.evaluation.probing.journal import PAGE_FILE, SETTINGS_FILE
 from vapo_verl.evaluation.probing.probe_options import (
     EngineOptions,
     model_fingerprint,
+    shown,
     stated_values,
 )
 from vapo_verl.files import atomic_write_text, sha256_of
@@ -225,6 +226,7 @@ def _model(options: BenchmarkOptions, given: Collection[str]) -> _Model:
         for name, what in (
             ("min_pixels", "resizes images"),
             ("max_pixels", "resizes images"),
+            ("chat_template", "renders its chat template"),
             ("chat_template_kwargs", "renders its chat template"),
         ):
             flag = f"--{name.replace('_', '-')}"
@@ -303,7 +305,7 @@ def served_model(url: str, option: str) -> str:
 
 def _refuse(value: object, option: str, reason: str) -> None:
     if value is not None:
-        raise OptionError(f"{option} {value}: {reason}; leave it out for this MODEL")
+        raise OptionError(f"{option} {shown(value)}: {reason}; leave it out for this MODEL")
 
 
 def _run_folder_model(run_dir: Path, options: BenchmarkOptions, given: Collection[str]) -> _Model:
@@ -482,6 +484,7 @@ def _engine_settings(model: _Model, options: BenchmarkOptions) -> dict[str, Any]
         "--max-pixels": model.engine.max_pixels,
         "--control-tokens": model.engine.control_tokens,
         "--plain-think-tokens": model.engine.plain_think_tokens,
+        "--chat-template": model.engine.chat_template_digest,
         "chat template": dict(model.engine.chat_template_kwargs or {}),
     }
 

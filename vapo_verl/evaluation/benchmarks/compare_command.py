@@ -56,7 +56,7 @@ SAME_ROWS = ("DATA", "--limit", "--image")
 """Settings that must be equal: they define which rows were asked, with which images."""
 SAME_PROTOCOL = (
     *("--protocol", "--suffix", "--max-tokens", "--min-pixels", "--max-pixels"),
-    *("--plain-think-tokens", "chat template"),
+    *("--plain-think-tokens", "--chat-template", "chat template"),
 )
 """Settings whose difference is noted on the page."""
 

@@ -20,6 +20,7 @@ from vapo_verl.attention import engine_args, visual_attention
 from vapo_verl.config import DEFAULT_MAX_SPANS
 from vapo_verl.data.cells import chat_parts
 from vapo_verl.data.control_tokens import (
+    load_processor,
     tag_token_ids,
     tags_as_text,
     text_words,
@@ -113,12 +114,12 @@ class Engine:
                 # Scheduler and worker run in this process. Each as a process of its own would
                 # import torch and vLLM again, and spin on a core while it waits for the other.
                 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        from transformers import AutoConfig, AutoProcessor
+        from transformers import AutoConfig
         from vllm import LLM
 
         self._options, self._exports = options, attention
         config = AutoConfig.from_pretrained(options.model)
-        self._processor = AutoProcessor.from_pretrained(options.model)
+        self._processor = load_processor(options.model, options.chat_template)
         self.tokenizer = self._processor.tokenizer
         self.controls = text_words(
             self.tokenizer,

@@ -38,6 +38,7 @@ OF_RUN = {
     "plain_think_tokens": "vapo.data.plain_think_tokens",
     "answer_style": "vapo.reward.answer_style",
     "max_tokens": "data.max_response_length",
+    "chat_template": "actor_rollout_ref.model.custom_chat_template",
     "chat_template_kwargs": "data.apply_chat_template_kwargs",
     "question": "vapo.anchors.question",
     "yes_words": "vapo.anchors.yes_words",
@@ -45,6 +46,7 @@ OF_RUN = {
 }
 """Option -> the key of a run's config that gives its value if the option is not given. The last
 three are those of commands that ask claims."""
+_SHOWN_CHARACTERS = 200
 _END_BYTES = 2**20
 _FOOTER_LENGTH_BYTES = 8
 """Footer length and magic at the end of a parquet file."""
@@ -66,6 +68,15 @@ def json_object(text: str) -> dict[str, Any]:
             f"{text!r} is no JSON object; give one, as '{{\"enable_thinking\": false}}'"
         )
     return value
+
+
+def template_text(path: str) -> str:
+    """The chat template in a file; ArgumentTypeError where it cannot be read."""
+    try:
+        return user_path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        found = f"{path!r} cannot be read ({error}); give a text file"
+        raise argparse.ArgumentTypeError(found) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +107,10 @@ class EngineOptions:
     """As vapo.data.control_tokens: refuse rows with such text, or encode it as plain text."""
     plain_think_tokens: str = field(default="auto", metadata=cli(choices=PLAIN_THINK_TOKENS))
     """As vapo.data.plain_think_tokens: encode think tags as plain text."""
+    chat_template: str | None = field(
+        default=None, metadata=cli(parse=template_text, metavar="FILE", setting=False)
+    )
+    """As actor_rollout_ref.model.custom_chat_template: a file in place of the model's template."""
     chat_template_kwargs: Mapping[str, Any] | None = field(
         default=None, metadata=cli(parse=json_object, metavar="JSON")
     )
@@ -106,6 +121,12 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+
+    @property
+    def chat_template_digest(self) -> str | None:
+        """Of the given chat template, for settings that results depend on."""
+        given = self.chat_template
+        return None if given is None else hashlib.sha256(given.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +179,7 @@ class ProbeOptions:
         """All that results depend on, except rounding; fixed for a folder of results."""
         return {
             **settings_of(self),
+            "--chat-template": self.engine.chat_template_digest,
             "MODEL": model_fingerprint(self.engine.model),
             "DATA": parquet_fingerprint(self.data),
         }
@@ -246,7 +268,7 @@ def _values_of_run(arguments: argparse.Namespace) -> dict[str, Any]:
     if values.keys() & {"min_pixels", "max_pixels"}:
         _check_pixels(vars(arguments) | values, file)
     changed = [
-        f"{_flag(name)} {_shown(value)}"
+        f"{_flag(name)} {shown(value)}"
         for name, value in values.items()
         if value != getattr(arguments, name)
     ]
@@ -274,8 +296,10 @@ def _as_option(value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def _shown(value: Any) -> str:
-    return repr(value) if isinstance(value, str) and value.split() != [value] else str(value)
+def shown(value: Any) -> str:
+    """A value in a message, cut if it is long: a chat template has pages."""
+    text = repr(value) if isinstance(value, str) and value.split() != [value] else str(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 def _check_pixels(values: Mapping[str, Any], file: Path) -> None:
