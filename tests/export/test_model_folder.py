@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.checkpoints import mark_complete
 from tests.export.conftest import SHARD
+from vapo_verl.data.control_tokens import load_processor
 from vapo_verl.data.images import resized
 from vapo_verl.digits.model import model_dir
 from vapo_verl.digits.model.random_models import make_random_model
@@ -224,6 +225,18 @@ def test_who_loads_the_folder_resizes_images_as_in_training(limited):
         in_training = resized(image, patch_size=own.patch_size, **limits)
         assert num_patches(processor, image) == num_patches(own, in_training)
         assert size == between or num_patches(own, image) != num_patches(own, in_training)
+
+
+def test_a_template_of_the_run_is_exported(run):
+    """veRL saves the processor of its HFModelConfig, whose template it is."""
+    actor = run.save(4, complete=False)
+    processor = load_processor(model_dir(), "{{ messages[0].role }}")
+    processor.save_pretrained(actor / "huggingface")
+    mark_complete(run.path, 4)
+    written = AutoProcessor.from_pretrained(write_model_folder(run.path))
+    messages = [{"role": "user", "content": "Yes?"}]
+    for each in (written, written.tokenizer):
+        assert each.apply_chat_template(messages, tokenize=False) == "user"
 
 
 def test_without_limits_of_the_run_the_processor_is_that_of_the_model(limited, tmp_path):
