@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vapo_verl.config import COLOCATED, SEPARATE, SYNC, AnchorConfig, VapoConfig, vapo_config
+from vapo_verl.data.control_tokens import PROCESSOR_FILES
 from vapo_verl.lora import check_lora, lora_of, refuse_merged_experts, refuse_quantized
 from vapo_verl.methods import method_of
 from vapo_verl.rollout.correction import BYPASS_LOSS, bypasses, check_rollout_correction
@@ -98,9 +99,8 @@ GROUP_VALUES = ("reward", "acc", "format")
 """Values that every response has, usable as the metric of a group filter."""
 VERL_AGENT_LOOPS = ("single_turn_agent", "tool_agent")
 WEIGHTS_MODULE = "vapo_verl.rollout.weight_sync"
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 VOCABULARY_FILES = ("tokenizer.json", "vocab.json")
-"""Of a model folder, like the processor's: one of each is needed."""
+"""A tokenizer's vocabulary: a model folder has one of them."""
 
 
 class InputError(ValueError):

@@ -48,6 +48,8 @@ QWEN_TOKENS = (
 """Added tokens of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, for checks without a tokenizer."""
 WITHOUT_TEXT = ("vapo.data.control_tokens=text", "refuse")
 WITHOUT_TAGS = ("vapo.data.plain_think_tokens", "false")
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+"""transformers 5 saves the first; older releases the second."""
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from vapo_verl.attention import engine_args
 from vapo_verl.attention.settings import KEY
 from vapo_verl.config import AttentionConfig
-from vapo_verl.data.control_tokens import model_folder
+from vapo_verl.data.control_tokens import PROCESSOR_FILES, model_folder
 from vapo_verl.settings import find_module
 
 ENGINE = "actor_rollout_ref.rollout.engine_kwargs.vllm"
@@ -67,7 +67,7 @@ def processor_max_pixels(config: DictConfig) -> int | None:
     """The limit in a model's files; None if no file states it, or for a hub name that is not in
     this machine's cache: :func:`refuse_lifted_limit` checks it when its processor is loaded."""
     folder = model_folder(config.actor_rollout_ref.model.path)
-    for name in ("processor_config.json", "preprocessor_config.json"):
+    for name in PROCESSOR_FILES:
         if folder is not None and (folder / name).is_file():
             stated = json.loads((folder / name).read_text())
             stated = stated.get("image_processor", stated)
