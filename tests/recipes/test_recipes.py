@@ -35,13 +35,13 @@ METHODS = ["vgpo", "noisy_rollout", "papo", "vppo", "gspo", "dr_grpo"]
 GPU_RECIPES = [*PAPERS, *VARIANTS, *METHODS, *GPUS_PER_NODE]
 
 
-def test_the_recipes_are_those_the_readme_lists():
+def test_the_recipes_are_those_their_readme_lists():
     assert recipe_names() == sorted(
         ["smoke", "smoke_async", "smoke_gpu", "smoke_lora", "study", *GPU_RECIPES, *SWEEPS]
     )
-    readme = Path(__file__).parents[2].joinpath("README.md").read_text()
+    readme = Path(__file__).parents[2].joinpath("recipes", "README.md").read_text()
     for recipe in recipe_names():
-        assert f"`{recipe}`" in readme, f"README does not tell what {recipe} is"
+        assert f"`{recipe}`" in readme, f"recipes/README.md does not tell what {recipe} is"
 
 
 def settled(recipe, *overrides):
