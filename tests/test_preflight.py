@@ -508,6 +508,11 @@ def test_an_engine_that_would_resize_images_again_is_refused(check, limit, overr
     assert words in refused(check, f"{ENGINE_IMAGES}={{{limit}}}", *overrides)
 
 
+def test_the_name_of_a_chat_templates_file_is_refused(check):
+    message = refused(check, "actor_rollout_ref.model.custom_chat_template=mine.jinja")
+    assert "custom_chat_template='mine.jinja' is the text of no template" in message
+
+
 @pytest.mark.parametrize("name", ["min_pixels", "max_pixels"])
 def test_limits_that_engine_and_processor_read_differently_are_refused(check, name):
     message = refused(check, f"+data.mm_processor_kwargs.{name}=9000")

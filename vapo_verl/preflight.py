@@ -761,6 +761,21 @@ def check_optimizer(config: DictConfig) -> None:
         ) from error
 
 
+def check_chat_template(config: DictConfig) -> None:
+    """Refuse a file's name as chat template: every prompt would be that name.
+
+    Raises:
+        ValueError: with the value, and where to give the text.
+    """
+    template = config.actor_rollout_ref.model.get("custom_chat_template")
+    if template is not None and "{" not in str(template):
+        raise ValueError(
+            f"actor_rollout_ref.model.custom_chat_template={template!r} is the text of no "
+            "template, and no file is read; give the text in a recipe, below "
+            "`custom_chat_template: |`"
+        )
+
+
 def check_context(config: DictConfig) -> None:
     """Refuse a context without room for prompt, response, and claim with its answer.
 
@@ -872,6 +887,7 @@ CHECKS: tuple[Check, ...] = (
     Check("padding", check_padding),
     Check("images of the engine", check_engine_images),
     Check("context", check_context),
+    Check("chat template", check_chat_template),
     Check("method", check_method),
     Check("best checkpoint", check_best_checkpoint),
     Check("LoRA", check_lora),
