@@ -199,6 +199,7 @@ def test_other_variables_of_the_environment_may_be_set():
         "reward_model.enable=false",
         "reward.reward_manager.name=null",
         "+trainer.remove_previous_ckpt_in_save=false",
+        "+actor_rollout_ref.rollout.repetition_penalty=1.0",
     ],
 )
 def test_a_setting_without_effect_may_be_off(override):

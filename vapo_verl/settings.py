@@ -237,6 +237,8 @@ UNREAD: Mapping[str, str] = {
 }
 """Key of veRL that would have no effect here, or a wrong one -> why, and what to do instead. Its
 default and null are allowed, and false if the default is null."""
+NEUTRAL = {f"{_POLICY}.rollout.repetition_penalty": 1.0}
+"""Defaults of such keys that veRL's own config does not list."""
 SEVERAL_TYPES = ("algorithm.rollout_correction.rollout_is_threshold",)
 """Keys whose values may have other types than their default, checked where they are used."""
 CHECKPOINT_PARTS = ("model", "optimizer", "extra", "hf_model")
@@ -299,7 +301,7 @@ def check_settings(config: DictConfig) -> None:
         if key not in SEVERAL_TYPES:
             _check_type(key, value_at(values, key), default)
     for key, reason in UNREAD.items():
-        value, default = value_at(values, key), defaults.get(key)
+        value, default = value_at(values, key), defaults.get(key, NEUTRAL.get(key))
         if value not in (default, None) and not (value is False and default is None):
             raise ValueError(f"{key}={value!r}: {reason}")
     for name in value_at(values, _ENVIRONMENT) or ():

@@ -271,6 +271,21 @@ def test_what_makes_other_prompts_is_refused(trained, key, value):
         trained.start(**{key: value})
 
 
+def test_an_argument_that_refers_to_another_key_changes_with_it(run):
+    arguments = {"limit": "${data.max_response_length}", "strict": True}
+    key = "reward__custom_reward_function__reward_kwargs"
+    run.train_to(3, **{key: arguments})
+    run.start(**{key: arguments}, data__max_response_length=128)
+    with pytest.raises(InputError, match=r"reward_kwargs\.strict: true -> false"):
+        run.start(**{key: {**arguments, "strict": False}})
+
+
+def test_a_model_of_the_package_in_place_of_another_is_refused(run):
+    run.train_to(3, actor_rollout_ref__model__path="Qwen/A")
+    with pytest.raises(InputError, match=r'model\.path: "Qwen/A" -> '):
+        run.start(actor_rollout_ref__model__path="${vapo.package_file:digits/model/digits}")
+
+
 def test_another_hub_name_is_refused(run):
     run.train_to(3, actor_rollout_ref__model__path="Qwen/A")
     with pytest.raises(InputError, match=r'model\.path: "Qwen/A" -> "Qwen/B"'):

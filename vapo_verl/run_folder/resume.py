@@ -213,26 +213,28 @@ def changes_since(
 ) -> list[Change]:
     """What differs from the run in `run_dir`, keys of :data:`IDENTITY` first.
 
-    Keys that are missing in the folder's config, as those of a later release, are not compared.
+    Keys that are missing in the folder's config, as those of a later release, are not compared, but
+    for those in :data:`ARGUMENTS`.
 
     Args:
         config: the settled config, without references.
         inputs: by :func:`inputs_of`.
-        references: keys to leave out, by :func:`references`.
+        references: keys to leave out, by :func:`references`; the model is compared.
 
     Raises:
         OtherRun: the folder's config cannot be read.
     """
-    old_config = _read_config(run_dir / CONFIG_FILE)
-    old, new = flat(old_config), flat(config)
+    old, new = flat(_read_config(run_dir / CONFIG_FILE)), flat(config)
     pairs = {
         key: (value, new.get(key, _ABSENT))
         for key, value in old.items()
-        if not is_within(key, OF_THE_START) and key not in references
+        if not is_within(key, OF_THE_START) and (key not in references or key == MODEL_KEY)
     }
-    for group in ARGUMENTS if old_config else ():
-        pairs = {key: pair for key, pair in pairs.items() if not is_within(key, [group])}
-        pairs[group] = (value_at(old_config, group) or {}, value_at(config, group) or {})
+    for key in new.keys() - references if old else ():
+        if is_within(key, ARGUMENTS) and key not in ARGUMENTS:
+            pairs.setdefault(key, (_ABSENT, new[key]))
+    for group in ARGUMENTS:  # without arguments
+        pairs.pop(group, None)
     stored = _read_inputs(run_dir)
     for key in (*FILE_KEYS, MODEL_KEY, TOKENIZER_KEY, REWARD_FILE_KEY):
         if key in stored and key in inputs:  # not by path: a file can move, and can change

@@ -124,9 +124,12 @@ class EngineOptions:
 
     @property
     def chat_template_digest(self) -> str | None:
-        """Of the given chat template, for settings that results depend on."""
-        given = self.chat_template
-        return None if given is None else hashlib.sha256(given.encode()).hexdigest()[:16]
+        """Of the given chat template, for settings that results depend on; None for that of the
+        model's folder, as an export of the run has it."""
+        given, own = self.chat_template, Path(self.model) / "chat_template.jinja"
+        if given is None or (own.is_file() and own.read_text(encoding="utf-8") == given):
+            return None
+        return hashlib.sha256(given.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
