@@ -28,6 +28,8 @@ from vapo_verl.rollout.model_families import (
 def folder(tmp_path):
     def write(**stated):
         (tmp_path / "config.json").write_text(json.dumps(stated))
+        for name in ("preprocessor_config.json", "tokenizer.json"):
+            (tmp_path / name).write_text("{}")
         return tmp_path
 
     return write
