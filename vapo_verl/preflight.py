@@ -6,7 +6,6 @@ from one of them into one line that names the key, the value and the fix.
 
 import importlib
 import importlib.util
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vapo_verl.config import COLOCATED, SEPARATE, SYNC, AnchorConfig, VapoConfig, vapo_config
-from vapo_verl.data.control_tokens import PROCESSOR_FILES
+from vapo_verl.data.control_tokens import PROCESSOR_FILES, image_processor_settings
 from vapo_verl.lora import check_lora, lora_of, refuse_merged_experts, refuse_quantized
 from vapo_verl.methods import method_of
 from vapo_verl.rollout.correction import BYPASS_LOSS, bypasses, check_rollout_correction
@@ -24,6 +23,7 @@ from vapo_verl.rollout.engine_args import (
     ENGINE,
     check_engine_arguments,
     processor_max_pixels,
+    refuse_lifted_limit,
 )
 from vapo_verl.rollout.model_families import (
     captured_layers,
@@ -326,11 +326,7 @@ def check_engine_images(config: DictConfig) -> None:
     limit, own = options.get("max_pixels"), processor_max_pixels(config)
     if limit is None or limit == own:  # as in the loop
         return
-    if own is not None and limit > own:
-        raise ValueError(
-            f"{key}.max_pixels={limit} is above the {own} pixels of the model's processor: the "
-            f"engine would not shrink images that the agent loop does; set {own} or less"
-        )
+    refuse_lifted_limit(config, own)
     if data.max_pixels is None or data.max_pixels > limit:
         raise ValueError(
             f"{key}.max_pixels={limit} is below data.max_pixels={data.max_pixels}: the engine "
@@ -1110,10 +1106,7 @@ def row_rules(config: DictConfig) -> "RowRules":
 
 def _resize_factor(folder: Path | None) -> int:
     """Side of an image token in pixels, from the processor's files; default: Qwen2.5-VL's."""
-    for name in PROCESSOR_FILES:
-        if folder is not None and (folder / name).is_file():
-            stated = json.loads((folder / name).read_text())
-            stated = stated.get("image_processor", stated)
-            if stated.get("patch_size"):
-                return int(stated["patch_size"] * stated.get("merge_size", 2))
+    for stated in image_processor_settings(folder):
+        if stated.get("patch_size"):
+            return int(stated["patch_size"] * stated.get("merge_size", 2))
     return 28

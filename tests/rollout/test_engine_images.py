@@ -57,11 +57,12 @@ def test_the_own_limit_of_a_hub_name_in_the_cache_is_not_lifted(tmp_path, monkey
 def test_a_limit_above_that_of_a_processor_from_the_hub_is_refused_when_it_is_loaded(processor):
     config = compose_once("vapo", ["actor_rollout_ref.model.path=owner/absent"])
     settle_image_limit(config)
+    own = processor.image_processor.size["longest_edge"]
     with pytest.raises(ValueError, match=r"max_pixels=4194304 .*set data\.max_pixels=50176"):
-        refuse_lifted_limit(config, processor)
+        refuse_lifted_limit(config, own)
     config.data.max_pixels = 50_176
     config.actor_rollout_ref.rollout.engine_kwargs.vllm.mm_processor_kwargs.max_pixels = 50_176
-    refuse_lifted_limit(config, processor)
+    refuse_lifted_limit(config, own)
 
 
 def test_limit_images_would_replace_them(engine_args):

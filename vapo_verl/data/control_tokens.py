@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,14 @@ def model_folder(name: str) -> Path | None:
     revision = main.read_text().strip() if main.is_file() else "*"
     found = sorted(cached.glob(f"snapshots/{revision}/config.json"))
     return found[-1].parent if found else None
+
+
+def image_processor_settings(folder: Path | None) -> Iterator[dict[str, Any]]:
+    """What each file of a processor in a model's folder states of images; nothing without one."""
+    for name in PROCESSOR_FILES:
+        if folder is not None and (folder / name).is_file():
+            stated = json.loads((folder / name).read_text(encoding="utf-8"))
+            yield stated.get("image_processor", stated)
 
 
 def load_processor(folder: Path | str, chat_template: str | None = None) -> Any:

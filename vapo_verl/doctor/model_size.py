@@ -255,20 +255,11 @@ def _parameters_in(file: Path) -> int:
 
 def vision_tokens(folder: Path | None) -> VisionTokenGeometry:
     """Read the processor's file; Qwen2.5-VL's values if there is none."""
-    values = _processor_values(folder)
+    settings = control_tokens.image_processor_settings(folder)
+    values = next((stated for stated in settings if "patch_size" in stated), {})
     patch, merge = values.get("patch_size", 14), values.get("merge_size", 2)
     limit = values.get("max_pixels") or (values.get("size") or {}).get("longest_edge")
     return VisionTokenGeometry(pixels_per_token=(patch * merge) ** 2, max_pixels=limit)
-
-
-def _processor_values(folder: Path | None) -> dict[str, Any]:
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        if folder and (folder / name).is_file():
-            content = json.loads((folder / name).read_text())
-            values = content.get("image_processor", content)
-            if "patch_size" in values:
-                return values
-    return {}
 
 
 def dtype_bytes(name: object) -> int:

@@ -107,7 +107,8 @@ class VapoAgentLoopWorker(agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modif
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         heartbeat.start(session_folder() / heartbeat.FOLDER)
         super().__init__(*args, **kwargs)
-        refuse_lifted_limit(self.config, self.processor)
+        images = getattr(self.processor, "image_processor", None)
+        refuse_lifted_limit(self.config, images and images.size.get("longest_edge"))
         agent_loop_tq.logger.addFilter(ReportedFilter())
         self._in_flight: dict[str, float] = {}
         self._logged: set[str] = set()

@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -15,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from vapo_verl.attention import engine_args
 from vapo_verl.attention.settings import KEY
 from vapo_verl.config import AttentionConfig
-from vapo_verl.data.control_tokens import PROCESSOR_FILES, model_folder
+from vapo_verl.data.control_tokens import image_processor_settings, model_folder
 from vapo_verl.settings import find_module
 
 ENGINE = "actor_rollout_ref.rollout.engine_kwargs.vllm"
@@ -66,19 +65,15 @@ def settle_image_limit(config: DictConfig) -> None:
 def processor_max_pixels(config: DictConfig) -> int | None:
     """The limit in a model's files; None if no file states it, or for a hub name that is not in
     this machine's cache: :func:`refuse_lifted_limit` checks it when its processor is loaded."""
-    folder = model_folder(config.actor_rollout_ref.model.path)
-    for name in PROCESSOR_FILES:
-        if folder is not None and (folder / name).is_file():
-            stated = json.loads((folder / name).read_text())
-            stated = stated.get("image_processor", stated)
-            limit = stated.get("max_pixels") or stated.get("size", {}).get("longest_edge")
-            if limit is not None:
-                return int(limit)
+    for stated in image_processor_settings(model_folder(config.actor_rollout_ref.model.path)):
+        limit = stated.get("max_pixels") or stated.get("size", {}).get("longest_edge")
+        if limit is not None:
+            return int(limit)
     return None
 
 
-def refuse_lifted_limit(config: DictConfig, processor: Any) -> None:
-    """Refuse an engine's pixel limit above that of the loaded processor.
+def refuse_lifted_limit(config: DictConfig, own: int | None) -> None:
+    """Refuse an engine's pixel limit above `own`, that of the model's processor, if it is known.
 
     The agent loop shrinks an image to the processor's own limit, and the engine would not: the
     response would be written from an image of more tokens than the one that it is trained on.
@@ -88,8 +83,6 @@ def refuse_lifted_limit(config: DictConfig, processor: Any) -> None:
     """
     key = f"{ENGINE}.mm_processor_kwargs.max_pixels"
     limit = OmegaConf.select(config, key)
-    size = getattr(getattr(processor, "image_processor", None), "size", None) or {}
-    own = size.get("longest_edge")
     if limit is not None and own is not None and limit > own:
         raise ValueError(
             f"{key}={limit} is above the {own} pixels of the model's processor: the engine would "

@@ -34,6 +34,7 @@ ROWS_FILE = "training_rows.json"
 ACCEPT_KEY = "vapo.accept_changes"
 MODEL_KEY = "actor_rollout_ref.model.path"
 TOKENIZER_KEY = "actor_rollout_ref.model.tokenizer_path"
+TEMPLATE_KEY = "actor_rollout_ref.model.custom_chat_template"
 REWARD_FILE_KEY = "reward.custom_reward_function.path"
 FILE_KEYS = ("data.train_files", "data.val_files")
 TOKENIZER_FILES = (
@@ -46,7 +47,7 @@ IDENTITY = (
     *(MODEL_KEY, "actor_rollout_ref.model.lora", "actor_rollout_ref.model.lora_rank"),
     *("actor_rollout_ref.model.lora_alpha", "actor_rollout_ref.model.lora_adapter_path"),
     *("actor_rollout_ref.model.target_modules", "actor_rollout_ref.model.exclude_modules"),
-    *(TOKENIZER_KEY, "actor_rollout_ref.model.custom_chat_template"),
+    *(TOKENIZER_KEY, TEMPLATE_KEY),
     *FILE_KEYS,
     *("data.train_max_samples", "data.val_max_samples", "data.shuffle", "data.seed"),
     *("data.prompt_key", "data.image_key", "data.video_key", "data.custom_cls"),
@@ -86,10 +87,7 @@ STRATEGY = "actor_rollout_ref.actor.strategy"
 STORAGE_UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 STORAGE_FILES = "simple_storage/su_*.pkl"
 """TransferQueue's files of a replay buffer in a checkpoint, one for each storage unit."""
-OF_THE_ROWS = (
-    *(MODEL_KEY, TOKENIZER_KEY, "actor_rollout_ref.model.custom_chat_template"),
-    *("data", "vapo.data"),
-)
+OF_THE_ROWS = (MODEL_KEY, TOKENIZER_KEY, TEMPLATE_KEY, "data", "vapo.data")
 """Keys that the number of training rows depends on, but for :data:`NOT_OF_THE_ROWS`."""
 NOT_OF_THE_ROWS = (
     *("data.val_files", "data.val_max_samples", "data.val_batch_size", "data.validation_shuffle"),
