@@ -312,6 +312,29 @@ def test_a_table_tells_warm_starts_apart_and_says_how_many_runs(works):
     assert "| warm start |" in text and "| GRPO (K=0) (n = 3) |" in text
 
 
+def test_runs_repeated_from_another_warm_start_are_reported_below_the_table(works):
+    ours = compared.read_outcomes(works, PLAN)["18"]
+    late = {"grpo": 0.5, "decoupled": 0.75}
+    theirs = [
+        replace(
+            row, start="another", claims_late=late[row.arm] + (row.arm == "grpo") * row.seed / 8
+        )
+        for row in ours
+        if row.arm in late and row.seed in (0, 1)
+    ]
+    assert compared.of_other_starts([*ours, *theirs], PLAN) == {"another": theirs}
+    text = tables.tables({"18": [*ours, *theirs]}, PLAN)
+    assert text.startswith(tables.tables({"18": ours}, PLAN))
+    repeated = text[len(tables.tables({"18": ours}, PLAN)) :]
+    assert "from another warm start, another:" in repeated
+    assert (
+        "| VAPO, gamma 1, decoupled | GRPO (K=0) | +0.188 (-0.607 to +0.982, n = 2) |" in repeated
+    )
+    known = replace(PLAN, known=PLAN.arms)
+    assert "another warm start" not in tables.tables({"18": [*ours, *theirs]}, known)
+    assert "another warm start" not in tables.tables({"18": [*ours, theirs[0]]}, PLAN)
+
+
 def test_seeds_without_a_tested_arm_are_not_compared(works):
     plan = replace(PLAN, known=("grpo",))
     ours = compared.read_outcomes(works, plan)["18"]

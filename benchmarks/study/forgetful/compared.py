@@ -61,6 +61,16 @@ def of_one_start(outcomes: Sequence[Outcome], plan: ForgetfulPlan) -> list[Outco
     return [*firsts, *runs]
 
 
+def of_other_starts(outcomes: Sequence[Outcome], plan: ForgetfulPlan) -> dict[str, list[Outcome]]:
+    """Warm start -> its runs that :func:`of_one_start` leaves out."""
+    compared = of_one_start(outcomes, plan)
+    others: dict[str, list[Outcome]] = {}
+    for each in outcomes:
+        if each.arm != WARM_START and each not in compared:
+            others.setdefault(each.start, []).append(each)
+    return others
+
+
 def plotted(
     work: Workspace, plan: ForgetfulPlan, reported: Sequence[Outcome]
 ) -> ForgetfulPlan | None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.study.arms import ALL_ARMS, BASELINE
-from benchmarks.study.forgetful.compared import of_one_start
+from benchmarks.study.forgetful.compared import of_one_start, of_other_starts
 from benchmarks.study.forgetful.outcome import Outcome
 from benchmarks.study.forgetful.plan import ForgetfulPlan
 from benchmarks.study.page import arms_table, paired_cells, title
@@ -113,6 +113,10 @@ def tables(outcomes: Mapping[str, Sequence[Outcome]], plan: ForgetfulPlan) -> st
             parts.append(arms_table(tuple(TRAINING.items()), trained, label))
         if compared := compare_by_seed(found, plan):
             parts.append(_comparison(compared, plan))
+        for start, repeated in of_other_starts(of_memory, plan).items():
+            of_start = compare_by_seed(repeated, plan)
+            if tested := {arm: of_start[arm] for arm in plan.tested if arm in of_start}:
+                parts.append(_repetition(start, tested, plan))
     return "\n\n".join(parts)
 
 
@@ -145,4 +149,21 @@ def _comparison(compared: Mapping[str, Mapping[str, PairedDifference]], plan: Fo
             of_all = f"{adjusted[arm]:.2g}" if column == primary and arm in adjusted else ""
             names = (title(arm), title(_against(arm, plan)), column)
             lines.append(f"| {' | '.join(names)} | {cells} | {of_all} |")
+    return "\n".join(lines)
+
+
+def _repetition(
+    start: str, compared: Mapping[str, Mapping[str, PairedDifference]], plan: ForgetfulPlan
+) -> str:
+    """The primary measure in runs of the same arms and seeds from another warm start."""
+    primary = next(iter(MEASURES))
+    lines = [
+        f"{primary.capitalize()}, seeds of the table above from another warm start, {start}:",
+        "",
+        "| | minus | difference over seeds | p |",
+        "|---|---|---|---|",
+    ]
+    for arm, by_column in compared.items():
+        cells = (title(arm), title(_against(arm, plan)), *paired_cells(by_column[primary]))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
