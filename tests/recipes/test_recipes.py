@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from tests.composing import compose_once
 from vapo_verl import preflight
-from vapo_verl.config import vapo_config
+from vapo_verl.config import value_at, vapo_config
 from vapo_verl.hydra_config import recipe_names
 from vapo_verl.launch import export_attention
 
@@ -188,16 +188,20 @@ def test_a_sweep_is_one_multirun_with_a_folder_for_each_value(run_module, recipe
     assert len(folders) == len(values)
 
 
-def test_the_variants_differ_from_vapo_in_one_setting():
+def test_the_variants_differ_from_vapo_in_what_they_say():
     vapo = OmegaConf.to_container(settled("vapo")[0])["vapo"]
     changed = {
-        "vapo_soft": "reward.soft",
-        "vapo_relaxed": "anchors.gate",
-        "vapo_decoupled": "advantage.normalization",
+        "vapo_soft": {"reward.soft": True},
+        "vapo_relaxed": {"anchors.gate": "relaxed"},
+        "vapo_decoupled": {
+            "advantage.normalization": "decoupled",
+            "reward.perception_weight": 1.0,  # the study's
+        },
     }
-    for recipe, key in changed.items():
+    for recipe, values in changed.items():
         other = OmegaConf.to_container(settled(recipe)[0])["vapo"]
-        assert differing(other, vapo) == [key]
+        assert {*differing(other, vapo)} == {*values}
+        assert {key: value_at(other, key) for key in values} == values
 
 
 def test_vapo_tis_is_vapo_with_weights_of_tokens():
