@@ -31,19 +31,23 @@ def running_jobs(client: JobSubmissionClient) -> list[JobDetails]:
     ]
 
 
-def stop_job(job: JobDetails) -> None:
-    if job.driver_info is None:  # the driver has not joined Ray yet: nothing to save
-        return
+def stop_job(job: JobDetails) -> bool:
+    """Signal the driver; False if it has not joined Ray yet."""
+    if job.driver_info is None:
+        return False
     beside_driver = NodeAffinitySchedulingStrategy(job.driver_node_id, soft=False)
     ray.get(terminate.options(scheduling_strategy=beside_driver).remote(int(job.driver_info.pid)))
+    return True
 
 
 def main() -> None:
     context = ray.init(log_to_driver=False)
     client = JobSubmissionClient(f"http://{context.dashboard_url}")
-    for job in running_jobs(client):
-        stop_job(job)
-    while running_jobs(client):
+    signalled: set[str | None] = set()
+    while jobs := running_jobs(client):
+        for job in jobs:
+            if job.submission_id not in signalled and stop_job(job):
+                signalled.add(job.submission_id)
         time.sleep(POLL_S)
 
 

@@ -473,7 +473,8 @@ def _check_separate_pool(config: DictConfig) -> None:
             "its own, and trainer.n_gpus_per_node the others"
         )
     slots, wanted = config.ray_kwargs.ray_init.get("num_gpus"), gpus + ranks_of(config)
-    if slots is not None and slots < wanted:
+    starts_ray = trainer.nnodes == rollout.nnodes == 1  # of several nodes it joins a cluster
+    if starts_ray and slots is not None and slots < wanted:
         raise ValueError(
             f"ray_kwargs.ray_init.num_gpus={slots} {mode}: {ranks_of(config)} ranks of the actor "
             f"and {gpus} of the rollout need {wanted}"

@@ -85,6 +85,10 @@ def test_what_cannot_work_is_refused_with_the_fix(recipe, overrides, says):
         preflight.check_trainer_mode(composed(recipe, *overrides))
 
 
+def test_slots_of_this_machine_say_nothing_about_several_nodes():
+    preflight.check_trainer_mode(composed("smoke_async", "trainer.nnodes=2"))
+
+
 def test_trainers_of_saved_rollouts_are_ours_too(tmp_path):
     debug = f"vapo.debug.save_rollouts={tmp_path}"
     preflight.check_trainer_mode(composed("vapo", debug, "trainer.v1.trainer_mode=vapo_saving"))

@@ -224,6 +224,10 @@ def _state(sighting: Sighting) -> str:
     return sighting.doing or "no report about its work"
 
 
+class NodeLost(ray.exceptions.RayError):
+    """A node of the run died or does not answer."""
+
+
 class Monitor:
     """Watches the processes of this Ray job in a thread, from :meth:`start` on.
 
@@ -350,8 +354,12 @@ class Monitor:
         return self.finding
 
     def suspect(self) -> Finding | None:
-        """A process that is stopped at this moment, for any length of time."""
-        for member, sighting in self._look().items():
+        """A process that is stopped at this moment, for any length of time, or a lost node."""
+        try:
+            seen = self._look()
+        except NodeLost as error:
+            return self._finding(str(error), None)
+        for member, sighting in seen.items():
             if sighting.status == psutil.STATUS_STOPPED:
                 return self._finding(f"{member} is stopped by a signal", member)
         return None
@@ -369,11 +377,11 @@ class Monitor:
                     found = self._detector.judge(time.monotonic(), self._phase, seen)
                     if found is not None:
                         found = self._cause(*found)
+            except ray.exceptions.RayError as error:  # its timeout is an OSError, too
+                found = str(error).splitlines()[0], None
             except (OSError, psutil.Error) as error:
                 say(f"WARNING: the processes of the run are not watched for a moment: {error!r}")
                 continue
-            except ray.exceptions.RayError as error:  # the watch of another node
-                found = f"a node of the run does not answer: {str(error).splitlines()[0]}", None
             if found is not None and not self._stop.is_set():
                 self.finding = self._finding(*found)
                 self._found.set()
@@ -426,13 +434,24 @@ class Monitor:
                     self._call(member.node, "kill", [member.pid])
 
     def _call(self, node: str, method: str, *args: Any) -> Any:
+        """Call a method of a node's watch.
+
+        Raises:
+            NodeLost: of another node than this one.
+        """
         if node == self._node:
             return getattr(self._here, method)(*args)
         if node not in self._others:
             place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
             watch = ray.remote(num_cpus=0)(NodeWatch)
             self._others[node] = watch.options(scheduling_strategy=place).remote()
-        return ray.get(getattr(self._others[node], method).remote(*args), timeout=self._timeout_s)
+        called = getattr(self._others[node], method).remote(*args)
+        try:
+            return ray.get(called, timeout=self._timeout_s)
+        except ray.exceptions.RayError as error:
+            where = next((each.address for each in self._members if each.node == node), node)
+            late = f"did not answer for {self._timeout_s:g} s"
+            raise NodeLost(f"the node at {where} died, or {late}") from error
 
 
 def outlook(start: Start) -> str:
