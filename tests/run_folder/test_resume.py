@@ -546,11 +546,19 @@ def test_the_config_of_earlier_steps_is_kept(run):
     assert config_file(run.folder, 9).name == "config.step_9.yaml"
 
 
+def test_a_file_is_known_by_all_of_its_content(run):
+    found = []
+    for label in (b"0", b"1"):
+        run.train.write_bytes(bytes(2**19) + label + bytes(2**19))
+        found.append(inputs_of(launch.plain(run.config()))["data.train_files"])
+    assert found[0] != found[1]
+
+
 def test_fingerprints_say_rows_bytes_and_content(run):
     found = inputs_of(launch.plain(run.config()))
     (train,) = found["data.train_files"]
     assert (train["rows"], train["bytes"]) == (40, run.train.stat().st_size)
-    assert len(train["sha256"]) == 64
+    assert len(train["xxh3_128"]) == 32
     assert json.dumps(found)
     run.train.unlink()
     assert "data.train_files" not in inputs_of(launch.plain(run.config()))

@@ -8,7 +8,6 @@ the checkpoint would undo (:data:`OF_THE_OPTIMIZER`) is refused; every other cha
 A run that has reached its last step (:func:`last_step`) trains nothing with other settings.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 import yaml
 
 from vapo_verl.config import SYNC, flat, is_within, value_at
-from vapo_verl.files import atomic_write_text
+from vapo_verl.files import WEIGHT_BLOCKS, atomic_write_text, content_digest
 from vapo_verl.run_folder.checkpoints import (
     checkpoint_folder,
     complete_steps,
@@ -116,7 +115,7 @@ _WITHOUT_IT = (
     "begin without this checkpoint, in another trainer.default_local_dir with "
     "trainer.resume_mode=auto"
 )
-_HASHED_BYTES = 1 << 16
+DIGEST = "xxh3_128"
 _SHOWN_CHARACTERS = 100
 _ABSENT = object()
 
@@ -436,7 +435,7 @@ def nothing_to_train(checkpoint: Path, last: int) -> str:
 
 def inputs_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Fingerprints of the data files, a local model folder's weights, its tokenizer and processor,
-    and the reward function's file: sizes, rows, and a hash of the first and last 64 KiB of each.
+    and the reward function's file: sizes, rows, and a digest, of weights that of some blocks.
     Files that are not on this machine are left out."""
     files: dict[str, list[Path]] = {}
     for key in (*FILE_KEYS, REWARD_FILE_KEY):
@@ -538,17 +537,14 @@ def _read_inputs(run_dir: Path) -> Mapping[str, Any]:
 
 def _is_fingerprints(value: object) -> bool:
     return isinstance(value, list) and all(
-        isinstance(item, dict) and {"path", "bytes", "sha256"} <= item.keys() for item in value
+        isinstance(item, dict) and {"path", "bytes", DIGEST} <= item.keys() for item in value
     )
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        digest = hashlib.sha256(file.read(_HASHED_BYTES))
-        file.seek(max(size - _HASHED_BYTES, 0))
-        digest.update(file.read(_HASHED_BYTES))
-    return {"path": str(path), "bytes": size, "rows": _rows(path), "sha256": digest.hexdigest()}
+    blocks = WEIGHT_BLOCKS if path.suffix == ".safetensors" else None
+    size, digest = path.stat().st_size, content_digest(path, blocks)
+    return {"path": str(path), "bytes": size, "rows": _rows(path), DIGEST: digest}
 
 
 def _rows(path: Path) -> int | None:
@@ -564,7 +560,7 @@ def _rows(path: Path) -> int | None:
 
 
 def _contents(fingerprints: Sequence[Mapping[str, Any]]) -> list[tuple[Any, Any]]:
-    return [(each["bytes"], each["sha256"]) for each in fingerprints]
+    return [(each["bytes"], each[DIGEST]) for each in fingerprints]
 
 
 @dataclass(frozen=True, slots=True)
@@ -577,7 +573,7 @@ class _Files:
         shown = []
         for each in self.fingerprints:
             rows = f"{each.get('rows')} rows, " if each.get("rows") is not None else ""
-            size = f"{each['bytes']} bytes, sha256 {str(each['sha256'])[:8]}"
+            size = f"{each['bytes']} bytes, {DIGEST} {str(each[DIGEST])[:8]}"
             shown.append(f"{each['path']} ({rows}{size})")
         return ", ".join(shown)
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vapo_verl.data.errors import RowError
 from vapo_verl.data.images import SizedImage
-from vapo_verl.evaluation.probing.probe_options import model_fingerprint, parquet_fingerprint
+from vapo_verl.evaluation.probing.probe_options import data_fingerprint, model_fingerprint
 from vapo_verl.evaluation.probing.rows import draw_rows, image_size, open_image, read_rows
 
 
@@ -65,15 +65,34 @@ def test_a_row_for_a_judge_is_refused(tmp_path):
 def test_fingerprints_follow_the_content(tmp_path):
     (tmp_path / "moved").mkdir()
     one, other = write(tmp_path / "a.parquet"), write(tmp_path / "moved" / "a.parquet")
-    assert parquet_fingerprint(one) == parquet_fingerprint(other)
+    assert data_fingerprint(one) == data_fingerprint(other)
     write(other, num_rows=6)
-    assert parquet_fingerprint(one) != parquet_fingerprint(other)
+    assert data_fingerprint(one) != data_fingerprint(other)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(bytes(3 * 2**20))
     before = model_fingerprint(str(tmp_path))
     weights.write_bytes(bytes(3 * 2**20 - 1) + b"1")
     assert model_fingerprint(str(tmp_path)) != before
     assert model_fingerprint("Qwen/some-name") == "Qwen/some-name"
+
+
+def test_other_labels_of_equal_size_are_other_data(tmp_path):
+    path, fingerprints = tmp_path / "rows.parquet", []
+    for labels in ([True, False] * 150, [False, True] * 150):
+        pq.write_table(pa.table({"labels": labels}), path)
+        fingerprints.append((path.stat().st_size, data_fingerprint(path)))
+    (size, first), (other_size, other) = fingerprints
+    assert size == other_size and first != other
+
+
+def test_a_model_whose_ends_are_equal_is_another_model(tmp_path):
+    """The first and last tensors of a merged adapter are those of its base."""
+    (tmp_path / "a").mkdir()
+    weights, found = tmp_path / "a" / "model.safetensors", set()
+    for trained in (b"0", b"1"):
+        weights.write_bytes(bytes(2**24) + trained * 2**23 + bytes(2**24))
+        found.add(model_fingerprint(str(weights.parent)))
+    assert len(found) == 2
 
 
 def test_the_options_of_an_image_are_part_of_it(tmp_path):

@@ -40,11 +40,12 @@ from vapo_verl.evaluation.benchmarks.benchmark_results import (
 from vapo_verl.evaluation.probing.journal import PAGE_FILE, SETTINGS_FILE
 from vapo_verl.evaluation.probing.probe_options import (
     EngineOptions,
+    data_fingerprint,
     model_fingerprint,
     shown,
     stated_values,
 )
-from vapo_verl.files import atomic_write_text, sha256_of
+from vapo_verl.files import atomic_write_text
 from vapo_verl.run_folder.layout import CONFIG_FILE, config_file
 
 if TYPE_CHECKING:
@@ -487,11 +488,6 @@ def _engine_settings(model: _Model, options: BenchmarkOptions) -> dict[str, Any]
         "--chat-template": model.engine.chat_template_digest,
         "chat template": dict(model.engine.chat_template_kwargs or {}),
     }
-
-
-def data_fingerprint(path: Path) -> str:
-    """The file's name and a digest of its content; the file may be moved."""
-    return f"{path.name} {sha256_of(path)[:16]}"
 
 
 def _ask(tasks: Sequence[Task], model: _Model, options: BenchmarkOptions) -> None:

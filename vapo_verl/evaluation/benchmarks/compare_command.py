@@ -25,7 +25,6 @@ from vapo_verl.analysis.statistics import (
     compare_paired,
 )
 from vapo_verl.cli_options import OptionError, add_options, check_bounds, cli, options_from
-from vapo_verl.evaluation.benchmarks.benchmark_command import data_fingerprint
 from vapo_verl.evaluation.benchmarks.benchmark_page import (
     ComparedRow,
     Point,
@@ -41,6 +40,7 @@ from vapo_verl.evaluation.benchmarks.benchmark_results import (
     read_results,
 )
 from vapo_verl.evaluation.probing.journal import PAGE_FILE, SETTINGS_FILE
+from vapo_verl.evaluation.probing.probe_options import data_fingerprint
 from vapo_verl.files import atomic_write_text
 from vapo_verl.plots.html import Table, shown, table_html
 

@@ -26,6 +26,7 @@ from vapo_verl.config import (
     AnchorConfig,
     asks_one_claim,
 )
+from vapo_verl.files import WEIGHT_BLOCKS, content_digest
 from vapo_verl.run_folder import RunError
 
 T = TypeVar("T")
@@ -47,8 +48,6 @@ OF_RUN = {
 """Option -> the key of a run's config that gives its value if the option is not given. The last
 three are those of commands that ask claims."""
 _SHOWN_CHARACTERS = 200
-_END_BYTES = 2**20
-_FOOTER_LENGTH_BYTES = 8
 """Footer length and magic at the end of a parquet file."""
 
 
@@ -184,7 +183,7 @@ class ProbeOptions:
             **settings_of(self),
             "--chat-template": self.engine.chat_template_digest,
             "MODEL": model_fingerprint(self.engine.model),
-            "DATA": parquet_fingerprint(self.data),
+            "DATA": data_fingerprint(self.data),
         }
 
 
@@ -336,31 +335,19 @@ def _layers(text: str | None) -> str | tuple[int, ...] | None:
 
 
 def model_fingerprint(model: str) -> str:
-    """A folder's name, and a digest of its config and of the sizes and both ends of its weights.
+    """A folder's name, and a digest of its config and of blocks throughout its weights.
 
-    The first and the last MiB of each file are read, not all of it. A name on the hub stays as it
-    is. The folder may be moved.
+    A name on the hub stays as it is. The folder may be moved.
     """
     folder = Path(model)
     if not folder.is_dir():
         return model
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")]):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_END_BYTES))
-            file.seek(max(size - _END_BYTES, 0))
-            digest.update(file.read())
+        digest.update(f"{path.name} {content_digest(path, WEIGHT_BLOCKS)}\n".encode())
     return f"{folder.resolve().name} {digest.hexdigest()[:16]}"
 
 
-def parquet_fingerprint(path: Path) -> str:
-    """A parquet file's name, and a digest of its size and footer, which describes all columns."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(size - _FOOTER_LENGTH_BYTES, 0))
-        footer = int.from_bytes(file.read(4), "little")
-        file.seek(max(size - _FOOTER_LENGTH_BYTES - footer, 0))
-        digest = hashlib.sha256(f"{size}\n".encode() + file.read())
-    return f"{path.name} {digest.hexdigest()[:16]}"
+def data_fingerprint(path: Path) -> str:
+    """A data file's name and a digest of its content; the file may be moved."""
+    return f"{path.name} {content_digest(path)[:16]}"
