@@ -75,10 +75,22 @@ def test_an_unknown_placement_is_refused(placement: str, num_anchors: int):
     assert repr(placement) in str(refused.value)
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", [name for name in PLACEMENTS if name != "relative"])
 def test_too_few_boundaries_repeat_the_last_cut(placement: str):
     cuts = place([4, 9], 4, end=12, placement=placement, min_gap=1, rng=rng())
     assert cuts == [(4, True), (9, True), (9, False), (9, False)]
+
+
+def test_siblings_have_the_same_relative_places_with_enough_boundaries_and_with_too_few():
+    places = [
+        np.array([position for position, _ in cuts]) / 400
+        for num_boundaries in (80, 10)
+        for step in [400 // num_boundaries]
+        for cuts in [
+            place(range(step, 401, step), 20, end=400, placement="relative", min_gap=1, rng=rng())
+        ]
+    ]
+    assert abs(places[0] - places[1]).max() <= 0.1  # the distance of two of ten boundaries
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)

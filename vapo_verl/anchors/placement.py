@@ -70,7 +70,8 @@ def place(
         rng: draws of ``random`` and ``relative``; the number of draws of ``relative`` does not
             depend on the response, so that siblings with equal generators get equal fractions.
 
-    With too few boundaries the last cut is repeated; without any, every anchor is at ``end``.
+    With too few boundaries the last cut is repeated, with ``relative`` the nearest one: claims that
+    siblings share stay at nearly the same fraction. Without any, every anchor is at ``end``.
 
     Raises:
         ValueError: a placement that is not one of :data:`vapo_verl.config.PLACEMENTS`.
@@ -80,11 +81,9 @@ def place(
     if num_anchors == 0:
         return []
     if placement == "relative":
-        chosen = sorted(_at_fractions(boundaries, rng.random(num_anchors), end, min_gap))
-    else:
-        chosen = sorted(
-            _spaced(_preference(boundaries, num_anchors, placement, rng), num_anchors, min_gap)
-        )
+        return _at_fractions(boundaries, rng.random(num_anchors), end, min_gap)
+    preferred = _preference(boundaries, num_anchors, placement, rng)
+    chosen = sorted(_spaced(preferred, num_anchors, min_gap))
     last = chosen[-1] if chosen else end
     missing = num_anchors - len(chosen)
     return [(position, True) for position in chosen] + [(last, False)] * missing
@@ -106,15 +105,23 @@ def _preference(
 
 def _at_fractions(
     boundaries: Sequence[int], fractions: np.ndarray, end: int, min_gap: int
-) -> list[int]:
-    """For each fraction of ``end`` the nearest boundary that is free, if there is one."""
+) -> list[tuple[int, bool]]:
+    """For each fraction of ``end`` the nearest boundary that is free.
+
+    If that does not suffice for all, each takes the nearest of the chosen ones, free or not.
+    """
     candidates = np.asarray(boundaries, dtype=np.int64)
+    targets = np.sort(fractions) * end
     chosen: list[int] = []
-    for target in np.sort(fractions) * end:
+    for target in targets:
         nearest = candidates[np.argsort(abs(candidates - target), kind="stable")].tolist()
         free = (b for b in nearest if all(abs(b - other) >= min_gap for other in chosen))
         chosen.extend(itertools.islice(free, 1))
-    return chosen
+    chosen.sort()
+    if len(chosen) == len(targets) or not chosen:
+        return [(b, True) for b in chosen] or [(end, False)] * len(targets)
+    nearest = [min(chosen, key=lambda b: abs(b - target)) for target in targets]
+    return [(b, b not in nearest[:i]) for i, b in enumerate(nearest)]
 
 
 def _evenly(boundaries: Sequence[int], num_anchors: int) -> list[int]:
