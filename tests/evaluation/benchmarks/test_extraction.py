@@ -15,6 +15,7 @@ from vapo_verl.evaluation.benchmarks.rules.extraction import (
 )
 
 ANGLES = {"A": "40°", "B": "60°", "C": "120°", "D": "140°"}
+NUMBERS = {"A": "1", "B": "2", "C": "3 m", "D": "x = 4"}
 ANIMALS = {"A": "a cat", "B": "a dog", "C": "a black dog", "D": "None of the above"}
 IN_THE_IMAGE: dict[str, str] = {}
 
@@ -83,6 +84,76 @@ IN_THE_IMAGE: dict[str, str] = {}
 )
 def test_options_with_values(text, letters):
     assert chosen_letters(text, ANGLES) == letters
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\boxed{A. 2}",
+        r"\boxed{(a) 2}",
+        r"\boxed{A (2)}",
+        r"\boxed{\textbf{(A)}\ 2}",
+        r"\boxed{A: x = 2}",
+        r"\boxed{A; x = 2}",
+        r"\boxed{A.\ 3\text{ m}}",
+        r"\boxed{A. x = 4}",
+        r"\boxed{\text{Option A} = 2}",
+        r"\boxed{\text{Option A} \approx 2}",
+        "A. 2",
+        "The answer is (A) 2.",
+        "The answer is A. x = 2.",
+        "The answer is A, since x = 2.",
+        "The answer is A, so x = 2.",
+        "The answer is A because BC = 2.",
+        "I choose (A), x = 2",
+        "I choose A since BC = 2.",
+    ],
+)
+def test_a_letter_decides_whatever_value_is_behind_it(text):
+    assert chosen_letters(text, NUMBERS) == "A"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2",
+        r"\boxed{A = 2}",
+        r"\boxed{a = 2}",
+        r"\boxed{P (A) = 2}",
+        r"\boxed{\sin (A) = 2}",
+        r"\boxed{A (t) = 2}",
+        r"\boxed{A/C = 2}",
+        r"\boxed{E. 2}",
+        r"\boxed{A + C = 2}",
+        "The distance between A and C = 2",
+        "A, C and D are collinear, so AC = 2.",
+        "A is the midpoint of CD, so AC = 2.",
+        "The answer is x = 2, since y = 1.",
+        "As AD = CD, x = 2",
+        "The answer is not A but x = 2",
+    ],
+)
+def test_a_letter_that_names_a_value_is_no_option(text):
+    assert chosen_letters(text, NUMBERS) == "B"
+
+
+@pytest.mark.parametrize(
+    "text, choices, letters",
+    [
+        (r"\boxed{(A, B) = (2, 3)}", {"A": "(1, 2)", "B": "(2, 3)"}, "B"),
+        (r"\boxed{B. (1, 2)}", {"A": "(1, 2)", "B": "(2, 3)"}, "B"),
+        (r"\boxed{A - 3}", {"A": "3", "B": "A - 3"}, "B"),
+        (r"\boxed{A. 2}", {"A": "2", "B": "A. 2"}, "B"),
+        (r"\boxed{\text{A. C}}", {"A": "C", "B": "A"}, "A"),
+        (r"\boxed{A}", {"A": "C", "B": "A"}, "A"),
+        (r"\boxed{5\text{ C}}", {"B": "5 C", "C": "3 A"}, "B"),
+        (r"\boxed{B (5\text{ C})}", {"B": "5 C", "C": "3 A"}, "B"),
+        (r"\boxed{(A) x = 1 \text{ or } (B) x = 2}", NUMBERS, "AB"),
+        (r"\boxed{A. x = 1 \text{ or } B. x = 2}", NUMBERS, "AB"),
+    ],
+)
+def test_letters_and_values_in_one_answer(text, choices, letters):
+    assert chosen_letters(text, choices) == letters
 
 
 @pytest.mark.parametrize(
@@ -182,6 +253,37 @@ def test_free_answers(text, answer):
 
 
 @pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("The sum is 12, so the mean is 4.", "4"),
+        ("The sum is 12. Hence, the mean is 4.", "4"),
+        ("The sum is 12 and therefore the mean is 4 cm.", "4 cm"),
+        ("The sum is 12, which means the mean is 4.", "4"),
+        ("The sum is 12, so the mean is 4 as there are 3.", "4"),
+        ("The radius is 3, so the area is 9\\pi.", "9\\pi"),
+        ("$r = 3$, so $A = 9\\pi$.", "A = 9\\pi"),
+        ("Answer: The sum is 12, so the mean is 4.", "4"),
+        ("The sum is 12, so it is large.", "12"),
+        ("The answer is 4, which is the mean.", "4"),
+        ("The mean is 4, which is half of 8.", "4"),
+        ("The answer is x = 4, so the sum is 12", "x = 4"),
+        ("The answer is 4; the sum is 12.", "4"),
+        ("The roots are 3 and 5.", "3 and 5"),
+        ("The answer is 3; 5", "3; 5"),
+        ("x = 3; x = 5", "x = 3; x = 5"),
+        ("There are 12, so each gets 4.", "There are 12, so each gets 4"),
+        ("The sum is 12; the mean is 4.", "The sum is 12; the mean is 4"),
+        ("The sum is 12, but the mean is 4.", "The sum is 12, but the mean is 4"),
+        ("The height is 3 so that the area is 9.", "The height is 3 so that the area is 9"),
+        ("First we look.\nThe area is 9\\pi because the radius is 3.", "9\\pi"),
+        ("First we look.\nAB is 5 because CD is 25, and the sum is 30.", "30"),
+    ],
+)
+def test_an_intermediate_value_is_no_answer(text, answer):
+    assert free_answer(text) == answer
+
+
+@pytest.mark.parametrize(
     "question, choices",
     [
         ("Q\nChoices:\nA:40°\nB:60°", {"A": "40°", "B": "60°"}),
@@ -210,6 +312,8 @@ def test_values_without_name_and_unit():
     assert value_of("x = 1 1/2 cm") == Fraction(3, 2)
     assert value_of(r"1,200\text{ m}^2") == 1200
     assert value_of("between 3 and 4") is None
+    assert value_of("x = 3 or x = 5") is None
+    assert value_of("The sum of 3 and 4 = 7") == 7
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,8 @@ def test_mathvista():
     assert grade("float", "0.5", r"\boxed{50\%}", precision="1.0") is True
     assert grade("float", "2.5", r"\boxed{2.55}", precision="1.0") is True  # the float is 2.5499...
     assert grade("integer", "6", "The number of objects left is 6.") is True
+    assert grade("integer", "4", "The sum is 12, so the mean is 4.") is True
+    assert grade("integer", "12", "The sum is 12, so the mean is 4.") is False
     assert grade("list", "[2007, 2008]", "The answer is 2007 and 2008.") is True
     assert grade("list", "[2007, 2008]", r"\boxed{[2008, 2007]}") is False
     assert grade("list", "[2007, 2008]", r"\boxed{2007}") is False
@@ -100,6 +102,7 @@ def test_mathvista_asks_with_hint_and_options():
 def test_mathvision():
     assert correct("mathvision", row("C", choices=OPTIONS), r"\boxed{5 cm}") is True
     assert correct("mathvision", row("C", choices=OPTIONS), "B") is False
+    assert correct("mathvision", row("C", choices=OPTIONS), r"\boxed{B. 5 cm}") is False
     assert correct("mathvision", row(r"\frac{1}{2}"), r"\boxed{0.5}") is True
     assert correct("mathvision", row("12"), r"\boxed{3 \cdot 4}") is True
     assert correct("mathvision", row("12"), r"\boxed{__import__('os').getpid()}") is False

@@ -23,7 +23,7 @@ from vapo_verl.data.errors import BadCell, shown
 from vapo_verl.evaluation.benchmarks import BenchmarkRow
 from vapo_verl.reward import THINK_END, THINK_START
 from vapo_verl.reward.accuracy import answer_of, math_match
-from vapo_verl.reward.answers import choice, normalised, text_key
+from vapo_verl.reward.answers import Choice, choice, normalised, text_key
 from vapo_verl.reward.quantities import number, quantity
 
 LETTERS = string.ascii_uppercase
@@ -55,17 +55,23 @@ _OF_ANOTHER = re.compile(
 _ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.S | re.I)
 _SENTENCE_END = re.compile(r"(?<!\b[A-Z])\.(?=\s|$)|(?<=[.!?])\s+(?=[A-Z][a-z])|。")
 _MARKED_LETTER = re.compile(
-    r"^[(\[]?([A-Z])[)\]]?\s*(?:[.:),]|(?=\s(?:for|with|is)\b))"
+    r"^[(\[]?([A-Z])[)\]]?\s*(?:[.:),;]|(?=\s(?:(?:for|with|is)\b|\()))"
     r"|(?<![\w\\])[(\[]([A-Z])[)\]]"
-    r"|(?<![\w(])([A-Z])\)"
+    r"|(?<![\w(])(?<!\d )([A-Z])\)"
     r"|[\"“]([A-Z])[.,]?[\"”]"
     r"|\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)s?\s*(?:is|are)?\s*:?\s*[(\[]?([A-Z])(?![\w'’])"
+    r"|(?:\b(?:or|and)|[,;/&])\s*([A-Z])[.:](?=\s)"
 )
 _REASON_WORDS = "because|since|as|which|where|while|but|not|instead|rather"
 _REASON = re.compile(rf",?\s+(?:{_REASON_WORDS})\b")
 _LETTER_RUN = re.compile(
     r"(?<![\w'])[A-Z](?:\s*(?:,\s*(?:and|or)|[,;/&]|\band|\bor)\s*[A-Z](?![\w'(]))+"
 )
+_NAMES = re.compile(
+    r"(?:\\?(?:sin|cos|tan|cot|sec|csc) ?)?"
+    r"\(?(?:[A-Z](?: ?[,:/] ?[A-Z])*|[a-z](?:(?:, ?|[:/])[a-z])*)\)?(?: ?\([A-Za-z]\))?"
+)
+"""Letters in front of `=` that name a value: `A`, `(A, B)`, `P(A)`."""
 _SENTENCE = re.compile(r"(?:\b[^\W\d_]{2,}\b\W+){3}")
 _TOKEN_BREAK = re.compile(r"[\s.()\[\],:;!?*#{}\"“”。]+")
 _MATHS = re.compile(r"[=\\^+<>°∠△\d]")
@@ -78,12 +84,24 @@ _FILLERS = r"(?:(?:equal\s+to|approximately|about|exactly|therefore|thus|given\s
 _COMES_TO = re.compile(rf".*(?:{_VERB}|[=≈:])\s*{_FILLERS}(\S.*)")
 _SAYS = re.compile(rf".*{_VERB}\s*{_FILLERS}(\S.*)", re.S)
 _IS = re.compile(_VERB)
+_IS_OR_EQUALS = re.compile(rf"{_VERB}|=")
+_AND_OR = re.compile(r";|\b(?:and|or|but|while)\b")
 _DIGIT = re.compile(r"\d")
 _CLAUSE = re.compile(
     rf",?\s+(?:{_REASON_WORDS}|if|when|given|so|with)\b"
     r"|;|\s\((?=[A-Za-z])"
 )
-_ENGLISH = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_WHICH_GIVES = r"which(?!\s+(?:is|are|was|were|equals|has|have)\b)"
+_SO = re.compile(
+    r"(?:[,;.]?\s+(?:and\s+)?(?:so(?!\s+that\b)|thus|hence|therefore)\b,?"
+    rf"|,\s+{_WHICH_GIVES})\s+",
+    re.I,
+)
+"""Before what follows from a value."""
+_OF_EQUAL_RANK = re.compile(rf",?\s+(?:(?:but|while|so)\b|{_WHICH_GIVES})|;")
+_BECAUSE = re.compile(r",?\s+(?:because|since|as|if|when|given|where)\b")
+_NEXT_CLAUSE = re.compile(r",\s+[a-z]{2}")
+_ENGLISH = re.compile(r"(?<![\\A-Za-z])(?!(?:and|or)\s)[A-Za-z]{2,}")
 _THEREFORE = re.compile(r"^(?:so|thus|hence|therefore|then)\b,?\s*", re.I)
 _SEGMENT = re.compile(r"\\\[(.+?)\\\]|\\\((.+?)\\\)|\$\$(.+?)\$\$|\$([^$]+)\$", re.S)
 _HAS_VALUE = re.compile(r"\d|\\[a-z]|[√π∞=]")
@@ -138,22 +156,45 @@ def free_answer(prediction: str) -> str | None:
     if boxed := answer_of(prediction):
         return boxed
     if stated := stated_answer(prediction):
-        return _value_said(stated)
+        return _value_said(stated, is_stated=True)
     text = _EMPHASIS.sub("", visible(prediction))
     if text and "\n" not in text and len(text) <= _SHORT_ANSWER:
-        return _value_said(text.strip("$").removesuffix(".").strip()) or None
+        sentence = text.strip("$").removesuffix(".").strip()
+        return _value_said(sentence, is_stated=False) or None
     return conclusion(text)
 
 
-def _value_said(text: str) -> str:
-    """The value of a sentence's first clause, if it gives one and no other; else the text."""
+def _value_said(text: str, *, is_stated: bool) -> str:
+    """The one value that a sentence gives; else the text.
+
+    That is what follows from another value (4 of "The sum is 12, so the mean is 4"), else the
+    value before a reason (12 of "The area is 12 if the side is 3"). Two values of equal rank are
+    none: `x = 3; x = 5`, "AB is 3 but BC is 4".
+
+    Args:
+        is_stated: the text is what "the answer is" says, so that a value in front is the answer.
+    """
     text = _THEREFORE.sub("", text)
-    clause = _CLAUSE.split(text, maxsplit=1)[0].removesuffix(".")
+    is_sentence = not is_stated or bool(_IS.search(_CLAUSE.split(text, maxsplit=1)[0]))
+    parts = _SO.split(text) if is_sentence else [text]
+    part = next((part for part in reversed(parts) if _HAS_VALUE.search(part)), text)
+    end = _CLAUSE.search(part)
+    if end is None:
+        return _value_of_clause(part) or text
+    is_another = bool(_OF_EQUAL_RANK.match(part, end.start()))
+    is_list = end[0] == ";" and not _IS.search(part, end.end())
+    if is_another and (is_sentence or is_list) and _HAS_VALUE.search(part, end.end()):
+        return text
+    return _value_of_clause(part[: end.start()]) or text
+
+
+def _value_of_clause(clause: str) -> str | None:
+    clause = clause.removesuffix(".")
     found = _SAYS.fullmatch(clause)
     said = _bare_maths(found[1] if found else clause)
     if said is None or _says_twice(clause) or not _HAS_VALUE.search(said):
-        return text
-    return said if value_of(said) is not None or not _ENGLISH.search(said) else text
+        return None
+    return said if value_of(said) is not None or not _ENGLISH.search(said) else None
 
 
 def _says_twice(clause: str) -> bool:
@@ -166,8 +207,8 @@ def conclusion(text: str) -> str | None:
     """The value at the end of a text without a stated answer; None if it ends with words.
 
     That is a last line after one that ends with a colon; else the value that the last sentence
-    gives (`... the distance is approximately 22.3 metres.`); else the last side of an equation in
-    the last paragraph.
+    gives (`... the distance is approximately 22.3 metres.`), before its reason; else the last side
+    of an equation in the last paragraph.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
@@ -177,10 +218,22 @@ def conclusion(text: str) -> str | None:
     if _SEGMENT.fullmatch(lines[-1].removesuffix(".")):
         return last_equation(lines[-1]) or _bare_maths(lines[-1])
     sentence = [part for part in _SENTENCE_END.split(lines[-1]) if part.strip()][-1:]
+    if sentence and (value := _value_before_reason(sentence[0])):
+        return value
     found = _COMES_TO.fullmatch(sentence[0].strip()) if sentence else None
     if found and len(found[1]) <= _CONCLUSION_LENGTH and _HAS_VALUE.search(found[1]):
         return _bare_maths(found[1])
     return last_equation(text.strip().split("\n\n")[-1])
+
+
+def _value_before_reason(sentence: str) -> str | None:
+    """The value that a sentence gives, if it ends with the reason: `... is 60 because ...`."""
+    reason = _BECAUSE.search(sentence)
+    if reason is None or _NEXT_CLAUSE.search(sentence, reason.end()):
+        return None
+    clause = sentence[: reason.start()].strip()
+    value = _value_of_clause(clause) if _IS.search(clause) else None
+    return value if value and len(value) <= _CONCLUSION_LENGTH else None
 
 
 def last_equation(text: str) -> str | None:
@@ -269,32 +322,64 @@ def _without_options(lines: Sequence[str], choices: Mapping[str, str]) -> list[s
 def letters_of(answer: str, choices: Mapping[str, str]) -> str | None:
     r"""Letters of the options that a short answer names, as :func:`chosen_letters` returns them.
 
-    In this order: the answer is one letter (`B`, `(b)`, `\text{B}`, `option B`); it equals one
-    option's text, as text or in value, also behind a name (`x = 12`); it has one letter in front
-    (`B. 12`) or lists letters (`A, C`, `AC`); it marks letters (`(A) or (B)`, `option B because`);
+    In this order: the answer is one letter (`B`, `(b)`, `\text{B}`, `option B`); it is an option's
+    text, also behind its letter; it has no letter before its value, and equals one option in value,
+    also behind a name (`x = 12`); it has one letter in front, which decides whatever follows it
+    (`B. 12`), or lists letters (`A, C`, `AC`); it marks letters (`(A) or (B)`, `option B, x = 2`);
     it contains one option's text; it has one bare letter. None if none of these holds.
     """
     picked = choice(answer)
-    letters = "".join(sorted(picked.letters)) if picked else ""
-    is_known = not choices or set(letters) <= choices.keys()
-    if picked and len(letters) == 1 and not picked.text and is_known:
-        return letters
-    if same := option_equal_to(answer, choices) or _option_line(answer, choices):
+    if picked and not picked.text and _is_one_of(picked, choices):
+        return "".join(picked.letters)
+    if same := _option_with_text(answer, choices) or _option_line(answer, choices):
         return same
-    answer = _REASON.split(normalised(answer))[0]
-    if re.match(r"(?:it\s+is\s+)?not\b", answer, re.I):
-        return option_within(answer, choices)
-    if picked is None and (head := choice(answer)):
-        letters = "".join(sorted(head.letters))
-        is_known = not choices or head.letters <= choices.keys()
-    if letters and (is_known or (len(letters) == 1 and answer.isupper())):
-        return letters
-    marked = {next(filter(None, groups)) for groups in _MARKED_LETTER.findall(answer)}
-    for run in _LETTER_RUN.findall(answer):
-        marked |= set(re.findall("[A-Z]", run))
-    if marked := {letter for letter in marked if letter in choices or not choices}:
+    text = normalised(answer)
+    head = _REASON.split(text)[0]
+    said = answer if head == text else head
+    if not _has_letter_first(head, choices) and (same := option_equal_to(said, choices)):
+        return same
+    if re.match(r"(?:it\s+is\s+)?not\b", head, re.I):
+        return option_equal_to(answer, choices) or option_within(head, choices)
+    if picked := picked or choice(head):
+        letters = "".join(sorted(picked.letters))
+        is_known = not choices or picked.letters <= choices.keys()
+        if is_known or (len(letters) == 1 and head.isupper()):
+            return letters
+    if marked := _marked_letters(head, choices):
         return "".join(sorted(marked))
-    return option_within(answer, choices) or _bare_letter(answer, choices)
+    found = option_within(head, choices) or _bare_letter(head, choices)
+    return found or (option_equal_to(answer, choices) if head != text else None)
+
+
+def _is_one_of(picked: Choice, choices: Mapping[str, str]) -> bool:
+    return len(picked.letters) == 1 and (not choices or picked.letters <= choices.keys())
+
+
+def _marked_letters(text: str, choices: Mapping[str, str]) -> set[str]:
+    marked = {next(filter(None, groups)) for groups in _MARKED_LETTER.findall(text)}
+    for run in _LETTER_RUN.findall(text):
+        marked |= set(re.findall("[A-Z]", run))
+    return {letter for letter in marked if letter in choices or not choices}
+
+
+def _has_letter_first(text: str, choices: Mapping[str, str]) -> bool:
+    """Whether a letter that names an option, and not the value, comes before an answer's value.
+
+    Args:
+        text: in normal form, without its reason.
+    """
+    front = text[: max(text.rfind("="), text.rfind("≈"), 0)].rstrip()
+    if _NAMES.fullmatch(front) or _LETTER_RUN.match(front):
+        return False
+    picked = choice(front or text)
+    if picked and _is_one_of(picked, choices):
+        return True
+    marks = (
+        mark
+        for mark in _MARKED_LETTER.finditer(front)
+        if mark[5] or (mark.end() < len(front) and not front[mark.end() - 1].isalpha())
+    )
+    return any(next(filter(None, mark.groups())) in choices for mark in marks)
 
 
 def option_equal_to(answer: str, choices: Mapping[str, str]) -> str | None:
@@ -302,11 +387,9 @@ def option_equal_to(answer: str, choices: Mapping[str, str]) -> str | None:
     if not choices or not answer.strip():
         return None
     candidates = [answer, *([answer.rpartition("=")[2]] if "=" in answer else [])]
-    texts = {letter: text_key(text) for letter, text in choices.items()}
     for candidate in candidates:
-        as_text = [letter for letter, text in texts.items() if text == text_key(candidate) != ""]
-        if len(as_text) == 1:
-            return as_text[0]
+        if same := _option_with_text(candidate, choices):
+            return same
     if not re.search(r"\d|\\", answer) or _SENTENCE.search(normalised(answer)):
         return None
     for candidate in candidates:
@@ -314,6 +397,12 @@ def option_equal_to(answer: str, choices: Mapping[str, str]) -> str | None:
         if len(equal) == 1:
             return equal[0]
     return None
+
+
+def _option_with_text(answer: str, choices: Mapping[str, str]) -> str | None:
+    key = text_key(answer)
+    same = [letter for letter, text in choices.items() if text_key(text) == key != ""]
+    return same[0] if len(same) == 1 else None
 
 
 def _option_line(line: str, choices: Mapping[str, str]) -> str | None:
@@ -478,9 +567,16 @@ def value_of(text: str) -> Fraction | None:
     An approximation is its number: `\approx 1.24`, `about 5 cm`, `0.2143...`.
     """
     text = _APPROXIMATELY.sub("", normalised(text)).rstrip(".… ")
-    for part in (text, text.rpartition("=")[2]):
+    front, _, last = text.rpartition("=")
+    for part in (text,) if _gives_another(front) else (text, last):
         measured = quantity(part)
         value = number(measured.value if measured else part)
         if value is not None:
             return value
     return None
+
+
+def _gives_another(front: str) -> bool:
+    """Whether a value comes before another one: the front of `x = 3 or x = 5`."""
+    said = _IS_OR_EQUALS.search(front)
+    return said is not None and _AND_OR.search(front, said.end()) is not None
