@@ -223,7 +223,9 @@ def wait_for_a_run_s() -> float:
     return REQUEUE_WAIT_S if queued_again else LOCK_WAIT_S
 
 
-def compare_with_folder(config: DictConfig, derived: Collection[str], *, tell: bool = True) -> None:
+def compare_with_folder(
+    config: DictConfig, derived: Mapping[str, str], *, tell: bool = True
+) -> None:
     """Refuse a start that would mix two runs in a folder; print the other changed settings.
 
     A start that only validates changes nothing in the folder: it only has to load the checkpoint.

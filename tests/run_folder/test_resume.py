@@ -179,6 +179,33 @@ def test_other_keys_are_a_line_each(trained, capsys):
     assert "  data.train_batch_size: 16 -> 8\n" in said
 
 
+OWN_VALUES = {
+    "data__seed": 7,
+    "actor_rollout_ref__actor__clip_ratio_high": 0.28,
+    "actor_rollout_ref__actor__rollout_n": 3,
+    "actor_rollout_ref__actor__checkpoint__load_contents": ["model"],
+    "actor_rollout_ref__rollout__router_config_path": "/mine/router.yaml",
+}
+"""Of keys that refer to other keys, or to a file of the package, by default."""
+
+
+def test_a_value_that_falls_back_to_a_reference_is_compared(run, capsys):
+    run.train_to(3, **OWN_VALUES)
+    with pytest.raises(InputError, match=r"other settings:\n  data\.seed: 7 -> 0\nTo start"):
+        run.start()
+    run.start(vapo__accept_changes=["data.seed"])
+    changed = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    keys = [f"  {key.replace('__', '.')}" for key in OWN_VALUES]
+    assert sorted(changed) == sorted(keys)
+
+
+def test_a_value_equal_to_that_of_its_reference_changes_with_it(run, capsys):
+    run.train_to(3, actor_rollout_ref__actor__clip_ratio_high=0.2)
+    run.start(actor_rollout_ref__actor__clip_ratio=0.3)
+    (_, changed) = capsys.readouterr().out.splitlines()
+    assert changed == "  actor_rollout_ref.actor.clip_ratio: 0.2 -> 0.3"
+
+
 LEARNING_RATE = {"actor_rollout_ref__actor__optim__lr": 1e-6}
 
 

@@ -10,7 +10,7 @@ A run that has reached its last step (:func:`last_step`) trains nothing with oth
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import yaml
 
 from vapo_verl.config import SYNC, flat, is_within, value_at
 from vapo_verl.files import WEIGHT_BLOCKS, atomic_write_text, content_digest
+from vapo_verl.hydra_config import PACKAGE
 from vapo_verl.run_folder.checkpoints import (
     checkpoint_folder,
     complete_steps,
@@ -72,7 +73,7 @@ ARGUMENTS = (
 """Groups whose keys are arguments of another function: one that is added is a change, too."""
 OF_THE_START = (
     *("ray_kwargs", "trainer.v1.trainer_mode", "transfer_queue", "vapo.recipe", ACCEPT_KEY),
-    "trainer.default_local_dir",
+    *("trainer.default_local_dir", "actor_rollout_ref.rollout.prometheus.served_model_name"),
     *(
         f"actor_rollout_ref.rollout.engine_kwargs.vllm.{name}"
         for name in ("worker_cls", "scheduler_cls", "additional_config")
@@ -109,7 +110,9 @@ torch saves the arguments of an optimizer with its state, and loads them; the ch
 steps and clipping are not saved: they may change.
 """
 LOADED_PARTS = "actor_rollout_ref.actor.checkpoint.load_contents"
-_REFERENCE = re.compile(r"\$\{(oc\.select:[\w.]+(,\w+)?|vapo\.package_file:[\w./]+|[\w.]+)\}")
+_REFERENCE = re.compile(
+    r"\$\{(?:vapo\.package_file:(?P<file>[\w./]+)|(?:oc\.select:)?(?P<key>[\w.]+)(?:,\w+)?)\}"
+)
 """The value of another key, or the place of this package; `oc.env` may change by itself."""
 _WITHOUT_IT = (
     "begin without this checkpoint, in another trainer.default_local_dir with "
@@ -192,21 +195,21 @@ class Change:
         return f"{self.key}: {self.old} -> {self.new}"
 
 
-def references(config: Mapping[str, Any]) -> frozenset[str]:
+def references(config: Mapping[str, Any]) -> dict[str, str]:
     """Keys of an unresolved config whose value is that of another key, with which they change, or a
-    file of this package."""
-    return frozenset(
-        key
+    file of this package -> the text of the reference."""
+    return {
+        key: value
         for key, value in flat(config).items()
         if isinstance(value, str) and _REFERENCE.fullmatch(value)
-    )
+    }
 
 
 def changes_since(
     run_dir: Path,
     config: Mapping[str, Any],
     inputs: Mapping[str, Any],
-    references: Collection[str] = (),
+    references: Mapping[str, str],
 ) -> list[Change]:
     """What differs from the run in `run_dir`, keys of :data:`IDENTITY` first.
 
@@ -216,7 +219,8 @@ def changes_since(
     Args:
         config: the settled config, without references.
         inputs: by :func:`inputs_of`.
-        references: keys to leave out, by :func:`references`; the model is compared.
+        references: by :func:`references`. Such a key is left out if the folder's value is that of
+            the same reference: its change is that of the other key. The model is compared.
 
     Raises:
         OtherRun: the folder's config cannot be read.
@@ -225,9 +229,10 @@ def changes_since(
     pairs = {
         key: (value, new.get(key, _ABSENT))
         for key, value in old.items()
-        if not is_within(key, OF_THE_START) and (key not in references or key == MODEL_KEY)
+        if not is_within(key, OF_THE_START)
+        and (key == MODEL_KEY or key not in references or not _follows(references[key], key, old))
     }
-    for key in new.keys() - references if old else ():
+    for key in new.keys() - references.keys() if old else ():
         if is_within(key, ARGUMENTS) and key not in ARGUMENTS:
             pairs.setdefault(key, (_ABSENT, new[key]))
     for group in ARGUMENTS:  # without arguments
@@ -243,6 +248,18 @@ def changes_since(
         if before != now
     ]
     return sorted(changes, key=lambda change: (not is_identity(change.key), change.key))
+
+
+def _follows(reference: str, key: str, values: Mapping[str, Any]) -> bool:
+    """Whether the value of `key` among `values` is that which the reference has there."""
+    match = _REFERENCE.fullmatch(reference)
+    assert match is not None
+    if match["file"]:  # the package may have moved
+        return str(values[key]).endswith(f"/{PACKAGE.name}/{match['file']}")
+    target = match["key"].lstrip(".")
+    if num_dots := len(match["key"]) - len(target):  # one: a key of the same group
+        target = ".".join([*key.split(".")[:-num_dots], target])
+    return target in values and values[target] == values[key]
 
 
 def is_identity(key: str) -> bool:
