@@ -6,8 +6,9 @@ Light: composing a config imports neither torch nor veRL.
 import importlib.util
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vapo_verl.config import VapoConfig
+from vapo_verl.config import VapoConfig, flat
 
 PACKAGE = Path(__file__).parent
 CONFIGS = PACKAGE / "conf"
@@ -61,6 +62,13 @@ def compose_base() -> DictConfig:
             return compose("vapo")
     finally:
         GlobalHydra.instance().hydra = running
+
+
+@cache
+def base_values() -> Mapping[str, Any]:
+    """Dotted key -> value of :func:`compose_base`; references are texts, which tell no type."""
+    values: Any = OmegaConf.to_container(compose_base(), resolve=False)
+    return flat(values)
 
 
 class FolderForEachRun(Callback):

@@ -11,7 +11,6 @@ import pkgutil
 import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from itertools import takewhile
@@ -24,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vapo_verl.config import VapoConfig, flat, is_within, section, value_at
-from vapo_verl.hydra_config import compose_base
+from vapo_verl.hydra_config import base_values
 
 MAX_COUNT = 10**9
 """A larger number of rows, tokens, ranks or steps is a typing error."""
@@ -292,7 +291,7 @@ def check_settings(config: DictConfig) -> None:
         _check_files(key, _value_of(config, key))
     for key, number in NUMBERS.items():
         _check_number(key, _value_of(config, key), number)
-    values, defaults = _plain(config, resolve=True), _defaults()
+    values, defaults = _plain(config, resolve=True), base_values()
     for key, value in flat(values).items():
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, float) and not math.isfinite(item):
@@ -364,13 +363,13 @@ def _check_number(key: str, value: Any, number: Number) -> None:
 
 def _check_groups(config: DictConfig) -> None:
     """Refuse a group of settings that is missing, or that is a plain value."""
-    groups = {parent for key in _defaults() for parent in _parents(key)}
+    groups = {parent for key in base_values() for parent in _parents(key)}
     for group in sorted(groups):
         value = _value_of(config, group)
         if OmegaConf.is_dict(value) or (value is None and group in NULL_GROUPS):
             continue
         found = "null" if value is None else repr(value)
-        first = min(_children(group, _defaults()))
+        first = min(_children(group, base_values()))
         raise ValueError(
             f"{group}={found} is no group of settings; leave it out, and set what is in it, as "
             f"{group}.{first}=VALUE"
@@ -507,12 +506,6 @@ def _short(value: float) -> str:
     return repr(value)
 
 
-@cache
-def _defaults() -> Mapping[str, Any]:
-    """The value of each key without a recipe; references are texts, which tell no type."""
-    return flat(_plain(compose_base(), resolve=False))
-
-
 def _plain(config: DictConfig, *, resolve: bool) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=resolve)  # type: ignore[return-value]
 
@@ -530,7 +523,7 @@ def check_keys(config: DictConfig, added: Iterable[str] = ()) -> None:
     Raises:
         ValueError: the first one, with the keys it may stand for.
     """
-    defaults = _defaults()
+    defaults = base_values()
     groups = {key.rpartition(".")[0] for key in defaults}
     groups |= {parent for key in groups for parent in _parents(key)} | {""}
     for key in flat(_plain(config, resolve=False)):

@@ -290,12 +290,51 @@ def test_another_text_of_the_reward_function_is_refused(run):
         ("actor_rollout_ref__model__custom_chat_template", "{{ messages }}"),
         ("data__mm_processor_kwargs", {"do_resize": False}),
         ("reward__custom_reward_function__reward_kwargs", {"tolerance": 0.1}),
+        ("reward__custom_reward_function__reward_kwargs", {"limit": "${data.max_response_length}"}),
         ("vapo__data__plain_think_tokens", "false"),
     ],
 )
 def test_what_makes_other_prompts_is_refused(trained, key, value):
     with pytest.raises(InputError, match=key.replace("__", r"\.")):
         trained.start(**{key: value})
+
+
+def test_an_option_that_is_added_or_left_out_is_a_change(run):
+    key = "vapo__method__options"
+    run.train_to(3, **{key: {"coef": 0.02}})
+    for options, change in (
+        ({}, r"coef: 0\.02 -> absent"),
+        ({"coef": 0.02, "masked": 0.9}, r"masked: absent -> 0\.9"),
+    ):
+        with pytest.raises(InputError, match=rf"settings:\n  vapo\.method\.options\.{change}\n"):
+            run.start(**{key: options})
+
+
+def test_a_key_that_has_no_default_is_a_line_where_it_is_added(trained, capsys):
+    rollout = "actor_rollout_ref__rollout"
+    trained.start(
+        **{f"{rollout}__engine_kwargs__vllm__quantization": "fp8"},
+        **{f"{rollout}__repetition_penalty": 1.1},
+    )
+    said = capsys.readouterr().out.splitlines()
+    assert said[1:] == [
+        '  actor_rollout_ref.rollout.engine_kwargs.vllm.quantization: absent -> "fp8"',
+        "  actor_rollout_ref.rollout.repetition_penalty: absent -> 1.1",
+    ]
+
+
+def test_a_default_of_a_later_release_is_no_change(trained, capsys):
+    file = trained.folder / "config.yaml"
+    config = OmegaConf.load(file)
+    for group, key in (
+        (config.vapo, "method"),
+        (config.actor_rollout_ref.actor, "clip_ratio"),
+        (config.actor_rollout_ref.rollout.mtp, "method"),  # from the model's group
+    ):
+        del group[key]
+    OmegaConf.save(config, file)
+    trained.start()
+    assert capsys.readouterr().out == ""
 
 
 def test_an_argument_that_refers_to_another_key_changes_with_it(run):

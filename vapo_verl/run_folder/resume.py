@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import yaml
 
 from vapo_verl.config import SYNC, flat, is_within, value_at
 from vapo_verl.files import WEIGHT_BLOCKS, atomic_write_text, content_digest
-from vapo_verl.hydra_config import PACKAGE
+from vapo_verl.hydra_config import PACKAGE, base_values
 from vapo_verl.run_folder.checkpoints import (
     checkpoint_folder,
     complete_steps,
@@ -66,11 +67,6 @@ HARMLESS = (
     *("data.filter_overlong_prompts_workers", "reward.num_workers", "reward.reward_model.rollout"),
 )
 """Keys within those groups that change no result."""
-ARGUMENTS = (
-    *("data.apply_chat_template_kwargs", "data.mm_processor_kwargs"),
-    "reward.custom_reward_function.reward_kwargs",
-)
-"""Groups whose keys are arguments of another function: one that is added is a change, too."""
 OF_THE_START = (
     *("ray_kwargs", "trainer.v1.trainer_mode", "transfer_queue", "vapo.recipe", ACCEPT_KEY),
     *("trainer.default_local_dir", "actor_rollout_ref.rollout.prometheus.served_model_name"),
@@ -213,8 +209,8 @@ def changes_since(
 ) -> list[Change]:
     """What differs from the run in `run_dir`, keys of :data:`IDENTITY` first.
 
-    Keys that are missing in the folder's config, as those of a later release, are not compared, but
-    for those in :data:`ARGUMENTS`.
+    A key that is missing in the folder's config is a change if it has no default, as arguments of
+    an engine or a method. One with a default is of a later release.
 
     Args:
         config: the settled config, without references.
@@ -225,18 +221,19 @@ def changes_since(
     Raises:
         OtherRun: the folder's config cannot be read.
     """
-    old, new = flat(_read_config(run_dir / CONFIG_FILE)), flat(config)
+    old, new = (
+        {key: value for key, value in flat(values).items() if value != {}}
+        for values in (_read_config(run_dir / CONFIG_FILE), config)
+    )
     pairs = {
         key: (value, new.get(key, _ABSENT))
         for key, value in old.items()
         if not is_within(key, OF_THE_START)
         and (key == MODEL_KEY or key not in references or not _follows(references[key], key, old))
     }
-    for key in new.keys() - references.keys() if old else ():
-        if is_within(key, ARGUMENTS) and key not in ARGUMENTS:
-            pairs.setdefault(key, (_ABSENT, new[key]))
-    for group in ARGUMENTS:  # without arguments
-        pairs.pop(group, None)
+    for key in new.keys() - old.keys() if old else ():
+        if not is_within(key, OF_THE_START) and not _has_default(key):
+            pairs[key] = (_ABSENT, new[key])
     stored = _read_inputs(run_dir)
     for key in (*FILE_KEYS, MODEL_KEY, TOKENIZER_KEY, REWARD_FILE_KEY):
         if key in stored and key in inputs:  # not by path: a file can move, and can change
@@ -260,6 +257,12 @@ def _follows(reference: str, key: str, values: Mapping[str, Any]) -> bool:
     if num_dots := len(match["key"]) - len(target):  # one: a key of the same group
         target = ".".join([*key.split(".")[:-num_dots], target])
     return target in values and values[target] == values[key]
+
+
+def _has_default(key: str) -> bool:
+    """Whether a key exists without a recipe, itself or in a group that refers to another one."""
+    defaults, groups = base_values(), accumulate(key.split("."), "{}.{}".format)
+    return key in defaults or any(isinstance(defaults.get(group), str) for group in groups)
 
 
 def is_identity(key: str) -> bool:
