@@ -177,6 +177,20 @@ def test_other_rows_are_refused(results, tmp_path, capsys):
     assert "quiz: DATA is 'quiz.tsv " in capsys.readouterr().err
 
 
+def test_other_swapped_images_are_refused(tmp_path, capsys):
+    rows = [{"question": f"Question {n}?", "answer": "2"} for n in range(5)]
+    data = write_tsv(tmp_path / "quiz.tsv", rows)
+    with chat_server(lambda _: Reply(text="\\boxed{2}")) as server:
+        for image, code in (("blurred", 0), ("swapped", 2)):
+            folders = [tmp_path / f"{image}{seed}" for seed in (0, 1)]
+            for seed, folder in enumerate(folders):
+                words = ("--image", image, "--seed", str(seed))
+                assert benchmark(server.url, folder, data, *words) == 0
+            assert main(["compare", *map(str, folders), "--out", str(tmp_path / "out")]) == code
+    first, second = (folder / "quiz.swapped" for folder in folders)
+    assert f"--seed is 0 in {first} and 1 in {second}; give the" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "key, value",
     [

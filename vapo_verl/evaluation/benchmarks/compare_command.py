@@ -53,7 +53,8 @@ COLUMNS = (
     *("mean_a", "mean_b", "difference", "low", "high", "p", "p_adjusted", "test"),
 )
 SAME_ROWS = ("DATA", "--limit", "--image")
-"""Settings that must be equal: they define which rows were asked, with which images."""
+"""Settings that must be equal: they define which rows were asked, with which images; `--seed`, too,
+where it draws the images of `--image swapped`."""
 SAME_PROTOCOL = (
     *("--protocol", "--suffix", "--max-tokens", "--min-pixels", "--max-pixels"),
     *("--plain-think-tokens", "--chat-template", "chat template"),
@@ -213,15 +214,16 @@ def check_settings(arms: Sequence[Arm], benchmark: str) -> list[str]:
     _check_grading(results, benchmark)
     settings = [json.loads((result.folder / SETTINGS_FILE).read_text()) for result in results]
     first, notes = settings[0], []
+    same_rows = (*SAME_ROWS, "--seed") if first.get("--image") == "swapped" else SAME_ROWS
     for result, other in zip(results, settings, strict=True):
-        for key in (*SAME_ROWS, *SAME_PROTOCOL):
+        for key in (*same_rows, *SAME_PROTOCOL):
             if (other.get(key) or None) == (first.get(key) or None):  # {} in older results: none
                 continue
             found = (
                 f"{benchmark}: {key} is {first.get(key)!r} in {results[0].folder} and "
                 f"{other.get(key)!r} in {result.folder}"
             )
-            if key in SAME_ROWS:
+            if key in same_rows:
                 raise OptionError(f"{found}; give the same to both, and run `benchmark` again")
             notes.append(f"{found}.")
     return notes
