@@ -218,6 +218,13 @@ def test_the_group_filter_still_refills_without_a_limit():
         assert places == sorted(places)
 
 
+def test_the_group_filter_still_asks_for_a_standard_deviation_of_0():
+    """Once it compares the values, `CountedReplayBuffer._classify_groups` can go."""
+    source = inspect.getsource(ReplayBuffer)
+    assert "float(np.std(values)) == 0.0" in source
+    assert "new_finished_uids = finished_uids - classification_cache.keys()" in source
+
+
 def test_the_callback_of_a_checkpoint_is_called_by_the_name_that_is_replaced():
     assert inspect.getsource(PPOTrainer._save_checkpoint).count("checkpoint_callback.on_save(") == 2
     source = inspect.getsource(PPOTrainer.__init__)
@@ -240,7 +247,12 @@ def test_the_trainer_still_makes_the_replay_buffer_by_its_name():
         "verl's PPOTrainer chooses its replay buffer in another way: use_replay_buffers in "
         "vapo_verl/patches/upstream.py replaces that name"
     )
-    for name in ("poll_interval", "partitions", "_wait_for_next_poll"):
+    for name in (
+        "poll_interval",
+        "partitions",
+        "_wait_for_next_poll",
+        "_dapo_classification_cache",
+    ):
         assert f"self.{name}" in inspect.getsource(ReplayBuffer), (
             f"verl's ReplayBuffer lost {name}, which trainer/replay_buffer.py relies on"
         )

@@ -1,5 +1,6 @@
 """Reading the replay buffer, in every container that TransferQueue returns."""
 
+import math
 import re
 from pathlib import Path
 
@@ -412,7 +413,7 @@ def filtering(monkeypatch):
     Prompts have the accuracies of their responses from the iterator, one pair after the other.
     """
 
-    def make(kind, limit, accuracies):
+    def make(kind, limit, accuracies, metric="acc"):
         pairs, listed, correct = iter(accuracies), {}, {}
 
         def add_prompts(num_prompts):
@@ -429,7 +430,8 @@ def filtering(monkeypatch):
 
         def fields(keys, partition_id, select_fields):
             infos = [{"reward_extra_info": {"acc": correct[key]}} for key in keys]
-            return {"extra_fields": infos}
+            scores = [torch.tensor([0.0, correct[key]]) for key in keys]
+            return {"extra_fields": infos, "rm_scores": scores}
 
         monkeypatch.setattr(transfer_queue, "kv_list", lambda: {"train": dict(listed)})
         monkeypatch.setattr(transfer_queue, "kv_clear", clear)
@@ -441,7 +443,7 @@ def filtering(monkeypatch):
             max_off_policy_strategy="drop",
             sampler_kwargs={},
             refill_fn=add_prompts,
-            filter_groups_metric="acc",
+            filter_groups_metric=metric,
             train_batch_size=2,
             gen_batch_size=1,
         )
@@ -491,6 +493,22 @@ def test_a_step_that_fills_within_the_limit_goes_on(filtering, kind, limit):
 def test_without_a_limit_a_step_goes_on_for_as_long_as_it_takes(filtering, kind):
     buffer = filtering(kind, 0, [*[ALL_WRONG] * 500, *[MIXED] * 99])
     assert len(buffer.sample(1, "train", 2)[0].keys) == 4
+
+
+@BUFFERS
+@pytest.mark.parametrize("metric", ["acc", "reward"])
+def test_equal_fractions_are_no_signal(filtering, kind, metric):
+    """Their standard deviation is 5.6e-17. Values that are unknown are kept, as veRL keeps them."""
+    groups = [(0.44,) * 5, (math.nan,) * 5, (0.44,) * 5, (*(0.44,) * 4, 0.5), *[ALL_WRONG] * 99]
+    batch, metrics = filtering(kind, 3, groups, metric).sample(1, "train", 2)
+    assert {key.split("_")[0] for key in batch.keys} == {"1-5", "1-15"}
+    assert metrics["training/filter_groups/evicted_samples"] == 2
+
+
+@BUFFERS
+def test_a_metric_that_no_response_has_is_named(filtering, kind):
+    with pytest.raises(RuntimeError, match=r"missing DAPO metric 'f1': \['1-0', '1-2'\]"):
+        filtering(kind, 3, [MIXED] * 2, "f1").sample(1, "train", 2)
 
 
 @BUFFERS

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from verl.trainer.ppo.v1.replay_buffer import (
+    FILTER_GROUPS_REWARD_METRIC,
     ReplayBuffer,
     ReplayBufferAsync,
     _accumulate_eviction_metrics,
@@ -287,10 +288,38 @@ class CountedReplayBuffer(ReplayBuffer):
         self.partitions[partition_id] = there
         self.finished_keys[partition_id] = finished | failed
         try:
+            self._classify_groups(partition_id)
             return super()._dapo_filtered_keys(partition_id)
         finally:
             self.partitions[partition_id] = entries
             self.finished_keys[partition_id] = finished
+
+    def _classify_groups(self, partition_id: str) -> None:
+        """Find the finished groups whose responses all have one value, before veRL does.
+
+        veRL asks for a standard deviation of 0, and that of five times 0.44 is 5.6e-17. Groups
+        without the metric are left to veRL, which refuses them.
+        """
+        classified = self._dapo_classification_cache[partition_id]
+        new = self.finished_keys[partition_id] - classified.keys()
+        keys = [key for key in self.partitions[partition_id] if uid_of(key) in new]
+        if not keys:
+            return
+        is_reward = self.filter_groups_metric == FILTER_GROUPS_REWARD_METRIC
+        field = "rm_scores" if is_reward else "extra_fields"
+        values = column_values(read(keys, partition_id, [field])[field])
+        if is_reward:
+            values = [scores.sum().item() for scores in values]
+        else:
+            infos = [extra.get("reward_extra_info") or {} for extra in values]
+            values = [info.get(self.filter_groups_metric) for info in infos]
+        groups: defaultdict[str, list[Any]] = defaultdict(list)
+        for key, value in zip(keys, values, strict=True):
+            groups[uid_of(key)].append(value)
+        for uid, (first, *others) in groups.items():
+            if first is not None and None not in others:
+                are_equal = bool(others) and all(value == first for value in [first, *others])
+                classified[uid] = float(first) if are_equal else None
 
     def _settle(self, batch: KVBatchMeta) -> None:
         """Remove the expectations of this batch, and of prompts that veRL has dropped."""
