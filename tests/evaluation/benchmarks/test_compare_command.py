@@ -187,8 +187,10 @@ def test_other_swapped_images_are_refused(tmp_path, capsys):
                 words = ("--image", image, "--seed", str(seed))
                 assert benchmark(server.url, folder, data, *words) == 0
             assert main(["compare", *map(str, folders), "--out", str(tmp_path / "out")]) == code
-    first, second = (folder / "quiz.swapped" for folder in folders)
-    assert f"--seed is 0 in {first} and 1 in {second}; give the" in capsys.readouterr().err
+        assert "other images by --seed (swapped0: 0; swapped1: 1)" in capsys.readouterr().err
+        other = tmp_path / "other0"
+        assert benchmark(server.url, other, data, "--image", "swapped", "--seed", "0") == 0
+        assert main(["compare", str(folders[0]), str(other), "--out", str(tmp_path / "out")]) == 0
 
 
 @pytest.mark.parametrize(

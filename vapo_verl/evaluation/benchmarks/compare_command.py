@@ -53,8 +53,7 @@ COLUMNS = (
     *("mean_a", "mean_b", "difference", "low", "high", "p", "p_adjusted", "test"),
 )
 SAME_ROWS = ("DATA", "--limit", "--image")
-"""Settings that must be equal: they define which rows were asked, with which images; `--seed`, too,
-where it draws the images of `--image swapped`."""
+"""Settings that must be equal: they define which rows were asked, with which images."""
 SAME_PROTOCOL = (
     *("--protocol", "--suffix", "--max-tokens", "--min-pixels", "--max-pixels"),
     *("--plain-think-tokens", "--chat-template", "chat template"),
@@ -214,19 +213,37 @@ def check_settings(arms: Sequence[Arm], benchmark: str) -> list[str]:
     _check_grading(results, benchmark)
     settings = [json.loads((result.folder / SETTINGS_FILE).read_text()) for result in results]
     first, notes = settings[0], []
-    same_rows = (*SAME_ROWS, "--seed") if first.get("--image") == "swapped" else SAME_ROWS
     for result, other in zip(results, settings, strict=True):
-        for key in (*same_rows, *SAME_PROTOCOL):
+        for key in (*SAME_ROWS, *SAME_PROTOCOL):
             if (other.get(key) or None) == (first.get(key) or None):  # {} in older results: none
                 continue
             found = (
                 f"{benchmark}: {key} is {first.get(key)!r} in {results[0].folder} and "
                 f"{other.get(key)!r} in {result.folder}"
             )
-            if key in same_rows:
+            if key in SAME_ROWS:
                 raise OptionError(f"{found}; give the same to both, and run `benchmark` again")
             notes.append(f"{found}.")
+    if first.get("--image") == "swapped":
+        _check_swapped_images(arms, benchmark)
     return notes
+
+
+def _check_swapped_images(arms: Sequence[Arm], benchmark: str) -> None:
+    """Runs of an arm may have a seed each, by which the images of their rows are drawn."""
+    drawn_by = {
+        arm.name: sorted(
+            str(json.loads((seed[benchmark].folder / SETTINGS_FILE).read_text()).get("--seed"))
+            for seed in arm.seeds
+        )
+        for arm in arms
+    }
+    if len({*map(tuple, drawn_by.values())}) > 1:
+        found = "; ".join(f"{name}: {', '.join(of)}" for name, of in drawn_by.items())
+        raise OptionError(
+            f"{benchmark}: --image swapped has other images by --seed ({found}); run `benchmark` "
+            "again with the same --seed for both"
+        )
 
 
 def _check_grading(results: Sequence[Result], benchmark: str) -> None:
