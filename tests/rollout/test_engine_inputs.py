@@ -132,6 +132,31 @@ def test_siblings_wait_for_the_one_that_processes_images_that_left_the_cache():
     asyncio.run(run())
 
 
+def test_no_request_is_processed_by_vllm_while_the_cache_is_being_cleared():
+    """It is cleared in a thread, and would lose images that vLLM has just found there."""
+
+    class Slow(Renderer):
+        is_clearing = False
+
+        async def clear_mm_cache_async(self):
+            self.is_clearing = True
+            await asyncio.sleep(0.01)
+            self.clear_mm_cache()
+            self.is_clearing = False
+
+    async def run():
+        engine = Engine()
+        engine.renderer.__class__ = Slow
+        await engine.open("one", "a")
+
+        async def add(_):
+            assert not engine.renderer.is_clearing
+
+        await asyncio.gather(*(engine.inputs.send(plain("b"), add) for _ in range(3)))
+
+    asyncio.run(run())
+
+
 def test_images_that_do_not_fit_into_the_cache_are_an_error_and_harm_no_other_prompt():
     async def run():
         engine = Engine(num_images=1.5)

@@ -69,6 +69,7 @@ class EngineInputs:
         """Hash -> item that was processed and not sent since."""
         self._has_processed = False
         """Whether the renderer's cache may differ from the engine core's."""
+        self._clearing = asyncio.Lock()
         self._sent = _mirror(renderer)
         """The engine core's cache; None if it has none."""
         self.num_renders = 0
@@ -214,13 +215,18 @@ class EngineInputs:
         """Before a request that vLLM makes itself: it goes by the renderer's cache alone."""
         if self._sent is not None:
             self._sent.clear_cache()
-            if self._has_processed:
-                await self._clear()
+            await self._clear(only_if_processed=True)
 
-    async def _clear(self) -> None:
-        """Clear the renderer's cache, in the thread that fills it."""
-        self._has_processed = False
-        await self._renderer.clear_mm_cache_async()
+    async def _clear(self, *, only_if_processed: bool = False) -> None:
+        """Clear the renderer's cache, in the thread that fills it.
+
+        Nobody returns while another task's clearing goes on: vLLM processes a request of its own in
+        this thread, and would miss an image that it has just found.
+        """
+        async with self._clearing:
+            if self._has_processed or not only_if_processed:
+                self._has_processed = False
+                await self._renderer.clear_mm_cache_async()
 
 
 def _mirror(renderer: Any) -> Any:
