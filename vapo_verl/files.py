@@ -64,12 +64,23 @@ def obstacle(folder: Path) -> str | None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal digest of a file, which is read 1 MiB at a time."""
+    """Hexadecimal digest of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(2**20):
+        for piece in _pieces(file):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def _pieces(file: IO[bytes], num_blocks: int | None = None) -> Iterator[bytes]:
+    """The content, 1 MiB at a time; of a larger file only this many blocks at even distances."""
+    last = os.fstat(file.fileno()).st_size - _BLOCK_BYTES
+    if num_blocks is None or last < (num_blocks - 1) * _BLOCK_BYTES:
+        yield from iter(lambda: file.read(2**20), b"")
+        return
+    for i in range(num_blocks):
+        file.seek(last * i // (num_blocks - 1))
+        yield file.read(_BLOCK_BYTES)
 
 
 def content_digest(path: Path, num_blocks: int | None = None) -> str:
@@ -88,13 +99,8 @@ def content_digest(path: Path, num_blocks: int | None = None) -> str:
 def _digest(path: Path, size: int, _mtime_ns: int, _inode: int, num_blocks: int | None) -> str:
     digest = xxhash.xxh3_128(str(size).encode())
     with path.open("rb") as file:
-        if num_blocks is None or size <= num_blocks * _BLOCK_BYTES:
-            while piece := file.read(2**20):
-                digest.update(piece)
-            return digest.hexdigest()
-        for i in range(num_blocks):
-            file.seek((size - _BLOCK_BYTES) * i // (num_blocks - 1))
-            digest.update(file.read(_BLOCK_BYTES))
+        for piece in _pieces(file, num_blocks):
+            digest.update(piece)
     return digest.hexdigest()
 
 

@@ -211,9 +211,12 @@ def check_settings(arms: Sequence[Arm], benchmark: str) -> list[str]:
     """
     results = [seed[benchmark] for arm in arms for seed in arm.seeds]
     _check_grading(results, benchmark)
-    settings = [json.loads((result.folder / SETTINGS_FILE).read_text()) for result in results]
-    first, notes = settings[0], []
-    for result, other in zip(results, settings, strict=True):
+    settings = {
+        result.folder: json.loads((result.folder / SETTINGS_FILE).read_text()) for result in results
+    }
+    first, notes = settings[results[0].folder], []
+    for result in results:
+        other = settings[result.folder]
         for key in (*SAME_ROWS, *SAME_PROTOCOL):
             if (other.get(key) or None) == (first.get(key) or None):  # {} in older results: none
                 continue
@@ -225,17 +228,16 @@ def check_settings(arms: Sequence[Arm], benchmark: str) -> list[str]:
                 raise OptionError(f"{found}; give the same to both, and run `benchmark` again")
             notes.append(f"{found}.")
     if first.get("--image") == "swapped":
-        _check_swapped_images(arms, benchmark)
+        _check_swapped_images(arms, benchmark, settings)
     return notes
 
 
-def _check_swapped_images(arms: Sequence[Arm], benchmark: str) -> None:
+def _check_swapped_images(
+    arms: Sequence[Arm], benchmark: str, settings: Mapping[Path, Mapping[str, Any]]
+) -> None:
     """Runs of an arm may have a seed each, by which the images of their rows are drawn."""
     drawn_by = {
-        arm.name: sorted(
-            str(json.loads((seed[benchmark].folder / SETTINGS_FILE).read_text()).get("--seed"))
-            for seed in arm.seeds
-        )
+        arm.name: sorted(str(settings[seed[benchmark].folder].get("--seed")) for seed in arm.seeds)
         for arm in arms
     }
     if len({*map(tuple, drawn_by.values())}) > 1:

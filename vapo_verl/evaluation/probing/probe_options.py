@@ -48,7 +48,6 @@ OF_RUN = {
 """Option -> the key of a run's config that gives its value if the option is not given. The last
 three are those of commands that ask claims."""
 _SHOWN_CHARACTERS = 200
-"""Footer length and magic at the end of a parquet file."""
 
 
 def rows_or_all(text: str) -> int | None:
