@@ -16,11 +16,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import IO
-
-import xxhash
 
 FOLDER_SYNC_UNSUPPORTED = frozenset(
     {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
@@ -31,10 +28,7 @@ _WRITER = ".writer"
 """File locked by the process that fills an :func:`atomic_folder`; it names that process."""
 HEARTBEAT_S, EXPIRY_S = 10.0, 60.0
 _POLL_S = 0.5
-_BLOCK_BYTES = 2**14
 SETTLE_S = 1.0
-WEIGHT_BLOCKS = 1024
-"""Blocks of a file of weights that tell it from another one: 16 MiB."""
 _NO_LOCKS = frozenset(
     {errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EREMOTEIO}
 )
@@ -67,39 +61,7 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal digest of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        for piece in _pieces(file):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def _pieces(file: IO[bytes], num_blocks: int | None = None) -> Iterator[bytes]:
-    """The content, 1 MiB at a time; of a larger file only this many blocks at even distances."""
-    last = os.fstat(file.fileno()).st_size - _BLOCK_BYTES
-    if num_blocks is None or last < (num_blocks - 1) * _BLOCK_BYTES:
-        yield from iter(lambda: file.read(2**20), b"")
-        return
-    for i in range(num_blocks):
-        file.seek(last * i // (num_blocks - 1))
-        yield file.read(_BLOCK_BYTES)
-
-
-def content_digest(path: Path, num_blocks: int | None = None) -> str:
-    """xxh3_128 of a file's size and content. A process reads a file again once it has changed.
-
-    Args:
-        num_blocks: read only this many blocks of 16 KiB at even distances, the first and the last
-            one included; None: the whole file. Large files of weights need no more: training
-            changes all tensors.
-    """
-    found = path.stat()
-    return _digest(path, found.st_size, found.st_mtime_ns, found.st_ino, num_blocks)
-
-
-@lru_cache(maxsize=1024)
-def _digest(path: Path, size: int, _mtime_ns: int, _inode: int, num_blocks: int | None) -> str:
-    digest = xxhash.xxh3_128(str(size).encode())
-    with path.open("rb") as file:
-        for piece in _pieces(file, num_blocks):
+        for piece in iter(lambda: file.read(2**20), b""):
             digest.update(piece)
     return digest.hexdigest()
 

@@ -22,10 +22,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import xxhash
-
 from vapo_verl.files import atomic_write_text, sync_folder
 from vapo_verl.run_folder import RunFolderError
+from vapo_verl.run_folder.checksums import ALGORITHM, file_checksum
 
 MARKER = "complete.json"
 DAMAGED_MARKER = "damaged.json"
@@ -33,10 +32,7 @@ DAMAGED_MARKER = "damaged.json"
 POINTER = "latest_checkpointed_iteration.txt"
 BEST_FILE = "best_checkpoint.json"
 """Step, metric and value of the best checkpoint, where one is kept by a metric."""
-ALGORITHM = "xxh3_128"
-"""Non-cryptographic, some GB/s a core: it detects damage, not an attack."""
 NUM_THREADS = 8
-BLOCK_BYTES = 4 << 20
 _FOLDER = re.compile(r"global_step_(\d+)")
 
 
@@ -436,7 +432,7 @@ def _check_file(folder: Path, name: str, record: FileRecord, *, sizes_only: bool
             return Problem(name, expected, "no regular file")
         if size != record.size:
             return Problem(name, expected, f"{size} bytes")
-        if sizes_only or (checksum := _checksum(path)) == record.checksum:
+        if sizes_only or (checksum := file_checksum(path)) == record.checksum:
             return None
     except FileNotFoundError:
         return Problem(name, expected, "no file")
@@ -449,17 +445,9 @@ def _record(path: Path) -> FileRecord:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-        return FileRecord(os.fstat(descriptor).st_size, _checksum(path))
+        return FileRecord(os.fstat(descriptor).st_size, file_checksum(path))
     finally:
         os.close(descriptor)
-
-
-def _checksum(path: Path) -> str:
-    digest, block = xxhash.xxh3_128(), memoryview(bytearray(BLOCK_BYTES))
-    with path.open("rb", buffering=0) as file:
-        while num_read := file.readinto(block):
-            digest.update(block[:num_read])
-    return digest.hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from vapo_verl.config import SYNC, flat, is_within, value_at
-from vapo_verl.files import WEIGHT_BLOCKS, atomic_write_text, content_digest
+from vapo_verl.files import atomic_write_text
 from vapo_verl.hydra_config import PACKAGE, base_values
 from vapo_verl.run_folder.checkpoints import (
     checkpoint_folder,
@@ -27,6 +27,7 @@ from vapo_verl.run_folder.checkpoints import (
     latest_complete,
     step_of,
 )
+from vapo_verl.run_folder.checksums import ALGORITHM, WEIGHT_BLOCKS, cached_checksum
 from vapo_verl.run_folder.layout import CONFIG_FILE, config_file
 
 INPUTS_FILE = "inputs.json"
@@ -114,7 +115,6 @@ _WITHOUT_IT = (
     "begin without this checkpoint, in another trainer.default_local_dir with "
     "trainer.resume_mode=auto"
 )
-DIGEST = "xxh3_128"
 _SHOWN_CHARACTERS = 100
 _ABSENT = object()
 
@@ -557,14 +557,14 @@ def _read_inputs(run_dir: Path) -> Mapping[str, Any]:
 
 def _is_fingerprints(value: object) -> bool:
     return isinstance(value, list) and all(
-        isinstance(item, dict) and {"path", "bytes", DIGEST} <= item.keys() for item in value
+        isinstance(item, dict) and {"path", "bytes", ALGORITHM} <= item.keys() for item in value
     )
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
     blocks = WEIGHT_BLOCKS if path.suffix == ".safetensors" else None
-    size, digest = path.stat().st_size, content_digest(path, blocks)
-    return {"path": str(path), "bytes": size, "rows": _rows(path), DIGEST: digest}
+    size, digest = path.stat().st_size, cached_checksum(path, blocks)
+    return {"path": str(path), "bytes": size, "rows": _rows(path), ALGORITHM: digest}
 
 
 def _rows(path: Path) -> int | None:
@@ -580,7 +580,7 @@ def _rows(path: Path) -> int | None:
 
 
 def _contents(fingerprints: Sequence[Mapping[str, Any]]) -> list[tuple[Any, Any]]:
-    return [(each["bytes"], each[DIGEST]) for each in fingerprints]
+    return [(each["bytes"], each[ALGORITHM]) for each in fingerprints]
 
 
 @dataclass(frozen=True, slots=True)
@@ -593,7 +593,7 @@ class _Files:
         shown = []
         for each in self.fingerprints:
             rows = f"{each.get('rows')} rows, " if each.get("rows") is not None else ""
-            size = f"{each['bytes']} bytes, {DIGEST} {str(each[DIGEST])[:8]}"
+            size = f"{each['bytes']} bytes, {ALGORITHM} {str(each[ALGORITHM])[:8]}"
             shown.append(f"{each['path']} ({rows}{size})")
         return ", ".join(shown)
 

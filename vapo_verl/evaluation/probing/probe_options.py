@@ -26,8 +26,8 @@ from vapo_verl.config import (
     AnchorConfig,
     asks_one_claim,
 )
-from vapo_verl.files import WEIGHT_BLOCKS, content_digest
 from vapo_verl.run_folder import RunError
+from vapo_verl.run_folder.checksums import WEIGHT_BLOCKS, cached_checksum
 
 T = TypeVar("T")
 FOLDER = "diagnostics"
@@ -343,10 +343,10 @@ def model_fingerprint(model: str) -> str:
         return model
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")]):
-        digest.update(f"{path.name} {content_digest(path, WEIGHT_BLOCKS)}\n".encode())
+        digest.update(f"{path.name} {cached_checksum(path, WEIGHT_BLOCKS)}\n".encode())
     return f"{folder.resolve().name} {digest.hexdigest()[:16]}"
 
 
 def data_fingerprint(path: Path) -> str:
     """A data file's name and a digest of its content; the file may be moved."""
-    return f"{path.name} {content_digest(path)[:16]}"
+    return f"{path.name} {cached_checksum(path)[:16]}"
