@@ -18,6 +18,7 @@ from vapo_verl.evaluation.probing.probe_options import EngineOptions
 from vapo_verl.run_folder import RunError
 
 NUM_ROWS, NUM_SAMPLES, BATCH = 5, 2, 2
+CUT = Completion(ids=tuple(b"so 7"), finish="length")
 
 
 class BatchEngine(contextlib.nullcontext):
@@ -119,6 +120,17 @@ def test_samples_differ_in_their_seeds_and_repeat(tmp_path):
     assert first == read_answers(tasks(tmp_path / "b")[0])
     seeds = [each.prediction.split()[-1] for each in first]
     assert len(set(seeds)) == NUM_ROWS * NUM_SAMPLES
+
+
+def test_an_answer_begins_with_the_tag_that_the_template_wrote(tmp_path, engine, monkeypatch):
+    monkeypatch.setattr(engine, "decode", lambda _, ids: bytes(ids).decode())
+    monkeypatch.setattr(engine, "complete", lambda _, contexts, *__, **___: [CUT for _ in contexts])
+    task = tasks(tmp_path)[0]
+    for question, expected in (("Why?\n<think>\n", "<think>so 7"), ("Why?\n", "so 7")):
+        rows = [replace(row, question=question) for row in task.rows]
+        asked = replace(task, rows=rows, folder=tmp_path / expected)
+        answering.ask_engine([asked], EngineOptions(model="m"), BATCH)
+        assert {each.prediction for each in read_answers(asked)} == {expected}
 
 
 def test_a_request_that_vllm_refuses_names_benchmark_and_rows(tmp_path, engine, monkeypatch):

@@ -5,7 +5,7 @@ A folder per benchmark holds `settings.json` and `rows.jsonl`, a line for each a
     row         int: rank of the answer in row order, then by sample
     index       int or string: the benchmark's own name of the row
     sample      int, from 0
-    prediction  string: what the model answered
+    prediction  string: what the model answered, with a `<think>` that the chat template wrote
     truncated   bool: the token limit ended it
     num_tokens  int, as the engine or the endpoint counts them; 0 where an endpoint does not
 """
@@ -40,6 +40,7 @@ from vapo_verl.evaluation.probing.engine import Context, Engine, ShownImage
 from vapo_verl.evaluation.probing.journal import Journal, read_records
 from vapo_verl.evaluation.probing.probe_options import EngineOptions
 from vapo_verl.evaluation.probing.rows import Row, batches, open_image
+from vapo_verl.reward.components import NUM_LAST_TOKENS, with_opening_tag
 from vapo_verl.run_folder import RunError
 
 BLUR = 0.1
@@ -172,6 +173,7 @@ def _answer_batch(
     sampling = task.sampling
     asked = [(place, row, k) for place, row in rows for k in range(sampling.num_samples)]
     prompts = {place: _context(engine, task, place, row, images) for place, row in rows}
+    ends = {place: engine.decode(prompts[place].ids[-NUM_LAST_TOKENS:]) for place in prompts}
     completions = engine.complete(
         [prompts[place] for place, _, _ in asked],
         sampling.max_tokens,
@@ -184,7 +186,7 @@ def _answer_batch(
             Answer(
                 index=row.index,
                 sample=sample,
-                prediction=engine.decode(completion.ids),
+                prediction=with_opening_tag(engine.decode(completion.ids), ends[place]),
                 truncated=completion.finish == "length",
                 num_tokens=len(completion.ids),
             ),
