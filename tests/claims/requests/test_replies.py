@@ -5,13 +5,20 @@ import gzip
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote
 
 import pytest
 
 from vapo_verl.claims.images import image_key
 from vapo_verl.claims.options import EndpointOptions
 from vapo_verl.claims.requests import endpoint
-from vapo_verl.claims.requests.reply import UNREADABLE, FatalFault, TransientFault, read_reply
+from vapo_verl.claims.requests.reply import (
+    UNREADABLE,
+    FatalFault,
+    TransientFault,
+    read_reply,
+    without_key,
+)
 from vapo_verl.claims.shards import read_records
 
 
@@ -82,7 +89,7 @@ def test_anything_but_a_completion_is_a_transient_fault(name):
     with pytest.raises(TransientFault) as fault:
         read_reply(body(name))
     assert fault.value.reason == UNREADABLE
-    assert 0 < len(fault.value.detail) < 200
+    assert 0 < len(fault.value.detail) < 320
     fault.value.detail.encode()  # may stand in a report
 
 
@@ -245,6 +252,81 @@ def test_a_reply_that_echoes_the_key_does_not_bring_it_into_the_report(
     assert claims("generate", parquet(1), "--out", out, "--max-retries", 1) == 1
     told = capsys.readouterr()
     assert "sk-test" not in (out / "report.json").read_text() + told.out + told.err
+
+
+def test_a_short_key_changes_no_completion(
+    claims, server, scripted, parquet, tmp_path, monkeypatch
+):
+    """Servers without keys are often given one such as `x`, which is in many words."""
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    lines = scripted.claim_lines(10, 10).replace("kettle", "box of wax")
+    server.script = lambda seen, n: scripted.Answer(texts=(lines,))
+    assert claims("generate", parquet(1), "--out", tmp_path / "out") == 0
+    (record,) = read_records(tmp_path / "out")
+    assert any("box of wax" in claim.text for claim in record.claims)
+    assert not any("*" in claim.text for claim in record.claims)
+
+
+KEY = 'sk-ab/cd+ef"=='
+ECHOES = {
+    "an error in 200": {"body": json.dumps({"error": {"message": f"{'.' * 290} {KEY}"}})},
+    "no JSON": {"body": f"{'.' * 290} {KEY}"},
+    "JSON with escapes": {"body": json.dumps({"detail": KEY}).replace("/", "\\/"), "status": 400},
+    "a refusal": {"body": json.dumps({"choices": [{"message": {"refusal": f"no {KEY}"}}]})},
+    "a choice": {"body": json.dumps({"choices": [KEY]})},
+    "a redirect": {"status": 302, "headers": {"Location": f"https://a.b/?{quote(KEY)}"}},
+    "a cookie": {"status": 400, "headers": {"Set-Cookie": f"{KEY[:8]} b=1"}},
+    "a header": {"headers": {"X-Sent": f"{'.' * 20000} {KEY}"}},
+}
+
+
+@pytest.mark.parametrize("echo", ECHOES)
+def test_no_form_in_which_a_server_echoes_the_key_reaches_a_message(
+    claims, server, scripted, parquet, tmp_path, capfd, caplog, monkeypatch, echo
+):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    # aiohttp reads no cookies of a numeric address
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url.replace("127.0.0.1", "localhost"))
+    server.script, out = lambda seen, n: scripted.Answer(**{"body": ""} | ECHOES[echo]), tmp_path
+    assert claims("generate", parquet(1), "--out", out / "out", "--max-retries", 0) == 1
+    told = "".join(capfd.readouterr()) + (out / "out" / "report.json").read_text() + caplog.text
+    assert "sk-ab" not in told
+
+
+def test_a_fault_has_no_cause_whose_text_could_hold_the_key(server, scripted):
+    server.script = lambda seen, n: scripted.Answer(headers={"X-Sent": "." * 20000}, body="")
+
+    async def ask():
+        options = EndpointOptions(model="m", base_url=server.url, api_key=KEY)
+        async with endpoint.Endpoint(options) as client:
+            await client.ask([{"role": "user", "content": "?"}])
+
+    with pytest.raises(TransientFault) as fault:
+        asyncio.run(ask())
+    assert fault.value.__cause__ is None and fault.value.__suppress_context__
+
+
+def test_a_key_is_found_in_the_spellings_of_json_and_addresses():
+    for text in (KEY, json.dumps(KEY), json.dumps(KEY).replace("/", "\\/"), quote(KEY, safe="")):
+        assert "ab" not in without_key(f"<{text}>", KEY)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"error": {"message": "rate limit", "code": 429}}, "an error: rate limit (code 429)"),
+        ({"error": "overloaded"}, "an error: overloaded"),
+        (message(content=None, refusal="I cannot."), "content is null, refusal is 'I cannot.'"),
+        (
+            completion(choices=[{"message": {}, "finish_reason": "content_filter"}]),
+            "content is null, finish_reason is 'content_filter'",
+        ),
+    ],
+)
+def test_what_the_endpoint_says_in_a_reply_without_text_is_in_the_detail(given, said):
+    with pytest.raises(TransientFault) as fault:
+        read_reply(json.dumps(given).encode())
+    assert fault.value.detail == said
 
 
 @pytest.fixture

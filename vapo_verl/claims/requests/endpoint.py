@@ -28,7 +28,10 @@ from vapo_verl.claims.requests.reply import (
     Message,
     Reply,
     TransientFault,
+    printable,
     read_reply,
+    stated_error,
+    without_key,
 )
 from vapo_verl.data.errors import BadCell
 from vapo_verl.data.images import IMAGE_ERRORS, ImageHeader, load_image, read_header
@@ -41,7 +44,6 @@ _FATAL = {
     404: "no such model or address; correct --model or OPENAI_BASE_URL",
     407: "the proxy refuses its user or password; correct HTTPS_PROXY or HTTP_PROXY",
 }
-_MAX_SAID = 300
 _TRANSIENT_STATUS = (408, 409, 425, 429)
 _CHUNK_BYTES = 1 << 16
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?")
@@ -68,6 +70,7 @@ class Endpoint:
             headers={"Authorization": f"Bearer {self._options.api_key}"},
             timeout=aiohttp.ClientTimeout(total=self._options.timeout_s),
             connector=aiohttp.TCPConnector(limit=0),  # --max-concurrency is the limit
+            cookie_jar=_NoCookies(),
         )
         return self
 
@@ -97,9 +100,10 @@ class Endpoint:
                 raise FatalFault(said) from None
             raise TransientFault(f"proxy status {error.status}") from None
         except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
-            raise TransientFault(UNREADABLE, detail=self._printable(str(error))) from error
+            # their texts quote headers, which may have the key: no traceback shows them
+            raise TransientFault(UNREADABLE, detail=self._printable(str(error))) from None
         except aiohttp.ClientError as error:
-            raise TransientFault("no connection", detail=self._printable(str(error))) from error
+            raise TransientFault("no connection", detail=self._printable(str(error))) from None
 
     async def _ask(self, fields: Mapping[str, Any]) -> Reply:
         # redirects are not followed: images and key are for this address alone
@@ -108,7 +112,7 @@ class Endpoint:
         ) as response:
             body = await _read(response)
             if 200 <= response.status < 300:
-                return read_reply(self._without_key(body))
+                return read_reply(body, self._without_key)
             raise self._fault(response.status, response.headers, body)
 
     def _fields(self, messages: Sequence[Message], num_choices: int) -> dict[str, Any]:
@@ -132,16 +136,20 @@ class Endpoint:
             return TransientFault(f"redirect with status {status}", detail=detail)
         return ImageFailed(f"refused with status {status}", said)
 
-    def _without_key(self, body: bytes) -> bytes:
-        """Some servers echo the key, and it must not reach a log."""
+    def _without_key(self, text: str) -> str:
         key = self._options.api_key
-        return body if key == NO_KEY else body.replace(key.encode(), b"***")
+        return text if key == NO_KEY else without_key(text, key)
 
     def _printable(self, text: str) -> str:
         """The start of a server's text, without control characters and without the key."""
-        key = self._options.api_key
-        text = text if key == NO_KEY else text.replace(key, "***")
-        return "".join(c if c.isprintable() else " " for c in text[:_MAX_SAID])
+        return printable(self._without_key(text))
+
+
+class _NoCookies(aiohttp.DummyCookieJar):
+    """Reads no cookies either: aiohttp logs the names that it refuses, and one may be a key."""
+
+    def update_cookies_from_headers(self, headers: Sequence[str], response_url: object) -> None:
+        pass
 
 
 def _proxy_for(url: str) -> str | None:
@@ -180,10 +188,10 @@ def _error_in(body: bytes) -> tuple[str, object]:
     """Message and code of an error body; the body as text if it has another form."""
     text = body.decode("utf-8", "replace")
     try:
-        error = json.loads(text)["error"]
-        return str(error["message"]), error.get("code")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        said, code = stated_error(json.loads(text))
+    except (ValueError, RecursionError):
         return text, None
+    return said or text, code
 
 
 def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float | None:

@@ -5,8 +5,9 @@ and the same request is sent again.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from vapo_verl.claims.shards import Usage
 
@@ -14,7 +15,9 @@ Message = dict[str, object]
 UNREADABLE = "unreadable reply"
 """Counted reason of every reply that is not a completion."""
 _MAX_TOKENS = 10**12
-_SHOWN_CHARACTERS = 80
+_SHOWN_CHARACTERS = 300
+_WHY_EMPTY = ("refusal", "finish_reason")
+"""Fields of a choice or of its message that say why there is no text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,30 +64,57 @@ class FatalFault(Exception):
     """Every image would fail: the run stops. The message says what to fix."""
 
 
-def read_reply(body: bytes) -> Reply:
+class _NoCompletion(Exception):
+    """A body that is no completion; the message may quote any part of it, in full."""
+
+
+def read_reply(body: bytes, hide: Callable[[str], str] = str) -> Reply:
     """The completion in a response's body: JSON in UTF-8 with ``choices[i].message.content``.
 
     `content` must be a string, not a list of parts or null. Null counts as empty if the token limit
     ended the answer, as when a model was still thinking. Token counts may be absent or null.
 
+    Args:
+        hide: takes secrets out of what a fault quotes of the body; completions stay as they are.
+
     Raises:
-        TransientFault: anything else, with the reason ``UNREADABLE``.
+        TransientFault: anything else, with the reason ``UNREADABLE``. The detail has the message of
+            an error body, and a refusal.
     """
+    try:
+        return _completion(body)
+    except _NoCompletion as bad:
+        raise TransientFault(UNREADABLE, detail=printable(hide(str(bad)))) from None
+
+
+def _completion(body: bytes) -> Reply:
     try:
         fields = _mapping(json.loads(body.decode("utf-8-sig")), "the reply")
     except UnicodeDecodeError as error:
-        raise _unreadable("the reply is not UTF-8") from error
+        raise _NoCompletion("the reply is not UTF-8") from error
     except RecursionError as error:
-        raise _unreadable("the reply is nested too deeply") from error
+        raise _NoCompletion("the reply is nested too deeply") from error
     except ValueError as error:
-        raise _unreadable(f"the reply is no JSON: {printable(body[:200])}") from error
+        text = body.decode("utf-8", "replace")
+        raise _NoCompletion(f"the reply is no JSON: {text}") from error
     choices = fields.get("choices")
     if not isinstance(choices, list) or not choices:
-        raise _unreadable(f"choices is {_shown(choices)}")
+        said, code = stated_error(fields)
+        if said:
+            raise _NoCompletion(f"an error: {said}" + (f" (code {code})" if code else ""))
+        raise _NoCompletion(f"choices is {_shown(choices)}")
     return Reply(
         choices=tuple(_choice(_mapping(choice, "a choice")) for choice in choices),
         usage=_usage(fields.get("usage")),
     )
+
+
+def stated_error(fields: object) -> tuple[str, object]:
+    """Message and code of the decoded body of an error; an empty message without one."""
+    error = fields.get("error") if isinstance(fields, dict) else None
+    if isinstance(error, dict):
+        return str(error.get("message") or ""), error.get("code")
+    return (error, None) if isinstance(error, str) else ("", None)
 
 
 def _choice(choice: Mapping[str, object]) -> Choice:
@@ -93,10 +123,15 @@ def _choice(choice: Mapping[str, object]) -> Choice:
     if content is None and cut_off:
         content = ""
     if not isinstance(content, str):
-        raise _unreadable(f"content is {_shown(content)}")
+        stated = [f"{name} is {_shown(value)}" for name, value in _why_empty(choice, message)]
+        raise _NoCompletion(", ".join((f"content is {_shown(content)}", *stated)))
     if any("\ud800" <= character <= "\udfff" for character in content):
-        raise _unreadable("content holds half of a surrogate pair")
+        raise _NoCompletion("content holds half of a surrogate pair")
     return Choice(text=content, cut_off=cut_off)
+
+
+def _why_empty(*parts: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    return ((name, part[name]) for part in parts for name in _WHY_EMPTY if part.get(name))
 
 
 def _usage(given: object) -> Usage:
@@ -113,30 +148,33 @@ def _token_count(usage: Mapping[str, object], name: str) -> int:
     if count is None:
         return 0
     if type(count) is not int or not 0 <= count <= _MAX_TOKENS:
-        raise _unreadable(f"usage.{name} is {_shown(count)}")
+        raise _NoCompletion(f"usage.{name} is {_shown(count)}")
     return count
 
 
 def _mapping(value: object, name: str) -> Mapping[str, object]:
     if not isinstance(value, dict):
-        raise _unreadable(f"{name} is {_shown(value)}")
+        raise _NoCompletion(f"{name} is {_shown(value)}")
     return value
-
-
-def _unreadable(detail: str) -> TransientFault:
-    return TransientFault(UNREADABLE, detail=detail)
 
 
 def _shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 256:
         return "a number of absurd size"  # Python refuses to write those of over 4,300 digits
-    return printable(repr(value))
+    return "null" if value is None else repr(value)
 
 
-def printable(text: str | bytes) -> str:
-    """One short line of `text` that any terminal and any file can take."""
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", "replace")
+def printable(text: str) -> str:
+    """One line of `text`, cut short, that any terminal and any file can take."""
     line = "".join(c if c.isprintable() else " " for c in text[: 4 * _SHOWN_CHARACTERS])
     line = " ".join(line.split())
     return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}..."
+
+
+def without_key(text: str, key: str) -> str:
+    """`text` without the key, which some servers echo, as it is or as JSON or an address has it."""
+    as_json = json.dumps(key)[1:-1]
+    spellings = {key, as_json, as_json.replace("/", r"\/"), quote(key), quote(key, safe="")}
+    for spelling in sorted(filter(None, spellings), key=len, reverse=True):
+        text = text.replace(spelling, "***")
+    return text

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vapo_verl.claims.options import temperature
+from vapo_verl.claims.requests.reply import without_key
 from vapo_verl.cli_options import (
     OptionError,
     add_options,
@@ -286,20 +287,20 @@ def served_model(url: str, option: str) -> str:
     """
     import httpx
 
-    key = os.environ.get("OPENAI_API_KEY")
+    key = os.environ.get("OPENAI_API_KEY", "")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     address = f"{url.rstrip('/')}/models"
     try:
         reply = httpx.get(address, headers=headers, timeout=30.0).raise_for_status()
         names = [str(model["id"]) for model in reply.json()["data"]]
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        reason = f"{type(error).__name__}: {without_key(str(error), key)}".partition("\n")[0]
         raise OptionError(
             f"{address} lists no models ({reason}); correct the address, or name the model with "
             f"{option}"
         ) from error
     if len(names) != 1:
-        listed = f"{len(names)} models: {', '.join(names[:5])}"
+        listed = f"{len(names)} models: {without_key(', '.join(names[:5]), key)}"
         raise OptionError(f"{address} lists {listed}; name one with {option}")
     return names[0]
 
