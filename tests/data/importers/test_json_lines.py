@@ -111,6 +111,10 @@ def test_a_byte_order_mark_and_blank_lines_are_left_out(end, lines):
         (line('{"a": 1}'), "line 2, column 'answer': nothing that can be compared"),
         (line("[1, 2]"), "line 2, column 'answer': 2 answers"),
         (line('"\\ud83d"'), "line 2, column 'answer': half of a surrogate pair in '\\ud83d'"),
+        (line(question="5"), "line 2, column 'question': no text: the number 5; write it as text"),
+        (line(question="true"), "line 2, column 'question': no text: True (bool)"),
+        (line(question='["a"]'), "line 2, column 'question': no text: ['a'] (list)"),
+        (line(id="[1]"), "line 2, column 'id': no id: ['1'] (list); write ids as text or whole"),
         (line(question="null"), "line 2, column 'question': nothing asked"),
         (
             '{"question": "?!", "answer": 4, "images": ["a.png"]}',

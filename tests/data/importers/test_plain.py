@@ -1,6 +1,7 @@
 import hashlib
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -85,6 +86,44 @@ def test_single_image_outside_a_list_and_numeric_answer(write, tmp_path, png):
     _, (row,) = run(source, tmp_path / "out.parquet")
     assert row["images"] == [{"bytes": png(), "path": "a"}]
     assert row["reward_model"]["ground_truth"] == "4"
+
+
+NO_TEXT = {
+    "bytes": pa.array([b"How many?"]),
+    "not UTF-8": pa.array([b"Wie gro\xdf?"]).view(pa.string()),
+    "nan": pa.array([float("nan")]),
+    "number": pa.array([5]),
+    "bool": pa.array([True]),
+    "list": pa.array([["How", "many?"]]),
+    "struct": pa.array([{"text": "How many?"}]),
+}
+
+
+def table(**cells):
+    return pa.table({"question": ["?!"], "answer": ["4"], "image": pa.nulls(1)} | cells)
+
+
+@pytest.mark.parametrize("kind", NO_TEXT)
+def test_a_question_that_is_no_text_is_refused(kind, tmp_path):
+    source = tmp_path / "source.parquet"
+    pq.write_table(table(question=NO_TEXT[kind]), source)
+    with pytest.raises(RowError, match=r"row 0, column 'question': no text: .*; write it as"):
+        run(source, tmp_path / "out.parquet")
+
+
+@pytest.mark.parametrize("kind", NO_TEXT.keys() - {"number"})
+def test_an_id_that_is_no_text_or_whole_number_is_refused(kind, tmp_path):
+    source = tmp_path / "source.parquet"
+    pq.write_table(table(pid=NO_TEXT[kind]), source)
+    with pytest.raises(RowError, match=r"row 0, column 'pid': no id: .*; write ids as text"):
+        run(source, tmp_path / "out.parquet")
+
+
+def test_a_whole_number_is_an_id(tmp_path):
+    source = tmp_path / "source.parquet"
+    pq.write_table(table(pid=NO_TEXT["number"]), source)
+    _, (row,) = run(source, tmp_path / "out.parquet")
+    assert row["extra_info"]["source_id"] == "5"
 
 
 def test_columns_that_are_missing_are_named(write, tmp_path):

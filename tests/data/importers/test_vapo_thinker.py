@@ -129,3 +129,15 @@ def test_held_out_rows_are_seeded_and_share_no_image_with_training(
     assert images[0].isdisjoint(images[1]) and 3 <= len(images[1]) <= 21
     assert split("again", 0) == (train, val)
     assert split("other", 1) != (train, val)
+
+
+@pytest.mark.parametrize("cell", [b"The sign is red.", 5, ["The sign", "is red."], {"a": "red."}])
+def test_a_claim_that_is_no_text_is_refused(cell, thinker_row, write, tmp_path):
+    source = write([thinker_row(claim_7=cell)])
+    with pytest.raises(RowError, match=r"row 0, column 'claim_7': no text: .*; write it as"):
+        run([source], tmp_path / "out.parquet")
+
+
+def test_a_label_that_is_no_text_is_refused(thinker_row, write, tmp_path):
+    with pytest.raises(RowError, match=r"row 0, column 'label_7': label is \['WRONG'\]"):
+        run([write([thinker_row(label_7=["WRONG"])])], tmp_path / "out.parquet")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vapo_verl.data.cells import IMAGE_PLACEHOLDER, truths_of
 from vapo_verl.data.claims_column import Claim
-from vapo_verl.data.errors import BadCell, FileError, shown
+from vapo_verl.data.errors import BadCell, FileError, shortened, shown
 from vapo_verl.data.parquet_stream import JSON_LINES, existing_file
 
 _ID_COLUMNS = ("qid", "id", "problem_id", "pid")
@@ -37,7 +37,13 @@ _ONE_OBJECT = 'write one JSON object a line, as {"question": ..., "answer": ...,
 _DEEP = "nested too deeply"
 _AS_UTF8 = "save the file as UTF-8"
 _ONE_NAME = "use one name in all lines"
+_AS_TEXT = "write it as text, in UTF-8, or pass --skip-bad-rows"
+_AS_ID = "write ids as text or whole numbers, rename the column, or pass --skip-bad-rows"
 _PAIRED = "write both halves of the surrogate pair, or the character itself"
+
+
+class WrittenNumber(str):
+    """A number of a line, as it is written: an answer or an id, but no text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,14 +75,14 @@ def read_basics(row: Mapping[str, object], *, question: str, images: str) -> Sou
     """A row without its claims, from the named columns and from `answer` and an id column.
 
     Raises:
-        BadCell: no question, no answer, or a question with placeholders whose number is not that
-            of the images.
+        BadCell: no question, no answer, a question that is no text, an id that is no text or whole
+            number, or a question with placeholders whose number is not that of the images.
     """
-    text, entries = _text(row, question), _as_entries(row[images])
+    text, entries = _question(row, question), _as_entries(row[images])
     num_placeholders = text.count(IMAGE_PLACEHOLDER)
     if num_placeholders not in (0, len(entries)):
         raise BadCell(question, f"{num_placeholders} <image> for {len(entries)} images", _DROP)
-    ids = [str(row[name]) for name in _ID_COLUMNS if row.get(name) is not None]
+    ids = [_id(row, name) for name in _ID_COLUMNS if row.get(name) is not None]
     return SourceRow(
         question=text,
         answer=_answer(row["answer"]),
@@ -105,11 +111,30 @@ def unbox(answer: str) -> str:
     return inside.strip() or answer
 
 
-def _text(row: Mapping[str, object], column: str) -> str:
-    text = "" if row[column] is None else str(row[column]).strip()
+def read_text(row: Mapping[str, object], column: str) -> str:
+    """The stripped text of a cell, empty for null; raises BadCell for a cell that is no text."""
+    cell = row[column]
+    if cell is None:
+        return ""
+    if isinstance(cell, WrittenNumber):
+        raise BadCell(column, f"no text: the number {shortened(cell)}", _AS_TEXT)
+    if not isinstance(cell, str):
+        raise BadCell(column, f"no text: {shown(cell)}", _AS_TEXT)
+    return cell.strip()
+
+
+def _question(row: Mapping[str, object], column: str) -> str:
+    text = read_text(row, column)
     if not text.replace(IMAGE_PLACEHOLDER, "").strip():
         raise BadCell(column, f"nothing asked or answered: {shown(row[column])}", _DROP)
     return text
+
+
+def _id(row: Mapping[str, object], column: str) -> str:
+    cell = row[column]
+    if isinstance(cell, bool) or not isinstance(cell, str | int):
+        raise BadCell(column, f"no id: {shown(cell)}", _AS_ID)
+    return str(cell)
 
 
 def _answer(cell: object) -> str:
@@ -233,7 +258,12 @@ def _parsed(line: object) -> dict[str, object]:
     assert isinstance(line, bytes)
     try:
         # nan stays a float, which is refused as an answer
-        row = json.loads(line.decode(), parse_int=str, parse_float=str, parse_constant=float)
+        row = json.loads(
+            line.decode(),
+            parse_int=WrittenNumber,
+            parse_float=WrittenNumber,
+            parse_constant=float,
+        )
     except UnicodeDecodeError as error:
         raise BadCell("", f"no UTF-8 at byte {error.start + 1}", _AS_UTF8) from error
     except json.JSONDecodeError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.errors import BadCell, FileError, shown
-from vapo_verl.data.importers.plain import RowReader, SourceRow, id_columns, read_basics
+from vapo_verl.data.importers.plain import RowReader, SourceRow, id_columns, read_basics, read_text
 
 _CLAIM_COLUMN = re.compile(r"claim_(\d+)")
 _LABELS = {"CORRECT": True, "WRONG": False}
@@ -40,7 +40,7 @@ def vapo_thinker_reader(path: str | Path, present: list[str]) -> RowReader:
 
 
 def _read_row(row: Mapping[str, object], numbers: Sequence[int]) -> SourceRow:
-    asked = [i for i in numbers if not _is_blank(row[f"claim_{i}"])]
+    asked = [i for i in numbers if read_text(row, f"claim_{i}")]
     return dataclasses.replace(
         read_basics(row, question="problem", images="images"),
         claims=tuple(_read_claim(row, i) for i in asked),
@@ -50,11 +50,7 @@ def _read_row(row: Mapping[str, object], numbers: Sequence[int]) -> SourceRow:
 
 def _read_claim(row: Mapping[str, object], number: int) -> Claim:
     label = row[f"label_{number}"]
-    key = label.strip().upper() if isinstance(label, str) else label
+    key = label.strip().upper() if isinstance(label, str) else None
     if key not in _LABELS:
         raise BadCell(f"label_{number}", f"label is {shown(label)}", _LABEL_FIX)
-    return Claim(str(row[f"claim_{number}"]).strip(), _LABELS[key])
-
-
-def _is_blank(text: object) -> bool:
-    return text is None or not str(text).strip()
+    return Claim(read_text(row, f"claim_{number}"), _LABELS[key])
