@@ -118,7 +118,7 @@ def test_a_byte_order_mark_and_blank_lines_are_left_out(end, lines):
         (line(question="null"), "line 2, column 'question': nothing asked"),
         (
             '{"question": "?!", "answer": 4, "images": ["a.png"]}',
-            "line 2, column 'images': other lines call it 'image'; use one name in all lines",
+            "line 2, column 'images': other rows call it 'image'; use one name in all rows",
         ),
         (line(image='"b.png"'), "line 2, column 'images': no file"),
         (line(image=f'"{"A" * 5000}"'), "line 2, column 'images': a path of 5000 characters"),

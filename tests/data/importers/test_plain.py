@@ -1,4 +1,5 @@
 import hashlib
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -124,6 +125,41 @@ def test_a_whole_number_is_an_id(tmp_path):
     pq.write_table(table(pid=NO_TEXT["number"]), source)
     _, (row,) = run(source, tmp_path / "out.parquet")
     assert row["extra_info"]["source_id"] == "5"
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+@pytest.mark.parametrize(
+    ("cells", "row"),
+    [
+        ({"image": ["a.png", None], "images": [None, "a.png"]}, 1),
+        ({"image": ["a.png", None], "images": ["a.png", None]}, 0),
+        ({"question": ["?!", None], "problem": [None, "?!"], "image": [None, None]}, 1),
+    ],
+)
+def test_two_names_for_a_column_are_refused(cells, row, suffix, tmp_path, png):
+    (tmp_path / "a.png").write_bytes(png())
+    source = saved({"question": ["?!", "?!"], "answer": ["4", "4"]} | cells, tmp_path, suffix)
+    place = f"row {row}" if suffix == ".parquet" else f"line {row + 1}"
+    with pytest.raises(RowError, match=f"{place}, column .*: other rows call it .*; use one name"):
+        run(source, tmp_path / "out.parquet", image_root=tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_of_two_names_the_one_without_values_is_passed_over(suffix, tmp_path, png):
+    (tmp_path / "a.png").write_bytes(png())
+    cells = {"question": [None], "problem": ["?!"], "answer": ["4"]}
+    source = saved(cells | {"image": [None], "images": ["a.png"]}, tmp_path, suffix)
+    _, (row,) = run(source, tmp_path / "out.parquet", image_root=tmp_path)
+    assert row["images"] == [str(tmp_path / "a.png")]
+
+
+def saved(cells, folder, suffix):
+    path, table = folder / f"source{suffix}", pa.table(cells)
+    if suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    return path
 
 
 def test_columns_that_are_missing_are_named(write, tmp_path):

@@ -11,6 +11,7 @@ A row is a row of a parquet file or a line of a `.jsonl`. Numbers in a line are 
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,10 @@ from pathlib import Path
 from vapo_verl.data.cells import IMAGE_PLACEHOLDER, truths_of
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.errors import BadCell, FileError, shortened, shown
-from vapo_verl.data.parquet_stream import JSON_LINES, existing_file
+from vapo_verl.data.parquet_stream import JSON_LINES, existing_file, iter_rows, open_parquet
 
+KEY = "SRC"
+"""Where sources are given, for messages."""
 _ID_COLUMNS = ("qid", "id", "problem_id", "pid")
 _BOX = "\\boxed{"
 _DROP = "drop the row, or pass --skip-bad-rows"
@@ -36,7 +39,7 @@ _BOM = b"\xef\xbb\xbf"
 _ONE_OBJECT = 'write one JSON object a line, as {"question": ..., "answer": ..., "image": ...}'
 _DEEP = "nested too deeply"
 _AS_UTF8 = "save the file as UTF-8"
-_ONE_NAME = "use one name in all lines"
+_ONE_NAME = "use one name in all rows, or drop the other column"
 _AS_TEXT = "write it as text, in UTF-8, or pass --skip-bad-rows"
 _AS_ID = "write ids as text or whole numbers, rename the column, or pass --skip-bad-rows"
 _PAIRED = "write both halves of the surrogate pair, or the character itself"
@@ -75,9 +78,14 @@ def read_basics(row: Mapping[str, object], *, question: str, images: str) -> Sou
     """A row without its claims, from the named columns and from `answer` and an id column.
 
     Raises:
+        BadCell: the row uses the other of two names for a column as well, or instead.
         BadCell: no question, no answer, a question that is no text, an id that is no text or whole
             number, or a question with placeholders whose number is not that of the images.
     """
+    for used, names in ((question, _QUESTION_COLUMNS), (images, _IMAGE_COLUMNS)):
+        for name in names:
+            if name != used and row.get(name) is not None:
+                raise BadCell(name, f"other rows call it '{used}'", _ONE_NAME)
     text, entries = _question(row, question), _as_entries(row[images])
     num_placeholders = text.count(IMAGE_PLACEHOLDER)
     if num_placeholders not in (0, len(entries)):
@@ -91,9 +99,11 @@ def read_basics(row: Mapping[str, object], *, question: str, images: str) -> Sou
     )
 
 
-def id_columns(present: list[str]) -> tuple[str, ...]:
-    """Those of the file's columns that may hold the row's id."""
-    return tuple(name for name in _ID_COLUMNS if name in present)
+def basic_columns(present: list[str], *, question: str, images: str) -> tuple[str, ...]:
+    """Columns of a file that :func:`read_basics` reads."""
+    named = (question, "answer", images)
+    optional = (*_ID_COLUMNS, *_QUESTION_COLUMNS, *_IMAGE_COLUMNS)
+    return (*named, *(name for name in optional if name in present and name not in named))
 
 
 def unbox(answer: str) -> str:
@@ -160,21 +170,38 @@ def plain_reader(path: str | Path, present: list[str]) -> RowReader:
     Raises:
         FileError: no question or no image column.
     """
-    question = _first(_QUESTION_COLUMNS, present, path)
-    images = _first(_IMAGE_COLUMNS, present, path)
+    question = _name_of(_QUESTION_COLUMNS, present, path)
+    images = _name_of(_IMAGE_COLUMNS, present, path)
     return RowReader(
-        columns=(question, "answer", images, *id_columns(present)),
+        columns=basic_columns(present, question=question, images=images),
         image_column=images,
         read=partial(read_basics, question=question, images=images),
     )
 
 
-def _first(names: tuple[str, ...], present: list[str], path: str | Path) -> str:
-    for name in names:
-        if name in present:
-            return name
-    wanted = " or ".join(names)
-    raise FileError(f"{path}: no column {wanted}, has {present}; rename the column that holds it")
+def _name_of(names: tuple[str, ...], present: list[str], path: str | Path) -> str:
+    """The first of the names that is a column; of several, the first that has a value."""
+    found = [name for name in names if name in present]
+    if not found:
+        wanted = " or ".join(names)
+        fix = "rename the column that holds it"
+        raise FileError(f"{path}: no column {wanted}, has {present}; {fix}")
+    if len(found) == 1:
+        return found[0]
+    return next((name for name in found if _has_value(Path(path), name)), found[0])
+
+
+def _has_value(path: Path, column: str) -> bool:
+    """Whether a row has more than null in the column; reads to the first such row."""
+    if not is_json_lines(path):
+        with open_parquet(path, key=KEY) as parquet:
+            rows = iter_rows(parquet, [column], path=path, key=KEY)
+            return any(row[column] is not None for _, row in rows)
+    for _, row in iter_lines(path):
+        with suppress(BadCell):  # reported when the rows are read
+            if _parsed(row[LINE]).get(column) is not None:
+                return True
+    return False
 
 
 def is_json_lines(path: Path) -> bool:
@@ -236,16 +263,10 @@ def _cells(line: object, columns: Sequence[str]) -> dict[str, object]:
     """The cells of a line, null where it has none.
 
     Raises:
-        BadCell: the line is no JSON object, a text cannot be written as UTF-8, or the line uses the
-            other of two names for a column, so that its question or image would be missed.
+        BadCell: the line is no JSON object, or a text cannot be written as UTF-8.
     """
     found = _parsed(line)
     row = {name: found.get(name) for name in columns}
-    for names in (_QUESTION_COLUMNS, _IMAGE_COLUMNS):
-        used = next(name for name in names if name in columns)
-        for name in names:
-            if row[used] is None and found.get(name) is not None:
-                raise BadCell(name, f"other lines call it '{used}'", _ONE_NAME)
     for name, cell in row.items():
         try:
             json.dumps(cell, ensure_ascii=False).encode()

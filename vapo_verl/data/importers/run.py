@@ -27,6 +27,7 @@ from vapo_verl.data.errors import (
 )
 from vapo_verl.data.images import image_source, is_remote, local_path
 from vapo_verl.data.importers.plain import (
+    KEY,
     RowReader,
     SourceRow,
     is_json_lines,
@@ -47,7 +48,6 @@ from vapo_verl.data.parquet_stream import (
 _ROWS_PER_GROUP = 64
 """Rows held in memory before they are written: with images, some ten megabytes."""
 _HASH_BYTES = 8
-_KEY = "SRC"
 _FIX = "choose the importer that fits the file, or rename its columns"
 ReaderFactory = Callable[[Path, list[str]], RowReader]
 """Makes the reader of a file from its path and column names; raises FileError."""
@@ -248,12 +248,12 @@ def atomic_parquet(path: Path, schema: pa.Schema) -> Iterator[RowWriter]:
 def open_source(path: Path, make_reader: ReaderFactory) -> Source:
     """Raises FileError when the file cannot be read or lacks columns."""
     if is_json_lines(path):
-        num_rows, present = survey_lines(path, key=_KEY)
+        num_rows, present = survey_lines(path, key=KEY)
         reader = make_reader(path, present)
         require_names(present, reader.columns, path=str(path), fix=_FIX)
         lines = reader_of_lines(reader)
         return Source(path=path, num_rows=num_rows, reader=lines, holds_paths=True, unit="line")
-    with open_parquet(path, key=_KEY) as parquet:
+    with open_parquet(path, key=KEY) as parquet:
         schema = parquet.schema_arrow
         reader = make_reader(path, schema.names)
         require_columns(parquet, reader.columns, path=str(path), fix=_FIX)
@@ -268,8 +268,8 @@ def iter_sources(sources: Sequence[Source]) -> Iterator[tuple[Source, int, dict[
         if is_json_lines(source.path):
             yield from ((source, number, row) for number, row in iter_lines(source.path))
             continue
-        with open_parquet(source.path, key=_KEY) as parquet:
-            rows = iter_rows(parquet, source.reader.columns, path=source.path, key=_KEY)
+        with open_parquet(source.path, key=KEY) as parquet:
+            rows = iter_rows(parquet, source.reader.columns, path=source.path, key=KEY)
             for number, row in rows:
                 yield source, number, row
 

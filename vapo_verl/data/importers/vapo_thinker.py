@@ -13,7 +13,13 @@ from pathlib import Path
 
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.errors import BadCell, FileError, shown
-from vapo_verl.data.importers.plain import RowReader, SourceRow, id_columns, read_basics, read_text
+from vapo_verl.data.importers.plain import (
+    RowReader,
+    SourceRow,
+    basic_columns,
+    read_basics,
+    read_text,
+)
 
 _CLAIM_COLUMN = re.compile(r"claim_(\d+)")
 _LABELS = {"CORRECT": True, "WRONG": False}
@@ -33,7 +39,7 @@ def vapo_thinker_reader(path: str | Path, present: list[str]) -> RowReader:
         raise FileError(f"{path}: {unlabelled} have no label column; restore label_1, label_2, ...")
     pairs = [name for i in numbers for name in (f"claim_{i}", f"label_{i}")]
     return RowReader(
-        columns=("problem", "answer", "images", *pairs, *id_columns(present)),
+        columns=(*basic_columns(present, question="problem", images="images"), *pairs),
         image_column="images",
         read=partial(_read_row, numbers=numbers),
     )
