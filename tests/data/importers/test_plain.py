@@ -285,3 +285,25 @@ def test_rows_of_one_image_are_drawn_by_its_hash(split, png):
 
     contents = [entry["bytes"] for entry in entries]
     assert val == [[content] for content in contents if draw(content) < 0.33]
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_all_spellings_of_a_path_are_on_one_side(paired, write, png, tmp_path):
+    root = tmp_path / "root"
+    (root / "img").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(root / "img")
+    rows = []
+    for i in range(20):
+        file = root / "img" / f"{i}.png"
+        file.write_bytes(png(f"rgb({i},0,0)"))
+        link = tmp_path / "link" / file.name
+        spellings = [f"img/{i}.png", f"./img/{i}.png", f"img/../img/{i}.png", file, link]
+        spellings.append(f"file://{file}")
+        rows += [[str(each), *(["img/0.png"] if paired and i < 9 else [])] for each in spellings]
+    source = write([{"question": "Which?", "answer": "1", "images": row} for row in rows])
+    out, val = tmp_path / "out.parquet", tmp_path / "val.parquet"
+    options = {"val_out": val, "val_fraction": 0.4, "image_root": root}
+    _, train = run(source, out, **options)
+    sides = (train, pq.read_table(val).to_pylist())
+    seen = [{Path(path).resolve() for row in side for path in row["images"]} for side in sides]
+    assert seen[0] and seen[1] and seen[0].isdisjoint(seen[1])

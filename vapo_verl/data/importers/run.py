@@ -142,7 +142,7 @@ def import_rows(
     groups = ImageGroups()
     if options.val_fraction:
         with progress_bar(num_rows, unit="row") as progress:
-            groups = groups_of(sources, options.limit, progress)
+            groups = groups_of(sources, options, progress)
     with progress_bar(num_rows, unit="row") as progress:
         rows = _converted(sources, embed, options, groups, count, progress)
         _write(rows, embed, options, count)
@@ -185,7 +185,7 @@ def _converted(
         progress.update()
         try:
             row = source.reader.read(raw)
-            held_out = is_held_out(row, groups, fraction=options.val_fraction, seed=options.seed)
+            held_out = is_held_out(row, groups, options)
             built = build_row(
                 row, index=index, place=place, embed=embed, held_out=held_out, options=options
             )
@@ -340,34 +340,49 @@ class ImageGroups:
         return number
 
 
-def groups_of(sources: Sequence[Source], limit: int | None, progress: "tqdm[Any]") -> ImageGroups:
+def groups_of(
+    sources: Sequence[Source], options: ImportOptions, progress: "tqdm[Any]"
+) -> ImageGroups:
     """The groups of all sources; rows that cannot be used tie nothing."""
     groups = ImageGroups()
-    for source, _, raw in islice(iter_sources(sources), limit):
+    for source, _, raw in islice(iter_sources(sources), options.limit):
         progress.update()
         with suppress(BadCell):
             images = source.reader.read(raw).images
             if len(images) > 1:
-                groups.tie([image_source(image) for image in images])
+                groups.tie([image_id(image, options.image_root) for image in images])
     return groups
 
 
-def is_held_out(row: SourceRow, groups: ImageGroups, *, fraction: float, seed: int) -> bool:
+def image_id(entry: object, image_root: Path) -> bytes | str:
+    """What an image is known by: its bytes, its address, or the path of its file from the root.
+
+    Other spellings of the path, and links, give the same one; moving the folder does not change it.
+    """
+    source = image_source(entry)
+    if isinstance(source, bytes) or is_remote(source) or len(source) > _LONGEST_PATH:
+        return source
+    path = os.path.realpath(image_root / local_path(source))
+    return os.path.relpath(path, os.path.realpath(image_root))
+
+
+def is_held_out(row: SourceRow, groups: ImageGroups, options: ImportOptions) -> bool:
     """Draw by the seed and a hash: of the row's image; of the group of its images, if it has
     several or shares its image with such a row; of its question, if it has none.
 
     All questions on one image fall to the same side, whatever the order of the rows.
     """
-    if fraction == 0:
+    if options.val_fraction == 0:
         return False
-    first = image_source(row.images[0]) if row.images else row.question
+    first = image_id(row.images[0], options.image_root) if row.images else row.question
     group = groups.group_of(first) if row.images else None
     content = _bytes(first) if group is None else group.to_bytes(_HASH_BYTES, "big")
-    return _hash(f"{seed}:".encode() + content) < fraction * 2 ** (8 * _HASH_BYTES)
+    draw = _hash(f"{options.seed}:".encode() + content)
+    return draw < options.val_fraction * 2 ** (8 * _HASH_BYTES)
 
 
 def _bytes(content: bytes | str) -> bytes:
-    return content if isinstance(content, bytes) else content.encode()
+    return content if isinstance(content, bytes) else content.encode(errors="surrogateescape")
 
 
 def _hash(content: bytes | str) -> int:
