@@ -15,8 +15,10 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import io
 import math
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -125,6 +127,12 @@ def settings_of(options: Any) -> dict[str, Any]:
 def user_path(text: str) -> Path:
     """A path from the command line; `~` is expanded, also in `--option=~/path`."""
     return Path(os.path.expanduser(text))
+
+
+def escape_output() -> None:
+    """Let stdout escape what it cannot encode, as stderr does: a file's name may be any bytes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def check_bounds(options: Any) -> None:

@@ -1,6 +1,7 @@
 """generate, against a real server on the loopback that plays every failure."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -302,3 +303,14 @@ def test_optional_sampling_settings_reach_the_endpoint(claims, server, parquet, 
     assert (body["temperature"], body["max_tokens"]) == (0.3, 99)
     assert "top_p" not in body
     assert "n" not in body and "max_completion_tokens" not in body
+
+
+def test_a_file_whose_name_is_not_utf8_can_be_reported(claims, png, tmp_path, out, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(b"no image")
+    (folder / "good.png").write_bytes(png(1))
+    assert claims("generate", folder, "--out", out) == 1
+    assert "caf\\udce9.png row 0" in capsys.readouterr().out
+    (failure,) = run_report(out)["failures"]
+    assert os.fsencode(failure["source"]) == os.fsencode(folder) + b"/caf\xe9.png row 0"

@@ -140,3 +140,12 @@ def test_rows_with_videos_are_refused_unless_no_claims_are_asked_for(row, write,
     )
     assert "leave such rows out, or set vapo.anchors.num_anchors=0" in said
     assert main(["check", "--min-claims", "0", str(path)]) == 0
+
+
+def test_ctrl_c_ends_a_command_with_one_line(row, write, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vapo_verl.data.__main__.check_parquet", interrupted)
+    assert main(["check", str(write([row()]))]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

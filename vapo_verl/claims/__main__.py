@@ -23,7 +23,7 @@ from vapo_verl.claims.options import (
     RunOptions,
     ServeOptions,
 )
-from vapo_verl.cli_options import add_options
+from vapo_verl.cli_options import add_options, escape_output
 from vapo_verl.data.errors import DataError
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -80,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; an error that the user has to fix goes to stderr and returns 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = build_parser(arguments).parse_args(arguments)
+    escape_output()
     try:
         return importlib.import_module(_COMMANDS[options.command][1]).run(options)
     except (DataError, ValueError, OSError) as error:

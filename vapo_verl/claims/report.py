@@ -151,7 +151,8 @@ def write_report(folder: Path, report: Figures) -> None:
     """Write report.json atomically: a killed process leaves the old one."""
     with atomic_write(folder / REPORT_NAME) as partial:
         text = json.dumps(report, indent=2, ensure_ascii=False)
-        partial.write_text(text + "\n", encoding="utf-8")
+        # a file's name may not be UTF-8: JSON reads the escape
+        partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _usage(usage: Usage) -> dict[str, int]:

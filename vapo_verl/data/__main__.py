@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vapo_verl.cli_options import add_options, options_from, user_path
+from vapo_verl.cli_options import add_options, escape_output, options_from, user_path
 from vapo_verl.config import ANSWER_STYLES, CONTROL_TOKENS
 from vapo_verl.data.claims_column import CLAIMS_PER_IMAGE
 from vapo_verl.data.control_tokens import ControlTokens, model_folder, tokenizer_tokens
@@ -31,18 +31,23 @@ from vapo_verl.data.rows import (
     write_usable,
 )
 
+INTERRUPTED = 130
 _READERS = {"import-vapo-thinker": vapo_thinker_reader, "import-plain": plain_reader}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; an error that the user has to fix goes to stderr and returns 1."""
     options = build_parser().parse_args(arguments)
+    escape_output()
     run = {"check": _check, "grade": _grade}.get(options.command, _import)
     try:
         return run(options)
     except (DataError, OSError) as error:  # OSError: no space, or no permission to write
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _check(options: argparse.Namespace) -> int:
