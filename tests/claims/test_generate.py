@@ -5,6 +5,8 @@ import os
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from vapo_verl.claims.images import image_key
@@ -314,3 +316,13 @@ def test_a_file_whose_name_is_not_utf8_can_be_reported(claims, png, tmp_path, ou
     assert "caf\\udce9.png row 0" in capsys.readouterr().out
     (failure,) = run_report(out)["failures"]
     assert os.fsencode(failure["source"]) == os.fsencode(folder) + b"/caf\xe9.png row 0"
+
+
+def test_a_dry_run_says_why_images_are_unreadable(claims, tmp_path, out, capsys):
+    source = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"images": [["img/0.png"], ["img/1.png"]]}), source)
+    assert claims("generate", source, "--out", out, "--dry-run") == 1
+    said = capsys.readouterr().out
+    assert "2 unreadable\nthe first unreadable one: " in said
+    assert "train.parquet row 0, column 'images': cannot read 'img/0.png'" in said
+    assert "give the folder that relative paths start from as --image-root" in said

@@ -29,6 +29,7 @@ _MAGIC = (
     (b"MM\x00*", "image/tiff"),
 )
 
+_SET_ROOT = "correct the path, or give the folder that relative paths start from as --image-root"
 OnProblem = Callable[[RowProblem, str], None]
 """Called with an unreadable image and its file; raises, or returns to go on without it."""
 
@@ -104,7 +105,7 @@ def cell_bytes(cell: object, base: Path) -> bytes:
         return (base / local_path(found)).read_bytes()
     except OSError as error:
         reason = f"cannot read {found!r}: {error.strerror}"
-        raise BadCell("images", reason, "correct the path; absolute paths are safest") from error
+        raise BadCell("images", reason, _SET_ROOT) from error
 
 
 def media_type(data: bytes) -> str:

@@ -67,7 +67,7 @@ def run_job(
     if options.dry_run:
         survey = _plan(job, stored_keys(options.out), counts)
         print(f"estimate: {describe_usage(survey.estimate)}")
-        return DONE
+        return SOME_FAILED if counts.num_failed else DONE
     with ShardWriter(options.out) as writer:
         stored = stored_keys(options.out)
         survey = _plan(job, stored, counts)
@@ -111,7 +111,7 @@ class Survey:
 
 
 def _plan(job: Job, stored: frozenset[str], counts: RunCounts) -> Survey:
-    """Print the plan; unreadable images are counted as failed."""
+    """Print the plan; unreadable images are counted as failed, and the first is named."""
 
     def note(problem: RowProblem, path: str) -> None:
         place, what = f"{path} row {problem.row}", problem.describe(path)
@@ -123,6 +123,8 @@ def _plan(job: Job, stored: frozenset[str], counts: RunCounts) -> Survey:
         f"{survey.num_to_do:,} to do, {counts.num_failed:,} unreadable",
         flush=True,
     )
+    if counts.failures:
+        print(f"the first unreadable one: {counts.failures[0]['what']}", flush=True)
     return survey
 
 
