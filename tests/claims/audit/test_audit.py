@@ -66,14 +66,17 @@ def run(*words: object) -> int:
     return audit.run(parser.parse_args([str(word) for word in words]))
 
 
-def test_relative_paths_start_from_the_root(store, tmp_path):
+def test_relative_paths_start_from_the_root(store, tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(IMAGES[0])
     path, page = tmp_path / "rows.parquet", tmp_path / "audit.html"
     pq.write_table(pa.table({"images": [["a.png"]]}), path)
     words = (store("claims", IMAGES), path, "--out", page, "--num-images", 1)
-    with pytest.raises(FileError, match=r"cannot read 'a\.png'"):
+    with pytest.raises(FileError, match="SOURCE: no image of"):
         run(*words)
+    said = capsys.readouterr().err
+    assert "1 unreadable image passed over, the first: " in said
+    assert "cannot read 'a.png': No such file or directory; correct the path, or give" in said
     assert run(*words, "--image-root", tmp_path / "photos") == 0
     assert page.is_file()
 
@@ -258,3 +261,17 @@ def test_the_summary_is_printed(tmp_path, capsys):
     (tmp_path / "v.json").write_text(json.dumps(export))
     assert run("--summary", tmp_path / "v.json") == 0
     assert capsys.readouterr().out.startswith("Ada:\n  visually dependent  no answers\n")
+
+
+def test_images_that_cannot_be_read_are_passed_over_with_a_count(store, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, data in enumerate(IMAGES[:3]):
+        (folder / f"{number}.png").write_bytes(data)
+    for name in ("empty.png", "page.png"):
+        (folder / name).write_bytes(b"<html>")
+    page = tmp_path / "audit.html"
+    assert run(store("claims", IMAGES), folder, "--out", page, "--num-images", 3) == 0
+    told = capsys.readouterr()
+    assert "3 images, 6 claims" in told.out
+    assert "2 unreadable images passed over, the first: " in told.err and "empty.png" in told.err

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vapo_verl.cli_options import add_options, cli, options_from
-from vapo_verl.data.errors import require_other_file
+from vapo_verl.data.errors import number_of, require_other_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +72,21 @@ def run(arguments: argparse.Namespace) -> int:
     from vapo_verl.claims.audit.page import draw_sample, write_page
 
     assert options.claims_dir and options.source and options.out
-    images = draw_sample(
-        options.claims_dir,
-        options.source,
-        column=options.column,
-        image_root=options.image_root,
-        num_images=options.num_images,
-        seed=options.seed,
-    )
+    unreadable: list[str] = []
+    try:
+        images = draw_sample(
+            options.claims_dir,
+            options.source,
+            column=options.column,
+            image_root=options.image_root,
+            num_images=options.num_images,
+            seed=options.seed,
+            on_problem=lambda problem, path: unreadable.append(problem.describe(path)),
+        )
+    finally:  # it may also be why no image has claims
+        if unreadable:
+            count = number_of(len(unreadable), "unreadable image")
+            print(f"{count} passed over, the first: {unreadable[0]}", file=sys.stderr)
     if len(images) < options.num_images:
         found = f"only {len(images)} images of {options.source} have claims"
         print(f"--num-images is {options.num_images}, but {found}: all taken", file=sys.stderr)

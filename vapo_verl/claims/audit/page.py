@@ -23,7 +23,7 @@ from string import Template
 from PIL import Image
 
 from vapo_verl.analysis.statistics import cohens_kappa, wilson_interval
-from vapo_verl.claims.images import ImageItem, iter_images
+from vapo_verl.claims.images import ImageItem, OnProblem, iter_images, raise_problem
 from vapo_verl.claims.shards import ClaimRecord, read_records
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.errors import BadCell, FileError, shown
@@ -173,11 +173,15 @@ def draw_sample(
     image_root: Path = Path(),
     num_images: int,
     seed: int,
+    on_problem: OnProblem = raise_problem,
 ) -> tuple[AuditImage, ...]:
     """`num_images` random images of `source` that have claims; all of them if there are fewer.
 
     The same seed draws the same images in the same order, whatever the order of shards and rows,
     and a larger sample includes the smaller one. Memory holds the sample and all image keys.
+
+    Args:
+        on_problem: called for an image of `source` that cannot be read; raises by default.
 
     Raises:
         FileError: no claims, no image of `source` with claims, or files that cannot be read.
@@ -185,7 +189,8 @@ def draw_sample(
     known = {record.image_key for record in read_records(claims_dir) if record.claims}
     if not known:
         raise FileError(f"CLAIMS_DIR: {claims_dir} has no claims; give the --out of `generate`")
-    items = _first(known, iter_images(source, column, base=image_root), num_images, seed)
+    images = iter_images(source, column, base=image_root, on_problem=on_problem)
+    items = _first(known, images, num_images, seed)
     if not items:
         found = f"no image of {source} has claims in {claims_dir}"
         raise FileError(f"SOURCE: {found}; give the images that the claims were made from")
