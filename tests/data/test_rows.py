@@ -11,6 +11,8 @@ from PIL import Image
 from tests.paths import ROOT
 from vapo_verl.data.cells import RowRules, truths_of
 from vapo_verl.data.errors import FileError, RowError
+from vapo_verl.data.importers.plain import plain_reader
+from vapo_verl.data.importers.run import ImportOptions, import_rows
 from vapo_verl.data.rows import (
     RESERVED_COLUMNS,
     check_parquet,
@@ -273,7 +275,17 @@ def test_text_that_is_no_utf8_is_a_problem_of_its_row(row, write):
             "import it: python -m vapo_verl.data import-plain FOLDER/rows.jsonl",
         ),
         ("rows.jsonl", b"{}\n", "--out FOLDER/rows.parquet --data-source rows --image-root FOLDER"),
-        ("rows.json", b"[]\n", "read_json('FOLDER/rows.json', dtype=False, convert_dates=False)"),
+        (
+            "rows.ndjson",
+            b"{}\n",
+            "import it: python -m vapo_verl.data import-plain FOLDER/rows.ndjson",
+        ),
+        (
+            "rows.json",
+            b'{"question": "?"}\n{"question": "?"}\n',
+            "it holds JSON lines: rename it to rows.jsonl and import it: python -m vapo_verl.data "
+            "import-plain FOLDER/rows.jsonl --out FOLDER/rows.parquet",
+        ),
         ("rows.csv", b"a\n", "read_csv('FOLDER/rows.csv', dtype=str, keep_default_na=False)"),
         ("rows", b"a\n", "give one that ends in .parquet"),
         ("rows.pq", b"PAR1", "veRL goes by that; rename it"),
@@ -288,11 +300,6 @@ def test_a_file_of_another_kind_is_refused_with_its_reason(tmp_path, name, conte
 @pytest.mark.parametrize(
     ("name", "content", "answers"),
     [
-        (
-            "a.json",
-            '[{"a": "007"}, {"a": "1.50"}, {"a": "2024-01-02"}]',
-            ["007", "1.50", "2024-01-02"],
-        ),
         ("a.csv", "a,b\n007,x\n1.50,\nN/A,None\n", ["007", "1.50", "N/A"]),
         ("a.tsv", "a\tb\n007\tx\n1.50\t\nNone\tx\n", ["007", "1.50", "None"]),
     ],
@@ -305,6 +312,35 @@ def test_the_command_that_converts_keeps_answers(name, content, answers, tmp_pat
     command = message(folder / name, FileError).partition("convert it: python ")[2]
     subprocess.run(f"{sys.executable} {command}", shell=True, cwd="/", check=True)
     assert pq.read_table(folder / "a.parquet")["a"].to_pylist() == answers
+
+
+def test_the_command_for_a_json_array_keeps_answers(tmp_path, png):
+    """Images of some rows in a list; answers as text and as numbers."""
+    folder = tmp_path / 'my $HOME\'s "FILE" rows'
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png())
+    written = ['"007"', "1.50", "12345678901234567890123", '"2024-01-02"', '"\\u00e9"']
+    images = ['"a.png"', '["a.png"]', '["a.png", "a.png"]', "null", '"a.png"']
+    rows = [
+        f'{{"question": "?!", "answer": {answer}, "image": {image}}}'
+        for answer, image in zip(written, images, strict=True)
+    ]
+    (folder / "mine.json").write_text("[\n" + ",\n".join(rows) + "]")
+    command = message(folder / "mine.json", FileError).partition("convert it: ")[2]
+    words = command.replace("python ", f"{sys.executable} ")
+    done = subprocess.run(words, shell=True, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "arning" not in done.stderr
+    imported = pq.read_table(folder / "mine.parquet").to_pylist()
+    truths = [row["reward_model"]["ground_truth"] for row in imported]
+    assert truths == ["007", "1.50", "12345678901234567890123", "2024-01-02", "\u00e9"]
+    assert [len(row["images"]) for row in imported] == [1, 1, 2, 0, 1]
+
+
+def test_json_lines_of_either_name_are_read(tmp_path):
+    path, out = tmp_path / "mine.ndjson", tmp_path / "out.parquet"
+    path.write_text('{"question": "2 + 2?", "answer": 4, "image": null}\n')
+    import_rows([path], plain_reader, ImportOptions(out=out, data_source="mine"))
+    assert pq.read_table(out).num_rows == 1
 
 
 def test_the_command_that_imports_keeps_answers(tmp_path, png):

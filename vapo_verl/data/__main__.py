@@ -5,7 +5,7 @@ python -m vapo_verl.data grade FILE [--style STYLE] [--predictions COLUMN] [--ou
 python -m vapo_verl.data import-vapo-thinker SRC... --out OUT
 python -m vapo_verl.data import-plain SRC... --out OUT --data-source NAME [--image-root DIR]
 
-SRC: parquet files, or JSON lines (.jsonl).
+SRC: parquet files, or JSON lines (.jsonl, .ndjson).
 """
 
 import argparse
@@ -200,7 +200,7 @@ def _add_grade(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_import(parser: argparse.ArgumentParser, **defaults: str) -> None:
-    text = "parquet files, or JSON lines (.jsonl)"
+    text = "parquet files, or JSON lines (.jsonl, .ndjson)"
     parser.add_argument("sources", nargs="+", type=user_path, metavar="SRC", help=text)
     add_options(parser, ImportOptions, defaults)
 

@@ -1,5 +1,6 @@
 """Parquet files of rows: the schema that importers write, and a reader row by row."""
 
+import json
 import os
 import re
 import shlex
@@ -17,9 +18,9 @@ from vapo_verl.files import atomic_write
 _ROWS_PER_BATCH = 32
 _BUFFER_BYTES = 1 << 20
 _MAGIC = b"PAR1"
-JSON_LINES = ".jsonl"
+JSON_LINES = (".jsonl", ".ndjson")
+"""How the names of files of JSON lines end."""
 _READERS = {
-    ".json": "read_json(FILE, dtype=False, convert_dates=False)",
     ".csv": "read_csv(FILE, dtype=str, keep_default_na=False)",
     ".tsv": "read_csv(FILE, sep='\\t', dtype=str, keep_default_na=False)",
     ".arrow": "read_feather(FILE)",
@@ -63,7 +64,7 @@ def existing_file(path: str | Path, *, key: str) -> Path:
     path = Path(os.path.expanduser(path))
     if not path.is_file():
         what = "is a directory, not a file" if path.is_dir() else "does not exist"
-        kind = "JSON lines" if path.suffix.lower() == JSON_LINES else "parquet"
+        kind = "JSON lines" if path.suffix.lower() in JSON_LINES else "parquet"
         raise FileError(f"{key}: {path} {what}; give the path of a {kind} file")
     if not path.stat().st_size:
         raise FileError(f"{key}: {path} is empty, 0 bytes; download or make it again")
@@ -133,19 +134,48 @@ def _why_not_parquet(path: Path) -> str:
         is_parquet = file.read(4) == _MAGIC
     if is_parquet:
         return f"{path} does not end in .parquet, and veRL goes by that; rename it"
-    source = Path(os.path.abspath(path))
-    target, suffix = source.with_suffix(".parquet"), path.suffix.lower()
+    source, suffix = Path(os.path.abspath(path)), path.suffix.lower()
     found = f"{path} is no parquet file, and training rows are read from parquet only"
-    if suffix == JSON_LINES:
-        words = ["python", "-m", "vapo_verl.data", "import-plain", str(source), "--out"]
-        words += [str(target), "--data-source", path.stem, "--image-root", str(source.parent)]
-        return f"{found}; import it: {shlex.join(words)}"
+    if suffix in JSON_LINES:
+        return f"{found}; import it: {_import_command(source)}"
+    if suffix == ".json":
+        lines = source.with_suffix(JSON_LINES[0])
+        if _holds_lines(path):
+            fix = f"it holds JSON lines: rename it to {lines.name} and import it"
+            return f"{found}; {fix}: {_import_command(lines)}"
+        code = (  # numbers such as 1.50 stay as they are written
+            f"import json; open({str(lines)!r}, 'w').writelines(json.dumps(row) + '\\n' "
+            f"for row in json.load(open({str(source)!r}, 'rb'), parse_float=str))"
+        )
+        return f"{found}; convert it: {_python(code)} && {_import_command(lines)}"
     if suffix not in _READERS:
         return f"{path} is no parquet file; give one that ends in .parquet"
     read = _READERS[suffix].replace("FILE", repr(str(source)))
-    code = f"import pandas; pandas.{read}.to_parquet({str(target)!r})"
+    code = f"import pandas; pandas.{read}.to_parquet({str(source.with_suffix('.parquet'))!r})"
+    return f"{found}; convert it: {_python(code)}"
+
+
+def _holds_lines(path: Path) -> bool:
+    """Whether the first line of a file is a JSON object; that of an array is not."""
+    with path.open("rb") as file:
+        is_object = file.read(4).lstrip(b"\xef\xbb\xbf")[:1] == b"{"  # behind a byte-order mark
+        file.seek(0)
+        try:
+            return is_object and isinstance(json.loads(file.readline()), dict)
+        except (ValueError, RecursionError):
+            return False
+
+
+def _python(code: str) -> str:
+    """A shell command that runs the code."""
     quoted = re.sub(r'([\\"$`])', r"\\\1", code)  # what a shell reads inside double quotes
-    return f'{found}; convert it: python -c "{quoted}"'
+    return f'python -c "{quoted}"'
+
+
+def _import_command(lines: Path) -> str:
+    words = ["python", "-m", "vapo_verl.data", "import-plain", str(lines), "--out"]
+    words += [str(lines.with_suffix(".parquet")), "--data-source", lines.stem]
+    return shlex.join([*words, "--image-root", str(lines.parent)])
 
 
 @contextmanager

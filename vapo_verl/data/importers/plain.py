@@ -206,7 +206,7 @@ def _has_value(path: Path, column: str) -> bool:
 
 def is_json_lines(path: Path) -> bool:
     """Whether a file is JSON lines, by its name."""
-    return path.suffix.lower() == JSON_LINES
+    return path.suffix.lower() in JSON_LINES
 
 
 def iter_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
