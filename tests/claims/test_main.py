@@ -97,3 +97,13 @@ def test_what_the_environment_must_hold(
         monkeypatch.delenv("OPENAI_BASE_URL")
     assert claims("generate", parquet(1), "--out", tmp_path / "out") == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["generate", "check"])
+def test_a_file_as_the_folder_is_refused(claims, parquet, tmp_path, capsys, command):
+    out = tmp_path / "0.png"
+    out.write_bytes(b"")
+    words = [tmp_path, parquet(1)] if command == "check" else [parquet(1)]
+    assert claims(command, *words, "--out", out) == 2
+    said = capsys.readouterr().err
+    assert said == f"--out: {out} cannot be written, {out} is no folder; give another folder\n"

@@ -149,3 +149,44 @@ def test_ctrl_c_ends_a_command_with_one_line(row, write, monkeypatch, capsys):
     monkeypatch.setattr("vapo_verl.data.__main__.check_parquet", interrupted)
     assert main(["check", str(write([row()]))]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    row, write, tmp_path, monkeypatch, capsys
+):
+    def working(*arguments, **options):
+        raise AssertionError("the check comes first")
+
+    for name in ("check_parquet", "write_usable", "import_rows"):
+        monkeypatch.setattr(f"vapo_verl.data.__main__.{name}", working)
+    monkeypatch.setattr("vapo_verl.data.grade.open_parquet", working)
+    path, file = str(write([row()])), tmp_path / "file"
+    file.write_text("")
+    folder = tmp_path / "folder.parquet"
+    folder.mkdir()
+    plain = ["import-plain", path, "--data-source", "x"]
+    split = ["--out", str(tmp_path / "out.parquet"), "--val-fraction", "0.1"]
+    commands = {
+        "--out": plain,
+        "--val-out": [*plain, *split],
+        "--skip-bad-rows": ["check", path],
+    }
+    refusals = {
+        "does not end in .parquet": tmp_path / "x",
+        "is a folder; give the path of a file in it": folder,
+        f"cannot be written, {file} is no folder; give another path": file / "x.parquet",
+    }
+    for option, command in commands.items():
+        for refusal, out in refusals.items():
+            assert main([*command, option, str(out)]) == 1
+            assert capsys.readouterr().err == f"{option}: {out} {refusal}" + (
+                "; veRL goes by that\n" if out.name == "x" else "\n"
+            )
+    assert main(["grade", path, "--out", str(folder)]) == 1
+    assert f"--out: {folder} is a folder" in capsys.readouterr().err
+
+
+def test_grade_makes_the_folder_of_its_output(row, write, tmp_path):
+    out = tmp_path / "new" / "grades.jsonl"
+    assert main(["grade", str(write([row()])), "--out", str(out)]) == 0
+    assert len(out.read_text().splitlines()) == 1

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 from vapo_verl.claims.making.rules import ClaimRules
 from vapo_verl.cli_options import cli, finite, options_from
-from vapo_verl.data.errors import FileError, require_other_file
+from vapo_verl.data.errors import FileError, require_other_file, require_output
+from vapo_verl.files import obstacle
 
 OPENAI_URL = "https://api.openai.com/v1"
 NO_KEY = "none"
@@ -111,6 +112,8 @@ class RunOptions:
         for name, value in {"--limit": self.limit, "--max-pixels": self.max_pixels}.items():
             if value is not None:
                 require_positive(name, value)
+        if reason := obstacle(self.out):
+            raise FileError(f"--out: {self.out} cannot be written, {reason}; give another folder")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,8 +183,7 @@ class AttachOptions:
     def __post_init__(self) -> None:
         if self.min_claims < 1:
             raise ValueError(f"--min-claims is {self.min_claims}, want at least 1")
-        if self.out.suffix != ".parquet":
-            raise FileError(f"--out: {self.out} does not end in .parquet; veRL goes by that")
+        require_output(self.out, suffix=".parquet")
         require_other_file(self.out, self.train)
 
 

@@ -17,7 +17,7 @@ from vapo_verl.cli_options import add_options, escape_output, options_from, user
 from vapo_verl.config import ANSWER_STYLES, CONTROL_TOKENS
 from vapo_verl.data.claims_column import CLAIMS_PER_IMAGE
 from vapo_verl.data.control_tokens import ControlTokens, model_folder, tokenizer_tokens
-from vapo_verl.data.errors import DataError
+from vapo_verl.data.errors import DataError, require_other_file, require_output
 from vapo_verl.data.grade import PREDICTION_COLUMNS, grade_file
 from vapo_verl.data.importers.plain import plain_reader
 from vapo_verl.data.importers.run import ImportOptions, import_rows
@@ -56,6 +56,9 @@ def _check(options: argparse.Namespace) -> int:
         raise DataError(
             f"--skip-bad-rows: {len(options.files)} files are given; give one at a time"
         )
+    if options.skip_bad_rows:
+        require_output(options.skip_bad_rows, "--skip-bad-rows", suffix=".parquet")
+        require_other_file(options.skip_bad_rows, options.files[0], "--skip-bad-rows")
     rules = _rules(options)
     status, reports = 0, list[CheckReport]()
     for path in options.files:

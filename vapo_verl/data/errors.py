@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from vapo_verl.files import obstacle
+
 _SHOWN_CHARACTERS = 60
 _REASON_CHARACTERS = 200
 
@@ -25,6 +27,20 @@ def require_other_file(out: Path, source: Path, option: str = "--out") -> None:
     is_same = out.resolve() == source.resolve()
     if is_same or (out.exists() and source.exists() and out.samefile(source)):
         raise FileError(f"{option}: {out} is the input {source}; give another path")
+
+
+def require_output(out: Path, option: str = "--out", *, suffix: str = "") -> None:
+    """Refuse a path at which no file can be written; for a check before the work.
+
+    Raises:
+        FileError: a name without the suffix, a folder, or a place where no folder can be made.
+    """
+    if suffix and out.suffix != suffix:
+        raise FileError(f"{option}: {out} does not end in {suffix}; veRL goes by that")
+    if out.is_dir():
+        raise FileError(f"{option}: {out} is a folder; give the path of a file in it")
+    if reason := obstacle(out.parent):
+        raise FileError(f"{option}: {out} cannot be written, {reason}; give another path")
 
 
 class RowError(DataError):

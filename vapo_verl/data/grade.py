@@ -20,7 +20,7 @@ from typing import Any
 from vapo_verl.config import ANSWER_STYLES, JUDGE_STYLE
 from vapo_verl.console import progress_bar
 from vapo_verl.data.cells import truths_of
-from vapo_verl.data.errors import BadCell, FileError, require_other_file, shortened
+from vapo_verl.data.errors import BadCell, FileError, require_other_file, require_output, shortened
 from vapo_verl.data.parquet_stream import iter_rows, open_parquet
 from vapo_verl.files import atomic_write
 from vapo_verl.reward.accuracy import accuracy, answer_of, last_boxed
@@ -139,9 +139,10 @@ def grade_file(
 
     Raises:
         FileError: no such file, not parquet, or without a column of truths or predictions; or `out`
-            is `path`.
+            is `path` or cannot be written.
     """
     if out is not None:
+        require_output(out)
         require_other_file(out, path)
     with open_parquet(path, key="FILE") as parquet:
         present = parquet.schema_arrow.names
@@ -244,5 +245,6 @@ def _lines_to(out: Path | None) -> Iterator[Callable[[GradedRow], object]]:
     if out is None:
         yield lambda graded: None
         return
+    out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         yield lambda graded: file.write(json.dumps(asdict(graded), ensure_ascii=False) + "\n")

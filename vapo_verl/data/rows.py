@@ -32,7 +32,7 @@ from vapo_verl.data.claims_column import (
     is_balanced,
     read_claims,
 )
-from vapo_verl.data.errors import BadCell, FileError, ProblemLog, number_of, require_other_file
+from vapo_verl.data.errors import BadCell, FileError, ProblemLog, number_of
 from vapo_verl.data.images import (
     ImageHeader,
     check_file,
@@ -238,11 +238,8 @@ def write_usable(path: Path, out: Path, report: CheckReport) -> int:
     The file appears when it is complete. Memory is that of a row group.
 
     Raises:
-        FileError: there is no usable row, or `out` is `path`.
+        FileError: there is no usable row.
     """
-    require_other_file(out, path, "--skip-bad-rows")
-    if out.suffix != ".parquet":
-        raise FileError(f"--skip-bad-rows: {out} does not end in .parquet; veRL goes by that")
     if len(report.bad_rows) == len(report.fingerprints):
         raise FileError(f"{path}: no row can be used, {out} is not written; see the reasons above")
     with (

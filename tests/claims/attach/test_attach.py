@@ -218,9 +218,12 @@ def test_nothing_is_written_over_what_is_there_when_something_is_wrong(claims_di
 
 def test_what_a_person_can_get_wrong_is_said_with_its_fix(claims_dir, tmp_path):
     train, out = train_file(tmp_path, [row(0, RED)]), tmp_path / "out.parquet"
+    folder = tmp_path / "folder.parquet"
+    folder.mkdir()
     wrong = {
         "is the input": (claims_dir, train, "--out", tmp_path / "." / "train.parquet"),
         "does not end in .parquet": (claims_dir, train, "--out", tmp_path / "out"),
+        "--out: .*folder.parquet is a folder": (claims_dir, train, "--out", folder),
         "TRAIN: .* does not exist": (claims_dir, tmp_path / "no.parquet", "--out", out),
         "missing columns .'pictures'.*--column": (
             *(claims_dir, train, "--out", out, "--column", "pictures"),

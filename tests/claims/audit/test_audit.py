@@ -275,3 +275,8 @@ def test_images_that_cannot_be_read_are_passed_over_with_a_count(store, tmp_path
     told = capsys.readouterr()
     assert "3 images, 6 claims" in told.out
     assert "2 unreadable images passed over, the first: " in told.err and "empty.png" in told.err
+
+
+def test_a_folder_as_the_page_is_refused_before_the_source_is_read(store, source, tmp_path):
+    with pytest.raises(FileError, match=r"--out: .* is a folder; give the path"):
+        run(store("claims", IMAGES), tmp_path / "none.parquet", "--out", tmp_path)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vapo_verl.cli_options import add_options, cli, options_from
-from vapo_verl.data.errors import number_of, require_other_file
+from vapo_verl.data.errors import number_of, require_other_file, require_output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +47,7 @@ class AuditOptions:
                 "give CLAIMS_DIR, SOURCE and --out for a page, or --summary ANSWERS.json"
             )
         if self.out is not None and self.source is not None:
+            require_output(self.out)
             require_other_file(self.out, self.source)
         if self.num_images < 1:
             raise ValueError(f"--num-images is {self.num_images}, want at least 1")

@@ -23,6 +23,7 @@ from vapo_verl.data.errors import (
     FileError,
     ProblemLog,
     require_other_file,
+    require_output,
     shown,
 )
 from vapo_verl.data.images import image_source, is_remote, local_path
@@ -95,6 +96,9 @@ class ImportOptions:
             raise DataError("--split: val is for the held-out rows; name the others differently")
         if self.limit is not None and self.limit < 1:
             raise DataError(f"--limit: {self.limit}; give at least 1")
+        require_output(self.out, suffix=".parquet")
+        if self.val_out is not None:
+            require_output(self.val_out, "--val-out", suffix=".parquet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vapo_verl.cli_options import add_options, cli, options_from
-from vapo_verl.data.errors import require_other_file
+from vapo_verl.data.errors import require_other_file, require_output
 from vapo_verl.evaluation.benchmarks import BenchmarkRow, Grade, Rule
 from vapo_verl.evaluation.benchmarks.rules import RULES
 
@@ -46,9 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
     """The command.
 
     Raises:
-        DataError: a file, column or row that the user has to fix; or --out is FILE.
+        DataError: a file, column or row that the user has to fix; or --out is FILE or a folder.
     """
     options = options_from(ScoreOptions, arguments)
+    require_output(options.out)
     require_other_file(options.out, options.file)
     rows, grades, rule = score(options)
     write_grades(options.out, rows, grades)
