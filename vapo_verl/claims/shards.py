@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from vapo_verl.data.claims_column import CLAIMS_PER_IMAGE, Claim, read_claims
-from vapo_verl.data.errors import BadCell, FileError
+from vapo_verl.data.errors import BadCell, FileError, shown
 from vapo_verl.files import FolderLock, append_line
 
+_TYPES = {"image_key": str, "model": str, "num_wanted": int, "attempts": int}
+_ONE_LINE = "put the claims of an image into one line, or delete one of the two"
 _DAMAGED = "restore the shard from a copy, or delete this line: its image is then asked for again"
 
 
@@ -103,6 +105,11 @@ class ClaimRecord:
         valid in a row raises a ValueError that names image and claim.
         """
         fields: dict[str, Any] = json.loads(line)
+        if not isinstance(fields, dict):
+            raise ValueError(f"the line is {shown(fields)}, want an object")
+        for name, kind in _TYPES.items():
+            if name in fields and not isinstance(fields[name], kind):
+                raise ValueError(f"{name} is {shown(fields[name])}, want {kind.__name__}")
         fields.pop("status", None)
         if "verdicts" in fields:  # the name in older shards
             fields["vote_counts"] = fields.pop("verdicts")
@@ -133,7 +140,8 @@ def shard_paths(folder: Path) -> list[Path]:
 def read_records(folder: Path) -> Iterator[ClaimRecord]:
     """Stream the records of all shards, in the order they were written.
 
-    Keys are unique: a stored image is not asked for again. A folder without shards has no records.
+    A stored image is not asked for again, so that the runs of a folder write unique keys. A folder
+    without shards has no records.
 
     Raises:
         FileError: a line is not a record; the message names file and line. A last line without
@@ -152,9 +160,26 @@ def read_shard(path: Path) -> Iterator[tuple[int, ClaimRecord]]:
                 return
             try:
                 yield offset, ClaimRecord.from_json(line)
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise FileError(f"{path}:{number}: not a record ({error}); {_DAMAGED}") from error
             offset += len(line)
+
+
+def unique_records(folder: Path) -> Iterator[tuple[Path, int, ClaimRecord]]:
+    """(shard, byte offset of its line, record) of all records, for readers that go by the image.
+
+    Raises:
+        FileError: as `read_records`; or an image has two lines, as when other programs wrote them
+            or folders were put together. The runs of one folder store an image once.
+    """
+    seen: dict[str, tuple[Path, int]] = {}
+    for path in shard_paths(folder):
+        for number, (offset, record) in enumerate(read_shard(path), start=1):
+            first = seen.setdefault(record.image_key, (path, number))
+            if first != (path, number):
+                found = f"image {record.image_key} is also in {first[0].name}:{first[1]}"
+                raise FileError(f"{path}:{number}: {found}; {_ONE_LINE}")
+            yield path, offset, record
 
 
 class ShardWriter:
@@ -200,12 +225,11 @@ class RecordIndex:
         """Read all shards once.
 
         Raises:
-            FileError: no records there, or a damaged line.
+            FileError: no records there, a damaged line, or two of one image.
         """
-        self._places: dict[str, tuple[Path, int]] = {}
-        for path in shard_paths(folder):
-            for offset, record in read_shard(path):
-                self._places[record.image_key] = (path, offset)
+        self._places: dict[str, tuple[Path, int]] = {
+            record.image_key: (path, offset) for path, offset, record in unique_records(folder)
+        }
         if not self._places:
             raise FileError(f"CLAIMS_DIR: {folder} holds no records; give the --out of generate")
 

@@ -250,6 +250,25 @@ def test_damaged_shards_are_named(claims_dir, tmp_path):
         run(claims_dir, train, "--out", out)
 
 
+def test_two_lines_of_an_image_are_named(claims_dir, tmp_path):
+    train, out = train_file(tmp_path, [row(0, RED)]), tmp_path / "out.parquet"
+    with ShardWriter(claims_dir) as shards:
+        shards.write(ClaimRecord(image_key=image_key(RED), claims=claims("other"), model="m"))
+    with pytest.raises(FileError, match=r"shard-00001.jsonl:1: image .* is also in shard-00000"):
+        run(claims_dir, train, "--out", out)
+
+
+def test_a_check_that_dropped_all_claims_is_named(tmp_path):
+    with ShardWriter(tmp_path / "checked") as shards:
+        shards.write(ClaimRecord(image_key=image_key(RED), claims=(), model="m"))
+    train = train_file(tmp_path, [row(0, RED)])
+    words = (tmp_path / "checked", train, "--out", tmp_path / "out.parquet")
+    with pytest.raises(FileError, match=r"none of its 1 images has a claim left; give the folder"):
+        run(*words)
+    with pytest.raises(FileError, match="lower --min-claims 2"):
+        run(*words, "--min-claims", 2)
+
+
 def test_a_damaged_training_file_is_named(claims_dir, tmp_path):
     train = train_file(tmp_path, [row(n, RED) for n in range(50)], compression="none")
     data = bytearray(train.read_bytes())

@@ -13,11 +13,13 @@ from vapo_verl.claims.__main__ import main
 from vapo_verl.claims.images import image_key
 from vapo_verl.claims.shards import (
     ClaimRecord,
+    RecordIndex,
     ShardWriter,
     Usage,
     VoteCount,
     read_records,
     shard_paths,
+    unique_records,
 )
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.errors import FileError
@@ -157,3 +159,46 @@ def test_a_line_of_another_program_needs_image_claims_and_model(tmp_path):
     [record] = read_records(tmp_path)
     assert record.claims == (Claim(text="The sign is red.", label=True),)
     assert record.vote_counts is None and record.usage == Usage()
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("null", "the line is null, want an object"),
+        ("5", "the line is 5 (int), want an object"),
+        ('"abc"', "the line is 'abc' (str), want an object"),
+        ("[1]", "the line is [1] (list), want an object"),
+        ('{"image_key": [1], "claims": [], "model": "m"}', "image_key is [1] (list), want str"),
+        ('{"image_key": "a", "claims": [], "model": null}', "model is null, want str"),
+        (
+            '{"image_key": "a", "claims": [], "model": "m", "num_wanted": "20"}',
+            "num_wanted is '20' (str), want int",
+        ),
+        ("[" * 200_000, "not a record"),
+    ],
+)
+def test_a_line_that_is_no_record_is_named(line, found, tmp_path):
+    (tmp_path / "shard-00000.jsonl").write_text(make().to_json() + "\n" + line + "\n")
+    with pytest.raises(FileError) as caught:
+        list(read_records(tmp_path))
+    assert "shard-00000.jsonl:2: not a record" in str(caught.value)
+    assert found in str(caught.value)
+
+
+def test_two_lines_of_an_image_are_refused_where_claims_go_by_the_image(tmp_path):
+    write(tmp_path, make("a"), make("b"))
+    write(tmp_path, make("c"), make("b"))
+    with pytest.raises(FileError, match=r"shard-00001.jsonl:2: image b is also in shard-00000.*:2"):
+        list(unique_records(tmp_path))
+    with pytest.raises(FileError, match="put the claims of an image into one line, or delete"):
+        RecordIndex(tmp_path)
+
+
+def test_an_image_asked_again_after_a_kill_is_in_one_line(tmp_path):
+    """Its line in the first shard has no end."""
+    write(tmp_path, make("a"), make("b"))
+    shard = tmp_path / "shard-00000.jsonl"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    write(tmp_path, make("b"))
+    assert [record.image_key for _, _, record in unique_records(tmp_path)] == ["a", "b"]
+    assert len(RecordIndex(tmp_path)) == 2

@@ -9,7 +9,7 @@ import msgspec
 
 from vapo_verl.claims.images import cell_bytes, image_key
 from vapo_verl.claims.options import AttachOptions
-from vapo_verl.claims.shards import ClaimRecord, read_records
+from vapo_verl.claims.shards import ClaimRecord, unique_records
 from vapo_verl.data.claims_column import Claim, normalized_text, read_claims
 from vapo_verl.data.errors import FileError, number_of
 from vapo_verl.data.images import image_source, is_remote
@@ -54,10 +54,16 @@ class ClaimIndex:
 
 
 def read_index(folder: Path, *, min_claims: int) -> ClaimIndex:
-    """Raises FileError for a damaged shard, and when no image has enough claims."""
+    """Raises FileError for a damaged shard, an image with two lines, and when no image has enough
+    claims."""
     if not folder.is_dir():
         raise FileError(f"CLAIMS_DIR: no folder {folder}; give the --out of `generate` or `check`")
-    index = ClaimIndex(read_records(folder), min_claims=min_claims)
+    records = (record for _, _, record in unique_records(folder))
+    index = ClaimIndex(records, min_claims=min_claims)
+    if not index and index.num_short and min_claims == 1:
+        found = f"none of its {index.num_short} images has a claim left"
+        fix = "give the folder of `generate`, or let another model `check` it"
+        raise FileError(f"CLAIMS_DIR: {folder}: {found}; {fix}")
     if not index and index.num_short:
         found = f"none of its {index.num_short} images has {min_claims} claims"
         raise FileError(f"CLAIMS_DIR: {folder}: {found}; lower --min-claims {min_claims}")

@@ -24,7 +24,7 @@ from PIL import Image
 
 from vapo_verl.analysis.statistics import cohens_kappa, wilson_interval
 from vapo_verl.claims.images import ImageItem, OnProblem, iter_images, raise_problem
-from vapo_verl.claims.shards import ClaimRecord, read_records
+from vapo_verl.claims.shards import ClaimRecord, read_records, unique_records
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.errors import BadCell, FileError, shown
 from vapo_verl.data.images import load_image
@@ -186,7 +186,7 @@ def draw_sample(
     Raises:
         FileError: no claims, no image of `source` with claims, or files that cannot be read.
     """
-    known = {record.image_key for record in read_records(claims_dir) if record.claims}
+    known = {record.image_key for _, _, record in unique_records(claims_dir) if record.claims}
     if not known:
         raise FileError(f"CLAIMS_DIR: {claims_dir} has no claims; give the --out of `generate`")
     images = iter_images(source, column, base=image_root, on_problem=on_problem)
