@@ -165,8 +165,8 @@ def read_shard(path: Path) -> Iterator[tuple[int, ClaimRecord]]:
             offset += len(line)
 
 
-def unique_records(folder: Path) -> Iterator[tuple[Path, int, ClaimRecord]]:
-    """(shard, byte offset of its line, record) of all records, for readers that go by the image.
+def unique_records(folder: Path) -> Iterator[tuple[Path, int, int, ClaimRecord]]:
+    """(shard, line from 1, its byte offset, record) of all records, for readers by the image.
 
     Raises:
         FileError: as `read_records`; or an image has two lines, as when other programs wrote them
@@ -179,7 +179,7 @@ def unique_records(folder: Path) -> Iterator[tuple[Path, int, ClaimRecord]]:
             if first != (path, number):
                 found = f"image {record.image_key} is also in {first[0].name}:{first[1]}"
                 raise FileError(f"{path}:{number}: {found}; {_ONE_LINE}")
-            yield path, offset, record
+            yield path, number, offset, record
 
 
 class ShardWriter:
@@ -228,7 +228,7 @@ class RecordIndex:
             FileError: no records there, a damaged line, or two of one image.
         """
         self._places: dict[str, tuple[Path, int]] = {
-            record.image_key: (path, offset) for path, offset, record in unique_records(folder)
+            record.image_key: (path, offset) for path, _, offset, record in unique_records(folder)
         }
         if not self._places:
             raise FileError(f"CLAIMS_DIR: {folder} holds no records; give the --out of generate")

@@ -184,6 +184,11 @@ def check_extra_info(extra_info: object) -> None:
         raise BadCell("extra_info", f"index is {shown(extra_info['index'])}", _INDEX)
 
 
+def check_claim_text(text: str, rules: RowRules) -> None:
+    """Raises BadCell for a claim that a row may not hold: with `<image>` or a control token."""
+    _refuse_controls("claims", text, rules, ())
+
+
 def _check_prompt(row: Mapping[str, Any], rules: RowRules) -> None:
     prompt = row["prompt"]
     check_prompt(prompt)
@@ -237,7 +242,7 @@ def _check_extra_info(row: Mapping[str, Any], rules: RowRules) -> None:
 
 def _check_claims(row: Mapping[str, Any], rules: RowRules) -> None:
     for claim in read_claims(row["claims"]):
-        _refuse_controls("claims", claim.text, rules, ())
+        check_claim_text(claim.text, rules)
 
 
 CHECKS: tuple[Callable[[Mapping[str, Any], RowRules], None], ...] = (

@@ -258,6 +258,18 @@ def test_two_lines_of_an_image_are_named(claims_dir, tmp_path):
         run(claims_dir, train, "--out", out)
 
 
+@pytest.mark.parametrize("word", ["<image>", "<|im_end|>"])
+def test_a_claim_that_a_row_may_not_hold_is_named(claims_dir, tmp_path, word):
+    made = (*claims("blue"), Claim(f"The sign shows {word} once.", True))
+    with ShardWriter(claims_dir) as shards:
+        shards.write(ClaimRecord(image_key=image_key(BLUE), claims=made, model="m"))
+    train = train_file(tmp_path, [row(0, RED)])
+    with pytest.raises(FileError) as caught:
+        run(claims_dir, train, "--out", tmp_path / "out.parquet")
+    assert f"shard-00001.jsonl:1, image {image_key(BLUE)}: {word} in " in str(caught.value)
+    assert "reword the claim, or delete it" in str(caught.value)
+
+
 def test_a_check_that_dropped_all_claims_is_named(tmp_path):
     with ShardWriter(tmp_path / "checked") as shards:
         shards.write(ClaimRecord(image_key=image_key(RED), claims=(), model="m"))

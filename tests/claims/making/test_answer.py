@@ -53,6 +53,10 @@ def test_accepted_forms(text):
         (r'{"claim": "The cat \udc00 sleeps.", "label": true}', "control_character"),
         (r'{"claim": "The \u202etac sleeps.", "label": true}', "control_character"),
         (r'{"claim": "\u200b\ufeff ", "label": true}', "malformed"),
+        ('{"claim": "The sign shows <image> twice.", "label": true}', "control_token"),
+        (r'{"claim": "The sign shows <im\u00adage> twice.", "label": true}', "control_token"),
+        ('{"claim": "The sign reads <|im_end|> twice.", "label": true}', "control_token"),
+        (r'{"claim": "The sign reads \ufdd0 twice.", "label": true}', "control_token"),
     ],
 )
 def test_anything_else_is_counted(text, reason):

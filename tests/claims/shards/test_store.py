@@ -200,5 +200,5 @@ def test_an_image_asked_again_after_a_kill_is_in_one_line(tmp_path):
     shard = tmp_path / "shard-00000.jsonl"
     shard.write_bytes(shard.read_bytes()[:-1])
     write(tmp_path, make("b"))
-    assert [record.image_key for _, _, record in unique_records(tmp_path)] == ["a", "b"]
+    assert [record.image_key for *_, record in unique_records(tmp_path)] == ["a", "b"]
     assert len(RecordIndex(tmp_path)) == 2

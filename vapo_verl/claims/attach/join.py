@@ -1,7 +1,7 @@
 """Join claims to rows by image, and count the results."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +10,13 @@ import msgspec
 from vapo_verl.claims.images import cell_bytes, image_key
 from vapo_verl.claims.options import AttachOptions
 from vapo_verl.claims.shards import ClaimRecord, unique_records
+from vapo_verl.data.cells import RowRules, check_claim_text
 from vapo_verl.data.claims_column import Claim, normalized_text, read_claims
-from vapo_verl.data.errors import FileError, number_of
+from vapo_verl.data.errors import BadCell, FileError, number_of
 from vapo_verl.data.images import image_source, is_remote
 
 _decode = msgspec.msgpack.Decoder(list[tuple[str, bool]]).decode
+_ROW_RULES = RowRules()
 _NUM_SHOWN = 5
 _LOWERED = ("A", "All", "An", "At", "Both", "Each", "In", "It", "No", "On", "One", "The", "There")
 """First words that are lowercased after "In image 2,"; any other word may be a name."""
@@ -54,12 +56,15 @@ class ClaimIndex:
 
 
 def read_index(folder: Path, *, min_claims: int) -> ClaimIndex:
-    """Raises FileError for a damaged shard, an image with two lines, and when no image has enough
-    claims."""
+    """The claims of a folder.
+
+    Raises:
+        FileError: a damaged shard, an image with two lines, a claim that `data check` would refuse,
+            or no image has enough claims.
+    """
     if not folder.is_dir():
         raise FileError(f"CLAIMS_DIR: no folder {folder}; give the --out of `generate` or `check`")
-    records = (record for _, _, record in unique_records(folder))
-    index = ClaimIndex(records, min_claims=min_claims)
+    index = ClaimIndex(_checked_records(folder), min_claims=min_claims)
     if not index and index.num_short and min_claims == 1:
         found = f"none of its {index.num_short} images has a claim left"
         fix = "give the folder of `generate`, or let another model `check` it"
@@ -70,6 +75,18 @@ def read_index(folder: Path, *, min_claims: int) -> ClaimIndex:
     if not index:
         raise FileError(f"CLAIMS_DIR: {folder} has no claims; run `generate` with this --out first")
     return index
+
+
+def _checked_records(folder: Path) -> Iterator[ClaimRecord]:
+    for path, line, _, record in unique_records(folder):
+        for claim in record.claims:
+            try:
+                check_claim_text(normalized_text(claim.text), _ROW_RULES)
+            except BadCell as bad:
+                found = f"image {record.image_key}: {bad.found}"
+                fix = "reword the claim, or delete it"
+                raise FileError(f"CLAIMS_DIR: {path}:{line}, {found}; {fix}") from bad
+        yield record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

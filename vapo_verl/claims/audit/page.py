@@ -186,7 +186,7 @@ def draw_sample(
     Raises:
         FileError: no claims, no image of `source` with claims, or files that cannot be read.
     """
-    known = {record.image_key for _, _, record in unique_records(claims_dir) if record.claims}
+    known = {record.image_key for *_, record in unique_records(claims_dir) if record.claims}
     if not known:
         raise FileError(f"CLAIMS_DIR: {claims_dir} has no claims; give the --out of `generate`")
     images = iter_images(source, column, base=image_root, on_problem=on_problem)

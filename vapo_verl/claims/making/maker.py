@@ -17,6 +17,7 @@ from vapo_verl.claims.requests.endpoint import Picture, prepare
 from vapo_verl.claims.requests.reply import ImageFailed, Message
 from vapo_verl.claims.requests.retry import PatientAsker
 from vapo_verl.claims.shards import ClaimRecord, Usage
+from vapo_verl.data.cells import RowRules, check_claim_text
 from vapo_verl.data.claims_column import Claim, control_character, normalized_text
 from vapo_verl.data.errors import BadCell
 
@@ -48,10 +49,13 @@ BAD_LABEL = "bad_label"
 """`label` is absent or not true/false; the string "true" is no label."""
 CONTROL = "control_character"
 """The text holds a character that :func:`~vapo_verl.data.claims_column.control_character` names."""
+CONTROL_TOKEN = "control_token"
+"""The text holds `<image>`, or a control token of Qwen-VL: `data check` would refuse its row."""
 CUT_OFF = "cut_off"
 """The unfinished last line of an answer that ran into its token limit."""
 EMPTY = "empty"
 """The answer holds no text at all."""
+_ROW_RULES = RowRules()
 _FENCE = re.compile(r"^\s*```\w*\s*$")
 _BRACKETS = ("[", "]", "[]")
 
@@ -231,4 +235,8 @@ def _read_entry(entry: object) -> Claim | str:
     text = normalized_text(entry["claim"])
     if not text:
         return MALFORMED
+    try:
+        check_claim_text(text, _ROW_RULES)
+    except BadCell:
+        return CONTROL_TOKEN
     return Claim(text, entry["label"]) if isinstance(entry.get("label"), bool) else BAD_LABEL
