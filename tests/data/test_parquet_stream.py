@@ -1,9 +1,11 @@
 import random
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
-from vapo_verl.data.parquet_stream import iter_rows, open_parquet
+from vapo_verl.data.parquet_stream import iter_rows, kept_rows, open_parquet
 
 
 def test_memory_is_bounded_by_a_row_group_not_by_the_file(tmp_path):
@@ -20,3 +22,10 @@ def test_memory_is_bounded_by_a_row_group_not_by_the_file(tmp_path):
             most = max(most, pa.total_allocated_bytes() - before)
     assert num_rows == 160
     assert most < 10 * 2**20
+
+
+@pytest.mark.parametrize("kept", ["", "0", "1", "000", "111", "0110", "1001", "10101"])
+def test_rows_are_kept_by_a_mask(kept):
+    table = pa.table({"a": pa.array(range(len(kept)), pa.int64())})
+    mask = np.array([each == "1" for each in kept], bool)
+    assert kept_rows(table, mask)["a"].to_pylist() == np.flatnonzero(mask).tolist()

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -46,7 +47,8 @@ def open_parquet(path: str | Path, *, key: str) -> pq.ParquetFile:
         key: where the path was given (`data.train_files`), for the messages.
 
     Raises:
-        FileError: no such file, a name veRL would refuse, not parquet, or without rows.
+        FileError: no such file, a name veRL would refuse, not parquet, without rows, or with two
+            columns of one name.
     """
     path = existing_file(path, key=key)
     if path.suffix != ".parquet":
@@ -54,6 +56,9 @@ def open_parquet(path: str | Path, *, key: str) -> pq.ParquetFile:
     with _readable(path, key):
         # pre_buffer, pyarrow's default, reads ahead and keeps the whole file in memory
         parquet = pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+    names = parquet.schema_arrow.names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise FileError(f"{key}: {path} has several columns named {twice}; rename or drop them")
     if parquet.metadata.num_rows == 0:
         raise FileError(f"{key}: {path} has no rows; make it again, or leave it out")
     return parquet
@@ -79,7 +84,7 @@ def iter_rows(
     row_number = 0
     with _readable(path, key):
         for batch in parquet.iter_batches(batch_size=_ROWS_PER_BATCH, columns=present):
-            for row in _plain_rows(batch):
+            for row in plain_rows(batch):
                 yield row_number, {name: row.get(name) for name in columns}
                 row_number += 1
 
@@ -94,7 +99,8 @@ class Unreadable:
         return f"unreadable, {self._reason}"
 
 
-def _plain_rows(batch: pa.RecordBatch) -> list[dict[str, object]]:
+def plain_rows(batch: pa.RecordBatch) -> list[dict[str, object]]:
+    """The rows with values of Python; cells without one are `Unreadable`."""
     try:
         return batch.to_pylist()
     except (ValueError, OverflowError):  # a UnicodeDecodeError is a ValueError
@@ -107,6 +113,13 @@ def _cell(column: pa.Array, row: int) -> object:
         return column[row].as_py()
     except (ValueError, OverflowError) as error:
         return Unreadable(error)
+
+
+def kept_rows(table: pa.Table, is_kept: np.ndarray) -> pa.Table:
+    """The rows for which `is_kept` [rows] is true; unlike `filter`, of columns of any type."""
+    edges = np.flatnonzero(np.diff(is_kept.astype(np.int8), prepend=0, append=0))
+    runs = [table.slice(first, end - first) for first, end in edges.reshape(-1, 2).tolist()]
+    return pa.concat_tables(runs) if runs else table.slice(0, 0)
 
 
 def require_columns(parquet: pq.ParquetFile, wanted: Sequence[str], *, path: str, fix: str) -> None:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from vapo_verl.console import progress_bar
 from vapo_verl.data.cells import RowRules, row_problems
@@ -45,6 +44,7 @@ from vapo_verl.data.images import (
 )
 from vapo_verl.data.parquet_stream import (
     iter_rows,
+    kept_rows,
     open_parquet,
     require_columns,
     writing_parquet,
@@ -252,7 +252,7 @@ def write_usable(path: Path, out: Path, report: CheckReport) -> int:
             usable = np.ones(len(table), dtype=bool)
             bad = report.bad_rows
             usable[bad[(bad >= first) & (bad < first + len(table))] - first] = False
-            writer.write_table(table.filter(pa.array(usable)))
+            writer.write_table(kept_rows(table, usable))
             first += len(table)
     return first - len(report.bad_rows)
 

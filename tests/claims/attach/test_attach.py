@@ -250,6 +250,24 @@ def test_damaged_shards_are_named(claims_dir, tmp_path):
         run(claims_dir, train, "--out", out)
 
 
+def test_a_path_that_is_not_utf8_is_named(claims_dir, tmp_path):
+    paths = pa.array([b"a.png", b"gro\xdf.png"]).view(pa.string())
+    train = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"images": paths}), train)
+    (tmp_path / "a.png").write_bytes(RED)
+    words = ("--out", tmp_path / "out.parquet", "--image-root", tmp_path)
+    with pytest.raises(DataError, match=r"row 1, column 'images': an image is unreadable, 'utf-8'"):
+        run(claims_dir, train, *words)
+
+
+def test_rows_are_dropped_beside_columns_that_arrow_cannot_filter(claims_dir, tmp_path):
+    notes = pa.array(["a", "b", "c"]).cast(pa.string_view())
+    train, out = train_file(tmp_path, [row(0, BLUE), row(1, RED), row(2)]), tmp_path / "out.parquet"
+    pq.write_table(pq.read_table(train).append_column("note", notes), train)
+    assert run(claims_dir, train, "--out", out, "--drop-uncovered") == 0
+    assert pq.read_table(out)["note"].to_pylist() == ["b"]
+
+
 def test_two_lines_of_an_image_are_named(claims_dir, tmp_path):
     train, out = train_file(tmp_path, [row(0, RED)]), tmp_path / "out.parquet"
     with ShardWriter(claims_dir) as shards:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -13,7 +14,13 @@ from vapo_verl.claims.options import AttachOptions
 from vapo_verl.console import progress_bar
 from vapo_verl.data.claims_column import Claim
 from vapo_verl.data.errors import BadCell, FileError, ProblemLog
-from vapo_verl.data.parquet_stream import open_parquet, require_columns, row_schema
+from vapo_verl.data.parquet_stream import (
+    kept_rows,
+    open_parquet,
+    plain_rows,
+    require_columns,
+    row_schema,
+)
 from vapo_verl.files import atomic_write
 
 _ROWS_PER_BATCH = 32
@@ -72,7 +79,7 @@ def _joined(
     for batch in _batches(parquet, options):
         claims: list[tuple[Claim, ...]] = []
         names = [name for name in (options.column, CLAIMS) if name in batch.schema.names]
-        for row in batch.select(names).to_pylist():
+        for row in plain_rows(batch.select(names)):
             try:
                 claims.append(join.claims_of(number, row[options.column], row.get(CLAIMS)))
             except BadCell as bad:
@@ -80,7 +87,9 @@ def _joined(
                 claims.append(())
             number += 1
         table = set_claims(pa.Table.from_batches([batch]), claims)
-        yield table.filter(pa.array(map(bool, claims))) if options.drop_uncovered else table
+        if options.drop_uncovered:
+            table = kept_rows(table, np.array([len(row) > 0 for row in claims]))
+        yield table
 
 
 def _batches(
