@@ -107,3 +107,10 @@ def test_a_file_as_the_folder_is_refused(claims, parquet, tmp_path, capsys, comm
     assert claims(command, *words, "--out", out) == 2
     said = capsys.readouterr().err
     assert said == f"--out: {out} cannot be written, {out} is no folder; give another folder\n"
+
+
+def test_arguments_of_vllm_without_their_closing_quote(claims, parquet, tmp_path, capsys):
+    words = ("--out", tmp_path / "out", "--model", "m", "--vllm-args", "--x 'unclosed")
+    assert claims("self", parquet(1), *words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith('--vllm-args: No closing quotation in "--x \'unclosed"; end it')

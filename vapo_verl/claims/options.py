@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,6 +157,13 @@ class ServeOptions:
     """For `vllm serve`: --vllm-args="--dtype float32"."""
     start_timeout_s: float = 1800.0
     """Time limit for the server to answer."""
+
+    def __post_init__(self) -> None:
+        try:
+            shlex.split(self.vllm_args)
+        except ValueError as error:  # it says which character has no end
+            reason = f"{error} in {self.vllm_args!r}"
+            raise ValueError(f"--vllm-args: {reason}; end it, or escape it") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
