@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 import psutil
 
@@ -48,6 +49,20 @@ _FRESH_S = 2.0
 """The owner of a younger file may not have locked it yet."""
 _LONGEST_FOLDER = 60
 """Bytes. The path of a socket holds 107, of which vLLM's names take 37."""
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Let a scheduler's SIGTERM end a command as Ctrl-C does: by default it skips all clean-up."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def terminate_tree(leader: int) -> None:

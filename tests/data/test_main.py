@@ -1,4 +1,8 @@
+import signal
+
+import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from vapo_verl.data.__main__ import main
 
@@ -142,11 +146,18 @@ def test_rows_with_videos_are_refused_unless_no_claims_are_asked_for(row, write,
     assert main(["check", "--min-claims", "0", str(path)]) == 0
 
 
-def test_ctrl_c_ends_a_command_with_one_line(row, write, monkeypatch, capsys):
-    def interrupted(*arguments, **options):
-        raise KeyboardInterrupt
+def ctrl_c(*arguments, **options):
+    raise KeyboardInterrupt
 
-    monkeypatch.setattr("vapo_verl.data.__main__.check_parquet", interrupted)
+
+def terminated(*arguments, **options):
+    signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("ended", [ctrl_c, terminated])
+def test_signals_end_a_command_with_one_line(row, write, monkeypatch, capsys, ended):
+    """As exceptions, so that temporary files are removed."""
+    monkeypatch.setattr("vapo_verl.data.__main__.check_parquet", ended)
     assert main(["check", str(write([row()]))]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -190,3 +201,23 @@ def test_grade_makes_the_folder_of_its_output(row, write, tmp_path):
     out = tmp_path / "new" / "grades.jsonl"
     assert main(["grade", str(write([row()])), "--out", str(out)]) == 0
     assert len(out.read_text().splitlines()) == 1
+
+
+def test_unusable_rows_are_left_out_beside_columns_that_arrow_cannot_filter(row, write, tmp_path):
+    table = pq.read_table(write([row(), row(reward_model=None), row()]))
+    notes = pa.array(["a", "b", "c"]).cast(pa.string_view())
+    path, out = tmp_path / "view.parquet", tmp_path / "usable.parquet"
+    pq.write_table(table.append_column("note", notes), path)
+    assert main(["check", str(path), "--skip-bad-rows", str(out)]) == 0
+    assert pq.read_table(out)["note"].to_pylist() == ["a", "c"]
+
+
+@pytest.mark.parametrize("command", ["check", "grade", "import-plain"])
+def test_two_columns_of_one_name_are_named(command, tmp_path, capsys):
+    cells = pa.array(["?!"])
+    path = tmp_path / "twice.parquet"
+    pq.write_table(pa.table([cells] * 3, names=["question", "answer", "answer"]), path)
+    more = ["--out", str(tmp_path / "out.parquet"), "--data-source", "x"]
+    assert main([command, str(path), *(more if command == "import-plain" else [])]) == 1
+    said = capsys.readouterr().err
+    assert f"{path} has several columns named ['answer']; rename or drop them" in said

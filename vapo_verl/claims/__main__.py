@@ -25,6 +25,7 @@ from vapo_verl.claims.options import (
 )
 from vapo_verl.cli_options import add_options, escape_output
 from vapo_verl.data.errors import DataError
+from vapo_verl.process_tree import terminated_like_interrupted
 
 BAD_INPUT, INTERRUPTED = 2, 130
 _CHECK_DEFAULTS = {
@@ -82,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser(arguments).parse_args(arguments)
     escape_output()
     try:
-        return importlib.import_module(_COMMANDS[options.command][1]).run(options)
+        with terminated_like_interrupted():
+            return importlib.import_module(_COMMANDS[options.command][1]).run(options)
     except (DataError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return BAD_INPUT

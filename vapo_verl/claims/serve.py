@@ -9,7 +9,6 @@ import http.client
 import os
 import secrets
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 from vapo_verl.claims.generate import make_job
 from vapo_verl.claims.job import run_job
@@ -50,25 +48,11 @@ def run(arguments: argparse.Namespace) -> int:
             log=options.out / LOG_NAME,
             start_timeout_s=served.start_timeout_s,
         )
-        with _terminated_like_interrupted(), server as running:
+        with server as running:
             yield replace(sampling, base_url=running.base_url, api_key=running.api_key)
 
     making = options_from(MakeOptions, arguments)
     return run_job(make_job(served.model, options, making), options, endpoint)
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Let a scheduler's SIGTERM end the run as Ctrl-C does: by default it skips all clean-up."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class ServerError(ValueError):

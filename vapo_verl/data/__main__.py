@@ -30,6 +30,7 @@ from vapo_verl.data.rows import (
     require_rows,
     write_usable,
 )
+from vapo_verl.process_tree import terminated_like_interrupted
 
 INTERRUPTED = 130
 _READERS = {"import-vapo-thinker": vapo_thinker_reader, "import-plain": plain_reader}
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     escape_output()
     run = {"check": _check, "grade": _grade}.get(options.command, _import)
     try:
-        return run(options)
+        with terminated_like_interrupted():
+            return run(options)
     except (DataError, OSError) as error:  # OSError: no space, or no permission to write
         print(error, file=sys.stderr)
         return 1
