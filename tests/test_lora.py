@@ -200,10 +200,6 @@ def test_a_run_without_adapters_has_none():
         ((f"{MODEL}.override_config.load_in_4bit=true",), ("load_in_4bit=True", "QLoRA")),
         ((f"{ROLLOUT}.quantization=fp8",), ("rollout.quantization=fp8", "QLoRA")),
         (
-            (f"{ROLLOUT}.engine_kwargs.vllm.quantization=bitsandbytes",),
-            ("vllm.quantization=bitsandbytes", "QLoRA"),
-        ),
-        (
             (f"{ROLLOUT}.checkpoint_engine.backend=nccl",),
             ("checkpoint_engine.backend=nccl", "sends no adapters", "lora.merge=true"),
         ),

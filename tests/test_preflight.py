@@ -321,6 +321,16 @@ def test_a_context_without_room_for_a_claim_states_the_room_needed(check):
             "+actor_rollout_ref.rollout.engine_kwargs.vllm.enable-dbo=true",
             "engine_kwargs.vllm.enable-dbo: write it enable_dbo",
         ),
+        (
+            "+actor_rollout_ref.rollout.engine_kwargs.vllm.logprobs_mode=raw_logprobs",
+            "engine_kwargs.vllm.logprobs_mode=raw_logprobs: veRL fills this argument from another "
+            "key, which is the one that is checked; leave it out and set "
+            "actor_rollout_ref.rollout.logprobs_mode",
+        ),
+        (
+            "+actor_rollout_ref.rollout.engine_kwargs.vllm.tensor_parallel_size=2",
+            "set actor_rollout_ref.rollout.tensor_model_parallel_size",
+        ),
         ("trainer.n_gpus_per_node=3", "do not split over 3 ranks"),
         ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16", "the 40 responses"),
         ("actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=60", "a divisor of 40"),

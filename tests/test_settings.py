@@ -141,7 +141,7 @@ def test_a_value_that_no_run_can_have_is_named_with_its_key(key, value, fix):
         ("algorithm.rollout_correction", None),
         ("reward.custom_reward_function", None),
         ("actor_rollout_ref.model.target_modules", ["q_proj"]),
-        ("actor_rollout_ref.rollout.engine_kwargs.vllm", {"seed": 1}),
+        ("actor_rollout_ref.rollout.engine_kwargs.vllm", {"block_size": 16}),
         ("data.shuffle", 1),
         ("trainer.logger", "tensorboard"),
         ("actor_rollout_ref.actor.checkpoint.save_contents", ["model"]),

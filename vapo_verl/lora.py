@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from vapo_verl.config import COLOCATED, SEPARATE, SYNC
 from vapo_verl.hydra_config import compose_base
@@ -289,9 +289,8 @@ def _check_quantization(config: DictConfig, lora: Lora) -> None:
         f"{MODEL}.override_config.{name}": given.get(name)
         for name in ("quantization_config", "load_in_4bit", "load_in_8bit")
     }
-    engine = (f"{ROLLOUT}.quantization", f"{ROLLOUT}.engine_kwargs.vllm.quantization")
     if not lora.merged:
-        keys |= {key: OmegaConf.select(config, key) for key in engine}
+        keys[f"{ROLLOUT}.quantization"] = config.actor_rollout_ref.rollout.quantization
     for key, value in keys.items():
         if value:
             raise ValueError(

@@ -1,9 +1,11 @@
 """What the trainer overrides in veRL 0.9.1 is still there, and is what it was when written."""
 
+import ast
 import dataclasses
 import inspect
 import re
 import sys
+import textwrap
 from pathlib import Path
 from types import FunctionType
 
@@ -43,6 +45,7 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, 
 from vapo_verl.data.dataset import VapoDataset
 from vapo_verl.rollout.agent_loop import VapoAgentLoop, VapoAgentLoopOutput
 from vapo_verl.rollout.agent_loop_worker import VapoAgentLoopManager, VapoAgentLoopWorker
+from vapo_verl.rollout.engine_args import FILLED_BY_VERL
 from vapo_verl.rollout.partial_rollout import PartialRolloutClient
 from vapo_verl.rollout.router import PromptRouter
 from vapo_verl.rollout.server import VapoHttpServer, VapoReplica
@@ -317,6 +320,35 @@ def test_interrupted_responses_are_resumed_by_the_client_that_is_extended():
 def test_the_copy_of_weights_that_are_on_the_cpu_is_still_none():
     """Once it is one, `VapoDetachedWorker.save_model_to_cpu` can go."""
     assert ".detach().cpu()" in inspect.getsource(fsdp2_sharded_save_to_cpu)
+
+
+NOT_OF_A_KEY = {
+    *("skip_tokenizer_init", "distributed_executor_backend", "worker_extension_cls"),
+    *("master_addr", "master_port", "node_rank", "nnodes"),
+    *("data_parallel_address", "data_parallel_rpc_port"),
+}
+"""Arguments that veRL fills with a constant, or with what it knows of the machines."""
+MERGED = {"compilation_config", "hf_overrides", "speculative_config", "kv_transfer_config"}
+"""Arguments that have no key of their own: veRL adds to them, or sets them for another setting."""
+
+
+def test_the_arguments_that_verl_fills_are_those_that_engine_kwargs_may_not_give():
+    """In `args` and in what it is updated with; each from the key that the message names."""
+    launch = ast.parse(textwrap.dedent(inspect.getsource(vLLMHttpServer.launch_server)))
+    filled = {}
+    for node in ast.walk(launch):
+        if isinstance(node, ast.Dict):
+            filled |= {k.value: v for k, v in zip(node.keys, node.values, strict=True) if k}
+        elif isinstance(node, ast.Assign):
+            name = re.fullmatch(r"(?:lora_)?args\['(\w+)'\]", ast.unparse(node.targets[0]))
+            filled |= {name[1]: node.value} if name else {}
+    del filled["image"]  # of limit_mm_per_prompt
+    assert {*filled} == {*FILLED_BY_VERL, *NOT_OF_A_KEY, *MERGED}
+    for name, value in filled.items():
+        group, _, key = ast.unparse(value).removeprefix("self.").partition(".")
+        part = {"config": "rollout", "model_config": "model"}.get(group)
+        if name in FILLED_BY_VERL and part and key.isidentifier():
+            assert FILLED_BY_VERL[name] == f"{part}.{key}"
 
 
 def test_servers_can_be_started_again_as_they_were_started():

@@ -29,13 +29,36 @@ UNSUPPORTED = {
     f"{ENGINE}.prefill_context_parallel_size": 1,
     f"{ENGINE}.enable_dbo": False,
     f"{ENGINE}.speculative_config": None,
-    f"{ENGINE}.enable_return_routed_experts": False,
     f"{ENGINE}.kv_cache_dtype": "auto",
     f"{ENGINE}.kv_sharing_fast_prefill": False,
     f"{ENGINE}.video_pruning_rate": 0,
 }
 """Key -> the only value that visual attention supports, if the key is set. The engine checks again
 (`vapo_verl.attention.worker`), but only a minute later."""
+
+FILLED_BY_VERL: Mapping[str, str] = {
+    **{
+        name: f"rollout.{name}"
+        for name in (
+            *("dtype", "load_format", "max_model_len", "max_num_seqs", "enable_chunked_prefill"),
+            *("max_num_batched_tokens", "enable_prefix_caching", "enable_sleep_mode"),
+            *("logprobs_mode", "enforce_eager", "gpu_memory_utilization", "disable_log_stats"),
+            *("seed", "quantization", "scheduling_policy", "data_parallel_size"),
+        )
+    },
+    "tensor_parallel_size": "rollout.tensor_model_parallel_size",
+    "data_parallel_size_local": "rollout.data_parallel_size",
+    "data_parallel_start_rank": "rollout.data_parallel_size",
+    "enable_expert_parallel": "rollout.expert_parallel_size",
+    "enable_return_routed_experts": "rollout.enable_rollout_routing_replay",
+    "override_generation_config": "rollout.temperature",
+    "served_model_name": "rollout.prometheus.served_model_name",
+    "trust_remote_code": "model.trust_remote_code",
+    **dict.fromkeys(("enable_lora", "max_loras", "max_lora_rank"), "model.lora_rank"),
+    "fully_sharded_loras": "model.lora.fully_sharded_loras",
+}
+"""Argument that veRL's server fills -> the key below ``actor_rollout_ref`` that it reads. Given in
+``engine_kwargs``, most would replace veRL's value, and the checks of that key with it."""
 
 
 ARGUMENT_MODULES = ("vllm.engine.arg_utils", "vllm.entrypoints.openai.cli_args")
@@ -91,19 +114,28 @@ def refuse_lifted_limit(config: DictConfig, own: int | None) -> None:
 
 
 def check_engine_arguments(config: DictConfig) -> None:
-    """Refuse an argument that vLLM does not have: its parser would end the server at the start.
+    """Refuse an argument that vLLM does not have, or that veRL fills from another key.
+
+    vLLM's parser would end the server at the first kind; the second replaces what was checked.
 
     Raises:
-        ValueError: the first one, with similar names; or one with dashes, which other checks miss.
+        ValueError: the first one, with similar names or the other key; or one with dashes, which
+            other checks miss.
     """
     known = engine_arguments()
-    for name in OmegaConf.select(config, ENGINE) or ():
+    for name, value in (OmegaConf.select(config, ENGINE) or {}).items():
         if "-" in name:
             raise ValueError(f"{ENGINE}.{name}: write it {name.replace('-', '_')}")
         if known and name not in known:
             near = difflib.get_close_matches(name, known)
             fix = f"use {' or '.join(near)}" if near else "leave it out"
             raise ValueError(f"{ENGINE}.{name}: this vLLM has no argument of that name; {fix}")
+        if name in FILLED_BY_VERL and value is not None:
+            raise ValueError(
+                f"{ENGINE}.{name}={value}: veRL fills this argument from another key, which is "
+                f"the one that is checked; leave it out and set "
+                f"actor_rollout_ref.{FILLED_BY_VERL[name]}"
+            )
 
 
 @cache
