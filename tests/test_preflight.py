@@ -337,6 +337,10 @@ def test_a_context_without_room_for_a_claim_states_the_room_needed(check):
         # divides the step, but not what is left of it when the responses of a mini-batch failed
         ("actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=80", "a divisor of 40"),
         ("actor_rollout_ref.rollout.name=sglang", "anchors need vllm"),
+        (
+            "actor_rollout_ref.rollout.disaggregation.enabled=true",
+            "disaggregation.enabled=True: veRL starts servers of its own",
+        ),
         ("actor_rollout_ref.rollout.full_determinism=true", "vapo.seeded_sampling=true"),
         ("actor_rollout_ref.rollout.logprobs_mode=raw_logprobs", "processed_logprobs"),
         ("actor_rollout_ref.rollout.calculate_log_probs=false", "set true"),

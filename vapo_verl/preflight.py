@@ -359,6 +359,12 @@ def check_engine(config: DictConfig) -> None:
         raise ValueError(
             f"actor_rollout_ref.rollout.name={rollout.name}: anchors need vllm; set vllm"
         )
+    if rollout.disaggregation.enabled:
+        raise ValueError(
+            "actor_rollout_ref.rollout.disaggregation.enabled=True: veRL starts servers of its own "
+            "for prefill and decoding, which answer no probes and receive no weights here; set it "
+            "to false"
+        )
     if rollout.agent.default_agent_loop in VERL_AGENT_LOOPS:
         raise ValueError(
             f"actor_rollout_ref.rollout.agent.default_agent_loop={rollout.agent.default_agent_loop}"
