@@ -388,6 +388,13 @@ def test_settings_that_cannot_work_name_the_key(check, override, words):
     assert words in refused(check, override)
 
 
+def test_engines_behind_one_server_are_refused_where_claims_are_probed():
+    two = "actor_rollout_ref.rollout.data_parallel_size=2"
+    with pytest.raises(ValueError, match="data_parallel_size=2: vLLM sends a probe to any"):
+        preflight.check_engine(compose_once("vapo", [two]))
+    preflight.check_engine(compose_once("vapo", [two, "vapo.anchors.num_anchors=0"]))
+
+
 def test_validation_may_sample_several_responses(check):
     key = "actor_rollout_ref.rollout.val_kwargs"
     check(f"{key}.n=4", f"{key}.do_sample=true", f"{key}.temperature=1.0")

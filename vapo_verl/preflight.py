@@ -365,6 +365,12 @@ def check_engine(config: DictConfig) -> None:
             "for prefill and decoding, which answer no probes and receive no weights here; set it "
             "to false"
         )
+    if rollout.data_parallel_size > 1 and _settings(config).probes_claims:
+        raise ValueError(
+            f"actor_rollout_ref.rollout.data_parallel_size={rollout.data_parallel_size}: vLLM "
+            "sends a probe to any of its engines, and only one has the response's prefix in its "
+            "cache; set 1, which makes each tensor_model_parallel_size GPUs a server of their own"
+        )
     if rollout.agent.default_agent_loop in VERL_AGENT_LOOPS:
         raise ValueError(
             f"actor_rollout_ref.rollout.agent.default_agent_loop={rollout.agent.default_agent_loop}"
