@@ -462,6 +462,20 @@ def test_a_function_that_its_call_fits_is_taken(tmp_path, head, arguments):
 
 
 @pytest.mark.parametrize(
+    "use", ["f.version = 1", "print(f)", "if __name__ == '__main__':\n    f()", "g = f"]
+)
+def test_a_function_that_is_used_after_its_definition_is_read_all_the_same(tmp_path, use):
+    path = tmp_path / "rewards.py"
+    asked = (f"{FUNCTION_KEY}.path={path}", f"{FUNCTION_KEY}.name=f")
+    path.write_text(f"def f(**_):\n    return 1\n{use}\n")
+    check_reward_function(composed(*asked))
+    path.write_text(f"def f(a):\n    return 1\n{use}\n")
+    assert "takes no data_source" in refused(*asked)
+    path.write_text(f"from somewhere import g\n{use}\n")
+    assert "defines no such function; it has g" in refused(*asked)
+
+
+@pytest.mark.parametrize(
     ("body", "name", "line"),
     [
         ("    return {'score': 1.0, 'acc': 1, 'format': 0.0}", "format", 2),

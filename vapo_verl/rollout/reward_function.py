@@ -187,7 +187,7 @@ def _names_of(statement: ast.stmt) -> list[str]:
             names.append(node.name)
         elif isinstance(node, ast.alias):
             names.append(node.asname or node.name.partition(".")[0])
-        elif isinstance(node, ast.Name):
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.append(node.id)
     return names
 
