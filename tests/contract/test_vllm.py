@@ -72,6 +72,10 @@ def test_a_processed_prompt_can_be_sent_again():
     assert parameters(AsyncLLM.add_request)[:4] == expected, moved("add_request()")
     assert "prompts" in parameters(BaseRenderer.render_cmpl_async), moved("the renderer")
     assert hasattr(BaseRenderer, "clear_mm_cache"), moved("the renderer")
+    threads = inspect.getsource(BaseRenderer.__init__)
+    for used in ("_mm_executor: Executor = self._executor", "executor=self._mm_executor"):
+        assert used in threads, moved("the thread that changes the processor cache")
+    assert ModelConfig.renderer_num_workers == 1, moved("the number of these threads")
     assert parameters(BaseMultiModalProcessorCache.get_and_update_item) == [
         *("self", "mm_item", "mm_hash")
     ], moved("the processor cache")

@@ -1,6 +1,8 @@
 """Shared prompts over vLLM's own caches: what the sender holds back, the engine core has."""
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -28,12 +30,20 @@ def model_config(num_images: float):
     )
 
 
+class AtOnce:
+    """An executor without a thread."""
+
+    def submit(self, call, *arguments):
+        call(*arguments)
+
+
 class Renderer:
     """vLLM's, for prompts [1, 9, 1] that stand for an image of three tokens; images are names."""
 
     def __init__(self, cache, config):
         self.mm_processor_cache, self.model_config = cache, config
         self.processed: list[str] = []
+        self._mm_executor = AtOnce()
 
     async def render_cmpl_async(self, prompts):
         await asyncio.sleep(0)
@@ -155,6 +165,51 @@ def test_no_request_is_processed_by_vllm_while_the_cache_is_being_cleared():
         await asyncio.gather(*(engine.inputs.send(plain("b"), add) for _ in range(3)))
 
     asyncio.run(run())
+
+
+def in_its_thread(kind):
+    """The cache, for the renderer's thread alone: vLLM's LRU order breaks under changes of two."""
+
+    def checked(method):
+        def call(self, *args):
+            assert threading.current_thread() is not threading.main_thread()
+            return method(self, *args)
+
+        return call
+
+    changing = ("get_and_update_item", "touch_sender_cache_item", "clear_cache")
+    return type("InItsThread", (kind,), {name: checked(getattr(kind, name)) for name in changing})
+
+
+@pytest.mark.parametrize("kind", [MultiModalProcessorSenderCache, MultiModalProcessorOnlyCache])
+def test_only_the_renderers_thread_changes_its_cache(kind):
+    class Threaded(Renderer):
+        async def in_thread(self, call, *arguments):
+            return await asyncio.get_running_loop().run_in_executor(
+                self._mm_executor, call, *arguments
+            )
+
+        async def render_cmpl_async(self, prompts):
+            return await self.in_thread(asyncio.run, super().render_cmpl_async(prompts))
+
+        async def clear_mm_cache_async(self):
+            await self.in_thread(self.clear_mm_cache)
+
+    async def run(thread):
+        engine = Engine(num_images=2.5, kind=in_its_thread(kind))
+        engine.renderer.__class__, engine.renderer._mm_executor = Threaded, thread
+        for key in ("one", "two"):
+            await engine.open(key, key)
+        await engine.request("one", ["one"])
+        await engine.open("three", "three")  # evicts what was used least recently
+        num_renders = engine.inputs.num_renders
+        await engine.request("one", ["one"])
+        assert engine.inputs.num_renders == num_renders
+        await engine.request("two", ["two"])
+        await engine.inputs.send(plain("one"), engine.render_and_add)
+
+    with ThreadPoolExecutor(1) as thread:
+        asyncio.run(run(thread))
 
 
 def test_images_that_do_not_fit_into_the_cache_are_an_error_and_harm_no_other_prompt():

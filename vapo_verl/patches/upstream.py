@@ -276,6 +276,15 @@ def send_requests_through(
     engine.add_request = send_request
 
 
+def in_image_thread(renderer: Any, call: Callable[..., object], *arguments: Any) -> None:
+    """Call a function in the thread in which a vLLM renderer processes images, after what waits.
+
+    No other thread may change the renderer's cache, and vLLM has a public method of that thread for
+    clearing it alone.
+    """
+    renderer._mm_executor.submit(call, *arguments)
+
+
 def engine_exits(engine: Any) -> dict[str, int]:
     """Exit code by name of the engine core processes of an `AsyncLLM` that have ended."""
     return dict(engine.engine_core.resources.engine_manager.finished_procs())

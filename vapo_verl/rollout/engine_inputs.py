@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vapo_verl.patches.upstream import in_image_thread
+
 CACHE_KEY = "actor_rollout_ref.rollout.engine_kwargs.vllm.mm_processor_cache_gb"
 _OF_THE_CACHE = ("is_cached_item", "get_and_update_item", "touch_sender_cache_item")
 MAX_ATTEMPTS = 20
@@ -54,7 +56,9 @@ class EngineInputs:
     processed it. Here many requests follow one processing, and others come between. So requests go
     by a mirror of their own, which changes when they are sent: it holds what the engine core holds.
     An image that is neither in it nor waiting to be sent is processed again. A reset of vLLM's
-    caches empties the renderer's: so an image has to be there, too.
+    caches empties the renderer's: so an image has to be there, too. No thread but the renderer's
+    may change that cache: there, images are touched once they are sent. Without a cache in the
+    engine core, a prompt keeps its pixels, and each of its requests carries them.
 
     Args:
         renderer: the engine's; its pool of threads processes the images.
@@ -167,7 +171,7 @@ class EngineInputs:
         if options:
             prompt["mm_processor_kwargs"] = dict(options)
         [engine_input] = await self._renderer.render_cmpl_async([prompt])
-        if self._renderer.mm_processor_cache is None:
+        if self._sent is None:
             return engine_input
         for modality, hashes in engine_input["mm_hashes"].items():
             items = engine_input["mm_kwargs"][modality]
@@ -180,16 +184,14 @@ class EngineInputs:
 
         Returns None if images must be processed again.
         """
-        cache = self._renderer.mm_processor_cache
-        if cache is None:
+        if self._sent is None:
             return opened.engine_input["mm_kwargs"]
-        hashes = _hashes(opened)
+        cache, hashes = self._renderer.mm_processor_cache, _hashes(opened)
         if not all(cache.is_cached_item(one) and self._can_send(one) for one in hashes):
             return None
         for one in hashes:  # first all, as the engine core does: none evicts another
-            cache.touch_sender_cache_item(one)
-            if self._sent is not None:
-                self._sent.touch_sender_cache_item(one)
+            self._sent.touch_sender_cache_item(one)
+        in_image_thread(self._renderer, _touch, cache, hashes)
         return {
             modality: [self._item(one) for one in hashes]
             for modality, hashes in opened.engine_input["mm_hashes"].items()
@@ -201,14 +203,11 @@ class EngineInputs:
         return any(cache.is_cached_item(one) and not self._can_send(one) for one in _hashes(opened))
 
     def _can_send(self, one: str) -> bool:
-        return self._sent is None or one in self._unsent or self._sent.is_cached_item(one)
+        return one in self._unsent or self._sent.is_cached_item(one)
 
     def _item(self, one: str) -> Any:
         item = self._unsent.pop(one, None)
-        if self._sent is not None:
-            self._sent.get_and_update_item(None if item is None else (item, []), one)
-        elif item is None:
-            item, _ = self._renderer.mm_processor_cache.get_and_update_item(None, one)
+        self._sent.get_and_update_item(None if item is None else (item, []), one)
         return item
 
     async def _follow_vllm(self) -> None:
@@ -236,6 +235,11 @@ def _mirror(renderer: Any) -> Any:
     if not isinstance(renderer.mm_processor_cache, MultiModalProcessorSenderCache):
         return None
     return MultiModalProcessorSenderCache(renderer.model_config)
+
+
+def _touch(cache: Any, hashes: Sequence[str]) -> None:
+    for one in hashes:
+        cache.touch_sender_cache_item(one)
 
 
 def _hashes(opened: _Open) -> list[str]:
