@@ -13,11 +13,12 @@ from vllm.multimodal.cache import (
     MultiModalProcessorOnlyCache,
     MultiModalProcessorSenderCache,
     MultiModalReceiverCache,
+    ShmObjectStoreSenderCache,
 )
 from vllm.multimodal.inputs import MultiModalKwargsItem
 from vllm.utils.mem_constants import GiB_bytes
 
-from vapo_verl.rollout.engine_inputs import EngineInputs, PromptImages, PromptNotOpen
+from vapo_verl.rollout.engine_inputs import EngineInputs, PromptImages, PromptNotOpen, can_share
 
 IMAGE_BYTES = 100
 
@@ -242,6 +243,27 @@ def test_an_image_is_processed_once_and_its_pixels_are_sent_once(kind):
     with_pixels = [r["mm_kwargs"]["image"][0] is not None for r in engine.sent]
     sent_once = kind is MultiModalProcessorSenderCache
     assert with_pixels == [True, *[not sent_once] * 4]
+
+
+class InSharedMemory(ShmObjectStoreSenderCache):
+    def __init__(self, config):
+        """Without the memory."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "can"),
+    [
+        (MultiModalProcessorSenderCache, True),
+        (MultiModalProcessorOnlyCache, True),
+        (None, True),
+        (InSharedMemory, False),
+    ],
+)
+def test_a_cache_that_counts_requests_by_their_processing_is_not_shared(kind, can):
+    config = model_config(3)
+    renderer = Renderer(kind and kind(config), config)
+    engine = SimpleNamespace(renderer=renderer, get_supported_tasks=None)
+    assert can_share(engine) is can
 
 
 def test_two_prompts_with_one_image_send_it_with_whichever_asks_first():

@@ -247,7 +247,13 @@ def _hashes(opened: _Open) -> list[str]:
 
 
 def can_share(engine: Any) -> bool:
-    """Whether an ``AsyncLLM`` has the attributes that :class:`EngineInputs` uses."""
+    """Whether an ``AsyncLLM`` has the attributes that :class:`EngineInputs` uses.
+
+    A cache of ``mm_processor_cache_type=shm`` evicts an image by counts of its processings and of
+    the requests that have read it, and here many requests follow one processing.
+    """
+    from vllm.multimodal.cache import ShmObjectStoreSenderCache
+
     renderer = getattr(engine, "renderer", None)
     cache = getattr(renderer, "mm_processor_cache", None)
     return (
@@ -257,6 +263,7 @@ def can_share(engine: Any) -> bool:
             for name in ("model_config", "render_cmpl_async", "clear_mm_cache_async")
         )
         and (cache is None or all(hasattr(cache, name) for name in _OF_THE_CACHE))
+        and not isinstance(cache, ShmObjectStoreSenderCache)
     )
 
 

@@ -95,7 +95,7 @@ class VapoHttpServer(vLLMHttpServer):
     ) -> bool:
         """Process a prompt's images once; `PromptImages(key)` replaces them in its requests.
 
-        False if this vLLM cannot share them: requests then carry their images.
+        False if this vLLM, or its cache, cannot share them: requests then carry their images.
         """
         if self._inputs is None:
             return False
