@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import zmq
 from verl.workers.rollout.base import get_rollout_class
 from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer as transfer
 from verl.workers.rollout.vllm_rollout import vllm_rollout
@@ -155,6 +156,28 @@ def test_a_bucket_fits_into_shared_memory(monkeypatch, capsys, free_mib, bucket_
         return
     assert weight_sync.fitting_bucket(64 << 20) == bucket_mib << 20
     assert ("WARNING" in capsys.readouterr().out) == (bucket_mib < 64)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_weight_that_no_fitting_bucket_holds_names_the_shared_memory(monkeypatch, tmp_path):
+    usage = SimpleNamespace(free=40 << 20)
+    monkeypatch.setattr(weight_sync.shutil, "disk_usage", lambda _: usage)
+    handle = f"ipc://{tmp_path}/socket"
+
+    def take_the_bucket() -> None:
+        with zmq.Context() as context, context.socket(zmq.REP) as socket:
+            socket.connect(handle)
+            socket.recv()
+            socket.send(b"")
+
+    engine = threading.Thread(target=take_the_bucket, daemon=True)
+    engine.start()
+    sender = weight_sync.BucketSender(handle, bucket_size_mb=64, use_shm=True)
+    weights = {"norm": torch.zeros(4), "embed": torch.zeros(6 << 20)}
+    words = rf"embed has {24 << 20} bytes, and /dev/shm .* of {20 << 20} bytes only .*--shm-size"
+    with pytest.raises(RuntimeError, match=words):
+        asyncio.run(sender.async_send_weights(iter(weights.items())))
+    engine.join(60)
 
 
 @pytest.mark.usefixtures("on_cpu")

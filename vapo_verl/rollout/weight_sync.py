@@ -28,6 +28,7 @@ import torch
 import zmq
 from verl.checkpoint_engine.base import CheckpointEngine, CheckpointEngineRegistry
 from verl.utils.device import get_device_id, get_device_name, get_torch_device
+from verl.workers.rollout.utils import ensure_async_iterator
 from verl.workers.rollout.vllm_rollout import ServerAdapter
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightSender
 
@@ -48,6 +49,8 @@ _SESSION_DIGITS = 12
 
 AMPLE_BUCKETS = 4
 """If so many buckets fit, the pages of one are not reserved: that takes time for each page."""
+ENLARGE = "free some or enlarge it (Docker: --shm-size=8g)"
+"""What to do where /dev/shm has too little room."""
 TIMEOUT_S = 600.0
 """Time limit of the engine for one bucket of weights."""
 POLL_MS = 500
@@ -148,8 +151,7 @@ def fitting_bucket(num_bytes: int) -> int:
     free = shutil.disk_usage(SHARED_MEMORY).free
     if free >= num_bytes:
         return num_bytes
-    advice = f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB free; free some or enlarge it (Docker: "
-    advice += "--shm-size=8g)"
+    advice = f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB free; {ENLARGE}"
     if free < LEAST_SHARED_BYTES:
         raise RuntimeError(f"no room for weights on their way to the engine: {advice}")
     say(f"WARNING: weights go to the engine in smaller buckets: {advice}")
@@ -200,17 +202,34 @@ class BucketSender(BucketedWeightSender):
 
         Raises:
             TimeoutError: the engine has not answered in time.
+            RuntimeError: /dev/shm has too little room for a weight.
             ray.exceptions.RayError: the engine failed, or its server is dead.
         """
         heartbeat.beat("sending weights")
         try:
-            await super().async_send_weights(weights)
+            await super().async_send_weights(self._fitting(weights))
         except zmq.Again as error:
             raise TimeoutError(
                 f"the vLLM engine has not taken weights within {TIMEOUT_S:g} s "
                 f"({self.zmq_handle}): look above for its error; if it ran out of memory, lower "
                 "actor_rollout_ref.rollout.gpu_memory_utilization"
             ) from error
+
+    async def _fitting(self, weights: Any) -> AsyncIterator[tuple[str, torch.Tensor]]:
+        """Refuse a weight that does not fit into a bucket that /dev/shm has no more room for.
+
+        veRL would ask for a larger ``update_weights_bucket_megabytes``, which changes nothing.
+        """
+        async for name, weight in ensure_async_iterator(weights):
+            is_smaller = self.bucket_size < int(self.bucket_size_mb) << 20
+            if self.use_shm and is_smaller and weight.nbytes > self.bucket_size:
+                free = shutil.disk_usage(SHARED_MEMORY).free
+                raise RuntimeError(
+                    f"{name} has {weight.nbytes} bytes, and {SHARED_MEMORY} has room for buckets "
+                    f"of {self.bucket_size} bytes only ({free} bytes are free beside one); "
+                    f"{ENLARGE}"
+                )
+            yield name, weight
 
 
 @CheckpointEngineRegistry.register("zmq")
