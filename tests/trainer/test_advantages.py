@@ -21,6 +21,7 @@ from vapo_verl.trainer.trainer import VapoTrainer
 
 nan = float("nan")
 ATTENTION = [[0.6, 0.4, 0.2], [0.1, 0.5]]
+MASK = ([1, 1, 1], [1, 1], [0])
 WITH_ATTENTION = ("vapo.attention.enabled=true", "vapo.advantage.attention_coef=0.3")
 
 
@@ -51,11 +52,17 @@ def estimate(monkeypatch):
 
     monkeypatch.setitem(ADV_ESTIMATOR_REGISTRY, "vapo", counted)
 
-    def run(*overrides, attention=(*ATTENTION, [0.1, 0.2, 0.3]), rewards=(1.0, 0.0), records=()):
+    def run(
+        *overrides,
+        attention=(*ATTENTION, [0.1, 0.2, 0.3]),
+        rewards=(1.0, 0.0),
+        records=(),
+        mask=MASK,
+    ):
         uids = NonTensorStack.from_list([NonTensorData(uid) for uid in ("a", "a", "pad")])
         columns = {
             "uid": uids,
-            "response_mask": ragged([1, 1, 1], [1, 1], [0]),
+            "response_mask": ragged(*mask),
             "rm_scores": ragged([0.0, 0.0, rewards[0]], [0.0, rewards[1]], [0.0]),
             "visual_attention": ragged(*attention),
             "extra_fields": NonTensorStack.from_list(
@@ -136,6 +143,20 @@ def test_a_users_estimator_gets_attention_and_reward_parts(estimate, of_a_user):
     expected = torch.tensor([0.5, nan, nan])
     torch.testing.assert_close(inputs.parts.perception, expected, equal_nan=True)
     assert metrics == {}, "it has none of the statistics of `vapo`"
+
+
+def test_a_token_that_the_mask_leaves_out_has_no_advantage(estimate, of_a_user):
+    """veRL's `opo` divides by the tokens of a group, and the mask makes no number of nan."""
+    rejected = ([0, 0, 0], [0, 0], [0])
+    advantages, _ = estimate("algorithm.adv_estimator=opo", mask=rejected)
+    assert [row.tolist() for row in advantages] == [[0.0] * 3, [0.0] * 2, [0.0]]
+    first, second, _ = estimate("algorithm.adv_estimator=opo")[0]
+    assert first.tolist() == pytest.approx([0.4] * 3)  # the baseline is 3 tokens of 5
+    assert second.tolist() == pytest.approx([-0.6] * 2)
+
+    of_a_user(lambda response_mask, **_: [torch.where(response_mask.bool(), 0.5, nan)] * 2)
+    advantages, _ = estimate("algorithm.adv_estimator=mine")
+    assert [row.tolist() for row in advantages] == [[0.5] * 3, [0.5] * 2, [0.0]]
 
 
 def test_a_users_estimator_may_call_ours(estimate, of_a_user):

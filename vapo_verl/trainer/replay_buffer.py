@@ -49,6 +49,7 @@ __all__ = [
     "spread_padding",
     "take_masked_log_probs",
     "weigh_advantages",
+    "zero_masked_advantages",
 ]
 
 
@@ -562,6 +563,23 @@ def weigh_advantages(batch: KVBatchMeta, method: Method) -> dict[str, float]:
     column = response_to_nested(weighed, data["response_mask"])
     write(batch.keys, batch.partition_id, TensorDict({"advantages": column}, len(batch.keys)))
     return metrics
+
+
+def zero_masked_advantages(batch: KVBatchMeta) -> None:
+    """Set a step's advantages and returns to 0 where the response mask is 0.
+
+    veRL multiplies by the mask, and 0 times nan is nan: `opo` divides by the tokens of a group, 0
+    for padding rows and for a prompt whose responses are all rejected. One nan skips the update.
+    """
+    names = ["advantages", "returns"]
+    data = read(batch.keys, batch.partition_id, ["response_mask", *names])
+    lengths = data["response_mask"]
+    mask = lengths.to_padded_tensor(0).bool()
+    columns = {
+        name: response_to_nested(data[name].to_padded_tensor(0).masked_fill(~mask, 0), lengths)
+        for name in names
+    }
+    write(batch.keys, batch.partition_id, TensorDict(columns, len(batch.keys)))
 
 
 def method_metrics(

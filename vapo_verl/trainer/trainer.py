@@ -95,6 +95,7 @@ from vapo_verl.trainer.replay_buffer import (
     spread_padding,
     take_masked_log_probs,
     weigh_advantages,
+    zero_masked_advantages,
 )
 from vapo_verl.trainer.stopping import RunStopped, SafeStop
 from vapo_verl.trainer.trackers import StepEnd, StepLine, tell_resumed
@@ -608,7 +609,9 @@ class VapoTraining(PPOTrainer):
         """
         name = self.config.algorithm.adv_estimator
         if name in VERL_ESTIMATORS:
-            return super()._compute_advantage(batch, metrics)
+            batch = super()._compute_advantage(batch, metrics)
+            zero_masked_advantages(batch)
+            return batch
         is_ours = name == estimator.NAME
         attention = read_visual_attention(batch)
         parts = (
@@ -621,6 +624,8 @@ class VapoTraining(PPOTrainer):
         assert inputs.stats is not None or not is_ours, "veRL did not call the estimator"
         if inputs.stats is not None:
             metrics.update(stats_metrics(inputs.stats))
+        if not is_ours:
+            zero_masked_advantages(batch)
         return batch
 
     def _compute_metrics(
