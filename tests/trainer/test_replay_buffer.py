@@ -418,7 +418,7 @@ def filtering(monkeypatch):
 
         def add_prompts(num_prompts):
             for _ in range(num_prompts):
-                uid = f"1-{len(correct)}"
+                uid = f"1-{len(correct):03}"
                 listed[uid] = {"is_prompt": True, "status": "finished", "global_steps": 1}
                 for sample, accuracy in enumerate(next(pairs)):
                     correct[f"{uid}_{sample}_0"] = accuracy
@@ -501,14 +501,23 @@ def test_equal_fractions_are_no_signal(filtering, kind, metric):
     """Their standard deviation is 5.6e-17. Values that are unknown are kept, as veRL keeps them."""
     groups = [(0.44,) * 5, (math.nan,) * 5, (0.44,) * 5, (*(0.44,) * 4, 0.5), *[ALL_WRONG] * 99]
     batch, metrics = filtering(kind, 3, groups, metric).sample(1, "train", 2)
-    assert {key.split("_")[0] for key in batch.keys} == {"1-5", "1-15"}
+    assert {key.split("_")[0] for key in batch.keys} == {"1-005", "1-015"}
     assert metrics["training/filter_groups/evicted_samples"] == 2
 
 
 @BUFFERS
 def test_a_metric_that_no_response_has_is_named(filtering, kind):
-    with pytest.raises(RuntimeError, match=r"missing DAPO metric 'f1': \['1-0', '1-2'\]"):
+    with pytest.raises(RuntimeError, match=r"missing DAPO metric 'f1': \['1-000', '1-002'\]"):
         filtering(kind, 3, [MIXED] * 2, "f1").sample(1, "train", 2)
+
+
+@BUFFERS
+def test_of_too_many_groups_those_at_the_first_places_are_trained(filtering, kind):
+    """A set of names has another order in each process, and the run would not repeat."""
+    buffer = filtering(kind, 0, [ALL_WRONG, *[MIXED] * 99])
+    buffer.refill_fn(40)
+    batch, _ = buffer.sample(1, "train", 3)
+    assert {key.split("_")[0] for key in batch.keys} == {"1-002", "1-004", "1-006"}
 
 
 @BUFFERS

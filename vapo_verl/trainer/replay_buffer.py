@@ -295,6 +295,12 @@ class CountedReplayBuffer(ReplayBuffer):
             self.partitions[partition_id] = entries
             self.finished_keys[partition_id] = finished
 
+    def _select_prompt_uids(
+        self, partition_id: str, sampleable_keys: set[str], batch_size: int
+    ) -> Any:
+        """The oldest prompts first; those of a step in the order of their places in it."""
+        return super()._select_prompt_uids(partition_id, sorted(sampleable_keys), batch_size)
+
     def _classify_groups(self, partition_id: str) -> None:
         """Find the finished groups whose responses all have one value, before veRL does.
 
@@ -390,12 +396,6 @@ class CountedReplayBufferAsync(CountedReplayBuffer, ReplayBufferAsync):
         entries = self.partitions[partition_id].items()
         self._refuse_lost(tag for key, tag in entries if uid_of(key) in failed)
         return stale | failed
-
-    def _select_prompt_uids(
-        self, partition_id: str, sampleable_keys: set[str], batch_size: int
-    ) -> Any:
-        """The oldest prompts first; those of a step in the order of their places in it."""
-        return super()._select_prompt_uids(partition_id, sorted(sampleable_keys), batch_size)
 
 
 def _only(batch: KVBatchMeta, kept: Sequence[int]) -> KVBatchMeta:
