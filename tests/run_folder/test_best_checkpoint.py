@@ -68,3 +68,14 @@ def test_a_resumed_run_goes_on_to_keep_the_best(tmp_path):
     stop.declare_saved()  # it was stopped before its validation
     assert checkpoints.complete_steps(tmp_path) == [2, 3]
     assert best(tmp_path)["step"] == 2
+
+
+def test_a_checkpoint_that_is_validated_later_can_be_the_best(tmp_path):
+    train(tmp_path, [0.1, 0.5, 0.9], 1, freq=2)  # killed before the validation of step 3
+    with (tmp_path / METRICS_FILE).open("a") as file:
+        file.write(json.dumps({"step": 3, "data": {METRIC: 0.9}}) + "\n")
+    stop = SafeStop(tmp_path, 1, METRIC)
+    stop.resumed(3)
+    stop.update_best()
+    assert best(tmp_path) == {"step": 3, "metric": METRIC, "value": 0.9}
+    assert checkpoints.complete_steps(tmp_path) == [3]

@@ -13,7 +13,7 @@ from vapo_verl.trainer.metrics import (
     anchor_metrics,
     attention_metrics,
     failure_metrics,
-    require_metric,
+    has_metric,
     reward_metrics,
     signal_metrics,
     validation_metrics,
@@ -206,6 +206,17 @@ def test_a_name_that_some_responses_do_not_report_is_averaged_over_the_others(va
 
 def test_an_unknown_metric_of_the_best_checkpoint_is_refused_with_those_there_are():
     values = {"val/quiz/accuracy": 0.5, "val/quiz/unparsed": 0.1}
-    require_metric(values, "val/quiz/accuracy")
-    with pytest.raises(ValueError, match=r"vapo\.keep_best=val/quiz/acc: .*val/quiz/accuracy, val"):
-        require_metric(values, "val/quiz/acc")
+    new = {"is_recorded": False, "probes_claims": False}
+    assert has_metric(values, "val/quiz/accuracy", **new)
+    for name in ("val/quiz/acc", "val/quiz/perception", "val/other/perception"):
+        with pytest.raises(ValueError, match=rf"vapo\.keep_best={name}: .*val/quiz/accuracy, val"):
+            has_metric(values, name, **new)
+    with pytest.raises(ValueError, match="other"):
+        has_metric(values, "val/other/perception", is_recorded=False, probes_claims=True)
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_a_validation_without_a_correct_response_has_no_perception(is_recorded):
+    values, name = {"val/quiz/accuracy": 0.0}, "val/quiz/perception"
+    assert not has_metric(values, name, is_recorded=is_recorded, probes_claims=True)
+    assert not has_metric({}, name, is_recorded=True, probes_claims=True)  # all responses failed

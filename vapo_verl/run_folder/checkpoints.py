@@ -307,10 +307,16 @@ def declare_complete(
     """
     with _named_failure(run_dir, step):
         _write_marker(run_dir, step, files)
-        if best_by is not None and (best := best_complete(run_dir, best_by)) is not None:
-            content = {"step": best, "metric": best_by.metric, "value": best_by.by_step[best]}
-            atomic_write_text(run_dir / BEST_FILE, json.dumps(content) + "\n")
+        if best_by is not None:
+            name_best(run_dir, best_by)
     remove_old(run_dir, step, keep, best_by)
+
+
+def name_best(run_dir: Path, scores: Scores) -> None:
+    """Write :data:`BEST_FILE`, if a complete checkpoint has a score."""
+    if (best := best_complete(run_dir, scores)) is not None:
+        content = {"step": best, "metric": scores.metric, "value": scores.by_step[best]}
+        atomic_write_text(run_dir / BEST_FILE, json.dumps(content) + "\n")
 
 
 def best_complete(run_dir: Path, scores: Scores) -> int | None:

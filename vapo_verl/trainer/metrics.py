@@ -216,17 +216,30 @@ def validation_metrics(
     return {name: mean(values) for name, values in found.items()}
 
 
-def require_metric(values: Mapping[str, float], name: str) -> None:
-    """Check that the validation has the metric that selects the best checkpoint.
+def has_metric(
+    values: Mapping[str, float], name: str, *, is_recorded: bool, probes_claims: bool
+) -> bool:
+    """Whether a validation has the metric that selects the best checkpoint.
+
+    One in which no response was probed has no ``val/SOURCE/perception``: behind the gate, one
+    without a correct response.
+
+    Args:
+        values: of the validation.
+        is_recorded: an earlier validation had the metric.
+        probes_claims: the run measures perception.
 
     Raises:
-        ValueError: it does not; the message lists those that it has.
+        ValueError: the name is no metric of this run; the message lists those there are.
     """
-    if name not in values:
+    source = name.removesuffix("/perception")
+    is_perception = source != name and f"{source}/accuracy" in values
+    if not (name in values or is_recorded or (is_perception and probes_claims)):
         raise ValueError(
             f"vapo.keep_best={name}: the validation has no such metric; set one of "
             f"{', '.join(sorted(values))}"
         )
+    return name in values
 
 
 def mean(values: Iterable[float]) -> float:

@@ -20,7 +20,7 @@ from typing import Any
 from vapo_verl.console import mark, phases
 from vapo_verl.run_folder import checkpoints
 from vapo_verl.run_folder.checkpoints import FileRecord, Scores
-from vapo_verl.run_folder.layout import METRICS_FILE
+from vapo_verl.run_folder.layout import METRICS_FILE, named_failure
 from vapo_verl.run_folder.metrics import read_metrics
 
 EXIT_STOPPED = os.EX_TEMPFAIL
@@ -193,6 +193,14 @@ class SafeStop:
             step, records = self._written
             checkpoints.declare_complete(self._run_dir, step, records, *self._retention())
             self._saved_step, self._written = step, None
+
+    def update_best(self) -> None:
+        """Compare the checkpoints again: the saved step was validated after it was declared."""
+        keep, best_by = self._retention()
+        if best_by is not None:
+            with named_failure(self._run_dir / checkpoints.BEST_FILE):
+                checkpoints.name_best(self._run_dir, best_by)
+            checkpoints.remove_old(self._run_dir, self._saved_step, keep, best_by)
 
     def _retention(self) -> tuple[int | None, Scores | None]:
         """Which checkpoints are kept, by the metrics that are on the disk."""

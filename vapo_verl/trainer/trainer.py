@@ -50,7 +50,12 @@ from vapo_verl.rollout.reward_function import info_means
 from vapo_verl.rollout.transfer import KVBatchMeta, for_models, keys_in
 from vapo_verl.run_folder import RunFolderError, checkpoints
 from vapo_verl.run_folder.layout import METRICS_FILE, VALIDATION_FILE, write_config
-from vapo_verl.run_folder.metrics import MetricsFile, ValidationFile, is_validated
+from vapo_verl.run_folder.metrics import (
+    MetricsFile,
+    ValidationFile,
+    is_validated,
+    read_metrics,
+)
 from vapo_verl.run_folder.resume import (
     inputs_of,
     nothing_to_train,
@@ -69,9 +74,9 @@ from vapo_verl.trainer.checkpoint_extras import (
 from vapo_verl.trainer.metrics import (
     anchor_metrics,
     attention_metrics,
+    has_metric,
     mean,
     origin_metrics,
-    require_metric,
     reward_metrics,
     reward_parts,
     sample_rows,
@@ -288,10 +293,23 @@ class VapoTraining(PPOTrainer):
         with self._monitor.phase(liveness.VALIDATION):
             values = super()._validate()
         phases.end()
-        if self.vapo.keep_best:
-            require_metric(values, self.vapo.keep_best)
+        self._check_score(values)
         failed = self.replay_buffer.num_failed["val"] - failed_before
         return {**values, FAILED_IN_VALIDATION: failed}
+
+    def _check_score(self, values: Mapping[str, float]) -> None:
+        """Check ``vapo.keep_best``, and tell where a validation has no value of it."""
+        name = self.vapo.keep_best
+        if not name:
+            return
+        recorded = read_metrics(self.run_dir / METRICS_FILE).series(name)
+        if not has_metric(
+            values, name, is_recorded=bool(recorded), probes_claims=self.vapo.probes_claims
+        ):
+            say(
+                f"WARNING: the validation of step {self.global_steps} has no {name} "
+                "(vapo.keep_best): its checkpoint is not compared"
+            )
 
     def _val_metrics_update(
         self,
@@ -312,8 +330,8 @@ class VapoTraining(PPOTrainer):
     def fit(self, agent_loop_manager: Any) -> None:
         """Train to the last step. A resumed run was validated when its checkpoint was made, except
         one that was killed before its last validation."""
-        trainer = self.config.trainer
-        if self.lacks_validation:
+        trainer, catches_up = self.config.trainer, self.lacks_validation
+        if catches_up:
             say("The last step is trained and saved, but its validation is missing: validating.")
             trainer.val_only = trainer.val_before_train = True
         elif self.global_steps > 0 and not self.val_only:
@@ -334,6 +352,8 @@ class VapoTraining(PPOTrainer):
         try:
             with self.explained():
                 super().fit(agent_loop_manager)
+                if catches_up:
+                    self._safe_stop.update_best()
             self._monitor.stop()
             if not self.val_only:
                 write_final_report(self.run_dir)
