@@ -539,6 +539,13 @@ def _check_separate_pool(config: DictConfig) -> None:
                 "a pass does not gather again; set it to true, or "
                 "separate_async.parameter_sync_step=1"
             )
+        if policy.actor.strategy == "fsdp":
+            raise ValueError(
+                f"actor_rollout_ref.actor.strategy=fsdp {mode}: the weights of the step's "
+                "beginning are restored between two passes, and FSDP 1 keeps the outermost weights "
+                "gathered after a pass, so that an update would use older ones; set fsdp2, or "
+                "separate_async.parameter_sync_step=1"
+            )
 
 
 def engine_gpus(config: DictConfig) -> int:

@@ -68,6 +68,11 @@ def test_they_pass_our_checks_and_verls_on_one_and_two_nodes(recipe, overrides, 
             ["actor_rollout_ref.actor.fsdp_config.reshard_after_forward=false"],
             "reshard_after_forward=False .*parameter_sync_step=1",
         ),
+        (
+            "vapo_async",
+            ["actor_rollout_ref.actor.strategy=fsdp"],
+            "strategy=fsdp .*set fsdp2, or .*parameter_sync_step=1",
+        ),
         ("vapo_async", [f"{SAMPLER}.max_off_policy_threshold=0"], "threshold=0 .* 1 or more"),
         ("vapo_async", [f"{SAMPLER}.max_off_policy_threshold=2.5"], "threshold=2.5"),
         ("vapo", [COLOCATED, f"{SAMPLER}.max_off_policy_strategy=skip"], "use drop or wait"),
@@ -101,9 +106,12 @@ def test_weights_by_nccl_need_cupy(monkeypatch):
     preflight.check_trainer_mode(composed("vapo_async", f"{ROLLOUT}.checkpoint_engine.backend=zmq"))
 
 
-@pytest.mark.parametrize("setting", ["param_offload=true", "reshard_after_forward=false"])
+@pytest.mark.parametrize(
+    "setting",
+    ["fsdp_config.param_offload=true", "fsdp_config.reshard_after_forward=false", "strategy=fsdp"],
+)
 def test_off_load_is_allowed_where_no_copy_of_the_weights_is_restored(setting):
-    offload = f"actor_rollout_ref.actor.fsdp_config.{setting}"
+    offload = f"actor_rollout_ref.actor.{setting}"
     bypass = "+algorithm.rollout_correction.bypass_mode=true"
     once = ["trainer.v1.separate_async.parameter_sync_step=1", "data.train_batch_size=128"]
     preflight.check_trainer_mode(composed("vapo_async", offload, *once))
