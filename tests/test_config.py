@@ -46,6 +46,16 @@ def test_whole_numbers_and_lists_are_accepted_where_floats_and_tuples_stand():
             r"normalization=decoupled .*num_anchors=0 measures none; set total",
         ),
         ({"reward": {"perception_source": "attention"}}, r"vapo\.attention\.enabled=False"),
+        *(
+            (
+                {
+                    "reward": {"perception_source": "attention", name: True},
+                    "attention": {"enabled": True},
+                },
+                rf"vapo\.reward\.{name}=True .*perception_source=attention .*set {name}=false",
+            )
+            for name in ("chance_corrected", "soft")
+        ),
         ({"reward": {"answer_style": "jury"}}, r"answer_style='jury' .* one of .*text, judge"),
         ({"reward": {"judge": {"key": "x"}}}, r"vapo\.reward\.judge\.key is not a setting"),
         ({"reward": {"judge": {"max_concurrency": 0}}}, r"max_concurrency=0 is too small; set 1"),

@@ -462,6 +462,13 @@ def _check(config: VapoConfig) -> None:
             "vapo.reward.perception_source=attention need visual attention; "
             "set vapo.attention.enabled=true, or the coefficient to 0 and the source to claims"
         )
+    for name in ("chance_corrected", "soft"):
+        if reward.perception_source == "attention" and getattr(reward, name):
+            raise ValueError(
+                f"vapo.reward.{name}=True scores answers to claims, and "
+                "vapo.reward.perception_source=attention pays visual attention instead; set "
+                f"{name}=false, or the source to claims"
+            )
 
     without_perception = reward.perception_source == "none" or (
         reward.perception_source == "claims" and not anchors.num_anchors
