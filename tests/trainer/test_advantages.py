@@ -241,11 +241,15 @@ def test_metrics_tell_which_groups_perception_alone_decides():
     settings = VapoConfig(reward=RewardConfig(perception_weight=0.2))
     # a: both right, perception differs; b: both wrong, perception does not count behind the gate
     records = [record(1.0, 0.5, 0.2), record(1.0, 0.9, 0.2), record(0.0, 0.5, 0.2)]
-    metrics = origin_metrics([*records, record(0.0, 0.9, 0.2)], ["a", "a", "b", "b"], settings)
-    assert metrics == {
+    step = [*records, record(0.0, 0.9, 0.2)], ["a", "a", "b", "b"], settings
+    groups = {
         "vapo/advantage/groups_right": 0.5,
         "vapo/advantage/groups_mixed": 0.0,
         "vapo/advantage/groups_wrong": 0.5,
+    }
+    assert origin_metrics(*step, "rloo") == groups  # its advantages are others
+    assert origin_metrics(*step, "vapo") == {
+        **groups,
         "vapo/advantage/perception_only": 1.0,
         "vapo/advantage/perception_fraction": pytest.approx(1.0, abs=1e-9),
     }

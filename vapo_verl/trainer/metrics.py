@@ -54,6 +54,8 @@ FIELDS = [
 FUNCTION_FAILED, JUDGE_FAILED = "vapo/reward/function_failed", "vapo/reward/judge_failed"
 FAILURES = {FUNCTION_FAILED: RewardFunctionFailed, JUDGE_FAILED: JudgeFailed}
 """Metric -> the error whose responses it counts."""
+GROUP_NORMALISED = ("vapo", "grpo", "grpo_vectorized")
+"""Estimators whose advantages :func:`advantage_origin` computes from the parts of rewards."""
 
 
 def reward_metrics(records: Sequence[SampleRecord]) -> dict[str, float]:
@@ -262,11 +264,15 @@ def stats_metrics(stats: AdvantageStats) -> dict[str, float]:
 
 
 def origin_metrics(
-    records: Sequence[SampleRecord], group_ids: Sequence[Hashable], settings: VapoConfig
+    records: Sequence[SampleRecord],
+    group_ids: Sequence[Hashable],
+    settings: VapoConfig,
+    estimator: str,
 ) -> dict[str, float]:
     """The sources of a step's advantages, from the records of its responses.
 
-    A KL in the reward is left out here.
+    A KL in the reward is left out here. The fractions of perception are absent for an
+    ``algorithm.adv_estimator`` that is none of :data:`GROUP_NORMALISED`.
     """
     origin = advantage_origin(
         reward_parts(records, settings),
@@ -275,7 +281,11 @@ def origin_metrics(
         normalization=settings.advantage.normalization,
         normalize_by_std=settings.advantage.normalize_by_std,
     )
-    return {f"vapo/advantage/{name}": value for name, value in asdict(origin).items()}
+    return {
+        f"vapo/advantage/{name}": value
+        for name, value in asdict(origin).items()
+        if estimator in GROUP_NORMALISED or not name.startswith("perception_")
+    }
 
 
 def reward_parts(records: Sequence[SampleRecord | None], settings: VapoConfig) -> RewardParts:

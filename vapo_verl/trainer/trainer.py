@@ -654,7 +654,8 @@ class VapoTraining(PPOTrainer):
         super()._compute_metrics(batch, metrics, *args, **kwargs)
         step = read_responses(batch)
         metrics.update(reward_metrics(step.records))
-        metrics.update(origin_metrics(step.records, step.group_ids, self.vapo))
+        estimator_name = self.config.algorithm.adv_estimator
+        metrics.update(origin_metrics(step.records, step.group_ids, self.vapo, estimator_name))
         metrics.update(anchor_metrics(step.records))
         size = self.config.actor_rollout_ref.rollout.n
         metrics.update(method_metrics(step, self.method, size, self.total_training_steps))
