@@ -39,7 +39,7 @@ from vapo_verl.run_folder.layout import CONFIG_FILE, METRICS_FILE, REPORT_FILE
 from vapo_verl.run_folder.metrics import is_validated
 from vapo_verl.settings import MAX_COUNT, check_settings
 from vapo_verl.trainer.stopping import AnnouncedActor, RunStopped, StopSignals
-from vapo_verl.trainer.trackers import check_trackers
+from vapo_verl.trainer.trackers import check_trackers, unused
 
 OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory")
 """Arguments that ``ray.init`` refuses when it joins a cluster."""
@@ -501,7 +501,7 @@ def separate_trackers(config: DictConfig) -> None:
     run_dir = Path(config.trainer.default_local_dir)
     places = {
         "TENSORBOARD_DIR": run_dir / "tensorboard" / "validation",
-        "VERL_FILE_LOGGER_PATH": run_dir / "verl_validation.jsonl",
+        "VERL_FILE_LOGGER_PATH": unused(run_dir / "verl_validation.jsonl"),
     }
     for name, path in places.items():
         key = f"ray_kwargs.ray_init.runtime_env.env_vars.{name}"

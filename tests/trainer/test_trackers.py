@@ -1,5 +1,6 @@
 """veRL's tracking backends write into the run folder, Weights & Biases offline without a key."""
 
+import json
 import os
 import re
 import subprocess
@@ -95,6 +96,19 @@ def test_verls_tracking_logs_to_real_backends_in_the_run_folder(tmp_path, new_wa
     ]
     summary = subprocess.run(reader, capture_output=True, text=True, check=True).stdout
     assert re.search(r"vapo/reward/total\s+1\.5", summary)
+
+
+def test_a_resumed_run_keeps_the_lines_of_the_file_logger(tmp_path):
+    from verl.utils.tracking import Tracking
+
+    for step in (1, 2, 3):
+        os.environ.pop("VERL_FILE_LOGGER_PATH", None)  # as in a process of its own
+        prepare_trackers(tmp_path, ["file"])
+        tracking = Tracking("vapo_verl", "test", ["file"], config={"trainer": {}})
+        tracking.log({"x": 0.5}, step=step)
+        tracking.finish()
+    files = [tmp_path / f"verl_metrics{number}.jsonl" for number in ("", ".2", ".3")]
+    assert [json.loads(path.read_text())["step"] for path in files] == [1, 2, 3]
 
 
 class TensorBoard:

@@ -1,6 +1,7 @@
 """veRL's tracking backends, and ours for the console: where they write, and how they resume."""
 
 import importlib.util
+import itertools
 import math
 import netrc
 import os
@@ -83,12 +84,18 @@ def prepare_trackers(run_dir: Path, loggers: Sequence[str]) -> None:
     check_trackers(loggers)
     run_dir.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("TENSORBOARD_DIR", str(run_dir / "tensorboard"))
-    os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(run_dir / "verl_metrics.jsonl"))
+    os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(unused(run_dir / "verl_metrics.jsonl")))
     if "wandb" in loggers:
         os.environ.setdefault("WANDB_DIR", str(run_dir))
         if not _has_wandb_key() and "WANDB_MODE" not in os.environ:
             os.environ["WANDB_MODE"] = "offline"
             say("wandb: no WANDB_API_KEY, logging offline; send it later with `wandb sync`")
+
+
+def unused(path: Path) -> Path:
+    """`path`, or ``NAME.2.jsonl`` and so on after earlier starts: veRL's file logger overwrites."""
+    later = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([path], later) if not each.exists())
 
 
 def _has_wandb_key() -> bool:
