@@ -298,6 +298,10 @@ def test_runs_of_a_seed_are_those_of_one_warm_start(works, results):
     assert [row.arm for row in found].count(WARM_START) == 2
     assert compared.of_one_start(ours, PLAN) == ours
     assert compared.of_one_start(ours[:1], PLAN) == ours[:1]  # measured first
+    lost = [replace(row, start=starts.UNRECORDED) for row in theirs]
+    found = compared.of_one_start([*fewer, *lost], PLAN)
+    assert [row.arm for row in found if row.seed == 1] == ["decoupled"]  # its start was kept
+    assert compared.of_one_start(lost, PLAN) == lost
 
 
 def test_a_table_tells_warm_starts_apart_and_says_how_many_runs(works):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from benchmarks.study.forgetful.outcome import Outcome, is_measured, read_outcome
 from benchmarks.study.forgetful.plan import ForgetfulPlan
+from benchmarks.study.forgetful.starts import UNRECORDED
 from benchmarks.study.workspace import NO_SEED, WARM_START, Run, Workspace, runs_of
 
 
@@ -42,8 +43,9 @@ def read_outcomes(
 def of_one_start(outcomes: Sequence[Outcome], plan: ForgetfulPlan) -> list[Outcome]:
     """The compared runs: for every seed, those of the warm start with the most runs.
 
-    These warm starts come first. Seeds with only arms of another part are left out, unless there
-    are no others.
+    A start that was not kept counts only where no other has runs: nobody can repeat its runs. The
+    warm starts of the runs come first. Seeds with only arms of another part are left out, unless
+    there are no others.
 
     Args:
         outcomes: outcomes of one strength; of warm starts with equally many runs the first counts.
@@ -53,12 +55,16 @@ def of_one_start(outcomes: Sequence[Outcome], plan: ForgetfulPlan) -> list[Outco
     for seed in plan.seeds:
         of_seed = [each for each in outcomes if each.seed == seed]
         by_start = ([each for each in of_seed if each.start == start] for start in starts)
-        by_seed.append(max(by_start, key=lambda found: len(found), default=[]))
+        by_seed.append(max(by_start, key=_rank, default=[]))
     tested = [runs for runs in by_seed if {each.arm for each in runs} & {*plan.tested}]
     runs = [each for of_seed in tested or by_seed for each in of_seed]
     used = {each.start for each in runs or outcomes}
     firsts = [each for each in outcomes if each.arm == WARM_START and each.start in used]
     return [*firsts, *runs]
+
+
+def _rank(of_a_start: Sequence[Outcome]) -> tuple[bool, int]:
+    return bool(of_a_start) and of_a_start[0].start != UNRECORDED, len(of_a_start)
 
 
 def of_other_starts(outcomes: Sequence[Outcome], plan: ForgetfulPlan) -> dict[str, list[Outcome]]:
