@@ -92,12 +92,12 @@ OVERRIDDEN = [
     (
         CountedReplayBuffer,
         ReplayBuffer,
-        "_evict_terminal_groups _wait_for_next_poll sample _dapo_filtered_keys",
+        "_evict_terminal_groups _wait_for_next_poll sample _dapo_filtered_keys _select_prompt_uids",
     ),
     (
         CountedReplayBufferAsync,
         ReplayBufferAsync,
-        "_terminal_eviction_reasons _stale_terminal_keys _select_prompt_uids",
+        "_terminal_eviction_reasons _stale_terminal_keys",
     ),
     (CallbackWhenComplete, CheckpointCallback, "on_save"),
     (VapoTrainingWorker, TrainingWorker, "reset train_mini_batch infer_batch"),

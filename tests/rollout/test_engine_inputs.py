@@ -336,6 +336,7 @@ def test_unknown_prompts_and_other_tokens_are_refused():
 
 @settings(max_examples=200)
 @example(capacity=1.5, steps=[("open", 5), ("close", 5), ("plain", 1)], together=2)
+@example(capacity=1.5, steps=[("open", 4), ("close", 4), ("plain", 0), ("open", 0)], together=2)
 @example(  # what was sent before a reset is dropped unsent behind it, and asked for again
     capacity=4.5,
     steps=[(do, n) for do in ("open", "ask", "close", "reset", "open", "close") for n in (0,)]
@@ -365,7 +366,7 @@ def test_whatever_the_order_the_core_has_or_gets_every_image(capacity, steps, to
 
     opened, opening = set(), []
 
-    async def one(engine, action, n):
+    async def one(engine, action, n, at_once):
         key, images = f"p{n}", prompts[n]
         if action == "open":
             opened.add(key)
@@ -378,7 +379,7 @@ def test_whatever_the_order_the_core_has_or_gets_every_image(capacity, steps, to
         elif action == "ask":
             with suppress(PromptNotOpen):
                 await engine.request(key, images, 5)
-        elif not (opened or opening):
+        elif not (opened or opening or any(prompts[n] == prompts[m] for m in at_once)):
             # vLLM's own requests do not meet images of prompts that are open
             await engine.inputs.send(plain(*images), engine.render_and_add)
 
@@ -386,7 +387,10 @@ def test_whatever_the_order_the_core_has_or_gets_every_image(capacity, steps, to
         engine = Engine(capacity)
         for start in range(0, len(steps), together):
             now = steps[start : start + together]
-            await asyncio.gather(*(one(engine, *step) for step in now if step[0] != "reset"))
+            at_once = [n for action, n in now if action == "open"]
+            await asyncio.gather(
+                *(one(engine, *step, at_once) for step in now if step[0] != "reset")
+            )
             if now != [step for step in now if step[0] != "reset"]:  # veRL: with nothing in flight
                 engine.renderer.clear_mm_cache()
                 engine.core.clear_cache()
