@@ -443,6 +443,19 @@ def test_each_pass_is_checked_by_its_own_switch():
     check_micro_batches(compose_once("vapo", [*lengths, small, *without_kl]))
 
 
+def test_with_adapters_the_reference_has_no_settings_of_its_own():
+    """The actor without its adapters is the reference, in micro-batches of its own log probs."""
+    lengths = ("data.max_prompt_length=2000", "data.max_response_length=8000")
+    of_ref = (
+        f"{REF}.log_prob_max_token_len_per_gpu=9000",
+        f"{REF}.ulysses_sequence_parallel_size=3",
+    )
+    check_micro_batches(compose_once("vapo_lora", [*lengths, *of_ref]))
+    small = "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu"
+    with pytest.raises(ValueError, match=rf"{small}=9000 is below"):
+        check_micro_batches(compose_once("vapo_lora", [*lengths, f"{small}=9000"]))
+
+
 def test_a_micro_batch_of_several_ranks_holds_as_many_times_the_tokens():
     check_micro_batches(
         compose_once(

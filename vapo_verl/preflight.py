@@ -273,7 +273,7 @@ def check_padding(config: DictConfig) -> None:
         return
     longest = data.max_prompt_length + data.max_response_length
     for size_key, (dynamic_key, limit_key) in PASSES.items():
-        if size_key.startswith("ref.") and not has_reference(config):
+        if size_key.startswith("ref.") and not has_reference_model(config):
             continue
         size, limit = OmegaConf.select(policy, size_key), OmegaConf.select(policy, limit_key)
         fits = limit // longest
@@ -582,6 +582,12 @@ def has_reference(config: DictConfig) -> bool:
     return bool(config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward)
 
 
+def has_reference_model(config: DictConfig) -> bool:
+    """Whether the reference is a model of its own, with the settings under ``ref``. With LoRA it is
+    the actor without its adapters, whose log probs are computed with those under ``rollout``."""
+    return has_reference(config) and lora_of(config) is None
+
+
 def check_batches(config: DictConfig) -> None:
     """Refuse batches that do not split into mini-batches, or over the ranks.
 
@@ -620,7 +626,7 @@ def check_batches(config: DictConfig) -> None:
         )
 
 
-def _shards_of(config: DictConfig, role: str) -> int:
+def shards_of(config: DictConfig, role: str) -> int:
     """Ranks that share a sequence in the actor or the reference (``ref``)."""
     part = config.actor_rollout_ref[role]
     groups = (part, part.fsdp_config)
@@ -633,7 +639,7 @@ def _replicas(config: DictConfig, role: str) -> tuple[int, str]:
     Raises:
         ValueError: the ranks do not make groups of that size.
     """
-    shards, ranks = _shards_of(config, role), ranks_of(config)
+    shards, ranks = shards_of(config, role), ranks_of(config)
     if ranks % shards:
         raise ValueError(
             f"actor_rollout_ref.{role}.ulysses_sequence_parallel_size={shards} does not divide the "
@@ -685,7 +691,7 @@ def check_micro_batches(config: DictConfig) -> None:
             "way; set them to the same value"
         )
     for key, (switch, limit) in PASSES.items():
-        if key.startswith("ref.") and not has_reference(config):
+        if key.startswith("ref.") and not has_reference_model(config):
             continue
         if OmegaConf.select(policy, switch):
             _check_token_limit(config, limit)
@@ -711,7 +717,7 @@ def _check_token_limit(config: DictConfig, limit: str) -> None:
     """Refuse micro-batches of fewer tokens than the longest sequence, where veRL would assert."""
     policy = config.actor_rollout_ref
     longest = config.data.max_prompt_length + config.data.max_response_length
-    shards = _shards_of(config, _role(limit))
+    shards = shards_of(config, _role(limit))
     tokens = OmegaConf.select(policy, limit)
     if tokens * shards < longest:
         raise ValueError(
@@ -983,9 +989,9 @@ def _check_model_config(config: DictConfig, values: Mapping[str, Any], path: Pat
         captured_layers(values, attention.layers)
     tensor_key = "actor_rollout_ref.rollout.tensor_model_parallel_size"
     check_heads(values, OmegaConf.select(config, tensor_key), tensor_key)
-    for role in ("actor", "ref") if has_reference(config) else ("actor",):
+    for role in ("actor", "ref") if has_reference_model(config) else ("actor",):
         key = f"actor_rollout_ref.{role}.ulysses_sequence_parallel_size"
-        check_heads(values, _shards_of(config, role), key)
+        check_heads(values, shards_of(config, role), key)
 
 
 def check_model_of_node(config: DictConfig) -> None:

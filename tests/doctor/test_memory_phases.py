@@ -155,10 +155,22 @@ def test_ranks_that_share_sequences_share_their_text_and_not_their_images(vapo):
 
 
 def test_a_micro_batch_of_ranks_that_share_sequences_is_that_of_their_group():
-    changes = ["actor_rollout_ref.actor.ulysses_sequence_parallel_size=4"]
+    key = "ulysses_sequence_parallel_size=4"
+    changes = [f"actor_rollout_ref.actor.{key}"]
     one, four = (MemorySettings.read(composed("vapo", more)).update for more in ([], changes))
+    in_engine = [f"actor_rollout_ref.actor.fsdp_config.{key}"]  # the other place of the key
+    assert MemorySettings.read(composed("vapo", in_engine)).update == four
     assert (one.shards, four.shards) == (1, 4)
     assert four.tokens == one.tokens and four.rows > one.rows
+
+
+def test_with_adapters_the_reference_pass_has_the_micro_batches_of_old_log_probs():
+    limit = "log_prob_max_token_len_per_gpu"
+    changes = [f"actor_rollout_ref.ref.{limit}=90000", f"actor_rollout_ref.rollout.{limit}=40000"]
+    settings = MemorySettings.read(composed("vapo_lora", changes))
+    assert settings.ref == settings.old and settings.old.tokens <= 40000
+    full = MemorySettings.read(composed("vapo", changes))
+    assert full.ref.tokens > full.old.tokens
 
 
 def test_a_sleeping_engine_with_adapters_is_in_pinned_blocks():

@@ -27,7 +27,7 @@ GPU_FIXES: Mapping[str, str] = {
     "log_prob_micro_batch_size_per_gpu, or "
     "actor_rollout_ref.actor.entropy_from_logits_with_chunking=true",
     "ref log prob": "lower actor_rollout_ref.ref.log_prob_max_token_len_per_gpu or "
-    "log_prob_micro_batch_size_per_gpu",
+    "log_prob_micro_batch_size_per_gpu (with LoRA those of actor_rollout_ref.rollout)",
     "update": "lower actor_rollout_ref.actor.ppo_max_token_len_per_gpu or "
     "ppo_micro_batch_size_per_gpu, actor_rollout_ref.actor.fsdp_config.offload_policy=true, or "
     "more GPUs",

@@ -15,7 +15,14 @@ from vapo_verl.doctor.model_size import (
     vision_tokens,
 )
 from vapo_verl.lora import Lora, lora_of
-from vapo_verl.preflight import engine_gpus, has_reference, ranks_of, shard_ranks_of
+from vapo_verl.preflight import (
+    engine_gpus,
+    has_reference,
+    has_reference_model,
+    ranks_of,
+    shard_ranks_of,
+    shards_of,
+)
 from vapo_verl.rollout.correction import bypasses
 from vapo_verl.run_folder.resume import STORAGE_UNITS
 
@@ -137,6 +144,7 @@ class MemorySettings:
             copies = recomputes * min(trainer.v1.separate_async.parameter_sync_step, 2)
         units = OmegaConf.select(config, STORAGE_UNITS) or 0
         spread = rollout.agent.num_workers + config.reward.num_workers + units  # over the nodes
+        old = _log_prob_batch(config, rollout, "actor", sampled)
         return cls(
             on_gpu=trainer.device != "cpu",
             ranks_per_node=trainer.n_gpus_per_node,
@@ -153,7 +161,7 @@ class MemorySettings:
             optimizer_offload=fsdp.optimizer_offload,
             deferred_sync=fsdp.use_no_sync_for_gradient_accumulation,
             reference_bytes=dtype_bytes(policy.ref.fsdp_config.model_dtype)
-            if has_reference(config) and lora is None
+            if has_reference_model(config)
             else 0,
             packed=policy.model.use_remove_padding,
             fused_logits=fused,
@@ -169,24 +177,10 @@ class MemorySettings:
                 budget=actor.ppo_max_token_len_per_gpu,
                 rows=actor.ppo_micro_batch_size_per_gpu,
                 rows_of_step=actor.ppo_mini_batch_size * rollout.n,
-                shards=actor.ulysses_sequence_parallel_size,
+                shards=shards_of(config, "actor"),
             ),
-            old=_micro_batch(
-                config,
-                dynamic=rollout.log_prob_use_dynamic_bsz,
-                budget=rollout.log_prob_max_token_len_per_gpu,
-                rows=rollout.log_prob_micro_batch_size_per_gpu,
-                rows_of_step=sampled * rollout.n,
-                shards=actor.ulysses_sequence_parallel_size,
-            ),
-            ref=_micro_batch(
-                config,
-                dynamic=policy.ref.log_prob_use_dynamic_bsz,
-                budget=policy.ref.log_prob_max_token_len_per_gpu,
-                rows=policy.ref.log_prob_micro_batch_size_per_gpu,
-                rows_of_step=sampled * rollout.n,
-                shards=policy.ref.ulysses_sequence_parallel_size,
-            ),
+            old=old,
+            ref=old if lora else _log_prob_batch(config, policy.ref, "ref", sampled),
             max_prompt_tokens=config.data.max_prompt_length,
             engine_bytes=dtype_bytes(rollout.dtype),
             tensor_parallel=rollout.tensor_model_parallel_size,
@@ -209,6 +203,18 @@ class MemorySettings:
             group_size=rollout.n,
             pixels=min(limit, most),
         )
+
+
+def _log_prob_batch(config: DictConfig, keys: DictConfig, role: str, prompts: int) -> MicroBatch:
+    """Of a pass over the responses to `prompts`, with the ``log_prob_*`` of `keys`."""
+    return _micro_batch(
+        config,
+        dynamic=keys.log_prob_use_dynamic_bsz,
+        budget=keys.log_prob_max_token_len_per_gpu,
+        rows=keys.log_prob_micro_batch_size_per_gpu,
+        rows_of_step=prompts * config.actor_rollout_ref.rollout.n,
+        shards=shards_of(config, role),
+    )
 
 
 def _micro_batch(
