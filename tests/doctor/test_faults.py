@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.checkpoints import mark_complete
@@ -27,6 +28,7 @@ from vapo_verl.doctor.child import check_imports
 from vapo_verl.doctor.disk import check_resume
 from vapo_verl.doctor.findings import GIB, Finding, examine
 from vapo_verl.doctor.memory import AvailableMemory, available_memory
+from vapo_verl.doctor.memory_phases import Phase
 from vapo_verl.doctor.registrations import check_agent_loop, check_entry_point
 from vapo_verl.doctor.rows import PromptSample, judge_samples, measure, read_samples
 from vapo_verl.doctor.versions import check_one_copy, check_versions
@@ -104,6 +106,38 @@ def test_a_gpu_recipe_without_gpus_is_refused(config, monkeypatch):
     found = only(accelerator.check_accelerator(config(recipe="vapo")))
     assert found.found == "trainer.n_gpus_per_node=8, torch sees 0 GPUs here"
     assert "+recipe=smoke" in found.fix
+
+
+@pytest.mark.parametrize(
+    ("address", "variable", "status"),
+    [
+        ("head:6379", None, "warning"),
+        (None, "head:6379", "warning"),
+        (None, "local", "error"),
+        ("local", "head:6379", "error"),
+    ],
+)
+def test_gpus_may_be_on_other_nodes_of_a_cluster(config, monkeypatch, address, variable, status):
+    monkeypatch.setattr(accelerator, "driver_gpus", lambda: [])
+    monkeypatch.setattr(accelerator, "torch_cuda", no_gpu)
+    monkeypatch.setattr(accelerator, "installed", lambda name: None)
+    for module in (accelerator, preflight):
+        monkeypatch.setattr(module, "lacks_flash_attention", lambda _: False)
+    if variable:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    run = config(recipe="vapo_async")
+    OmegaConf.update(run, "ray_kwargs.ray_init.address", address, force_add=True)
+    found = only(accelerator.check_accelerator(run), status=status)
+    assert ("the cluster at head:6379 must have them" in found.found) == (status == "warning")
+
+
+def test_engines_may_take_their_host_memory_on_another_node(monkeypatch):
+    little = AvailableMemory(num_bytes=1, source="this machine")
+    monkeypatch.setattr(memory, "available_memory", lambda: little)
+    phases = [Phase(name="load", gpu={}, host={"the loaded model": 2.0**30})]
+    assert only(memory.judge_host(phases)).fix == memory.HOST_FIX
+    found = only(memory.judge_host(phases, engines_elsewhere=True), status="warning")
+    assert "if it has engines of the rollout, too" in found.found
 
 
 def test_a_gpu_recipe_with_the_cpu_engine_is_refused(config, monkeypatch):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 
 from vapo_verl.doctor.findings import Finding, error, examine, ok, warning
+from vapo_verl.doctor.ray_cluster import cluster_of
 from vapo_verl.doctor.versions import installed
 from vapo_verl.preflight import check_attention_kernel, engine_gpus, lacks_flash_attention
 
@@ -79,9 +80,9 @@ def _count(config: DictConfig, cuda: TorchCuda) -> Finding:
     found = f"trainer.n_gpus_per_node={ranks}{own}, torch sees {cuda.count} GPUs here"
     if cuda.count >= wanted:
         return ok(CHECK, found)
-    if os.environ.get("RAY_ADDRESS"):
+    if (cluster := cluster_of(config)) is not None:
         fix = "run this check on a node of the cluster too"
-        return warning(CHECK, f"{found}; the cluster at RAY_ADDRESS must have them", fix)
+        return warning(CHECK, f"{found}; the cluster at {cluster} must have them", fix)
     fix = (
         f"trainer.n_gpus_per_node={cuda.count}"
         if cuda.count and not engines

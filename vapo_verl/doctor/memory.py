@@ -13,6 +13,7 @@ from vapo_verl.doctor.findings import GIB, Finding, error, gib, ok, warning
 from vapo_verl.doctor.memory_phases import Phase, kv_cache_bytes, kv_token_bytes, memory_phases
 from vapo_verl.doctor.memory_settings import MemorySettings
 from vapo_verl.doctor.model_size import ModelShape, model_shape, model_size
+from vapo_verl.doctor.ray_cluster import cluster_of
 
 GPU, HOST = "gpu memory", "host memory"
 ASSUMED_DEVICE_BYTES = 79.6 * GIB
@@ -69,7 +70,8 @@ def check_memory(config: DictConfig) -> Iterator[Finding]:
     device = here or ASSUMED_DEVICE_BYTES
     phases = memory_phases(shape, settings, device_bytes=device, num_parameters=size.num_parameters)
     yield ok("memory", f"{size}\n{table(phases, device_bytes=device)}")
-    yield from judge_host(phases)
+    elsewhere = settings.engine_gpus_per_node > 0 and cluster_of(config) is not None
+    yield from judge_host(phases, engines_elsewhere=elsewhere)
     if settings.on_gpu:
         yield from judge_gpu(phases, device_bytes=device, assumed=not here)
         yield from judge_engine(shape, settings, device, size.num_parameters)
@@ -138,15 +140,23 @@ def judge_engine(
         yield ok(GPU, f"{found}: {gib(left)} or {num_tokens} tokens of KV cache")
 
 
-def judge_host(phases: Sequence[Phase]) -> Iterator[Finding]:
-    """Compare the memory of the node or its control group with the largest phase."""
+def judge_host(phases: Sequence[Phase], *, engines_elsewhere: bool = False) -> Iterator[Finding]:
+    """Compare the memory of the node or its control group with the largest phase.
+
+    Args:
+        engines_elsewhere: engines with GPUs of their own may be on another node of a cluster: the
+            phases, which count them here, decide nothing.
+    """
     have = available_memory()
     least = max(phases, key=lambda phase: phase.least_host_bytes)
     most = max(phases, key=lambda phase: phase.host_bytes)
     found = f"{gib(have.num_bytes)} available ({have.source}); a node takes "
     if least.least_host_bytes > have.num_bytes:
         found += f"{gib(least.least_host_bytes)} in {least.name} without any image"
-        yield error(HOST, f"{found} ({largest(least.host)})", HOST_FIX)
+        if engines_elsewhere:
+            found += ", if it has engines of the rollout, too"
+        say = warning if engines_elsewhere else error
+        yield say(HOST, f"{found} ({largest(least.host)})", HOST_FIX)
     elif most.host_bytes > have.num_bytes:
         found += (
             f"{gib(most.host_bytes)} in {most.name} if images and sequences are as large as "
