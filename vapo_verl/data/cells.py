@@ -63,6 +63,9 @@ class RowRules:
     audio_column: str = "audios"
 
 
+_DEFAULT_RULES = RowRules()
+
+
 def row_problems(row: Mapping[str, Any], rules: RowRules) -> list[BadCell]:
     """All problems of a row except those of its image files, at most one per check."""
     problems = []
@@ -184,7 +187,7 @@ def check_extra_info(extra_info: object) -> None:
         raise BadCell("extra_info", f"index is {shown(extra_info['index'])}", _INDEX)
 
 
-def check_claim_text(text: str, rules: RowRules) -> None:
+def check_claim_text(text: str, rules: RowRules = _DEFAULT_RULES) -> None:
     """Raises BadCell for a claim that a row may not hold: with `<image>` or a control token."""
     _refuse_controls("claims", text, rules, ())
 

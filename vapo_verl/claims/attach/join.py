@@ -10,13 +10,12 @@ import msgspec
 from vapo_verl.claims.images import cell_bytes, image_key
 from vapo_verl.claims.options import AttachOptions
 from vapo_verl.claims.shards import ClaimRecord, unique_records
-from vapo_verl.data.cells import RowRules, check_claim_text
+from vapo_verl.data.cells import check_claim_text
 from vapo_verl.data.claims_column import Claim, normalized_text, read_claims
 from vapo_verl.data.errors import BadCell, FileError, number_of
 from vapo_verl.data.images import image_source, is_remote
 
 _decode = msgspec.msgpack.Decoder(list[tuple[str, bool]]).decode
-_ROW_RULES = RowRules()
 _NUM_SHOWN = 5
 _LOWERED = ("A", "All", "An", "At", "Both", "Each", "In", "It", "No", "On", "One", "The", "There")
 """First words that are lowercased after "In image 2,"; any other word may be a name."""
@@ -65,13 +64,13 @@ def read_index(folder: Path, *, min_claims: int) -> ClaimIndex:
     if not folder.is_dir():
         raise FileError(f"CLAIMS_DIR: no folder {folder}; give the --out of `generate` or `check`")
     index = ClaimIndex(_checked_records(folder), min_claims=min_claims)
-    if not index and index.num_short and min_claims == 1:
-        found = f"none of its {index.num_short} images has a claim left"
-        fix = "give the folder of `generate`, or let another model `check` it"
-        raise FileError(f"CLAIMS_DIR: {folder}: {found}; {fix}")
     if not index and index.num_short:
-        found = f"none of its {index.num_short} images has {min_claims} claims"
-        raise FileError(f"CLAIMS_DIR: {folder}: {found}; lower --min-claims {min_claims}")
+        wanted, fix = f"{min_claims} claims", f"lower --min-claims {min_claims}"
+        if min_claims == 1:
+            wanted = "a claim left"
+            fix = "give the folder of `generate`, or let another model `check` it"
+        found = f"none of its {index.num_short} images has {wanted}"
+        raise FileError(f"CLAIMS_DIR: {folder}: {found}; {fix}")
     if not index:
         raise FileError(f"CLAIMS_DIR: {folder} has no claims; run `generate` with this --out first")
     return index
@@ -81,7 +80,7 @@ def _checked_records(folder: Path) -> Iterator[ClaimRecord]:
     for path, line, _, record in unique_records(folder):
         for claim in record.claims:
             try:
-                check_claim_text(normalized_text(claim.text), _ROW_RULES)
+                check_claim_text(normalized_text(claim.text))
             except BadCell as bad:
                 found = f"image {record.image_key}: {bad.found}"
                 fix = "reword the claim, or delete it"

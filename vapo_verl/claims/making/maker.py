@@ -17,7 +17,7 @@ from vapo_verl.claims.requests.endpoint import Picture, prepare
 from vapo_verl.claims.requests.reply import ImageFailed, Message
 from vapo_verl.claims.requests.retry import PatientAsker
 from vapo_verl.claims.shards import ClaimRecord, Usage
-from vapo_verl.data.cells import RowRules, check_claim_text
+from vapo_verl.data.cells import check_claim_text
 from vapo_verl.data.claims_column import Claim, control_character, normalized_text
 from vapo_verl.data.errors import BadCell
 
@@ -55,7 +55,6 @@ CUT_OFF = "cut_off"
 """The unfinished last line of an answer that ran into its token limit."""
 EMPTY = "empty"
 """The answer holds no text at all."""
-_ROW_RULES = RowRules()
 _FENCE = re.compile(r"^\s*```\w*\s*$")
 _BRACKETS = ("[", "]", "[]")
 
@@ -236,7 +235,7 @@ def _read_entry(entry: object) -> Claim | str:
     if not text:
         return MALFORMED
     try:
-        check_claim_text(text, _ROW_RULES)
+        check_claim_text(text)
     except BadCell:
         return CONTROL_TOKEN
     return Claim(text, entry["label"]) if isinstance(entry.get("label"), bool) else BAD_LABEL

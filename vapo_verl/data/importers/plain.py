@@ -78,9 +78,9 @@ def read_basics(row: Mapping[str, object], *, question: str, images: str) -> Sou
     """A row without its claims, from the named columns and from `answer` and an id column.
 
     Raises:
-        BadCell: the row uses the other of two names for a column as well, or instead.
         BadCell: no question, no answer, a question that is no text, an id that is no text or whole
-            number, or a question with placeholders whose number is not that of the images.
+            number, a question with placeholders whose number is not that of the images, or a value
+            under the other of two names for a column.
     """
     for used, names in ((question, _QUESTION_COLUMNS), (images, _IMAGE_COLUMNS)):
         for name in names:
